@@ -1,0 +1,67 @@
+"""The command line: the group of commands and the one place where errors become a line and an exit status.
+
+Option definitions import nothing heavy, so that `--help` is quick; each command imports the library when it runs.
+"""
+
+import os
+import sys
+
+import click
+
+from mlx_transformer import __version__
+from mlx_transformer.cli import evaluate, generate, info, train
+
+INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell expects of a program that a signal ended
+PIPE_CLOSED = 141
+
+
+class CommandLine(click.Group):
+    """A click group that turns what a user can cause into one line and an exit status; bugs keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; what the library raises is exit status 1, Ctrl-C 130, a closed pipe 141."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, so that a full disk or a closed pipe is told like any other error
+            return result
+        except KeyboardInterrupt:
+            settle_output()
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+        except BrokenPipeError:
+            settle_output()
+            ctx.exit(PIPE_CLOSED)
+        except (ValueError, OSError) as error:
+            settle_output()
+            raise click.ClickException(describe(error)) from error
+
+
+def describe(error: Exception) -> str:
+    """Put an error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def settle_output() -> None:
+    """Write what is buffered, or nowhere if that fails: Python would complain about the rest when it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="mlx-transformer")
+def main() -> None:
+    """Encoder-decoder Transformers on Apple's MLX: translate, train, evaluate.
+
+    \b
+    mlx-transformer generate "Where is the station?"
+    mlx-transformer generate < english.txt > french.txt
+    mlx-transformer train --train dates --valid dates --output runs/dates --preset tiny
+    """  # noqa: D301 (click needs the backspace)
+
+
+for module in (generate, train, evaluate, info):
+    main.add_command(module.command)

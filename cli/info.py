@@ -1,0 +1,83 @@
+"""`info`: what a model folder holds, and how this machine will run it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+import mlx_transformer as mt
+
+# Head sizes that Metal's fused attention takes in MLX 0.32: for at most 8 queries (a decode step), and for more.
+FUSED_STEP = (64, 96, 128, 256)
+FUSED_LONG = (64, 72, 80, 96, 128)
+
+
+@click.command("info", short_help="What a model folder holds.")
+@click.argument("folder", metavar="[MODEL]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(folder: str | None, as_json: bool) -> None:
+    """Tell what MODEL holds, a model folder; without it, the bundled model."""
+    model, tokenizer = mt.load(folder)
+    facts = describe(model, tokenizer)
+    click.echo(json.dumps(facts) if as_json else "\n".join(report(facts)))
+
+
+def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str, Any]:
+    """The facts as plain data."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    from mlx_transformer.config import to_dict
+
+    arrays = list(dict(tree_flatten(model.parameters())).values())
+    config = model.config
+    heads = {
+        side: config.head_dims or config.dims // stack.num_heads
+        for side, stack in (("encoder", config.encoder), ("decoder", config.decoder))
+    }
+    return {
+        "parameters": sum(array.size for array in arrays),
+        "dtype": sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays}),
+        "device": str(mx.default_device().type).removeprefix("DeviceType."),
+        "metal": mx.metal.is_available(),
+        "fused_attention": {
+            side: {"head_dims": dims, "step": dims in FUSED_STEP, "long": dims in FUSED_LONG}
+            for side, dims in heads.items()
+        },
+        "tokenizer": tokenizer is not None,
+        "search_defaults": to_dict(model.search_defaults),
+        "config": to_dict(config),
+    }
+
+
+def report(facts: dict[str, Any]) -> Iterator[str]:
+    """The facts for a reader, a line each."""
+    config = facts["config"]
+    yield f"parameters        {facts['parameters']:,} in {', '.join(facts['dtype'])}"
+    yield f"vocabulary        {vocabulary(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
+    for side in ("encoder", "decoder"):
+        yield f"{side:<17} {stack(config, config[side])}"
+    for side, cover in facts["fused_attention"].items():
+        step, long = ("fused" if cover[kind] else "not fused" for kind in ("step", "long"))
+        yield f"{side} attention head size {cover['head_dims']}; on Metal {step} for a step, {long} for many positions"
+    yield f"device            {facts['device']}, Metal {'available' if facts['metal'] else 'not available'}"
+    yield "search defaults   " + ", ".join(f"{name} {value}" for name, value in facts["search_defaults"].items())
+
+
+def vocabulary(config: dict[str, Any]) -> str:
+    """Sizes of the vocabularies."""
+    if config["share_embeddings"]:
+        return f"{config['source_vocab_size']:,} pieces, shared"
+    return f"{config['source_vocab_size']:,} source and {config['target_vocab_size']:,} target pieces"
+
+
+def stack(config: dict[str, Any], side: dict[str, Any]) -> str:
+    """One stack in a line."""
+    norm = "pre-norm" if side["norm_first"] else "post-norm"
+    return (
+        f"{side['num_layers']} layers, {config['dims']} wide, {side['num_heads']} heads, feed-forward "
+        f"{side['mlp_dims']}, {norm}, {side['positions']} positions up to {side['max_length']}"
+    )

@@ -1,0 +1,18 @@
+"""What a type checker and an editor see of the public names, which __init__.py loads on first use."""
+
+from .checkpoint import save as save
+from .config import ModelConfig as ModelConfig
+from .config import SearchConfig as SearchConfig
+from .config import StackConfig as StackConfig
+from .config import TrainingConfig as TrainingConfig
+from .generation import generate as generate
+from .generation import generate_hypotheses as generate_hypotheses
+from .model import Memory as Memory
+from .model import Transformer as Transformer
+from .pretrained import load as load
+from .search import Hypothesis as Hypothesis
+from .search import generate_ids as generate_ids
+from .tokenizer import Tokenizer as Tokenizer
+from .training import train as train
+
+__version__: str

@@ -1,0 +1,220 @@
+"""Model folders: config.json (with a format version), model.safetensors and the tokenizer's files."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_transformer.config import ModelConfig, SearchConfig, from_dict, to_dict
+from mlx_transformer.model import Transformer
+from mlx_transformer.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+GROUP_SIZE = 64
+
+
+def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer | None = None) -> None:
+    """Write a model folder; one that exists is replaced only once the new one is whole.
+
+    Raises:
+        OSError: If the folder cannot be written; what was there is untouched.
+    """
+    with replacing(Path(folder)) as new:
+        write(new, model, tokenizer)
+
+
+def write(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
+    """Write a model's files into a folder that exists."""
+    config = {
+        "format_version": FORMAT_VERSION,
+        "model": to_dict(model.config),
+        "search": to_dict(model.search_defaults),
+        "quantization": quantization(model),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_arrays(folder / "model.safetensors", dict(tree_flatten(model.parameters())))
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[Transformer, Tokenizer | None]:
+    """Read a model folder, ready to generate; no tokenizer is given for a folder that has none.
+
+    Args:
+        folder: The model folder.
+        dtype: What to compute in; by default float32 on the CPU, where low precision is slow, and on a GPU what the
+            file holds.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files does not exist.
+        ValueError: If a file is damaged, of a newer format, or does not fit the others.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    model = Transformer(
+        from_dict(ModelConfig, config.get("model"), f"{folder / 'config.json'}: model"),
+        from_dict(SearchConfig, config.get("search", {}), f"{folder / 'config.json'}: search"),
+    )
+    weights = read_arrays(folder / "model.safetensors")
+    if config.get("quantization"):
+        quantize(model, **config["quantization"])
+    _check_weights(model, weights, folder / "model.safetensors")
+    model.load_weights(list(weights.items()))
+    on_cpu = mx.default_device() == mx.cpu
+    if on_cpu:
+        dequantize(model)
+    model.set_dtype(dtype or (mx.float32 if on_cpu else model.dtype))
+    model.eval()
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    if tokenizer is not None:
+        _check_vocabulary(model.config, tokenizer, folder)
+    return model, tokenizer
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The contents of a model folder's config.json, its format version checked."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"A model folder holds a config.json: there is none in {folder}; check the path.")
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be JSON: {error}; copy the model folder again.") from None
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if type(version) is not int:
+        raise ValueError(f"{path} must state the format_version of a model folder, not {version!r}.")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format_version {version}, newer than {FORMAT_VERSION}, the newest that this version of "
+            "mlx_transformer reads: upgrade mlx_transformer."
+        )
+    return config
+
+
+def quantize(model: nn.Module, bits: int, group_size: int = GROUP_SIZE) -> None:
+    """Quantise linear layers and token embeddings in place; positions and norms stay as they are."""
+
+    def chosen(path: str, module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear | nn.Embedding) and not path.endswith("positions")
+
+    nn.quantize(model, group_size=group_size, bits=bits, class_predicate=chosen)
+
+
+def quantization(model: nn.Module) -> dict[str, int] | None:
+    """How a model is quantised, None if it is not."""
+    for module in model.modules():
+        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            return {"bits": module.bits, "group_size": module.group_size}
+    return None
+
+
+def dequantize(model: nn.Module) -> None:
+    """Give quantised layers plain weights again, in place."""
+    plain = {nn.QuantizedLinear: nn.Linear, nn.QuantizedEmbedding: nn.Embedding}
+    leaves = []
+    for path, module in model.named_modules():
+        if type(module) in plain:
+            layer = plain[type(module)](1, 1)
+            layer.weight = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
+            layer.pop("bias", None)
+            if "bias" in module:
+                layer.bias = module.bias
+            leaves.append((path, layer))
+    model.update_modules(nn.utils.tree_unflatten(leaves))
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` once the block is done without an error."""
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for path in new.rglob("*"):
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Put back a folder whose replacement was cut off between two renames."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
+    """Write arrays to a safetensors file; OSError if they cannot all be written."""
+    try:
+        mx.save_safetensors(str(path), arrays, metadata=metadata or {})
+    except RuntimeError as error:
+        raise OSError(f"{path} could not be written whole: {error} Is the disk full?") from None
+
+
+def read_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: copy the model folder again.")
+    try:
+        return mx.load(str(path), format="safetensors")
+    except RuntimeError as error:
+        raise ValueError(f"{path} must be a whole safetensors file: {error} Copy it again.") from None
+
+
+def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -> None:
+    """Report all names and shapes in which a file differs from the model."""
+    wanted = dict(tree_flatten(model.parameters()))
+    problems = {
+        "missing": sorted(wanted.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - wanted.keys()),
+        "of another shape": [
+            f"{name} {weights[name].shape} instead of {wanted[name].shape}"
+            for name in sorted(wanted.keys() & weights.keys())
+            if weights[name].shape != wanted[name].shape
+        ],
+    }
+    found = [f"{len(names)} {kind} ({_shortened(names)})" for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(f"{path} does not hold the arrays that its config.json asks for: {'; '.join(found)}.")
+
+
+def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:
+    pairs = {
+        "source": (tokenizer.source_vocab_size, config.source_vocab_size),
+        "target": (tokenizer.target_vocab_size, config.target_vocab_size),
+    }
+    for side, (pieces, rows) in pairs.items():
+        if pieces > rows:
+            raise ValueError(
+                f"The {side} vocabulary of {folder} does not fit the weights: {pieces} pieces, but {rows} rows of "
+                "embeddings; use the tokenizer that the model was trained with."
+            )
+
+
+def _shortened(names: list[str], most: int = 4) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _sync(path: Path) -> None:
+    """Ask the system to have a file or folder on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

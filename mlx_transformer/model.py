@@ -1,0 +1,301 @@
+"""The encoder-decoder Transformer of Vaswani et al. 2017, "Attention Is All You Need"; d2l.ai teaches it in chapter 11.
+
+The whole network: Attention, FeedForward and Residual make a Layer, layers make a Stack, two stacks and the embeddings
+make a Transformer. What the decoder may read of a source is its Memory. Training and generation run the same code.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_transformer.cache import Cache
+from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
+
+ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
+
+
+class Memory(NamedTuple):
+    """What the decoder may read of a batch of sources.
+
+    Attributes:
+        key_values: For each decoder layer the keys and values of its cross-attention,
+            (batch, num_heads, 2, source_length, head_dims).
+        mask: True at source tokens, false at padding, (batch, 1, 1, source_length).
+    """
+
+    key_values: list[mx.array]
+    mask: mx.array
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
+        super().__init__()
+        self.head_dims = config.head_dims or config.dims // stack.num_heads
+        width = stack.num_heads * self.head_dims
+        self.query_proj = linear(config.dims, width, config.attention_bias)
+        self.key_proj = linear(config.dims, width, config.attention_bias)
+        self.value_proj = linear(config.dims, width, config.attention_bias)
+        self.out_proj = linear(width, config.dims, config.attention_bias)
+
+    def split_heads(self, x: mx.array, batch: int) -> mx.array:
+        """(rows, length, width) -> (batch, num_heads, rows / batch x length, head_dims)."""
+        return x.reshape(batch, -1, x.shape[-1] // self.head_dims, self.head_dims).swapaxes(1, 2)
+
+    def key_values(self, x: mx.array) -> mx.array:
+        """Keys and values of what is attended to, (batch, length, dims) -> (batch, num_heads, 2, length, head_dims)."""
+        projections = (self.key_proj(x), self.value_proj(x))
+        return mx.stack([self.split_heads(p, batch=x.shape[0]) for p in projections], axis=2)
+
+    def __call__(self, x: mx.array, key_values: mx.array, mask: mx.array | str) -> mx.array:
+        """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims)."""
+        # The beams of a sentence fold into its query length: they all read one memory.
+        queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
+        keys, values = key_values[:, :, 0], key_values[:, :, 1]
+        scale = self.head_dims**-0.5
+        heads = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        return self.out_proj(heads.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a non-linearity between, at each position alike (Vaswani et al. 2017, section 3.3)."""
+
+    def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
+        super().__init__()
+        self.up_proj = linear(config.dims, stack.mlp_dims, config.mlp_bias)
+        self.down_proj = linear(stack.mlp_dims, config.dims, config.mlp_bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+class Residual(nn.Module):
+    """A sublayer with its residual connection, normalisation (before it or after the sum) and dropout."""
+
+    def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm_first = stack.norm_first
+
+    def __call__(self, x: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
+        if self.norm_first:
+            return x + self.dropout(sublayer(self.norm(x)))
+        return self.norm(x + self.dropout(sublayer(x)))
+
+
+class Layer(nn.Module):
+    """Self-attention, in a decoder cross-attention to the memory, and a feed-forward network, each in a residual."""
+
+    def __init__(self, config: ModelConfig, stack: StackConfig, cross: bool) -> None:
+        super().__init__()
+        self.self_attention = Attention(config, stack)
+        self.self_attention_residual = Residual(config, stack)
+        if cross:
+            self.cross_attention = Attention(config, stack)
+            self.cross_attention_residual = Residual(config, stack)
+        self.feed_forward = FeedForward(config, stack)
+        self.feed_forward_residual = Residual(config, stack)
+
+    def __call__(
+        self,
+        x: mx.array,
+        mask: mx.array | str,
+        remember: Callable[[mx.array], mx.array] = lambda key_values: key_values,
+        memory: mx.array | None = None,
+        memory_mask: mx.array | None = None,
+    ) -> mx.array:
+        """One layer over x, (rows, length, dims).
+
+        Args:
+            mask: What self-attention may attend to.
+            remember: Takes the keys and values of x and returns those of all positions so far.
+            memory: Keys and values of cross-attention.
+            memory_mask: What cross-attention may attend to.
+        """
+
+        def self_attention(x: mx.array) -> mx.array:
+            return self.self_attention(x, remember(self.self_attention.key_values(x)), mask)
+
+        x = self.self_attention_residual(x, self_attention)
+        if "cross_attention" in self:
+            x = self.cross_attention_residual(x, lambda x: self.cross_attention(x, memory, memory_mask))
+        return self.feed_forward_residual(x, self.feed_forward)
+
+
+class Stack(nn.Module):
+    """Embedded tokens plus positions through the layers: the encoder, or (with cross-attention) the decoder."""
+
+    def __init__(self, config: ModelConfig, stack: StackConfig, cross: bool) -> None:
+        super().__init__()
+        self.scale = math.sqrt(config.dims) if stack.scale_embeddings else 1.0
+        self.positions = nn.Embedding(stack.max_length, config.dims)
+        if stack.positions == "sinusoidal":
+            self.positions.weight = sinusoids(stack.max_length, config.dims)
+            self.positions.freeze()
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = [Layer(config, stack, cross) for _ in range(stack.num_layers)]
+        if stack.final_norm:
+            self.norm = nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias)
+
+    def embed(self, embeddings: mx.array, start: mx.array | int = 0) -> mx.array:
+        """Scaled token embeddings plus the rows of their positions, (rows, length, dims)."""
+        positions = self.positions(start + mx.arange(embeddings.shape[1]))
+        return self.dropout(embeddings * self.scale + positions)
+
+    def normalize(self, x: mx.array) -> mx.array:
+        """The final normalisation, where the stack has one."""
+        return self.norm(x) if "norm" in self else x
+
+
+class Transformer(nn.Module):
+    """The model: `encode` a batch of sources once, `decode` targets against that memory.
+
+    Attributes:
+        config: What the model is.
+        search_defaults: The search that the model was made for.
+    """
+
+    def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.search_defaults = search_defaults or SearchConfig()
+        self.source_embedding = embedding(config.source_vocab_size, config.dims)
+        if not config.share_embeddings:
+            self.target_embedding = embedding(config.target_vocab_size, config.dims)
+        self.encoder = Stack(config, config.encoder, cross=False)
+        self.decoder = Stack(config, config.decoder, cross=True)
+        if not config.tie_output:
+            self.output = linear(config.dims, config.target_vocab_size, bias=config.output_bias)
+        elif config.output_bias:
+            self.output_bias = mx.zeros(config.target_vocab_size)
+        object.__setattr__(self, "_compiled", {})
+
+    def __call__(self, source: mx.array, target: mx.array) -> mx.array:
+        """Logits of every next target token, given the source and the target before it (teacher forcing).
+
+        Args:
+            source: Token ids, int32 (batch, source_length), padded on the right with `config.pad_id`.
+            target: Token ids, int32 (batch, target_length), beginning with `config.start_id`.
+
+        Returns:
+            Logits, (batch, target_length, target_vocab_size).
+
+        Raises:
+            ValueError: If a sequence is longer than its stack has positions.
+        """
+        return self.decode(target, self.encode(source))
+
+    def encode(self, source: mx.array, mask: mx.array | None = None) -> Memory:
+        """Read a batch of sources.
+
+        Args:
+            source: Token ids, int32 (batch, source_length), padded on the right.
+            mask: True at tokens, false at padding, bool (batch, source_length); by default where source is not padding.
+
+        Raises:
+            ValueError: If a source is longer than the encoder has positions.
+        """
+        check_length("source", source.shape[1], self.config.encoder.max_length)
+        mask = (source != self.config.pad_id if mask is None else mask)[:, None, None]
+        x = self.encoder.embed(self.source_embedding(source))
+        for layer in self.encoder.layers:
+            x = layer(x, mask)
+        x = self.encoder.normalize(x)
+        return Memory([layer.cross_attention.key_values(x) for layer in self.decoder.layers], mask)
+
+    def decode(self, target: mx.array, memory: Memory, cache: Cache | None = None) -> mx.array:
+        """Logits of the tokens that follow each target position.
+
+        Args:
+            target: Token ids, int32 (rows, target_length); rows is a multiple of the memory's batch, the rows of one
+                sentence (its beams) side by side. With a cache, only the tokens after those that it holds.
+            memory: From `encode`.
+            cache: Keys and values of the positions before `target`; the new ones are added to it.
+
+        Returns:
+            Logits, (rows, target_length, target_vocab_size).
+
+        Raises:
+            ValueError: If a target is longer than the decoder has positions.
+        """
+        check_length("target", target.shape[1], self.config.decoder.max_length)
+        mask = "causal" if cache is None else cache.mask(target.shape[1])
+        x = self.decoder.embed(self._target_embedding(target), 0 if cache is None else cache.length)
+        for index, layer in enumerate(self.decoder.layers):
+            if cache is None:
+                x = layer(x, mask, memory=memory.key_values[index], memory_mask=memory.mask)
+            else:
+                remember = functools.partial(cache.update, index)
+                x = layer(x, mask, remember, memory.key_values[index], memory.mask)
+        if cache is not None:
+            cache.length = cache.length + target.shape[1]
+        return self._logits(self.decoder.normalize(x))
+
+    def new_cache(self, rows: int, capacity: int) -> Cache:
+        """An empty cache for `rows` sequences of up to `capacity` tokens."""
+        attention = self.decoder.layers[0].self_attention
+        num_heads = self.config.decoder.num_heads
+        shape = (rows, num_heads, 2, capacity, attention.head_dims)
+        layers = [mx.zeros(shape, self.dtype) for _ in self.decoder.layers]
+        return Cache(layers, mx.array(0, mx.int32))
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The type that activations are computed in."""
+        return self.decoder.positions.weight.dtype
+
+    def compiled(self, function: Callable, *options: Any) -> Callable:
+        """`function(model, *options, ...)` under `mx.compile`, traced once and kept for later calls.
+
+        The weights are inputs of the trace, so that later updates are seen; the training flag, which a trace bakes in,
+        is part of the key.
+        """
+        key = (function, options, self.training)
+        if key not in self._compiled:
+            self._compiled[key] = mx.compile(functools.partial(function, self, *options), inputs=[self.state])
+        return self._compiled[key]
+
+    @property
+    def _target_embedding(self) -> nn.Embedding:
+        return self.source_embedding if self.config.share_embeddings else self.target_embedding
+
+    def _logits(self, x: mx.array) -> mx.array:
+        if "output" in self:
+            return self.output(x)
+        logits = self._target_embedding.as_linear(x)
+        return logits + self.output_bias if "output_bias" in self else logits
+
+
+def check_length(name: str, length: int, limit: int) -> None:
+    """Refuse a sequence that has no rows in the position table: MLX would read past its end."""
+    if length > limit:
+        raise ValueError(f"A {name} must be at most {limit} tokens long, not {length}: shorten or split it.")
+
+
+def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
+    """A linear layer with Glorot's uniform initialisation and no bias at first."""
+    layer = nn.Linear(input_dims, output_dims, bias)
+    layer.weight = nn.init.glorot_uniform()(layer.weight)
+    if bias:
+        layer.bias = mx.zeros(output_dims)
+    return layer
+
+
+def embedding(vocab_size: int, dims: int) -> nn.Embedding:
+    """Token embeddings of standard deviation dims**-0.5: of size one when scaled, of fitting size as an output layer."""
+    table = nn.Embedding(vocab_size, dims)
+    table.weight = mx.random.normal((vocab_size, dims), scale=dims**-0.5)
+    return table
+
+
+def sinusoids(length: int, dims: int) -> mx.array:
+    """Fixed position rows, sines in even columns and cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
+    angles = mx.arange(length)[:, None] * mx.exp(mx.arange(0, dims, 2) * (-math.log(10000.0) / dims))
+    return mx.stack([mx.sin(angles), mx.cos(angles)], axis=-1).reshape(length, -1)[:, :dims]

@@ -1,0 +1,250 @@
+"""Beam search: one loop over compiled steps, on the device, for a batch of sources; greedy search is a beam of one.
+
+Scores and stopping follow the beam search of transformers 5 (Sutskever et al. 2014; Wu et al. 2016 for the length
+penalty): every sentence has `beam_size` living and as many finished hypotheses, and ends when none of the living can
+still come in. A sentence that is done is frozen: its result does not depend on the others of its batch.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlx_transformer.cache import CAPACITIES, Cache
+from mlx_transformer.config import SearchConfig
+from mlx_transformer.model import Memory, Transformer
+
+STEPS_PER_TEST = 4  # the host asks only so often whether all is done: asking makes it wait for the device
+NEVER = -float("inf")
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A candidate target.
+
+    Attributes:
+        ids: Token ids, without start and end tokens.
+        score: Sum of log-probabilities (natural logarithm) / length ** length_penalty, the end token counted.
+        finish_reason: "stop" for an end token, "length" where max_tokens was reached.
+        text: The text, where a tokenizer was given.
+        truncated: Whether the source was cut to the length that the model can read.
+    """
+
+    ids: list[int]
+    score: float
+    finish_reason: str
+    text: str | None = None
+    truncated: bool = False
+
+
+class State(NamedTuple):
+    """All that changes from step to step; `beams` living and `beams` finished hypotheses of each sentence.
+
+    Attributes:
+        cache: Keys and values of each decoder layer, rows are batch x beams.
+        length: Number of tokens generated so far, int32 scalar.
+        tokens: The newest token of the living, (batch, beams).
+        ids: Tokens of the living, (batch, beams, capacity).
+        scores: Sum of log-probabilities of the living, best first, (batch, beams).
+        finished_ids: Tokens of the finished with their end token, (batch, beams, capacity).
+        finished_scores: Normalised scores, best first; minus infinity where there is none yet, (batch, beams).
+        finished_lengths: Number of tokens, (batch, beams).
+        done: Sentences whose result is final, (batch,).
+        all_done: Whether all are, a scalar.
+    """
+
+    cache: list[mx.array]
+    length: mx.array
+    tokens: mx.array
+    ids: mx.array
+    scores: mx.array
+    finished_ids: mx.array
+    finished_scores: mx.array
+    finished_lengths: mx.array
+    done: mx.array
+    all_done: mx.array
+
+
+def generate_ids(
+    model: Transformer, source: mx.array, search: SearchConfig | None = None, max_tokens: list[int] | None = None
+) -> list[list[Hypothesis]]:
+    """Search for the most probable targets of a batch of sources.
+
+    Args:
+        model: The model, in evaluation mode.
+        source: Token ids, int32 (batch, source_length), padded on the right with `model.config.pad_id`.
+        search: How to search; `model.search_defaults` if None.
+        max_tokens: A limit for each source, instead of the search's.
+
+    Returns:
+        For each source `num_hypotheses` hypotheses, best first; fewer only where no more exist.
+
+    Raises:
+        ValueError: If a source is longer than the encoder has positions.
+    """
+    search = search or model.search_defaults
+    if max_tokens is None:
+        lengths = (source != model.config.pad_id).sum(axis=1).tolist()
+        max_tokens = [token_limit(model, length, search) for length in lengths]
+    memory = model.compiled(_encode, search.beam_size)(source)
+    step = model.compiled(_step, search)
+    limits = mx.array(max_tokens, mx.int32)
+    state = _start(model, search, source.shape[0], _capacity(1))
+    for length in range(max(max_tokens)):
+        if length == state.ids.shape[-1]:
+            state = _grow(state, _capacity(length + 1))
+        all_done = state.all_done
+        state = step(state, memory, limits)
+        mx.async_eval(state)  # the next step is under way before the last one is asked about
+        if length % STEPS_PER_TEST == 0 and all_done.item():
+            break
+    return _hypotheses(state, search, model.config.eos_id)
+
+
+def token_limit(model: Transformer, source_length: int, search: SearchConfig) -> int:
+    """The most tokens that the target of a source of `source_length` tokens may have."""
+    wanted = 2 * source_length + 50 if search.max_tokens is None else search.max_tokens
+    return min(wanted, model.config.decoder.max_length)
+
+
+def _encode(model: Transformer, beams: int, source: mx.array) -> Memory:
+    """The memory of a batch; its mask in full shape, so that no layer of no step has to expand it."""
+    memory = model.encode(source)
+    batch, _, _, length = memory.mask.shape
+    return memory._replace(mask=mx.contiguous(mx.broadcast_to(memory.mask, (batch, 1, beams, length))))
+
+
+def _start(model: Transformer, search: SearchConfig, batch: int, capacity: int) -> State:
+    """Before the first step: the beams of a sentence are alike, so only the first of them may be continued."""
+    beams = search.beam_size
+    cache = model.new_cache(batch * beams, capacity)
+    none = mx.full((batch, beams), NEVER)
+    return State(
+        cache=cache.layers,
+        length=cache.length,
+        tokens=mx.full((batch, beams), model.config.start_id, mx.int32),
+        ids=mx.zeros((batch, beams, capacity), mx.int32),
+        scores=mx.where(mx.arange(beams) == 0, 0.0, none),
+        finished_ids=mx.zeros((batch, beams, capacity), mx.int32),
+        finished_scores=none,
+        finished_lengths=mx.zeros((batch, beams), mx.int32),
+        done=mx.zeros(batch, mx.bool_),
+        all_done=mx.array(False),
+    )
+
+
+def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory, limits: mx.array) -> State:
+    """Extend every living hypothesis by one token, keep the best."""
+    batch, beams = state.tokens.shape
+    cache = Cache(list(state.cache), state.length)
+    logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    logprobs = _forbid(logprobs, search, model.config.eos_id, state.length)
+    vocab = logprobs.shape[-1]
+
+    # Twice as many candidates as beams: even if every beam ends, as many are left to live on.
+    totals = state.scores[:, :, None] + logprobs.reshape(batch, beams, vocab)
+    scores, places = top_k(totals.reshape(batch, -1), 2 * beams)
+    parents, tokens = places // vocab, places % vocab
+    written = mx.arange(state.ids.shape[-1]) == state.length
+    ids = mx.where(written, tokens[..., None], mx.take_along_axis(state.ids, parents[..., None], axis=1))
+    ended = (tokens == model.config.eos_id) | (cache.length >= limits[:, None])
+
+    state = _finish(state, search, scores, ids, ended, cache.length)
+    scores, places = top_k(mx.where(ended, NEVER, scores), beams)
+    rows = mx.take_along_axis(parents, places, axis=1) + beams * mx.arange(batch)[:, None]
+    done = state.done | _decided(state, search, scores[:, 0], cache.length, limits)
+    return state._replace(
+        cache=cache.layers if beams == 1 else [mx.take(layer, rows.flatten(), axis=0) for layer in cache.layers],
+        length=cache.length,
+        tokens=mx.take_along_axis(tokens, places, axis=1),
+        ids=mx.take_along_axis(ids, places[..., None], axis=1),
+        scores=scores,
+        done=done,
+        all_done=done.all(),
+    )
+
+
+def _forbid(logprobs: mx.array, search: SearchConfig, eos_id: int, length: mx.array) -> mx.array:
+    """Log-probabilities, (rows, vocab), without the tokens that must not come next."""
+    tokens = mx.arange(logprobs.shape[-1])
+    for token in search.suppress_ids:
+        logprobs = mx.where(tokens == token, NEVER, logprobs)
+    if search.min_tokens:
+        logprobs = mx.where((tokens == eos_id) & (length + 1 < search.min_tokens), NEVER, logprobs)
+    return logprobs
+
+
+def _finish(
+    state: State, search: SearchConfig, scores: mx.array, ids: mx.array, ended: mx.array, length: mx.array
+) -> State:
+    """Take candidates that ended, of the best `beams` ones, among the finished, and keep the best of these."""
+    beams = search.beam_size
+    accepted = ended & (mx.arange(2 * beams) < beams) & ~state.done[:, None]
+    normalised = mx.where(accepted, scores / length.astype(mx.float32) ** search.length_penalty, NEVER)
+    finished_scores, places = top_k(mx.concatenate([state.finished_scores, normalised], axis=1), beams)
+    all_ids = mx.concatenate([state.finished_ids, ids], axis=1)
+    lengths = mx.concatenate([state.finished_lengths, mx.broadcast_to(length, ended.shape)], axis=1)
+    return state._replace(
+        finished_scores=finished_scores,
+        finished_ids=mx.take_along_axis(all_ids, places[..., None], axis=1),
+        finished_lengths=mx.take_along_axis(lengths, places, axis=1),
+    )
+
+
+def _decided(state: State, search: SearchConfig, best: mx.array, length: mx.array, limits: mx.array) -> mx.array:
+    """Sentences that nothing can change any more, given the sum of log-probabilities of their best living beam."""
+    worst = state.finished_scores.min(axis=1)
+    full = worst > NEVER
+    at_limit = length >= limits
+    if search.early_stopping is True or search.beam_size == 1:
+        return full | at_limit
+    final = limits if search.early_stopping == "never" and search.length_penalty > 0 else length
+    attainable = best / final.astype(mx.float32) ** search.length_penalty
+    return (attainable <= worst) | at_limit
+
+
+def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
+    """The k largest values of each row and their places, largest first; all of them where there are fewer than k."""
+    k = min(k, values.shape[-1])
+    places = mx.argpartition(-values, k - 1, axis=-1)[:, :k]
+    found = mx.take_along_axis(values, places, axis=-1)
+    order = mx.argsort(-found, axis=-1)
+    return mx.take_along_axis(found, order, axis=-1), mx.take_along_axis(places, order, axis=-1)
+
+
+def _capacity(length: int) -> int:
+    """The smallest of the few capacities that holds `length` tokens."""
+    return next(capacity for capacity in CAPACITIES if capacity >= length)
+
+
+def _grow(state: State, capacity: int) -> State:
+    """Room for `capacity` tokens."""
+    missing = capacity - state.ids.shape[-1]
+
+    def pad(array: mx.array, axis: int) -> mx.array:
+        return mx.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
+
+    return state._replace(
+        cache=[pad(layer, 3) for layer in state.cache],
+        ids=pad(state.ids, 2),
+        finished_ids=pad(state.finished_ids, 2),
+    )
+
+
+def _hypotheses(state: State, search: SearchConfig, eos_id: int) -> list[list[Hypothesis]]:
+    """Read the finished hypotheses from the device."""
+    columns = (state.finished_ids.tolist(), state.finished_scores.tolist(), state.finished_lengths.tolist())
+    return [
+        [
+            _hypothesis(row[:length], score, eos_id)
+            for row, score, length in zip(*sentence, strict=True)
+            if score > NEVER
+        ][: search.num_hypotheses]
+        for sentence in zip(*columns, strict=True)
+    ]
+
+
+def _hypothesis(ids: list[int], score: float, eos_id: int) -> Hypothesis:
+    stopped = ids[-1] == eos_id
+    return Hypothesis(ids[:-1] if stopped else ids, score, "stop" if stopped else "length")

@@ -1,0 +1,361 @@
+"""Training: teacher forcing with label smoothing, in one compiled step; validation; runs that resume exactly."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlx_transformer import checkpoint
+from mlx_transformer.config import PRESETS, ModelConfig, SearchConfig, StackConfig, TrainingConfig, from_dict, to_dict
+from mlx_transformer.data import Batch, Corpus, batches, read_pairs
+from mlx_transformer.evaluation import corpus_scores, exact_match, group_references, has_sacrebleu
+from mlx_transformer.generation import generate
+from mlx_transformer.model import Transformer
+from mlx_transformer.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+Report = Callable[[dict[str, Any]], None]
+
+
+@mx.custom_function
+def _log_sum_exp(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """The logarithm of the sum of exponentials over the last axis, and what its gradient can use again."""
+    largest = logits.max(axis=-1, keepdims=True)
+    exponentials = mx.exp(logits - largest)
+    sums = exponentials.sum(axis=-1, keepdims=True)
+    return largest + mx.log(sums), exponentials, sums
+
+
+@_log_sum_exp.vjp
+def _log_sum_exp_vjp(logits: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> mx.array:
+    """The softmax, from exponentials computed once: over a large vocabulary they are much of the work."""
+    _, exponentials, sums = outputs
+    return cotangents[0] / sums * exponentials
+
+
+def token_losses(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
+    """Cross entropy at each position, in float32, in nats.
+
+    Args:
+        logits: (..., vocab).
+        targets: Token ids, int32 (...).
+        label_smoothing: Share of the target's probability that is spread evenly over the vocabulary
+            (Szegedy et al. 2016, section 7).
+    """
+    logits = logits.astype(mx.float32)
+    correct = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
+    expected = (1 - label_smoothing) * correct
+    if label_smoothing:
+        expected = expected + label_smoothing * logits.mean(axis=-1)
+    return _log_sum_exp(logits)[0].squeeze(-1) - expected
+
+
+def batch_loss(model: Transformer, source: mx.array, target: mx.array, label_smoothing: float) -> mx.array:
+    """Mean loss of the real tokens of a batch; padding counts neither in the sum nor in the divisor."""
+    wanted = target[:, 1:]
+    real = wanted != model.config.pad_id
+    losses = token_losses(model(source, target[:, :-1]), wanted, label_smoothing)
+    return (losses * real).sum() / mx.maximum(real.sum(), 1)
+
+
+def inverse_square_root(step: mx.array, learning_rate: float, warmup_steps: int) -> mx.array:
+    """The schedule of Vaswani et al. 2017, section 5.3, by its highest rate, reached after `warmup_steps`."""
+    step = step.astype(mx.float32) + 1
+    return learning_rate * mx.minimum(step / warmup_steps, mx.sqrt(warmup_steps / step))
+
+
+class Trainer:
+    """Everything that changes in a run, and the compiled step that changes it."""
+
+    def __init__(self, model: Transformer, config: TrainingConfig) -> None:
+        self.model = model
+        self.config = config
+        self.step = 0
+        self.best_score = -math.inf
+        self.group = mx.distributed.init()
+        rate = partial(inverse_square_root, learning_rate=config.learning_rate, warmup_steps=config.warmup_steps)
+        self.optimizer = optim.Adam(rate, betas=[0.9, 0.98], eps=1e-9, bias_correction=True)
+        self.optimizer.init(model.trainable_parameters())
+        self.average = tree_map(mx.array, model.trainable_parameters())
+        self.state = [model.state, self.optimizer.state, self.average, mx.random.state]
+        self._pending: tuple[mx.array, ...] = ()
+        self._compiled_step = mx.compile(self._step, inputs=self.state, outputs=self.state)
+
+    def _step(self, source: mx.array, target: mx.array) -> tuple[mx.array, mx.array]:
+        value_and_grad = nn.value_and_grad(self.model, batch_loss)
+        loss, gradients = value_and_grad(self.model, source, target, self.config.label_smoothing)
+        gradients = nn.average_gradients(gradients, self.group)
+        gradients, norm = optim.clip_grad_norm(gradients, self.config.clip_norm)
+        self.optimizer.update(self.model, gradients)
+        # Early on a long average would remember the random start: let its horizon grow with the steps.
+        step = self.optimizer.step.astype(mx.float32)
+        decay = mx.minimum(self.config.ema_decay, (1 + step) / (10 + step))
+        blend = lambda kept, new: decay * kept + (1 - decay) * new  # noqa: E731
+        self.average.update(tree_map(blend, self.average, self.model.trainable_parameters()))
+        return loss, norm
+
+    def update(self, batch: Batch) -> tuple[mx.array, mx.array]:
+        """One optimizer update; returns loss and gradient norm, not yet evaluated."""
+        # Dropout depends on the seed and the step alone, so that a resumed run needs no saved random state.
+        mx.random.seed((self.config.seed << 32) + self.step * self.group.size() + self.group.rank())
+        self.model.train()
+        results = self._compiled_step(mx.array(batch.source), mx.array(batch.target))
+        self.step += 1
+        mx.async_eval(results, self.state)
+        # Prepare the next batch while this step runs, but run no further ahead.
+        mx.eval(self._pending)
+        self._pending = results
+        return results
+
+    def averaged(self) -> Transformer:
+        """The model to validate and keep: with the moving average of the weights, ready to generate."""
+        model = Transformer(self.model.config, self.model.search_defaults)
+        model.update(self.model.parameters())
+        model.update(self.average)
+        model.eval()
+        return model
+
+    def save(self, folder: Path, tokenizer: Tokenizer) -> None:
+        """Write a model folder that also holds all that is needed to go on from here."""
+        with checkpoint.replacing(folder) as new:
+            checkpoint.write(new, self.model, tokenizer)
+            arrays = dict(tree_flatten({"optimizer": self.optimizer.state, "average": self.average}))
+            checkpoint.write_arrays(new / "training.safetensors", arrays)
+            progress = {"step": self.step, "best_score": self.best_score}
+            (new / "training.json").write_text(json.dumps(progress) + "\n")
+
+    def restore(self, folder: Path) -> None:
+        """Go back to where `save` was called."""
+        self.model.load_weights(list(checkpoint.read_arrays(folder / "model.safetensors").items()))
+        state = tree_unflatten(list(checkpoint.read_arrays(folder / "training.safetensors").items()))
+        self.optimizer.state.update(state["optimizer"])
+        self.average.update(state["average"])
+        progress = json.loads((folder / "training.json").read_text())
+        self.step, self.best_score = progress["step"], progress["best_score"]
+
+
+def train(config: TrainingConfig, report: Report | None = None) -> Path:
+    """Train a model from scratch; returns the folder of the best one.
+
+    Args:
+        config: The run.
+        report: Called with each entry of the log as it is written: plain data, "event" says what it is about.
+
+    Raises:
+        ValueError: If the corpora or the options cannot be used.
+        FileNotFoundError: If a corpus does not exist.
+        FileExistsError: If the run folder holds a run already and `resume` is not set.
+        FloatingPointError: If the loss is not finite.
+    """
+    run = Path(config.output)
+    last, best = run / "last", run / "best"
+    checkpoint.recover(last)
+    checkpoint.recover(best)
+    if config.resume:
+        _check_same_run(config, run)
+    elif last.exists():
+        raise FileExistsError(f"{run} holds a run already: add --resume to go on, or choose another output.")
+    training, validation = _read(config.train, "train", config), _read(config.valid, "valid", config)
+    tokenizer = Tokenizer.load(last) if config.resume else _train_tokenizer(training, config)
+    mx.random.seed(config.seed)
+    trainer = Trainer(Transformer(model_config(config, tokenizer), SearchConfig(suppress_ids=(0, 2))), config)
+    if config.resume:
+        trainer.restore(last)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    with (run / "log.jsonl").open("a") as log:
+
+        def record(event: str, **values: Any) -> None:
+            entry = {"event": event, "step": trainer.step, **values}
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+            if report is not None:
+                report(entry)
+
+        _loop(trainer, tokenizer, training, validation, record)
+    return best
+
+
+def model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model that a run trains: pre-norm, tied output, of the preset's size."""
+    size = PRESETS[config.preset]
+    stack = StackConfig(
+        num_layers=size.layers,
+        num_heads=size.dims // 64,
+        mlp_dims=size.mlp_dims,
+        norm_first=True,
+        final_norm=True,
+        # One row more than the longest sentence: the decoder reads the start token before it.
+        max_length=config.max_length + 1,
+    )
+    return ModelConfig(
+        source_vocab_size=tokenizer.source_vocab_size,
+        target_vocab_size=tokenizer.target_vocab_size,
+        dims=size.dims,
+        encoder=stack,
+        decoder=stack,
+        share_embeddings=tokenizer.shared,
+        dropout=config.dropout,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+        start_id=tokenizer.start_id,
+    )
+
+
+def validate(model: Transformer, corpus: Corpus, batch_tokens: int) -> dict[str, float]:
+    """Loss without label smoothing (nats a token) and share of tokens foretold, by teacher forcing."""
+    measure = model.compiled(_measures)
+    totals = np.zeros(3)
+    for batch in batches(corpus, batch_tokens):
+        totals += np.array(measure(mx.array(batch.source), mx.array(batch.target)))
+    loss, correct, tokens = totals.tolist()
+    return {"loss": loss / tokens, "token_accuracy": correct / tokens}
+
+
+def _measures(model: Transformer, source: mx.array, target: mx.array) -> mx.array:
+    """Sum of losses, number of tokens foretold, number of tokens."""
+    logits, wanted = model(source, target[:, :-1]), target[:, 1:]
+    real = wanted != model.config.pad_id
+    correct = (logits.argmax(axis=-1) == wanted) & real
+    return mx.stack([(token_losses(logits, wanted) * real).sum(), correct.sum(), real.sum()])
+
+
+def _read(specs: tuple[str, ...], split: str, config: TrainingConfig) -> list[tuple[str, str]]:
+    read = [read_pairs(spec, split=split, skip_bad_lines=config.skip_bad_lines) for spec in specs]
+    if skipped := sum(part.skipped for part in read):
+        logger.warning("%d bad lines of %s were skipped.", skipped, ", ".join(specs))
+    return [pair for part in read for pair in part.pairs]
+
+
+def _train_tokenizer(pairs: list[tuple[str, str]], config: TrainingConfig) -> Tokenizer:
+    sources, targets = zip(*pairs, strict=True)
+    return Tokenizer.train(sources, targets, config.vocab_size, shared=config.shared_vocabulary)
+
+
+def _check_same_run(config: TrainingConfig, run: Path) -> None:
+    """Refuse to resume with options that would make it another run."""
+    path = run / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"There is no run to resume in {run}: leave --resume out to start one.")
+    former = from_dict(TrainingConfig, json.loads(path.read_text()), str(path))
+    free = {"output": config.output, "steps": config.steps, "resume": config.resume}
+    if replace(former, **free) != config:
+        changed = [name for name, value in to_dict(config).items() if value != to_dict(replace(former, **free))[name]]
+        raise ValueError(
+            f"--resume goes on with the run's own options, but {', '.join(changed)} differ from {path}; only steps may."
+        )
+
+
+def _stream(corpus: Corpus, config: TrainingConfig) -> Iterator[Batch]:
+    """The batches of one epoch after the other, without end."""
+    for epoch in count():
+        yield from batches(corpus, config.batch_tokens, seed=config.seed, epoch=epoch)
+
+
+def _loop(
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    training: list[tuple[str, str]],
+    validation: list[tuple[str, str]],
+    record: Callable[..., None],
+) -> None:
+    """Update, log, validate and save until the last step."""
+    config, run = trainer.config, Path(trainer.config.output)
+    corpus = Corpus.build(training, tokenizer, config.max_length)
+    valid_corpus = Corpus.build(validation, tokenizer, config.max_length)
+    parameters = sum(array.size for _, array in tree_flatten(trainer.model.trainable_parameters()))
+    if trainer.group.rank() == 0:
+        record("start", parameters=parameters, pairs=len(corpus), too_long=corpus.dropped, config=to_dict(config))
+    meter = Meter(config.steps)
+    # The position in the data follows from the step alone: a resumed run passes over what was read. Of several
+    # processes (mlx.launch) each takes its share of the batches.
+    rank, size = trainer.group.rank(), trainer.group.size()
+    for batch in islice(_stream(corpus, config), trainer.step * size + rank, config.steps * size, size):
+        meter.add(batch, trainer.update(batch))
+        if rank > 0:
+            continue  # the first process alone logs, validates and saves
+        if trainer.step % config.log_every == 0 or trainer.step == config.steps:
+            record("step", **meter.read(trainer))
+        if trainer.step % config.valid_every == 0 or trainer.step == config.steps:
+            averaged = trainer.averaged()
+            results = validate(averaged, valid_corpus, config.batch_tokens)
+            results |= _translate(averaged, tokenizer, validation, config.bleu_sentences)
+            score = -results["loss"] if config.best_by == "loss" else results["bleu"]
+            improved = score > trainer.best_score
+            if improved:
+                trainer.best_score = score
+                checkpoint.save(run / "best", averaged, tokenizer)
+            trainer.save(run / "last", tokenizer)
+            record("validation", **results, best=improved)
+            meter.restart()
+
+
+def _translate(
+    model: Transformer, tokenizer: Tokenizer, pairs: list[tuple[str, str]], sentences: int
+) -> dict[str, float]:
+    """Greedy translations of the first sentences beside their references."""
+    if not sentences:
+        return {}
+    sources, references = group_references(pairs)
+    sources, references = sources[:sentences], references[:sentences]
+    hypotheses = generate(model, tokenizer, sources)
+    if not has_sacrebleu():
+        return {"exact_match": exact_match(hypotheses, references)}
+    scores = corpus_scores(hypotheses, references)
+    return {name: scores[name] for name in ("bleu", "chrf", "exact_match")}
+
+
+class Meter:
+    """What the log says of the steps since it was last read."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the steps so far and start the clock."""
+        self.started = time.perf_counter()
+        self.tokens = 0
+        self.losses: list[mx.array] = []
+
+    def add(self, batch: Batch, results: tuple[mx.array, mx.array]) -> None:
+        """Count a step; nothing is evaluated."""
+        loss, self.norm = results
+        self.losses.append(loss)
+        self.tokens += int((batch.target[:, 1:] != Tokenizer.pad_id).sum())
+
+    def read(self, trainer: Trainer) -> dict[str, float]:
+        """Mean loss and speed since the last reading.
+
+        Raises:
+            ValueError: If the loss is not finite.
+        """
+        loss = mx.stack(self.losses).mean().item()
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss is not finite any more at step {trainer.step}: lower --learning-rate, or raise "
+                "--warmup-steps; last/ holds the model before."
+            )
+        seconds = time.perf_counter() - self.started
+        values = {
+            "steps": self.steps,
+            "loss": loss,
+            "tokens_per_second": self.tokens / seconds,
+            "learning_rate": trainer.optimizer.learning_rate.item(),
+            "gradient_norm": self.norm.item(),
+            "seconds_left": (self.steps - trainer.step) * seconds / len(self.losses),
+        }
+        self.restart()
+        return values

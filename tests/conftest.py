@@ -1,0 +1,44 @@
+"""What all tests share: the device, tolerances, the fast BLAS on Linux, and the data that may be absent."""
+
+import ctypes
+import ctypes.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# MLX's CPU back end on Linux calls whatever BLAS is loaded first; OpenBLAS is many times faster than the reference one.
+if sys.platform == "linux" and (_openblas := ctypes.util.find_library("openblas")):
+    ctypes.CDLL(_openblas, mode=ctypes.RTLD_GLOBAL)
+
+# A tolerance of the CPU in float32 -> the looser one of a GPU, whose matrix products may run in reduced precision.
+GPU_TOLERANCES = {1e-6: 1e-4, 1e-5: 1e-3, 1e-4: 2e-3, 1e-3: 1e-2}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=("cpu", "gpu"), default="cpu", help="MLX device to test on")
+
+
+def pytest_configure(config):
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu if config.getoption("--device") == "cpu" else mx.gpu)
+
+
+@pytest.fixture(scope="session")
+def tolerance(pytestconfig):
+    """Maps the written float32 tolerance of the CPU to the one of the device under test."""
+    if pytestconfig.getoption("--device") == "cpu":
+        return lambda value: value
+    return GPU_TOLERANCES.__getitem__
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of corpora beside the checkout; the tests that need it are skipped where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the corpora of ../shared/data are not here")
+    return folder

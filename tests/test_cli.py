@@ -1,0 +1,410 @@
+"""The command line: lines in and out, what users are told, exit statuses, pipes and Ctrl-C."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import echo_model
+import pytest
+from click.testing import CliRunner
+
+import mlx_transformer as mt
+from mlx_transformer.cli import evaluate, generate, main, train
+from mlx_transformer.config import TrainingConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+ECHO = [sys.executable, str(Path(echo_model.__file__))]
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    """Runs the command line in this process with the stand-in for a model."""
+    echo_model.install(monkeypatch.setitem)
+
+    def invoke(*arguments, stdin=b"", status=0):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+        assert result.exit_code == status, result.output
+        return result
+
+    return invoke
+
+
+def error_line(result):
+    """The one line that a failure prints."""
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.fixture
+def start():
+    """Starts the command line in a process of its own; one that hangs is killed, so that its test fails."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*arguments, **options):
+            pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+            # With PYTHONUNBUFFERED a forgotten flush would go unseen.
+            environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""} | options.pop("env", {})
+            process = stack.enter_context(subprocess.Popen([*ECHO, *arguments], env=environment, **pipes | options))
+            timer = threading.Timer(30, process.kill)
+            timer.start()
+            stack.callback(process.kill)
+            stack.callback(timer.cancel)
+            return process
+
+        yield begin
+
+
+class TestLines:
+    def test_one_line_out_for_each_line_in_blank_ones_kept(self, echo):
+        assert echo("generate", stdin=b"one\n\n  \ntwo\n\n").stdout_bytes == b"ONE\n\n  \nTWO\n\n"
+
+    def test_the_last_line_may_lack_its_newline(self, echo):
+        assert echo("generate", stdin=b"one\ntwo").stdout_bytes == b"ONE\nTWO\n"
+
+    def test_no_line_in_no_line_out(self, echo):
+        assert echo("generate").stdout_bytes == b""
+
+    def test_only_a_newline_separates_lines(self, echo):
+        line = "a\u2028b\x0bc\x85d\x1ee\rf"
+        assert echo("generate", stdin=f"{line}\nx\n".encode()).stdout_bytes.decode() == f"{line.upper()}\nX\n"
+
+    def test_files_from_windows(self, echo):
+        assert echo("generate", stdin=b"\xef\xbb\xbfone\r\n\r\ntwo\r\n").stdout_bytes == b"ONE\n\nTWO\n"
+
+    def test_windows_of_input_join_without_a_seam(self, echo, monkeypatch):
+        monkeypatch.setattr("mlx_transformer.cli.generate.WINDOW_BYTES", 3)
+        stdin = "".join(f"line {i}\n" * (i % 3) for i in range(50)).encode()
+        assert echo("generate", stdin=stdin).stdout_bytes == stdin.upper()
+
+    def test_texts_of_the_command_line(self, echo):
+        assert echo("generate", "one", "", "two\nlines").stdout == "ONE\n\nTWO LINES\n"
+
+    def test_input_and_output_files(self, echo, tmp_path):
+        (tmp_path / "in").write_text("one\ntwo\n")
+        assert echo("generate", "-i", tmp_path / "in", "-o", tmp_path / "out").stdout == ""
+        assert (tmp_path / "out").read_text() == "ONE\nTWO\n"
+
+    def test_an_empty_input_makes_an_empty_output(self, echo, tmp_path):
+        echo("generate", "-o", tmp_path / "out")
+        assert (tmp_path / "out").read_text() == ""
+
+    def test_scores_and_several_hypotheses(self, echo):
+        result = echo("generate", "--scores", "--num-hypotheses", "2", stdin=b"one\n\n")
+        assert result.stdout == "-0.5000\tONE\n-1.5000\tONE!\n0.0000\t\n\n"
+
+    def test_a_cut_source_is_told(self, echo):
+        result = echo("generate", stdin=b"short\n" + b"x" * 101)
+        assert result.stderr.startswith("Warning: Line 2 is longer") and result.stderr.count("\n") == 1
+        assert result.stdout == "SHORT\n" + "X" * 100 + "\n"
+
+    def test_strict_makes_it_an_error(self, echo):
+        assert "at most 100 tokens" in error_line(echo("generate", "--strict", stdin=b"x" * 101, status=1))
+
+    def test_a_beam_grows_with_the_hypotheses_asked_for(self):
+        config = generate.search_config(mt.SearchConfig(), {"num_hypotheses": 3, "early_stopping": "never"})
+        assert (config.beam_size, config.num_hypotheses, config.early_stopping) == (3, 3, "never")
+
+    def test_a_greedy_search_of_a_model_with_several_hypotheses(self):
+        defaults = mt.SearchConfig(beam_size=4, num_hypotheses=4)
+        assert generate.search_config(defaults, {"beam_size": 1}).num_hypotheses == 1
+
+
+class TestJson:
+    def test_objects_and_strings(self, echo):
+        result = echo("generate", "--json", stdin=b'{"id": 7, "text": "h\xc3\xa9"}\n"a\\nb"\n\n')
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert rows[0] == {
+            "id": 7,
+            "text": "HÉ",
+            "score": -0.5,
+            "tokens": ["H", "É"],
+            "finish_reason": "stop",
+            "truncated": False,
+        }
+        assert [row["text"] for row in rows] == ["HÉ", "A\nB", ""]
+
+    def test_several_hypotheses_stand_in_one_line(self, echo):
+        (line,) = echo("generate", "--json", "--num-hypotheses", "2", "one").stdout.splitlines()
+        assert [row["text"] for row in json.loads(line)["hypotheses"]] == ["ONE", "ONE!"]
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ("{", "Line 2 must be JSON: .* column 2"),
+            ("[1]", "Line 2 must be a JSON string or an object .* got \\[1\\]"),
+            ('{"id": 1}', "Line 2 must be a JSON string or an object"),
+            ('{"text": 1}', "Line 2 must be a JSON string or an object"),
+            ('{"text": "", "beam": 1}', "no other names: got beam"),
+            ('"\\ud800"', "Line 2 must be Unicode text"),
+        ],
+    )
+    def test_bad_lines(self, echo, line, told):
+        result = echo("generate", "--json", stdin=f'"good"\n{line}\n'.encode(), status=1)
+        assert re.search(told, error_line(result))
+
+
+class TestErrors:
+    def test_invalid_utf8_names_the_line(self, echo):
+        line = error_line(echo("generate", stdin=b"good\nbad \xff\n", status=1))
+        assert "Line 2 must be valid UTF-8: byte 5 is 0xff" in line
+
+    def test_a_missing_input_file(self, echo, tmp_path):
+        line = error_line(echo("generate", "--input", tmp_path / "absent", status=1))
+        assert f"{tmp_path / 'absent'}: No such file or directory." in line
+
+    def test_a_missing_output_folder(self, echo, tmp_path):
+        line = error_line(echo("generate", "--output", tmp_path / "absent" / "out", "one", status=1))
+        assert "--output needs an existing folder" in line
+
+    def test_the_output_may_not_be_the_input(self, echo, tmp_path):
+        (tmp_path / "file").write_text("one\n")
+        line = error_line(echo("generate", "-i", tmp_path / "file", "-o", tmp_path / "file", status=1))
+        assert "--output must be another file than --input" in line
+        assert (tmp_path / "file").read_text() == "one\n"
+
+    def test_an_existing_output_survives_a_failure_before_the_first_result(self, echo, tmp_path):
+        (tmp_path / "out").write_text("precious")
+        echo("generate", "-o", tmp_path / "out", stdin=b"\xff\n", status=1)
+        assert (tmp_path / "out").read_text() == "precious"
+
+    def test_a_model_without_tokenizer(self, echo):
+        assert "no-tokenizer has none" in error_line(echo("generate", "-m", "no-tokenizer", "one", status=1))
+
+    def test_impossible_search_options(self, echo):
+        result = echo("generate", "--beam-size", "2", "--num-hypotheses", "3", "one", status=1)
+        assert "num_hypotheses must not exceed beam_size: 3 is more than 2" in error_line(result)
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ("generate", "--input", "x", "one"),
+            ("generate", "--beam-size", "many"),
+            ("generate", "--nonsense"),
+            ("nonsense",),
+            ("train",),
+            ("evaluate",),
+            ("evaluate", "x.tsv", "--sources", "y"),
+            ("evaluate", "--sources", "y"),
+        ],
+    )
+    def test_misuse_is_status_2(self, echo, arguments):
+        assert "Usage: " in echo(*arguments, status=2).stderr
+
+    def test_a_bug_keeps_its_traceback(self, start):
+        process = start("generate", "bug", stdin=subprocess.DEVNULL)
+        assert b"Traceback" in process.communicate()[1] and process.returncode == 1
+
+    def test_a_line_of_error_for_errors_without_words(self, echo, monkeypatch):
+        def fail(*arguments, **options):
+            raise ValueError("two\n  lines")
+
+        monkeypatch.setitem(vars(mt), "load", fail)
+        assert error_line(echo("generate", "one", status=1)) == "Error: two lines\n"
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+    def test_a_full_disk_behind_standard_output(self, start):
+        with open("/dev/full", "wb") as full:
+            process = start("generate", "one", stdin=subprocess.DEVNULL, stdout=full)
+            assert process.communicate()[1] == b"Error: No space left on device.\n"
+        assert process.returncode == 1
+
+
+class TestPipes:
+    def test_each_line_is_answered_as_it_arrives(self, start):
+        process = start("generate")
+        for line in (b"one\n", b"\n", b"two\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline() == line.upper()
+        assert process.communicate()[0] == b"" and process.returncode == 0
+
+    def test_a_closed_pipe_ends_quietly(self, start):
+        endless = "import sys\ntry:\n while True: print('one')\nexcept OSError: sys.stdout = None"
+        producer = subprocess.Popen([sys.executable, "-c", endless], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = start("generate", stdin=producer.stdout)
+        producer.stdout.close()
+        assert process.stdout.readline() == b"ONE\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+        process.stderr.close()
+        producer.kill()
+        producer.wait()
+
+    @pytest.mark.parametrize("waiting", [True, False], ids=["waiting", "after a line"])
+    def test_ctrl_c_ends_cleanly(self, start, waiting):
+        process = start("generate")
+        process.stdin.write(b"one\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"ONE\n"
+        if not waiting:
+            process.stdin.write(b"two")
+            process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+        assert (output, errors, process.returncode) == (b"", b"Interrupted.\n", 130)
+
+    def test_any_locale(self, start):
+        process = start("generate", env={"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"})
+        assert process.communicate("ŝ\n".encode())[0] == "Ŝ\n".encode()
+
+
+class TestTrain:
+    def test_every_field_is_an_option_with_the_default_of_the_dataclass(self):
+        options = {option.name: option for option in train.command.params}
+        for field in dataclasses.fields(TrainingConfig):
+            assert options[field.name].help, field.name
+            if field.default is not dataclasses.MISSING:
+                assert options[field.name].default == field.default
+
+    def test_a_run_is_reported_in_lines(self, monkeypatch):
+        def fake(config, report):
+            report({"event": "start", "parameters": 1234, "pairs": 5, "too_long": 2})
+            step = {"step": 2, "steps": 4, "loss": 1.5, "tokens_per_second": 1e4, "learning_rate": 1e-3}
+            report({"event": "step", "gradient_norm": 1.0, "seconds_left": 3661.2} | step)
+            report({"event": "validation", "step": 2, "loss": 1.25, "token_accuracy": 0.5, "best": True})
+            assert config.train == ("a.tsv", "b.tsv") and config.steps == 4 and not config.shared_vocabulary
+            return Path("run/best")
+
+        monkeypatch.setitem(vars(mt), "train", fake)
+        arguments = "train --train a.tsv --train b.tsv --valid v.tsv --output run --steps 4 --no-shared-vocabulary"
+        result = CliRunner().invoke(main, arguments.split())
+        assert result.output.splitlines() == [
+            "1,234 parameters, 5 pairs, 2 too long and left out",
+            "step 2/4 loss 1.500 tokens/s 10,000 rate 1.00e-03 left 1:01:01",
+            "validation at step 2: loss 1.2500 token_accuracy 0.5000 (best)",
+            "Best model: run/best",
+        ]
+
+    def test_a_wrong_value_is_told(self):
+        arguments = "train --train dates --valid dates --output run --dropout 2"
+        result = CliRunner().invoke(main, arguments.split())
+        assert result.exit_code == 1 and "dropout must be at least 0 and below 1, not 2.0" in error_line(result)
+
+
+class TestEvaluate:
+    def test_all_references_of_a_source_count(self, echo, tmp_path):
+        lines = ["a b c d\tA B C D", "e f g h\tX", "e f g h\tE F G H", "i j k l\tY"]
+        (tmp_path / "test.tsv").write_text("\n".join(lines) + "\n")
+        figures = json.loads(echo("evaluate", tmp_path / "test.tsv", "--json").stdout)
+        assert (figures["sentences"], figures["references"]) == (3, 4)
+        assert figures["exact_match"] == pytest.approx(2 / 3)
+        assert "nrefs:var" in figures["bleu_signature"] and "version:" in figures["chrf_signature"]
+
+    def test_files_of_sources_and_references(self, echo, tmp_path):
+        for name, text in {"source": "a b c d\na b c d\n", "one": "A B C D\nX\n", "two": "Y\nA B C D\n"}.items():
+            (tmp_path / name).write_text(text)
+        paths = ["--sources", tmp_path / "source", "--references", tmp_path / "one", "--references", tmp_path / "two"]
+        output = echo("evaluate", *paths).stdout
+        assert "BLEU         100.00" in output and "exact match  100.00%" in output
+        assert "2 with 4 references" in output
+
+    def test_without_sacrebleu_the_remedy_is_told(self, echo, monkeypatch):
+        monkeypatch.setattr("mlx_transformer.evaluation.has_sacrebleu", lambda: False)
+        line = error_line(echo("evaluate", "dates", status=1))
+        assert "pip install 'mlx_transformer[train]'" in line
+
+
+def test_evaluate_takes_the_search_options_of_generate():
+    names = {option.name for option in evaluate.command.params}
+    assert {"beam_size", "length_penalty", "batch_tokens", "model", "dtype"} <= names
+
+
+class TestWithAModel:
+    """The same commands with a real, tiny, untrained model."""
+
+    LINES = ["a short line", "", "the third of March, 1987", "a short line", "one line that is a good deal longer"] * 3
+
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        import mlx.core as mx
+
+        mx.random.seed(0)
+        tokenizer = mt.Tokenizer.train(self.LINES, self.LINES, 300)
+        stack = mt.StackConfig(num_layers=1, num_heads=1, mlp_dims=16, max_length=40)
+        size = tokenizer.source_vocab_size
+        model = mt.Transformer(mt.ModelConfig(size, size, dims=16, encoder=stack, decoder=stack))
+        folder = tmp_path_factory.mktemp("model") / "tiny"
+        mt.save(folder, model, tokenizer)
+        return folder
+
+    @staticmethod
+    def invoke(*arguments, stdin=None, status=0):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+        assert result.exit_code == status, (result.output, result.exception)
+        return result
+
+    def test_lines_keep_their_places(self, folder):
+        options = ("--model", folder, "--max-tokens", "8")
+        result = self.invoke("generate", *options, stdin="\n".join(self.LINES))
+        assert result.stdout.count("\n") == len(self.LINES)
+        alone = [self.invoke("generate", *options, line).stdout for line in self.LINES[:5]] * 3
+        assert result.stdout == "".join(alone)
+        assert alone[1] == "\n" and alone[0] != alone[2]
+
+    def test_json_has_scores_and_tokens(self, folder):
+        result = self.invoke("generate", "-m", folder, "--json", "--beam-size", "2", "--max-tokens", "4", "a line")
+        row = json.loads(result.stdout)
+        assert len(row["tokens"]) <= 4 and row["score"] < 0 and row["finish_reason"] in ("stop", "length")
+
+    def test_a_source_longer_than_the_model_reads(self, folder):
+        stdin = "a line\n" + "long " * 100
+        result = self.invoke("generate", "-m", folder, "--max-tokens", "2", stdin=stdin)
+        assert "Warning: Line 2 is longer" in result.stderr and result.stdout.count("\n") == 2
+        assert error_line(self.invoke("generate", "-m", folder, "--strict", stdin=stdin, status=1))
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_dtypes(self, folder, dtype):
+        assert self.invoke("generate", "-m", folder, "--dtype", dtype, "--max-tokens", "2", "a line").stdout
+
+    def test_evaluate(self, folder, tmp_path):
+        (tmp_path / "test.tsv").write_text("a short line\tanother\na short line\tone more\n")
+        figures = json.loads(self.invoke("evaluate", "-m", folder, tmp_path / "test.tsv", "--json").stdout)
+        assert figures["sentences"] == 1 and figures["references"] == 2 and figures["exact_match"] == 0
+
+    def test_info(self, folder):
+        facts = json.loads(self.invoke("info", folder, "--json").stdout)
+        assert facts["config"]["dims"] == 16 and facts["stored_dtype"] == ["float32"] and facts["format_version"] == 1
+        assert facts["fused_attention"]["decoder"] == {"head_dims": 16, "step": False, "long": False}
+        arrays = json.loads(self.invoke("info", folder, "--json").stdout)["parameters"]
+        text = self.invoke("info", folder).stdout
+        assert f"{arrays:,} in float32" in text and "head size 16; on Metal not fused" in text
+
+    def test_damaged_folders(self, folder, tmp_path):
+        broken = tmp_path / "broken"
+        shutil.copytree(folder, broken)
+        weights = (folder / "model.safetensors").read_bytes()
+        for size in (0, 7, 100, len(weights) // 2, len(weights) - 1):
+            (broken / "model.safetensors").write_bytes(weights[:size])
+            for command in (("generate", "one", "-m"), ("info",), ("evaluate", "dates", "-m")):
+                assert "model.safetensors" in error_line(self.invoke(*command, broken, status=1))
+        (broken / "model.safetensors").unlink()
+        assert "model.safetensors" in error_line(self.invoke("info", broken, status=1))
+
+    @pytest.mark.parametrize(
+        ("old", "new", "told"),
+        [
+            ('"format_version": 1', '"format_version": 99', "upgrade"),
+            ('"dims"', '"dmis"', "unknown fields: dmis"),
+            ('"dims": 16', '"dims": "16"', "dims must be int"),
+            ("{", "", "must be JSON"),
+        ],
+    )
+    def test_damaged_configs(self, folder, tmp_path, old, new, told):
+        broken = tmp_path / "broken"
+        shutil.copytree(folder, broken)
+        text = (broken / "config.json").read_text()
+        (broken / "config.json").write_text(text.replace(old, new, 1))
+        assert told in error_line(self.invoke("generate", "one", "-m", broken, status=1))
+
+    def test_a_missing_folder(self, tmp_path):
+        for command in (("generate", "one", "-m"), ("info",), ("evaluate", "dates", "-m")):
+            assert str(tmp_path / "absent") in error_line(self.invoke(*command, tmp_path / "absent", status=1))

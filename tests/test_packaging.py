@@ -1,0 +1,103 @@
+"""What is shipped: one package in sdist and wheel, both ways of starting it in a checkout, and a quick `--help`."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import time
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL_FILES = ("README.md", "config.json", "model.safetensors", "tokenizer.json")
+
+
+def run(*command, cwd):
+    # A checkout found on the path would hide what was installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the tree as a fresh clone has it, links and all, with a second (empty) model beside the bundled one."""
+    folder = tmp_path_factory.mktemp("checkout")
+    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
+    for name in filter(None, names):
+        if os.path.lexists(ROOT / name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    model = folder / "weights" / "pretrained" / "a-b"
+    model.mkdir(parents=True)
+    for name in MODEL_FILES:
+        (model / name).write_text("x")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def distributions(checkout, tmp_path_factory):
+    """The files of the sdist, of the wheel made from it, and of the wheel made from the checkout."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder / "both", cwd=checkout)
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "direct", cwd=checkout)
+    with tarfile.open(next((folder / "both").glob("*.tar.gz"))) as sdist:
+        files = {"sdist": {PurePosixPath(*PurePosixPath(name).parts[1:]) for name in sdist.getnames()}}
+    for key in ("both", "direct"):
+        with zipfile.ZipFile(next((folder / key).glob("*.whl"))) as wheel:
+            files[key] = set(map(PurePosixPath, wheel.namelist()))
+    return files
+
+
+@pytest.mark.packaging
+@pytest.mark.parametrize("kind", ["sdist", "both", "direct"])
+def test_a_distribution_holds_one_package_and_all_of_it(distributions, kind):
+    files = distributions[kind]
+    tops = {path.parts[0] for path in files if path.parts}
+    assert not tops & {"cli", "weights"}
+    if kind != "sdist":
+        assert {top for top in tops if not top.endswith(".dist-info")} == {"mlx_transformer"}
+    modules = {path.relative_to(ROOT) for path in (ROOT / "mlx_transformer").glob("*.py*")}
+    modules |= {"mlx_transformer" / path.relative_to(ROOT) for path in (ROOT / "cli").glob("*.py")}
+    modules |= {"mlx_transformer" / path.relative_to(ROOT) for path in (ROOT / "weights").glob("*.py")}
+    expected = {PurePosixPath(path) for path in modules} | {PurePosixPath("mlx_transformer/py.typed")}
+    expected |= {PurePosixPath("mlx_transformer/weights/pretrained/a-b", name) for name in MODEL_FILES}
+    assert expected - files == set()
+
+
+@pytest.mark.packaging
+def test_a_plain_install_runs_inside_the_checkout(checkout, tmp_path):
+    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", ".", cwd=checkout)
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    # Dependencies come from the environment of the tests; a .pth inside that one (an editable install) is not read.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    assert {"mlx_transformer"} <= {path.name for path in site.iterdir()}
+    assert not {"cli", "weights"} & {path.name for path in site.iterdir()}
+    where = run(python, "-c", "import mlx_transformer; print(mlx_transformer.__file__)", cwd=tmp_path)
+    assert Path(where.strip()).parent == site / "mlx_transformer"
+    assert "generate" in run(tmp_path / "venv" / "bin" / "mlx-transformer", "--help", cwd=tmp_path)
+    for folder in (tmp_path, checkout):
+        assert "generate" in run(python, "-m", "mlx_transformer", "--help", cwd=folder)
+    assert "test_packaging.py" in run(python, "-m", "pytest", "--collect-only", "-q", cwd=checkout)
+
+
+@pytest.mark.parametrize(
+    "arguments", [None, ["--help"], *([name, "--help"] for name in ("generate", "train", "evaluate", "info"))]
+)
+def test_import_and_help_are_quick_and_do_not_load_mlx(arguments):
+    command = f"main({arguments}, standalone_mode=False)" if arguments else "None"
+    code = f"import sys, mlx_transformer; from mlx_transformer.cli import main; {command}; print('mlx' in sys.modules)"
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        output = run(sys.executable, "-c", code, cwd=ROOT)
+        seconds.append(time.perf_counter() - start)
+        assert output.splitlines()[-1] == "False"
+    assert min(seconds) < 0.3

@@ -1,0 +1,1 @@
+"""Torch checkpoints to MLX: readers, tables of families, conversion; and the bundled model in pretrained/."""
