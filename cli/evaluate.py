@@ -57,7 +57,7 @@ def command(
     if tokenizer is None:
         raise ValueError(f"evaluate needs a model folder with a tokenizer: {model} has none.")
     config = search_config(network.search_defaults, search | {"num_hypotheses": 1})
-    options = {"batch_tokens": batch_tokens} if batch_tokens else {}
+    options: dict[str, Any] = {"batch_tokens": batch_tokens} if batch_tokens else {}
     start = time.perf_counter()
     found = mt.generate_hypotheses(network, tokenizer, lines, config, **options)
     hypotheses = [best[0].text or "" for best in progress(found, len(lines))]

@@ -89,7 +89,7 @@ def command(
     if tokenizer is None:
         raise ValueError(f"generate needs a model folder with a tokenizer: {model} has none.")
     config = search_config(network.search_defaults, search)
-    options: dict[str, Any] = {"strict": strict} | ({"batch_tokens": batch_tokens} if batch_tokens else {})
+    options: dict[str, Any] = {"batch_tokens": batch_tokens} if batch_tokens else {}
     windows: Iterable[list[bytes]] = [[os.fsencode(text) for text in texts]] if texts else read_windows(source)
     lines = parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line")
 
@@ -97,7 +97,8 @@ def command(
         for window in lines:
             found = mt.generate_hypotheses(network, tokenizer, [line.text for line in window], config, **options)
             for line, hypotheses in zip(window, found, strict=True):
-                warn_if_cut(line, hypotheses)
+                if hypotheses[0].truncated:
+                    tell_cut(line, strict)
                 if as_json:
                     yield format_json(line, hypotheses, config.num_hypotheses, tokenizer)
                 else:
@@ -192,13 +193,14 @@ def parse_json(name: str, line: str) -> Line:
     return Line(name, text, fields)
 
 
-def warn_if_cut(line: Line, hypotheses: list[mt.Hypothesis]) -> None:
-    """Tell on standard error that the model did not see the whole source."""
+def tell_cut(line: Line, strict: bool) -> None:
+    """Say on standard error that the model did not see the whole source, or make it an error."""
     from tqdm import tqdm
 
-    if any(hypothesis.truncated for hypothesis in hypotheses):
-        message = f"Warning: {line.name} is longer than the model can read and was cut; --strict makes this an error."
-        tqdm.write(message, file=sys.stderr)
+    fault = f"{line.name} is longer than the model can read"
+    if strict:
+        raise ValueError(f"{fault}: shorten or split it, or leave out --strict to have it cut.")
+    tqdm.write(f"Warning: {fault} and was cut; --strict makes this an error.", file=sys.stderr)
 
 
 def format_text(hypotheses: list[mt.Hypothesis], count: int, scores: bool) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,9 +21,30 @@ FUSED_LONG = (64, 72, 80, 96, 128)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(folder: str | None, as_json: bool) -> None:
     """Tell what MODEL holds, a model folder; without it, the bundled model."""
+    from mlx_transformer.pretrained import find
+
     model, tokenizer = mt.load(folder)
-    facts = describe(model, tokenizer)
+    facts = stored(find(folder)) | describe(model, tokenizer)
     click.echo(json.dumps(facts) if as_json else "\n".join(report(facts)))
+
+
+def stored(folder: Path) -> dict[str, Any]:
+    """The facts that only the files tell."""
+    from mlx_transformer.checkpoint import read_arrays, read_config
+    from mlx_transformer.config import to_dict
+
+    config = read_config(folder)
+    return {
+        "folder": str(folder),
+        "format_version": config.format_version,
+        "quantization": to_dict(config)["quantization"],
+        "stored_dtype": dtypes(read_arrays(folder / "model.safetensors").values()),
+    }
+
+
+def dtypes(arrays: Iterable[Any]) -> list[str]:
+    """The names of the arrays' types."""
+    return sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays})
 
 
 def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str, Any]:
@@ -39,8 +61,8 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
         for side, stack in (("encoder", config.encoder), ("decoder", config.decoder))
     }
     return {
-        "parameters": sum(array.size for array in arrays),
-        "dtype": sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays}),
+        "parameters": model.num_parameters,
+        "dtype": dtypes(arrays),
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
         "metal": mx.metal.is_available(),
         "fused_attention": {
@@ -56,6 +78,9 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
 def report(facts: dict[str, Any]) -> Iterator[str]:
     """The facts for a reader, a line each."""
     config = facts["config"]
+    quantized = f", quantised to {facts['quantization']['bits']} bits" if facts["quantization"] else ""
+    yield f"folder            {facts['folder']} (format {facts['format_version']})"
+    yield f"stored in         {', '.join(facts['stored_dtype'])}{quantized}"
     yield f"parameters        {facts['parameters']:,} in {', '.join(facts['dtype'])}"
     yield f"vocabulary        {vocabulary(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
     for side in ("encoder", "decoder"):

@@ -9,9 +9,9 @@ class Cache:
     """Preallocated keys and values of the decoder's self-attention.
 
     Attributes:
-        layers: For each decoder layer its keys and values, (rows, num_heads, 2, capacity, head_dims). One array, so that
-            a step costs one update and one gather; keys and values side by side on axis 2, so that each of them is a
-            view that fused attention reads without a copy. Rows are sentences x beams.
+        layers: For each decoder layer its keys and values, (rows, num_heads, 2, capacity, head_dims). One array, so
+            that a step costs one update and one gather; keys and values side by side on axis 2, so that each of them
+            is a view that fused attention reads without a copy. Rows are sentences x beams.
         length: Number of positions filled, an int32 scalar on the device: every position runs the same compiled trace.
     """
 

@@ -6,51 +6,67 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_transformer.config import ModelConfig, SearchConfig, from_dict, to_dict
+from mlx_transformer.config import FolderConfig, ModelConfig, QuantizationConfig, from_dict, to_dict
 from mlx_transformer.model import Transformer
 from mlx_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
-GROUP_SIZE = 64
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
-def save(folder: str | Path, model: Transformer, tokenizer: Tokenizer | None = None) -> None:
+def save(
+    folder: str | Path,
+    model: Transformer,
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: mx.Dtype | str | None = None,
+    quantize: int | None = None,
+) -> None:
     """Write a model folder; one that exists is replaced only once the new one is whole.
+
+    Args:
+        folder: Where to.
+        model: The model; it stays as it is.
+        tokenizer: Its tokenizer.
+        dtype: What to store numbers in, "float32", "float16" or "bfloat16"; by default as they are.
+        quantize: Bits of each weight of linear layers and token embeddings, 8 or 4; None not to quantise.
 
     Raises:
         OSError: If the folder cannot be written; what was there is untouched.
+        ValueError: If `dtype` or `quantize` is none of these, or the widths do not allow to quantise.
     """
+    stored = Transformer(model.config, model.search_defaults)
+    stored.update(model.parameters())
+    if dtype is not None:
+        stored.set_dtype(find_dtype(dtype))
+    if quantize is not None:
+        quantize_weights(stored, QuantizationConfig(quantize))
     with replacing(Path(folder)) as new:
-        write(new, model, tokenizer)
+        write(new, stored, tokenizer)
 
 
 def write(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
     """Write a model's files into a folder that exists."""
-    config = {
-        "format_version": FORMAT_VERSION,
-        "model": to_dict(model.config),
-        "search": to_dict(model.search_defaults),
-        "quantization": quantization(model),
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    config = FolderConfig(FORMAT_VERSION, model.config, model.search_defaults, quantization(model))
+    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
     write_arrays(folder / "model.safetensors", dict(tree_flatten(model.parameters())))
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
-def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[Transformer, Tokenizer | None]:
+def load(folder: str | Path, dtype: mx.Dtype | str | None = None) -> tuple[Transformer, Tokenizer | None]:
     """Read a model folder, ready to generate; no tokenizer is given for a folder that has none.
 
     Args:
         folder: The model folder.
-        dtype: What to compute in; by default float32 on the CPU, where low precision is slow, and on a GPU what the
-            file holds.
+        dtype: What to compute in, "float32", "float16" or "bfloat16"; by default float32 on the CPU, where low
+            precision is slow, and on a GPU what the file holds.
 
     Raises:
         FileNotFoundError: If the folder or one of its files does not exist.
@@ -58,19 +74,16 @@ def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[Transformer
     """
     folder = Path(folder)
     config = read_config(folder)
-    model = Transformer(
-        from_dict(ModelConfig, config.get("model"), f"{folder / 'config.json'}: model"),
-        from_dict(SearchConfig, config.get("search", {}), f"{folder / 'config.json'}: search"),
-    )
+    model = Transformer(config.model, config.search)
     weights = read_arrays(folder / "model.safetensors")
-    if config.get("quantization"):
-        quantize(model, **config["quantization"])
+    if config.quantization is not None:
+        quantize_weights(model, config.quantization)
     _check_weights(model, weights, folder / "model.safetensors")
     model.load_weights(list(weights.items()))
     on_cpu = mx.default_device() == mx.cpu
     if on_cpu:
         dequantize(model)
-    model.set_dtype(dtype or (mx.float32 if on_cpu else model.dtype))
+    model.set_dtype(find_dtype(dtype or (mx.float32 if on_cpu else model.dtype)))
     model.eval()
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
     if tokenizer is not None:
@@ -78,50 +91,66 @@ def load(folder: str | Path, dtype: mx.Dtype | None = None) -> tuple[Transformer
     return model, tokenizer
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The contents of a model folder's config.json, its format version checked."""
+def read_config(folder: Path) -> FolderConfig:
+    """What a model folder's config.json says.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is damaged, of a newer format, or has a wrong or unknown field.
+    """
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"A model folder holds a config.json: there is none in {folder}; check the path.")
     try:
-        config = json.loads(path.read_text())
+        data = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be JSON: {error}; copy the model folder again.") from None
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if type(version) is not int:
-        raise ValueError(f"{path} must state the format_version of a model folder, not {version!r}.")
-    if version > FORMAT_VERSION:
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(
             f"{path} has format_version {version}, newer than {FORMAT_VERSION}, the newest that this version of "
             "mlx_transformer reads: upgrade mlx_transformer."
         )
-    return config
+    return from_dict(FolderConfig, data, str(path))
 
 
-def quantize(model: nn.Module, bits: int, group_size: int = GROUP_SIZE) -> None:
+def find_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
+    """A type of numbers by its name."""
+    if isinstance(dtype, mx.Dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    return DTYPES[dtype]
+
+
+def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
     """Quantise linear layers and token embeddings in place; positions and norms stay as they are."""
 
     def chosen(path: str, module: nn.Module) -> bool:
-        return isinstance(module, nn.Linear | nn.Embedding) and not path.endswith("positions")
+        if not isinstance(module, nn.Linear | nn.Embedding) or path.endswith("positions"):
+            return False
+        width = module.weight.shape[-1]
+        if width % config.group_size:
+            raise ValueError(f"Widths to quantise must be multiples of {config.group_size}: {path} has {width}.")
+        return True
 
-    nn.quantize(model, group_size=group_size, bits=bits, class_predicate=chosen)
+    nn.quantize(model, config.group_size, config.bits, class_predicate=chosen)
 
 
-def quantization(model: nn.Module) -> dict[str, int] | None:
+def quantization(model: nn.Module) -> QuantizationConfig | None:
     """How a model is quantised, None if it is not."""
     for module in model.modules():
         if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            return {"bits": module.bits, "group_size": module.group_size}
+            return QuantizationConfig(module.bits, module.group_size)
     return None
 
 
 def dequantize(model: nn.Module) -> None:
     """Give quantised layers plain weights again, in place."""
-    plain = {nn.QuantizedLinear: nn.Linear, nn.QuantizedEmbedding: nn.Embedding}
     leaves = []
     for path, module in model.named_modules():
-        if type(module) in plain:
-            layer = plain[type(module)](1, 1)
+        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            layer = nn.Linear(1, 1) if isinstance(module, nn.QuantizedLinear) else nn.Embedding(1, 1)
             layer.weight = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
             layer.pop("bias", None)
             if "bias" in module:
@@ -140,14 +169,14 @@ def replacing(folder: Path) -> Iterator[Path]:
         yield new
         for path in new.rglob("*"):
             _sync(path)
-    except BaseException:
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        new.rename(folder)
+        _sync(folder.parent)
+    finally:
+        recover(folder)
         shutil.rmtree(new, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    new.rename(folder)
-    _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -171,9 +200,10 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: copy the model folder again.")
     try:
-        return mx.load(str(path), format="safetensors")
+        arrays = mx.load(str(path), format="safetensors")
     except RuntimeError as error:
         raise ValueError(f"{path} must be a whole safetensors file: {error} Copy it again.") from None
+    return cast(dict[str, mx.array], arrays)
 
 
 def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -> None:

@@ -145,6 +145,45 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """How weights are stored in few bits: groups of neighbours share a scale and an offset.
+
+    Attributes:
+        bits: Bits of a weight.
+        group_size: Weights of a group.
+    """
+
+    bits: int
+    group_size: int = 64
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name, choices in (("bits", (4, 8)), ("group_size", (32, 64, 128))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """The config.json of a model folder.
+
+    Attributes:
+        format_version: Raised when an older version of the package could not read the folder.
+        model: What the model is.
+        search: The search that it was made for.
+        quantization: How its weights are quantised, None if they are not.
+    """
+
+    format_version: int
+    model: ModelConfig
+    search: SearchConfig
+    quantization: QuantizationConfig | None = None
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """A training run: corpora in, a run folder with the best and the last model out.
 
@@ -209,7 +248,8 @@ class TrainingConfig:
             raise ValueError("A training run needs at least one corpus to train on and one to validate on.")
         if self.batch_tokens < self.max_length:
             raise ValueError(
-                f"A batch must hold one sentence: batch_tokens {self.batch_tokens} is less than max_length {self.max_length}."
+                f"A batch must hold the longest sentence: batch_tokens {self.batch_tokens} is less than max_length "
+                f"{self.max_length}."
             )
 
 
@@ -251,8 +291,10 @@ def from_dict(kind: type[Config], data: Any, name: str) -> Config:
         raise ValueError(f"{name} lacks the fields {', '.join(missing)}.")
     values = dict(data)
     for key, value in data.items():
-        if dataclasses.is_dataclass(fields[key].type):
-            values[key] = from_dict(fields[key].type, value, f"{name}.{key}")  # type: ignore[arg-type]
+        kinds = get_args(fields[key].type) or (fields[key].type,)
+        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        if nested and value is not None:
+            values[key] = from_dict(nested[0], value, f"{name}: {key}")  # type: ignore[arg-type]
         elif isinstance(value, list):
             values[key] = tuple(value)
     try:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_reduce
 
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
@@ -72,6 +73,7 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def __call__(self, x: mx.array) -> mx.array:
+        """Transform each position, (rows, length, dims)."""
         return self.down_proj(self.activation(self.up_proj(x)))
 
 
@@ -85,9 +87,15 @@ class Residual(nn.Module):
         self.norm_first = stack.norm_first
 
     def __call__(self, x: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
+        """Add what the sublayer makes of x, (rows, length, dims)."""
         if self.norm_first:
             return x + self.dropout(sublayer(self.norm(x)))
         return self.norm(x + self.dropout(sublayer(x)))
+
+
+def as_they_are(key_values: mx.array) -> mx.array:
+    """Remember nothing: attend to the keys and values of these positions alone."""
+    return key_values
 
 
 class Layer(nn.Module):
@@ -107,25 +115,24 @@ class Layer(nn.Module):
         self,
         x: mx.array,
         mask: mx.array | str,
-        remember: Callable[[mx.array], mx.array] = lambda key_values: key_values,
-        memory: mx.array | None = None,
-        memory_mask: mx.array | None = None,
+        remember: Callable[[mx.array], mx.array] = as_they_are,
+        memory: tuple[mx.array, mx.array] | None = None,
     ) -> mx.array:
-        """One layer over x, (rows, length, dims).
+        """Run one layer.
 
         Args:
+            x: (rows, length, dims).
             mask: What self-attention may attend to.
             remember: Takes the keys and values of x and returns those of all positions so far.
-            memory: Keys and values of cross-attention.
-            memory_mask: What cross-attention may attend to.
+            memory: What cross-attention reads, in a decoder: keys and values, and their mask.
         """
 
         def self_attention(x: mx.array) -> mx.array:
             return self.self_attention(x, remember(self.self_attention.key_values(x)), mask)
 
         x = self.self_attention_residual(x, self_attention)
-        if "cross_attention" in self:
-            x = self.cross_attention_residual(x, lambda x: self.cross_attention(x, memory, memory_mask))
+        if memory is not None:
+            x = self.cross_attention_residual(x, lambda x: self.cross_attention(x, *memory))
         return self.feed_forward_residual(x, self.feed_forward)
 
 
@@ -229,11 +236,8 @@ class Transformer(nn.Module):
         mask = "causal" if cache is None else cache.mask(target.shape[1])
         x = self.decoder.embed(self._target_embedding(target), 0 if cache is None else cache.length)
         for index, layer in enumerate(self.decoder.layers):
-            if cache is None:
-                x = layer(x, mask, memory=memory.key_values[index], memory_mask=memory.mask)
-            else:
-                remember = functools.partial(cache.update, index)
-                x = layer(x, mask, remember, memory.key_values[index], memory.mask)
+            remember = as_they_are if cache is None else functools.partial(cache.update, index)
+            x = layer(x, mask, remember, (memory.key_values[index], memory.mask))
         if cache is not None:
             cache.length = cache.length + target.shape[1]
         return self._logits(self.decoder.normalize(x))
@@ -245,6 +249,11 @@ class Transformer(nn.Module):
         shape = (rows, num_heads, 2, capacity, attention.head_dims)
         layers = [mx.zeros(shape, self.dtype) for _ in self.decoder.layers]
         return Cache(layers, mx.array(0, mx.int32))
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers are trained; fixed positions are not."""
+        return tree_reduce(lambda total, array: total + array.size, self.trainable_parameters(), 0)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -282,14 +291,15 @@ def check_length(name: str, length: int, limit: int) -> None:
 def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
     """A linear layer with Glorot's uniform initialisation and no bias at first."""
     layer = nn.Linear(input_dims, output_dims, bias)
-    layer.weight = nn.init.glorot_uniform()(layer.weight)
+    limit = math.sqrt(6 / (input_dims + output_dims))
+    layer.weight = mx.random.uniform(-limit, limit, (output_dims, input_dims))
     if bias:
         layer.bias = mx.zeros(output_dims)
     return layer
 
 
 def embedding(vocab_size: int, dims: int) -> nn.Embedding:
-    """Token embeddings of standard deviation dims**-0.5: of size one when scaled, of fitting size as an output layer."""
+    """Token embeddings of standard deviation dims**-0.5: of size one when scaled, and fit for an output layer."""
     table = nn.Embedding(vocab_size, dims)
     table.weight = mx.random.normal((vocab_size, dims), scale=dims**-0.5)
     return table

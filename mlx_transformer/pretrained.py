@@ -11,7 +11,7 @@ from mlx_transformer.tokenizer import Tokenizer
 BUNDLED = Path(weights.__file__).parent / "pretrained" / "en-fr"
 
 
-def load(model: str | Path | None = None, dtype: mx.Dtype | None = None) -> tuple[Transformer, Tokenizer | None]:
+def load(model: str | Path | None = None, dtype: mx.Dtype | str | None = None) -> tuple[Transformer, Tokenizer | None]:
     """A model, ready to generate, and its tokenizer (None for a folder without one).
 
     Args:
@@ -33,5 +33,7 @@ def find(model: str | Path | None = None) -> Path:
     """
     folder = BUNDLED if model is None else Path(model)
     if not folder.is_dir():
-        raise FileNotFoundError(f"A model is a folder with config.json and model.safetensors: there is none at {folder}.")
+        raise FileNotFoundError(
+            f"A model is a folder with config.json and model.safetensors: there is none at {folder}."
+        )
     return folder

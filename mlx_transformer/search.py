@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_transformer.cache import CAPACITIES, Cache
 from mlx_transformer.config import SearchConfig
@@ -84,7 +85,7 @@ def generate_ids(
     """
     search = search or model.search_defaults
     if max_tokens is None:
-        lengths = (source != model.config.pad_id).sum(axis=1).tolist()
+        lengths = np.array((source != model.config.pad_id).sum(axis=1)).tolist()
         max_tokens = [token_limit(model, length, search) for length in lengths]
     memory = model.compiled(_encode, search.beam_size)(source)
     step = model.compiled(_step, search)
@@ -234,7 +235,7 @@ def _grow(state: State, capacity: int) -> State:
 
 def _hypotheses(state: State, search: SearchConfig, eos_id: int) -> list[list[Hypothesis]]:
     """Read the finished hypotheses from the device."""
-    columns = (state.finished_ids.tolist(), state.finished_scores.tolist(), state.finished_lengths.tolist())
+    columns = [np.array(a).tolist() for a in (state.finished_ids, state.finished_scores, state.finished_lengths)]
     return [
         [
             _hypothesis(row[:length], score, eos_id)

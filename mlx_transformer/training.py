@@ -1,4 +1,4 @@
-"""Training: teacher forcing with label smoothing, in one compiled step; validation; runs that resume exactly."""
+"""Training: teacher forcing in one compiled step, validation, and runs that resume exactly where they were."""
 
 import json
 import logging
@@ -22,52 +22,12 @@ from mlx_transformer.config import PRESETS, ModelConfig, SearchConfig, StackConf
 from mlx_transformer.data import Batch, Corpus, batches, read_pairs
 from mlx_transformer.evaluation import corpus_scores, exact_match, group_references, has_sacrebleu
 from mlx_transformer.generation import generate
+from mlx_transformer.loss import batch_loss, token_losses
 from mlx_transformer.model import Transformer
 from mlx_transformer.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
-
-
-@mx.custom_function
-def _log_sum_exp(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """The logarithm of the sum of exponentials over the last axis, and what its gradient can use again."""
-    largest = logits.max(axis=-1, keepdims=True)
-    exponentials = mx.exp(logits - largest)
-    sums = exponentials.sum(axis=-1, keepdims=True)
-    return largest + mx.log(sums), exponentials, sums
-
-
-@_log_sum_exp.vjp
-def _log_sum_exp_vjp(logits: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> mx.array:
-    """The softmax, from exponentials computed once: over a large vocabulary they are much of the work."""
-    _, exponentials, sums = outputs
-    return cotangents[0] / sums * exponentials
-
-
-def token_losses(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
-    """Cross entropy at each position, in float32, in nats.
-
-    Args:
-        logits: (..., vocab).
-        targets: Token ids, int32 (...).
-        label_smoothing: Share of the target's probability that is spread evenly over the vocabulary
-            (Szegedy et al. 2016, section 7).
-    """
-    logits = logits.astype(mx.float32)
-    correct = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    expected = (1 - label_smoothing) * correct
-    if label_smoothing:
-        expected = expected + label_smoothing * logits.mean(axis=-1)
-    return _log_sum_exp(logits)[0].squeeze(-1) - expected
-
-
-def batch_loss(model: Transformer, source: mx.array, target: mx.array, label_smoothing: float) -> mx.array:
-    """Mean loss of the real tokens of a batch; padding counts neither in the sum nor in the divisor."""
-    wanted = target[:, 1:]
-    real = wanted != model.config.pad_id
-    losses = token_losses(model(source, target[:, :-1]), wanted, label_smoothing)
-    return (losses * real).sum() / mx.maximum(real.sum(), 1)
 
 
 def inverse_square_root(step: mx.array, learning_rate: float, warmup_steps: int) -> mx.array:
@@ -250,9 +210,9 @@ def _check_same_run(config: TrainingConfig, run: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(f"There is no run to resume in {run}: leave --resume out to start one.")
     former = from_dict(TrainingConfig, json.loads(path.read_text()), str(path))
-    free = {"output": config.output, "steps": config.steps, "resume": config.resume}
-    if replace(former, **free) != config:
-        changed = [name for name, value in to_dict(config).items() if value != to_dict(replace(former, **free))[name]]
+    former = replace(former, output=config.output, steps=config.steps, resume=config.resume)
+    if former != config:
+        changed = [name for name, value in to_dict(config).items() if value != to_dict(former)[name]]
         raise ValueError(
             f"--resume goes on with the run's own options, but {', '.join(changed)} differ from {path}; only steps may."
         )
@@ -275,9 +235,14 @@ def _loop(
     config, run = trainer.config, Path(trainer.config.output)
     corpus = Corpus.build(training, tokenizer, config.max_length)
     valid_corpus = Corpus.build(validation, tokenizer, config.max_length)
-    parameters = sum(array.size for _, array in tree_flatten(trainer.model.trainable_parameters()))
     if trainer.group.rank() == 0:
-        record("start", parameters=parameters, pairs=len(corpus), too_long=corpus.dropped, config=to_dict(config))
+        record(
+            "start",
+            parameters=trainer.model.num_parameters,
+            pairs=len(corpus),
+            too_long=corpus.dropped,
+            config=to_dict(config),
+        )
     meter = Meter(config.steps)
     # The position in the data follows from the step alone: a resumed run passes over what was read. Of several
     # processes (mlx.launch) each takes its share of the batches.
@@ -342,7 +307,7 @@ class Meter:
         Raises:
             ValueError: If the loss is not finite.
         """
-        loss = mx.stack(self.losses).mean().item()
+        loss = float(mx.stack(self.losses).mean())
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss is not finite any more at step {trainer.step}: lower --learning-rate, or raise "

@@ -31,12 +31,10 @@ def load(path=None, dtype=None):
     return EchoModel(), None if path == "no-tokenizer" else EchoTokenizer()
 
 
-def generate_hypotheses(model, tokenizer, lines, search=None, *, batch_tokens=4096, strict=False):
+def generate_hypotheses(model, tokenizer, lines, search=None, *, batch_tokens=4096):
     for line in lines:
         if line == "bug":
             raise KeyError("a bug")
-        if strict and len(line) > LONGEST:
-            raise ValueError(f"Sources must have at most {LONGEST} tokens, not {len(line)}.")
         text = line[:LONGEST].upper()
         cut = len(line) > LONGEST
         count = search.num_hypotheses if line else 1

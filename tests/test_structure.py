@@ -19,7 +19,7 @@ LAYERS = [
     {"config", "dates"},
     {"tokenizer", "cache", "evaluation"},
     {"data", "model"},
-    {"search", "checkpoint"},
+    {"search", "checkpoint", "loss"},
     {"generation"},
     {"weights"},
     {"pretrained"},

@@ -1,0 +1,195 @@
+"""Configurations: JSON there and back, and every rule that a value can break."""
+
+import dataclasses
+import json
+
+import pytest
+
+from mlx_transformer.config import (
+    PRESETS,
+    ModelConfig,
+    QuantizationConfig,
+    SearchConfig,
+    StackConfig,
+    TrainingConfig,
+    from_dict,
+    to_dict,
+)
+
+STACK = StackConfig(num_layers=2, num_heads=4, mlp_dims=64)
+MODEL = ModelConfig(
+    source_vocab_size=300,
+    target_vocab_size=400,
+    dims=32,
+    encoder=STACK,
+    decoder=StackConfig(1, 2, 16, norm_first=True, final_norm=True, positions="learned", max_length=9),
+    share_embeddings=False,
+    head_dims=24,
+    dropout=0,
+    activation="silu",
+)
+SEARCH = SearchConfig(beam_size=4, num_hypotheses=2, max_tokens=9, early_stopping="never", suppress_ids=(0, 2))
+TRAINING = TrainingConfig(train=("a.tsv", "b::c"), valid=("dates",), output="run", best_by="bleu", seed=3)
+QUANTIZATION = QuantizationConfig(bits=4, group_size=32)
+CONFIGS = [STACK, MODEL, SEARCH, TRAINING, QUANTIZATION]
+
+
+def kind_of(config):
+    return type(config).__name__
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_json_there_and_back(config):
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config))), "it") == config
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_a_config_is_frozen_and_hashable(config):
+    assert hash(config) == hash(dataclasses.replace(config))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, 1)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_fields_that_have_defaults_may_be_left_out(config):
+    required = {f.name for f in dataclasses.fields(config) if f.default is dataclasses.MISSING}
+    data = {name: value for name, value in to_dict(config).items() if name in required}
+    read = from_dict(type(config), data, "it") if type(config) is not ModelConfig else None
+    if read is not None:
+        assert to_dict(read).keys() == to_dict(config).keys()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_unknown_and_missing_fields_are_named(config):
+    data = to_dict(config)
+    with pytest.raises(ValueError, match="^it has unknown fields: beams, widht. The known ones are .*"):
+        from_dict(type(config), data | {"widht": 1, "beams": 2}, "it")
+    for field in dataclasses.fields(config):
+        if field.default is dataclasses.MISSING:
+            with pytest.raises(ValueError, match=f"^it lacks the fields {field.name}"):
+                from_dict(type(config), {k: v for k, v in data.items() if k != field.name}, "it")
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3])
+def test_a_config_is_an_object(data):
+    with pytest.raises(ValueError, match=f"^it must be an object with fields, not {data!r}".replace("[", r"\[")):
+        from_dict(ModelConfig, data, "it")
+    with pytest.raises(ValueError, match="^it.decoder must be an object with fields, not "):
+        from_dict(ModelConfig, to_dict(MODEL) | {"decoder": data}, "it")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_no_field_takes_a_value_of_another_kind(config):
+    for field in dataclasses.fields(config):
+        for value in ({}, b"1", object()):
+            with pytest.raises(ValueError, match=f"^{field.name} must be .*, not "):
+                dataclasses.replace(config, **{field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        (STACK, "num_layers", True),
+        (STACK, "num_layers", 2.0),
+        (STACK, "num_layers", "2"),
+        (STACK, "num_layers", None),
+        (STACK, "norm_first", 1),
+        (STACK, "norm_first", "false"),
+        (STACK, "positions", "rotary"),
+        (STACK, "positions", None),
+        (MODEL, "norm_eps", "1e-5"),
+        (MODEL, "dropout", False),
+        (MODEL, "head_dims", 2.5),
+        (MODEL, "activation", "tanh"),
+        (SEARCH, "early_stopping", "always"),
+        (SEARCH, "early_stopping", 1),
+        (SEARCH, "suppress_ids", (1, "2")),
+        (SEARCH, "suppress_ids", (1, True)),
+        (SEARCH, "max_tokens", False),
+        (TRAINING, "train", "a.tsv"),
+        (TRAINING, "best_by", "chrf"),
+    ],
+)
+def test_an_ill_typed_field_is_named_with_its_value(config, name, value):
+    told = repr(value).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not {told}"):
+        dataclasses.replace(config, **{name: value})
+
+
+def test_a_whole_number_is_a_float():
+    assert dataclasses.replace(SEARCH, length_penalty=2).length_penalty == 2
+
+
+def test_lists_of_json_become_tuples():
+    assert from_dict(SearchConfig, {"suppress_ids": [0, 2]}, "it").suppress_ids == (0, 2)
+    with pytest.raises(ValueError, match=r"^it: beam_size must be int, not \(1,\)"):
+        from_dict(SearchConfig, {"beam_size": [1]}, "it")
+
+
+def test_errors_of_a_nested_stack_name_its_place():
+    for side in ("encoder", "decoder"):
+        data = to_dict(MODEL)
+        data[side] = {**data[side], "num_layers": "six"}
+        with pytest.raises(ValueError, match=f"^config: model.{side}: num_layers must be int, not 'six'"):
+            from_dict(ModelConfig, data, "config: model")
+        data[side] = {"mlp_dims": 64}
+        with pytest.raises(ValueError, match=f"^model.{side} lacks the fields num_heads, num_layers"):
+            from_dict(ModelConfig, data, "model")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "told"),
+    [
+        *[(STACK, {name: 0}, f"{name} must be more than 0, not 0") for name in ("num_layers", "num_heads", "mlp_dims")],
+        (STACK, {"max_length": -1}, "max_length must be more than 0, not -1"),
+        (MODEL, {"source_vocab_size": 0}, "source_vocab_size must be more than 0, not 0"),
+        (MODEL, {"target_vocab_size": -7}, "target_vocab_size must be more than 0, not -7"),
+        (MODEL, {"dims": 0}, "dims must be more than 0, not 0"),
+        (MODEL, {"head_dims": 0}, "head_dims must be more than 0, not 0"),
+        (MODEL, {"head_dims": None, "dims": 30}, "num_heads must divide dims: 4 does not divide 30"),
+        (MODEL, {"share_embeddings": True}, "vocabularies of one size: 300 is not 400; set share_embeddings to false"),
+        (MODEL, {"dropout": 1}, "dropout must be at least 0 and below 1, not 1"),
+        (MODEL, {"dropout": -0.1}, "dropout must be at least 0 and below 1, not -0.1"),
+        (MODEL, {"pad_id": -1}, "pad_id must be a row of the target vocabulary: -1 is not"),
+        (MODEL, {"eos_id": 400}, "eos_id must be a row of the target vocabulary: 400 is not"),
+        (MODEL, {"start_id": 1000}, "start_id must be a row of the target vocabulary: 1000 is not"),
+        (SEARCH, {"beam_size": 0}, "beam_size must be more than 0, not 0"),
+        (SEARCH, {"num_hypotheses": 0}, "num_hypotheses must be more than 0, not 0"),
+        (SEARCH, {"num_hypotheses": 5}, "num_hypotheses must not exceed beam_size: 5 is more than 4; .* larger beam"),
+        (SEARCH, {"max_tokens": 0}, "max_tokens must be more than 0, not 0"),
+        (SEARCH, {"min_tokens": -2}, "min_tokens must not be negative: -2"),
+        *[
+            (TRAINING, {name: 0}, f"{name} must be more than 0, not 0")
+            for name in ("steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "clip_norm")
+        ],
+        *[
+            (TRAINING, {name: -1}, f"{name} must be more than 0, not -1")
+            for name in ("valid_every", "log_every", "max_length")
+        ],
+        (TRAINING, {"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, not 1.0"),
+        (TRAINING, {"ema_decay": 1}, "ema_decay must be at least 0 and below 1, not 1"),
+        (TRAINING, {"dropout": -0.5}, "dropout must be at least 0 and below 1, not -0.5"),
+        (TRAINING, {"preset": "huge"}, "preset must be one of tiny, small, base, big, not 'huge'"),
+        (TRAINING, {"train": ()}, "at least one corpus to train on"),
+        (TRAINING, {"valid": ()}, "one to validate on"),
+        (TRAINING, {"batch_tokens": 100}, "batch_tokens 100 is less than max_length 256"),
+        (TRAINING, {"seed": -1}, "seed must be at least 0 and below 2\\*\\*32, not -1"),
+        (TRAINING, {"seed": 1 << 32}, "seed must be at least 0 and below 2\\*\\*32, not 4294967296"),
+        (TRAINING, {"bleu_sentences": -1}, "bleu_sentences must not be negative: -1"),
+        (TRAINING, {"bleu_sentences": 0}, "best_by bleu needs sentences to translate: bleu_sentences is 0"),
+        (QUANTIZATION, {"bits": 7}, "bits must be one of 2, 3, 4, 5, 6, 8, not 7"),
+        (QUANTIZATION, {"group_size": 48}, "group_size must be one of 32, 64, 128, not 48"),
+    ],
+)
+def test_every_rule(config, changes, told):
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(config, **changes)
+
+
+def test_heads_of_their_own_width_need_not_divide_dims():
+    assert dataclasses.replace(MODEL, dims=30).head_dims == 24
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_heads_of_64(name):
+    assert PRESETS[name].dims % 64 == 0 and PRESETS[name].layers > 0 and PRESETS[name].mlp_dims > 0

@@ -1,0 +1,56 @@
+"""Models by name: a folder, or the bundled model."""
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+import mlx_transformer as mt
+from mlx_transformer import checkpoint, pretrained
+from mlx_transformer.config import ModelConfig, StackConfig
+from mlx_transformer.model import Transformer
+
+STACK = StackConfig(num_layers=1, num_heads=2, mlp_dims=16, max_length=8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    checkpoint.save(tmp_path / "model", Transformer(ModelConfig(20, 20, 16, STACK, STACK)))
+    return tmp_path / "model"
+
+
+def test_a_folder_is_loaded_from_a_path_or_its_name(folder):
+    expected = dict(tree_flatten(checkpoint.load(folder)[0].parameters()))
+    for name in (folder, str(folder)):
+        model, tokenizer = pretrained.load(name)
+        assert tokenizer is None and not model.training
+        assert all(mx.array_equal(array, expected[key]) for key, array in tree_flatten(model.parameters()))
+
+
+def test_the_type_is_handed_on(folder):
+    assert pretrained.load(folder, mx.float16)[0].dtype == mx.float16
+
+
+def test_without_a_name_it_is_the_bundled_model(folder, monkeypatch):
+    monkeypatch.setattr(pretrained, "BUNDLED", folder)
+    assert pretrained.find() == folder
+    assert pretrained.load()[0].config == checkpoint.load(folder)[0].config
+
+
+def test_no_folder_is_an_error_that_names_it(tmp_path, monkeypatch):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    for wrong in (tmp_path / "nowhere", file):
+        with pytest.raises(FileNotFoundError, match=f"config.json and model.safetensors: there is none at {wrong}"):
+            pretrained.load(wrong)
+    monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "bundled")
+    with pytest.raises(FileNotFoundError, match=f"there is none at {tmp_path / 'bundled'}"):
+        pretrained.load()
+
+
+@pytest.mark.skipif(not pretrained.BUNDLED.is_dir(), reason="no model is bundled in this checkout")
+def test_the_bundled_model_translates():
+    model, tokenizer = mt.load()
+    french = mt.generate(model, tokenizer, ["Where is the station?", "Good evening.", ""])
+    assert "gare" in french[0].lower() or "station" in french[0].lower()
+    assert "bonsoir" in french[1].lower()
+    assert french[2] == ""
