@@ -42,10 +42,13 @@ def save(
         ValueError: If `dtype` or `quantize` is none of these, or the widths do not allow to quantise.
     """
     stored = Transformer(model.config, model.search_defaults)
+    if (held := quantization(model)) is not None:
+        quantize_weights(stored, held)
     stored.update(model.parameters())
     if dtype is not None:
         stored.set_dtype(find_dtype(dtype))
     if quantize is not None:
+        dequantize(stored)
         quantize_weights(stored, QuantizationConfig(quantize))
     with replacing(Path(folder)) as new:
         write(new, stored, tokenizer)
@@ -192,7 +195,7 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
     try:
         mx.save_safetensors(str(path), arrays, metadata=metadata or {})
     except RuntimeError as error:
-        raise OSError(f"{path} could not be written whole: {error} Is the disk full?") from None
+        raise OSError(f"{path} could not be written whole, is the disk full? {error}") from None
 
 
 def read_arrays(path: Path) -> dict[str, mx.array]:
@@ -202,7 +205,7 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
     try:
         arrays = mx.load(str(path), format="safetensors")
     except RuntimeError as error:
-        raise ValueError(f"{path} must be a whole safetensors file: {error} Copy it again.") from None
+        raise ValueError(f"{path} must be a whole safetensors file, copy it again: {error}") from None
     return cast(dict[str, mx.array], arrays)
 
 

@@ -87,6 +87,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _check_positive(self, "source_vocab_size", "target_vocab_size", "dims")
+        if self.head_dims is not None:
+            _check_positive(self, "head_dims")
         for stack in (self.encoder, self.decoder):
             if self.head_dims is None and self.dims % stack.num_heads:
                 raise ValueError(f"num_heads must divide dims: {stack.num_heads} does not divide {self.dims}.")
@@ -246,6 +248,12 @@ class TrainingConfig:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}.")
         if not self.train or not self.valid:
             raise ValueError("A training run needs at least one corpus to train on and one to validate on.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be at least 0 and below 2**32, not {self.seed}.")
+        if self.bleu_sentences < 0:
+            raise ValueError(f"bleu_sentences must not be negative: {self.bleu_sentences}.")
+        if self.best_by == "bleu" and not self.bleu_sentences:
+            raise ValueError("best_by bleu needs sentences to translate: bleu_sentences is 0; allow some.")
         if self.batch_tokens < self.max_length:
             raise ValueError(
                 f"A batch must hold the longest sentence: batch_tokens {self.batch_tokens} is less than max_length "

@@ -105,12 +105,12 @@ class Tokenizer:
         """Write `tokenizer.json`, and `target_tokenizer.json` when the target has a vocabulary of its own."""
         source, target = _paths(folder)
         source.parent.mkdir(parents=True, exist_ok=True)
-        self.source.save(str(source))
+        source.write_text(self.source.to_str(pretty=True), encoding="utf-8")
         if self.shared:
             # Left from an earlier save, it would come back as the target's vocabulary.
             target.unlink(missing_ok=True)
         else:
-            self.target.save(str(target))
+            target.write_text(self.target.to_str(pretty=True), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":

@@ -114,10 +114,9 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
         report: Called with each entry of the log as it is written: plain data, "event" says what it is about.
 
     Raises:
-        ValueError: If the corpora or the options cannot be used.
+        ValueError: If the corpora or the options cannot be used, or if the loss is not finite any more.
         FileNotFoundError: If a corpus does not exist.
         FileExistsError: If the run folder holds a run already and `resume` is not set.
-        FloatingPointError: If the loss is not finite.
     """
     run = Path(config.output)
     last, best = run / "last", run / "best"
@@ -207,7 +206,7 @@ def _train_tokenizer(pairs: list[tuple[str, str]], config: TrainingConfig) -> To
 def _check_same_run(config: TrainingConfig, run: Path) -> None:
     """Refuse to resume with options that would make it another run."""
     path = run / "config.json"
-    if not path.exists():
+    if not (run / "last").exists():
         raise FileNotFoundError(f"There is no run to resume in {run}: leave --resume out to start one.")
     former = from_dict(TrainingConfig, json.loads(path.read_text()), str(path))
     former = replace(former, output=config.output, steps=config.steps, resume=config.resume)
@@ -256,6 +255,7 @@ def _loop(
         if trainer.step % config.valid_every == 0 or trainer.step == config.steps:
             averaged = trainer.averaged()
             results = validate(averaged, valid_corpus, config.batch_tokens)
+            check_finite(results["loss"], trainer.step)  # before last/ is replaced
             results |= _translate(averaged, tokenizer, validation, config.bleu_sentences)
             score = -results["loss"] if config.best_by == "loss" else results["bleu"]
             improved = score > trainer.best_score
@@ -280,6 +280,19 @@ def _translate(
         return {"exact_match": exact_match(hypotheses, references)}
     scores = corpus_scores(hypotheses, references)
     return {name: scores[name] for name in ("bleu", "chrf", "exact_match")}
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Stop a run that has diverged.
+
+    Raises:
+        ValueError: If the loss is not finite.
+    """
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"The loss is not finite any more at step {step}: lower --learning-rate, or raise --warmup-steps; "
+            "last/ holds the model before."
+        )
 
 
 class Meter:
@@ -308,11 +321,7 @@ class Meter:
             ValueError: If the loss is not finite.
         """
         loss = float(mx.stack(self.losses).mean())
-        if not math.isfinite(loss):
-            raise ValueError(
-                f"The loss is not finite any more at step {trainer.step}: lower --learning-rate, or raise "
-                "--warmup-steps; last/ holds the model before."
-            )
+        check_finite(loss, trainer.step)
         seconds = time.perf_counter() - self.started
         values = {
             "steps": self.steps,

@@ -1,0 +1,86 @@
+"""What the bundled model can do: BLEU on a test set by beam and number format, speed, and time to the first sentence.
+
+    python -m benchmarks.bundled CORPUS.tsv [--model FOLDER]
+
+Give the folder of a training run as --model (RUN/best) to compare number formats with the float32 original.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+import mlx_transformer as mt
+from benchmarks.conditions import conditions
+from mlx_transformer.data import read_pairs
+from mlx_transformer.evaluation import corpus_scores, group_references
+from mlx_transformer.pretrained import find
+
+FORMATS = {
+    "float32": {},
+    "float16": {"dtype": "float16"},
+    "8-bit": {"dtype": "float16", "quantize": 8},
+    "4-bit": {"dtype": "float16", "quantize": 4},
+}
+SENTENCE = "Where is the station?"
+
+
+@click.command()
+@click.argument("corpus")
+@click.option("--model", type=click.Path(file_okay=False), help="A model folder; the bundled model if left out.")
+@click.option("--beams", multiple=True, type=int, default=(1, 4, 6), show_default=True)
+@click.option("--length-penalties", multiple=True, type=float, default=(1.0,), show_default=True)
+def main(corpus: str, model: str | None, beams: tuple[int, ...], length_penalties: tuple[float, ...]) -> None:
+    """Measure a model on CORPUS (a SPEC as of `mlx-transformer train`), with all references of a source."""
+    sources, references = group_references(read_pairs(corpus).pairs)
+    print(conditions(model=model or "bundled", corpus=Path(corpus).name, sentences=len(sources)))
+    original, tokenizer = mt.load(model)
+    if tokenizer is None:
+        raise click.ClickException("The model needs a tokenizer.")
+    print("| stored as | MB | beam | length penalty | BLEU | chrF | exact | sentences/s |")
+    print("|---|---|---|---|---|---|---|---|")
+    signature = ""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, options in FORMATS.items() if model else [("as bundled", {})]:
+            mt.save(Path(scratch) / name, original, tokenizer, **options)
+            folder = Path(scratch) / name if model else None
+            network, _ = mt.load(folder)
+            stored = find(folder) / "model.safetensors"
+            for beam in beams:
+                for penalty in length_penalties if beam > 1 else (1.0,):
+                    search = replace(network.search_defaults, beam_size=beam, length_penalty=penalty)
+                    started = time.perf_counter()
+                    texts = mt.generate(network, tokenizer, sources, search)
+                    rate = len(sources) / (time.perf_counter() - started)
+                    scores = corpus_scores(texts, references)
+                    signature = scores["bleu_signature"]
+                    print(
+                        f"| {name} | {stored.stat().st_size / 1e6:.1f} | {beam} | {penalty} | {scores['bleu']:.2f} | "
+                        f"{scores['chrf']:.2f} | {scores['exact_match']:.1%} | {rate:.0f} |",
+                        flush=True,
+                    )
+    print(f"BLEU signature: {signature}")
+    first_sentence(model)
+
+
+def first_sentence(model: str | None) -> None:
+    """Time the whole command for one sentence, with an empty cache of compiled kernels and with a filled one."""
+    command = [sys.executable, "-m", "mlx_transformer", "generate", SENTENCE, *(["--model", model] if model else [])]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"TMPDIR": cache}
+        seconds = []
+        for _ in range(6):
+            started = time.perf_counter()
+            text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
+            seconds.append(time.perf_counter() - started)
+    warm = sorted(seconds[1:])[len(seconds[1:]) // 2]
+    print(f"{SENTENCE!r} -> {text!r}: cold {seconds[0]:.2f} s, warm {warm:.2f} s (median of 5)")
+
+
+if __name__ == "__main__":
+    main()

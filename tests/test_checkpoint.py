@@ -1,0 +1,429 @@
+"""Model folders: the same bits back, every damage told in one line, nothing lost when writing fails."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_transformer import checkpoint
+from mlx_transformer.config import ModelConfig, QuantizationConfig, SearchConfig, StackConfig
+from mlx_transformer.model import Transformer
+from mlx_transformer.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+STACK = StackConfig(num_layers=1, num_heads=2, mlp_dims=64, max_length=12, positions="learned", final_norm=True)
+CONFIG = ModelConfig(300, 300, 64, STACK, dataclasses.replace(STACK, positions="sinusoidal", norm_first=True))
+SEARCH = SearchConfig(beam_size=3, length_penalty=0.5, suppress_ids=(0, 2))
+SOURCE = mx.array([[5, 6, 7, 1], [8, 1, 0, 0]], mx.int32)
+TARGET = mx.array([[2, 9, 10], [2, 11, 12]], mx.int32)
+on_cpu = pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="low precision stays as it is on a GPU")
+
+
+def make_model(config=CONFIG):
+    mx.random.seed(7)
+    model = Transformer(config, SEARCH)
+    # Biases and norms begin alike: give every array values of its own.
+    noise = [(name, array + 0.02 * mx.random.normal(array.shape)) for name, array in tree_flatten(model.parameters())]
+    model.load_weights(noise)
+    model.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = ["ab cd ef gh", "ij kl mn"] * 3
+    return Tokenizer.train(texts, texts, 290)
+
+
+@pytest.fixture
+def folder(tmp_path, model, tokenizer):
+    checkpoint.save(tmp_path / "model", model, tokenizer)
+    return tmp_path / "model"
+
+
+def arrays_of(model):
+    return dict(tree_flatten(model.parameters()))
+
+
+def same_bits(first, second):
+    return first.keys() == second.keys() and all(
+        array.dtype == second[name].dtype and mx.array_equal(array, second[name]) for name, array in first.items()
+    )
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def edit(folder, change):
+    """Change a folder's config.json."""
+    path = folder / "config.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def refused(folder, told, kind=ValueError):
+    """The one short line that loading a folder gives."""
+    with pytest.raises(kind, match=told) as caught:
+        checkpoint.load(folder)
+    message = str(caught.value)
+    assert len(message) < 800 and message.count("\n") == 0
+    return message
+
+
+class TestBits:
+    def test_what_is_saved_is_loaded(self, folder, model, tokenizer):
+        loaded, loaded_tokenizer = checkpoint.load(folder)
+        assert same_bits(arrays_of(loaded), arrays_of(model))
+        assert (loaded.config, loaded.search_defaults) == (CONFIG, SEARCH)
+        assert not loaded.training and loaded is not model
+        assert loaded_tokenizer.encode("ab kl") == tokenizer.encode("ab kl")
+        assert mx.array_equal(loaded(SOURCE, TARGET), model(SOURCE, TARGET))
+
+    def test_every_switch_of_the_model_comes_back(self, tmp_path):
+        config = dataclasses.replace(
+            CONFIG,
+            target_vocab_size=310,
+            share_embeddings=False,
+            tie_output=False,
+            output_bias=True,
+            attention_bias=False,
+            norm_bias=False,
+        )
+        model = make_model(config)
+        checkpoint.save(tmp_path / "model", model)
+        loaded, tokenizer = checkpoint.load(tmp_path / "model")
+        assert tokenizer is None and loaded.config == config
+        assert same_bits(arrays_of(loaded), arrays_of(model))
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_low_precision(self, tmp_path, model, dtype):
+        before = arrays_of(model)
+        checkpoint.save(tmp_path / "model", model, dtype=dtype)
+        assert same_bits(arrays_of(model), before)  # saving leaves the model as it is
+        rounded = {name: array.astype(checkpoint.DTYPES[dtype]) for name, array in before.items()}
+        assert same_bits(mx.load(str(tmp_path / "model" / "model.safetensors")), rounded)
+        assert same_bits(arrays_of(checkpoint.load(tmp_path / "model", dtype)[0]), rounded)
+        assert same_bits(arrays_of(checkpoint.load(tmp_path / "model", checkpoint.DTYPES[dtype])[0]), rounded)
+
+    @on_cpu
+    def test_the_cpu_computes_in_float32_by_default(self, tmp_path, model):
+        checkpoint.save(tmp_path / "model", model, dtype=mx.float16)
+        loaded, _ = checkpoint.load(tmp_path / "model")
+        assert {array.dtype for array in arrays_of(loaded).values()} == {mx.float32}
+
+    @pytest.mark.parametrize("dtype", ["float64", "int8", ""])
+    def test_no_other_type(self, tmp_path, model, folder, dtype):
+        told = f"dtype must be one of float32, float16, bfloat16, not {dtype!r}"
+        with pytest.raises(ValueError, match=told):
+            checkpoint.save(tmp_path / "other", model, dtype=dtype)
+        with pytest.raises(ValueError, match="dtype must be one of"):
+            checkpoint.load(folder, dtype or "half")
+        assert not (tmp_path / "other").exists()
+
+
+class TestQuantization:
+    @pytest.fixture(params=[8, 4])
+    def quantized(self, request, tmp_path, model, tokenizer):
+        checkpoint.save(tmp_path / "quantized", model, tokenizer, quantize=request.param)
+        return tmp_path / "quantized", request.param
+
+    def test_the_file_is_smaller_and_the_config_says_so(self, quantized, folder, model):
+        path, bits = quantized
+        sizes = [(place / "model.safetensors").stat().st_size for place in (path, folder)]
+        assert sizes[0] < sizes[1] * {8: 0.5, 4: 0.35}[bits]
+        config = json.loads((path / "config.json").read_text())
+        assert config["quantization"] == {"bits": bits, "group_size": 64}
+        assert json.loads((folder / "config.json").read_text())["quantization"] is None
+        assert checkpoint.quantization(model) is None  # saving leaves the model as it is
+
+    def test_positions_and_norms_are_kept(self, quantized, model):
+        stored = mx.load(str(quantized[0] / "model.safetensors"))
+        plain = arrays_of(model)
+        kept = {name: stored[name] for name in plain if "norm" in name or "positions" in name or name.endswith("bias")}
+        assert same_bits(kept, {name: plain[name] for name in kept}) and len(kept) > 10
+        others = {name for name in plain.keys() - kept.keys()}
+        assert {stored[name].dtype for name in others} == {mx.uint32}
+        assert {f"{name.removesuffix('weight')}scales" for name in others} <= stored.keys()
+
+    @on_cpu
+    def test_on_the_cpu_it_is_dequantised_and_near(self, quantized, model):
+        path, bits = quantized
+        loaded, _ = checkpoint.load(path)
+        assert checkpoint.quantization(loaded) is None
+        assert {array.dtype for array in arrays_of(loaded).values()} == {mx.float32}
+        assert {name: a.shape for name, a in arrays_of(loaded).items()} == {
+            name: a.shape for name, a in arrays_of(model).items()
+        }
+        logits, expected = loaded(SOURCE, TARGET), model(SOURCE, TARGET)
+        error = mx.abs(logits - expected).mean() / mx.abs(expected).mean()
+        assert 0 < error.item() < {8: 0.02, 4: 0.3}[bits]
+
+    def test_dequantised_weights_are_those_of_the_quantised_layers(self, quantized):
+        path, bits = quantized
+        model = Transformer(CONFIG)
+        checkpoint.quantize_weights(model, QuantizationConfig(bits))
+        model.load_weights(str(path / "model.safetensors"))
+        model.eval()
+        expected = model(SOURCE, TARGET)
+        checkpoint.dequantize(model)
+        assert not any(isinstance(module, nn.QuantizedLinear) for module in model.modules())
+        assert mx.allclose(model(SOURCE, TARGET), expected, atol=1e-4)
+
+    def test_a_quantised_model_is_saved_as_it_is(self, quantized, tmp_path):
+        path, bits = quantized
+        model = Transformer(CONFIG, SEARCH)
+        checkpoint.quantize_weights(model, QuantizationConfig(bits))
+        model.load_weights(str(path / "model.safetensors"))
+        checkpoint.save(tmp_path / "again", model)
+        assert (tmp_path / "again" / "config.json").read_bytes() == (path / "config.json").read_bytes()
+        first, second = (mx.load(str(place / "model.safetensors")) for place in (path, tmp_path / "again"))
+        assert same_bits(first, second)
+
+    def test_a_quantised_model_is_quantised_anew(self, quantized, tmp_path):
+        path, bits = quantized
+        model = Transformer(CONFIG, SEARCH)
+        checkpoint.quantize_weights(model, QuantizationConfig(bits))
+        checkpoint.save(tmp_path / "other", model, quantize=12 - bits)
+        assert checkpoint.read_config(tmp_path / "other").quantization == QuantizationConfig(12 - bits)
+        assert checkpoint.quantization(model) == QuantizationConfig(bits)
+
+    def test_float16_and_quantised(self, tmp_path, model):
+        checkpoint.save(tmp_path / "both", model, dtype="float16", quantize=8)
+        stored = mx.load(str(tmp_path / "both" / "model.safetensors"))
+        assert {array.dtype for array in stored.values()} == {mx.float16, mx.uint32}
+
+    def test_widths_must_allow_it(self, tmp_path):
+        model = Transformer(dataclasses.replace(CONFIG, encoder=dataclasses.replace(STACK, mlp_dims=40)))
+        with pytest.raises(ValueError, match=r"multiples of 64: encoder.*feed_forward.down_proj has 40"):
+            checkpoint.save(tmp_path / "model", model, quantize=8)
+        with pytest.raises(ValueError, match="bits must be one of 4, 8, not 3"):
+            checkpoint.save(tmp_path / "model", make_model(), quantize=3)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestDamage:
+    @pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.5, -1])
+    def test_a_cut_file(self, folder, kept):
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
+        refused(folder, f"{path} must be a whole safetensors file, copy it again: ")
+
+    @pytest.mark.parametrize("data", [b"garbage " * 99, b"\0" * 999, b"\xff" * 999, (9).to_bytes(8, "little") + b"x" * 99])
+    def test_garbage(self, folder, data):
+        (folder / "model.safetensors").write_bytes(data)
+        refused(folder, "must be a whole safetensors file, copy it again: ")
+
+    def test_missing_files_and_folders(self, folder, tmp_path):
+        refused(tmp_path / "nowhere", f"there is none in {tmp_path / 'nowhere'}; check the path", FileNotFoundError)
+        (folder / "model.safetensors").unlink()
+        refused(folder, f"{folder / 'model.safetensors'} is missing: copy the model folder again", FileNotFoundError)
+        (folder / "config.json").unlink()
+        refused(folder, f"there is none in {folder}", FileNotFoundError)
+
+    def test_a_folder_without_a_tokenizer(self, folder):
+        (folder / "tokenizer.json").unlink()
+        assert checkpoint.load(folder)[1] is None
+
+    @pytest.mark.parametrize("text", ["", "{", '{"format_version": 1,', "\udcff"])
+    def test_a_config_that_is_no_json(self, folder, text):
+        (folder / "config.json").write_text(text, errors="surrogateescape")
+        refused(folder, f"{folder / 'config.json'} must be JSON: ")
+
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            (lambda c: c.update(format_version=2), "format_version 2, newer than 1, .*: upgrade mlx_transformer"),
+            (lambda c: c.update(format_version=99, new_field=1), "format_version 99, newer than 1"),
+            (lambda c: c.update(format_version="1"), "format_version must be int, not '1'"),
+            (lambda c: c.pop("format_version"), "lacks the fields format_version"),
+            (lambda c: c.update(modle=c.pop("model")), "unknown fields: modle. The known ones are .*model"),
+            (lambda c: c.pop("model"), "lacks the fields model"),
+            (lambda c: c["model"].update(width=3), "model has unknown fields: width. The known ones are .*dims"),
+            (lambda c: c["model"].update(dims="64"), "model: dims must be int, not '64'"),
+            (lambda c: c["model"].pop("dims"), "model lacks the fields dims"),
+            (lambda c: c["model"]["encoder"].update(num_heads=-2), "encoder: num_heads must be more than 0, not -2"),
+            (lambda c: c["model"]["decoder"].update(norm=1), "decoder has unknown fields: norm"),
+            (lambda c: c["search"].update(beam_size=0), "search: beam_size must be more than 0, not 0"),
+            (lambda c: c["search"].update(beams=2), "search has unknown fields: beams"),
+            (lambda c: c.update(search=[]), r"search must be an object with fields, not \[\]"),
+            (lambda c: c.update(quantization="yes"), "quantization must be an object with fields, not 'yes'"),
+            (lambda c: c.update(quantization={"bits": "8"}), "quantization: bits must be int, not '8'"),
+            (lambda c: c.update(quantization={"bits": 5}), "quantization: bits must be one of 4, 8, not 5"),
+            (lambda c: c.update(quantization={"bit": 8}), "quantization has unknown fields: bit"),
+            (lambda c: c.update(quantization={"bits": 8, "group_size": 0}), "group_size must be one of .*, not 0"),
+        ],
+    )
+    def test_a_config_with_a_wrong_field(self, folder, change, told):
+        edit(folder, change)
+        assert str(folder / "config.json") in refused(folder, told)
+
+    @pytest.mark.parametrize("data", ["[]", "3", '"text"', "null"])
+    def test_a_config_that_is_no_object(self, folder, data):
+        (folder / "config.json").write_text(data)
+        refused(folder, re.escape(f"{folder / 'config.json'} must be an object with fields, not "))
+
+    def test_all_names_and_shapes_that_differ_are_told(self, folder):
+        path = folder / "model.safetensors"
+        weights = mx.load(str(path))
+        missing = [name for name in sorted(weights) if "feed_forward" in name][:6]
+        weights = {name: array for name, array in weights.items() if name not in missing}
+        weights["extra.weight"] = weights["other"] = mx.zeros(2)
+        weights["encoder.norm.weight"] = mx.zeros(63)
+        mx.save_safetensors(str(path), weights)
+        message = refused(folder, f"{path} does not hold the arrays that its config.json asks for")
+        assert f"6 missing ({', '.join(missing[:4])} and 2 more)" in message
+        assert "2 unexpected (extra.weight, other)" in message
+        assert "1 of another shape (encoder.norm.weight (63,) instead of (64,))" in message
+
+    def test_quantised_weights_that_the_config_does_not_state(self, tmp_path, model):
+        checkpoint.save(tmp_path / "model", model, quantize=8)
+        edit(tmp_path / "model", lambda config: config.update(quantization=None))
+        refused(tmp_path / "model", r"unexpected \(.*biases.*of another shape")
+
+    def test_a_tokenizer_larger_than_the_weights(self, folder, tokenizer):
+        texts = [f"{a}{b} {b}{a}" for a in "abcdefghijklm" for b in "nopqrstuvw"]
+        large = Tokenizer.train(texts, texts, 400)
+        assert large.source_vocab_size > 300
+        large.save(folder)
+        refused(folder, rf"source vocabulary of {folder} does not fit .*: {large.source_vocab_size} pieces, but 300 rows")
+        Tokenizer(tokenizer.source, large.source).save(folder)
+        refused(folder, f"target vocabulary of .*: {large.source_vocab_size} pieces, but 300 rows")
+
+    def test_a_damaged_tokenizer(self, folder):
+        (folder / "tokenizer.json").write_text("{")
+        refused(folder, f"{folder / 'tokenizer.json'} must hold a tokenizer of this package")
+
+
+class TestReplacing:
+    def test_a_folder_is_replaced_whole(self, folder, model, tmp_path):
+        (folder / "stale").write_text("of the old one")
+        checkpoint.save(folder, model)
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+        assert list(tmp_path.iterdir()) == [folder]
+
+    def test_parents_are_made(self, tmp_path, model):
+        checkpoint.save(tmp_path / "a" / "b" / "model", model)
+        assert checkpoint.load(tmp_path / "a" / "b" / "model")[0].config == CONFIG
+
+    def test_a_path_as_text_and_relative(self, tmp_path, model, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        checkpoint.save("model", model)
+        assert checkpoint.load("model")[0].config == CONFIG
+
+    @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+    def test_an_exception_leaves_the_old_folder(self, folder, tmp_path, kind):
+        before = contents(tmp_path)
+        with pytest.raises(kind, match="in between"), checkpoint.replacing(folder) as new:
+            (new / "config.json").write_text("half")
+            raise kind("in between")
+        assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
+
+    def test_an_exception_leaves_nothing_where_nothing_was(self, tmp_path):
+        with pytest.raises(RuntimeError), checkpoint.replacing(tmp_path / "new"):
+            raise RuntimeError
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_rename_that_fails_leaves_the_old_folder(self, folder, tmp_path, monkeypatch):
+        before = contents(tmp_path)
+        rename = Path.rename
+
+        def failing(self, target):
+            if self.name.endswith(".new"):
+                raise OSError("no rename")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="no rename"), checkpoint.replacing(folder) as new:
+            (new / "file").write_text("new")
+        assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
+
+    def test_until_the_block_is_done_the_old_one_is_there(self, folder):
+        before = contents(folder)
+        with checkpoint.replacing(folder) as new:
+            assert new.parent == folder.parent  # on the same disk, so that a rename is enough
+            (new / "file").write_text("new")
+            assert contents(folder) == before
+        assert contents(folder) == {Path("file"): b"new"}
+
+    def test_leftovers_of_a_process_that_was_killed_do_not_matter(self, folder, tmp_path):
+        for leftover in (".model.new", ".model.old"):
+            (tmp_path / leftover).mkdir()
+            (tmp_path / leftover / "junk").write_text("junk")
+        with checkpoint.replacing(folder) as new:
+            (new / "file").write_text("new")
+        assert contents(tmp_path) == {Path("model/file"): b"new"}
+        assert list(tmp_path.iterdir()) == [folder]
+
+    def test_recover_after_a_cut_between_two_renames(self, folder, tmp_path):
+        before = contents(folder)
+        folder.rename(tmp_path / ".model.old")
+        checkpoint.recover(folder)
+        assert contents(folder) == before and list(tmp_path.iterdir()) == [folder]
+
+    def test_recover_keeps_a_folder_that_is_there(self, folder, tmp_path):
+        before = contents(folder)
+        checkpoint.recover(folder)
+        (tmp_path / ".model.old").mkdir()
+        checkpoint.recover(folder)
+        assert contents(folder) == before
+
+
+FULL_DISK = """
+import resource, signal, sys
+import mlx.core as mx
+from mlx_transformer import checkpoint
+mx.set_default_device(mx.cpu)
+model, tokenizer = checkpoint.load(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    checkpoint.save(sys.argv[1], model, tokenizer)
+except OSError as error:
+    sys.exit(f"OSError: {error}")
+"""
+
+
+SAVED_BEFORE = {"model.safetensors": ["config.json"], "tokenizer.json": ["config.json", "model.safetensors"]}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+@pytest.mark.parametrize("full", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_full_disk(tmp_path, full):
+    """Each file in turn is the one that no longer fits: the limit lies just below its size."""
+    texts = [f"{a}{b} {b}{a}" for a in "abcdefghijklm" for b in "nopqrstuvw"]
+    tokenizer = Tokenizer.train(texts, texts, 600)
+    vocab_size = tokenizer.source_vocab_size
+    small = StackConfig(num_layers=1, num_heads=1, mlp_dims=4, max_length=4)
+    folder = tmp_path / "model"
+    config = ModelConfig(vocab_size, vocab_size, 2 if full == "tokenizer.json" else 64, small, small)
+    checkpoint.save(folder, Transformer(config), tokenizer)
+    before = contents(tmp_path)
+    limit = (folder / full).stat().st_size - 10
+    assert full == "config.json" or limit > max(len(before[Path("model") / name]) for name in SAVED_BEFORE[full])
+    command = [sys.executable, "-c", FULL_DISK, str(folder), str(limit)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert result.returncode == 1, result.stderr
+    told = result.stderr.strip()
+    assert told.startswith("OSError: ") and told.count("\n") == 0
+    if full == "model.safetensors":
+        assert f"{folder.with_name('.model.new') / full} could not be written whole, is the disk full?" in told
+    else:
+        assert "File too large" in told
+    assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]

@@ -1,0 +1,250 @@
+"""Texts in, texts out: order, blank lines, laziness, truncation, and results that do not depend on batching."""
+
+import dataclasses
+import random
+from collections import Counter
+
+import mlx.core as mx
+import pytest
+
+from mlx_transformer import generation
+from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
+from mlx_transformer.generation import generate, generate_hypotheses
+from mlx_transformer.model import Transformer
+from mlx_transformer.search import generate_ids, token_limit
+from mlx_transformer.tokenizer import Tokenizer
+
+WORDS = ["ab", "cde", "fg", "hijk", "l", "mno"]
+LIMIT = 40  # source positions: no multiple of 16, so that the last padded length is an odd one
+GREEDY = SearchConfig(max_tokens=6)
+BEAM = SearchConfig(beam_size=3, num_hypotheses=2, max_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [" ".join(WORDS)] * 3
+    return Tokenizer.train(texts, texts, 300)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    mx.random.seed(3)
+    size = tokenizer.source_vocab_size
+    encoder = StackConfig(num_layers=1, num_heads=2, mlp_dims=32, max_length=LIMIT)
+    decoder = dataclasses.replace(encoder, max_length=12)
+    model = Transformer(ModelConfig(size, size, 32, encoder, decoder), GREEDY)
+    # An untrained model would only repeat its input: larger weights make targets of several lengths.
+    model.load_weights([("source_embedding.weight", 3 * model.source_embedding.weight)], strict=False)
+    model.eval()
+    return model
+
+
+def make_lines(count, longest=12, seed=0):
+    """Texts of mixed lengths, no two alike in a row."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+
+
+def essence(hypotheses):
+    return [(h.ids, h.text, h.finish_reason, h.truncated, pytest.approx(h.score, abs=1e-4)) for h in hypotheses]
+
+
+def alone(model, tokenizer, lines, search):
+    """Each line searched by itself, without any padding or filling up, by the function below."""
+    results = []
+    for line in lines:
+        ids = tokenizer.encode(line)
+        (hypotheses,) = generate_ids(model, mx.array([ids], mx.int32), search, [token_limit(model, len(ids), search)])
+        results.append([dataclasses.replace(h, text=tokenizer.decode(h.ids)) for h in hypotheses])
+    return results
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """The shapes of the sources that reach the search."""
+    seen = Counter()
+
+    def counting(model, source, search, limits):
+        seen[source.shape] += 1
+        return generate_ids(model, source, search, limits)
+
+    monkeypatch.setattr(generation, "generate_ids", counting)
+    return seen
+
+
+class TestTexts:
+    def test_a_text_gives_a_text_and_a_list_a_list(self, model, tokenizer):
+        text = generate(model, tokenizer, "ab cde")
+        assert isinstance(text, str) and text
+        assert generate(model, tokenizer, ["ab cde"]) == [text]
+        assert generate(model, tokenizer, []) == []
+        assert generate(model, tokenizer, "") == "" and generate(model, tokenizer, ["", " \t"]) == ["", ""]
+
+    def test_the_text_is_that_of_the_best_hypothesis(self, model, tokenizer):
+        lines = make_lines(5)
+        best = [hypotheses[0] for hypotheses in generate_hypotheses(model, tokenizer, lines, BEAM)]
+        assert generate(model, tokenizer, lines, BEAM) == [h.text for h in best]
+        assert [tokenizer.decode(h.ids) for h in best] == [h.text for h in best]
+
+    def test_the_search_of_the_model_is_the_default(self, model, tokenizer):
+        default = list(generate_hypotheses(model, tokenizer, make_lines(4)))
+        assert default == list(generate_hypotheses(model, tokenizer, make_lines(4), model.search_defaults))
+        assert {len(hypotheses) for hypotheses in default} == {1}
+
+    def test_results_differ_between_lines(self, model, tokenizer):
+        """Else the tests of order below would show nothing."""
+        texts = [h[0].text for h in alone(model, tokenizer, make_lines(12), GREEDY)]
+        assert len(set(texts)) > 6
+
+    def test_n_best(self, model, tokenizer):
+        for hypotheses in generate_hypotheses(model, tokenizer, make_lines(6), BEAM):
+            assert len(hypotheses) == 2
+            assert hypotheses[0].score >= hypotheses[1].score
+            assert hypotheses[0].ids != hypotheses[1].ids
+
+
+class TestOrder:
+    def test_order_is_kept_over_mixed_lengths(self, model, tokenizer):
+        lines = make_lines(12)
+        expected = alone(model, tokenizer, lines, GREEDY)
+        got = list(generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=64))
+        assert [essence(h) for h in got] == [essence(h) for h in expected]
+
+    def test_blank_lines_give_one_empty_hypothesis_in_their_place(self, model, tokenizer, shapes):
+        lines = ["", *make_lines(2), "  ", "\t", *make_lines(1, seed=1), "", "\u3000"]
+        results = list(generate_hypotheses(model, tokenizer, lines, BEAM))
+        assert len(results) == len(lines)
+        for line, hypotheses in zip(lines, results, strict=True):
+            if line.strip():
+                assert len(hypotheses) == 2 and hypotheses[0].ids
+            else:
+                assert [(h.ids, h.text, h.score, h.finish_reason) for h in hypotheses] == [([], "", 0.0, "stop")]
+        assert sum(shapes.values()) == 1
+        shapes.clear()
+        assert [h.text for h, in generate_hypotheses(model, tokenizer, ["", " "], BEAM)] == ["", ""]
+        assert not shapes
+
+    def test_no_lines(self, model, tokenizer):
+        assert list(generate_hypotheses(model, tokenizer, [])) == []
+
+
+class TestLaziness:
+    def test_lines_are_read_a_window_at_a_time(self, model, tokenizer, monkeypatch):
+        monkeypatch.setattr(generation, "WINDOW", 4)
+        read = []
+
+        def lines():
+            for line in make_lines(11):
+                read.append(line)
+                yield line
+
+        results = generate_hypotheses(model, tokenizer, lines(), GREEDY)
+        assert read == []
+        seen = []
+        for number, hypotheses in enumerate(results):
+            seen.append(hypotheses)
+            assert len(read) == min(4 * (number // 4 + 1), 11)
+        assert [essence(h) for h in seen] == [essence(h) for h in alone(model, tokenizer, make_lines(11), GREEDY)]
+
+    def test_endless_input(self, model, tokenizer, monkeypatch):
+        monkeypatch.setattr(generation, "WINDOW", 2)
+
+        def lines():
+            while True:
+                yield "ab"
+
+        results = generate_hypotheses(model, tokenizer, lines(), GREEDY)
+        assert next(results)[0].text == next(results)[0].text == next(results)[0].text
+
+    def test_results_come_before_the_window_is_all_searched(self, model, tokenizer, shapes):
+        lines = sorted(make_lines(8), key=len)
+        results = generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=16)
+        next(results)
+        assert sum(shapes.values()) == 1
+        list(results)
+        assert sum(shapes.values()) == 8
+
+
+class TestBatches:
+    @pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
+    def test_results_do_not_depend_on_batches(self, model, tokenizer, search):
+        lines = make_lines(13, longest=14, seed=5)
+        expected = [essence(h) for h in alone(model, tokenizer, lines, search)]
+        for batch_tokens in (1, 100, 4096):
+            got = list(generate_hypotheses(model, tokenizer, lines, search, batch_tokens=batch_tokens))
+            assert [essence(h) for h in got] == expected
+
+    def test_limits_are_each_lines_own(self, model, tokenizer):
+        """Without max_tokens a long neighbour must not lengthen a short line's target."""
+        search = SearchConfig(suppress_ids=(1,))  # nothing ends before its limit
+        wide = dataclasses.replace(model.config.decoder, max_length=60)
+        mx.random.seed(0)
+        free = Transformer(dataclasses.replace(model.config, decoder=wide))
+        free.eval()
+        lines = ["ab", "ab ab"]
+        limits = [token_limit(free, len(tokenizer.encode(line)), search) for line in lines]
+        results = list(generate_hypotheses(free, tokenizer, lines, search))
+        assert [len(h.ids) for h, in results] == limits and limits[0] < limits[1] < 60
+        assert {h.finish_reason for h, in results} == {"length"}
+
+    def test_filler_rows_change_nothing(self, model, tokenizer, shapes):
+        lines = make_lines(5, longest=6)
+        results = list(generate_hypotheses(model, tokenizer, lines, BEAM))
+        assert list(shapes) == [(6, 16)]  # one row to fill up
+        assert len(results) == 5
+        assert [essence(h) for h in results] == [essence(h) for h in alone(model, tokenizer, lines, BEAM)]
+
+    def test_batches_keep_to_their_budget(self, model, tokenizer, shapes):
+        lines = make_lines(30, longest=14)
+        for search, budget in ((GREEDY, 128), (BEAM, 192)):
+            list(generate_hypotheses(model, tokenizer, lines, search, batch_tokens=budget))
+            assert max(rows * length * search.beam_size for rows, length in shapes) <= budget
+            assert max(rows for rows, _ in shapes) > 1
+            shapes.clear()
+
+    def test_few_shapes_reach_the_search(self, model, tokenizer, monkeypatch):
+        shapes = Counter()
+
+        def nothing(model, source, search, limits):
+            shapes[source.shape] += 1
+            assert len(limits) == source.shape[0]
+            return [[generation.EMPTY]] * source.shape[0]
+
+        monkeypatch.setattr(generation, "generate_ids", nothing)
+        lines = make_lines(3000, longest=60)
+        assert len(list(generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=1024))) == 3000
+        lengths = {length for _, length in shapes}
+        assert lengths <= {16, 32, LIMIT}
+        assert all(rows in generation.BATCH_SIZES for rows, _ in shapes)
+        assert len(shapes) <= 12 < sum(shapes.values())
+
+    @pytest.mark.parametrize("batch_tokens", [0, -5])
+    def test_an_impossible_budget(self, model, tokenizer, batch_tokens):
+        with pytest.raises(ValueError, match=f"batch_tokens must be more than 0, not {batch_tokens}"):
+            list(generate_hypotheses(model, tokenizer, ["ab"], batch_tokens=batch_tokens))
+
+
+class TestTruncation:
+    def lines(self, tokenizer):
+        word = next(word for word in WORDS if len(tokenizer.encode(f"{word} {word}")) == 3)
+        return [" ".join([word] * count) for count in (3, LIMIT - 1, LIMIT, 3 * LIMIT)]
+
+    def test_a_source_that_is_too_long_is_cut_and_flagged(self, model, tokenizer):
+        fits, exact, over, far = self.lines(tokenizer)
+        results = list(generate_hypotheses(model, tokenizer, [far, fits, over, exact], BEAM))
+        assert [[h.truncated for h in hypotheses] for hypotheses in results] == [
+            [True, True],
+            [False, False],
+            [True, True],
+            [False, False],
+        ]
+        # What is read is the beginning and the end token: as many words as fit.
+        texts = [[h.ids for h in hypotheses] for hypotheses in results]
+        assert texts[0] == texts[2] == texts[3]
+
+    def test_strict_refuses_it(self, model, tokenizer):
+        fits, exact, over, _ = self.lines(tokenizer)
+        assert len(list(generate_hypotheses(model, tokenizer, [fits, exact], strict=True))) == 2
+        told = f"at most {LIMIT} tokens long, but one has {LIMIT + 1}: shorten or split it"
+        with pytest.raises(ValueError, match=told):
+            list(generate_hypotheses(model, tokenizer, [fits, over], strict=True))
