@@ -100,10 +100,10 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}.")
         for name in ("pad_id", "eos_id", "start_id"):
-            if not 0 <= getattr(self, name) < self.target_vocab_size:
+            if not 0 <= vars(self)[name] < self.target_vocab_size:
                 raise ValueError(
                     f"{name} must be a row of the target vocabulary: "
-                    f"{getattr(self, name)} is not below {self.target_vocab_size}."
+                    f"{vars(self)[name]} is not below {self.target_vocab_size}."
                 )
 
 
@@ -161,8 +161,8 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         for name, choices in (("bits", (4, 8)), ("group_size", (32, 64, 128))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {getattr(self, name)}.")
+            if vars(self)[name] not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {vars(self)[name]}.")
 
 
 @dataclass(frozen=True)
@@ -242,18 +242,18 @@ class TrainingConfig:
         _check_positive(self, "steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "clip_norm")
         _check_positive(self, "valid_every", "log_every", "max_length")
         for name in ("label_smoothing", "dropout", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}.")
+            if not 0 <= vars(self)[name] < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {vars(self)[name]}.")
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}.")
+        if self.best_by == "bleu" and not self.bleu_sentences:
+            raise ValueError("best_by 'bleu' needs sentences to translate: bleu_sentences must not be 0.")
         if not self.train or not self.valid:
             raise ValueError("A training run needs at least one corpus to train on and one to validate on.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, not {self.seed}.")
         if self.bleu_sentences < 0:
             raise ValueError(f"bleu_sentences must not be negative: {self.bleu_sentences}.")
-        if self.best_by == "bleu" and not self.bleu_sentences:
-            raise ValueError("best_by bleu needs sentences to translate: bleu_sentences is 0; allow some.")
         if self.batch_tokens < self.max_length:
             raise ValueError(
                 f"A batch must hold the longest sentence: batch_tokens {self.batch_tokens} is less than max_length "
@@ -327,7 +327,7 @@ def _matches(value: Any, kind: Any) -> bool:
 
 def _check_types(config: Any) -> None:
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
+        value = vars(config)[item.name]
         if not _matches(value, item.type):
             kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
             raise ValueError(f"{item.name} must be {kind}, not {value!r}.")
@@ -335,5 +335,5 @@ def _check_types(config: Any) -> None:
 
 def _check_positive(config: Any, *names: str) -> None:
     for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name} must be more than 0, not {getattr(config, name)}.")
+        if vars(config)[name] <= 0:
+            raise ValueError(f"{name} must be more than 0, not {vars(config)[name]}.")

@@ -75,7 +75,7 @@ def generate_ids(
         model: The model, in evaluation mode.
         source: Token ids, int32 (batch, source_length), padded on the right with `model.config.pad_id`.
         search: How to search; `model.search_defaults` if None.
-        max_tokens: A limit for each source, instead of the search's.
+        max_tokens: A limit for each source, instead of the search's. Never more than the decoder has positions.
 
     Returns:
         For each source `num_hypotheses` hypotheses, best first; fewer only where no more exist.
@@ -87,6 +87,7 @@ def generate_ids(
     if max_tokens is None:
         lengths = np.array((source != model.config.pad_id).sum(axis=1)).tolist()
         max_tokens = [token_limit(model, length, search) for length in lengths]
+    max_tokens = [min(limit, model.config.decoder.max_length) for limit in max_tokens]
     memory = model.compiled(_encode, search.beam_size)(source)
     step = model.compiled(_step, search)
     limits = mx.array(max_tokens, mx.int32)
@@ -109,10 +110,11 @@ def token_limit(model: Transformer, source_length: int, search: SearchConfig) ->
 
 
 def _encode(model: Transformer, beams: int, source: mx.array) -> Memory:
-    """The memory of a batch; its mask in full shape, so that no layer of no step has to expand it."""
+    """The memory of a batch; its mask in full shape, or fused attention would copy it in each layer of each step."""
     memory = model.encode(source)
     batch, _, _, length = memory.mask.shape
-    return memory._replace(mask=mx.contiguous(mx.broadcast_to(memory.mask, (batch, 1, beams, length))))
+    shape = (batch, model.config.decoder.num_heads, beams, length)
+    return memory._replace(mask=mx.contiguous(mx.broadcast_to(memory.mask, shape)))
 
 
 def _start(model: Transformer, search: SearchConfig, batch: int, capacity: int) -> State:
@@ -235,6 +237,11 @@ def _grow(state: State, capacity: int) -> State:
 
 def _hypotheses(state: State, search: SearchConfig, eos_id: int) -> list[list[Hypothesis]]:
     """Read the finished hypotheses from the device."""
+    if not (np.array(state.finished_scores[:, 0]) > NEVER).all():
+        raise ValueError(
+            "Search found no hypothesis: the model's logits are not numbers, or all tokens are suppressed; "
+            "compute in float32, and look at suppress_ids."
+        )
     columns = [np.array(a).tolist() for a in (state.finished_ids, state.finished_scores, state.finished_lengths)]
     return [
         [

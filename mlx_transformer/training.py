@@ -15,12 +15,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from mlx_transformer import checkpoint
 from mlx_transformer.config import PRESETS, ModelConfig, SearchConfig, StackConfig, TrainingConfig, from_dict, to_dict
 from mlx_transformer.data import Batch, Corpus, batches, read_pairs
-from mlx_transformer.evaluation import corpus_scores, exact_match, group_references, has_sacrebleu
+from mlx_transformer.evaluation import check_sacrebleu, corpus_scores, exact_match, group_references, has_sacrebleu
 from mlx_transformer.generation import generate
 from mlx_transformer.loss import batch_loss, token_losses
 from mlx_transformer.model import Transformer
@@ -99,7 +99,10 @@ class Trainer:
     def restore(self, folder: Path) -> None:
         """Go back to where `save` was called."""
         self.model.load_weights(list(checkpoint.read_arrays(folder / "model.safetensors").items()))
-        state = tree_unflatten(list(checkpoint.read_arrays(folder / "training.safetensors").items()))
+        arrays = checkpoint.read_arrays(folder / "training.safetensors")
+        # Frozen modules have empty places in the state, which a file of arrays does not: fill the state that is there.
+        state = {"optimizer": self.optimizer.state, "average": self.average}
+        state = tree_map_with_path(lambda name, _: arrays[name], state)
         self.optimizer.state.update(state["optimizer"])
         self.average.update(state["average"])
         progress = json.loads((folder / "training.json").read_text())
@@ -118,6 +121,8 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
         FileNotFoundError: If a corpus does not exist.
         FileExistsError: If the run folder holds a run already and `resume` is not set.
     """
+    if config.best_by == "bleu":
+        check_sacrebleu()
     run = Path(config.output)
     last, best = run / "last", run / "best"
     checkpoint.recover(last)
@@ -129,7 +134,8 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
     training, validation = _read(config.train, "train", config), _read(config.valid, "valid", config)
     tokenizer = Tokenizer.load(last) if config.resume else _train_tokenizer(training, config)
     mx.random.seed(config.seed)
-    trainer = Trainer(Transformer(model_config(config, tokenizer), SearchConfig(suppress_ids=(0, 2))), config)
+    search = SearchConfig(suppress_ids=(tokenizer.pad_id, tokenizer.start_id))
+    trainer = Trainer(Transformer(model_config(config, tokenizer), search), config)
     if config.resume:
         trainer.restore(last)
     run.mkdir(parents=True, exist_ok=True)

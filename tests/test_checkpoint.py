@@ -224,7 +224,9 @@ class TestDamage:
         path.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
         refused(folder, f"{path} must be a whole safetensors file, copy it again: ")
 
-    @pytest.mark.parametrize("data", [b"garbage " * 99, b"\0" * 999, b"\xff" * 999, (9).to_bytes(8, "little") + b"x" * 99])
+    @pytest.mark.parametrize(
+        "data", [b"garbage " * 99, b"\0" * 999, b"\xff" * 999, (9).to_bytes(8, "little") + b"x" * 99]
+    )
     def test_garbage(self, folder, data):
         (folder / "model.safetensors").write_bytes(data)
         refused(folder, "must be a whole safetensors file, copy it again: ")
@@ -301,7 +303,9 @@ class TestDamage:
         large = Tokenizer.train(texts, texts, 400)
         assert large.source_vocab_size > 300
         large.save(folder)
-        refused(folder, rf"source vocabulary of {folder} does not fit .*: {large.source_vocab_size} pieces, but 300 rows")
+        refused(
+            folder, rf"source vocabulary of {folder} does not fit .*: {large.source_vocab_size} pieces, but 300 rows"
+        )
         Tokenizer(tokenizer.source, large.source).save(folder)
         refused(folder, f"target vocabulary of .*: {large.source_vocab_size} pieces, but 300 rows")
 

@@ -7,8 +7,8 @@ import pytest
 
 from mlx_transformer.config import (
     PRESETS,
-    ModelConfig,
     FolderConfig,
+    ModelConfig,
     QuantizationConfig,
     SearchConfig,
     StackConfig,
@@ -179,7 +179,7 @@ def test_errors_of_a_nested_stack_name_its_place():
         (TRAINING, {"seed": -1}, "seed must be at least 0 and below 2\\*\\*32, not -1"),
         (TRAINING, {"seed": 1 << 32}, "seed must be at least 0 and below 2\\*\\*32, not 4294967296"),
         (TRAINING, {"bleu_sentences": -1}, "bleu_sentences must not be negative: -1"),
-        (TRAINING, {"bleu_sentences": 0}, "best_by bleu needs sentences to translate: bleu_sentences is 0"),
+        (TRAINING, {"bleu_sentences": 0}, "best_by 'bleu' needs sentences to translate: bleu_sentences must not be 0"),
         (QUANTIZATION, {"bits": 0}, "bits must be one of 4, 8, not 0"),
         (QUANTIZATION, {"group_size": -1}, "group_size must be one of 32, 64, 128, not -1"),
     ],

@@ -1,4 +1,4 @@
-"""What must hold for the model, whatever its settings: caching, batching, causality, gradients, compilation, PyTorch."""
+"""What must hold for the model in every setting: caching, batching, causality, gradients, compilation, PyTorch."""
 
 import dataclasses
 import math
@@ -292,11 +292,20 @@ def test_equals_torch_nn_transformer(norm_first, depths, activation, close):
         stack(num_layers=depth, num_heads=num_heads, mlp_dims=mlp_dims, norm_first=norm_first, final_norm=True)
         for depth in depths
     ]
-    ours = Transformer(config(dims=dims, encoder=stacks[0], decoder=stacks[1], activation=activation, tie_output=False))
+    plain = config(dims=dims, encoder=stacks[0], decoder=stacks[1], activation=activation, tie_output=False)
+    ours = Transformer(dataclasses.replace(plain, norm_eps=1e-2))
     ours.eval()
     torch.manual_seed(0)
     theirs = torch.nn.Transformer(
-        dims, num_heads, *depths, mlp_dims, 0.0, activation, batch_first=True, norm_first=norm_first
+        dims,
+        num_heads,
+        *depths,
+        mlp_dims,
+        0.0,
+        activation,
+        layer_norm_eps=1e-2,
+        batch_first=True,
+        norm_first=norm_first,
     )
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, 0.1, 0.4)
