@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,7 +28,7 @@ def save(
     dtype: mx.Dtype | str | None = None,
     quantize: int | None = None,
 ) -> None:
-    """Write a model folder; one that exists is replaced only once the new one is whole.
+    """Write a model folder; one that exists is replaced as a whole, once the new one is complete.
 
     Args:
         folder: Where to.
@@ -104,10 +104,7 @@ def read_config(folder: Path) -> FolderConfig:
     path = folder / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"A model folder holds a config.json: there is none in {folder}; check the path.")
-    try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be JSON: {error}; copy the model folder again.") from None
+    data = read_json(path)
     version = data.get("format_version") if isinstance(data, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(
@@ -115,6 +112,14 @@ def read_config(folder: Path) -> FolderConfig:
             "mlx_transformer reads: upgrade mlx_transformer."
         )
     return from_dict(FolderConfig, data, str(path))
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file; ValueError if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be JSON: {error}; copy the folder again.") from None
 
 
 def find_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
@@ -164,7 +169,14 @@ def dequantize(model: nn.Module) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` once the block is done without an error."""
+    """A new folder to fill, which takes the place of `folder` once the block is done without an error.
+
+    Raises:
+        FileExistsError: If `folder` holds something, but no model.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not (folder / "config.json").exists() and (folder.is_file() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already and is no model folder: choose another name.")
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

@@ -105,7 +105,7 @@ class Trainer:
         state = tree_map_with_path(lambda name, _: arrays[name], state)
         self.optimizer.state.update(state["optimizer"])
         self.average.update(state["average"])
-        progress = json.loads((folder / "training.json").read_text())
+        progress = checkpoint.read_json(folder / "training.json")
         self.step, self.best_score = progress["step"], progress["best_score"]
 
 
@@ -214,7 +214,7 @@ def _check_same_run(config: TrainingConfig, run: Path) -> None:
     path = run / "config.json"
     if not (run / "last").exists():
         raise FileNotFoundError(f"There is no run to resume in {run}: leave --resume out to start one.")
-    former = from_dict(TrainingConfig, json.loads(path.read_text()), str(path))
+    former = from_dict(TrainingConfig, checkpoint.read_json(path), str(path))
     former = replace(former, output=config.output, steps=config.steps, resume=config.resume)
     if former != config:
         changed = [name for name, value in to_dict(config).items() if value != to_dict(former)[name]]
@@ -237,17 +237,12 @@ def _loop(
     record: Callable[..., None],
 ) -> None:
     """Update, log, validate and save until the last step."""
-    config, run = trainer.config, Path(trainer.config.output)
+    config = trainer.config
     corpus = Corpus.build(training, tokenizer, config.max_length)
     valid_corpus = Corpus.build(validation, tokenizer, config.max_length)
     if trainer.group.rank() == 0:
-        record(
-            "start",
-            parameters=trainer.model.num_parameters,
-            pairs=len(corpus),
-            too_long=corpus.dropped,
-            config=to_dict(config),
-        )
+        sizes = {"parameters": trainer.model.num_parameters, "pairs": len(corpus), "too_long": corpus.dropped}
+        record("start", **sizes, config=to_dict(config))
     meter = Meter(config.steps)
     # The position in the data follows from the step alone: a resumed run passes over what was read. Of several
     # processes (mlx.launch) each takes its share of the batches.
@@ -259,18 +254,25 @@ def _loop(
         if trainer.step % config.log_every == 0 or trainer.step == config.steps:
             record("step", **meter.read(trainer))
         if trainer.step % config.valid_every == 0 or trainer.step == config.steps:
+            started = time.perf_counter()
             averaged = trainer.averaged()
-            results = validate(averaged, valid_corpus, config.batch_tokens)
+            results: dict[str, Any] = validate(averaged, valid_corpus, config.batch_tokens)
             check_finite(results["loss"], trainer.step)  # before last/ is replaced
             results |= _translate(averaged, tokenizer, validation, config.bleu_sentences)
-            score = -results["loss"] if config.best_by == "loss" else results["bleu"]
-            improved = score > trainer.best_score
-            if improved:
-                trainer.best_score = score
-                checkpoint.save(run / "best", averaged, tokenizer)
-            trainer.save(run / "last", tokenizer)
-            record("validation", **results, best=improved)
-            meter.restart()
+            record("validation", **results, best=_keep(trainer, tokenizer, averaged, results))
+            meter.started += time.perf_counter() - started
+
+
+def _keep(trainer: Trainer, tokenizer: Tokenizer, averaged: Transformer, results: dict[str, float]) -> bool:
+    """Write last/, and best/ where the results are the best so far; says whether they are."""
+    run = Path(trainer.config.output)
+    score = -results["loss"] if trainer.config.best_by == "loss" else results["bleu"]
+    improved = score > trainer.best_score
+    if improved:
+        trainer.best_score = score
+        checkpoint.save(run / "best", averaged, tokenizer)
+    trainer.save(run / "last", tokenizer)
+    return improved
 
 
 def _translate(
@@ -306,9 +308,9 @@ class Meter:
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.restart()
+        self._restart()
 
-    def restart(self) -> None:
+    def _restart(self) -> None:
         """Forget the steps so far and start the clock."""
         self.started = time.perf_counter()
         self.tokens = 0
@@ -337,5 +339,5 @@ class Meter:
             "gradient_norm": self.norm.item(),
             "seconds_left": (self.steps - trainer.step) * seconds / len(self.losses),
         }
-        self.restart()
+        self._restart()
         return values

@@ -330,6 +330,16 @@ class TestReplacing:
         checkpoint.save("model", model)
         assert checkpoint.load("model")[0].config == CONFIG
 
+    def test_what_is_no_model_folder_is_not_replaced(self, model, tmp_path, monkeypatch):
+        (tmp_path / "letters").mkdir()
+        (tmp_path / "letters" / "to_mother.txt").write_text("Dear mother")
+        (tmp_path / "file").write_text("text")
+        monkeypatch.chdir(tmp_path / "letters")
+        for place in ("../letters", ".", "../file"):
+            with pytest.raises(FileExistsError, match=r"(letters|file) is there already and is no model folder"):
+                checkpoint.save(place, model)
+        assert contents(tmp_path) == {Path("letters/to_mother.txt"): b"Dear mother", Path("file"): b"text"}
+
     @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
     def test_an_exception_leaves_the_old_folder(self, folder, tmp_path, kind):
         before = contents(tmp_path)
