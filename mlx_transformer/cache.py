@@ -2,8 +2,6 @@
 
 import mlx.core as mx
 
-CAPACITIES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-
 
 class Cache:
     """Preallocated keys and values of the decoder's self-attention.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_reduce
 
 from mlx_transformer.cache import Cache
@@ -307,5 +308,6 @@ def embedding(vocab_size: int, dims: int) -> nn.Embedding:
 
 def sinusoids(length: int, dims: int) -> mx.array:
     """Fixed position rows, sines in even columns and cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
-    angles = mx.arange(length)[:, None] * mx.exp(mx.arange(0, dims, 2) * (-math.log(10000.0) / dims))
-    return mx.stack([mx.sin(angles), mx.cos(angles)], axis=-1).reshape(length, -1)[:, :dims]
+    angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, dims, 2) / dims)
+    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)[:, :dims]
+    return mx.array(table.astype(np.float32))

@@ -5,13 +5,13 @@ penalty): every sentence has `beam_size` living and as many finished hypotheses,
 still come in. A sentence that is done is frozen: its result does not depend on the others of its batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_transformer.cache import CAPACITIES, Cache
+from mlx_transformer.cache import Cache
 from mlx_transformer.config import SearchConfig
 from mlx_transformer.model import Memory, Transformer
 
@@ -81,15 +81,19 @@ def generate_ids(
         For each source `num_hypotheses` hypotheses, best first; fewer only where no more exist.
 
     Raises:
-        ValueError: If a source is longer than the encoder has positions.
+        ValueError: If a source is longer than the encoder has positions, if a limit is not positive, or if the logits
+            are not numbers.
     """
     search = search or model.search_defaults
     if max_tokens is None:
         lengths = np.array((source != model.config.pad_id).sum(axis=1)).tolist()
         max_tokens = [token_limit(model, length, search) for length in lengths]
     max_tokens = [min(limit, model.config.decoder.max_length) for limit in max_tokens]
+    if min(max_tokens) < 1:
+        raise ValueError(f"max_tokens must be more than 0 for each source, not {min(max_tokens)}.")
     memory = model.compiled(_encode, search.beam_size)(source)
-    step = model.compiled(_step, search)
+    # What the step does not read must not be part of its key: each key is traced anew.
+    step = model.compiled(_step, replace(search, max_tokens=None, num_hypotheses=1))
     limits = mx.array(max_tokens, mx.int32)
     state = _start(model, search, source.shape[0], _capacity(1))
     for length in range(max(max_tokens)):
@@ -171,11 +175,10 @@ def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory
 def _forbid(logprobs: mx.array, search: SearchConfig, eos_id: int, length: mx.array) -> mx.array:
     """Log-probabilities, (rows, vocab), without the tokens that must not come next."""
     tokens = mx.arange(logprobs.shape[-1])
-    for token in search.suppress_ids:
-        logprobs = mx.where(tokens == token, NEVER, logprobs)
-    if search.min_tokens:
-        logprobs = mx.where((tokens == eos_id) & (length + 1 < search.min_tokens), NEVER, logprobs)
-    return logprobs
+    forbidden = (tokens == eos_id) & (length + 1 < search.min_tokens)
+    if search.suppress_ids:
+        forbidden = forbidden | (tokens[:, None] == mx.array(search.suppress_ids)).any(axis=1)
+    return mx.where(forbidden, NEVER, logprobs)
 
 
 def _finish(
@@ -217,8 +220,8 @@ def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 
 def _capacity(length: int) -> int:
-    """The smallest of the few capacities that holds `length` tokens."""
-    return next(capacity for capacity in CAPACITIES if capacity >= length)
+    """The smallest of the few capacities that holds `length` tokens: 32, 64, 128 and so on."""
+    return max(32, 1 << (length - 1).bit_length())
 
 
 def _grow(state: State, capacity: int) -> State:

@@ -371,6 +371,7 @@ def marian_pair(activation, seed):
     """A tiny random Marian of transformers, whose start token is its padding, and ours with the same weights."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)  # its threads wait for each other busily: on a loaded machine that takes minutes
     theirs = transformers.MarianMTModel(
         transformers.MarianConfig(
             vocab_size=19,
