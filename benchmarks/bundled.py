@@ -2,7 +2,7 @@
 
     python -m benchmarks.bundled CORPUS.tsv [--model FOLDER]
 
-Give the folder of a training run as --model (RUN/best) to compare number formats with the float32 original.
+With the folder of a training run (RUN/best) as --model, --formats compares number formats with the float32 original.
 """
 
 import os
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,39 +34,43 @@ SENTENCE = "Where is the station?"
 @click.command()
 @click.argument("corpus")
 @click.option("--model", type=click.Path(file_okay=False), help="A model folder; the bundled model if left out.")
-@click.option("--beams", multiple=True, type=int, default=(1, 4, 6), show_default=True)
+@click.option("--formats", is_flag=True, help="Store the model in each number format first.")
+@click.option("--beams", multiple=True, type=int, default=(1, 4), show_default=True)
 @click.option("--length-penalties", multiple=True, type=float, default=(1.0,), show_default=True)
-def main(corpus: str, model: str | None, beams: tuple[int, ...], length_penalties: tuple[float, ...]) -> None:
+def main(
+    corpus: str, model: str | None, formats: bool, beams: tuple[int, ...], length_penalties: tuple[float, ...]
+) -> None:
     """Measure a model on CORPUS (a SPEC as of `mlx-transformer train`), with all references of a source."""
     sources, references = group_references(read_pairs(corpus).pairs)
     print(conditions(model=model or "bundled", corpus=Path(corpus).name, sentences=len(sources)))
-    original, tokenizer = mt.load(model)
-    if tokenizer is None:
-        raise click.ClickException("The model needs a tokenizer.")
     print("| stored as | MB | beam | length penalty | BLEU | chrF | exact | sentences/s |")
     print("|---|---|---|---|---|---|---|---|")
     signature = ""
     with tempfile.TemporaryDirectory() as scratch:
-        for name, options in FORMATS.items() if model else [("as bundled", {})]:
-            mt.save(Path(scratch) / name, original, tokenizer, **options)
-            folder = Path(scratch) / name if model else None
-            network, _ = mt.load(folder)
-            stored = find(folder) / "model.safetensors"
-            for beam in beams:
-                for penalty in length_penalties if beam > 1 else (1.0,):
-                    search = replace(network.search_defaults, beam_size=beam, length_penalty=penalty)
-                    started = time.perf_counter()
-                    texts = mt.generate(network, tokenizer, sources, search)
-                    rate = len(sources) / (time.perf_counter() - started)
-                    scores = corpus_scores(texts, references)
-                    signature = scores["bleu_signature"]
-                    print(
-                        f"| {name} | {stored.stat().st_size / 1e6:.1f} | {beam} | {penalty} | {scores['bleu']:.2f} | "
-                        f"{scores['chrf']:.2f} | {scores['exact_match']:.1%} | {rate:.0f} |",
-                        flush=True,
-                    )
+        for name, folder in stored(find(model), Path(scratch)) if formats else [("as it is", find(model))]:
+            network, tokenizer = mt.load(folder)
+            if tokenizer is None:
+                raise click.ClickException(f"{folder} needs a tokenizer.")
+            megabytes = (folder / "model.safetensors").stat().st_size / 1e6
+            for beam, penalty in [(b, p) for b in beams for p in (length_penalties if b > 1 else (1.0,))]:
+                search = replace(network.search_defaults, beam_size=beam, length_penalty=penalty)
+                started = time.perf_counter()
+                texts = mt.generate(network, tokenizer, sources, search)
+                rate = len(sources) / (time.perf_counter() - started)
+                scores = corpus_scores(texts, references)
+                signature = scores["bleu_signature"]
+                figures = f"{scores['bleu']:.2f} | {scores['chrf']:.2f} | {scores['exact_match']:.1%} | {rate:.0f}"
+                print(f"| {name} | {megabytes:.1f} | {beam} | {penalty} | {figures} |", flush=True)
     print(f"BLEU signature: {signature}")
     first_sentence(model)
+
+
+def stored(folder: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
+    """The model in each number format."""
+    model, tokenizer = mt.load(folder)
+    for name, options in FORMATS.items():
+        mt.save(scratch / name, model, tokenizer, **options)
+        yield name, scratch / name
 
 
 def first_sentence(model: str | None) -> None:
