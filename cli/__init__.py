@@ -11,6 +11,8 @@ import click
 from mlx_transformer import __version__
 from mlx_transformer.cli import evaluate, generate, info, train
 
+# Words of MLX's errors where an allocation fails: on the CPU, on Metal, on CUDA.
+OUT_OF_MEMORY = ("malloc", "unable to allocate", "out of memory", "insufficient memory")
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell expects of a program that a signal ended
 PIPE_CLOSED = 141
 
@@ -25,25 +27,34 @@ class CommandLine(click.Group):
             sys.stdout.flush()  # here, so that a full disk or a closed pipe is told like any other error
             return result
         except KeyboardInterrupt:
-            settle_output()
-            click.echo("Interrupted.", err=True)
+            flush_or_discard()
+            click.echo("Interrupted." + partial_results(ctx), err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
-            settle_output()
+            flush_or_discard()
             ctx.exit(PIPE_CLOSED)
-        except (ValueError, OSError) as error:
-            settle_output()
-            raise click.ClickException(describe(error)) from error
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
+                raise
+            flush_or_discard()
+            raise click.ClickException(describe(error) + partial_results(ctx)) from error
 
 
 def describe(error: Exception) -> str:
     """Put an error in one line."""
+    if isinstance(error, (MemoryError, RuntimeError)):
+        return "The model with one batch does not fit in memory: lower --batch-tokens."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def settle_output() -> None:
+def partial_results(ctx: click.Context) -> str:
+    """Where the results of a run that failed are, if it wrote any to a file."""
+    return f" The results so far are in {ctx.meta[generate.PARTIAL]}." if generate.PARTIAL in ctx.meta else ""
+
+
+def flush_or_discard() -> None:
     """Write what is buffered, or nowhere if that fails: Python would complain about the rest when it exits."""
     try:
         sys.stdout.flush()

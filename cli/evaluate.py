@@ -11,13 +11,17 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.generate import (
+from mlx_transformer.cli.lines import read_lines
+from mlx_transformer.cli.options import (
     batch_option,
     beam_option,
     dtype_option,
+    load_with_tokenizer,
     model_option,
     penalty_option,
     search_config,
+    search_lines,
+    warn_truncated,
 )
 
 
@@ -44,27 +48,27 @@ def command(
     """Measure a model by BLEU and chrF (sacrebleu, with its signatures) and by exact matches.
 
     SPEC is a file of SOURCE<tab>REFERENCE lines, SOURCE_FILE::REFERENCE_FILE, or `dates`; .gz or plain. A source that
-    stands on several lines is translated once and compared with all its references. --sources with --references takes
-    each line for itself.
+    stands on several lines is translated once and compared with all its references.
+
+    --sources with --references takes each line for itself; a blank line in one of several files of references is no
+    reference. Without sacrebleu only exact matches are counted.
     """
-    from mlx_transformer.evaluation import check_sacrebleu, corpus_scores
+    from mlx_transformer.evaluation import corpus_scores, exact_match, has_sacrebleu
 
     if (spec is None) == (sources is None) or bool(sources) != bool(references):
         raise click.UsageError("Give either SPEC, or --sources with one or more --references.")
-    check_sacrebleu()
     lines, groups = read_spec(spec) if spec is not None else read_files(str(sources), references)
-    network, tokenizer = mt.load(model, dtype=dtype)
-    if tokenizer is None:
-        raise ValueError(f"evaluate needs a model folder with a tokenizer: {model} has none.")
+    if not (scored := has_sacrebleu()):
+        click.echo("BLEU and chrF are left out, they need sacrebleu: pip install sacrebleu", err=True)
+    network, tokenizer = load_with_tokenizer(model, dtype)
     config = search_config(network.search_defaults, search | {"num_hypotheses": 1})
-    options: dict[str, Any] = {"batch_tokens": batch_tokens} if batch_tokens else {}
     start = time.perf_counter()
-    found = mt.generate_hypotheses(network, tokenizer, lines, config, **options)
-    hypotheses = [best[0].text or "" for best in progress(found, len(lines))]
+    found = search_lines(network, tokenizer, lines, config, batch_tokens)
+    hypotheses = best_texts(lines, progress(found, len(lines)))
     seconds = time.perf_counter() - start
-    scores = corpus_scores(hypotheses, groups)
+    scores = corpus_scores(hypotheses, groups) if scored else {"exact_match": exact_match(hypotheses, groups)}
     counts = {"sentences": len(lines), "references": sum(map(len, groups)), "seconds": round(seconds, 2)}
-    click.echo(json.dumps(scores | counts) if as_json else report(scores | counts))
+    click.echo(json.dumps(scores | counts) if as_json else "\n".join(report(scores | counts)))
 
 
 def read_spec(spec: str) -> tuple[list[str], list[list[str]]]:
@@ -76,11 +80,35 @@ def read_spec(spec: str) -> tuple[list[str], list[list[str]]]:
 
 
 def read_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
-    """Lines of sources, each with one reference of every file."""
-    from mlx_transformer.data import read_pairs
+    """Lines of sources, each with the references that stand on its line."""
+    lines = read_lines(sources)
+    columns = [read_lines(path) for path in references]
+    for path, column in zip(references, columns, strict=True):
+        if len(column) != len(lines):
+            raise ValueError(
+                f"Sources and references must be equally long: {sources} has {len(lines)} lines, {path} has "
+                f"{len(column)}; line them up again."
+            )
+    if not lines:
+        raise ValueError(f"{sources} must hold at least one source: it is empty.")
+    groups = [[text for text in row if text.strip()] for row in zip(*columns, strict=True)]
+    for number, (line, group) in enumerate(zip(lines, groups, strict=True), start=1):
+        if not line.strip() or not group:
+            raise ValueError(
+                f"Every line needs a source and a reference: line {number} of {sources} has no "
+                f"{'reference' if line.strip() else 'source'}."
+            )
+    return lines, groups
 
-    columns = [read_pairs(f"{sources}::{file}").pairs for file in references]
-    return [source for source, _ in columns[0]], [[target for _, target in row] for row in zip(*columns, strict=True)]
+
+def best_texts(lines: list[str], found: Iterable[list[mt.Hypothesis]]) -> list[str]:
+    """The best hypothesis of each line; a line that the model could not read to its end is told."""
+    texts = []
+    for line, (best, *_) in zip(lines, found, strict=True):
+        if best.truncated:
+            warn_truncated(f'"{line[:40]}..."')
+        texts.append(best.text or "")
+    return texts
 
 
 def progress(found: Iterator[Any], total: int) -> Iterable[Any]:
@@ -91,14 +119,11 @@ def progress(found: Iterator[Any], total: int) -> Iterable[Any]:
     return bar
 
 
-def report(figures: dict[str, Any]) -> str:
-    """The figures for a reader."""
-    return "\n".join(
-        (
-            f"BLEU         {figures['bleu']:.2f}   {figures['bleu_signature']}",
-            f"chrF         {figures['chrf']:.2f}   {figures['chrf_signature']}",
-            f"exact match  {figures['exact_match']:.2%}",
-            f"sentences    {figures['sentences']:,} with {figures['references']:,} references",
-            f"seconds      {figures['seconds']}",
-        )
-    )
+def report(figures: dict[str, Any]) -> Iterator[str]:
+    """The figures for a reader, a line each."""
+    if "bleu" in figures:
+        yield f"BLEU         {figures['bleu']:.2f}   {figures['bleu_signature']}"
+        yield f"chrF         {figures['chrf']:.2f}   {figures['chrf_signature']}"
+    yield f"exact match  {figures['exact_match']:.2%}"
+    yield f"sentences    {figures['sentences']:,} with {figures['references']:,} references"
+    yield f"seconds      {figures['seconds']}"

@@ -2,52 +2,58 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import itertools
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import click
 
 import mlx_transformer as mt
-
-WINDOW_BYTES = 1 << 20
-EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
-DTYPES = ["float32", "float16", "bfloat16"]
-
-model_option = click.option(
-    "--model", "-m", metavar="MODEL", help="Model folder. Default: the bundled English-French model."
-)
-beam_option = click.option("--beam-size", type=int, help="Beams of the search; 1 is greedy. Default: the model's.")
-penalty_option = click.option(
-    "--length-penalty", type=float, help="Exponent of the length that divides a score. Default: the model's."
-)
-batch_option = click.option(
-    "--batch-tokens", type=click.IntRange(min=1), help="Padded source tokens x beams in one batch."
-)
-dtype_option = click.option(
-    "--dtype", type=click.Choice(DTYPES), help="Numbers to compute in. Default: the best for the device."
+from mlx_transformer.cli.lines import WINDOW_BYTES, Line, parse_windows, split_lines
+from mlx_transformer.cli.options import (
+    EARLY_STOPPING,
+    batch_option,
+    beam_option,
+    dtype_option,
+    load_with_tokenizer,
+    model_option,
+    penalty_option,
+    search_config,
+    search_lines,
+    warn_truncated,
 )
 
+PARTIAL = "mlx_transformer.partial"  # where the context says which file holds the results of a run that failed
+DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 
-class Line(NamedTuple):
-    """One line of input: what error messages call it, its text, and the JSON fields that go back with the result."""
 
-    name: str
-    text: str
-    fields: dict[str, Any]
+def none_if_dash(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """- is standard input or output, as no path is."""
+    return None if path == "-" else path
 
 
 @click.command("generate", short_help="Lines in, hypotheses out.")
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @model_option
-@click.option("--input", "-i", "source", type=click.Path(dir_okay=False), help="File to read; - is standard input.")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, writable=True), help="File to write.")
+@click.option(
+    "--input",
+    "-i",
+    "source",
+    type=click.Path(dir_okay=False),
+    callback=none_if_dash,
+    help="File to read; - is standard input.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, writable=True),
+    callback=none_if_dash,
+    help="File to write: results gather in OUTPUT.partial, which takes its place when all are there.",
+)
 @beam_option
 @click.option("--num-hypotheses", type=int, help="Best hypotheses to give for each line. Default: the model's.")
 @penalty_option
@@ -59,7 +65,9 @@ class Line(NamedTuple):
 @click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see above.")
 @click.option("--strict", is_flag=True, help="A source that is too long for the model is an error; else it is cut.")
 @dtype_option
+@click.pass_context
 def command(
+    context: click.Context,
     texts: tuple[str, ...],
     model: str | None,
     source: str | None,
@@ -85,122 +93,54 @@ def command(
     {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}       with --num-hypotheses 2 or more
     """  # noqa: D301 (click needs the backspace)
     check_paths(texts, source, output)
-    network, tokenizer = mt.load(model, dtype=dtype)
-    if tokenizer is None:
-        raise ValueError(f"generate needs a model folder with a tokenizer: {model} has none.")
+    windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
+    network, tokenizer = load_with_tokenizer(model, dtype)
     config = search_config(network.search_defaults, search)
-    options: dict[str, Any] = {"batch_tokens": batch_tokens} if batch_tokens else {}
-    windows: Iterable[list[bytes]] = [[os.fsencode(text) for text in texts]] if texts else read_windows(source)
-    lines = parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line")
 
     def results() -> Iterator[bytes]:
-        for window in lines:
-            found = mt.generate_hypotheses(network, tokenizer, [line.text for line in window], config, **options)
+        for window in parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line"):
+            found = search_lines(network, tokenizer, [line.text for line in window], config, batch_tokens)
             for line, hypotheses in zip(window, found, strict=True):
                 if hypotheses[0].truncated:
-                    tell_cut(line, strict)
+                    refuse_truncated(line) if strict else warn_truncated(line.name)
                 if as_json:
                     yield format_json(line, hypotheses, config.num_hypotheses, tokenizer)
                 else:
                     yield format_text(hypotheses, config.num_hypotheses, scores)
 
-    write(output, with_progress(results(), source))
+    write(output, with_progress(results(), source), context)
 
 
 def check_paths(texts: tuple[str, ...], source: str | None, output: str | None) -> None:
-    """Refuse, before the model is loaded, what cannot work."""
+    """Refuse, before the model is loaded, what cannot work or would overwrite the input."""
     if texts and source is not None:
         raise click.UsageError("Give TEXT or --input, not both.")
-    if source not in (None, "-"):
-        Path(str(source)).open("rb").close()
     if output is None:
         return
     if not Path(output).absolute().parent.is_dir():
         raise FileNotFoundError(f"--output needs an existing folder: {Path(output).parent} is none.")
-    if source not in (None, "-") and Path(output).exists() and os.path.samefile(str(source), output):
-        raise ValueError(f"--output must be another file than --input: both are {output}.")
+    if texts:
+        return
+    read = os.fstat(0) if source is None else os.stat(source)
+    for path in (Path(output), partial_path(output)):
+        if path.is_file() and os.path.samestat(path.stat(), read):
+            raise ValueError(f"--output must be another file than the input: both are {path}.")
 
 
-def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.SearchConfig:
-    """The model's own search settings, with what the command line asks for."""
-    changes = {name: value for name, value in given.items() if value is not None}
-    if "early_stopping" in changes:
-        changes["early_stopping"] = EARLY_STOPPING[changes["early_stopping"]]
-    if "num_hypotheses" in changes and "beam_size" not in changes:
-        changes["beam_size"] = max(defaults.beam_size, changes["num_hypotheses"])
-    elif "beam_size" in changes and "num_hypotheses" not in changes:
-        changes["num_hypotheses"] = min(defaults.num_hypotheses, max(1, changes["beam_size"]))
-    return dataclasses.replace(defaults, **changes)
+def open_input(source: str | None, context: click.Context) -> BinaryIO:
+    """What to read lines from: a file, open until the command ends, or standard input."""
+    if source is not None:
+        return context.with_resource(Path(source).open("rb"))
+    if sys.stdin.isatty():
+        click.echo("Reading lines from the terminal; Ctrl-D ends.", err=True)
+    return sys.stdin.buffer
 
 
-def read_windows(source: str | None) -> Iterator[list[bytes]]:
-    """Lines of a file or of standard input: all that one read gives, so whoever types gets an answer to each line."""
-    if source in (None, "-"):
-        if sys.stdin.isatty():
-            click.echo("Reading lines from the terminal; Ctrl-D ends.", err=True)
-        yield from split_lines(sys.stdin.buffer)
-    else:
-        with Path(str(source)).open("rb") as file:
-            yield from split_lines(file)
-
-
-def split_lines(stream: Any) -> Iterator[list[bytes]]:
-    """The complete lines that have arrived, at least one at a time; the last line may lack its newline."""
-    rest = b""
-    while chunk := stream.read1(WINDOW_BYTES):
-        *lines, rest = (rest + chunk).split(b"\n")
-        if lines:
-            yield lines
-    if rest:
-        yield [rest]
-
-
-def parse_windows(windows: Iterable[list[bytes]], as_json: bool, noun: str) -> Iterator[list[Line]]:
-    """Decode each line, counting from 1."""
-    parse: Callable[[str, str], Line] = parse_json if as_json else lambda name, text: Line(name, text, {})
-    numbers = itertools.count(1)
-    for window in windows:
-        yield [parse(name, decode(name, line)) for line in window for name in [f"{noun} {next(numbers)}"]]
-
-
-def decode(name: str, line: bytes) -> str:
-    """UTF-8 without the byte order mark and the carriage return that files from Windows have."""
-    try:
-        text = line.decode("utf-8-sig" if name == "Line 1" else "utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{name} must be valid UTF-8: byte {error.start + 1} is {line[error.start]:#04x}. Convert it with iconv."
-        ) from error
-    return text.removesuffix("\r")
-
-
-def parse_json(name: str, line: str) -> Line:
-    """A JSON string, or an object with "text" and perhaps "id"; a blank line is a blank text."""
-    try:
-        value = json.loads(line) if line.strip() else ""
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{name} must be JSON: {error.msg} at column {error.colno}. Leave out --json for text."
-        ) from error
-    fields = {"text": value} if isinstance(value, str) else value
-    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
-        raise ValueError(f'{name} must be a JSON string or an object with a string "text": got {line:.60}.')
-    if unknown := sorted(fields.keys() - {"text", "id"}):
-        raise ValueError(f'{name} may have "text" and "id", no other names: got {", ".join(unknown)}.')
-    text = fields.pop("text")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f'{name} must be Unicode text: its "text" holds half of a surrogate pair.')
-    return Line(name, text, fields)
-
-
-def tell_cut(line: Line, strict: bool) -> None:
-    """Say on standard error that the model did not see the whole source, or make it an error."""
-    from tqdm import tqdm
-
-    fault = f"{line.name} is longer than the model can read"
-    if strict:
-        raise ValueError(f"{fault}: shorten or split it, or leave out --strict to have it cut.")
-    tqdm.write(f"Warning: {fault} and was cut; --strict makes this an error.", file=sys.stderr)
+def refuse_truncated(line: Line) -> None:
+    """What --strict makes of a source that is too long."""
+    raise ValueError(
+        f"{line.name} is longer than the model can read: shorten or split it, or leave out --strict to have it cut."
+    )
 
 
 def format_text(hypotheses: list[mt.Hypothesis], count: int, scores: bool) -> bytes:
@@ -230,29 +170,47 @@ def format_json(line: Line, hypotheses: list[mt.Hypothesis], count: int, tokeniz
 
 def with_progress(results: Iterable[bytes], source: str | None) -> Iterable[bytes]:
     """A bar on standard error where that is a terminal and the number of lines is known."""
-    if source in (None, "-") or not Path(str(source)).is_file() or not sys.stderr.isatty():
+    if source is None or not Path(source).is_file() or not sys.stderr.isatty():
         return results
     from tqdm import tqdm
 
-    with Path(str(source)).open("rb") as file:
+    with Path(source).open("rb") as file:
         total = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(WINDOW_BYTES), b""))
     bar: Iterable[bytes] = tqdm(results, total=total, unit=" lines", file=sys.stderr)
     return bar
 
 
-def write(output: str | None, results: Iterable[bytes]) -> None:
-    """Write and flush each result; a file is opened when the first is there, so a failure before leaves it alone."""
+def write(output: str | None, results: Iterable[bytes], context: click.Context) -> None:
+    """Write the results as they come; a file that exists is replaced once all are there, a device written to."""
     if output is None:
         copy(results, sys.stdout.buffer)
-        return
-    results = iter(results)
-    first = list(itertools.islice(results, 1))
-    with Path(output).open("wb") as file:
-        copy(itertools.chain(first, results), file)
+    elif is_device(Path(output)):
+        with Path(output).open("ab") as file:  # to append empties no file behind /dev/stdout
+            copy(results, file)
+    else:
+        path, partial = Path(output).resolve(), partial_path(output)
+        with partial.open("wb") as file:
+            context.meta[PARTIAL] = partial
+            copy(results, file)
+        if path.exists():
+            shutil.copymode(path, partial)
+        os.replace(partial, path)
+        del context.meta[PARTIAL]
 
 
-def copy(results: Iterable[bytes], stream: BinaryIO | io.BufferedWriter) -> None:
-    """Write each result as it comes."""
+def partial_path(output: str) -> Path:
+    """Where results gather, beside the file that a link may lead to."""
+    path = Path(output).resolve()
+    return path.with_name(f"{path.name}.partial")
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path is no regular file, or another name of an open one."""
+    return path.exists() and (not path.is_file() or path.absolute().parent in DEVICES)
+
+
+def copy(results: Iterable[bytes], stream: BinaryIO) -> None:
+    """Write and flush each result as it comes."""
     for result in results:
         stream.write(result)
         stream.flush()

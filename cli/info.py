@@ -55,13 +55,13 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
     from mlx_transformer.config import to_dict
 
     arrays = list(dict(tree_flatten(model.parameters())).values())
-    config = model.config
     heads = {
-        side: config.head_dims or config.dims // stack.num_heads
-        for side, stack in (("encoder", config.encoder), ("decoder", config.decoder))
+        side: stack.layers[0].self_attention.head_dims
+        for side, stack in (("encoder", model.encoder), ("decoder", model.decoder))
     }
     return {
-        "parameters": model.num_parameters,
+        # Of a model that is never evaluated: quantised weights pack several parameters in a number.
+        "parameters": mt.Transformer(model.config).num_parameters,
         "dtype": dtypes(arrays),
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
         "metal": mx.metal.is_available(),
@@ -71,7 +71,7 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
         },
         "tokenizer": tokenizer is not None,
         "search_defaults": to_dict(model.search_defaults),
-        "config": to_dict(config),
+        "config": to_dict(model.config),
     }
 
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 import mlx_transformer as mt
 from mlx_transformer.config import PRESETS, TrainingConfig
@@ -22,7 +23,7 @@ def option(field: dataclasses.Field[Any], text: str) -> Any:
     """The click option of one field; its default stands in the dataclass only."""
     flag = "--" + field.name.replace("_", "-")
     if field.name in ("train", "valid"):
-        return click.option(flag, metavar="SPEC", multiple=True, required=True, help=text)
+        return click.option(flag, metavar="SPEC", multiple=True, help=text)
     if field.default is dataclasses.MISSING:
         return click.option(flag, metavar="RUN", required=True, help=text)
     if isinstance(field.default, bool):
@@ -43,20 +44,40 @@ def options(function: Any) -> Any:
 
 @click.command("train", short_help="Parallel text to a model folder.")
 @options
-def command(**fields: Any) -> None:
+@click.pass_context
+def command(context: click.Context, **fields: Any) -> None:
     """Train a tokenizer and a model on parallel text.
 
     SPEC is a file of SOURCE<tab>TARGET lines, SOURCE_FILE::TARGET_FILE (line by line), or `dates`, the built-in task
     (written-out dates to ISO). Files may be gzipped (.gz). --train and --valid may be repeated.
 
     The best model is RUN/best, the newest RUN/last: use them with `generate --model RUN/best`.
+
+    --resume goes on with the run in RUN and its own options: all but --output may be left out.
     """
-    progress = Progress(fields["steps"])
+    config = run_config({name: value for name, value in fields.items() if is_given(context, name)})
+    progress = Progress(config.steps)
     try:
-        best = mt.train(TrainingConfig(**fields), report=progress)
+        best = mt.train(config, report=progress)
     finally:
         progress.close()
     click.echo(f"Best model: {best}")
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def run_config(given: dict[str, Any]) -> TrainingConfig:
+    """A new run of the options given, or a former one with these changed."""
+    if "resume" in given:
+        from mlx_transformer.training import read_options
+
+        return dataclasses.replace(read_options(given["output"]), **given)
+    if missing := [f"--{name}" for name in ("train", "valid") if name not in given]:
+        raise click.UsageError(f"Missing {' and '.join(missing)}: only --resume goes without.")
+    return TrainingConfig(**given)
 
 
 class Progress:

@@ -10,14 +10,23 @@ from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_transformer.config import FolderConfig, ModelConfig, QuantizationConfig, from_dict, to_dict
+from mlx_transformer.config import (
+    DTYPE_NAMES,
+    FolderConfig,
+    ModelConfig,
+    QuantizationConfig,
+    SearchConfig,
+    from_dict,
+    to_dict,
+)
 from mlx_transformer.model import Transformer
 from mlx_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+DTYPES: dict[str, mx.Dtype] = {name: vars(mx)[name] for name in DTYPE_NAMES}
 
 
 def save(
@@ -41,7 +50,7 @@ def save(
         OSError: If the folder cannot be written; what was there is untouched.
         ValueError: If `dtype` or `quantize` is none of these, or the widths do not allow to quantise.
     """
-    stored = Transformer(model.config, model.search_defaults)
+    stored = blank(model.config, model.search_defaults)
     if (held := quantization(model)) is not None:
         quantize_weights(stored, held)
     stored.update(model.parameters())
@@ -77,7 +86,7 @@ def load(folder: str | Path, dtype: mx.Dtype | str | None = None) -> tuple[Trans
     """
     folder = Path(folder)
     config = read_config(folder)
-    model = Transformer(config.model, config.search)
+    model = blank(config.model, config.search)
     weights = read_arrays(folder / "model.safetensors")
     if config.quantization is not None:
         quantize_weights(model, config.quantization)
@@ -88,6 +97,7 @@ def load(folder: str | Path, dtype: mx.Dtype | str | None = None) -> tuple[Trans
         dequantize(model)
     model.set_dtype(find_dtype(dtype or (mx.float32 if on_cpu else model.dtype)))
     model.eval()
+    mx.eval(model.parameters())  # arrays not yet read could be read by this thread alone
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
     if tokenizer is not None:
         _check_vocabulary(model.config, tokenizer, folder)
@@ -120,6 +130,22 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be JSON: {error}; copy the folder again.") from None
+
+
+def blank(config: ModelConfig, search: SearchConfig) -> Transformer:
+    """A model to put weights into; the random numbers of the caller go on as if it had not been made."""
+    with same_random_state():
+        return Transformer(config, search)
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Leave MLX's random state as it was before the block."""
+    high, low = np.array(cast(Any, mx.random.state)[0]).tolist()
+    try:
+        yield
+    finally:
+        mx.random.seed((high << 32) + low)
 
 
 def find_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
@@ -174,8 +200,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: If `folder` holds something, but no model.
     """
-    folder = folder.absolute()
-    if folder.exists() and not (folder / "config.json").exists() and (folder.is_file() or any(folder.iterdir())):
+    folder = folder.resolve()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder)):
         raise FileExistsError(f"{folder} is there already and is no model folder: choose another name.")
     new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(new, ignore_errors=True)
@@ -193,6 +219,16 @@ def replacing(folder: Path) -> Iterator[Path]:
         recover(folder)
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a model folder, of whatever version."""
+    path = folder / "config.json"
+    try:
+        data = read_json(path) if path.is_file() else None
+    except ValueError:
+        return False
+    return isinstance(data, dict) and "format_version" in data
 
 
 def recover(folder: Path) -> None:
@@ -240,14 +276,17 @@ def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:
     pairs = {
-        "source": (tokenizer.source_vocab_size, config.source_vocab_size),
-        "target": (tokenizer.target_vocab_size, config.target_vocab_size),
+        "source pieces": (tokenizer.source_vocab_size, config.source_vocab_size),
+        "target pieces": (tokenizer.target_vocab_size, config.target_vocab_size),
+        "as pad_id": (tokenizer.pad_id, config.pad_id),
+        "as eos_id": (tokenizer.eos_id, config.eos_id),
+        "as start_id": (tokenizer.start_id, config.start_id),
     }
-    for side, (pieces, rows) in pairs.items():
-        if pieces > rows:
+    for what, (has, wanted) in pairs.items():
+        if has != wanted:
             raise ValueError(
-                f"The {side} vocabulary of {folder} does not fit the weights: {pieces} pieces, but {rows} rows of "
-                "embeddings; use the tokenizer that the model was trained with."
+                f"The vocabulary of {folder} does not fit the model: it has {has} {what}, the model {wanted}; "
+                "use the tokenizer that the model was trained with."
             )
 
 

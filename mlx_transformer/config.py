@@ -4,11 +4,13 @@ Frozen dataclasses, validated when they are made, to and from JSON. This file im
 """
 
 import dataclasses
+import math
 import types
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 Config = TypeVar("Config")
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,10 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}.")
+        smallest = min(self.source_vocab_size, self.target_vocab_size)
         for name in ("pad_id", "eos_id", "start_id"):
-            if not 0 <= vars(self)[name] < self.target_vocab_size:
-                raise ValueError(
-                    f"{name} must be a row of the target vocabulary: "
-                    f"{vars(self)[name]} is not below {self.target_vocab_size}."
-                )
+            if not 0 <= vars(self)[name] < (self.target_vocab_size if name == "start_id" else smallest):
+                raise ValueError(f"{name} must be a row of the vocabulary: {vars(self)[name]} is none of {smallest}.")
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,12 @@ class SearchConfig:
             )
         if self.max_tokens is not None:
             _check_positive(self, "max_tokens")
+            if self.min_tokens > self.max_tokens:
+                raise ValueError(f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}.")
         if self.min_tokens < 0:
             raise ValueError(f"min_tokens must not be negative: {self.min_tokens}.")
+        if any(token < 0 for token in self.suppress_ids):
+            raise ValueError(f"suppress_ids must be token ids, none below 0: {min(self.suppress_ids)}.")
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,7 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(dims=128, layers=2, mlp_dims=512),
-    "small": Preset(dims=256, layers=3, mlp_dims=512),
+    "small": Preset(dims=256, layers=3, mlp_dims=512),  # narrow inside, for corpora of some ten thousand pairs
     "base": Preset(dims=512, layers=6, mlp_dims=2048),
     "big": Preset(dims=1024, layers=6, mlp_dims=4096),
 }
@@ -331,6 +335,8 @@ def _check_types(config: Any) -> None:
         if not _matches(value, item.type):
             kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
             raise ValueError(f"{item.name} must be {kind}, not {value!r}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{item.name} must be a finite number, not {value}.")
 
 
 def _check_positive(config: Any, *names: str) -> None:

@@ -38,7 +38,7 @@ def read_pairs(spec: str, *, split: str = "train", skip_bad_lines: bool = False)
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If a line is bad, if a file is empty or damaged, or if two files differ in length.
+        ValueError: If a line is bad (also one that only the longer of two files has), or if a file is empty or damaged.
     """
     task, colon, named = spec.partition(":")
     if task == "dates" and not named.startswith(":"):
@@ -58,22 +58,12 @@ def read_pairs(spec: str, *, split: str = "train", skip_bad_lines: bool = False)
     return TextPairs(pairs, skipped)
 
 
-def _columns(spec: str) -> Iterator[list[bytes]]:
-    """Give the columns of each line; two files make two columns."""
+def _columns(spec: str) -> Iterator[Sequence[bytes | None]]:
+    """Give the columns of each line; two files make two columns, None where one of them has ended."""
     source, two_files, target = spec.partition("::")
-    if not two_files:
-        yield from (line.split(b"\t") for line in _lines(source))
-        return
-    counts = [0, 0]
-    for columns in zip_longest(_lines(source), _lines(target)):
-        counts = [count + (column is not None) for count, column in zip(counts, columns, strict=True)]
-        if counts[0] == counts[1]:
-            yield list(columns)
-    if counts[0] != counts[1]:
-        raise ValueError(
-            f"Two files of pairs must be equally long: {source} has {counts[0]} lines, {target} has {counts[1]}; "
-            "line them up again."
-        )
+    if two_files:
+        return zip_longest(_lines(source), _lines(target))
+    return (line.split(b"\t") for line in _lines(source))
 
 
 def _lines(path: str) -> Iterator[bytes]:
@@ -89,11 +79,13 @@ def _lines(path: str) -> Iterator[bytes]:
         raise ValueError(f"{path} must be a whole gzip file: {error}; copy it anew.") from error
 
 
-def _pair(columns: list[bytes]) -> tuple[str, str]:
+def _pair(columns: Sequence[bytes | None]) -> tuple[str, str]:
     if len(columns) != 2:
         raise ValueError(f"a line must have one tab, between source and target, but has {len(columns) - 1}")
     texts = []
     for side, column in zip(("source", "target"), columns, strict=True):
+        if column is None:
+            raise ValueError(f"the {side} file has no such line, the two differ in length")
         try:
             texts.append(column.decode())
         except UnicodeDecodeError as error:

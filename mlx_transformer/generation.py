@@ -16,6 +16,7 @@ BATCH_TOKENS = 4096
 WINDOW = 2048  # lines that are read ahead and sorted by length
 LENGTH_MULTIPLE = 16  # sources are padded to a multiple: few shapes to compile, and fused attention on Metal
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+CHARACTERS_PER_TOKEN = 64  # a line with more than this for each position of the model is surely too long for it
 EMPTY = Hypothesis(ids=[], score=0.0, finish_reason="stop", text="")
 
 
@@ -64,7 +65,6 @@ def generate_hypotheses(
     search: SearchConfig | None = None,
     *,
     batch_tokens: int = BATCH_TOKENS,
-    strict: bool = False,
 ) -> Iterator[list[Hypothesis]]:
     """The hypotheses of each line, best first, lazily and in order.
 
@@ -74,17 +74,21 @@ def generate_hypotheses(
         lines: Source texts; a blank one gives one empty hypothesis.
         search: How to search; `model.search_defaults` if None.
         batch_tokens: Most padded source positions x beams of a batch.
-        strict: Refuse a source that is longer than the model's positions instead of cutting it.
+
+    Returns:
+        A list for each line. A source that is longer than the model's positions is cut, and its hypotheses say so
+        (`truncated`).
 
     Raises:
-        ValueError: If `strict` and a source is too long.
+        ValueError: If `batch_tokens` is not positive.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
     search = search or model.search_defaults
     remaining = iter(lines)
     while window := list(islice(remaining, WINDOW)):
-        yield from _window(model, tokenizer, window, search, batch_tokens, strict)
+        yield from _window(model, tokenizer, window, search, batch_tokens)
+        mx.clear_cache()  # buffers of shapes that may not come again
 
 
 def _window(
@@ -93,13 +97,10 @@ def _window(
     lines: list[str],
     search: SearchConfig,
     batch_tokens: int,
-    strict: bool,
 ) -> Iterator[list[Hypothesis]]:
     """Search lines in batches of like length; give each result once those before it are there."""
     limit = model.config.encoder.max_length
-    sources = tokenizer.encode_batch(lines)
-    if strict and (longest := max(map(len, sources))) > limit:
-        raise ValueError(f"A source must be at most {limit} tokens long, but one has {longest}: shorten or split it.")
+    sources = _encode(tokenizer, lines, limit)
     ready: dict[int, list[Hypothesis]] = {i: [EMPTY] for i, line in enumerate(lines) if not line.strip()}
     given = 0
     order = sorted((i for i in range(len(lines)) if i not in ready), key=lambda i: len(sources[i]))
@@ -115,6 +116,16 @@ def _window(
     while given in ready:
         yield ready.pop(given)
         given += 1
+
+
+def _encode(tokenizer: Tokenizer, lines: list[str], limit: int) -> list[list[int]]:
+    """Source ids; of a line far longer than `limit` tokens only a beginning that is still longer is read."""
+    beginnings = [line[: CHARACTERS_PER_TOKEN * limit] for line in lines]
+    sources = tokenizer.encode_batch(beginnings)
+    for i, line in enumerate(lines):
+        if len(line) > len(beginnings[i]) and len(sources[i]) <= limit + 1:
+            sources[i] = tokenizer.encode(line)
+    return sources
 
 
 def _pack(order: list[int], sources: list[list[int]], limit: int, positions: int) -> Iterator[list[int]]:

@@ -32,6 +32,8 @@ def find(model: str | Path | None = None) -> Path:
         FileNotFoundError: If there is none.
     """
     folder = BUNDLED if model is None else Path(model)
+    if (folder / "best" / "config.json").exists() and not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} is a training run, which holds models: use {folder / 'best'}.")
     if not folder.is_dir():
         raise FileNotFoundError(
             f"A model is a folder with config.json and model.safetensors: there is none at {folder}."

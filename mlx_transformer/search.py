@@ -12,10 +12,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.cache import Cache
-from mlx_transformer.config import SearchConfig
+from mlx_transformer.config import ModelConfig, SearchConfig
 from mlx_transformer.model import Memory, Transformer
 
 STEPS_PER_TEST = 4  # the host asks only so often whether all is done: asking makes it wait for the device
+CHUNK = 128  # values that are looked at together when the largest are sought
 NEVER = -float("inf")
 
 
@@ -102,7 +103,7 @@ def generate_ids(
         all_done = state.all_done
         state = step(state, memory, limits)
         mx.async_eval(state)  # the next step is under way before the last one is asked about
-        if length % STEPS_PER_TEST == 0 and all_done.item():
+        if length and length % STEPS_PER_TEST == 0 and all_done.item():
             break
     return _hypotheses(state, search, model.config.eos_id)
 
@@ -146,7 +147,7 @@ def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory
     cache = Cache(list(state.cache), state.length)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    logprobs = _forbid(logprobs, search, model.config.eos_id, state.length)
+    logprobs = _forbid(logprobs, search, model.config, state.length)
     vocab = logprobs.shape[-1]
 
     # Twice as many candidates as beams: even if every beam ends, as many are left to live on.
@@ -158,11 +159,12 @@ def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory
     ended = (tokens == model.config.eos_id) | (cache.length >= limits[:, None])
 
     state = _finish(state, search, scores, ids, ended, cache.length)
-    scores, places = top_k(mx.where(ended, NEVER, scores), beams)
-    rows = mx.take_along_axis(parents, places, axis=1) + beams * mx.arange(batch)[:, None]
+    places = mx.argsort(mx.arange(2 * beams) + 2 * beams * ended, axis=1)[:, :beams]  # the best that have not ended
+    scores = mx.take_along_axis(mx.where(ended, NEVER, scores), places, axis=1)
+    rows = (mx.take_along_axis(parents, places, axis=1) + beams * mx.arange(batch)[:, None]).flatten()
     done = state.done | _decided(state, search, scores[:, 0], cache.length, limits)
     return state._replace(
-        cache=cache.layers if beams == 1 else [mx.take(layer, rows.flatten(), axis=0) for layer in cache.layers],
+        cache=cache.layers if beams == 1 else [mx.take(layer, rows, axis=0) for layer in cache.layers],
         length=cache.length,
         tokens=mx.take_along_axis(tokens, places, axis=1),
         ids=mx.take_along_axis(ids, places[..., None], axis=1),
@@ -172,13 +174,12 @@ def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory
     )
 
 
-def _forbid(logprobs: mx.array, search: SearchConfig, eos_id: int, length: mx.array) -> mx.array:
-    """Log-probabilities, (rows, vocab), without the tokens that must not come next."""
+def _forbid(logprobs: mx.array, search: SearchConfig, config: ModelConfig, length: mx.array) -> mx.array:
+    """Log-probabilities, (rows, vocab), without the tokens that must not come next; padding never does."""
     tokens = mx.arange(logprobs.shape[-1])
-    forbidden = (tokens == eos_id) & (length + 1 < search.min_tokens)
-    if search.suppress_ids:
-        forbidden = forbidden | (tokens[:, None] == mx.array(search.suppress_ids)).any(axis=1)
-    return mx.where(forbidden, NEVER, logprobs)
+    always = np.isin(np.arange(logprobs.shape[-1]), [config.pad_id, *search.suppress_ids])
+    now = (tokens == config.eos_id) & (length + 1 < search.min_tokens)
+    return mx.where(mx.array(always) | now, NEVER, logprobs)
 
 
 def _finish(
@@ -211,12 +212,19 @@ def _decided(state: State, search: SearchConfig, best: mx.array, length: mx.arra
 
 
 def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """The k largest values of each row and their places, largest first; all of them where there are fewer than k."""
-    k = min(k, values.shape[-1])
-    places = mx.argpartition(-values, k - 1, axis=-1)[:, :k]
-    found = mx.take_along_axis(values, places, axis=-1)
-    order = mx.argsort(-found, axis=-1)
-    return mx.take_along_axis(found, order, axis=-1), mx.take_along_axis(places, order, axis=-1)
+    """The k largest values of each row, (rows, values), and their places, largest first; all where there are fewer.
+
+    A GPU would sort the whole row. But the k chunks with the largest maxima hold the k largest values: only they are.
+    """
+    rows, length = values.shape
+    places = mx.broadcast_to(mx.arange(length), values.shape)
+    if length > k * CHUNK:
+        chunks = mx.pad(values, [(0, 0), (0, -length % CHUNK)], constant_values=NEVER).reshape(rows, -1, CHUNK)
+        best = mx.argsort(-chunks.max(axis=-1), axis=-1)[:, :k, None]
+        values = mx.take_along_axis(chunks, best, axis=1).reshape(rows, -1)
+        places = mx.minimum(best * CHUNK + mx.arange(CHUNK), length - 1).reshape(rows, -1)
+    order = mx.argsort(-values, axis=-1)[:, :k]
+    return mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(places, order, axis=-1)
 
 
 def _capacity(length: int) -> int:

@@ -1,116 +1,35 @@
-"""Training: teacher forcing in one compiled step, validation, and runs that resume exactly where they were."""
+"""Training runs: corpora to a folder with the best and the last model, validation, a log, exact resume."""
 
 import json
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from mlx_transformer import checkpoint
 from mlx_transformer.config import PRESETS, ModelConfig, SearchConfig, StackConfig, TrainingConfig, from_dict, to_dict
 from mlx_transformer.data import Batch, Corpus, batches, read_pairs
 from mlx_transformer.evaluation import check_sacrebleu, corpus_scores, exact_match, group_references, has_sacrebleu
 from mlx_transformer.generation import generate
-from mlx_transformer.loss import batch_loss, token_losses
+from mlx_transformer.loss import token_losses
 from mlx_transformer.model import Transformer
 from mlx_transformer.tokenizer import Tokenizer
+from mlx_transformer.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 
 
-def inverse_square_root(step: mx.array, learning_rate: float, warmup_steps: int) -> mx.array:
-    """The schedule of Vaswani et al. 2017, section 5.3, by its highest rate, reached after `warmup_steps`."""
-    step = step.astype(mx.float32) + 1
-    return learning_rate * mx.minimum(step / warmup_steps, mx.sqrt(warmup_steps / step))
-
-
-class Trainer:
-    """Everything that changes in a run, and the compiled step that changes it."""
-
-    def __init__(self, model: Transformer, config: TrainingConfig) -> None:
-        self.model = model
-        self.config = config
-        self.step = 0
-        self.best_score = -math.inf
-        self.group = mx.distributed.init()
-        rate = partial(inverse_square_root, learning_rate=config.learning_rate, warmup_steps=config.warmup_steps)
-        self.optimizer = optim.Adam(rate, betas=[0.9, 0.98], eps=1e-9, bias_correction=True)
-        self.optimizer.init(model.trainable_parameters())
-        self.average = tree_map(mx.array, model.trainable_parameters())
-        self.state = [model.state, self.optimizer.state, self.average, mx.random.state]
-        self._pending: tuple[mx.array, ...] = ()
-        self._compiled_step = mx.compile(self._step, inputs=self.state, outputs=self.state)
-
-    def _step(self, source: mx.array, target: mx.array) -> tuple[mx.array, mx.array]:
-        value_and_grad = nn.value_and_grad(self.model, batch_loss)
-        loss, gradients = value_and_grad(self.model, source, target, self.config.label_smoothing)
-        gradients = nn.average_gradients(gradients, self.group)
-        gradients, norm = optim.clip_grad_norm(gradients, self.config.clip_norm)
-        self.optimizer.update(self.model, gradients)
-        # Early on a long average would remember the random start: let its horizon grow with the steps.
-        step = self.optimizer.step.astype(mx.float32)
-        decay = mx.minimum(self.config.ema_decay, (1 + step) / (10 + step))
-        blend = lambda kept, new: decay * kept + (1 - decay) * new  # noqa: E731
-        self.average.update(tree_map(blend, self.average, self.model.trainable_parameters()))
-        return loss, norm
-
-    def update(self, batch: Batch) -> tuple[mx.array, mx.array]:
-        """One optimizer update; returns loss and gradient norm, not yet evaluated."""
-        # Dropout depends on the seed and the step alone, so that a resumed run needs no saved random state.
-        mx.random.seed((self.config.seed << 32) + self.step * self.group.size() + self.group.rank())
-        self.model.train()
-        results = self._compiled_step(mx.array(batch.source), mx.array(batch.target))
-        self.step += 1
-        mx.async_eval(results, self.state)
-        # Prepare the next batch while this step runs, but run no further ahead.
-        mx.eval(self._pending)
-        self._pending = results
-        return results
-
-    def averaged(self) -> Transformer:
-        """The model to validate and keep: with the moving average of the weights, ready to generate."""
-        model = Transformer(self.model.config, self.model.search_defaults)
-        model.update(self.model.parameters())
-        model.update(self.average)
-        model.eval()
-        return model
-
-    def save(self, folder: Path, tokenizer: Tokenizer) -> None:
-        """Write a model folder that also holds all that is needed to go on from here."""
-        with checkpoint.replacing(folder) as new:
-            checkpoint.write(new, self.model, tokenizer)
-            arrays = dict(tree_flatten({"optimizer": self.optimizer.state, "average": self.average}))
-            checkpoint.write_arrays(new / "training.safetensors", arrays)
-            progress = {"step": self.step, "best_score": self.best_score}
-            (new / "training.json").write_text(json.dumps(progress) + "\n")
-
-    def restore(self, folder: Path) -> None:
-        """Go back to where `save` was called."""
-        self.model.load_weights(list(checkpoint.read_arrays(folder / "model.safetensors").items()))
-        arrays = checkpoint.read_arrays(folder / "training.safetensors")
-        # Frozen modules have empty places in the state, which a file of arrays does not: fill the state that is there.
-        state = {"optimizer": self.optimizer.state, "average": self.average}
-        state = tree_map_with_path(lambda name, _: arrays[name], state)
-        self.optimizer.state.update(state["optimizer"])
-        self.average.update(state["average"])
-        progress = checkpoint.read_json(folder / "training.json")
-        self.step, self.best_score = progress["step"], progress["best_score"]
-
-
 def train(config: TrainingConfig, report: Report | None = None) -> Path:
-    """Train a model from scratch; returns the folder of the best one.
+    """Train a model, from scratch or from where its run was; returns the folder of the best one.
 
     Args:
         config: The run.
@@ -128,19 +47,37 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
     checkpoint.recover(last)
     checkpoint.recover(best)
     if config.resume:
-        _check_same_run(config, run)
+        _check_same_run(config)
     elif last.exists():
-        raise FileExistsError(f"{run} holds a run already: add --resume to go on, or choose another output.")
+        raise FileExistsError(f"{run} holds a run already: resume it, or choose another output.")
     training, validation = _read(config.train, "train", config), _read(config.valid, "valid", config)
     tokenizer = Tokenizer.load(last) if config.resume else _train_tokenizer(training, config)
-    mx.random.seed(config.seed)
-    search = SearchConfig(suppress_ids=(tokenizer.pad_id, tokenizer.start_id))
-    trainer = Trainer(Transformer(model_config(config, tokenizer), search), config)
-    if config.resume:
-        trainer.restore(last)
+    with checkpoint.same_random_state():
+        mx.random.seed(config.seed)
+        search = SearchConfig(suppress_ids=(tokenizer.start_id,))
+        trainer = Trainer(Transformer(model_config(config, tokenizer), search), config)
+        if config.resume:
+            trainer.restore(last)
+        if trainer.step > config.steps:
+            raise ValueError(
+                f"steps must not be less than the run has done: {config.steps} is less than {trainer.step}."
+            )
+        with _log(run, trainer, report) as record:
+            _loop(trainer, tokenizer, training, validation, record)
+    return best
+
+
+@contextmanager
+def _log(run: Path, trainer: Trainer, report: Report | None) -> Iterator[Callable[..., None]]:
+    """Prepare the run folder, and give the function that writes an entry of its log."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    with (run / "log.jsonl").open("a") as log:
+    path = run / "log.jsonl"
+    entries = path.read_text().splitlines(keepends=True) if trainer.step else []
+    if trainer.group.rank() == 0:
+        _replace_text(run / "options.json", json.dumps(to_dict(trainer.config), indent=2) + "\n")
+        # What a run did after its last checkpoint it does again.
+        _replace_text(path, "".join(line for line in entries if json.loads(line)["step"] <= trainer.step))
+    with path.open("a") as log:
 
         def record(event: str, **values: Any) -> None:
             entry = {"event": event, "step": trainer.step, **values}
@@ -149,8 +86,14 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
             if report is not None:
                 report(entry)
 
-        _loop(trainer, tokenizer, training, validation, record)
-    return best
+        yield record
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or as it was."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -180,17 +123,18 @@ def model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def validate(model: Transformer, corpus: Corpus, batch_tokens: int) -> dict[str, float]:
-    """Loss without label smoothing (nats a token) and share of tokens foretold, by teacher forcing."""
+    """Loss without label smoothing (nats a token) and share of tokens predicted right, by teacher forcing."""
     measure = model.compiled(_measures)
-    totals = np.zeros(3)
+    totals = mx.zeros(3)
     for batch in batches(corpus, batch_tokens):
-        totals += np.array(measure(mx.array(batch.source), mx.array(batch.target)))
-    loss, correct, tokens = totals.tolist()
+        totals = totals + measure(mx.array(batch.source), mx.array(batch.target))
+        mx.async_eval(totals)
+    loss, correct, tokens = np.array(totals).tolist()
     return {"loss": loss / tokens, "token_accuracy": correct / tokens}
 
 
 def _measures(model: Transformer, source: mx.array, target: mx.array) -> mx.array:
-    """Sum of losses, number of tokens foretold, number of tokens."""
+    """Sum of losses, number of tokens predicted right, number of tokens."""
     logits, wanted = model(source, target[:, :-1]), target[:, 1:]
     real = wanted != model.config.pad_id
     correct = (logits.argmax(axis=-1) == wanted) & real
@@ -209,17 +153,27 @@ def _train_tokenizer(pairs: list[tuple[str, str]], config: TrainingConfig) -> To
     return Tokenizer.train(sources, targets, config.vocab_size, shared=config.shared_vocabulary)
 
 
-def _check_same_run(config: TrainingConfig, run: Path) -> None:
+def read_options(run: str | Path) -> TrainingConfig:
+    """The options of a run that was started.
+
+    Raises:
+        FileNotFoundError: If there is no run with a checkpoint.
+        ValueError: If its options.json is damaged.
+    """
+    path = Path(run) / "options.json"
+    if not (Path(run) / "last").exists() or not path.exists():
+        raise FileNotFoundError(f"There is no run to resume in {run}: start one, without resume.")
+    return from_dict(TrainingConfig, checkpoint.read_json(path), str(path))
+
+
+def _check_same_run(config: TrainingConfig) -> None:
     """Refuse to resume with options that would make it another run."""
-    path = run / "config.json"
-    if not (run / "last").exists():
-        raise FileNotFoundError(f"There is no run to resume in {run}: leave --resume out to start one.")
-    former = from_dict(TrainingConfig, checkpoint.read_json(path), str(path))
-    former = replace(former, output=config.output, steps=config.steps, resume=config.resume)
+    former = replace(read_options(config.output), output=config.output, steps=config.steps, resume=config.resume)
     if former != config:
         changed = [name for name, value in to_dict(config).items() if value != to_dict(former)[name]]
         raise ValueError(
-            f"--resume goes on with the run's own options, but {', '.join(changed)} differ from {path}; only steps may."
+            f"A run goes on with its own options, but {', '.join(changed)} differ from {config.output}/options.json; "
+            "only steps may."
         )
 
 
@@ -298,7 +252,7 @@ def check_finite(loss: float, step: int) -> None:
     """
     if not math.isfinite(loss):
         raise ValueError(
-            f"The loss is not finite any more at step {step}: lower --learning-rate, or raise --warmup-steps; "
+            f"The loss is not finite any more at step {step}: lower learning_rate, or raise warmup_steps; "
             "last/ holds the model before."
         )
 

@@ -35,6 +35,8 @@ def generate_hypotheses(model, tokenizer, lines, search=None, *, batch_tokens=40
     for line in lines:
         if line == "bug":
             raise KeyError("a bug")
+        if line.startswith("RuntimeError: "):
+            raise RuntimeError(line.removeprefix("RuntimeError: "))
         text = line[:LONGEST].upper()
         cut = len(line) > LONGEST
         count = search.num_hypotheses if line else 1

@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
@@ -20,7 +22,7 @@ from mlx_transformer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 STACK = StackConfig(num_layers=1, num_heads=2, mlp_dims=64, max_length=12, positions="learned", final_norm=True)
-CONFIG = ModelConfig(300, 300, 64, STACK, dataclasses.replace(STACK, positions="sinusoidal", norm_first=True))
+CONFIG = ModelConfig(288, 288, 64, STACK, dataclasses.replace(STACK, positions="sinusoidal", norm_first=True))
 SEARCH = SearchConfig(beam_size=3, length_penalty=0.5, suppress_ids=(0, 2))
 SOURCE = mx.array([[5, 6, 7, 1], [8, 1, 0, 0]], mx.int32)
 TARGET = mx.array([[2, 9, 10], [2, 11, 12]], mx.int32)
@@ -109,6 +111,22 @@ class TestBits:
         loaded, tokenizer = checkpoint.load(tmp_path / "model")
         assert tokenizer is None and loaded.config == config
         assert same_bits(arrays_of(loaded), arrays_of(model))
+
+    def test_one_thread_loads_and_another_computes(self, folder, model):
+        loaded, _ = checkpoint.load(folder)
+        logits = []
+        thread = threading.Thread(target=lambda: logits.append(np.array(loaded(SOURCE, TARGET))))
+        thread.start()
+        thread.join()
+        np.testing.assert_allclose(logits[0], np.array(model(SOURCE, TARGET)), atol=1e-5)
+
+    def test_the_random_numbers_of_the_caller_go_on(self, folder, model, tmp_path):
+        mx.random.seed(3)
+        expected = mx.random.uniform().item()
+        mx.random.seed(3)
+        loaded, _ = checkpoint.load(folder)
+        checkpoint.save(tmp_path / "again", loaded)
+        assert mx.random.uniform().item() == expected
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_low_precision(self, tmp_path, model, dtype):
@@ -304,10 +322,15 @@ class TestDamage:
         assert large.source_vocab_size > 300
         large.save(folder)
         refused(
-            folder, rf"source vocabulary of {folder} does not fit .*: {large.source_vocab_size} pieces, but 300 rows"
+            folder,
+            rf"vocabulary of {folder} does not fit .*: it has {large.source_vocab_size} source pieces, the model 288",
         )
         Tokenizer(tokenizer.source, large.source).save(folder)
-        refused(folder, f"target vocabulary of .*: {large.source_vocab_size} pieces, but 300 rows")
+        refused(folder, f"it has {large.source_vocab_size} target pieces, the model 288")
+
+    def test_a_tokenizer_with_other_special_tokens(self, folder):
+        edit(folder, lambda data: data["model"].update(start_id=5))
+        refused(folder, "it has 2 as start_id, the model 5")
 
     def test_a_damaged_tokenizer(self, folder):
         (folder / "tokenizer.json").write_text("{")
@@ -339,6 +362,19 @@ class TestReplacing:
             with pytest.raises(FileExistsError, match=r"(letters|file) is there already and is no model folder"):
                 checkpoint.save(place, model)
         assert contents(tmp_path) == {Path("letters/to_mother.txt"): b"Dear mother", Path("file"): b"text"}
+
+    def test_another_folder_with_a_config_is_not_replaced(self, model, tmp_path):
+        for text in ('{"model_type": "other"}', "[", "[1]"):
+            (tmp_path / "config.json").write_text(text)
+            with pytest.raises(FileExistsError, match="is no model folder"):
+                checkpoint.save(tmp_path, model)
+            assert (tmp_path / "config.json").read_text() == text
+
+    def test_through_a_link_the_folder_behind_it_is_replaced(self, folder, model, tmp_path):
+        (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+        checkpoint.save(tmp_path / "link", model)
+        assert (tmp_path / "link").is_symlink() and not (folder / "tokenizer.json").exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
 
     @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
     def test_an_exception_leaves_the_old_folder(self, folder, tmp_path, kind):

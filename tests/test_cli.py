@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import gzip
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import echo_model
@@ -19,7 +22,7 @@ from click.testing import CliRunner
 from mlx.utils import tree_map
 
 import mlx_transformer as mt
-from mlx_transformer.cli import evaluate, generate, main, train
+from mlx_transformer.cli import evaluate, lines, main, options, train
 from mlx_transformer.config import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,9 +85,30 @@ class TestLines:
         assert echo("generate", stdin=b"\xef\xbb\xbfone\r\n\r\ntwo\r\n").stdout_bytes == b"ONE\n\nTWO\n"
 
     def test_windows_of_input_join_without_a_seam(self, echo, monkeypatch):
-        monkeypatch.setattr("mlx_transformer.cli.generate.WINDOW_BYTES", 3)
+        monkeypatch.setattr("mlx_transformer.cli.lines.WINDOW_BYTES", 3)
         stdin = "".join(f"line {i}\n" * (i % 3) for i in range(50)).encode()
         assert echo("generate", stdin=stdin).stdout_bytes == stdin.upper()
+
+    def test_a_byte_order_mark_alone_is_no_line(self, echo, monkeypatch):
+        monkeypatch.setattr("mlx_transformer.cli.lines.WINDOW_BYTES", 2)
+        assert echo("generate", stdin=b"\xef\xbb\xbf").stdout == ""
+        assert echo("generate", stdin=b"\xef\xbb\xbfone").stdout == "ONE\n"
+
+    def test_a_byte_order_mark_is_stripped_from_the_first_line_of_a_stream_only(self):
+        mark = b"\xef\xbb\xbf"
+        assert list(lines.split_lines(io.BytesIO(mark + b"a\n" + mark + b"b"))) == [[b"a"], [mark + b"b"]]
+
+    def test_a_long_line_is_joined_once(self):
+        class Pieces(io.BytesIO):
+            """A mebibyte that arrives in eights."""
+
+            def read1(self, size):
+                return super().read1(8)
+
+        line = b"x" * (1 << 20)
+        start = time.process_time()
+        assert list(lines.split_lines(Pieces(line))) == [[line]]
+        assert time.process_time() - start < 2  # a quarter of a second; joining at each piece copies 64 GiB
 
     def test_texts_of_the_command_line(self, echo):
         assert echo("generate", "one", "", "two\nlines").stdout == "ONE\n\nTWO LINES\n"
@@ -97,6 +121,11 @@ class TestLines:
     def test_an_empty_input_makes_an_empty_output(self, echo, tmp_path):
         echo("generate", "-o", tmp_path / "out")
         assert (tmp_path / "out").read_text() == ""
+
+    def test_a_dash_is_standard_input_and_output(self, echo, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert echo("generate", "-i", "-", "-o", "-", stdin=b"one\n").stdout == "ONE\n"
+        assert list(tmp_path.iterdir()) == []
 
     def test_scores_and_several_hypotheses(self, echo):
         result = echo("generate", "--scores", "--num-hypotheses", "2", stdin=b"one\n\n")
@@ -112,12 +141,12 @@ class TestLines:
         assert "Line 2 is longer than the model can read" in error_line(result) and result.stdout == "SHORT\n"
 
     def test_a_beam_grows_with_the_hypotheses_asked_for(self):
-        config = generate.search_config(mt.SearchConfig(), {"num_hypotheses": 3, "early_stopping": "never"})
+        config = options.search_config(mt.SearchConfig(), {"num_hypotheses": 3, "early_stopping": "never"})
         assert (config.beam_size, config.num_hypotheses, config.early_stopping) == (3, 3, "never")
 
     def test_a_greedy_search_of_a_model_with_several_hypotheses(self):
         defaults = mt.SearchConfig(beam_size=4, num_hypotheses=4)
-        assert generate.search_config(defaults, {"beam_size": 1}).num_hypotheses == 1
+        assert options.search_config(defaults, {"beam_size": 1}).num_hypotheses == 1
 
 
 class TestJson:
@@ -147,6 +176,11 @@ class TestJson:
             ('{"text": 1}', "Line 2 must be a JSON string or an object"),
             ('{"text": "", "beam": 1}', "no other names: got beam"),
             ('"\\ud800"', "Line 2 must be Unicode text"),
+            ("[" * 200_000, "Line 2 must be JSON .* nested too deeply"),
+            ('{"text": "", "id": NaN}', "Line 2 .* finite numbers"),
+            ('{"text": "", "id": [-Infinity]}', "Line 2 .* finite numbers"),
+            ('{"text": "", "id": 1e999}', "Line 2 .* finite numbers"),
+            ('{"text": "", "id": ' + "9" * 5000 + "}", "Line 2 .* numbers of at most 4300 digits"),
         ],
     )
     def test_bad_lines(self, echo, line, told):
@@ -170,16 +204,30 @@ class TestErrors:
     def test_the_output_may_not_be_the_input(self, echo, tmp_path):
         (tmp_path / "file").write_text("one\n")
         line = error_line(echo("generate", "-i", tmp_path / "file", "-o", tmp_path / "file", status=1))
-        assert "--output must be another file than --input" in line
+        assert "--output must be another file than the input" in line
         assert (tmp_path / "file").read_text() == "one\n"
 
-    def test_an_existing_output_survives_a_failure_before_the_first_result(self, echo, tmp_path):
-        (tmp_path / "out").write_text("precious")
-        echo("generate", "-o", tmp_path / "out", stdin=b"\xff\n", status=1)
-        assert (tmp_path / "out").read_text() == "precious"
+    @pytest.mark.parametrize("name", ["file", "link"])
+    def test_the_output_may_not_be_what_standard_input_is(self, start, tmp_path, name):
+        (tmp_path / "file").write_text("one\n")
+        (tmp_path / "link").symlink_to("file")
+        with (tmp_path / "file").open("rb") as stdin:
+            process = start("generate", "-o", str(tmp_path / name), stdin=stdin)
+            assert b"--output must be another file than the input" in process.communicate()[1]
+        assert process.returncode == 1 and (tmp_path / "file").read_text() == "one\n"
 
-    def test_a_model_without_tokenizer(self, echo):
-        assert "no-tokenizer has none" in error_line(echo("generate", "-m", "no-tokenizer", "one", status=1))
+    def test_the_input_may_not_be_where_results_gather(self, echo, tmp_path):
+        (tmp_path / "out.partial").write_text("one\n")
+        line = error_line(echo("generate", "-i", tmp_path / "out.partial", "-o", tmp_path / "out", status=1))
+        assert "--output must be another file" in line and (tmp_path / "out.partial").read_text() == "one\n"
+
+    @pytest.mark.parametrize("model", ["no-tokenizer", None])
+    def test_a_model_without_tokenizer(self, echo, monkeypatch, model):
+        monkeypatch.setitem(vars(mt), "load", lambda *arguments, **options: (echo_model.EchoModel(), None))
+        arguments = ["-m", model] * bool(model)
+        for command in (["generate", "one"], ["evaluate", "dates:test"]):
+            line = error_line(echo(*command, *arguments, status=1))
+            assert f"{model or 'the bundled model'} has none" in line
 
     def test_impossible_search_options(self, echo):
         result = echo("generate", "--beam-size", "2", "--num-hypotheses", "3", "one", status=1)
@@ -193,6 +241,8 @@ class TestErrors:
             ("generate", "--nonsense"),
             ("nonsense",),
             ("train",),
+            ("train", "--output", "run", "--train", "dates"),
+            ("train", "--resume"),
             ("evaluate",),
             ("evaluate", "x.tsv", "--sources", "y"),
             ("evaluate", "--sources", "y"),
@@ -204,6 +254,21 @@ class TestErrors:
     def test_a_bug_keeps_its_traceback(self, start):
         process = start("generate", "bug", stdin=subprocess.DEVNULL)
         assert b"Traceback" in process.communicate()[1] and process.returncode == 1
+
+    @pytest.mark.parametrize(
+        "message",
+        [
+            "[malloc] Unable to allocate 4294967296 bytes.",
+            "[metal::malloc] Attempting to allocate 9 bytes which is greater than the maximum allowed buffer size",
+        ],
+    )
+    def test_too_little_memory(self, echo, message):
+        result = echo("generate", stdin=f"one\nRuntimeError: {message}\n".encode(), status=1)
+        assert error_line(result) == "Error: The model with one batch does not fit in memory: lower --batch-tokens.\n"
+
+    def test_other_runtime_errors_are_bugs(self, echo):
+        result = echo("generate", "RuntimeError: a bug", status=1)
+        assert result.stderr == "" and str(result.exception) == "a bug"
 
     def test_a_line_of_error_for_errors_without_words(self, echo, monkeypatch):
         def fail(*arguments, **options):
@@ -218,6 +283,62 @@ class TestErrors:
             process = start("generate", "one", stdin=subprocess.DEVNULL, stdout=full)
             assert process.communicate()[1] == b"Error: No space left on device.\n"
         assert process.returncode == 1
+
+
+class TestOutput:
+    """--output: nothing is lost, whatever happens."""
+
+    @pytest.fixture
+    def out(self, tmp_path):
+        (tmp_path / "out").write_text("precious")
+        return tmp_path / "out"
+
+    def test_a_run_that_fails_leaves_an_existing_file_and_tells_where_its_results_are(self, echo, out):
+        result = echo("generate", "--strict", "-o", out, stdin=b"one\n" + b"x" * 101, status=1)
+        assert f"The results so far are in {out}.partial." in error_line(result)
+        assert out.read_text() == "precious" and Path(f"{out}.partial").read_text() == "ONE\n"
+
+    def test_results_are_visible_as_they_come_and_kept_at_ctrl_c(self, start, out):
+        process = start("generate", "-o", str(out))
+        process.stdin.write(b"one\n")
+        process.stdin.flush()
+        partial = Path(f"{out}.partial")
+        while process.poll() is None and not (partial.exists() and partial.read_text()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        told = f"Interrupted. The results so far are in {partial}.\n"
+        assert process.communicate()[1].decode() == told and process.returncode == 130
+        assert out.read_text() == "precious" and partial.read_text() == "ONE\n"
+
+    def test_a_run_that_succeeds_replaces_a_file_and_keeps_its_mode(self, echo, out):
+        out.chmod(0o640)
+        echo("generate", "-o", out, "one")
+        assert out.read_text() == "ONE\n" and out.stat().st_mode & 0o777 == 0o640
+        assert os.listdir(out.parent) == ["out"]
+
+    def test_a_link_stays_a_link(self, echo, out):
+        link = out.with_name("link")
+        link.symlink_to("out")
+        echo("generate", "-o", link, "one")
+        assert link.is_symlink() and out.read_text() == "ONE\n"
+
+    def test_devices_are_written_to_directly(self, start, tmp_path):
+        assert start("generate", "one", "-o", "/dev/stdout").communicate() == (b"ONE\n", b"")
+        assert start("generate", "one", "-o", "/dev/null").communicate() == (b"", b"")
+        assert not list(Path("/dev").glob("*.partial"))
+        with (tmp_path / "log").open("ab") as log:
+            log.write(b"before\n")
+            log.flush()
+            start("generate", "one", "-o", "/dev/stdout", stdout=log).wait()
+        assert (tmp_path / "log").read_text() == "before\nONE\n" and os.listdir(tmp_path) == ["log"]
+
+    def test_named_pipes_of_input_and_output(self, start, tmp_path):
+        for name in ("in", "out"):
+            os.mkfifo(tmp_path / name)
+        process = start("generate", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"))
+        with (tmp_path / "in").open("wb") as file:
+            file.write(b"one\n")
+        assert (tmp_path / "out").read_text() == "ONE\n" and process.wait() == 0
 
 
 class TestPipes:
@@ -287,6 +408,29 @@ class TestTrain:
             "Best model: run/best",
         ]
 
+    @pytest.fixture
+    def configs(self, monkeypatch):
+        """The configurations that the command trains; a run in `run` has options of its own."""
+        trained = []
+        monkeypatch.setitem(vars(mt), "train", lambda config, report: trained.append(config) or Path("run/best"))
+        former = TrainingConfig(train=("a.tsv",), valid=("v.tsv",), output="moved", preset="tiny", steps=7, seed=3)
+        monkeypatch.setattr("mlx_transformer.training.read_options", {"run": former}.__getitem__)
+        return trained
+
+    def test_a_run_goes_on_with_its_own_options(self, configs):
+        result = CliRunner().invoke(main, "train --output run --resume --steps 9".split())
+        assert result.exit_code == 0, result.output
+        own = {"preset": "tiny", "steps": 9, "seed": 3, "resume": True}
+        assert configs == [TrainingConfig(train=("a.tsv",), valid=("v.tsv",), output="run", **own)]
+
+    def test_an_option_with_its_default_counts_as_given(self, configs):
+        CliRunner().invoke(main, "train --output run --resume --steps 10000".split())
+        assert configs[0].steps == TrainingConfig.steps
+
+    def test_a_run_that_is_not_there(self, tmp_path):
+        result = CliRunner().invoke(main, ["train", "--resume", "--output", str(tmp_path / "absent")])
+        assert result.exit_code == 1 and str(tmp_path / "absent") in error_line(result)
+
     def test_a_wrong_value_is_told(self):
         arguments = "train --train dates --valid dates --output run --dropout 2"
         result = CliRunner().invoke(main, arguments.split())
@@ -310,10 +454,56 @@ class TestEvaluate:
         assert "BLEU         100.00" in output and "exact match  100.00%" in output
         assert "2 with 4 references" in output
 
-    def test_without_sacrebleu_the_remedy_is_told(self, echo, monkeypatch):
+    @staticmethod
+    def files(folder, **texts):
+        """Files of sources and references whose paths would mislead a SPEC, as options."""
+        arguments = []
+        for name, text in texts.items():
+            path = folder / f"a::{name}.gz"
+            path.write_bytes(gzip.compress(text.encode()))
+            arguments += ["--sources" if name == "sources" else "--references", path]
+        return arguments
+
+    def test_a_blank_line_in_one_of_several_files_is_no_reference(self, echo, tmp_path):
+        arguments = self.files(tmp_path, sources="a b c d\ne f g h\n", one="A B C D\n\n", two="X\r\nE F G H\r\n")
+        figures = json.loads(echo("evaluate", *arguments, "--json").stdout)
+        assert (figures["sentences"], figures["references"], figures["exact_match"]) == (2, 3, 1)
+        assert figures["bleu"] == pytest.approx(100)
+
+    @pytest.mark.parametrize(
+        ("sources", "one", "two", "told"),
+        [
+            ("a\nb\n", "A\n\n", "A\n \n", "line 2 of .*sources.gz has no reference"),
+            ("a\n\n", "A\nB\n", "A\nB\n", "line 2 of .*sources.gz has no source"),
+            ("a\nb\n", "A\nB\n", "A\n", "sources.gz has 2 lines, .*two.gz has 1"),
+            ("", "", "", "sources.gz must hold at least one source"),
+        ],
+    )
+    def test_files_that_do_not_fit(self, echo, tmp_path, sources, one, two, told):
+        arguments = self.files(tmp_path, sources=sources, one=one, two=two)
+        assert re.search(told, error_line(echo("evaluate", *arguments, status=1)))
+
+    def test_files_that_cannot_be_read(self, echo, tmp_path):
+        arguments = self.files(tmp_path, sources="a\n", one="A\n")
+        path, data = arguments[1], arguments[1].read_bytes()
+        for damaged in (data[:-4], b"no gzip", data[:12] + b"\xff" * 4 + data[16:]):
+            path.write_bytes(damaged)
+            assert f"{path} must be a whole gzip file" in error_line(echo("evaluate", *arguments, status=1))
+        path.write_bytes(gzip.compress(b"good\n\xff\n"))
+        assert f"{path}, line 2, must be valid UTF-8" in error_line(echo("evaluate", *arguments, status=1))
+
+    def test_a_cut_source_is_told(self, echo, tmp_path):
+        result = echo("evaluate", *self.files(tmp_path, sources="a\n" + "x" * 101 + "\n", one="A\nX\n"))
+        assert result.stderr == f'Warning: "{"x" * 40}..." is longer than the model can read and was cut.\n'
+
+    def test_without_sacrebleu_exact_matches_are_counted(self, echo, monkeypatch, tmp_path):
         monkeypatch.setattr("mlx_transformer.evaluation.has_sacrebleu", lambda: False)
-        line = error_line(echo("evaluate", "dates", status=1))
-        assert "pip install 'mlx_transformer[train]'" in line
+        arguments = self.files(tmp_path, sources="a\nb\n", one="A\nX\n")
+        result = echo("evaluate", *arguments)
+        assert [line.split()[0] for line in result.stdout.splitlines()] == ["exact", "sentences", "seconds"]
+        assert "50.00%" in result.stdout and "pip install sacrebleu" in result.stderr
+        figures = json.loads(echo("evaluate", *arguments, "--json").stdout)
+        assert figures.keys() == {"exact_match", "sentences", "references", "seconds"}
 
 
 def test_evaluate_takes_the_search_options_of_generate():
@@ -393,6 +583,15 @@ class TestWithAModel:
         arrays = json.loads(self.invoke("info", folder, "--json").stdout)["parameters"]
         text = self.invoke("info", folder).stdout
         assert f"{arrays:,} in float32" in text and "head size 16; on Metal not fused" in text
+
+    def test_info_counts_the_parameters_of_a_quantised_model(self, tmp_path, monkeypatch):
+        stack = mt.StackConfig(num_layers=1, num_heads=2, mlp_dims=64, max_length=8)
+        model = mt.Transformer(mt.ModelConfig(64, 64, dims=64, head_dims=64, encoder=stack, decoder=stack))
+        mt.save(tmp_path / "model", model, quantize=8)
+        monkeypatch.setattr("mlx_transformer.checkpoint.dequantize", lambda model: None)  # as on a GPU
+        facts = json.loads(self.invoke("info", tmp_path / "model", "--json").stdout)
+        assert facts["parameters"] == model.num_parameters and "uint32" in facts["dtype"]
+        assert facts["fused_attention"]["encoder"]["head_dims"] == 64
 
     def test_damaged_folders(self, folder, tmp_path):
         broken = tmp_path / "broken"

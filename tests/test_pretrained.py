@@ -54,3 +54,11 @@ def test_the_bundled_model_translates():
     assert "gare" in french[0].lower() or "station" in french[0].lower()
     assert "bonsoir" in french[1].lower()
     assert french[2] == ""
+
+
+def test_of_a_training_run_the_best_model_is_proposed(folder, tmp_path):
+    folder.rename(tmp_path / "best")
+    with pytest.raises(
+        FileNotFoundError, match=f"{tmp_path} is a training run, .*: use {tmp_path}/best"
+    ):
+        pretrained.find(tmp_path)

@@ -84,7 +84,7 @@ def plain_search(teacher, source, search, limit):
     living, finished, nearest = [(0.0, ())], [], np.inf
     for length in range(1, limit + 1):
         logprobs = teacher(source, [ids for _, ids in living])
-        logprobs[:, list(search.suppress_ids)] = -np.inf
+        logprobs[:, [teacher.model.config.pad_id, *search.suppress_ids]] = -np.inf
         if length < search.min_tokens:
             logprobs[:, eos_id] = -np.inf
         candidates = [
@@ -214,7 +214,7 @@ def test_beam_search_is_the_plain_one(teacher, sources, beam_size, length_penalt
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.parametrize(
     "changes",
-    [{"min_tokens": 4}, {"suppress_ids": (0, 4, 7)}, {"max_tokens": 1}, {"min_tokens": 99}, {"suppress_ids": (1,)}],
+    [{"min_tokens": 4}, {"suppress_ids": (0, 4, 7)}, {"max_tokens": 1}, {"min_tokens": 8}, {"suppress_ids": (1,)}],
     ids=str,
 )
 def test_constrained_search_is_the_plain_one(teacher, sources, beam_size, changes, tolerance):
@@ -279,7 +279,7 @@ def test_hypotheses_are_as_many_as_asked_for_distinct_and_best_first(model, sour
 def test_fewer_hypotheses_where_no_more_exist(model, sources):
     search = SearchConfig(4, 4, max_tokens=1, suppress_ids=tuple(range(2, 8)))
     for hypotheses in generate_ids(model, padded(sources, model.config), search):
-        assert {with_end(h, 1) for h in hypotheses} == {(0,), (1,), (8,)}
+        assert {with_end(h, 1) for h in hypotheses} == {(1,), (8,)}
 
 
 def test_limits_of_sources_hold_for_each(teacher, sources, tolerance):
@@ -495,3 +495,23 @@ def test_beams_equal_those_of_transformers(marian, length_penalty, early_stoppin
 def test_limits_equal_those_of_transformers(marian, beam_size, min_tokens, tolerance):
     search = SearchConfig(beam_size, max_tokens=6, min_tokens=min_tokens, suppress_ids=(MARIAN_PAD, 3))
     check_equals_transformers(marian, search, tolerance)
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+@pytest.mark.parametrize("length", [5, 128, 1024, 1025, 3001])
+def test_top_k_gives_the_largest_values_and_their_places(k, length):
+    values = np.random.default_rng(length).normal(size=(3, length)).astype(np.float32)
+    values[1, : length // 2] = -np.inf
+    found, places = (np.array(array) for array in top_k(mx.array(values), k))
+    order = np.argsort(-values, axis=1)[:, :k]
+    np.testing.assert_array_equal(found, np.take_along_axis(values, order, axis=1))
+    np.testing.assert_array_equal(places[found > -np.inf], order[found > -np.inf])
+    assert ((places >= 0) & (places < length)).all()
+
+
+def test_padding_is_never_generated(model, sources):
+    eager = random_model(SMALL, gain=2, eos_bias=0, seed=1)
+    eager.output_bias = mx.where(mx.arange(9) == 0, 50.0, eager.output_bias)
+    for beam_size in (1, 3):
+        for hypotheses in generate_ids(eager, padded(sources, SMALL), SearchConfig(beam_size, beam_size, 6)):
+            assert all(0 not in hypothesis.ids for hypothesis in hypotheses)

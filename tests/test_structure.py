@@ -20,6 +20,7 @@ LAYERS = [
     {"tokenizer", "cache", "evaluation"},
     {"data", "model"},
     {"search", "checkpoint", "loss"},
+    {"trainer"},
     {"generation"},
     {"weights"},
     {"pretrained"},

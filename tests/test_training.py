@@ -18,13 +18,15 @@ from mlx.utils import tree_flatten
 
 import mlx_transformer as mt
 from mlx_transformer import config, evaluation, training
+from mlx_transformer import trainer as trainer_module
 from mlx_transformer.config import ModelConfig, Preset, SearchConfig, StackConfig, TrainingConfig
 from mlx_transformer.data import Batch, Corpus, batches
 from mlx_transformer.loss import batch_loss, token_losses
 from mlx_transformer.model import Transformer
 from mlx_transformer.search import generate_ids
 from mlx_transformer.tokenizer import Tokenizer
-from mlx_transformer.training import Trainer, inverse_square_root, train, validate
+from mlx_transformer.trainer import Trainer, inverse_square_root
+from mlx_transformer.training import train, validate
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = Preset(dims=64, layers=1, mlp_dims=32)
@@ -414,8 +416,8 @@ class TestRun:
             model, tokenizer = mt.load(folder)
             assert model.num_parameters == start["parameters"]
             assert isinstance(mt.generate(model, tokenizer, "ab cd ef"), str)
-            assert model.search_defaults.suppress_ids == (Tokenizer.pad_id, Tokenizer.start_id)
-        assert sorted(path.name for path in run.iterdir()) == ["best", "config.json", "last", "log.jsonl"]
+            assert model.search_defaults.suppress_ids == (Tokenizer.start_id,)
+        assert sorted(path.name for path in run.iterdir()) == ["best", "last", "log.jsonl", "options.json"]
 
     def test_best_is_the_average_of_the_best_validation(self, options):
         best = train(dataclasses.replace(options, ema_decay=0.5))
@@ -512,6 +514,8 @@ t.train(dataclasses.replace(t.run_options(pathlib.Path({str(tmp_path)!r})), outp
         train(options)
         train(dataclasses.replace(options, output=str(killed), resume=True))
         assert same_run(options.output, killed)
+        steps = [[entry["step"] for entry in log_of(run, "step")] for run in (options.output, killed)]
+        assert steps[0] == steps[1]  # what was done after the last checkpoint is logged once
 
     def test_a_cut_between_two_renames_is_put_right(self, options):
         train(dataclasses.replace(options, steps=4))
@@ -526,7 +530,7 @@ t.train(dataclasses.replace(t.run_options(pathlib.Path({str(tmp_path)!r})), outp
     def test_a_run_that_exists_is_not_overwritten(self, options):
         train(dataclasses.replace(options, steps=1))
         before = state_of(Path(options.output))
-        with pytest.raises(FileExistsError, match=f"{options.output} holds a run already: add --resume"):
+        with pytest.raises(FileExistsError, match=f"{options.output} holds a run already: resume it"):
             train(options)
         (Path(options.output) / "last").rename(Path(options.output) / ".last.old")
         with pytest.raises(FileExistsError, match="holds a run already"):
@@ -536,7 +540,7 @@ t.train(dataclasses.replace(t.run_options(pathlib.Path({str(tmp_path)!r})), outp
 
     def test_without_a_checkpoint_there_is_nothing_to_resume(self, options):
         resumed = dataclasses.replace(options, resume=True)
-        told = f"There is no run to resume in {options.output}: leave --resume out"
+        told = f"There is no run to resume in {options.output}: start one"
         with pytest.raises(FileNotFoundError, match=told):
             train(resumed)
         assert not Path(options.output).exists()
@@ -546,16 +550,28 @@ t.train(dataclasses.replace(t.run_options(pathlib.Path({str(tmp_path)!r})), outp
 
         with pytest.raises(KeyboardInterrupt):
             train(options, stop)
-        assert (Path(options.output) / "config.json").exists()
+        assert (Path(options.output) / "options.json").exists()
         with pytest.raises(FileNotFoundError, match=told):
             train(resumed)
 
     def test_other_options_are_refused_by_name(self, options):
         train(dataclasses.replace(options, steps=1))
         other = dataclasses.replace(options, resume=True, seed=9, learning_rate=1.0, steps=3)
-        with pytest.raises(ValueError, match="but learning_rate, seed differ from .*config.json; only steps may"):
+        with pytest.raises(ValueError, match="but learning_rate, seed differ from .*options.json; only steps may"):
             train(other)
         train(dataclasses.replace(options, resume=True, steps=2))
+
+    def test_fewer_steps_than_were_done_are_refused(self, options):
+        train(dataclasses.replace(options, steps=2))
+        with pytest.raises(ValueError, match="steps must not be less than the run has done: 1 is less than 2"):
+            train(dataclasses.replace(options, resume=True, steps=1))
+
+    def test_the_random_numbers_of_the_caller_go_on(self, options):
+        mx.random.seed(5)
+        expected = mx.random.uniform().item()
+        mx.random.seed(5)
+        train(dataclasses.replace(options, steps=1))
+        assert mx.random.uniform().item() == expected
 
     def test_restored_state_is_what_was_saved(self, tmp_path):
         tokenizer = Tokenizer.train(["ab"], ["ab"], 261)
@@ -582,8 +598,8 @@ class TestDivergence:
         train(dataclasses.replace(options, steps=2))
         before = state_of(Path(options.output))
         # Resuming with another rate is refused, so let the schedule itself go mad.
-        monkeypatch.setattr(training, "inverse_square_root", lambda step, **_: mx.array(1e30))
-        with pytest.raises(ValueError, match=r"not finite any more at step \d: lower --learning-rate, .* last/ holds"):
+        monkeypatch.setattr(trainer_module, "inverse_square_root", lambda step, **_: mx.array(1e30))
+        with pytest.raises(ValueError, match=r"not finite any more at step \d: lower learning_rate, .* last/ holds"):
             train(dataclasses.replace(options, resume=True))
         after = state_of(Path(options.output))
         assert after[1]["step"] < 8
@@ -593,7 +609,7 @@ class TestDivergence:
 
     def test_a_huge_learning_rate_is_told_at_the_next_line_of_the_log(self, options):
         options = dataclasses.replace(options, learning_rate=1e30, warmup_steps=1, valid_every=12)
-        with pytest.raises(ValueError, match="at step 2: lower --learning-rate, or raise --warmup-steps"):
+        with pytest.raises(ValueError, match="at step 2: lower learning_rate, or raise warmup_steps"):
             train(options)
         assert not (Path(options.output) / "last").exists()
         assert all(json.loads(line) for line in (Path(options.output) / "log.jsonl").read_text().splitlines())

@@ -1,0 +1,100 @@
+"""Lines of input: read as they arrive, split at newlines only, decoded, and parsed as text or JSON."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+WINDOW_BYTES = 1 << 20
+
+
+class Line(NamedTuple):
+    """One line of input: what error messages call it, its text, and the JSON fields that go back with the result."""
+
+    name: str
+    text: str
+    fields: dict[str, Any]
+
+
+def split_lines(stream: Any) -> Iterator[list[bytes]]:
+    """The complete lines that have arrived, at least one at a time; the last line may lack its newline."""
+    mark = codecs.BOM_UTF8
+    pieces: list[bytes] = []  # of the line that has not ended
+    while chunk := stream.read1(WINDOW_BYTES):
+        end, *lines = chunk.split(b"\n")
+        pieces.append(end)
+        if lines:
+            yield [b"".join(pieces).removeprefix(mark), *lines[:-1]]
+            mark, pieces = b"", lines[-1:]
+    if last := b"".join(pieces).removeprefix(mark):
+        yield [last]
+
+
+def parse_windows(windows: Iterable[list[bytes]], as_json: bool, noun: str) -> Iterator[list[Line]]:
+    """Decode each line, counting from 1."""
+    parse: Callable[[str, str], Line] = parse_json if as_json else lambda name, text: Line(name, text, {})
+    numbers = itertools.count(1)
+    for window in windows:
+        yield [parse(name, decode(name, line)) for line in window for name in [f"{noun} {next(numbers)}"]]
+
+
+def read_lines(path: str) -> list[str]:
+    """All lines of a file, plain or .gz."""
+    try:
+        with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+            lines = itertools.chain.from_iterable(split_lines(file))
+            return [decode(f"{path}, line {number},", line) for number, line in enumerate(lines, start=1)]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path} must be a whole gzip file: {error}; copy it again.") from error
+
+
+def decode(name: str, line: bytes) -> str:
+    """UTF-8 without the carriage return that files from Windows have."""
+    try:
+        return line.decode().removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} must be valid UTF-8: byte {error.start + 1} is {line[error.start]:#04x}. Convert it with iconv."
+        ) from error
+
+
+def parse_json(name: str, line: str) -> Line:
+    """A JSON string, or an object with "text" and perhaps "id"; a blank line is a blank text."""
+    value = load_json(name, line) if line.strip() else ""
+    fields = {"text": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+        raise ValueError(f'{name} must be a JSON string or an object with a string "text": got {line:.60}.')
+    if unknown := sorted(fields.keys() - {"text", "id"}):
+        raise ValueError(f'{name} may have "text" and "id", no other names: got {", ".join(unknown)}.')
+    text = fields.pop("text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError(f'{name} must be Unicode text: its "text" holds half of a surrogate pair.')
+    return Line(name, text, fields)
+
+
+def load_json(name: str, line: str) -> Any:
+    """A JSON value that can be written as JSON again: Python would let NaN and Infinity pass."""
+    try:
+        return json.loads(line, parse_float=finite, parse_constant=finite)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{name} must be JSON: {error.msg} at column {error.colno}. Leave out --json for text."
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"{name} must be JSON of some depth only: its brackets are nested too deeply.") from error
+    except ValueError as error:
+        raise ValueError(f"{name} must be JSON with finite numbers of at most 4300 digits: got {line:.60}.") from error
+
+
+def finite(text: str) -> float:
+    """A number; ValueError for NaN, Infinity and what is too large for a float."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return number

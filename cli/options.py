@@ -1,0 +1,68 @@
+"""What `generate` and `evaluate` share: their options, and how a model is loaded and searched as these ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+import mlx_transformer as mt
+from mlx_transformer.config import DTYPE_NAMES
+
+EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
+
+model_option = click.option(
+    "--model", "-m", metavar="MODEL", help="Model folder. Default: the bundled English-French model."
+)
+beam_option = click.option("--beam-size", type=int, help="Beams of the search; 1 is greedy. Default: the model's.")
+penalty_option = click.option(
+    "--length-penalty", type=float, help="Exponent of the length that divides a score. Default: the model's."
+)
+batch_option = click.option(
+    "--batch-tokens", type=click.IntRange(min=1), help="Padded source tokens x beams in one batch."
+)
+dtype_option = click.option(
+    "--dtype", type=click.Choice(DTYPE_NAMES), help="Numbers to compute in. Default: the best for the device."
+)
+
+
+def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.SearchConfig:
+    """The model's own search settings, with what the command line asks for."""
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "early_stopping" in changes:
+        changes["early_stopping"] = EARLY_STOPPING[changes["early_stopping"]]
+    if "num_hypotheses" in changes and "beam_size" not in changes:
+        changes["beam_size"] = max(defaults.beam_size, changes["num_hypotheses"])
+    elif "beam_size" in changes and "num_hypotheses" not in changes:
+        changes["num_hypotheses"] = min(defaults.num_hypotheses, max(1, changes["beam_size"]))
+    return dataclasses.replace(defaults, **changes)
+
+
+def load_with_tokenizer(model: str | None, dtype: str | None) -> tuple[mt.Transformer, mt.Tokenizer]:
+    """A model that reads and writes text; ValueError if it has no tokenizer."""
+    network, tokenizer = mt.load(model, dtype=dtype)
+    if tokenizer is None:
+        raise ValueError(f"A model folder with a tokenizer is needed: {model or 'the bundled model'} has none.")
+    return network, tokenizer
+
+
+def search_lines(
+    network: mt.Transformer,
+    tokenizer: mt.Tokenizer,
+    lines: Iterable[str],
+    config: mt.SearchConfig,
+    batch_tokens: int | None,
+) -> Iterator[list[mt.Hypothesis]]:
+    """The hypotheses of each line, in batches of the library's own size where none was asked for."""
+    options = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
+    return mt.generate_hypotheses(network, tokenizer, lines, config, **options)
+
+
+def warn_truncated(name: str) -> None:
+    """Say on standard error, above a progress bar, that the model did not see the whole of a source."""
+    from tqdm import tqdm
+
+    tqdm.write(f"Warning: {name} is longer than the model can read and was cut.", file=sys.stderr)
