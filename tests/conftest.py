@@ -27,6 +27,13 @@ def pytest_configure(config):
     mx.set_default_device(mx.cpu if config.getoption("--device") == "cpu" else mx.gpu)
 
 
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--device") != "cpu":
+        for item in items:
+            if item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason="asserts what only the CPU promises"))
+
+
 @pytest.fixture(scope="session")
 def tolerance(pytestconfig):
     """Maps the written float32 tolerance of the CPU to the one of the device under test."""

@@ -26,7 +26,6 @@ CONFIG = ModelConfig(288, 288, 64, STACK, dataclasses.replace(STACK, positions="
 SEARCH = SearchConfig(beam_size=3, length_penalty=0.5, suppress_ids=(0, 2))
 SOURCE = mx.array([[5, 6, 7, 1], [8, 1, 0, 0]], mx.int32)
 TARGET = mx.array([[2, 9, 10], [2, 11, 12]], mx.int32)
-on_cpu = pytest.mark.skipif("config.getoption('--device') != 'cpu'", reason="low precision stays as it is on a GPU")
 
 
 def make_model(config=CONFIG):
@@ -138,7 +137,7 @@ class TestBits:
         assert same_bits(arrays_of(checkpoint.load(tmp_path / "model", dtype)[0]), rounded)
         assert same_bits(arrays_of(checkpoint.load(tmp_path / "model", checkpoint.DTYPES[dtype])[0]), rounded)
 
-    @on_cpu
+    @pytest.mark.cpu
     def test_the_cpu_computes_in_float32_by_default(self, tmp_path, model):
         checkpoint.save(tmp_path / "model", model, dtype=mx.float16)
         loaded, _ = checkpoint.load(tmp_path / "model")
@@ -178,7 +177,7 @@ class TestQuantization:
         assert {stored[name].dtype for name in others} == {mx.uint32}
         assert {f"{name.removesuffix('weight')}scales" for name in others} <= stored.keys()
 
-    @on_cpu
+    @pytest.mark.cpu
     def test_on_the_cpu_it_is_dequantised_and_near(self, quantized, model):
         path, bits = quantized
         loaded, _ = checkpoint.load(path)

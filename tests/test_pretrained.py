@@ -58,7 +58,5 @@ def test_the_bundled_model_translates():
 
 def test_of_a_training_run_the_best_model_is_proposed(folder, tmp_path):
     folder.rename(tmp_path / "best")
-    with pytest.raises(
-        FileNotFoundError, match=f"{tmp_path} is a training run, .*: use {tmp_path}/best"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is a training run, .*: use {tmp_path}/best"):
         pretrained.find(tmp_path)

@@ -435,6 +435,7 @@ class TestRun:
         again = validate(model, Corpus.build(pairs, tokenizer, options.max_length), options.batch_tokens)
         assert again["loss"] == pytest.approx(entries[-1]["loss"], rel=1e-6)
 
+    @pytest.mark.cpu
     def test_validation_does_not_change_the_run(self, options, tmp_path):
         train(options)
         train(dataclasses.replace(options, output=str(tmp_path / "other"), valid_every=5, bleu_sentences=2))
@@ -476,6 +477,7 @@ class TestRun:
         assert not tokenizer.shared and not model.config.share_embeddings
 
 
+@pytest.mark.cpu
 class TestResume:
     def test_twice_n_steps_are_n_resumed_for_n(self, options, tmp_path):
         halves = dataclasses.replace(options, output=str(tmp_path / "halves"))
