@@ -215,7 +215,7 @@ class TrainingConfig:
         best_by: What decides which model is the best: validation loss, or BLEU (needs sacrebleu).
         max_length: Longest sentence in tokens; longer ones are left out of training.
         skip_bad_lines: Count and skip bad lines of the corpora instead of stopping.
-        resume: Go on where the run in `output` was.
+        resume: Go on with the run in `output`, with its own options, from its last checkpoint.
     """
 
     train: tuple[str, ...]
