@@ -20,7 +20,6 @@ from mlx_transformer.cli.options import (
     model_option,
     penalty_option,
     search_config,
-    search_lines,
     warn_truncated,
 )
 
@@ -40,7 +39,7 @@ def command(
     model: str | None,
     sources: str | None,
     references: tuple[str, ...],
-    batch_tokens: int | None,
+    batch_tokens: int,
     dtype: str | None,
     as_json: bool,
     **search: Any,
@@ -63,7 +62,7 @@ def command(
     network, tokenizer = load_with_tokenizer(model, dtype)
     config = search_config(network.search_defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()
-    found = search_lines(network, tokenizer, lines, config, batch_tokens)
+    found = mt.generate_hypotheses(network, tokenizer, lines, config, batch_tokens=batch_tokens)
     hypotheses = best_texts(lines, progress(found, len(lines)))
     seconds = time.perf_counter() - start
     scores = corpus_scores(hypotheses, groups) if scored else {"exact_match": exact_match(hypotheses, groups)}

@@ -23,7 +23,6 @@ from mlx_transformer.cli.options import (
     model_option,
     penalty_option,
     search_config,
-    search_lines,
     warn_truncated,
 )
 
@@ -72,7 +71,7 @@ def command(
     model: str | None,
     source: str | None,
     output: str | None,
-    batch_tokens: int | None,
+    batch_tokens: int,
     scores: bool,
     as_json: bool,
     strict: bool,
@@ -99,7 +98,8 @@ def command(
 
     def results() -> Iterator[bytes]:
         for window in parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line"):
-            found = search_lines(network, tokenizer, [line.text for line in window], config, batch_tokens)
+            sources = [line.text for line in window]
+            found = mt.generate_hypotheses(network, tokenizer, sources, config, batch_tokens=batch_tokens)
             for line, hypotheses in zip(window, found, strict=True):
                 if hypotheses[0].truncated:
                     refuse_truncated(line) if strict else warn_truncated(line.name)

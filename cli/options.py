@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.config import DTYPE_NAMES
+from mlx_transformer.config import BATCH_TOKENS, DTYPE_NAMES
 
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
@@ -22,7 +21,11 @@ penalty_option = click.option(
     "--length-penalty", type=float, help="Exponent of the length that divides a score. Default: the model's."
 )
 batch_option = click.option(
-    "--batch-tokens", type=click.IntRange(min=1), help="Padded source tokens x beams in one batch."
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=BATCH_TOKENS,
+    show_default=True,
+    help="Padded source tokens x beams in one batch.",
 )
 dtype_option = click.option(
     "--dtype", type=click.Choice(DTYPE_NAMES), help="Numbers to compute in. Default: the best for the device."
@@ -47,18 +50,6 @@ def load_with_tokenizer(model: str | None, dtype: str | None) -> tuple[mt.Transf
     if tokenizer is None:
         raise ValueError(f"A model folder with a tokenizer is needed: {model or 'the bundled model'} has none.")
     return network, tokenizer
-
-
-def search_lines(
-    network: mt.Transformer,
-    tokenizer: mt.Tokenizer,
-    lines: Iterable[str],
-    config: mt.SearchConfig,
-    batch_tokens: int | None,
-) -> Iterator[list[mt.Hypothesis]]:
-    """The hypotheses of each line, in batches of the library's own size where none was asked for."""
-    options = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
-    return mt.generate_hypotheses(network, tokenizer, lines, config, **options)
 
 
 def warn_truncated(name: str) -> None:

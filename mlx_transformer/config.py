@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 Config = TypeVar("Config")
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+BATCH_TOKENS = 4096  # padded source positions x beams of a batch in generation
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from typing import overload
 
 import mlx.core as mx
 
-from mlx_transformer.config import SearchConfig
+from mlx_transformer.config import BATCH_TOKENS, SearchConfig
 from mlx_transformer.model import Transformer
 from mlx_transformer.search import Hypothesis, generate_ids, token_limit
 from mlx_transformer.tokenizer import Tokenizer
 
-BATCH_TOKENS = 4096
 WINDOW = 2048  # lines that are read ahead and sorted by length
 LENGTH_MULTIPLE = 16  # sources are padded to a multiple: few shapes to compile, and fused attention on Metal
 BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
