@@ -47,9 +47,7 @@ def make_lines(count, longest=12, seed=0):
 
 
 def essence(hypotheses):
-    return [
-        (h.ids, h.text, h.finish_reason, h.truncated, pytest.approx(h.score, abs=2e-3)) for h in hypotheses
-    ]
+    return [(h.ids, h.text, h.finish_reason, h.truncated, pytest.approx(h.score, abs=2e-3)) for h in hypotheses]
 
 
 def alone(model, tokenizer, lines, search):
