@@ -31,7 +31,7 @@ def command(folder: str | None, as_json: bool) -> None:
 def stored(folder: Path) -> dict[str, Any]:
     """The facts that only the files tell."""
     from mlx_transformer.checkpoint import read_arrays, read_config
-    from mlx_transformer.config import to_dict
+    from mlx_transformer.fields import to_dict
 
     config = read_config(folder)
     return {
@@ -52,7 +52,7 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from mlx_transformer.config import to_dict
+    from mlx_transformer.fields import to_dict
 
     arrays = list(dict(tree_flatten(model.parameters())).values())
     config = model.config

@@ -13,9 +13,8 @@ from mlx_transformer.config import (
     SearchConfig,
     StackConfig,
     TrainingConfig,
-    from_dict,
-    to_dict,
 )
+from mlx_transformer.fields import from_dict, to_dict
 
 STACK = StackConfig(num_layers=2, num_heads=4, mlp_dims=64)
 MODEL = ModelConfig(
