@@ -25,8 +25,8 @@ T5 = {
     "d_kv": 6,
     "d_ff": 24,
     "num_heads": 3,
-    "num_layers": 2,
-    "num_decoder_layers": 3,
+    "num_layers": 3,  # no fewer than in the decoder: the cache of transformers 5.23 has as many
+    "num_decoder_layers": 2,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 7,
     "decoder_start_token_id": 0,
