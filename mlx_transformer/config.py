@@ -25,6 +25,7 @@ class StackConfig:
         scale_embeddings: Multiply token embeddings by sqrt(dims) before positions are added.
         embedding_norm: Normalise embeddings "after" positions are added to them (BART, mBART) or "before" (the
             decoder of Blenderbot-small).
+        residual_scale: Factor of a sublayer's input in the residual sum (JoeyNMT).
         num_buckets: Buckets of relative positions.
         max_distance: Relative positions further apart than this are alike.
         bias_each_layer: Every layer has a table of relative positions of its own (umT5), instead of one for the stack.
@@ -39,6 +40,7 @@ class StackConfig:
     max_length: int = 512
     scale_embeddings: bool = True
     embedding_norm: Literal["none", "before", "after"] = "none"
+    residual_scale: float = 1.0
     num_buckets: int = 32
     max_distance: int = 128
     bias_each_layer: bool = False
@@ -78,7 +80,6 @@ class ModelConfig:
             standard deviation plus norm_eps (Annotated Transformer).
         norm_bias: Normalisation has a bias.
         norm_eps: Added to the variance in normalisation.
-        residual_scale: Factor of a sublayer's input in the residual sum (JoeyNMT).
         logit_scale: Factor of the last hidden state before the output layer (T5 v1.0 has dims ** -0.5).
         activation: Non-linearity of the feed-forward network.
         dropout: Share of activations dropped in training, on embeddings and on each sublayer's output.
@@ -104,7 +105,6 @@ class ModelConfig:
     norm: Literal["layer", "rms", "deviation"] = "layer"
     norm_bias: bool = True
     norm_eps: float = 1e-5
-    residual_scale: float = 1.0
     logit_scale: float = 1.0
     activation: Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"] = "relu"
     dropout: float = 0.1

@@ -121,7 +121,7 @@ class Residual(nn.Module):
         self.norm = NORMS[config.norm](config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm_first = stack.norm_first
-        self.scale = config.residual_scale
+        self.scale = stack.residual_scale
 
     def __call__(self, x: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
         """Add what the sublayer makes of x, (rows, length, dims)."""

@@ -20,6 +20,7 @@ from mlx_transformer.weights.settings import (
     options,
     read_generation,
     read_settings,
+    read_yaml,
     search_config,
     start_id,
 )
@@ -103,7 +104,7 @@ def prepare(
     start = start_id(told, generation)
     plan = make_plan(
         checkpoint,
-        told or options(checkpoint.extras),
+        told or read_yaml(source) or options(checkpoint.extras),
         family=family,
         rename=rename,
         overrides=settings,

@@ -3,89 +3,13 @@
 Adding a family is a row in FAMILIES and a test. Names are those of the files without wrappers such as "model.".
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_transformer.weights import transforms as to
-
-Source = str | tuple[str, Callable] | list[Any]  # a name, a name and a function of its tensor, or several of these
-Names = dict[str, Source]
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family of checkpoints.
-
-    Attributes:
-        names: Our module (or parameter) -> theirs; {i} is the layer, {leaf} "weight" or "bias" where it is no suffix.
-            Of several, the first that a file has.
-        fields: Our setting -> their key; (key, default); (key, default, function of the value); or a function of all
-            their settings. "encoder." and "decoder." name a stack, other settings of a stack are those of both.
-        constants: Settings that all models of the family have.
-        model_types: What config.json calls them.
-        signature: For files without a config.json, a tensor that only this family has.
-        presence: Settings that follow from the presence of a tensor, of PRESENCE.
-        rows: Makes the rows of sinusoidal positions.
-        ignored: Patterns of tensors that hold nothing that is needed.
-        search: Fields of the search, for files without generation settings.
-    """
-
-    names: Names
-    fields: dict[str, Any] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)
-    model_types: tuple[str, ...] = ()
-    signature: str = ""
-    presence: tuple[str, ...] = ()
-    rows: Callable = to.interleaved
-    ignored: tuple[str, ...] = ()
-    search: dict[str, Any] = field(default_factory=dict)
-
-
-# Setting -> the parameter of ours whose presence in a file decides it.
-PRESENCE = {
-    "attention_bias": "encoder.layers.0.self_attention.query_proj.bias",
-    "attention_out_bias": "encoder.layers.0.self_attention.out_proj.bias",
-    "mlp_bias": "encoder.layers.0.feed_forward.up_proj.bias",
-    "gated_mlp": "encoder.layers.0.feed_forward.gate_proj.weight",
-    "norm_bias": "encoder.layers.0.self_attention_residual.norm.bias",
-    "output_bias": "output.bias",
-    "encoder.final_norm": "encoder.norm.weight",
-    "decoder.final_norm": "decoder.norm.weight",
-}
-PROJECTIONS = ("query_proj", "key_proj", "value_proj", "out_proj")
-
-
-def attention(ours: str, theirs: str, *projections: str) -> Names:
-    """The four projections of an attention, theirs in the order query, key, value, out."""
-    return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in zip(PROJECTIONS, projections, strict=True)}
-
-
-def stacks(encoder: Names, decoder: Names, encoder_layer: str, decoder_layer: str) -> Names:
-    """Names of the layers of both stacks, given those within a layer."""
-
-    def within(layer: str, source: Source) -> Source:
-        if isinstance(source, list):
-            return [within(layer, item) for item in source]
-        return f"{layer}.{source}" if isinstance(source, str) else (f"{layer}.{source[0]}", source[1])
-
-    names = {f"encoder.layers.{{i}}.{ours}": within(encoder_layer, theirs) for ours, theirs in encoder.items()}
-    return names | {f"decoder.layers.{{i}}.{ours}": within(decoder_layer, theirs) for ours, theirs in decoder.items()}
-
+from mlx_transformer.weights.family import OUTPUT_BIAS, POST_NORM, PRE_NORM, Family, Names, attention, named, stacks
+from mlx_transformer.weights.frameworks import FAIRSEQ_NAMES, FRAMEWORKS
 
 # BART and all whose names are like BART's, which are those of fairseq.
-FAIRSEQ_ENCODER: Names = {
-    **attention("self_attention", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
-    "self_attention_residual.norm": "self_attn_layer_norm",
-    "feed_forward.up_proj": "fc1",
-    "feed_forward.down_proj": "fc2",
-    "feed_forward_residual.norm": "final_layer_norm",
-}
-FAIRSEQ_DECODER: Names = {
-    **FAIRSEQ_ENCODER,
-    **attention("cross_attention", "encoder_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
-    "cross_attention_residual.norm": "encoder_attn_layer_norm",
-}
 TABLES: Names = {
     "source_embedding.weight": [f"{name}.weight" for name in ("encoder.embed_tokens", "shared", "lm_head")]
     + ["decoder.embed_tokens.weight"],
@@ -93,22 +17,12 @@ TABLES: Names = {
     + ["encoder.embed_tokens.weight"],
     "output.weight": "lm_head.weight",
 }
-FAIRSEQ_NAMES: Names = {
-    **stacks(FAIRSEQ_ENCODER, FAIRSEQ_DECODER, "encoder.layers.{i}", "decoder.layers.{i}"),
-    "encoder.embedding_norm": "encoder.layernorm_embedding",
-    "decoder.embedding_norm": "decoder.layernorm_embedding",
-    "encoder.norm": "encoder.layer_norm",
-    "decoder.norm": "decoder.layer_norm",
-}
 BART_NAMES: Names = {**FAIRSEQ_NAMES, **TABLES, "output.bias": ("final_logits_bias", to.flat)}
 
 
 def learned(offset: int) -> Names:
     """Learned positions that begin after some rows that nothing reads."""
-    return {
-        f"{stack}.positions.weight": (f"{stack}.embed_positions.weight", to.skip(offset))
-        for stack in ("encoder", "decoder")
-    }
+    return named("{side}.positions.weight", "{side}.embed_positions.weight", to.skip(offset))
 
 
 BART_FIELDS = {
@@ -130,10 +44,8 @@ M2M100_FIELDS = {
     "scale_embeddings": ("scale_embedding", True),
     "activation": ("activation_function", "relu", to.activation),
 }
-POST_NORM = {"norm_first": False, "final_norm": False}
-PRE_NORM = {"norm_first": True, "final_norm": True}
 COMPUTED_POSITIONS = ("*.embed_positions.weight", "*.embed_positions.weights")
-BART_KEYWORDS: dict[str, Any] = {"fields": BART_FIELDS, "presence": ("output_bias",)}
+BART_KEYWORDS: dict[str, Any] = {"fields": BART_FIELDS, "presence": OUTPUT_BIAS}
 
 # T5 and its relatives.
 T5_ENCODER: Names = {
@@ -196,7 +108,7 @@ T5_CONSTANTS = {
 }
 T5_KEYWORDS: dict[str, Any] = {"ignored": ("*.EncDecAttention.relative_attention_bias.weight",)}
 
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     "marian": Family(
         BART_NAMES,
         constants=POST_NORM,
@@ -262,6 +174,8 @@ FAMILIES = {
         **T5_KEYWORDS,
     ),
 }
+
+FAMILIES |= FRAMEWORKS
 
 # model_type -> why it is not converted.
 REFUSED = {

@@ -14,7 +14,8 @@ from mlx.utils import tree_flatten
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.fields import from_dict
 from mlx_transformer.model import Transformer
-from mlx_transformer.weights.families import FAMILIES, PRESENCE, REFUSED, Family, Source
+from mlx_transformer.weights.families import FAMILIES, REFUSED
+from mlx_transformer.weights.family import Family, Source
 from mlx_transformer.weights.readers import Checkpoint
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "transformer.")
@@ -235,7 +236,10 @@ def ties(names: Names) -> tuple[dict[str, Any], set[str]]:
 
 def defaults_of(names: Names, family: Family) -> dict[str, Any]:
     """What shapes and the presence of tensors say."""
-    found: dict[str, Any] = {setting: names.find(PRESENCE[setting]) is not None for setting in family.presence}
+    found: dict[str, Any] = {
+        setting: there if names.find(ours) is not None else absent
+        for setting, (ours, there, absent) in family.presence.items()
+    }
     for setting, (ours, side) in SIZES.items():
         if shape := names.shape(ours):
             found[setting] = shape[side]
@@ -247,6 +251,9 @@ def defaults_of(names: Names, family: Family) -> dict[str, Any]:
 
 def from_settings(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
     """Our settings out of theirs."""
+    for key, covered in family.allowed.items():
+        if settings.get(key) not in (None, *covered):
+            raise ValueError(f"A checkpoint with {key} {settings[key]!r} cannot be converted: this is not covered.")
     found = {}
     for ours, rule in family.fields.items():
         if callable(rule):
@@ -258,7 +265,9 @@ def from_settings(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
             key, default, function = (rule, None, None) if isinstance(rule, str) else (*rule, None)[:3]
             value = settings.get(key)
             value = default if value is None else value
-            if function is not None and isinstance(value, str):
+            if isinstance(function, dict):
+                value = function.get(value, value)
+            elif function is not None and isinstance(value, str):
                 value = function(value)
         if value is not None:
             found[ours] = value

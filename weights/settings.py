@@ -26,8 +26,24 @@ NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, 1.0, [], {})
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The config.json beside a checkpoint or in its folder; nothing if there is none."""
-    return _beside(path, "config.json") or {}
+    """The config.json beside a checkpoint or in its folder; nothing if there is none, or it is no model's."""
+    found = _beside(path, "config.json") or {}
+    return found if "model_type" in found else {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The options of the model in the config.yaml beside a checkpoint or in its folder."""
+    file = (path if path.is_dir() else path.parent) / "config.yaml"
+    if not file.exists():
+        return {}
+    import yaml
+
+    try:
+        data = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}.") from None
+    model = data.get("model") if isinstance(data, dict) else None
+    return flattened(model) if isinstance(model, dict) else {}
 
 
 def read_generation(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -45,12 +61,23 @@ def _beside(path: Path, name: str) -> dict[str, Any] | None:
 def options(extras: dict[str, Any]) -> dict[str, Any]:
     """The options of the training program that a checkpoint file itself holds; nothing if there are none."""
     for keys in OPTIONS:
-        found: Any = plain(extras)
+        found: Any = extras
         for key in keys:
-            found = found.get(key) if isinstance(found, dict) else None
+            found = plain(found.get(key)) if isinstance(found, dict) else None
         if isinstance(found, dict) and found:
-            return found
+            return flattened(found) | {"vocab": plain(extras.get("vocab"))}
     return {}
+
+
+def flattened(options: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Options of sections as "section_option"."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{key}_")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def start_id(settings: dict[str, Any], generation: dict[str, Any]) -> int | None:

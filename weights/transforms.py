@@ -79,6 +79,18 @@ def gate_activation(name: str) -> str:
     return "gelu_tanh" if name == "gated-gelu" else activation(name.removeprefix("gated-"))
 
 
+def exact_gate_activation(name: str) -> str:
+    """The same where a gated gelu is the exact one."""
+    return activation(name.removeprefix("gated-"))
+
+
+def token(settings: dict[str, Any], text: str, usual: int) -> int:
+    """The id of a token of the target vocabulary, where the settings hold it as a list."""
+    vocabulary = settings.get("vocab")
+    tokens = vocabulary.get("tgt") if isinstance(vocabulary, dict) else None
+    return tokens.index(text) if isinstance(tokens, list) and text in tokens else usual
+
+
 def gated(name: str) -> bool:
     """Whether the feed-forward network has a gate."""
     return name.startswith("gated-")
