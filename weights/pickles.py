@@ -13,7 +13,7 @@ from mlx_transformer.weights.objects import CALLS, Stub, as_key, make_dict, make
 from mlx_transformer.weights.tensors import CheckpointError, Storage, Tensor, quoted
 
 # Every opcode costs one step and what it makes costs more, by its size. A dictionary of 250,000 words costs 2 million.
-MAX_STEPS = 16_000_000
+MAX_STEPS = 10_000_000
 COST_OF_OBJECT, COST_OF_MEMO, COST_OF_TENSOR = 8, 3, 64
 BYTES_PER_STEP = 16
 MAX_TEXT, MAX_LINE = 2**26, 2**20

@@ -218,7 +218,7 @@ def find_state(root: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     parts = {id(part): part for part in entries.values()}
     states = {number for number, part in parts.items() if _is_state(part)}
     tensors = _named(pair for key, part in entries.items() if id(part) in states for pair in _under(key, part))
-    if not tensors:
+    if not tensors and root != {}:
         found = f"only {', '.join(map(quoted, list(entries)[:8]))}" if entries else quoted(root)
         raise CheckpointError(f"a checkpoint must hold a state dict, not {found}", SAVE)
     return tensors, {key: part for key, part in _texts(entries).items() if id(part) not in states}
