@@ -3,6 +3,7 @@
 What it does not know becomes an inert Stub. The parsing of opcodes is the standard library's disassembler.
 """
 
+import codecs
 import mmap
 import pickletools
 from collections.abc import Callable
@@ -26,6 +27,8 @@ STRINGS = frozenset(("STRING", "BINSTRING", "SHORT_BINSTRING"))
 PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+# The disassembler's codecs, loaded now so that nothing at all is imported while a file is read.
+CODECS = [codecs.lookup(name) for name in ("ascii", "latin-1", "utf-8", "raw-unicode-escape", "unicode-escape")]
 BUILTINS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # how Python 2 names them
 
 
