@@ -9,7 +9,7 @@ import sys
 import click
 
 from mlx_transformer import __version__
-from mlx_transformer.cli import evaluate, generate, info, train
+from mlx_transformer.cli import convert, evaluate, generate, info, train
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell expects of a program that a signal ended
 PIPE_CLOSED = 141
@@ -63,5 +63,5 @@ def main() -> None:
     """  # noqa: D301 (click needs the backspace)
 
 
-for module in (generate, train, evaluate, info):
+for module in (generate, train, convert, evaluate, info):
     main.add_command(module.command)

@@ -139,6 +139,8 @@ class ModelConfig:
             )
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm 'rms' has no bias: set norm_bias to false.")
+        if self.norm == "deviation" and not self.norm_bias:
+            raise ValueError("norm 'deviation' has a bias: set norm_bias to true.")
 
 
 @dataclass(frozen=True)

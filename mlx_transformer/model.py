@@ -16,15 +16,10 @@ from mlx.utils import tree_reduce
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.initial import embedding, linear
-from mlx_transformer.positions import buckets, relative_mask, sinusoids
+from mlx_transformer.positions import buckets, check_length, relative_mask, sinusoids
 
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "relu": nn.relu,
-    "gelu": nn.gelu,
-    "gelu_tanh": nn.gelu_approx,
-    "silu": nn.silu,
-    "tanh": mx.tanh,
-}
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]]
+ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "silu": nn.silu, "tanh": mx.tanh}
 NORMS = {
     "layer": lambda config: nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias),
     "rms": lambda config: nn.RMSNorm(config.dims, eps=config.norm_eps),
@@ -350,9 +345,3 @@ class Transformer(nn.Module):
             return self.output(x)
         logits = self._target_embedding.as_linear(x)
         return logits + self.output_bias if "output_bias" in self else logits
-
-
-def check_length(name: str, length: int, limit: int) -> None:
-    """Refuse a sequence that has no rows in the position table: MLX would read past its end."""
-    if length > limit:
-        raise ValueError(f"A {name} must be at most {limit} tokens long, not {length}: shorten or split it.")

@@ -6,6 +6,12 @@ import mlx.core as mx
 import numpy as np
 
 
+def check_length(name: str, length: int, limit: int) -> None:
+    """Refuse a sequence that has no rows in the position table: MLX would read past its end."""
+    if length > limit:
+        raise ValueError(f"A {name} must be at most {limit} tokens long, not {length}: shorten or split it.")
+
+
 def sinusoids(length: int, dims: int) -> mx.array:
     """Fixed position rows, sines in even columns and cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
     angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, dims, 2) / dims)

@@ -102,7 +102,7 @@ def test_no_field_takes_a_value_of_another_kind(config):
         (MODEL, "norm_eps", "1e-5"),
         (MODEL, "dropout", False),
         (MODEL, "head_dims", 2.5),
-        (MODEL, "activation", "tanh"),
+        (MODEL, "activation", "swish"),
         (SEARCH, "early_stopping", "always"),
         (SEARCH, "early_stopping", 1),
         (SEARCH, "suppress_ids", (1, "2")),

@@ -91,6 +91,13 @@ def load(
     return model
 
 
+def inspect(source: str | Path) -> dict[str, Any]:
+    """The family of a checkpoint and the types of its numbers, for a person to read; no tensor is read."""
+    with read_checkpoint(source) as checkpoint:
+        plan, _ = prepare(checkpoint, Path(source))
+        return {"family": plan.family, "stored_dtype": sorted({t.dtype for t in checkpoint.tensors.values()})}
+
+
 def prepare(
     checkpoint: Checkpoint,
     source: Path,

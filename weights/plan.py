@@ -1,7 +1,6 @@
 """From a checkpoint's names and settings to a model's: its family, what it is made of, where each tensor goes."""
 
 import itertools
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
@@ -15,13 +14,14 @@ from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.fields import from_dict
 from mlx_transformer.model import Transformer
 from mlx_transformer.weights.families import FAMILIES, REFUSED
-from mlx_transformer.weights.family import Family, Source
+from mlx_transformer.weights.family import Family
+from mlx_transformer.weights.names import ConversionError, Names, plain_names
 from mlx_transformer.weights.readers import Checkpoint
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "transformer.")
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
-MAX_LAYERS = 1000
+MAX_POSITIONS = 1 << 28  # numbers of a table of positions that is computed
+MAX_DISTANCE = 1 << 20
 SIDES = ("encoder", "decoder")
 # Setting -> the parameter of ours, and its side, that has this size, for files that do not say.
 SIZES = {
@@ -33,20 +33,6 @@ SIZES = {
     "encoder.max_length": ("encoder.positions.weight", 0),
     "decoder.max_length": ("decoder.positions.weight", 0),
 }
-
-
-class ConversionError(ValueError):
-    """A checkpoint whose tensors are not those of its family.
-
-    Attributes:
-        missing: Tensors that the model needs and the checkpoint lacks, by our names.
-        unexpected: Tensors of the checkpoint that have no place in the model.
-    """
-
-    def __init__(self, message: str, missing: Iterable[str] = (), unexpected: Iterable[str] = ()) -> None:
-        super().__init__(message)
-        self.missing = sorted(missing)
-        self.unexpected = sorted(unexpected)
 
 
 @dataclass
@@ -68,94 +54,6 @@ class Plan:
         model = Transformer(self.config, search)
         model.load_weights([(name, make()) for name, make in self.makers.items()])
         return model
-
-
-class Names:
-    """Our parameters and the tensors of a checkpoint that may hold them."""
-
-    def __init__(self, checkpoint: Checkpoint, family: Family, rename: dict[str, str]) -> None:
-        self.checkpoint = checkpoint
-        self.plain = plain_names(checkpoint.tensors, rename)
-        numbers = [int(number) for name in self.plain for number in re.findall(r"\d+", name)]
-        self.sources = expand(family.names, layers=min(max(numbers, default=0) + 1, MAX_LAYERS))
-        self.aliases = checkpoint.aliases()
-
-    def find(self, ours: str) -> tuple[str, Callable | None] | None:
-        """Their tensor for a parameter of ours, and the function that it needs; None if the file has none."""
-        for source in self.sources.get(ours, []):
-            name, function = source if isinstance(source, tuple) else (source, None)
-            if name in self.plain:
-                return self.plain[name], function
-        return None
-
-    def shape(self, ours: str) -> tuple[int, ...] | None:
-        """The shape that a parameter of ours would have; nothing is read for it."""
-        if (found := self.find(ours)) is None:
-            return None
-        name, function = found
-        shape = tuple(self.checkpoint.tensors[name].shape)
-        return shape if function is None else tuple(function(mx.zeros(shape)).shape)
-
-    def read(self, ours: str) -> mx.array:
-        """The parameter of ours."""
-        found = self.find(ours)
-        if found is None:
-            raise ConversionError(f"The checkpoint has no tensor for {ours}.", missing=[ours])
-        name, function = found
-        array = self.checkpoint.load(name)
-        return array if function is None else function(array)
-
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors of the file hold the same numbers."""
-        if self.aliases.get(one, one) == self.aliases.get(other, other):
-            return True
-        tensors = self.checkpoint.tensors
-        equal = tuple(tensors[one].shape) == tuple(tensors[other].shape)
-        return equal and bool(mx.array_equal(self.checkpoint.load(one), self.checkpoint.load(other)).item())
-
-    def candidates(self, ours: str) -> list[str]:
-        """All tensors of the file that may stand for a parameter of ours."""
-        names = [source[0] if isinstance(source, tuple) else source for source in self.sources.get(ours, [])]
-        return [self.plain[name] for name in names if name in self.plain]
-
-
-def plain_names(names: Iterable[str], rename: dict[str, str]) -> dict[str, str]:
-    """Names without the wrappers that a model was saved in -> the names as they are."""
-    plain: dict[str, str] = {}
-    for name in names:
-        short = name
-        for pattern, replacement in rename.items():
-            short = re.sub(pattern, replacement, short)
-        while wrapper := next((wrapper for wrapper in WRAPPERS if short.startswith(wrapper)), None):
-            short = short[len(wrapper) :]
-        if short in plain:
-            raise ConversionError(f"Names must be distinct: {plain[short]} and {name} both mean {short}.")
-        plain[short] = name
-    return plain
-
-
-def expand(names: dict[str, Source], layers: int) -> dict[str, list[Any]]:
-    """Every parameter that a model may have -> the tensors, best first, that may hold it."""
-
-    def spell(source: Source, layer: int, leaf: str) -> list[Any]:
-        if isinstance(source, list):
-            return [name for item in source for name in spell(item, layer, leaf)]
-        name, function = source if isinstance(source, tuple) else (source, None)
-        if leaf and "{leaf}" not in name:
-            name += f".{leaf}"
-        name = name.format(i=layer, leaf=leaf)
-        return [name if function is None else (name, function)]
-
-    found: dict[str, list[Any]] = {}
-    for ours, theirs in names.items():
-        exact = ours.endswith((".weight", ".bias"))
-        for layer in range(layers if "{i}" in ours else 1):
-            for leaf in ("",) if exact else ("weight", "bias"):
-                name = ours.format(i=layer) + (f".{leaf}" if leaf else "")
-                found[name] = spell(theirs, layer, leaf)
-    if "output.bias" in found:
-        found["output_bias"] = found["output.bias"]
-    return found
 
 
 def detect(names: Iterable[str], settings: dict[str, Any], family: str | None = None) -> str:
@@ -212,8 +110,10 @@ def make_plan(
     row = FAMILIES[kind]
     names = Names(checkpoint, row, rename or {})
     tied, read = ties(names)
-    given = defaults_of(names, row) | tied | (defaults or {}) | row.constants | from_settings(row, settings)
-    config = build(given | (overrides or {}))
+    # What comes later counts more.
+    layers = (defaults_of(names, row), tied, defaults or {}, row.constants, from_settings(row, settings))
+    config = build(*layers, overrides or {})
+    check_sizes(config, checkpoint)
     return Plan(kind, config, check(names, row, config, read))
 
 
@@ -241,10 +141,11 @@ def defaults_of(names: Names, family: Family) -> dict[str, Any]:
         for setting, (ours, there, absent) in family.presence.items()
     }
     for setting, (ours, side) in SIZES.items():
-        if shape := names.shape(ours):
+        shape = names.shape(ours)
+        if shape is not None and side < len(shape):
             found[setting] = shape[side]
     for stack in SIDES:
-        layers = (names.find(f"{stack}.layers.{i}.feed_forward.up_proj.weight") for i in range(MAX_LAYERS))
+        layers = (names.find(f"{stack}.layers.{i}.feed_forward.up_proj.weight") for i in itertools.count())
         found[f"{stack}.num_layers"] = sum(1 for _ in itertools.takewhile(lambda tensor: tensor is not None, layers))
     return found
 
@@ -259,7 +160,7 @@ def from_settings(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
         if callable(rule):
             try:
                 value = rule(settings)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, ArithmeticError):
                 raise ValueError(f"The checkpoint's settings do not tell {ours}: set it.") from None
         else:
             key, default, function = (rule, None, None) if isinstance(rule, str) else (*rule, None)[:3]
@@ -274,22 +175,26 @@ def from_settings(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def build(settings: dict[str, Any]) -> ModelConfig:
-    """A ModelConfig out of flat settings; "encoder." and "decoder." name a stack, others of a stack count for both."""
+def build(*layers: dict[str, Any]) -> ModelConfig:
+    """A ModelConfig out of settings, of which later ones count more.
+
+    "encoder." and "decoder." name a stack, other settings of a stack count for both.
+    """
     data: dict[str, Any] = {side: {} for side in SIDES}
-    # What names a stack counts more than what counts for both.
-    for key, value in sorted(settings.items(), key=lambda item: "." in item[0]):
-        side, _, name = key.rpartition(".")
-        if side in SIDES and name in STACK_FIELDS:
-            data[side][name] = value
-        elif key in STACK_FIELDS:
-            for stack in SIDES:
-                data[stack][key] = value
-        elif key in MODEL_FIELDS:
-            data[key] = value
-        else:
-            known = ", ".join(sorted(MODEL_FIELDS | STACK_FIELDS))
-            raise ValueError(f"{key!r} is no setting of a model. They are {known}.")
+    for settings in layers:
+        # Within a layer, what names a stack counts more than what counts for both.
+        for key, value in sorted(settings.items(), key=lambda item: "." in item[0]):
+            side, _, name = key.rpartition(".")
+            if side in SIDES and name in STACK_FIELDS:
+                data[side][name] = value
+            elif key in STACK_FIELDS:
+                for stack in SIDES:
+                    data[stack][key] = value
+            elif key in MODEL_FIELDS:
+                data[key] = value
+            else:
+                known = ", ".join(sorted(MODEL_FIELDS | STACK_FIELDS))
+                raise ValueError(f"{key!r} is no setting of a model. They are {known}.")
     needed = [name for name in ("pad_id", "eos_id", "start_id") if name not in data]
     if any("num_heads" not in data[side] for side in SIDES):
         needed.append("num_heads")
@@ -332,6 +237,22 @@ def check(names: Names, family: Family, config: ModelConfig, read: set[str]) -> 
 def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The parameters of a model and their shapes; nothing is computed."""
     return {name: array.shape for name, array in dict(tree_flatten(Transformer(config).parameters())).items()}
+
+
+def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Refuse absurd sizes before anything is made of them.
+
+    Raises:
+        ConversionError: If a size is larger than any side of the checkpoint's tensors.
+    """
+    largest = max((side for tensor in checkpoint.tensors.values() for side in tensor.shape), default=0)
+    limits = {name: largest for name in ("dims", "head_dims", "num_heads", "mlp_dims")}
+    limits |= {"num_layers": len(checkpoint.tensors), "max_length": MAX_POSITIONS // max(config.dims, 1)}
+    limits |= {"max_distance": MAX_DISTANCE, "num_buckets": MAX_DISTANCE}
+    for values in (config, config.encoder, config.decoder):
+        for name, limit in limits.items():
+            if (vars(values).get(name) or 0) > limit:
+                raise ConversionError(f"{name} {vars(values)[name]} does not fit the checkpoint's tensors: check it.")
 
 
 def config_of(config: ModelConfig, ours: str) -> StackConfig:

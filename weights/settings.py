@@ -96,7 +96,13 @@ def search_config(generation: dict[str, Any]) -> SearchConfig:
     Raises:
         ValueError: If a setting is of the wrong kind.
     """
-    stated = {key: value for key, value in generation.items() if value is not None}
+    try:
+        return _search_config({key: value for key, value in generation.items() if value is not None})
+    except TypeError as error:
+        raise ValueError(f"The checkpoint's generation settings are of wrong kinds: {error}.") from None
+
+
+def _search_config(stated: dict[str, Any]) -> SearchConfig:
     most = stated.get("max_length", 0) - 1
     least = stated["min_new_tokens"] + 1 if "min_new_tokens" in stated else 0
     values = {
