@@ -360,11 +360,12 @@ def test_zip64_members(tmp_path):
 
 
 def test_large_files_need_little_memory(tmp_path):
-    """Eight tensors of 32 MB: the peak of memory that is this process's own stays below three of them."""
+    """Eight tensors of 32 MB: the peak of memory that is this process's own stays below two and a half."""
     path = tmp_path / "model.safetensors"
     size = 2**25
     header = {f"t{i}": safe_entry("F32", [size // 4], i * size, (i + 1) * size) for i in range(8)}
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # as the format's own library aligns it; numbers that are not cost a copy more
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + 8 * size)
@@ -379,7 +380,7 @@ def test_large_files_need_little_memory(tmp_path):
     )
     grown = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True).stdout
     unit = 1 if sys.platform == "darwin" else 1024
-    assert int(grown) * unit < 3 * size
+    assert int(grown) * unit < 2.5 * size
 
 
 def test_readers_do_not_need_torch(tmp_path):
