@@ -64,11 +64,10 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize(
+    "rules, compiled", [*((rules, False) for rules in RULES), pytest.param("all", True, marks=pytest.mark.slow)]
+)
 def test_rules_are_those_of_plain_loops(rules, compiled, tolerance):
-    if compiled and rules not in ("all", "words"):
-        pytest.skip("a few compiled ones are enough")
     search = SearchConfig(beam_size=2, **RULES[rules])
     rng = np.random.default_rng(0)
     history = rng.integers(2, VOCAB, (ROWS, CAPACITY + 1))
