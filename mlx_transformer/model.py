@@ -175,13 +175,13 @@ class Stack(nn.Module):
     def __init__(self, config: ModelConfig, stack: StackConfig, cross: bool) -> None:
         super().__init__()
         self.scale = math.sqrt(config.dims) if stack.scale_embeddings else 1.0
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = [Layer(config, stack, cross) for _ in range(stack.num_layers)]
         if stack.positions in ("sinusoidal", "learned"):
             self.positions = nn.Embedding(stack.max_length, config.dims)
         if stack.positions == "sinusoidal":
             self.positions.weight = sinusoids(stack.max_length, config.dims)
             self.positions.freeze()
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = [Layer(config, stack, cross) for _ in range(stack.num_layers)]
         if stack.positions == "relative":
             for module in [layer.self_attention for layer in self.layers] if stack.bias_each_layer else [self]:
                 module.relative_bias = nn.Embedding(stack.num_buckets, stack.num_heads)
