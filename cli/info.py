@@ -1,4 +1,4 @@
-"""`info`: what a model folder holds, and how this machine will run it."""
+"""`info`: what a model folder or a torch checkpoint holds, and how this machine will run it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FUSED_STEP = (64, 96, 128, 256)
 FUSED_LONG = (64, 72, 80, 96, 128)
 
 
-@click.command("info", short_help="What a model folder holds.")
+@click.command("info", short_help="What a model folder or torch checkpoint holds.")
 @click.argument("folder", metavar="[MODEL]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(folder: str | None, as_json: bool) -> None:
-    """Tell what MODEL holds, a model folder; without it, the bundled model."""
+    """Tell what MODEL holds, a model folder or a torch checkpoint; without it, the bundled model."""
     from mlx_transformer.pretrained import find
 
     model, tokenizer = mt.load(folder)
@@ -31,8 +31,12 @@ def command(folder: str | None, as_json: bool) -> None:
 def stored(folder: Path) -> dict[str, Any]:
     """The facts that only the files tell."""
     from mlx_transformer.checkpoint import read_arrays, read_config
-    from mlx_transformer.config import to_dict
+    from mlx_transformer.fields import to_dict
+    from mlx_transformer.pretrained import is_torch
+    from mlx_transformer.weights.convert import inspect
 
+    if is_torch(folder):
+        return {"folder": str(folder), "format_version": None, "quantization": None} | inspect(folder)
     config = read_config(folder)
     return {
         "folder": str(folder),
@@ -52,7 +56,7 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from mlx_transformer.config import to_dict
+    from mlx_transformer.fields import to_dict
 
     arrays = list(dict(tree_flatten(model.parameters())).values())
     heads = {
@@ -79,7 +83,8 @@ def report(facts: dict[str, Any]) -> Iterator[str]:
     """The facts for a reader, a line each."""
     config = facts["config"]
     quantized = f", quantised to {facts['quantization']['bits']} bits" if facts["quantization"] else ""
-    yield f"folder            {facts['folder']} (format {facts['format_version']})"
+    kind = f"format {facts['format_version']}" if "family" not in facts else f"torch checkpoint, {facts['family']}"
+    yield f"folder            {facts['folder']} ({kind})"
     yield f"stored in         {', '.join(facts['stored_dtype'])}{quantized}"
     yield f"parameters        {facts['parameters']:,} in {', '.join(facts['dtype'])}"
     yield f"vocabulary        {vocabulary(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"

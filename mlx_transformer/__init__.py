@@ -20,6 +20,7 @@ _MODULES = {
     "generate": "generation",
     "generate_hypotheses": "generation",
     "load": "pretrained",
+    "convert": "pretrained",
     "save": "checkpoint",
     "TrainingConfig": "config",
     "train": "training",

@@ -9,6 +9,7 @@ from .generation import generate as generate
 from .generation import generate_hypotheses as generate_hypotheses
 from .model import Memory as Memory
 from .model import Transformer as Transformer
+from .pretrained import convert as convert
 from .pretrained import load as load
 from .search import Hypothesis as Hypothesis
 from .search import generate_ids as generate_ids

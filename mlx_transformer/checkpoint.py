@@ -1,9 +1,10 @@
 """Model folders: config.json (with a format version), model.safetensors and the tokenizer's files."""
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,19 +14,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_transformer.config import (
-    DTYPE_NAMES,
-    FolderConfig,
-    ModelConfig,
-    QuantizationConfig,
-    SearchConfig,
-    from_dict,
-    to_dict,
-)
+from mlx_transformer.config import DTYPE_NAMES, FolderConfig, ModelConfig, QuantizationConfig, SearchConfig
+from mlx_transformer.fields import from_dict, to_dict
 from mlx_transformer.model import Transformer
 from mlx_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+SAFETENSORS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 DTYPES: dict[str, mx.Dtype] = {name: vars(mx)[name] for name in DTYPE_NAMES}
 
 
@@ -65,11 +60,15 @@ def save(
 
 def write(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
     """Write a model's files into a folder that exists."""
-    config = FolderConfig(FORMAT_VERSION, model.config, model.search_defaults, quantization(model))
-    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    write_config(folder, FolderConfig(FORMAT_VERSION, model.config, model.search_defaults, quantization(model)))
     write_arrays(folder / "model.safetensors", dict(tree_flatten(model.parameters())))
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def write_config(folder: Path, config: FolderConfig) -> None:
+    """Write the config.json of a model folder."""
+    (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load(folder: str | Path, dtype: mx.Dtype | str | None = None) -> tuple[Transformer, Tokenizer | None]:
@@ -92,16 +91,21 @@ def load(folder: str | Path, dtype: mx.Dtype | str | None = None) -> tuple[Trans
         quantize_weights(model, config.quantization)
     _check_weights(model, weights, folder / "model.safetensors")
     model.load_weights(list(weights.items()))
+    make_ready(model, dtype)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    if tokenizer is not None:
+        _check_vocabulary(model.config, tokenizer, folder)
+    return model, tokenizer
+
+
+def make_ready(model: Transformer, dtype: mx.Dtype | str | None = None) -> None:
+    """Set a model up to generate; see `load` for what it computes in."""
     on_cpu = mx.default_device() == mx.cpu
     if on_cpu:
         dequantize(model)
     model.set_dtype(find_dtype(dtype or (mx.float32 if on_cpu else model.dtype)))
     model.eval()
     mx.eval(model.parameters())  # arrays not yet read could be read by this thread alone
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
-    if tokenizer is not None:
-        _check_vocabulary(model.config, tokenizer, folder)
-    return model, tokenizer
 
 
 def read_config(folder: Path) -> FolderConfig:
@@ -161,7 +165,7 @@ def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
     """Quantise linear layers and token embeddings in place; positions and norms stay as they are."""
 
     def chosen(path: str, module: nn.Module) -> bool:
-        if not isinstance(module, nn.Linear | nn.Embedding) or path.endswith("positions"):
+        if not isinstance(module, nn.Linear | nn.Embedding) or path.endswith(("positions", "relative_bias")):
             return False
         width = module.weight.shape[-1]
         if width % config.group_size:
@@ -244,6 +248,24 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
         mx.save_safetensors(str(path), arrays, metadata=metadata or {})
     except RuntimeError as error:
         raise OSError(f"{path} could not be written whole, is the disk full? {error}") from None
+
+
+def write_made(
+    path: Path, shapes: dict[str, tuple[int, ...]], dtype: mx.Dtype, make: Callable[[str], mx.array]
+) -> None:
+    """Write arrays of one type to a safetensors file, each made when its turn comes, so that one is held at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.size
+        header[name] = {"dtype": SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in shapes:
+            array = mx.contiguous(make(name).astype(dtype))
+            file.write(np.asarray(array.flatten().view(mx.uint8)).data)
 
 
 def read_arrays(path: Path) -> dict[str, mx.array]:

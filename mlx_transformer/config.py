@@ -3,13 +3,11 @@
 Frozen dataclasses, validated when they are made, to and from JSON. This file imports nothing of MLX.
 """
 
-import dataclasses
-import math
-import types
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Literal
 
-Config = TypeVar("Config")
+from mlx_transformer.fields import check_positive, check_types
+
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 BATCH_TOKENS = 4096  # padded source positions x beams of a batch in generation
 
@@ -24,9 +22,16 @@ class StackConfig:
         mlp_dims: Width of the feed-forward network.
         norm_first: Normalise before each sublayer (pre-norm) instead of after the residual sum (post-norm).
         final_norm: Normalise once more after the last layer.
-        positions: "sinusoidal" rows are fixed, "learned" rows are trained.
+        positions: "sinusoidal" rows are fixed, "learned" rows are trained; "relative" ones are a bias of attention for
+            each bucket of distances (T5, mT5, umT5).
         max_length: Rows of the position table, the longest sequence in tokens.
         scale_embeddings: Multiply token embeddings by sqrt(dims) before positions are added.
+        embedding_norm: Normalise embeddings "after" positions are added to them (BART, mBART) or "before" (the
+            decoder of Blenderbot-small).
+        residual_scale: Factor of a sublayer's input in the residual sum (JoeyNMT).
+        num_buckets: Buckets of relative positions.
+        max_distance: Relative positions further apart than this are alike.
+        bias_each_layer: Every layer has a table of relative positions of its own (umT5), instead of one for the stack.
     """
 
     num_layers: int
@@ -34,13 +39,25 @@ class StackConfig:
     mlp_dims: int
     norm_first: bool = False
     final_norm: bool = False
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "relative", "none"] = "sinusoidal"
     max_length: int = 512
     scale_embeddings: bool = True
+    embedding_norm: Literal["none", "before", "after"] = "none"
+    residual_scale: float = 1.0
+    num_buckets: int = 32
+    max_distance: int = 128
+    bias_each_layer: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_positive(self, "num_layers", "num_heads", "mlp_dims", "max_length")
+        check_types(self)
+        check_positive(self, "num_layers", "num_heads", "mlp_dims", "max_length", "num_buckets", "max_distance")
+        if self.positions == "relative" and (self.num_buckets < 4 or self.num_buckets % 2):
+            raise ValueError(f"num_buckets must be even and at least 4, not {self.num_buckets}.")
+        if self.positions == "relative" and self.max_distance <= self.num_buckets // 2:
+            raise ValueError(
+                f"max_distance must be more than half of num_buckets: {self.max_distance} is not more than "
+                f"{self.num_buckets // 2}."
+            )
 
 
 @dataclass(frozen=True)
@@ -58,9 +75,15 @@ class ModelConfig:
         tie_output: The output layer is the target embedding table.
         output_bias: The output layer has a bias.
         attention_bias: The projections of attention have biases.
+        attention_out_bias: The last of these projections has one; None for the same as the others (OpenNMT-py).
+        attention_scale: Factor of the queries' products with the keys; None for head_dims ** -0.5 (T5 has 1).
         mlp_bias: The feed-forward network has biases.
-        norm_bias: Layer normalisation has a bias.
-        norm_eps: Added to the variance in layer normalisation.
+        gated_mlp: The feed-forward network multiplies two projections, one of them activated (T5 v1.1, mT5).
+        norm: "layer" normalisation, "rms" without mean and bias (T5), or "deviation", which divides by the unbiased
+            standard deviation plus norm_eps (Annotated Transformer).
+        norm_bias: Normalisation has a bias.
+        norm_eps: Added to the variance in normalisation.
+        logit_scale: Factor of the last hidden state before the output layer (T5 v1.0 has dims ** -0.5).
         activation: Non-linearity of the feed-forward network.
         dropout: Share of activations dropped in training, on embeddings and on each sublayer's output.
         pad_id: Fills up short sequences on the right.
@@ -78,20 +101,25 @@ class ModelConfig:
     tie_output: bool = True
     output_bias: bool = False
     attention_bias: bool = True
+    attention_out_bias: bool | None = None
+    attention_scale: float | None = None
     mlp_bias: bool = True
+    gated_mlp: bool = False
+    norm: Literal["layer", "rms", "deviation"] = "layer"
     norm_bias: bool = True
     norm_eps: float = 1e-5
-    activation: Literal["relu", "gelu", "silu"] = "relu"
+    logit_scale: float = 1.0
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"] = "relu"
     dropout: float = 0.1
     pad_id: int = 0
     eos_id: int = 1
     start_id: int = 2
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_positive(self, "source_vocab_size", "target_vocab_size", "dims")
+        check_types(self)
+        check_positive(self, "source_vocab_size", "target_vocab_size", "dims")
         if self.head_dims is not None:
-            _check_positive(self, "head_dims")
+            check_positive(self, "head_dims")
         for stack in (self.encoder, self.decoder):
             if self.head_dims is None and self.dims % stack.num_heads:
                 raise ValueError(f"num_heads must divide dims: {stack.num_heads} does not divide {self.dims}.")
@@ -106,6 +134,10 @@ class ModelConfig:
         for name in ("pad_id", "eos_id", "start_id"):
             if not 0 <= vars(self)[name] < (self.target_vocab_size if name == "start_id" else smallest):
                 raise ValueError(f"{name} must be a row of the vocabulary: {vars(self)[name]} is none of {smallest}.")
+        if self.norm == "rms" and self.norm_bias:
+            raise ValueError("norm 'rms' has no bias: set norm_bias to false.")
+        if self.norm == "deviation" and not self.norm_bias:
+            raise ValueError("norm 'deviation' has a bias: set norm_bias to true.")
 
 
 @dataclass(frozen=True)
@@ -123,6 +155,13 @@ class SearchConfig:
             scored at its present length, falls behind the worst finished one. True: at once. "never": as False, but
             with a positive length_penalty scored at max_tokens, the best that a living one could still reach.
         suppress_ids: Tokens that are never generated.
+        bad_words: Sequences of tokens that are never generated.
+        no_repeat_ngram_size: No sequence of so many tokens comes twice, the start token counted; 0 for no such rule.
+        repetition_penalty: Log-probabilities of tokens that were generated, or started with, are multiplied by it;
+            with a beam of one it is the logits (divided by it where positive), before they are normalised.
+        forced_bos_id: The first token, whatever its probability; it scores 0 and counts in the length.
+        forced_eos_id: The token at the place where max_tokens is reached, likewise.
+        renormalize: Normalise log-probabilities once more after all these rules.
     """
 
     beam_size: int = 1
@@ -132,23 +171,33 @@ class SearchConfig:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     suppress_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    no_repeat_ngram_size: int = 0
+    repetition_penalty: float = 1.0
+    forced_bos_id: int | None = None
+    forced_eos_id: int | None = None
+    renormalize: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_positive(self, "beam_size", "num_hypotheses")
+        check_types(self)
+        check_positive(self, "beam_size", "num_hypotheses")
         if self.num_hypotheses > self.beam_size:
             raise ValueError(
                 f"num_hypotheses must not exceed beam_size: {self.num_hypotheses} is more than {self.beam_size}; "
                 "ask for a larger beam."
             )
         if self.max_tokens is not None:
-            _check_positive(self, "max_tokens")
+            check_positive(self, "max_tokens")
             if self.min_tokens > self.max_tokens:
                 raise ValueError(f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}.")
-        if self.min_tokens < 0:
-            raise ValueError(f"min_tokens must not be negative: {self.min_tokens}.")
+        check_positive(self, "repetition_penalty")
+        for name in ("min_tokens", "no_repeat_ngram_size"):
+            if vars(self)[name] < 0:
+                raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
         if any(token < 0 for token in self.suppress_ids):
             raise ValueError(f"suppress_ids must be token ids, none below 0: {min(self.suppress_ids)}.")
+        if not all(self.bad_words):
+            raise ValueError("bad_words must be sequences of at least one token: one of them is empty.")
 
 
 @dataclass(frozen=True)
@@ -164,7 +213,7 @@ class QuantizationConfig:
     group_size: int = 64
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         for name, choices in (("bits", (4, 8)), ("group_size", (32, 64, 128))):
             if vars(self)[name] not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {vars(self)[name]}.")
@@ -187,7 +236,7 @@ class FolderConfig:
     quantization: QuantizationConfig | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -243,9 +292,9 @@ class TrainingConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_positive(self, "steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "clip_norm")
-        _check_positive(self, "valid_every", "log_every", "max_length")
+        check_types(self)
+        check_positive(self, "steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "clip_norm")
+        check_positive(self, "valid_every", "log_every", "max_length")
         for name in ("label_smoothing", "dropout", "ema_decay"):
             if not 0 <= vars(self)[name] < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {vars(self)[name]}.")
@@ -281,66 +330,3 @@ PRESETS = {
     "base": Preset(dims=512, layers=6, mlp_dims=2048),
     "big": Preset(dims=1024, layers=6, mlp_dims=4096),
 }
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain data for JSON."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(kind: type[Config], data: Any, name: str) -> Config:
-    """The config of class `kind` that `data` (from JSON) describes; `name` says in errors where it stood.
-
-    Raises:
-        ValueError: If a field is unknown, missing or of the wrong kind.
-    """
-    if not isinstance(data, dict):
-        raise ValueError(f"{name} must be an object with fields, not {data!r}.")
-    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(data.keys() - fields.keys()):
-        raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}. The known ones are {', '.join(fields)}.")
-    required = {key for key, item in fields.items() if item.default is dataclasses.MISSING}
-    if missing := sorted(required - data.keys()):
-        raise ValueError(f"{name} lacks the fields {', '.join(missing)}.")
-    values = dict(data)
-    for key, value in data.items():
-        kinds = get_args(fields[key].type) or (fields[key].type,)
-        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
-        if nested and value is not None:
-            values[key] = from_dict(nested[0], value, f"{name}: {key}")  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            values[key] = tuple(value)
-    try:
-        return kind(**values)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
-def _matches(value: Any, kind: Any) -> bool:
-    """Whether `value` is of the annotated `kind`."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return any(_matches(value, arg) for arg in args)
-    if origin is Literal:
-        return type(value) is str and value in args
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_matches(item, args[0]) for item in value)
-    if kind is float:
-        return type(value) in (int, float)
-    return type(value) is kind
-
-
-def _check_types(config: Any) -> None:
-    for item in dataclasses.fields(config):
-        value = vars(config)[item.name]
-        if not _matches(value, item.type):
-            kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
-            raise ValueError(f"{item.name} must be {kind}, not {value!r}.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{item.name} must be a finite number, not {value}.")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        if vars(config)[name] <= 0:
-            raise ValueError(f"{name} must be more than 0, not {vars(config)[name]}.")

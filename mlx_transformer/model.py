@@ -11,13 +11,20 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_reduce
 
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
+from mlx_transformer.initial import embedding, linear
+from mlx_transformer.positions import buckets, check_length, relative_mask, sinusoids
 
-ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu}
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]]
+ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "silu": nn.silu, "tanh": mx.tanh}
+NORMS = {
+    "layer": lambda config: nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias),
+    "rms": lambda config: nn.RMSNorm(config.dims, eps=config.norm_eps),
+    "deviation": lambda config: DeviationNorm(config.dims, config.norm_eps),
+}
 
 
 class Memory(NamedTuple):
@@ -39,11 +46,13 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
         super().__init__()
         self.head_dims = config.head_dims or config.dims // stack.num_heads
+        self.scale = self.head_dims**-0.5 if config.attention_scale is None else config.attention_scale
         width = stack.num_heads * self.head_dims
+        out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
         self.query_proj = linear(config.dims, width, config.attention_bias)
         self.key_proj = linear(config.dims, width, config.attention_bias)
         self.value_proj = linear(config.dims, width, config.attention_bias)
-        self.out_proj = linear(width, config.dims, config.attention_bias)
+        self.out_proj = linear(width, config.dims, out_bias)
 
     def split_heads(self, x: mx.array, batch: int) -> mx.array:
         """(rows, length, width) -> (batch, num_heads, rows / batch x length, head_dims)."""
@@ -59,23 +68,44 @@ class Attention(nn.Module):
         # The beams of a sentence fold into its query length: they all read one memory.
         queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
         keys, values = key_values[:, :, 0], key_values[:, :, 1]
-        scale = self.head_dims**-0.5
-        heads = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        heads = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
         return self.out_proj(heads.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a non-linearity between, at each position alike (Vaswani et al. 2017, section 3.3)."""
+    """Two linear layers with a non-linearity between, at each position alike (Vaswani et al. 2017, section 3.3).
+
+    With a gate, its activated projection multiplies the other one (Shazeer 2020, "GLU Variants Improve Transformer").
+    """
 
     def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
         super().__init__()
+        if config.gated_mlp:
+            self.gate_proj = linear(config.dims, stack.mlp_dims, config.mlp_bias)
         self.up_proj = linear(config.dims, stack.mlp_dims, config.mlp_bias)
         self.down_proj = linear(stack.mlp_dims, config.dims, config.mlp_bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Transform each position, (rows, length, dims)."""
+        if "gate_proj" in self:
+            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return self.down_proj(self.activation(self.up_proj(x)))
+
+
+class DeviationNorm(nn.Module):
+    """Normalisation by the unbiased standard deviation plus epsilon (Rush 2018, "The Annotated Transformer")."""
+
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones(dims)
+        self.bias = mx.zeros(dims)
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Normalise each position, (rows, length, dims)."""
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return self.weight * centred / (x.std(axis=-1, keepdims=True, ddof=1) + self.eps) + self.bias
 
 
 class Residual(nn.Module):
@@ -83,15 +113,17 @@ class Residual(nn.Module):
 
     def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias)
+        self.norm = NORMS[config.norm](config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm_first = stack.norm_first
+        self.scale = stack.residual_scale
 
     def __call__(self, x: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
         """Add what the sublayer makes of x, (rows, length, dims)."""
+        scaled = x if self.scale == 1 else x * self.scale
         if self.norm_first:
-            return x + self.dropout(sublayer(self.norm(x)))
-        return self.norm(x + self.dropout(sublayer(x)))
+            return scaled + self.dropout(sublayer(self.norm(x)))
+        return self.norm(scaled + self.dropout(sublayer(x)))
 
 
 def as_they_are(key_values: mx.array) -> mx.array:
@@ -143,19 +175,40 @@ class Stack(nn.Module):
     def __init__(self, config: ModelConfig, stack: StackConfig, cross: bool) -> None:
         super().__init__()
         self.scale = math.sqrt(config.dims) if stack.scale_embeddings else 1.0
-        self.positions = nn.Embedding(stack.max_length, config.dims)
+        if stack.positions in ("sinusoidal", "learned"):
+            self.positions = nn.Embedding(stack.max_length, config.dims)
         if stack.positions == "sinusoidal":
             self.positions.weight = sinusoids(stack.max_length, config.dims)
             self.positions.freeze()
         self.dropout = nn.Dropout(config.dropout)
         self.layers = [Layer(config, stack, cross) for _ in range(stack.num_layers)]
+        if stack.positions == "relative":
+            for module in [layer.self_attention for layer in self.layers] if stack.bias_each_layer else [self]:
+                module.relative_bias = nn.Embedding(stack.num_buckets, stack.num_heads)
+            self.buckets = buckets(stack.num_buckets, stack.max_distance, two_sided=not cross)
+        if stack.embedding_norm != "none":
+            self.embedding_norm = NORMS[config.norm](config)
+        self.norm_before_positions = stack.embedding_norm == "before"
         if stack.final_norm:
-            self.norm = nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias)
+            self.norm = NORMS[config.norm](config)
 
     def embed(self, embeddings: mx.array, start: mx.array | int = 0) -> mx.array:
         """Scaled token embeddings plus the rows of their positions, (rows, length, dims)."""
-        positions = self.positions(start + mx.arange(embeddings.shape[1]))
-        return self.dropout(embeddings * self.scale + positions)
+        x = embeddings * self.scale
+        if "embedding_norm" in self and self.norm_before_positions:
+            x = self.embedding_norm(x)
+        if "positions" in self:
+            x = x + self.positions(start + mx.arange(x.shape[1]))
+        if "embedding_norm" in self and not self.norm_before_positions:
+            x = self.embedding_norm(x)
+        return self.dropout(x)
+
+    def masks(self, mask: mx.array, start: mx.array | int, queries: int) -> list[mx.array]:
+        """For each layer what self-attention may attend to: the mask, or a bias by distance that contains it."""
+        if "relative_bias" in self:
+            return [relative_mask(self.relative_bias, self.buckets, mask, start, queries)] * len(self.layers)
+        tables = [layer.self_attention.get("relative_bias") for layer in self.layers]
+        return [mask if table is None else relative_mask(table, self.buckets, mask, start, queries) for table in tables]
 
     def normalize(self, x: mx.array) -> mx.array:
         """The final normalisation, where the stack has one."""
@@ -213,8 +266,8 @@ class Transformer(nn.Module):
         check_length("source", source.shape[1], self.config.encoder.max_length)
         mask = (source != self.config.pad_id if mask is None else mask)[:, None, None]
         x = self.encoder.embed(self.source_embedding(source))
-        for layer in self.encoder.layers:
-            x = layer(x, mask)
+        for layer, visible in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
+            x = layer(x, visible)
         x = self.encoder.normalize(x)
         return Memory([layer.cross_attention.key_values(x) for layer in self.decoder.layers], mask)
 
@@ -234,11 +287,12 @@ class Transformer(nn.Module):
             ValueError: If a target is longer than the decoder has positions.
         """
         check_length("target", target.shape[1], self.config.decoder.max_length)
-        mask = "causal" if cache is None else cache.mask(target.shape[1])
-        x = self.decoder.embed(self._target_embedding(target), 0 if cache is None else cache.length)
+        start = 0 if cache is None else cache.length
+        x = self.decoder.embed(self._target_embedding(target), start)
+        masks = self._masks(target.shape[1], cache)
         for index, layer in enumerate(self.decoder.layers):
             remember = as_they_are if cache is None else functools.partial(cache.update, index)
-            x = layer(x, mask, remember, (memory.key_values[index], memory.mask))
+            x = layer(x, masks[index], remember, (memory.key_values[index], memory.mask))
         if cache is not None:
             cache.length = cache.length + target.shape[1]
         return self._logits(self.decoder.normalize(x))
@@ -259,7 +313,7 @@ class Transformer(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The type that activations are computed in."""
-        return self.decoder.positions.weight.dtype
+        return self.decoder.layers[0].feed_forward_residual.norm.weight.dtype
 
     def compiled(self, function: Callable, *options: Any) -> Callable:
         """`function(model, *options, ...)` under `mx.compile`, traced once and kept for later calls.
@@ -272,42 +326,22 @@ class Transformer(nn.Module):
             self._compiled[key] = mx.compile(functools.partial(function, self, *options), inputs=[self.state])
         return self._compiled[key]
 
+    def _masks(self, queries: int, cache: Cache | None) -> list[mx.array] | list[str]:
+        """For each decoder layer what may be attended to: without a cache, the positions up to the query's own."""
+        if cache is not None:
+            return self.decoder.masks(cache.mask(queries), cache.length, queries)
+        if self.config.decoder.positions != "relative":
+            return ["causal"] * len(self.decoder.layers)
+        return self.decoder.masks(mx.tril(mx.ones((1, 1, queries, queries), mx.bool_)), 0, queries)
+
     @property
     def _target_embedding(self) -> nn.Embedding:
         return self.source_embedding if self.config.share_embeddings else self.target_embedding
 
     def _logits(self, x: mx.array) -> mx.array:
+        if self.config.logit_scale != 1:
+            x = x * self.config.logit_scale
         if "output" in self:
             return self.output(x)
         logits = self._target_embedding.as_linear(x)
         return logits + self.output_bias if "output_bias" in self else logits
-
-
-def check_length(name: str, length: int, limit: int) -> None:
-    """Refuse a sequence that has no rows in the position table: MLX would read past its end."""
-    if length > limit:
-        raise ValueError(f"A {name} must be at most {limit} tokens long, not {length}: shorten or split it.")
-
-
-def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
-    """A linear layer with Glorot's uniform initialisation and no bias at first."""
-    layer = nn.Linear(input_dims, output_dims, bias)
-    limit = math.sqrt(6 / (input_dims + output_dims))
-    layer.weight = mx.random.uniform(-limit, limit, (output_dims, input_dims))
-    if bias:
-        layer.bias = mx.zeros(output_dims)
-    return layer
-
-
-def embedding(vocab_size: int, dims: int) -> nn.Embedding:
-    """Token embeddings of standard deviation dims**-0.5: of size one when scaled, and fit for an output layer."""
-    table = nn.Embedding(vocab_size, dims)
-    table.weight = mx.random.normal((vocab_size, dims), scale=dims**-0.5)
-    return table
-
-
-def sinusoids(length: int, dims: int) -> mx.array:
-    """Fixed position rows, sines in even columns and cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
-    angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, dims, 2) / dims)
-    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)[:, :dims]
-    return mx.array(table.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Models by name: the bundled one, or a model folder."""
+"""Models by name: the bundled one, a model folder, or a torch checkpoint, which is converted in memory."""
 
 from pathlib import Path
 
@@ -7,35 +7,50 @@ import mlx.core as mx
 from mlx_transformer import checkpoint, weights
 from mlx_transformer.model import Transformer
 from mlx_transformer.tokenizer import Tokenizer
+from mlx_transformer.weights.convert import convert as convert
+from mlx_transformer.weights.convert import load as load_torch
 
 BUNDLED = Path(weights.__file__).parent / "pretrained" / "en-fr"
+TORCH_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def load(model: str | Path | None = None, dtype: mx.Dtype | str | None = None) -> tuple[Transformer, Tokenizer | None]:
     """A model, ready to generate, and its tokenizer (None for a folder without one).
 
     Args:
-        model: A model folder; the bundled English-to-French model if None.
+        model: A model folder, or the folder or file of a torch checkpoint; the bundled English-to-French model if None.
         dtype: What to compute in; by default float32 on the CPU, the file's own on a GPU.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If the folder does not hold a whole model.
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If it does not hold a whole model, or a checkpoint of no known family.
     """
-    return checkpoint.load(find(model), dtype)
+    path = find(model)
+    return (load_torch(path, dtype=dtype), None) if is_torch(path) else checkpoint.load(path, dtype)
 
 
 def find(model: str | Path | None = None) -> Path:
-    """The folder of a model.
+    """The folder or file of a model.
 
     Raises:
         FileNotFoundError: If there is none.
     """
-    folder = BUNDLED if model is None else Path(model)
-    if (folder / "best" / "config.json").exists() and not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} is a training run, which holds models: use {folder / 'best'}.")
-    if not folder.is_dir():
+    path = BUNDLED if model is None else Path(model)
+    if (path / "best" / "config.json").exists() and not (path / "config.json").exists():
+        raise FileNotFoundError(f"{path} is a training run, which holds models: use {path / 'best'}.")
+    if not path.exists():
         raise FileNotFoundError(
-            f"A model is a folder with config.json and model.safetensors: there is none at {folder}."
+            "A model is a folder with config.json and model.safetensors, or a torch checkpoint: "
+            f"there is none at {path}."
         )
-    return folder
+    return path
+
+
+def is_torch(path: Path) -> bool:
+    """Whether a path is a torch checkpoint and not a model folder."""
+    if path.is_file():
+        return True
+    if not (path / "config.json").exists():
+        return any(next(path.glob(pattern), None) for pattern in TORCH_FILES)
+    data = checkpoint.read_json(path / "config.json")
+    return isinstance(data, dict) and "model_type" in data

@@ -12,12 +12,12 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.cache import Cache
-from mlx_transformer.config import ModelConfig, SearchConfig
+from mlx_transformer.config import SearchConfig
 from mlx_transformer.model import Memory, Transformer
+from mlx_transformer.processors import NEVER, penalize, process
 
 STEPS_PER_TEST = 4  # the host asks only so often whether all is done: asking makes it wait for the device
 CHUNK = 128  # values that are looked at together when the largest are sought
-NEVER = -float("inf")
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,11 @@ def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory
     batch, beams = state.tokens.shape
     cache = Cache(list(state.cache), state.length)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
+    history = _history(model, state)
+    if search.repetition_penalty != 1 and beams == 1:
+        logits = penalize(logits, search.repetition_penalty, history, cache.length)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    logprobs = _forbid(logprobs, search, model.config, state.length)
+    logprobs = process(logprobs, search, model.config, history, cache.length, mx.repeat(limits, beams))
     vocab = logprobs.shape[-1]
 
     # Twice as many candidates as beams: even if every beam ends, as many are left to live on.
@@ -174,12 +177,10 @@ def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory
     )
 
 
-def _forbid(logprobs: mx.array, search: SearchConfig, config: ModelConfig, length: mx.array) -> mx.array:
-    """Log-probabilities, (rows, vocab), without the tokens that must not come next; padding never does."""
-    tokens = mx.arange(logprobs.shape[-1])
-    always = np.isin(np.arange(logprobs.shape[-1]), [config.pad_id, *search.suppress_ids])
-    now = (tokens == config.eos_id) & (length + 1 < search.min_tokens)
-    return mx.where(mx.array(always) | now, NEVER, logprobs)
+def _history(model: Transformer, state: State) -> mx.array:
+    """The start token and the tokens of the living, (batch x beams, capacity + 1)."""
+    ids = state.ids.flatten(0, 1)
+    return mx.pad(ids, [(0, 0), (1, 0)], constant_values=model.config.start_id)
 
 
 def _finish(

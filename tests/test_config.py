@@ -13,9 +13,8 @@ from mlx_transformer.config import (
     SearchConfig,
     StackConfig,
     TrainingConfig,
-    from_dict,
-    to_dict,
 )
+from mlx_transformer.fields import from_dict, to_dict
 
 STACK = StackConfig(num_layers=2, num_heads=4, mlp_dims=64)
 MODEL = ModelConfig(
@@ -103,7 +102,7 @@ def test_no_field_takes_a_value_of_another_kind(config):
         (MODEL, "norm_eps", "1e-5"),
         (MODEL, "dropout", False),
         (MODEL, "head_dims", 2.5),
-        (MODEL, "activation", "tanh"),
+        (MODEL, "activation", "swish"),
         (SEARCH, "early_stopping", "always"),
         (SEARCH, "early_stopping", 1),
         (SEARCH, "suppress_ids", (1, "2")),

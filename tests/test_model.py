@@ -112,9 +112,10 @@ def test_gradients_reach_every_trainable_parameter(model, source, target):
 def test_only_learned_positions_are_trained(model):
     trained = dict(tree_flatten(model.trainable_parameters()))
     for name in ("encoder", "decoder"):
-        learned = getattr(model.config, name).positions == "learned"
-        assert (f"{name}.positions.weight" in trained) == learned
-        assert f"{name}.positions.weight" in dict(tree_flatten(model.parameters()))
+        kind = getattr(model.config, name).positions
+        assert (f"{name}.positions.weight" in trained) == (kind == "learned")
+        rows = kind in ("learned", "sinusoidal")
+        assert (f"{name}.positions.weight" in dict(tree_flatten(model.parameters()))) == rows
 
 
 @pytest.mark.parametrize("length", [1, 3])
@@ -243,7 +244,8 @@ def test_parameters_have_the_names_of_the_file_format():
 
 
 def test_without_biases_no_parameter_is_one(model):
-    biasless = dict.fromkeys(("output_bias", "attention_bias", "mlp_bias", "norm_bias"), False)
+    biasless = dict.fromkeys(("output_bias", "attention_bias", "attention_out_bias", "mlp_bias", "norm_bias"), False)
+    biasless |= {"norm": "rms" if model.config.norm == "rms" else "layer"}
     names = dict(tree_flatten(Transformer(dataclasses.replace(model.config, **biasless)).parameters()))
     assert not [name for name in names if name.endswith("bias")]
 

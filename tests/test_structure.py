@@ -16,9 +16,10 @@ FAMILIES = re.compile(r"bart|marian|m2m|nllb|t5|pegasus|madlad|opus", re.IGNOREC
 
 # What each part may import of the package: arrows point one way (lower modules never import upper ones).
 LAYERS = [
-    {"config", "dates"},
-    {"tokenizer", "cache", "evaluation"},
+    {"fields", "dates", "positions", "initial"},
+    {"config", "tokenizer", "cache", "evaluation"},
     {"data", "model"},
+    {"processors"},
     {"search", "checkpoint", "loss"},
     {"trainer"},
     {"generation"},
@@ -30,6 +31,8 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# What each reader in weights/ may import of the others.
+READERS = ["tensors", "objects", "archives", "pickles", "containers", "readers"]
 
 
 def parse(path):
@@ -134,6 +137,18 @@ def test_imports_point_one_way(path):
     own = part(path)
     upper = {name for name in imports(path) if name != own and LEVEL[name] >= LEVEL[own]}
     assert upper == set()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers_import_one_way_and_nothing_but_readers(name):
+    modules = {
+        node.module or ""
+        for node in ast.walk(parse(ROOT / "weights" / f"{name}.py"))
+        if isinstance(node, ast.ImportFrom)
+    }
+    own = {module.removeprefix("mlx_transformer.") for module in modules if module.startswith("mlx_transformer")}
+    lower = READERS[: READERS.index(name)]
+    assert own - {"weights"} <= {f"weights.{module}" for module in lower}
 
 
 def test_imports_of_every_kind_are_seen():

@@ -34,6 +34,33 @@ SETTINGS = {
         output_bias=True,
         activation="gelu",
     ),
+    "relative_positions": config(
+        encoder=stack(
+            positions="relative", num_buckets=8, max_distance=5, norm_first=True, final_norm=True, num_layers=2
+        ),
+        decoder=stack(positions="relative", num_buckets=6, max_distance=4, num_layers=2, scale_embeddings=False),
+        norm="rms",
+        norm_bias=False,
+        gated_mlp=True,
+        activation="gelu_tanh",
+        attention_scale=0.5,
+        attention_bias=False,
+        attention_out_bias=True,
+        logit_scale=0.5,
+    ),
+    "odd_ones": config(
+        encoder=stack(positions="none", embedding_norm="after", residual_scale=1.3, final_norm=True),
+        decoder=stack(
+            positions="relative",
+            bias_each_layer=True,
+            embedding_norm="before",
+            num_layers=2,
+            num_buckets=8,
+            max_distance=6,
+        ),
+        norm="deviation",
+        activation="tanh",
+    ),
     "unequal_stacks": config(
         encoder=stack(norm_first=True, num_heads=4, mlp_dims=20, max_length=30, scale_embeddings=False),
         decoder=stack(num_layers=2, num_heads=3, mlp_dims=28),

@@ -1,0 +1,85 @@
+"""`convert`: a torch checkpoint to a model folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+import mlx_transformer as mt
+
+LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
+
+
+@click.command("convert", short_help="A torch checkpoint to a model folder.")
+@click.argument("source", type=click.Path())
+@click.argument("destination", type=click.Path())
+@click.option("--family", help="Family of the checkpoint, where the file does not tell it.")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Type of the numbers stored.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting that the file does not tell.")
+@click.option("--rename", multiple=True, metavar="REGEX=TEXT", help="Rename tensors before they are looked up.")
+@click.option("--force", is_flag=True, help="Replace a model folder that is there already.")
+def command(
+    source: str,
+    destination: str,
+    family: str | None,
+    dtype: str | None,
+    settings: tuple[str, ...],
+    rename: tuple[str, ...],
+    force: bool,
+) -> None:
+    """Convert the torch checkpoint SOURCE, a folder or a file, to the model folder DESTINATION. Torch is not needed.
+
+    Checkpoints of torch.nn.Transformer do not tell everything: --set num_heads=8 --set norm_first=true --set pad_id=1
+    and so on; --set encoder.num_layers=6 is for one side only.
+    """
+    values = {name: parse(value) for name, value in map(pair, settings)}
+    with ExitStack() as stack:
+        mt.convert(
+            source,
+            destination,
+            family=family,
+            dtype=dtype,
+            settings=values,
+            rename=dict(map(pair, rename)),
+            force=force,
+            report=progress(stack),
+        )
+
+
+def progress(stack: ExitStack) -> Callable[[int, int], None]:
+    """A progress bar on standard error, for large models on a terminal."""
+    bars: list[Any] = []
+
+    def report(done: int, total: int) -> None:
+        if total < LARGE or not sys.stderr.isatty():
+            return
+        if not bars:
+            bars.append(stack.enter_context(click.progressbar(length=total, label="Converting", file=sys.stderr)))
+        bars[0].update(done - bars[0].pos)
+
+    return report
+
+
+def pair(text: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE; of several equals signs the last counts."""
+    name, sign, value = text.rpartition("=")
+    if not sign:
+        raise click.UsageError(f"It must be NAME=VALUE, not {text!r}.")
+    return name, value
+
+
+def parse(value: str) -> Any:
+    """A number, true, false, none, or a word."""
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return words[value.lower()]
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

@@ -1,0 +1,78 @@
+"""Frozen dataclasses as plain data: to and from JSON, with every field's kind checked."""
+
+import dataclasses
+import math
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+Config = TypeVar("Config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain data for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[Config], data: Any, name: str) -> Config:
+    """The config of class `kind` that `data` (from JSON) describes; `name` says in errors where it stood.
+
+    Raises:
+        ValueError: If a field is unknown, missing or of the wrong kind.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{name} must be an object with fields, not {data!r}.")
+    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(data.keys() - fields.keys()):
+        raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}. The known ones are {', '.join(fields)}.")
+    required = {key for key, item in fields.items() if item.default is dataclasses.MISSING}
+    if missing := sorted(required - data.keys()):
+        raise ValueError(f"{name} lacks the fields {', '.join(missing)}.")
+    values = dict(data)
+    for key, value in data.items():
+        kinds = get_args(fields[key].type) or (fields[key].type,)
+        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        if nested and value is not None:
+            values[key] = from_dict(nested[0], value, f"{name}: {key}")  # type: ignore[arg-type]
+        else:
+            values[key] = _frozen(value)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _frozen(value: Any) -> Any:
+    """Tuples for the lists of JSON."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _matches(value: Any, kind: Any) -> bool:
+    """Whether `value` is of the annotated `kind`."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_matches(value, arg) for arg in args)
+    if origin is Literal:
+        return type(value) is str and value in args
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(item, args[0]) for item in value)
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
+
+
+def check_types(config: Any) -> None:
+    """Refuse a field whose value is not of the annotated kind."""
+    for item in dataclasses.fields(config):
+        value = vars(config)[item.name]
+        if not _matches(value, item.type):
+            kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
+            raise ValueError(f"{item.name} must be {kind}, not {value!r}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{item.name} must be a finite number, not {value}.")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Refuse a named field that is not more than zero."""
+    for name in names:
+        if vars(config)[name] <= 0:
+            raise ValueError(f"{name} must be more than 0, not {vars(config)[name]}.")

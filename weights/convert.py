@@ -1,0 +1,168 @@
+"""Torch checkpoints to model folders, or to models in memory: read, find the family, rename, check, save."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_transformer import checkpoint as folders
+from mlx_transformer.config import FolderConfig, SearchConfig
+from mlx_transformer.model import Transformer
+from mlx_transformer.weights.families import FAMILIES
+from mlx_transformer.weights.plan import Plan, make_plan, parameters
+from mlx_transformer.weights.readers import Checkpoint, read_checkpoint
+from mlx_transformer.weights.settings import (
+    not_covered,
+    options,
+    read_generation,
+    read_settings,
+    read_yaml,
+    search_config,
+    start_id,
+)
+
+logger = logging.getLogger(__name__)
+Report = Callable[[int, int], None]
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    family: str | None = None,
+    dtype: mx.Dtype | str | None = None,
+    rename: dict[str, str] | None = None,
+    settings: dict[str, Any] | None = None,
+    force: bool = False,
+    report: Report | None = None,
+) -> None:
+    """Make a model folder from a torch checkpoint, one tensor at a time; torch is not needed.
+
+    Args:
+        source: The checkpoint: a folder with config.json and weights, or a file.
+        destination: The model folder to write.
+        family: The family of the checkpoint, where neither its config.json nor its names tell it.
+        dtype: What to store numbers in, "float32", "float16" or "bfloat16"; by default the checkpoint's own.
+        rename: Regular expressions -> what to put in their place in the names of tensors.
+        settings: Settings of the model (fields of ModelConfig, of StackConfig for both stacks or as
+            "encoder.num_layers" for one) that the checkpoint does not tell, or tells wrong.
+        force: Replace a model folder that is there already.
+        report: Called with the bytes written so far and all bytes, after each tensor.
+
+    Raises:
+        ConversionError: If tensors are missing, unexpected or misshapen; nothing is written.
+        ValueError: If the checkpoint is damaged, or of no known family.
+        OSError: If a file cannot be read or written, or the destination is there already.
+    """
+    source, destination = Path(source), Path(destination)
+    if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
+        raise FileExistsError(f"{destination} is there already: choose another name, or force its replacement.")
+    with read_checkpoint(source) as checkpoint:
+        plan, search = prepare(checkpoint, source, family, rename, settings)
+        stored = folders.find_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
+        with folders.replacing(destination) as new:
+            _write(new, plan, search, stored, report)
+            (new / "README.md").write_text(card(plan, checkpoint, stored))
+
+
+def load(
+    source: str | Path,
+    *,
+    family: str | None = None,
+    dtype: mx.Dtype | str | None = None,
+    rename: dict[str, str] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> Transformer:
+    """The model of a torch checkpoint, converted in memory; see `convert`.
+
+    Raises:
+        ConversionError: If tensors are missing, unexpected or misshapen.
+        ValueError: If the checkpoint is damaged, or of no known family.
+    """
+    with read_checkpoint(source) as checkpoint:
+        plan, search = prepare(checkpoint, Path(source), family, rename, settings)
+        model = plan.model(search)
+        folders.make_ready(model, dtype or (None if mx.default_device() == mx.cpu else stored_dtype(checkpoint)))
+        mx.eval(model.parameters())
+    return model
+
+
+def inspect(source: str | Path) -> dict[str, Any]:
+    """The family of a checkpoint and the types of its numbers, for a person to read; no tensor is read."""
+    with read_checkpoint(source) as checkpoint:
+        plan, _ = prepare(checkpoint, Path(source))
+        return {"family": plan.family, "stored_dtype": sorted({t.dtype for t in checkpoint.tensors.values()})}
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    source: Path,
+    family: str | None = None,
+    rename: dict[str, str] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> tuple[Plan, SearchConfig]:
+    """What a checkpoint becomes, and the search that it asks for; nothing but small files and tied tables is read."""
+    told = read_settings(source)
+    generation = read_generation(source, told)
+    start = start_id(told, generation)
+    plan = make_plan(
+        checkpoint,
+        told or read_yaml(source) or options(checkpoint.extras),
+        family=family,
+        rename=rename,
+        overrides=settings,
+        defaults={} if start is None else {"start_id": start},
+    )
+    search = search_config(generation)
+    if left := not_covered(generation) if told else []:
+        logger.warning("Generation settings that are not followed: %s.", ", ".join(left))
+    own = FAMILIES[plan.family].search
+    return plan, replace(search, **own) if not told else search
+
+
+def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
+    """The type of most numbers of a checkpoint, float32 where that is none of ours."""
+    sizes: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
+    return folders.DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
+
+
+def _write(new: Path, plan: Plan, search: SearchConfig, dtype: mx.Dtype, report: Report | None) -> None:
+    folders.write_config(new, FolderConfig(folders.FORMAT_VERSION, plan.config, search))
+    shapes = parameters(plan.config)
+    total = sum(mx.zeros(shape, dtype).nbytes for shape in shapes.values())
+    done = 0
+
+    def make(name: str) -> mx.array:
+        nonlocal done
+        array = plan.makers[name]()
+        done += array.size * dtype.size
+        if report is not None:
+            report(done, total)
+        return array
+
+    folders.write_made(new / "model.safetensors", shapes, dtype, make)
+
+
+def card(plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype) -> str:
+    """The README.md of a converted model."""
+    files = "\n".join(f"- {path.name}: sha256 {sha256(path)}" for path in checkpoint.files)
+    return (
+        "---\nlibrary_name: mlx_transformer\n---\n\n"
+        f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in "
+        f"{str(dtype).removeprefix('mlx.core.')}:\n\n{files}\n"
+    )
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,139 @@
+"""The settings that stand beside a checkpoint's tensors: the model's own, and how it wants to be searched."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mlx_transformer.config import SearchConfig
+from mlx_transformer.weights.containers import read_json
+from mlx_transformer.weights.objects import plain
+
+logger = logging.getLogger(__name__)
+
+# Where training programs keep the options of the model, in the order of trust.
+OPTIONS = (("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("config",))
+# What generation settings may say without changing a search as we know it.
+IGNORED = {
+    *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id"),
+    *("decoder_start_token_id", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams"),
+    *("num_return_sequences", "length_penalty", "early_stopping", "no_repeat_ngram_size", "repetition_penalty"),
+    *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "renormalize_logits"),
+    *("use_cache", "do_sample", "temperature", "top_k", "top_p", "output_attentions", "output_hidden_states"),
+    *("output_scores", "output_logits", "return_dict_in_generate", "cache_implementation", "is_assistant"),
+}
+# What it says when it asks for nothing.
+NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, 1.0, [], {})
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The config.json beside a checkpoint or in its folder; nothing if there is none, or it is no model's."""
+    found = _beside(path, "config.json") or {}
+    return found if "model_type" in found else {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The options of the model in the config.yaml beside a checkpoint or in its folder."""
+    file = (path if path.is_dir() else path.parent) / "config.yaml"
+    if not file.exists():
+        return {}
+    import yaml
+
+    try:
+        data = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}.") from None
+    model = data.get("model") if isinstance(data, dict) else None
+    return flattened(model) if isinstance(model, dict) else {}
+
+
+def read_generation(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Generation settings: of generation_config.json, or where there is none those of an old config.json."""
+    found = _beside(path, "generation_config.json")
+    return settings if found is None else found
+
+
+def _beside(path: Path, name: str) -> dict[str, Any] | None:
+    """A JSON file in the folder of a checkpoint."""
+    file = (path if path.is_dir() else path.parent) / name
+    return read_json(file.read_bytes(), str(file)) if file.exists() else None
+
+
+def options(extras: dict[str, Any]) -> dict[str, Any]:
+    """The options of the training program that a checkpoint file itself holds; nothing if there are none."""
+    for keys in OPTIONS:
+        found: Any = extras
+        for key in keys:
+            found = plain(found.get(key)) if isinstance(found, dict) else None
+        if isinstance(found, dict) and found:
+            return flattened(found) | {"vocab": plain(extras.get("vocab"))}
+    return {}
+
+
+def flattened(options: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Options of sections as "section_option"."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{key}_")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def start_id(settings: dict[str, Any], generation: dict[str, Any]) -> int | None:
+    """The decoder's first input, as transformers finds it."""
+    for source in (generation, settings):
+        if type(source.get("decoder_start_token_id")) is int:
+            return source["decoder_start_token_id"]
+    return next((s["bos_token_id"] for s in (generation, settings) if type(s.get("bos_token_id")) is int), None)
+
+
+def search_config(generation: dict[str, Any]) -> SearchConfig:
+    """The search that generation settings of transformers ask for.
+
+    Its lengths count the start token, and its least length does not count the end token; ours are the other way round.
+
+    Raises:
+        ValueError: If a setting is of the wrong kind.
+    """
+    try:
+        return _search_config({key: value for key, value in generation.items() if value is not None})
+    except TypeError as error:
+        raise ValueError(f"The checkpoint's generation settings are of wrong kinds: {error}.") from None
+
+
+def _search_config(stated: dict[str, Any]) -> SearchConfig:
+    most = stated.get("max_length", 0) - 1
+    least = stated["min_new_tokens"] + 1 if "min_new_tokens" in stated else 0
+    values = {
+        "beam_size": stated.get("num_beams", 1),
+        "num_hypotheses": min(stated.get("num_return_sequences", 1), stated.get("num_beams", 1)),
+        "max_tokens": stated.get("max_new_tokens", most if most > 0 else None),
+        "min_tokens": max(stated.get("min_length", 0), least),
+        "length_penalty": stated.get("length_penalty", 1.0),
+        "early_stopping": stated.get("early_stopping", False),
+        "no_repeat_ngram_size": stated.get("no_repeat_ngram_size", 0),
+        "repetition_penalty": stated.get("repetition_penalty", 1.0),
+        "forced_bos_id": stated.get("forced_bos_token_id"),
+        "forced_eos_id": _single(stated.get("forced_eos_token_id")),
+        "renormalize": stated.get("renormalize_logits", False),
+    }
+    forced = {values["forced_bos_id"], values["forced_eos_id"]}
+    eos_id = _single(stated.get("eos_token_id"))
+    words = [tuple(word) for word in stated.get("bad_words_ids", []) if list(word) != [eos_id]]
+    # A forced token may still come where it is forced, but one that is suppressed never.
+    never = {word[0] for word in words if len(word) == 1 and word[0] not in forced}
+    values["suppress_ids"] = tuple(sorted(never | set(stated.get("suppress_tokens", []))))
+    values["bad_words"] = tuple(word for word in words if len(word) > 1 or word[0] in forced)
+    return SearchConfig(**values)
+
+
+def not_covered(generation: dict[str, Any]) -> list[str]:
+    """Generation settings that a search of ours does not follow."""
+    found = [key for key, value in generation.items() if key not in IGNORED and value not in NEUTRAL]
+    sampled = ["do_sample"] if generation.get("do_sample") else []
+    return sorted(found) + sampled
+
+
+def _single(ids: Any) -> Any:
+    return ids[0] if isinstance(ids, list) and ids else ids

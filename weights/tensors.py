@@ -1,0 +1,230 @@
+"""Tensors as a file describes them: number types, storages and views of them, checked before any byte is read."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+MAX_RANK = 32
+MAX_SIDE = 2**31 - 1  # MLX counts each side of a shape in 32 bits
+
+# Name -> the little-endian numpy type that has its bytes. Types that numpy lacks are read as integers of their width.
+DTYPES = {
+    "float64": "<f8",
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "int64": "<i8",
+    "int32": "<i4",
+    "int16": "<i2",
+    "int8": "i1",
+    "uint64": "<u8",
+    "uint32": "<u4",
+    "uint16": "<u2",
+    "uint8": "u1",
+    "bool": "u1",
+    "complex64": "<c8",
+    "complex128": "<c16",
+    "float8_e4m3fn": "u1",
+    "float8_e4m3fnuz": "u1",
+    "float8_e5m2": "u1",
+    "float8_e5m2fnuz": "u1",
+}
+ITEMSIZE = {name: np.dtype(code).itemsize for name, code in DTYPES.items()}
+NARROWED = {"float64": "float32", "complex128": "complex64"}
+# Name -> bits of the mantissa, bias of the exponent, whether 0x80 is the only NaN and nothing is infinite.
+FLOAT8 = {
+    "float8_e4m3fn": (3, 7, False),
+    "float8_e4m3fnuz": (3, 8, True),
+    "float8_e5m2": (2, 15, False),
+    "float8_e5m2fnuz": (2, 16, True),
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is refused, in one line: the file, the rule and the value found, and the remedy.
+
+    Attributes:
+        problem: The rule and the value.
+        remedy: What to do.
+        path: The file or folder.
+    """
+
+    def __init__(
+        self, problem: str, remedy: str = "it may be damaged: copy it again", path: Path | str | None = None
+    ) -> None:
+        self.problem, self.remedy, self.path = problem, remedy, path
+        super().__init__(f"{'' if path is None else f'{path}: '}{problem}; {remedy}.")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of bytes that a file names by a key; as claimed by the file, so to be checked against what is there.
+
+    Attributes:
+        key: The file's name of it.
+        dtype: What its numbers are, None for plain bytes.
+        numel: How many numbers, or bytes, it has.
+        start: Where it begins in the run of that key, in bytes.
+        file: The file that it is in.
+    """
+
+    key: str
+    dtype: str | None
+    numel: int
+    start: int = 0
+    file: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it claims."""
+        return self.numel * (1 if self.dtype is None else ITEMSIZE[self.dtype])
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A view of a storage; offset and strides count numbers, not bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    storage: Storage
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its numbers, each counted as often as it is seen."""
+        return self.size * ITEMSIZE[self.dtype]
+
+    @property
+    def extent(self) -> int:
+        """How many numbers from its first to the end of its last, in the storage."""
+        return 1 + sum((side - 1) * stride for side, stride in self._steps()) if self.size else 0
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its numbers lie in a row in the order of its indices."""
+        return self._steps() == [pair for pair in zip(self.shape, row_major(self.shape), strict=True) if pair[0] != 1]
+
+    @property
+    def view(self) -> tuple[Any, ...]:
+        """What two tensors share that are one: the same numbers of the same storage."""
+        if not self.size:
+            return (self.name,)
+        strides = tuple(0 if side == 1 else stride for side, stride in zip(self.shape, self.strides, strict=True))
+        start = self.storage.start + self.offset * ITEMSIZE[self.dtype]
+        return self.storage.file, self.storage.key, start, self.dtype, self.shape, strides
+
+    def _steps(self) -> list[tuple[int, int]]:
+        return [pair for pair in zip(self.shape, self.strides, strict=True) if pair[0] != 1]
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of numbers that lie in the order of their indices."""
+    strides, step = [], 1
+    for side in reversed(shape):
+        strides.append(step)
+        step *= max(side, 1)
+    return tuple(reversed(strides))
+
+
+def make_tensor(storage: Storage, dtype: str, offset: Any, shape: Any, strides: Any) -> Tensor:
+    """A view of a storage whose every number lies inside it.
+
+    Raises:
+        CheckpointError: If it does not, or a number is negative or none.
+    """
+    if not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
+        raise CheckpointError(f"a tensor must have lists of sides and strides, not {quoted(shape)}, {quoted(strides)}")
+    sides, steps = tuple(shape), tuple(strides)
+    if not all(type(number) is int and 0 <= number < 2**62 for number in (offset, *sides, *steps)):
+        numbers = _short((offset, *sides, *steps))
+        raise CheckpointError(f"a tensor's offset, shape and strides must be whole and not negative, not {numbers}")
+    if len(sides) != len(steps) or len(sides) > MAX_RANK:
+        raise CheckpointError(f"a tensor must have as many sides as strides, at most {MAX_RANK}, not {_short(sides)}")
+    if any(side > MAX_SIDE for side in sides) or math.prod(side or 1 for side in sides) > 2**60:
+        raise CheckpointError(f"a side of a tensor must be below 2**31, its size below 2**60, not {_short(sides)}")
+    tensor = Tensor(dtype, sides, steps, offset, storage)
+    if (tensor.extent + offset) * ITEMSIZE[dtype] > storage.nbytes:
+        raise CheckpointError(
+            f"a tensor must lie inside its storage: shape {_short(sides)}, strides {_short(steps)}, offset {offset} "
+            f"of {dtype} do not fit in the {storage.nbytes} bytes of storage {quoted(storage.key)}"
+        )
+    return tensor
+
+
+def read_tensor(tensor: Tensor, data: memoryview, *, big_endian: bool = False) -> mx.array:
+    """A tensor's numbers, row by row.
+
+    Args:
+        tensor: What to read.
+        data: The bytes from its first number to its last.
+        big_endian: Whether each number's high byte comes first.
+
+    Returns:
+        An array of the tensor's own type; float64 becomes float32, complex128 complex64 and 8-bit floats float32.
+    """
+    code = np.dtype(DTYPES[tensor.dtype])
+    if big_endian:
+        code = code.newbyteorder(">")
+    if not tensor.size:
+        flat = np.zeros(tensor.shape, code)
+    elif tensor.contiguous:
+        flat = np.frombuffer(data, code, tensor.size).reshape(tensor.shape)
+    else:
+        steps = [stride * code.itemsize for stride in tensor.strides]
+        flat = np.lib.stride_tricks.as_strided(np.frombuffer(data, code, tensor.extent), tensor.shape, steps)
+    return _to_mlx(flat, tensor.dtype)
+
+
+def _to_mlx(values: np.ndarray, dtype: str) -> mx.array:
+    if dtype == "bool":
+        values = values != 0
+    elif dtype in FLOAT8:
+        values = float8_values(dtype)[values]
+    elif dtype in NARROWED:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = values.astype(NARROWED[dtype])
+    # MLX copies from memory that is aligned, in a row and of this machine's byte order.
+    array = mx.array(np.require(values, values.dtype.newbyteorder("="), ["C", "A"]).reshape(values.shape))
+    return array.view(mx.bfloat16) if dtype == "bfloat16" else array
+
+
+def float8_values(dtype: str) -> np.ndarray:
+    """What each of the 256 bytes stands for in a type of 8-bit floats, as float32."""
+    mantissa_bits, bias, unsigned_zero = FLOAT8[dtype]
+    codes = np.arange(256)
+    mantissa = codes & (2**mantissa_bits - 1)
+    exponent = (codes & 0x7F) >> mantissa_bits
+    fraction = mantissa / 2**mantissa_bits + (exponent > 0)
+    values = np.ldexp(fraction, np.maximum(exponent, 1) - bias) * np.where(codes & 0x80, -1.0, 1.0)
+    if unsigned_zero:
+        values[0x80] = np.nan
+    elif dtype == "float8_e4m3fn":
+        values[[0x7F, 0xFF]] = np.nan
+    else:
+        top = exponent == 31
+        values[top] = np.where(mantissa[top] == 0, np.inf * np.sign(values[top]), np.nan)
+    return values.astype(np.float32)
+
+
+def quoted(value: Any) -> str:
+    """A value from a file as it may stand in a message: one short line of plain letters."""
+    if isinstance(value, str | bytes):
+        return ascii(value) if len(value) <= 80 else ascii(value[:77]) + "..."
+    small = value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 80)
+    return ascii(value) if small else f"a {type(value).__name__}"
+
+
+def _short(numbers: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(quoted, numbers[:8]))}{', ...' if len(numbers) > 8 else ''})"
