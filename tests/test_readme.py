@@ -47,7 +47,12 @@ def test_the_library_block_runs():
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})  # noqa: S102
     first, *rest = printed.getvalue().splitlines()
-    assert first.startswith("Je t") and len(rest) == 2 and all(line.count("(") == 2 for line in rest)
+    assert (
+        first.startswith("Je ")
+        and first.endswith("aime.")
+        and len(rest) == 2
+        and all(line.count("(") == 2 for line in rest)
+    )
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
 
 
