@@ -262,7 +262,8 @@ class TrainingConfig:
         valid_every: Steps between validations.
         log_every: Steps between lines of the log.
         bleu_sentences: Validation sentences translated for BLEU and exact matches; 0 for none.
-        best_by: What decides which model is the best: validation loss, or BLEU (needs sacrebleu).
+        best_by: What decides which model is the best: validation's token accuracy, loss (which label smoothing
+            worsens while translations still get better), or BLEU (needs sacrebleu).
         max_length: Longest sentence in tokens; longer ones are left out of training.
         skip_bad_lines: Count and skip bad lines of the corpora instead of stopping.
         resume: Go on with the run in `output`, with its own options, from its last checkpoint.
@@ -286,7 +287,7 @@ class TrainingConfig:
     valid_every: int = 500
     log_every: int = 20
     bleu_sentences: int = 500
-    best_by: Literal["loss", "bleu"] = "loss"
+    best_by: Literal["accuracy", "loss", "bleu"] = "accuracy"
     max_length: int = 256
     skip_bad_lines: bool = False
     resume: bool = False

@@ -221,7 +221,8 @@ def _loop(
 def _keep(trainer: Trainer, tokenizer: Tokenizer, averaged: Transformer, results: dict[str, float]) -> bool:
     """Write last/, and best/ where the results are the best so far; says whether they are."""
     run = Path(trainer.config.output)
-    score = -results["loss"] if trainer.config.best_by == "loss" else results["bleu"]
+    scores = {"accuracy": results["token_accuracy"], "loss": -results["loss"], "bleu": results.get("bleu", 0.0)}
+    score = scores[trainer.config.best_by]
     improved = score > trainer.best_score
     if improved:
         trainer.best_score = score

@@ -2,6 +2,7 @@
 
 import ctypes
 import ctypes.util
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # In a shell's background job SIGINT is ignored, also in child processes: tests of Ctrl-C need it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import mlx.core as mx
 
     mx.set_default_device(mx.cpu if config.getoption("--device") == "cpu" else mx.gpu)
