@@ -5,12 +5,14 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+import tiny_models
 
 from mlx_transformer.config import SearchConfig
 from mlx_transformer.processors import penalize, process
 
 VOCAB, ROWS, CAPACITY, START, EOS = 7, 5, 12, 2, 1
 NEVER = -math.inf
+MODEL = tiny_models.config(target_vocab_size=8, source_vocab_size=8, pad_id=VOCAB)  # padding lies past the scores
 
 
 def plain(logprobs, search, history, limit):
@@ -75,7 +77,7 @@ def test_rules_are_those_of_plain_loops(rules, compiled, tolerance):
     limits = np.array([3, 5, 12, 7, 4])
 
     def run(logprobs, history, length, limits):
-        return process(logprobs, search, EOS, history, length, limits)
+        return process(logprobs, search, MODEL, history, length, limits)
 
     if compiled:
         run = mx.compile(run)
