@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.options import revision_option
 
 LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
 
@@ -17,6 +18,7 @@ LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
 @click.command("convert", short_help="A torch checkpoint to a model folder.")
 @click.argument("source", type=click.Path())
 @click.argument("destination", type=click.Path())
+@revision_option
 @click.option("--family", help="Family of the checkpoint, where the file does not tell it.")
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Type of the numbers stored.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting that the file does not tell.")
@@ -25,21 +27,26 @@ LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
 def command(
     source: str,
     destination: str,
+    revision: str | None,
     family: str | None,
     dtype: str | None,
     settings: tuple[str, ...],
     rename: tuple[str, ...],
     force: bool,
 ) -> None:
-    """Convert the torch checkpoint SOURCE, a folder or a file, to the model folder DESTINATION. Torch is not needed.
+    """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
+
+    SOURCE is a folder, a file, or owner/name on the hub.
 
     Checkpoints of torch.nn.Transformer do not tell everything: --set num_heads=8 --set norm_first=true --set pad_id=1
     and so on; --set encoder.num_layers=6 is for one side only.
     """
+    from mlx_transformer.pretrained import find_checkpoint
+
     values = {name: parse(value) for name, value in map(pair, settings)}
     with ExitStack() as stack:
         mt.convert(
-            source,
+            find_checkpoint(source, revision),
             destination,
             family=family,
             dtype=dtype,

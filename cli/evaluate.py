@@ -15,11 +15,17 @@ from mlx_transformer.cli.lines import read_lines
 from mlx_transformer.cli.options import (
     batch_option,
     beam_option,
+    chosen_task,
     dtype_option,
     load_with_tokenizer,
     model_option,
     penalty_option,
+    prefix_option,
+    revision_option,
     search_config,
+    source_language_option,
+    target_language_option,
+    task_option,
     warn_truncated,
 )
 
@@ -27,8 +33,13 @@ from mlx_transformer.cli.options import (
 @click.command("evaluate", short_help="BLEU, chrF and exact matches on a test set.")
 @click.argument("spec", required=False)
 @model_option
+@revision_option
 @click.option("--sources", type=click.Path(), help="Instead of SPEC: file of sources, one a line.")
 @click.option("--references", type=click.Path(), multiple=True, help="File of references, one a line; may be repeated.")
+@source_language_option
+@target_language_option
+@prefix_option
+@task_option
 @beam_option
 @penalty_option
 @batch_option
@@ -37,8 +48,13 @@ from mlx_transformer.cli.options import (
 def command(
     spec: str | None,
     model: str | None,
+    revision: str | None,
     sources: str | None,
     references: tuple[str, ...],
+    source_language: str | None,
+    target_language: str | None,
+    source_prefix: str | None,
+    task: str | None,
     batch_tokens: int,
     dtype: str | None,
     as_json: bool,
@@ -59,10 +75,20 @@ def command(
     lines, groups = read_spec(spec) if spec is not None else read_files(str(sources), references)
     if not (scored := has_sacrebleu()):
         click.echo("BLEU and chrF are left out, they need sacrebleu: pip install sacrebleu", err=True)
-    network, tokenizer = load_with_tokenizer(model, dtype)
-    config = search_config(network.search_defaults, search | {"num_hypotheses": 1})
+    network, tokenizer = load_with_tokenizer(model, dtype, revision)
+    defaults, prefix = chosen_task(network, task, source_prefix)
+    config = search_config(defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()
-    found = mt.generate_hypotheses(network, tokenizer, lines, config, batch_tokens=batch_tokens)
+    found = mt.generate_hypotheses(
+        network,
+        tokenizer,
+        lines,
+        config,
+        source_language=source_language,
+        target_language=target_language,
+        source_prefix=prefix,
+        batch_tokens=batch_tokens,
+    )
     hypotheses = best_texts(lines, progress(found, len(lines)))
     seconds = time.perf_counter() - start
     scores = corpus_scores(hypotheses, groups) if scored else {"exact_match": exact_match(hypotheses, groups)}

@@ -18,11 +18,17 @@ from mlx_transformer.cli.options import (
     EARLY_STOPPING,
     batch_option,
     beam_option,
+    chosen_task,
     dtype_option,
     load_with_tokenizer,
     model_option,
     penalty_option,
+    prefix_option,
+    revision_option,
     search_config,
+    source_language_option,
+    target_language_option,
+    task_option,
     warn_truncated,
 )
 
@@ -38,6 +44,7 @@ def none_if_dash(context: click.Context, parameter: click.Parameter, path: str |
 @click.command("generate", short_help="Lines in, hypotheses out.")
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @model_option
+@revision_option
 @click.option(
     "--input",
     "-i",
@@ -53,6 +60,10 @@ def none_if_dash(context: click.Context, parameter: click.Parameter, path: str |
     callback=none_if_dash,
     help="File to write: results gather in OUTPUT.partial, which takes its place when all are there.",
 )
+@source_language_option
+@target_language_option
+@prefix_option
+@task_option
 @beam_option
 @click.option("--num-hypotheses", type=int, help="Best hypotheses to give for each line. Default: the model's.")
 @penalty_option
@@ -69,8 +80,13 @@ def command(
     context: click.Context,
     texts: tuple[str, ...],
     model: str | None,
+    revision: str | None,
     source: str | None,
     output: str | None,
+    source_language: str | None,
+    target_language: str | None,
+    source_prefix: str | None,
+    task: str | None,
     batch_tokens: int,
     scores: bool,
     as_json: bool,
@@ -84,8 +100,8 @@ def command(
     first (empty ones where the search found fewer). Only a newline separates lines. Standard input is answered as it
     arrives, a file in large windows. Scores are natural logarithms, divided by length ** length penalty.
 
-    With --json an input line is a JSON string, or an object {"text": ..., "id": ...} whose "id", any value, may be left
-    out and is handed back; a TEXT is plain. Each result is one line:
+    With --json an input line is a JSON string, or an object with "text" and perhaps "id", any value, which is handed
+    back, "source_language" and "target_language"; a TEXT is plain. Each result is one line:
 
     \b
     {"id": ..., "text": ..., "score": ..., "tokens": [...], "finish_reason": "stop" or "length", "truncated": ...}
@@ -93,13 +109,22 @@ def command(
     """  # noqa: D301 (click needs the backspace)
     check_paths(texts, source, output)
     windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
-    network, tokenizer = load_with_tokenizer(model, dtype)
-    config = search_config(network.search_defaults, search)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision)
+    defaults, prefix = chosen_task(network, task, source_prefix)
+    config = search_config(defaults, search)
 
     def results() -> Iterator[bytes]:
         for window in parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line"):
-            sources = [line.text for line in window]
-            found = mt.generate_hypotheses(network, tokenizer, sources, config, batch_tokens=batch_tokens)
+            found = mt.generate_hypotheses(
+                network,
+                tokenizer,
+                [line.text for line in window],
+                config,
+                source_language=[line.source_language or source_language for line in window],
+                target_language=[line.target_language or target_language for line in window],
+                source_prefix=prefix,
+                batch_tokens=batch_tokens,
+            )
             for line, hypotheses in zip(window, found, strict=True):
                 if hypotheses[0].truncated:
                     refuse_truncated(line) if strict else warn_truncated(line.name)

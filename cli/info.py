@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.options import revision_option
 
 # Head sizes that Metal's fused attention takes in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
@@ -18,13 +19,14 @@ FUSED_LONG = (64, 72, 80, 96, 128)
 
 @click.command("info", short_help="What a model folder or torch checkpoint holds.")
 @click.argument("folder", metavar="[MODEL]", required=False)
+@revision_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def command(folder: str | None, as_json: bool) -> None:
-    """Tell what MODEL holds, a model folder or a torch checkpoint; without it, the bundled model."""
+def command(folder: str | None, revision: str | None, as_json: bool) -> None:
+    """Tell what MODEL holds (model folder, torch checkpoint, owner/name on the hub); without it, the bundled model."""
     from mlx_transformer.pretrained import find
 
-    model, tokenizer = mt.load(folder)
-    facts = stored(find(folder)) | describe(model, tokenizer)
+    path = find(folder, revision)
+    facts = stored(path) | describe(*mt.load(path))
     click.echo(json.dumps(facts) if as_json else "\n".join(report(facts)))
 
 
@@ -74,6 +76,8 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
             for side, dims in heads.items()
         },
         "tokenizer": tokenizer is not None,
+        "languages": tokenizer.languages if tokenizer else [],
+        "tasks": {name: to_dict(task) for name, task in model.tasks.items()},
         "search_defaults": to_dict(model.search_defaults),
         "config": to_dict(model.config),
     }
@@ -94,6 +98,10 @@ def report(facts: dict[str, Any]) -> Iterator[str]:
         step, long = ("fused" if cover[kind] else "not fused" for kind in ("step", "long"))
         yield f"{side} attention head size {cover['head_dims']}; on Metal {step} for a step, {long} for many positions"
     yield f"device            {facts['device']}, Metal {'available' if facts['metal'] else 'not available'}"
+    if facts["languages"]:
+        yield f"languages         {' '.join(facts['languages'])}"
+    for name, task in facts["tasks"].items():
+        yield f"task              {name}: sources begin with {task['source_prefix']!r}"
     yield "search defaults   " + ", ".join(f"{name} {value}" for name, value in facts["search_defaults"].items())
 
 

@@ -13,14 +13,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 WINDOW_BYTES = 1 << 20
+LANGUAGES = ("source_language", "target_language")
 
 
 class Line(NamedTuple):
-    """One line of input: what error messages call it, its text, and the JSON fields that go back with the result."""
+    """One line of input.
+
+    Attributes:
+        name: What error messages call it.
+        text: Its text.
+        fields: The JSON fields that go back with the result.
+        source_language: The code of its language, where it says so itself.
+        target_language: The code of the language to generate, likewise.
+    """
 
     name: str
     text: str
     fields: dict[str, Any]
+    source_language: str | None = None
+    target_language: str | None = None
 
 
 def split_lines(stream: Any) -> Iterator[list[bytes]]:
@@ -66,17 +77,21 @@ def decode(name: str, line: bytes) -> str:
 
 
 def parse_json(name: str, line: str) -> Line:
-    """A JSON string, or an object with "text" and perhaps "id"; a blank line is a blank text."""
+    """A JSON string, or an object with "text" and perhaps "id" and languages; a blank line is a blank text."""
     value = load_json(name, line) if line.strip() else ""
     fields = {"text": value} if isinstance(value, str) else value
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise ValueError(f'{name} must be a JSON string or an object with a string "text": got {line:.60}.')
-    if unknown := sorted(fields.keys() - {"text", "id"}):
-        raise ValueError(f'{name} may have "text" and "id", no other names: got {", ".join(unknown)}.')
-    text = fields.pop("text")
+    if unknown := sorted(fields.keys() - {"text", "id", *LANGUAGES}):
+        known = ", ".join(f'"{field}"' for field in ("text", "id", *LANGUAGES))
+        raise ValueError(f"{name} may have {known}, no other names: got {', '.join(unknown)}.")
+    text, languages = fields.pop("text"), {field: fields.pop(field) for field in LANGUAGES if field in fields}
+    for code in languages.values():
+        if not isinstance(code, str | None):
+            raise ValueError(f"{name} must name languages by their codes: got {code!r:.60}.")
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError(f'{name} must be Unicode text: its "text" holds half of a surrogate pair.')
-    return Line(name, text, fields)
+    return Line(name, text, fields, **languages)
 
 
 def load_json(name: str, line: str) -> Any:

@@ -14,12 +14,26 @@ from mlx_transformer.config import BATCH_TOKENS, DTYPE_NAMES
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
 model_option = click.option(
-    "--model", "-m", metavar="MODEL", help="Model folder. Default: the bundled English-French model."
+    "--model",
+    "-m",
+    metavar="MODEL",
+    help="Model folder, torch checkpoint, or owner/name on the hub. Default: the bundled English-French model.",
 )
+revision_option = click.option("--revision", help="Branch, tag or commit of a model on the hub. Default: main.")
 beam_option = click.option("--beam-size", type=int, help="Beams of the search; 1 is greedy. Default: the model's.")
 penalty_option = click.option(
     "--length-penalty", type=float, help="Exponent of the length that divides a score. Default: the model's."
 )
+source_language_option = click.option(
+    "--source-language", metavar="CODE", help="Language of the sources, where the model must be told; see info."
+)
+target_language_option = click.option(
+    "--target-language", metavar="CODE", help="Language to generate, where the model must be told; see info."
+)
+prefix_option = click.option(
+    "--source-prefix", metavar="TEXT", help='What sources begin with ("summarize: "). Default: the model\'s.'
+)
+task_option = click.option("--task", help="One of the model's tasks, with its prefix and search; see info.")
 batch_option = click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
@@ -44,9 +58,22 @@ def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.Search
     return dataclasses.replace(defaults, **changes)
 
 
-def load_with_tokenizer(model: str | None, dtype: str | None) -> tuple[mt.Transformer, mt.Tokenizer]:
+def chosen_task(model: mt.Transformer, name: str | None, prefix: str | None) -> tuple[mt.SearchConfig, str | None]:
+    """The search of a task and what its sources begin with; without a task, the model's own search."""
+    if name is None:
+        return model.search_defaults, prefix
+    if name not in model.tasks:
+        known = f"one of {', '.join(sorted(model.tasks))}" if model.tasks else "left out, this model names no tasks"
+        raise ValueError(f"--task must be {known}, not {name!r}; or give --source-prefix.")
+    task = model.tasks[name]
+    return task.search, task.source_prefix if prefix is None else prefix
+
+
+def load_with_tokenizer(
+    model: str | None, dtype: str | None, revision: str | None = None
+) -> tuple[mt.Transformer, mt.Tokenizer]:
     """A model that reads and writes text; ValueError if it has no tokenizer."""
-    network, tokenizer = mt.load(model, dtype=dtype)
+    network, tokenizer = mt.load(model, dtype=dtype, revision=revision)
     if tokenizer is None:
         raise ValueError(f"A model folder with a tokenizer is needed: {model or 'the bundled model'} has none.")
     return network, tokenizer

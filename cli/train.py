@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 import mlx_transformer as mt
-from mlx_transformer.config import PRESETS, TrainingConfig
+from mlx_transformer.recipe import PRESETS, TrainingConfig
 
 
 def descriptions() -> dict[str, str]:

@@ -22,7 +22,7 @@ _MODULES = {
     "load": "pretrained",
     "convert": "pretrained",
     "save": "checkpoint",
-    "TrainingConfig": "config",
+    "TrainingConfig": "recipe",
     "train": "training",
 }
 

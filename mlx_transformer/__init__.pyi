@@ -4,13 +4,13 @@ from .checkpoint import save as save
 from .config import ModelConfig as ModelConfig
 from .config import SearchConfig as SearchConfig
 from .config import StackConfig as StackConfig
-from .config import TrainingConfig as TrainingConfig
 from .generation import generate as generate
 from .generation import generate_hypotheses as generate_hypotheses
 from .model import Memory as Memory
 from .model import Transformer as Transformer
 from .pretrained import convert as convert
 from .pretrained import load as load
+from .recipe import TrainingConfig as TrainingConfig
 from .search import Hypothesis as Hypothesis
 from .search import generate_ids as generate_ids
 from .tokenizer import Tokenizer as Tokenizer

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +14,14 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from mlx_transformer.config import DTYPE_NAMES, FolderConfig, ModelConfig, QuantizationConfig, SearchConfig
+from mlx_transformer.config import FolderConfig, ModelConfig, QuantizationConfig, SearchConfig, TaskConfig
 from mlx_transformer.fields import from_dict, to_dict
 from mlx_transformer.model import Transformer
+from mlx_transformer.precision import dequantize, find_dtype, make_ready, quantization, quantize_weights
 from mlx_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 SAFETENSORS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
-DTYPES: dict[str, mx.Dtype] = {name: vars(mx)[name] for name in DTYPE_NAMES}
 
 
 def save(
@@ -45,7 +45,7 @@ def save(
         OSError: If the folder cannot be written; what was there is untouched.
         ValueError: If `dtype` or `quantize` is none of these, or the widths do not allow to quantise.
     """
-    stored = blank(model.config, model.search_defaults)
+    stored = blank(model.config, model.search_defaults, model.tasks.values())
     if (held := quantization(model)) is not None:
         quantize_weights(stored, held)
     stored.update(model.parameters())
@@ -60,10 +60,16 @@ def save(
 
 def write(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
     """Write a model's files into a folder that exists."""
-    write_config(folder, FolderConfig(FORMAT_VERSION, model.config, model.search_defaults, quantization(model)))
+    write_config(folder, describe(model))
     write_arrays(folder / "model.safetensors", dict(tree_flatten(model.parameters())))
     if tokenizer is not None:
         tokenizer.save(folder)
+
+
+def describe(model: Transformer) -> FolderConfig:
+    """What the config.json of a model's folder says."""
+    tasks = tuple(model.tasks.values())
+    return FolderConfig(FORMAT_VERSION, model.config, model.search_defaults, quantization(model), tasks)
 
 
 def write_config(folder: Path, config: FolderConfig) -> None:
@@ -85,27 +91,17 @@ def load(folder: str | Path, dtype: mx.Dtype | str | None = None) -> tuple[Trans
     """
     folder = Path(folder)
     config = read_config(folder)
-    model = blank(config.model, config.search)
+    model = blank(config.model, config.search, config.tasks)
     weights = read_arrays(folder / "model.safetensors")
     if config.quantization is not None:
         quantize_weights(model, config.quantization)
     _check_weights(model, weights, folder / "model.safetensors")
     model.load_weights(list(weights.items()))
     make_ready(model, dtype)
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    tokenizer = Tokenizer.find(folder)
     if tokenizer is not None:
         _check_vocabulary(model.config, tokenizer, folder)
     return model, tokenizer
-
-
-def make_ready(model: Transformer, dtype: mx.Dtype | str | None = None) -> None:
-    """Set a model up to generate; see `load` for what it computes in."""
-    on_cpu = mx.default_device() == mx.cpu
-    if on_cpu:
-        dequantize(model)
-    model.set_dtype(find_dtype(dtype or (mx.float32 if on_cpu else model.dtype)))
-    model.eval()
-    mx.eval(model.parameters())  # arrays not yet read could be read by this thread alone
 
 
 def read_config(folder: Path) -> FolderConfig:
@@ -136,10 +132,12 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} must be JSON: {error}; copy the folder again.") from None
 
 
-def blank(config: ModelConfig, search: SearchConfig) -> Transformer:
+def blank(config: ModelConfig, search: SearchConfig, tasks: Iterable[TaskConfig] = ()) -> Transformer:
     """A model to put weights into; the random numbers of the caller go on as if it had not been made."""
     with same_random_state():
-        return Transformer(config, search)
+        model = Transformer(config, search)
+    model.tasks.update((task.name, task) for task in tasks)
+    return model
 
 
 @contextmanager
@@ -150,51 +148,6 @@ def same_random_state() -> Iterator[None]:
         yield
     finally:
         mx.random.seed((high << 32) + low)
-
-
-def find_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
-    """A type of numbers by its name."""
-    if isinstance(dtype, mx.Dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
-    return DTYPES[dtype]
-
-
-def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
-    """Quantise linear layers and token embeddings in place; positions and norms stay as they are."""
-
-    def chosen(path: str, module: nn.Module) -> bool:
-        if not isinstance(module, nn.Linear | nn.Embedding) or path.endswith(("positions", "relative_bias")):
-            return False
-        width = module.weight.shape[-1]
-        if width % config.group_size:
-            raise ValueError(f"Widths to quantise must be multiples of {config.group_size}: {path} has {width}.")
-        return True
-
-    nn.quantize(model, config.group_size, config.bits, class_predicate=chosen)
-
-
-def quantization(model: nn.Module) -> QuantizationConfig | None:
-    """How a model is quantised, None if it is not."""
-    for module in model.modules():
-        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            return QuantizationConfig(module.bits, module.group_size)
-    return None
-
-
-def dequantize(model: nn.Module) -> None:
-    """Give quantised layers plain weights again, in place."""
-    leaves = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            layer = nn.Linear(1, 1) if isinstance(module, nn.QuantizedLinear) else nn.Embedding(1, 1)
-            layer.weight = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
-            layer.pop("bias", None)
-            if "bias" in module:
-                layer.bias = module.bias
-            leaves.append((path, layer))
-    model.update_modules(nn.utils.tree_unflatten(leaves))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Plain data that says what a model is, how it is searched and how it is trained.
+"""What a model is and how it is searched: frozen dataclasses of plain data, validated when they are made.
 
-Frozen dataclasses, validated when they are made, to and from JSON. This file imports nothing of MLX.
+To and from JSON. This file imports nothing of MLX.
 """
 
 from dataclasses import dataclass
@@ -85,6 +85,7 @@ class ModelConfig:
         norm_eps: Added to the variance in normalisation.
         logit_scale: Factor of the last hidden state before the output layer (T5 v1.0 has dims ** -0.5).
         activation: Non-linearity of the feed-forward network.
+        overflows_float16: Activations leave the range of float16 (T5), which is not used unless it is insisted on.
         dropout: Share of activations dropped in training, on embeddings and on each sublayer's output.
         pad_id: Fills up short sequences on the right.
         eos_id: Ends a sequence.
@@ -110,6 +111,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     logit_scale: float = 1.0
     activation: Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"] = "relu"
+    overflows_float16: bool = False
     dropout: float = 0.1
     pad_id: int = 0
     eos_id: int = 1
@@ -157,6 +159,7 @@ class SearchConfig:
         suppress_ids: Tokens that are never generated.
         bad_words: Sequences of tokens that are never generated.
         no_repeat_ngram_size: No sequence of so many tokens comes twice, the start token counted; 0 for no such rule.
+        source_no_repeat_ngram_size: No sequence of so many tokens of the source is generated; 0 for no such rule.
         repetition_penalty: Log-probabilities of tokens that were generated, or started with, are multiplied by it;
             with a beam of one it is the logits (divided by it where positive), before they are normalised.
         forced_bos_id: The first token, whatever its probability; it scores 0 and counts in the length.
@@ -173,6 +176,7 @@ class SearchConfig:
     suppress_ids: tuple[int, ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
     no_repeat_ngram_size: int = 0
+    source_no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
     forced_bos_id: int | None = None
     forced_eos_id: int | None = None
@@ -191,13 +195,31 @@ class SearchConfig:
             if self.min_tokens > self.max_tokens:
                 raise ValueError(f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}.")
         check_positive(self, "repetition_penalty")
-        for name in ("min_tokens", "no_repeat_ngram_size"):
+        for name in ("min_tokens", "no_repeat_ngram_size", "source_no_repeat_ngram_size"):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
         if any(token < 0 for token in self.suppress_ids):
             raise ValueError(f"suppress_ids must be token ids, none below 0: {min(self.suppress_ids)}.")
         if not all(self.bad_words):
             raise ValueError("bad_words must be sequences of at least one token: one of them is empty.")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One of several tasks that a model was trained for, as T5 was.
+
+    Attributes:
+        name: Its name.
+        source_prefix: What its sources begin with.
+        search: How its targets are searched for.
+    """
+
+    name: str
+    source_prefix: str
+    search: SearchConfig
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True)
@@ -228,106 +250,14 @@ class FolderConfig:
         model: What the model is.
         search: The search that it was made for.
         quantization: How its weights are quantised, None if they are not.
+        tasks: The tasks that it was trained for.
     """
 
     format_version: int
     model: ModelConfig
     search: SearchConfig
     quantization: QuantizationConfig | None = None
+    tasks: tuple[TaskConfig, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """A training run: corpora in, a run folder with the best and the last model out.
-
-    Attributes:
-        train: Corpora to train on: a TSV file, SOURCE_FILE::TARGET_FILE, or "dates"; .gz or plain.
-        valid: Corpora to validate on, written likewise.
-        output: The run folder: best/ and last/ are model folders, log.jsonl is the log.
-        preset: A row of PRESETS, the size of the model.
-        steps: Optimizer updates.
-        batch_tokens: Padded positions of a batch on its longer side.
-        vocab_size: Most pieces of the subword vocabulary.
-        shared_vocabulary: One vocabulary and embedding table for both languages.
-        learning_rate: The highest rate, reached after warm-up; then it falls with the inverse square root of the step.
-        warmup_steps: Steps over which the rate rises from 0.
-        label_smoothing: Share of the probability that is spread evenly over the vocabulary.
-        dropout: Share of activations dropped.
-        clip_norm: Largest norm of the gradient.
-        ema_decay: Decay a step of the moving average of the weights, which is what is validated and kept; 0 for none.
-        seed: The same seed gives the same run.
-        valid_every: Steps between validations.
-        log_every: Steps between lines of the log.
-        bleu_sentences: Validation sentences translated for BLEU and exact matches; 0 for none.
-        best_by: What decides which model is the best: validation's token accuracy, loss (which label smoothing
-            worsens while translations still get better), or BLEU (needs sacrebleu).
-        max_length: Longest sentence in tokens; longer ones are left out of training.
-        skip_bad_lines: Count and skip bad lines of the corpora instead of stopping.
-        resume: Go on with the run in `output`, with its own options, from its last checkpoint.
-    """
-
-    train: tuple[str, ...]
-    valid: tuple[str, ...]
-    output: str
-    preset: str = "small"
-    steps: int = 10_000
-    batch_tokens: int = 4096
-    vocab_size: int = 8000
-    shared_vocabulary: bool = True
-    learning_rate: float = 1e-3
-    warmup_steps: int = 1000
-    label_smoothing: float = 0.1
-    dropout: float = 0.1
-    clip_norm: float = 1.0
-    ema_decay: float = 0.999
-    seed: int = 0
-    valid_every: int = 500
-    log_every: int = 20
-    bleu_sentences: int = 500
-    best_by: Literal["accuracy", "loss", "bleu"] = "accuracy"
-    max_length: int = 256
-    skip_bad_lines: bool = False
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_positive(self, "steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "clip_norm")
-        check_positive(self, "valid_every", "log_every", "max_length")
-        for name in ("label_smoothing", "dropout", "ema_decay"):
-            if not 0 <= vars(self)[name] < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {vars(self)[name]}.")
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}.")
-        if self.best_by == "bleu" and not self.bleu_sentences:
-            raise ValueError("best_by 'bleu' needs sentences to translate: bleu_sentences must not be 0.")
-        if not self.train or not self.valid:
-            raise ValueError("A training run needs at least one corpus to train on and one to validate on.")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be at least 0 and below 2**32, not {self.seed}.")
-        if self.bleu_sentences < 0:
-            raise ValueError(f"bleu_sentences must not be negative: {self.bleu_sentences}.")
-        if self.batch_tokens < self.max_length:
-            raise ValueError(
-                f"A batch must hold the longest sentence: batch_tokens {self.batch_tokens} is less than max_length "
-                f"{self.max_length}."
-            )
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The size of a model to train: pre-norm, `layers` layers on each side, heads of 64."""
-
-    dims: int
-    layers: int
-    mlp_dims: int
-
-
-PRESETS = {
-    "tiny": Preset(dims=128, layers=2, mlp_dims=512),
-    "small": Preset(dims=256, layers=3, mlp_dims=512),  # narrow inside, for corpora of some ten thousand pairs
-    "base": Preset(dims=512, layers=6, mlp_dims=2048),
-    "big": Preset(dims=1024, layers=6, mlp_dims=4096),
-}

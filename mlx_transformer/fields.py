@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -24,15 +25,18 @@ def from_dict(kind: type[Config], data: Any, name: str) -> Config:
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(data.keys() - fields.keys()):
         raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}. The known ones are {', '.join(fields)}.")
-    required = {key for key, item in fields.items() if item.default is dataclasses.MISSING}
+    none = (dataclasses.MISSING, dataclasses.MISSING)
+    required = {key for key, item in fields.items() if (item.default, item.default_factory) == none}
     if missing := sorted(required - data.keys()):
         raise ValueError(f"{name} lacks the fields {', '.join(missing)}.")
     values = dict(data)
     for key, value in data.items():
         kinds = get_args(fields[key].type) or (fields[key].type,)
-        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
-        if nested and value is not None:
-            values[key] = from_dict(nested[0], value, f"{name}: {key}")  # type: ignore[arg-type]
+        nested: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
+        if nested and get_origin(fields[key].type) is tuple and isinstance(value, list | tuple):
+            values[key] = tuple(from_dict(nested, item, f"{name}: {key}") for item in value)
+        elif nested and value is not None:
+            values[key] = from_dict(nested, value, f"{name}: {key}")
         else:
             values[key] = _frozen(value)
     try:
@@ -53,6 +57,8 @@ def _matches(value: Any, kind: Any) -> bool:
         return any(_matches(value, arg) for arg in args)
     if origin is Literal:
         return type(value) is str and value in args
+    if origin is dict:
+        return isinstance(value, dict) and all(_matches(k, args[0]) and _matches(v, args[1]) for k, v in value.items())
     if origin is tuple:
         return isinstance(value, tuple) and all(_matches(item, args[0]) for item in value)
     if kind is float:
@@ -66,7 +72,7 @@ def check_types(config: Any) -> None:
         value = vars(config)[item.name]
         if not _matches(value, item.type):
             kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
-            raise ValueError(f"{item.name} must be {kind}, not {value!r}.")
+            raise ValueError(f"{item.name} must be {kind}, not {reprlib.repr(value)}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{item.name} must be a finite number, not {value}.")
 

@@ -221,6 +221,7 @@ class Transformer(nn.Module):
     Attributes:
         config: What the model is.
         search_defaults: The search that the model was made for.
+        tasks: The TaskConfigs of the tasks that it was made for, by name, where there are several.
     """
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
@@ -236,6 +237,7 @@ class Transformer(nn.Module):
             self.output = linear(config.dims, config.target_vocab_size, bias=config.output_bias)
         elif config.output_bias:
             self.output_bias = mx.zeros(config.target_vocab_size)
+        object.__setattr__(self, "tasks", {})
         object.__setattr__(self, "_compiled", {})
 
     def __call__(self, source: mx.array, target: mx.array) -> mx.array:

@@ -1,39 +1,92 @@
-"""Text to token ids and back: subword BPE with byte fallback, so any text in any script survives the round trip."""
+"""Text to token ids and back: vocabularies, what stands around texts, and languages."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from mlx_transformer.fields import from_dict, to_dict
+from mlx_transformer.languages import Languages, TokenizerConfig, language_ids, missing, required
+from mlx_transformer.merges import MergesVocabulary
+from mlx_transformer.sentencepieces import SentencePieceVocabulary
+from mlx_transformer.subwords import SPECIAL_TOKENS, check_text, train_subwords
+from mlx_transformer.vocabularies import (
+    ByteVocabulary,
+    TokenizersVocabulary,
+    Vocabulary,
+    WordVocabulary,
+    read_bytes,
+)
 
-SPECIAL_TOKENS = ("<pad>", "</s>", "<s>")
-BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
-FIXED_TOKENS = SPECIAL_TOKENS + BYTE_TOKENS
+VOCABULARY_FILE = "vocabulary.json"
+KINDS: dict[str, type[Vocabulary]] = {
+    kind.kind: kind
+    for kind in (TokenizersVocabulary, SentencePieceVocabulary, ByteVocabulary, WordVocabulary, MergesVocabulary)
+}
+MAX_IDS = 2**22  # fifteen times the largest vocabulary known
+# What is cleaned up, in this order.
+CLEAN_UP = (
+    *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
 
-# Words with the space before them, digits one by one, runs of marks, runs of white space. An apostrophe stays with the
-# letters before it (l'|eau, qu'|il). No match spans letters and marks, so no piece can read "<pad>" or "<0x41>".
-WORDS = r" ?\p{L}[\p{L}\p{M}]*(?:['’](?=\p{L}))?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# A character outside the most frequent that make up this share of the text is spelled in bytes.
-CHARACTER_COVERAGE = 0.99999
+class Start(NamedTuple):
+    """What a target begins with.
+
+    Attributes:
+        start_id: The decoder's first input.
+        first_id: The first token, whatever its probability; None for whichever is most probable.
+    """
+
+    start_id: int
+    first_id: int | None
 
 
 class Tokenizer:
-    """A source and a target vocabulary, or one for both, whose first entries are padding, end and start.
+    """A source and a target vocabulary, or one for both, and what stands around texts.
 
-    Special tokens are never read from text: "</s>" typed by a user is five characters like any other.
+    Of the vocabularies that `train` makes the first entries are padding, end and start, and these are never read from
+    text: "</s>" typed by a user is five characters like any other. Those of checkpoints read it as the original does.
     """
 
-    pad_id = 0
-    eos_id = 1
-    start_id = 2
+    pad_id = TokenizerConfig.pad_id
+    eos_id = TokenizerConfig.eos_id
+    start_id = TokenizerConfig.start_id
 
-    def __init__(self, source: tokenizers.Tokenizer, target: tokenizers.Tokenizer | None = None):
-        """Wrap trained vocabularies; without a target, the source vocabulary serves both sides."""
-        self.source = _checked(source)
-        self.target = source if target is None else _checked(target)
+    def __init__(self, source: Vocabulary, target: Vocabulary | None = None, config: TokenizerConfig | None = None):
+        """Put vocabularies together; without a target, the source vocabulary serves both sides.
+
+        Raises:
+            ValueError: If a vocabulary does not fit the config.
+        """
+        self.config = TokenizerConfig() if config is None else config
+        self.source = source
+        self.target = source if target is None else target
+        self.source_vocab_size = self.config.source_vocab_size or self.source.size
+        self.target_vocab_size = self.config.target_vocab_size or self.target.size
+        self.pad_id, self.eos_id, self.start_id = self.config.pad_id, self.config.eos_id, self.config.start_id
+        self._skipped = frozenset(self.config.skip_ids)
+        own = self.config.ids()
+        self._check(self.source, self.source_vocab_size, own["source"])
+        self._check(self.target, self.target_vocab_size, own["target"])
+
+    def _check(self, vocabulary: Vocabulary, size: int, own: set[int]) -> None:
+        if self.config == TokenizerConfig():
+            found = tuple(vocabulary.token(i) for i in range(len(SPECIAL_TOKENS)))
+            if found != SPECIAL_TOKENS:
+                raise ValueError(f"A vocabulary must begin with {', '.join(SPECIAL_TOKENS)}: got {found}.")
+        if vocabulary.size > MAX_IDS:
+            raise ValueError(f"Ids of a vocabulary must be below {MAX_IDS}: the highest is {vocabulary.size - 1}.")
+        # A special token without a row in the model does no harm: it is left out of sources.
+        if extra := [i for i in range(size, vocabulary.size) if i not in self._skipped and vocabulary.token(i)]:
+            raise ValueError(
+                f"A vocabulary must fit its model: {vocabulary.token(extra[0])!r} has the id {extra[0]}, but the model "
+                f"only {size} ids; use the files that belong to the model."
+            )
+        if max(own, default=0) >= size:
+            raise ValueError(f"A tokenizer must fit its model: it writes the id {max(own)}, but there are only {size}.")
 
     @property
     def shared(self) -> bool:
@@ -41,40 +94,93 @@ class Tokenizer:
         return self.source is self.target
 
     @property
-    def source_vocab_size(self) -> int:
-        """Number of source ids."""
-        return self.source.get_vocab_size()
+    def languages(self) -> list[str]:
+        """Codes of the languages that the model knows, sorted."""
+        return sorted(self.config.languages)
 
-    @property
-    def target_vocab_size(self) -> int:
-        """Number of target ids."""
-        return self.target.get_vocab_size()
+    def encode(self, text: str, source_language: str | None = None, target_language: str | None = None) -> list[int]:
+        """Give the source ids of a text; see `encode_batch`."""
+        return self.encode_batch([text], source_language, target_language)[0]
 
-    def encode(self, text: str) -> list[int]:
-        """Give the source ids of a text, ending with `eos_id`."""
-        return self.encode_batch([text])[0]
+    def encode_batch(
+        self, texts: Sequence[str], source_language: Languages = None, target_language: Languages = None
+    ) -> list[list[int]]:
+        """Give the source ids of each text, with all that stands around sources.
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Give the source ids of each text, ending with `eos_id`.
+        Args:
+            texts: Source texts.
+            source_language: The code of their language, or one for each; None for the checkpoint's own default.
+            target_language: The code of the language to generate, likewise; read where sources tell it.
 
         Raises:
-            ValueError: If a text holds a lone surrogate, which no UTF-8 file can.
+            ValueError: If a text holds a lone surrogate, which no UTF-8 file can, or a language is missing or unknown.
         """
-        return self._encode(self.source, texts)
+        config = self.config
+        languages = language_ids(config, "source", source_language, len(texts))
+        if config.target_language == "source":
+            texts = self._tagged(texts, target_language)
+        rows = self._encode(self.source, self.source_vocab_size, texts)
+        rows = [[*config.before_source, *row, *config.after_source] for row in rows]
+        if config.source_language == "none":
+            return rows
+        pairs = zip(required(config, "source", languages), rows, strict=True)
+        return [[i, *row] if config.source_language == "before" else [*row, i] for i, row in pairs]
 
-    def encode_target(self, text: str) -> list[int]:
-        """Give the target ids of a text, ending with `eos_id`, without a start."""
-        return self.encode_target_batch([text])[0]
+    def _tagged(self, texts: Sequence[str], target_language: Languages) -> list[str]:
+        """Texts that begin with the tag of their target language; one that is written there already is enough."""
+        tags = tuple(self.source.token(i) for i in self.config.languages.values())
+        tagged = []
+        for text, i in zip(texts, language_ids(self.config, "target", target_language, len(texts)), strict=True):
+            if i is None and not text.startswith(tags):
+                raise missing(self.config, "target")
+            tagged.append(text if i is None else f"{self.source.token(i)} {text}")
+        return tagged
 
-    def encode_target_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Give the target ids of each text, ending with `eos_id`, without a start; raises as `encode_batch`."""
-        return self._encode(self.target, texts)
+    def cut(self, ids: list[int], most: int) -> list[int]:
+        """Source ids, at most so many; what stands after the text is kept."""
+        after = len(self.config.after_source) + (self.config.source_language == "after")
+        return ids if len(ids) <= most else ids[: max(most - after, 0)] + ids[len(ids) - min(after, most) :]
 
-    def _encode(self, vocabulary: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    def starts(self, count: int, target_language: Languages = None) -> list[Start]:
+        """What each of `count` targets begins with.
+
+        Args:
+            count: How many there are.
+            target_language: The code of their language, or one for each; None for the checkpoint's own default.
+
+        Raises:
+            ValueError: If a language is missing or unknown.
+        """
+        ids = language_ids(self.config, "target", target_language, count)
+        if self.config.target_language == "start":
+            return [Start(i, None) for i in required(self.config, "target", ids)]
+        if self.config.target_language == "first":
+            return [Start(self.start_id, i) for i in required(self.config, "target", ids)]
+        return [Start(self.start_id, None)] * count
+
+    def encode_target(self, text: str, target_language: str | None = None) -> list[int]:
+        """Give the target ids of a text; see `encode_target_batch`."""
+        return self.encode_target_batch([text], target_language)[0]
+
+    def encode_target_batch(self, texts: Sequence[str], target_language: Languages = None) -> list[list[int]]:
+        """Give the target ids of each text with all that stands around targets but the decoder's first input.
+
+        Raises:
+            ValueError: As `encode_batch`.
+        """
+        firsts = [start.first_id for start in self.starts(len(texts), target_language)]
+        before, after = self.config.before_target, self.config.after_target
+        rows = self._encode(self.target, self.target_vocab_size, texts)
+        return [
+            [*([] if first is None else [first]), *before, *row, *after]
+            for first, row in zip(firsts, rows, strict=True)
+        ]
+
+    def _encode(self, vocabulary: Vocabulary, size: int, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
-            _check_text(text)
-        encodings = vocabulary.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids + [self.eos_id] for encoding in encodings]
+            check_text(text)
+        rows = vocabulary.encode_batch(texts)
+        return rows if vocabulary.size <= size else [[i for i in row if i < size] for row in rows]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Give the text of target ids; special tokens are skipped, bytes that are not UTF-8 become U+FFFD.
@@ -82,8 +188,11 @@ class Tokenizer:
         Raises:
             ValueError: If an id is not in the target vocabulary.
         """
-        ids = self._known(ids)
-        return self.target.decode([i for i in ids if i >= len(SPECIAL_TOKENS)], skip_special_tokens=False)
+        text = self.target.decode([i for i in self._known(ids) if i not in self._skipped])
+        if self.config.clean_up:
+            for spaced, joined in CLEAN_UP:
+                text = text.replace(spaced, joined)
+        return text
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
         """Give the text of each row of target ids; see `decode`."""
@@ -91,7 +200,7 @@ class Tokenizer:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Give the pieces of target ids for display, special tokens included."""
-        return [self.target.id_to_token(i) or "" for i in self._known(ids)]
+        return [self.target.token(i) for i in self._known(ids)]
 
     def _known(self, ids: Iterable[int]) -> list[int]:
         known = [int(i) for i in ids]
@@ -102,26 +211,38 @@ class Tokenizer:
         return known
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json`, and `target_tokenizer.json` when the target has a vocabulary of its own."""
-        source, target = _paths(folder)
-        source.parent.mkdir(parents=True, exist_ok=True)
-        source.write_text(self.source.to_str(pretty=True), encoding="utf-8")
-        if self.shared:
-            # Left from an earlier save, it would come back as the target's vocabulary.
-            target.unlink(missing_ok=True)
-        else:
-            target.write_text(self.target.to_str(pretty=True), encoding="utf-8")
+        """Write `vocabulary.json` and the files of the vocabularies, such as `tokenizer.json`, into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        data: dict[str, Any] = {"config": to_dict(self.config), "source": _write(self.source, folder, "")}
+        if not self.shared:
+            data["target"] = _write(self.target, folder, "target_")
+        (folder / VOCABULARY_FILE).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def find(cls, folder: str | Path) -> "Tokenizer | None":
+        """The tokenizer that `save` wrote into a folder; None if the folder has none."""
+        names = (VOCABULARY_FILE, "tokenizer.json")
+        return cls.load(folder) if any((Path(folder) / name).exists() for name in names) else None
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError: If the folder holds no `tokenizer.json`.
+            FileNotFoundError: If the folder lacks a file.
             ValueError: If a file is damaged or is not a tokenizer of this package.
         """
-        source, target = _paths(folder)
-        return cls(_read(source), _read(target) if target.exists() else None)
+        folder = Path(folder)
+        data = _read(folder)
+        source = _vocabulary(folder, "", data["source"])
+        target = _vocabulary(folder, "target_", data["target"]) if "target" in data else None
+        config = from_dict(TokenizerConfig, data.get("config", {}), f"{folder / VOCABULARY_FILE}: config")
+        try:
+            return cls(source, target, config)
+        except ValueError as error:
+            name = "tokenizer.json" if config == TokenizerConfig() else VOCABULARY_FILE
+            raise ValueError(f"{folder / name} must hold a tokenizer of this package: {error}") from None
 
     @classmethod
     def train(
@@ -135,90 +256,33 @@ class Tokenizer:
             ValueError: If there is no text, or `vocab_size` leaves no room beside the special and byte tokens.
         """
         if shared:
-            return cls(_train([*sources, *targets], vocab_size))
-        return cls(_train(list(sources), vocab_size), _train(list(targets), vocab_size))
+            return cls(TokenizersVocabulary(train_subwords([*sources, *targets], vocab_size)))
+        source, target = (TokenizersVocabulary(train_subwords(list(texts), vocab_size)) for texts in (sources, targets))
+        return cls(source, target)
 
 
-def _train(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Learn merges over the frequent characters, then set the fixed tokens before them.
-
-    Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
-    """
-    room = vocab_size - len(FIXED_TOKENS)
-    if room < 2:
-        raise ValueError(f"vocab_size must be at least {len(FIXED_TOKENS) + 2}: got {vocab_size}; 4000 is usual.")
-    for text in texts:
-        _check_text(text)
-    alphabet = _alphabet(texts, limit=(room + 1) // 2)
-    trainer = trainers.BpeTrainer(
-        vocab_size=room,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-    )
-    learner = _pipeline(models.BPE())
-    learner.train_from_iterator(texts, trainer)
-    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
-    # A dict keeps first places: two merges may spell the same piece.
-    pieces = dict.fromkeys([*FIXED_TOKENS, *alphabet, *(left + right for left, right in merges)])
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    return _pipeline(models.BPE(vocabulary, merges, byte_fallback=True))
+def _write(vocabulary: Vocabulary, folder: Path, prefix: str) -> dict[str, Any]:
+    return {"kind": vocabulary.kind} | vocabulary.write(folder, prefix)
 
 
-def _pipeline(model: models.Model) -> tokenizers.Tokenizer:
-    """A space is set before the text, so its first word is spelled as any other, and cut off again after decoding."""
-    pipeline = tokenizers.Tokenizer(model)
-    pipeline.normalizer = normalizers.Prepend(" ")
-    pipeline.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
-    pipeline.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    return pipeline
-
-
-def _alphabet(texts: list[str], limit: int) -> list[str]:
-    """Choose the space and the most frequent characters, sorted; ties go to the lower code point."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
-    uncovered = counts.total()
-    if not uncovered:
-        raise ValueError("A tokenizer must be trained on text: got no characters; check the training files.")
-    spared = uncovered * (1 - CHARACTER_COVERAGE)
-    chosen = {" "}
-    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if uncovered <= spared or len(chosen) >= limit:
-            break
-        chosen.add(character)
-        uncovered -= count
-    return sorted(chosen)
-
-
-def _checked(vocabulary: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    found = tuple(vocabulary.id_to_token(i) for i in range(len(SPECIAL_TOKENS)))
-    if found != SPECIAL_TOKENS:
-        raise ValueError(f"A vocabulary must begin with {', '.join(SPECIAL_TOKENS)}: got {found}.")
-    return vocabulary
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"Text must be valid Unicode: {text[:40]!r} has a lone surrogate at position {error.start}; "
-            "decode it from bytes as UTF-8."
-        ) from error
-
-
-def _paths(folder: str | Path) -> tuple[Path, Path]:
-    return Path(folder) / "tokenizer.json", Path(folder) / "target_tokenizer.json"
-
-
-def _read(path: Path) -> tokenizers.Tokenizer:
+def _read(folder: Path) -> dict[str, Any]:
+    """The contents of a folder's vocabulary.json; without one, trained vocabularies lie there."""
+    path = folder / VOCABULARY_FILE
     if not path.exists():
-        raise FileNotFoundError(f"A tokenizer needs its file: there is no {path}; give the folder that save wrote.")
+        sides = {"source": "tokenizer.json", "target": "target_tokenizer.json"}
+        kind = {"kind": TokenizersVocabulary.kind}
+        return {side: kind for side, name in sides.items() if side == "source" or (folder / name).exists()}
     try:
-        return _checked(tokenizers.Tokenizer.from_file(str(path)))
-    except Exception as error:  # The library raises nothing narrower.
-        reason = str(error).removesuffix(".")
-        raise ValueError(f"{path} must hold a tokenizer of this package: {reason}; copy or train it anew.") from error
+        data = json.loads(read_bytes(path))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON: {error}; copy the folder again.") from None
+    if not isinstance(data, dict) or not {"config", "source"} <= data.keys() <= {"config", "source", "target"}:
+        raise ValueError(f"{path} must have config, source and perhaps target, and nothing else; copy it again.")
+    return data
+
+
+def _vocabulary(folder: Path, prefix: str, data: Any) -> Vocabulary:
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{folder / VOCABULARY_FILE}: a vocabulary is of kind {', '.join(KINDS)}, not {kind!r}.")
+    return KINDS[kind].read(folder, prefix, {key: value for key, value in data.items() if key != "kind"})

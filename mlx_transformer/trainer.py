@@ -11,10 +11,10 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 from mlx_transformer import checkpoint
-from mlx_transformer.config import TrainingConfig
 from mlx_transformer.data import Batch
 from mlx_transformer.loss import batch_loss
 from mlx_transformer.model import Transformer
+from mlx_transformer.recipe import TrainingConfig
 from mlx_transformer.tokenizer import Tokenizer
 
 
@@ -37,7 +37,7 @@ class Trainer:
         self.optimizer = optim.Adam(rate, betas=[0.9, 0.98], eps=1e-9, bias_correction=True)
         self.optimizer.init(model.trainable_parameters())
         self.average = tree_map(mx.array, model.trainable_parameters())
-        self._averaged = checkpoint.blank(model.config, model.search_defaults)
+        self._averaged = checkpoint.blank(model.config, model.search_defaults, model.tasks.values())
         self.state = [model.state, self.optimizer.state, self.average, mx.random.state]
         self._pending: tuple[mx.array, ...] = ()
         self._compiled_step = mx.compile(self._step, inputs=self.state, outputs=self.state)

@@ -15,13 +15,14 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer import checkpoint
-from mlx_transformer.config import PRESETS, ModelConfig, SearchConfig, StackConfig, TrainingConfig
+from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.data import Batch, Corpus, batches, read_pairs
 from mlx_transformer.evaluation import check_sacrebleu, corpus_scores, exact_match, group_references, has_sacrebleu
 from mlx_transformer.fields import from_dict, to_dict
 from mlx_transformer.generation import generate
 from mlx_transformer.loss import token_losses
 from mlx_transformer.model import Transformer
+from mlx_transformer.recipe import PRESETS, TrainingConfig
 from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.trainer import Trainer
 

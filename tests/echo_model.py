@@ -1,10 +1,11 @@
 """A stand-in for a model, to test the command line without one: its hypotheses are the sources in capitals."""
 
 import dataclasses
+import itertools
 import sys
 
 import mlx_transformer as mt
-from mlx_transformer.config import SearchConfig
+from mlx_transformer.config import SearchConfig, TaskConfig
 
 LONGEST = 100
 
@@ -20,6 +21,7 @@ class EchoHypothesis:
 
 class EchoModel:
     search_defaults = SearchConfig()
+    tasks = {"shout": TaskConfig("shout", "hey: ", SearchConfig(beam_size=2, num_hypotheses=2))}
 
 
 class EchoTokenizer:
@@ -27,17 +29,29 @@ class EchoTokenizer:
         return [chr(i) for i in ids]
 
 
-def load(path=None, dtype=None):
+def load(path=None, dtype=None, revision=None):
     return EchoModel(), None if path == "no-tokenizer" else EchoTokenizer()
 
 
-def generate_hypotheses(model, tokenizer, lines, search=None, *, batch_tokens=4096):
-    for line in lines:
+def generate_hypotheses(
+    model,
+    tokenizer,
+    lines,
+    search=None,
+    *,
+    source_language=None,
+    target_language=None,
+    source_prefix=None,
+    batch_tokens=4096,
+):
+    codes = (c if isinstance(c, list) else itertools.repeat(c) for c in (source_language, target_language))
+    for line, origin, goal in zip(lines, *codes, strict=False):
         if line == "bug":
             raise KeyError("a bug")
         if line.startswith("RuntimeError: "):
             raise RuntimeError(line.removeprefix("RuntimeError: "))
-        text = line[:LONGEST].upper()
+        told = f"{origin}>{goal} " if origin or goal else ""
+        text = told + (source_prefix or "") + line[:LONGEST].upper()
         cut = len(line) > LONGEST
         count = search.num_hypotheses if line else 1
         yield [

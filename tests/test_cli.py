@@ -23,7 +23,7 @@ from mlx.utils import tree_map
 
 import mlx_transformer as mt
 from mlx_transformer.cli import evaluate, lines, main, options, train
-from mlx_transformer.config import TrainingConfig
+from mlx_transformer.recipe import TrainingConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 ECHO = [sys.executable, str(Path(echo_model.__file__))]
@@ -65,6 +65,41 @@ def start():
             return process
 
         yield begin
+
+
+class TestLanguagesAndTasks:
+    def test_languages_of_all_lines(self, echo):
+        arguments = ("generate", "--source-language", "en", "--target-language", "fr")
+        assert echo(*arguments, stdin=b"one\ntwo\n").stdout == "en>fr ONE\nen>fr TWO\n"
+
+    def test_json_lines_have_their_own(self, echo):
+        stdin = (
+            b'{"text": "one", "source_language": "de", "id": 3}\n"two"\n{"text": "three", "target_language": "it"}\n'
+        )
+        result = echo("generate", "--json", "--source-language", "en", "--target-language", "fr", stdin=stdin)
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [row["text"] for row in rows] == ["de>fr ONE", "en>fr TWO", "en>it THREE"]
+        assert rows[0]["id"] == 3 and "source_language" not in rows[0]
+
+    def test_a_language_is_a_code(self, echo):
+        result = echo("generate", "--json", stdin=b'{"text": "one", "source_language": 5}\n', status=1)
+        assert "Line 1 must name languages by their codes: got 5." in error_line(result)
+
+    def test_a_prefix(self, echo):
+        assert echo("generate", "--source-prefix", "now: ", "one").stdout == "now: ONE\n"
+
+    def test_a_task_has_its_prefix_and_its_search(self, echo):
+        assert echo("generate", "--task", "shout", "one").stdout == "hey: ONE\nhey: ONE!\n"
+        assert echo("generate", "--task", "shout", "--source-prefix", "", "--beam-size", "1", "one").stdout == "ONE\n"
+
+    def test_an_unknown_task(self, echo):
+        result = echo("generate", "--task", "sing", "one", status=1)
+        assert "--task must be one of shout, not 'sing'; or give --source-prefix." in error_line(result)
+
+    def test_evaluate_has_them_too(self, echo, tmp_path):
+        (tmp_path / "test.tsv").write_text("one\ten>fr hey: ONE\ntwo\tno\n")
+        languages = ("--source-language", "en", "--target-language", "fr", "--task", "shout")
+        assert json.loads(echo("evaluate", tmp_path / "test.tsv", *languages, "--json").stdout)["exact_match"] == 0.5
 
 
 class TestLines:
@@ -591,7 +626,7 @@ class TestWithAModel:
         stack = mt.StackConfig(num_layers=1, num_heads=2, mlp_dims=64, max_length=8)
         model = mt.Transformer(mt.ModelConfig(64, 64, dims=64, head_dims=64, encoder=stack, decoder=stack))
         mt.save(tmp_path / "model", model, quantize=8)
-        monkeypatch.setattr("mlx_transformer.checkpoint.dequantize", lambda model: None)  # as on a GPU
+        monkeypatch.setattr("mlx_transformer.precision.dequantize", lambda model: None)  # as on a GPU
         facts = json.loads(self.invoke("info", tmp_path / "model", "--json").stdout)
         assert facts["parameters"] == model.num_parameters and "uint32" in facts["dtype"]
         assert facts["fused_attention"]["encoder"]["head_dims"] == 64

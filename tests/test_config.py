@@ -6,15 +6,15 @@ import json
 import pytest
 
 from mlx_transformer.config import (
-    PRESETS,
     FolderConfig,
     ModelConfig,
     QuantizationConfig,
     SearchConfig,
     StackConfig,
-    TrainingConfig,
+    TaskConfig,
 )
 from mlx_transformer.fields import from_dict, to_dict
+from mlx_transformer.recipe import PRESETS, TrainingConfig
 
 STACK = StackConfig(num_layers=2, num_heads=4, mlp_dims=64)
 MODEL = ModelConfig(
@@ -31,8 +31,9 @@ MODEL = ModelConfig(
 SEARCH = SearchConfig(beam_size=4, num_hypotheses=2, max_tokens=9, early_stopping="never", suppress_ids=(0, 2))
 TRAINING = TrainingConfig(train=("a.tsv", "b::c"), valid=("dates",), output="run", best_by="bleu", seed=3)
 QUANTIZATION = QuantizationConfig(bits=4, group_size=32)
-FOLDER = FolderConfig(format_version=1, model=MODEL, search=SEARCH, quantization=QUANTIZATION)
-CONFIGS = [STACK, MODEL, SEARCH, TRAINING, QUANTIZATION, FOLDER]
+TASK = TaskConfig("summarization", "summarize: ", SEARCH)
+FOLDER = FolderConfig(format_version=1, model=MODEL, search=SEARCH, quantization=QUANTIZATION, tasks=(TASK,))
+CONFIGS = [STACK, MODEL, SEARCH, TRAINING, QUANTIZATION, TASK, FOLDER]
 
 
 def kind_of(config):

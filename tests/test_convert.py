@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from tiny_models import SETTINGS, random_model
 
 import mlx_transformer as mt
-from mlx_transformer import checkpoint, cli
+from mlx_transformer import checkpoint, cli, precision
 from mlx_transformer.config import SearchConfig
 from mlx_transformer.weights import convert
 from mlx_transformer.weights.families import FAMILIES, REFUSED
@@ -98,10 +98,10 @@ def test_a_folder_is_the_model_in_memory(source, tmp_path):
 def test_the_type_of_the_numbers(source, tmp_path, dtype):
     convert.convert(source, tmp_path / "ours", dtype=dtype)
     arrays = checkpoint.read_arrays(tmp_path / "ours" / "model.safetensors")
-    assert {array.dtype for array in arrays.values()} == {checkpoint.DTYPES[dtype]}
+    assert {array.dtype for array in arrays.values()} == {precision.DTYPES[dtype]}
     full = dict(tree_flatten(mt.load(source)[0].parameters()))
     assert all(mx.allclose(arrays[name].astype(mx.float32), full[name], atol=0.02) for name in full)
-    assert mt.load(source, dtype=dtype)[0].dtype == checkpoint.DTYPES[dtype]
+    assert mt.load(source, dtype=dtype)[0].dtype == precision.DTYPES[dtype]
 
 
 def test_half_precision_stays_as_it_is(tmp_path):
@@ -142,9 +142,9 @@ def test_a_norm_that_the_family_lacks_is_no_switch_but_an_error(tmp_path):
 def test_an_output_layer_of_its_own_is_found_by_its_numbers(tmp_path):
     tensors = bart_tensors()
     same = write(tmp_path / "same", tensors | {"lm_head.weight": tensors["model.shared.weight"] + 0})
-    assert convert.load(same).config.tie_output
+    assert convert.load(same)[0].config.tie_output
     other = write(tmp_path / "other", tensors | {"lm_head.weight": tensors["model.shared.weight"] + 1})
-    model = convert.load(other)
+    model, _ = convert.load(other)
     assert not model.config.tie_output and model.config.share_embeddings
     assert mx.array_equal(model.output.weight, tensors["model.shared.weight"] + 1)
 
@@ -287,7 +287,7 @@ def test_generation_settings(said, expected):
 def test_the_generation_file_counts_and_what_is_not_followed_is_told(tmp_path, caplog):
     generation = {"num_beams": 3, "decoder_start_token_id": 5, "num_beam_groups": 3, "do_sample": True}
     source = write(tmp_path / "model", bart_tensors(), generation=generation)
-    model = convert.load(source)
+    model, _ = convert.load(source)
     assert model.search_defaults == SearchConfig(beam_size=3)
     assert model.config.start_id == 5
     assert "not followed: num_beam_groups, do_sample" in caplog.text

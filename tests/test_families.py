@@ -29,7 +29,7 @@ def pair(request, tmp_path_factory):
     theirs = torch_model(request.param)
     folder = tmp_path_factory.mktemp("theirs") / "model"
     theirs.save_pretrained(folder)
-    return request.param, theirs, convert.load(folder)
+    return request.param, theirs, convert.load(folder)[0]
 
 
 def logits_of(theirs, source, target):

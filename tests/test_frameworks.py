@@ -286,7 +286,7 @@ def batch(pad_id):
 
 def check(reference, path, tolerance, **options):
     """Compare the conversion of a file with the reference."""
-    ours = convert.load(path, **options)
+    ours, _ = convert.load(path, **options)
     source, target = batch(ours.config.pad_id)
     with torch.no_grad():
         expected = reference(torch.tensor(source), torch.tensor(target)).numpy()

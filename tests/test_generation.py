@@ -10,6 +10,7 @@ import pytest
 from mlx_transformer import generation
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.generation import generate, generate_hypotheses
+from mlx_transformer.languages import TokenizerConfig
 from mlx_transformer.model import Transformer
 from mlx_transformer.search import generate_ids, token_limit
 from mlx_transformer.tokenizer import Tokenizer
@@ -65,9 +66,9 @@ def shapes(monkeypatch):
     """The shapes of the sources that reach the search."""
     seen = Counter()
 
-    def counting(model, source, search, limits):
+    def counting(model, source, search, limits, **starts):
         seen[source.shape] += 1
-        return generate_ids(model, source, search, limits)
+        return generate_ids(model, source, search, limits, **starts)
 
     monkeypatch.setattr(generation, "generate_ids", counting)
     return seen
@@ -206,7 +207,7 @@ class TestBatches:
     def test_few_shapes_reach_the_search(self, model, tokenizer, monkeypatch):
         shapes = Counter()
 
-        def nothing(model, source, search, limits):
+        def nothing(model, source, search, limits, **starts):
             shapes[source.shape] += 1
             assert len(limits) == source.shape[0]
             return [[generation.EMPTY]] * source.shape[0]
@@ -245,7 +246,82 @@ class TestTruncation:
 
     @pytest.mark.parametrize("line", ["a " * 9000, "a" * 9000, " " * 9000, "a" + " " * 9000 + "b", "é" * 9000])
     def test_of_an_enormous_line_only_the_beginning_is_read(self, tokenizer, line):
-        (ids,) = generation._encode(tokenizer, [line], LIMIT)
+        ((ids, start),) = generation._sources(tokenizer, [generation.Line(line, None, None)], LIMIT)
         whole = tokenizer.encode(line)
         assert (len(ids) > LIMIT) == (len(whole) > LIMIT)
         assert ids[: LIMIT - 1] == whole[: LIMIT - 1] and ids[-1] == whole[-1]
+        assert start == (tokenizer.start_id, None)
+
+
+class TestLanguages:
+    CODES = {"aa": 270, "bb": 271, "cc": 272}
+
+    @pytest.fixture
+    def multilingual(self, tokenizer):
+        def make(source="before", target="first", **changes):
+            config = TokenizerConfig(
+                languages=self.CODES, source_language=source, target_language=target, skip_ids=(0, 1, 2), **changes
+            )
+            return Tokenizer(tokenizer.source, None, config)
+
+        return make
+
+    @pytest.mark.parametrize("target", ["first", "start"])
+    @pytest.mark.parametrize("source", ["before", "after"])
+    def test_each_line_has_its_own(self, model, tokenizer, multilingual, source, target):
+        lines = ["", *make_lines(9)]
+        origins, goals = ["aa"] + ["aa", "bb", "cc"] * 3, ["bb"] + ["bb", "bb", "cc", "aa"] * 2 + ["cc"]
+        found = list(
+            generate_hypotheses(
+                model, multilingual(source, target), lines, BEAM, source_language=origins, target_language=goals
+            )
+        )
+        assert found[0] == [generation.EMPTY]
+        for line, origin, goal, hypotheses in list(zip(lines, origins, goals, found, strict=True))[1:]:
+            own, ids = [self.CODES[origin]], tokenizer.encode(line)
+            ids = own + ids if source == "before" else ids + own
+            rows = {"forced_bos_ids" if target == "first" else "start_ids": [self.CODES[goal]]}
+            limit = [token_limit(model, len(ids), BEAM)]
+            (expected,) = generate_ids(model, mx.array([ids], mx.int32), BEAM, limit, **rows)
+            assert [h.ids for h in hypotheses] == [h.ids for h in expected]
+            assert [h.score for h in hypotheses] == pytest.approx([h.score for h in expected], abs=2e-3)
+        assert len({h.text for hypotheses in found for h in hypotheses}) > 4
+
+    def test_one_for_all_lines_and_the_tokenizers_own(self, model, multilingual):
+        lines = make_lines(4)
+        tokenizer = multilingual(default_source_language="bb")
+        found = generate(model, tokenizer, lines, source_language="bb", target_language="cc")
+        assert found == generate(model, tokenizer, lines, source_language=["bb"] * 4, target_language=iter(["cc"] * 4))
+        assert found == generate(model, tokenizer, lines, target_language="cc")
+        assert found != generate(model, tokenizer, lines, target_language="aa")
+        assert found != generate(model, tokenizer, lines, source_language="aa", target_language="cc")
+
+    def test_what_cannot_be(self, model, tokenizer, multilingual):
+        with pytest.raises(ValueError, match="must be told the target's: --target-language aa on the command line"):
+            generate(model, multilingual(), "ab", source_language="aa")
+        with pytest.raises(ValueError, match="one code for all lines or one for each: line 2 has none"):
+            generate(model, multilingual(), ["ab", "ab"], source_language=["aa"], target_language="bb")
+        with pytest.raises(ValueError, match="'ab' is none. Close to it are"):
+            generate(model, multilingual(), ["ab"], source_language="ab", target_language="bb")
+
+    def test_a_source_that_is_cut_keeps_its_language(self, model, multilingual, tokenizer):
+        line = "ab " * 60
+        for source in ("before", "after"):
+            ids = multilingual(source).encode(line, "cc", "aa")
+            kept = multilingual(source).cut(ids, LIMIT)
+            assert len(kept) == LIMIT and self.CODES["cc"] in kept and tokenizer.eos_id in kept
+            (expected,) = generate_ids(model, mx.array([kept], mx.int32), GREEDY, [6], forced_bos_ids=[270])
+            (found,) = generate_hypotheses(
+                model, multilingual(source), [line], GREEDY, source_language="cc", target_language="aa"
+            )
+            assert found[0].truncated and found[0].ids == expected[0].ids
+
+
+class TestPrefix:
+    def test_it_stands_before_each_line_once(self, model, tokenizer):
+        lines = ["ab cde", "", "fg: ab cde", "hijk"]
+        whole = generate(model, tokenizer, ["fg: ab cde", "", "fg: ab cde", "fg: hijk"])
+        assert generate(model, tokenizer, lines, source_prefix="fg: ") == whole
+        own = Tokenizer(tokenizer.source, None, dataclasses.replace(tokenizer.config, source_prefix="fg: "))
+        assert generate(model, own, lines) == whole
+        assert generate(model, own, lines, source_prefix="") == generate(model, tokenizer, lines) != whole

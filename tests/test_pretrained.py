@@ -41,7 +41,7 @@ def test_without_a_name_it_is_the_bundled_model(folder, monkeypatch):
 
 
 def test_no_folder_is_an_error_that_names_it(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=f"or a torch checkpoint: there is none at {tmp_path / 'nowhere'}"):
+    with pytest.raises(FileNotFoundError, match=f"or owner/name on the hub: there is none at {tmp_path / 'nowhere'}"):
         pretrained.load(tmp_path / "nowhere")
     monkeypatch.setattr(pretrained, "BUNDLED", tmp_path / "bundled")
     with pytest.raises(FileNotFoundError, match=f"there is none at {tmp_path / 'bundled'}"):

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from mlx_transformer.tokenizer import BYTE_TOKENS, FIXED_TOKENS, Tokenizer
+from mlx_transformer.subwords import BYTE_TOKENS, FIXED_TOKENS
+from mlx_transformer.tokenizer import Tokenizer
 
 ENGLISH = [f"the {animal} don't see {count} dogs." for animal in ("cat", "dog", "bird") for count in range(40)]
 FRENCH = [f"l'{animal} n'a vu que {count} chiens !" for animal in ("oiseau", "âne", "ours") for count in range(40)]

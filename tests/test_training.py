@@ -17,12 +17,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 import mlx_transformer as mt
-from mlx_transformer import config, evaluation, training
+from mlx_transformer import evaluation, recipe, training
 from mlx_transformer import trainer as trainer_module
-from mlx_transformer.config import ModelConfig, Preset, SearchConfig, StackConfig, TrainingConfig
+from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.data import Batch, Corpus, batches
 from mlx_transformer.loss import batch_loss, token_losses
 from mlx_transformer.model import Transformer
+from mlx_transformer.recipe import Preset, TrainingConfig
 from mlx_transformer.search import generate_ids
 from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.trainer import Trainer, inverse_square_root
@@ -350,7 +351,7 @@ def corpora(tmp_path):
 
 @pytest.fixture
 def options(corpora, monkeypatch):
-    monkeypatch.setitem(config.PRESETS, "tiny", TINY)
+    monkeypatch.setitem(recipe.PRESETS, "tiny", TINY)
     return run_options(corpora)
 
 
@@ -503,7 +504,7 @@ import conftest  # first of all, so that the bits are those of the same BLAS
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
 import dataclasses, pathlib, test_training as t
-t.config.PRESETS["tiny"] = t.TINY
+t.recipe.PRESETS["tiny"] = t.TINY
 def report(entry):
     if entry["event"] == "step" and entry["step"] == 6:  # two steps after a checkpoint
         os.kill(os.getpid(), signal.SIGKILL)

@@ -12,6 +12,8 @@ import mlx.core as mx
 from mlx_transformer import checkpoint as folders
 from mlx_transformer.config import FolderConfig, SearchConfig
 from mlx_transformer.model import Transformer
+from mlx_transformer.precision import DTYPES, find_dtype, make_ready
+from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.plan import Plan, make_plan, parameters
 from mlx_transformer.weights.readers import Checkpoint, read_checkpoint
@@ -24,6 +26,7 @@ from mlx_transformer.weights.settings import (
     search_config,
     start_id,
 )
+from mlx_transformer.weights.vocabularies import read_tokenizer
 
 logger = logging.getLogger(__name__)
 Report = Callable[[int, int], None]
@@ -63,9 +66,12 @@ def convert(
         raise FileExistsError(f"{destination} is there already: choose another name, or force its replacement.")
     with read_checkpoint(source) as checkpoint:
         plan, search = prepare(checkpoint, source, family, rename, settings)
-        stored = folders.find_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
+        tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
+        stored = find_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
         with folders.replacing(destination) as new:
             _write(new, plan, search, stored, report)
+            if tokenizer is not None:
+                tokenizer.save(new)
             (new / "README.md").write_text(card(plan, checkpoint, stored))
 
 
@@ -76,8 +82,8 @@ def load(
     dtype: mx.Dtype | str | None = None,
     rename: dict[str, str] | None = None,
     settings: dict[str, Any] | None = None,
-) -> Transformer:
-    """The model of a torch checkpoint, converted in memory; see `convert`.
+) -> tuple[Transformer, Tokenizer | None]:
+    """The model of a torch checkpoint, converted in memory, and its tokenizer, None if it has none; see `convert`.
 
     Raises:
         ConversionError: If tensors are missing, unexpected or misshapen.
@@ -85,10 +91,11 @@ def load(
     """
     with read_checkpoint(source) as checkpoint:
         plan, search = prepare(checkpoint, Path(source), family, rename, settings)
+        tokenizer = read_tokenizer(Path(source), plan, checkpoint.extras, search.forced_bos_id)
         model = plan.model(search)
-        folders.make_ready(model, dtype or (None if mx.default_device() == mx.cpu else stored_dtype(checkpoint)))
+        make_ready(model, dtype or (None if mx.default_device() == mx.cpu else stored_dtype(checkpoint)))
         mx.eval(model.parameters())
-    return model
+    return model, tokenizer
 
 
 def inspect(source: str | Path) -> dict[str, Any]:
@@ -129,7 +136,7 @@ def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     sizes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
-    return folders.DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
+    return DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
 
 
 def _write(new: Path, plan: Plan, search: SearchConfig, dtype: mx.Dtype, report: Report | None) -> None:

@@ -31,8 +31,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     return found if "model_type" in found else {}
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The options of the model in the config.yaml beside a checkpoint or in its folder."""
+def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
+    """The options of a section of the config.yaml beside a checkpoint or in its folder."""
     file = (path if path.is_dir() else path.parent) / "config.yaml"
     if not file.exists():
         return {}
@@ -42,8 +42,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(file.read_bytes())
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}.") from None
-    model = data.get("model") if isinstance(data, dict) else None
-    return flattened(model) if isinstance(model, dict) else {}
+    found = data.get(section) if isinstance(data, dict) else None
+    return flattened(found) if isinstance(found, dict) else {}
 
 
 def read_generation(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
