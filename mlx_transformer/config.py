@@ -157,6 +157,7 @@ class SearchConfig:
         suppress_ids: Tokens that are never generated.
         bad_words: Sequences of tokens that are never generated.
         no_repeat_ngram_size: No sequence of so many tokens comes twice, the start token counted; 0 for no such rule.
+        source_no_repeat_ngram_size: No sequence of so many tokens of the source is generated; 0 for no such rule.
         repetition_penalty: Log-probabilities of tokens that were generated, or started with, are multiplied by it;
             with a beam of one it is the logits (divided by it where positive), before they are normalised.
         forced_bos_id: The first token, whatever its probability; it scores 0 and counts in the length.
@@ -173,6 +174,7 @@ class SearchConfig:
     suppress_ids: tuple[int, ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
     no_repeat_ngram_size: int = 0
+    source_no_repeat_ngram_size: int = 0
     repetition_penalty: float = 1.0
     forced_bos_id: int | None = None
     forced_eos_id: int | None = None
@@ -191,7 +193,7 @@ class SearchConfig:
             if self.min_tokens > self.max_tokens:
                 raise ValueError(f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}.")
         check_positive(self, "repetition_penalty")
-        for name in ("min_tokens", "no_repeat_ngram_size"):
+        for name in ("min_tokens", "no_repeat_ngram_size", "source_no_repeat_ngram_size"):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
         if any(token < 0 for token in self.suppress_ids):

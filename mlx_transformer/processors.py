@@ -4,6 +4,8 @@ Everything is array code, for it runs inside the compiled step: histories have a
 `length` tokens are filled, the start token among them.
 """
 
+from typing import NamedTuple
+
 import mlx.core as mx
 import numpy as np
 
@@ -12,13 +14,24 @@ from mlx_transformer.config import ModelConfig, SearchConfig
 NEVER = -float("inf")
 
 
+class Request(NamedTuple):
+    """What is asked for, row by row; the rules of a SearchConfig are the same for all rows.
+
+    Attributes:
+        source: Source token ids, padded on the right, (rows, source_length).
+        limits: Most tokens to generate, (rows,).
+        start_ids: The decoder's first input, (rows,).
+        first_ids: The first token, where the search forces one, (rows,).
+    """
+
+    source: mx.array
+    limits: mx.array
+    start_ids: mx.array
+    first_ids: mx.array
+
+
 def process(
-    logprobs: mx.array,
-    search: SearchConfig,
-    config: ModelConfig,
-    history: mx.array,
-    length: mx.array,
-    limits: mx.array,
+    logprobs: mx.array, search: SearchConfig, config: ModelConfig, request: Request, history: mx.array, length: mx.array
 ) -> mx.array:
     """Log-probabilities of the next token after all rules of a search.
 
@@ -26,23 +39,27 @@ def process(
         logprobs: (rows, vocab).
         search: The rules.
         config: The model's; its end token may have to wait, its padding is never generated.
+        request: What differs from row to row.
         history: The start token and the tokens generated so far, int32 (rows, capacity + 1).
         length: Number of tokens in the history, an int32 scalar.
-        limits: Most tokens of each row, the start token not counted, (rows,).
     """
     if search.repetition_penalty != 1 and search.beam_size > 1:
         logprobs = penalize(logprobs, search.repetition_penalty, history, length)
     if search.no_repeat_ngram_size:
-        logprobs = forbid(logprobs, *repeated(history, length, search.no_repeat_ngram_size))
+        logprobs = forbid(logprobs, *followers(history, length, history, length, search.no_repeat_ngram_size))
+    if search.source_no_repeat_ngram_size:
+        whole = mx.array(request.source.shape[1])
+        size = search.source_no_repeat_ngram_size
+        logprobs = forbid(logprobs, *followers(request.source, whole, history, length, size))
     for size in sorted({len(word) for word in search.bad_words}):
         words = mx.array([word for word in search.bad_words if len(word) == size])
         logprobs = forbid(logprobs, *completed(history, length, words))
     tokens = mx.arange(logprobs.shape[-1])
     logprobs = mx.where((tokens == config.eos_id) & (length < search.min_tokens), NEVER, logprobs)
     if search.forced_bos_id is not None:
-        logprobs = mx.where(length == 1, forced(tokens, search.forced_bos_id), logprobs)
+        logprobs = mx.where(length == 1, forced(tokens, request.first_ids[:, None]), logprobs)
     if search.forced_eos_id is not None:
-        logprobs = mx.where((length == limits)[:, None], forced(tokens, search.forced_eos_id), logprobs)
+        logprobs = mx.where((length == request.limits)[:, None], forced(tokens, search.forced_eos_id), logprobs)
     suppressed = np.isin(np.arange(logprobs.shape[-1]), [config.pad_id, *search.suppress_ids])
     logprobs = mx.where(mx.array(suppressed), NEVER, logprobs)
     if search.renormalize:
@@ -50,8 +67,8 @@ def process(
     return logprobs
 
 
-def forced(tokens: mx.array, token: int) -> mx.array:
-    """Scores that leave one token."""
+def forced(tokens: mx.array, token: mx.array | int) -> mx.array:
+    """Scores that leave one token, the same or one for each row, (rows, 1)."""
     return mx.where(tokens == token, 0.0, NEVER)
 
 
@@ -84,25 +101,39 @@ def chosen(logprobs: mx.array, tokens: mx.array, wanted: mx.array) -> mx.array:
     return marks[:, :vocab]
 
 
-def last(history: mx.array, length: mx.array, count: int) -> mx.array:
-    """The newest `count` tokens, (rows, count)."""
-    return mx.take(history, mx.maximum(length - count, 0) + mx.arange(count), axis=1)
+def newest(history: mx.array, length: mx.array, back: int) -> mx.array:
+    """The last token of the history (`back` 1), the one before it (2) and so on, (rows, 1)."""
+    return mx.take(history, mx.maximum(length - back, 0)[None], axis=1)
 
 
-def repeated(history: mx.array, length: mx.array, size: int) -> tuple[mx.array, mx.array]:
-    """The tokens that followed the newest size - 1 ones wherever those stood before."""
-    if size > history.shape[1]:
-        return history, mx.zeros(history.shape, mx.bool_)
-    windows = history.shape[1] - size + 1
-    same = mx.broadcast_to(mx.arange(windows) + size <= length, (history.shape[0], windows))
-    newest = last(history, length, size - 1)
+def followers(
+    text: mx.array, filled: mx.array, history: mx.array, length: mx.array, size: int
+) -> tuple[mx.array, mx.array]:
+    """The tokens that follow the newest size - 1 ones of the history wherever these stand in a text.
+
+    Args:
+        text: Token ids, (rows, places): the history itself, or the source.
+        filled: How many places of the text count, a scalar.
+        history: As in `process`.
+        length: As in `process`.
+        size: Tokens of such a sequence and its follower.
+
+    Returns:
+        Tokens and whether they follow, (rows, places - size + 1).
+    """
+    if size > min(text.shape[1], history.shape[1]):
+        return text, mx.zeros(text.shape, mx.bool_)
+    windows = text.shape[1] - size + 1
+    same = mx.broadcast_to((mx.arange(windows) + size <= filled) & (length >= size - 1), (text.shape[0], windows))
     for place in range(size - 1):
-        same = same & (history[:, place : place + windows] == newest[:, place : place + 1])
-    return history[:, size - 1 :], same
+        same = same & (text[:, place : place + windows] == newest(history, length, size - 1 - place))
+    return text[:, size - 1 :], same
 
 
 def completed(history: mx.array, length: mx.array, words: mx.array) -> tuple[mx.array, mx.array]:
     """The last tokens of words of one size whose other tokens are the newest ones."""
-    count, size = words.shape
-    begun = (last(history, length, size - 1)[:, None] == words[:, :-1]).all(axis=-1) & (length >= size)
-    return mx.broadcast_to(words[:, -1], (history.shape[0], count)), begun
+    shape, size = (history.shape[0], words.shape[0]), words.shape[1]
+    begun = mx.broadcast_to(length >= size, shape)
+    for place in range(size - 1):
+        begun = begun & (words[:, place] == newest(history, length, size - 1 - place))
+    return mx.broadcast_to(words[:, -1], shape), begun

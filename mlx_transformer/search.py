@@ -14,7 +14,7 @@ import numpy as np
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import SearchConfig
 from mlx_transformer.model import Memory, Transformer
-from mlx_transformer.processors import NEVER, penalize, process
+from mlx_transformer.processors import NEVER, Request, penalize, process
 
 STEPS_PER_TEST = 4  # the host asks only so often whether all is done: asking makes it wait for the device
 CHUNK = 128  # values that are looked at together when the largest are sought
@@ -68,7 +68,12 @@ class State(NamedTuple):
 
 
 def generate_ids(
-    model: Transformer, source: mx.array, search: SearchConfig | None = None, max_tokens: list[int] | None = None
+    model: Transformer,
+    source: mx.array,
+    search: SearchConfig | None = None,
+    max_tokens: list[int] | None = None,
+    start_ids: list[int] | None = None,
+    forced_bos_ids: list[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Search for the most probable targets of a batch of sources.
 
@@ -77,6 +82,8 @@ def generate_ids(
         source: Token ids, int32 (batch, source_length), padded on the right with `model.config.pad_id`.
         search: How to search; `model.search_defaults` if None.
         max_tokens: A limit for each source, instead of the search's. Never more than the decoder has positions.
+        start_ids: The decoder's first input for each source, instead of the model's.
+        forced_bos_ids: The first token for each source, instead of the search's.
 
     Returns:
         For each source `num_hypotheses` hypotheses, best first; fewer only where no more exist.
@@ -86,22 +93,19 @@ def generate_ids(
             are not numbers.
     """
     search = search or model.search_defaults
-    if max_tokens is None:
-        lengths = np.array((source != model.config.pad_id).sum(axis=1)).tolist()
-        max_tokens = [token_limit(model, length, search) for length in lengths]
-    max_tokens = [min(limit, model.config.decoder.max_length) for limit in max_tokens]
-    if min(max_tokens) < 1:
-        raise ValueError(f"max_tokens must be more than 0 for each source, not {min(max_tokens)}.")
+    request = _request(model, source, search, max_tokens, start_ids, forced_bos_ids)
+    longest = max(np.array(request.limits).tolist())
+    forced = forced_bos_ids is not None or search.forced_bos_id is not None
     memory = model.compiled(_encode, search.beam_size)(source)
     # What the step does not read must not be part of its key: each key is traced anew.
-    step = model.compiled(_step, replace(search, max_tokens=None, num_hypotheses=1))
-    limits = mx.array(max_tokens, mx.int32)
-    state = _start(model, search, source.shape[0], _capacity(1))
-    for length in range(max(max_tokens)):
+    key = replace(search, max_tokens=None, num_hypotheses=1, forced_bos_id=0 if forced else None)
+    step = model.compiled(_step, key)
+    state = _start(model, search, request, _capacity(1))
+    for length in range(longest):
         if length == state.ids.shape[-1]:
             state = _grow(state, _capacity(length + 1))
         all_done = state.all_done
-        state = step(state, memory, limits)
+        state = step(state, memory, request)
         mx.async_eval(state)  # the next step is under way before the last one is asked about
         if length and length % STEPS_PER_TEST == 0 and all_done.item():
             break
@@ -114,6 +118,35 @@ def token_limit(model: Transformer, source_length: int, search: SearchConfig) ->
     return min(wanted, model.config.decoder.max_length)
 
 
+def _request(
+    model: Transformer,
+    source: mx.array,
+    search: SearchConfig,
+    max_tokens: list[int] | None,
+    start_ids: list[int] | None,
+    forced_bos_ids: list[int] | None,
+) -> Request:
+    """What is asked for each source, with the usual values for what is not given."""
+    if max_tokens is None:
+        lengths = np.array((source != model.config.pad_id).sum(axis=1)).tolist()
+        max_tokens = [token_limit(model, length, search) for length in lengths]
+    limits = [min(limit, model.config.decoder.max_length) for limit in max_tokens]
+    batch, last = source.shape[0], model.config.target_vocab_size - 1
+    return Request(
+        source,
+        _numbers("max_tokens", limits, batch, 1, model.config.decoder.max_length),
+        _numbers("start_ids", start_ids or [model.config.start_id] * batch, batch, 0, last),
+        _numbers("forced_bos_ids", forced_bos_ids or [search.forced_bos_id or 0] * batch, batch, 0, last),
+    )
+
+
+def _numbers(name: str, values: list[int], count: int, least: int, most: int) -> mx.array:
+    """A number for each source, (count,)."""
+    if len(values) != count or not all(least <= value <= most for value in values):
+        raise ValueError(f"{name} must be {count} numbers from {least} to {most}, one for each source, not {values}.")
+    return mx.array(values, mx.int32)
+
+
 def _encode(model: Transformer, beams: int, source: mx.array) -> Memory:
     """The memory of a batch; its mask in full shape, or fused attention would copy it in each layer of each step."""
     memory = model.encode(source)
@@ -122,15 +155,15 @@ def _encode(model: Transformer, beams: int, source: mx.array) -> Memory:
     return memory._replace(mask=mx.contiguous(mx.broadcast_to(memory.mask, shape)))
 
 
-def _start(model: Transformer, search: SearchConfig, batch: int, capacity: int) -> State:
+def _start(model: Transformer, search: SearchConfig, request: Request, capacity: int) -> State:
     """Before the first step: the beams of a sentence are alike, so only the first of them may be continued."""
-    beams = search.beam_size
+    batch, beams = request.start_ids.size, search.beam_size
     cache = model.new_cache(batch * beams, capacity)
     none = mx.full((batch, beams), NEVER)
     return State(
         cache=cache.layers,
         length=cache.length,
-        tokens=mx.full((batch, beams), model.config.start_id, mx.int32),
+        tokens=mx.broadcast_to(request.start_ids[:, None], (batch, beams)),
         ids=mx.zeros((batch, beams, capacity), mx.int32),
         scores=mx.where(mx.arange(beams) == 0, 0.0, none),
         finished_ids=mx.zeros((batch, beams, capacity), mx.int32),
@@ -141,16 +174,17 @@ def _start(model: Transformer, search: SearchConfig, batch: int, capacity: int) 
     )
 
 
-def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory, limits: mx.array) -> State:
+def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory, request: Request) -> State:
     """Extend every living hypothesis by one token, keep the best."""
     batch, beams = state.tokens.shape
     cache = Cache(list(state.cache), state.length)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
-    history = _history(model, state)
+    rows = Request(*(mx.repeat(array, beams, axis=0) for array in request))
+    history = mx.concatenate([rows.start_ids[:, None], state.ids.flatten(0, 1)], axis=1)
     if search.repetition_penalty != 1 and beams == 1:
         logits = penalize(logits, search.repetition_penalty, history, cache.length)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    logprobs = process(logprobs, search, model.config, history, cache.length, mx.repeat(limits, beams))
+    logprobs = process(logprobs, search, model.config, rows, history, cache.length)
     vocab = logprobs.shape[-1]
 
     # Twice as many candidates as beams: even if every beam ends, as many are left to live on.
@@ -159,15 +193,15 @@ def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory
     parents, tokens = places // vocab, places % vocab
     written = mx.arange(state.ids.shape[-1]) == state.length
     ids = mx.where(written, tokens[..., None], mx.take_along_axis(state.ids, parents[..., None], axis=1))
-    ended = (tokens == model.config.eos_id) | (cache.length >= limits[:, None])
+    ended = (tokens == model.config.eos_id) | (cache.length >= request.limits[:, None])
 
     state = _finish(state, search, scores, ids, ended, cache.length)
     places = mx.argsort(mx.arange(2 * beams) + 2 * beams * ended, axis=1)[:, :beams]  # the best that have not ended
     scores = mx.take_along_axis(mx.where(ended, NEVER, scores), places, axis=1)
-    rows = (mx.take_along_axis(parents, places, axis=1) + beams * mx.arange(batch)[:, None]).flatten()
-    done = state.done | _decided(state, search, scores[:, 0], cache.length, limits)
+    kept = (mx.take_along_axis(parents, places, axis=1) + beams * mx.arange(batch)[:, None]).flatten()
+    done = state.done | _decided(state, search, scores[:, 0], cache.length, request.limits)
     return state._replace(
-        cache=cache.layers if beams == 1 else [mx.take(layer, rows, axis=0) for layer in cache.layers],
+        cache=cache.layers if beams == 1 else [mx.take(layer, kept, axis=0) for layer in cache.layers],
         length=cache.length,
         tokens=mx.take_along_axis(tokens, places, axis=1),
         ids=mx.take_along_axis(ids, places[..., None], axis=1),
@@ -175,12 +209,6 @@ def _step(model: Transformer, search: SearchConfig, state: State, memory: Memory
         done=done,
         all_done=done.all(),
     )
-
-
-def _history(model: Transformer, state: State) -> mx.array:
-    """The start token and the tokens of the living, (batch x beams, capacity + 1)."""
-    ids = state.ids.flatten(0, 1)
-    return mx.pad(ids, [(0, 0), (1, 0)], constant_values=model.config.start_id)
 
 
 def _finish(

@@ -8,14 +8,14 @@ import pytest
 import tiny_models
 
 from mlx_transformer.config import SearchConfig
-from mlx_transformer.processors import penalize, process
+from mlx_transformer.processors import Request, penalize, process
 
 VOCAB, ROWS, CAPACITY, START, EOS = 7, 5, 12, 2, 1
 NEVER = -math.inf
 MODEL = tiny_models.config(target_vocab_size=8, source_vocab_size=8, pad_id=VOCAB)  # padding lies past the scores
 
 
-def plain(logprobs, search, history, limit):
+def plain(logprobs, search, source, history, limit, first):
     """The rules one after another, as transformers 5 has them, for one row; the history begins with the start token."""
     scores = np.array(logprobs, np.float64)
     length, history = len(history), list(history)
@@ -26,15 +26,22 @@ def plain(logprobs, search, history, limit):
     for place in range(length - size + 1 if size else 0):
         if history[place : place + size - 1] == history[length - size + 1 :]:
             scores[history[place + size - 1]] = NEVER
+    size = search.source_no_repeat_ngram_size
+    for place in range(len(source) - size + 1 if size else 0):
+        if size <= length + 1 and source[place : place + size - 1] == history[length - size + 1 :]:
+            scores[source[place + size - 1]] = NEVER
     for *begin, last in search.bad_words:
         if length > len(begin) and history[length - len(begin) :] == begin:
             scores[last] = NEVER
     if length < search.min_tokens:
         scores[EOS] = NEVER
-    for forced, here in ((search.forced_bos_id, length == 1), (search.forced_eos_id, length == limit)):
-        if forced is not None and here:
+    for rule, token, here in (
+        (search.forced_bos_id, first, length == 1),
+        (search.forced_eos_id, search.forced_eos_id, length == limit),
+    ):
+        if rule is not None and here:
             scores[:] = NEVER
-            scores[forced] = 0
+            scores[token] = 0
     scores[list(search.suppress_ids)] = NEVER
     if search.renormalize:
         scores -= np.log(np.exp(scores).sum())
@@ -46,6 +53,10 @@ RULES = {
     "ngram 2": {"no_repeat_ngram_size": 2},
     "ngram 3": {"no_repeat_ngram_size": 3},
     "ngram longer than all": {"no_repeat_ngram_size": 40},
+    "source ngram 1": {"source_no_repeat_ngram_size": 1},
+    "source ngram 2": {"source_no_repeat_ngram_size": 2},
+    "source ngram 3": {"source_no_repeat_ngram_size": 3},
+    "source ngram longer than the source": {"source_no_repeat_ngram_size": 10},
     "penalty": {"repetition_penalty": 1.7},
     "reward": {"repetition_penalty": 0.5},
     "words": {"bad_words": ((3,), (4, 5), (2, 6), (3, 3, 4), (5, 5, 5, 0))},
@@ -55,6 +66,7 @@ RULES = {
     "suppressed": {"suppress_ids": (0, 5)},
     "all": {
         "no_repeat_ngram_size": 3,
+        "source_no_repeat_ngram_size": 2,
         "repetition_penalty": 1.3,
         "bad_words": ((4, 5), (6,)),
         "min_tokens": 3,
@@ -74,35 +86,39 @@ def test_rules_are_those_of_plain_loops(rules, compiled, tolerance):
     rng = np.random.default_rng(0)
     history = rng.integers(2, VOCAB, (ROWS, CAPACITY + 1))
     history[:, 0] = START
-    limits = np.array([3, 5, 12, 7, 4])
+    limits, first = np.array([3, 5, 12, 7, 4]), np.array([4, 3, 4, 6, 5])
+    source = rng.integers(2, VOCAB, (ROWS, 9))
+    source[:, 1:4] = history[:, 3:6]
+    source[:, 5] = START
+    rows = (mx.array(values.astype(np.int32)) for values in (source, limits, np.full(ROWS, START), first))
 
-    def run(logprobs, history, length, limits):
-        return process(logprobs, search, MODEL, history, length, limits)
+    def run(logprobs, request, history, length):
+        return process(logprobs, search, MODEL, request, history, length)
 
     if compiled:
         run = mx.compile(run)
     else:
         mx.disable_compile()
-    changed = 0
+    request, changed = Request(*rows), 0
     for length in range(1, CAPACITY + 1):
         logits = rng.standard_normal((ROWS, VOCAB)) * 2
         logprobs = (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)
         found = np.array(
             run(
                 mx.array(logprobs),
+                request,
                 mx.array(history.astype(np.int32)),
                 mx.array(length, mx.int32),
-                mx.array(limits.astype(np.int32)),
             )
         )
         expected = [
-            plain(row, search, past[:length].tolist(), limit)
-            for row, past, limit in zip(logprobs, history, limits, strict=True)
+            plain(row, search, read.tolist(), past[:length].tolist(), limit, token)
+            for row, read, past, limit, token in zip(logprobs, source, history, limits, first, strict=True)
         ]
         np.testing.assert_allclose(found, expected, atol=tolerance(1e-5))
         changed += int((found != logprobs).any())
     mx.enable_compile()
-    assert (changed > 0) == (rules != "ngram longer than all")
+    assert (changed > 0) == ("longer" not in rules)
 
 
 def test_positive_scores_are_divided_and_unfilled_places_do_not_count():
