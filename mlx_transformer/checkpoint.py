@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,6 +21,7 @@ from mlx_transformer.precision import dequantize, find_dtype, make_ready, quanti
 from mlx_transformer.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+PIECE = 2**22  # numbers that are written at a time
 SAFETENSORS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 
 
@@ -204,9 +205,9 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
 
 
 def write_made(
-    path: Path, shapes: dict[str, tuple[int, ...]], dtype: mx.Dtype, make: Callable[[str], mx.array]
+    path: Path, shapes: dict[str, tuple[int, ...]], dtype: mx.Dtype, make: Callable[[str], Iterable[mx.array]]
 ) -> None:
-    """Write arrays of one type to a safetensors file, each made when its turn comes, so that one is held at a time."""
+    """Write arrays of one type to a safetensors file, each made in its turn: whole or in runs of its rows."""
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0
     for name, shape in shapes.items():
@@ -217,8 +218,17 @@ def write_made(
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in shapes:
-            array = mx.contiguous(make(name).astype(dtype))
-            file.write(np.asarray(array.flatten().view(mx.uint8)).data)
+            for array in make(name):
+                _append(file, array, dtype)
+            del array
+            mx.clear_cache()  # the buffers of what was written would be kept, of a large table too
+
+
+def _append(file: BinaryIO, array: mx.array, dtype: mx.Dtype) -> None:
+    """Write an array's numbers in another type, some rows at a time: neither a copy nor 2 GiB of bytes at once."""
+    rows = max(PIECE * len(array) // array.size, 1)
+    for part in mx.split(array, range(rows, len(array), rows)):
+        file.write(np.asarray(mx.contiguous(part.astype(dtype)).flatten().view(mx.uint8)).data)
 
 
 def read_arrays(path: Path) -> dict[str, mx.array]:

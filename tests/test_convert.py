@@ -1,22 +1,30 @@
 """Conversion to model folders: what is written, what is refused, and that a failure leaves nothing behind."""
 
+import functools
 import hashlib
 import json
+import re
+import shutil
+import subprocess
+import sys
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 from mlx.utils import tree_flatten
+from peak_memory import growth
 from tiny_models import SETTINGS, random_model
 
 import mlx_transformer as mt
 from mlx_transformer import checkpoint, cli, precision
 from mlx_transformer.config import SearchConfig
-from mlx_transformer.weights import convert
+from mlx_transformer.weights import convert, plan
 from mlx_transformer.weights.families import FAMILIES, REFUSED
 from mlx_transformer.weights.names import ConversionError, expand
 from mlx_transformer.weights.settings import not_covered, search_config
+from mlx_transformer.weights.transforms import rows
 
 VOCAB, DIMS = 11, 8
 SETTINGS_OF_BART = {
@@ -139,6 +147,66 @@ def test_a_norm_that_the_family_lacks_is_no_switch_but_an_error(tmp_path):
         convert.load(source)
 
 
+ROWS = 2**22
+TABLE = 4 * ROWS * DIMS  # bytes in float32
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Checkpoints with tables of 128 MiB in float32 or half: of words, of positions that lose their first rows."""
+    folder = tmp_path_factory.mktemp("large")
+    words = {"model.shared.weight": (ROWS, DIMS), "final_logits_bias": (1, ROWS)}
+    both = words | {f"model.{stack}.embed_positions.weight": (ROWS, DIMS) for stack in ("encoder", "decoder")}
+    twice = words | {"lm_head.weight": (ROWS, DIMS)}
+    kinds = {"words": (words, mx.float32), "twice": (twice, mx.float32), "both": (both, mx.float32)}
+    for name, (shapes, dtype) in (kinds | {"half": (both, mx.float16)}).items():
+        tensors = bart_tensors() | {key: mx.zeros(shape) for key, shape in shapes.items()}
+        settings = SETTINGS_OF_BART | ({"max_position_embeddings": ROWS - 2} if shapes is both else {})
+        write(folder / name, {key: tensors.pop(key).astype(dtype) for key in list(tensors)}, settings)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    "source, dtype, most",
+    [("words", None, 0.7), ("twice", None, 0.9), ("both", None, 1.6), ("both", "float16", 1.6), ("half", None, 0.8)],
+)
+def test_converting_needs_little_more_memory_than_the_largest_tensor(large, source, dtype, most):
+    """Less than that where it is stored as it is."""
+    program = f"mt.convert(source, destination, dtype={dtype!r}, force=True)"
+    assert growth(program, large / source, large / "ours") < most * TABLE
+
+
+@pytest.mark.parametrize("source", ["both", "half"])
+def test_loading_needs_little_more_memory_than_the_model_and_the_largest_tensor(large, source):
+    largest = TABLE // 2 if source == "half" else 0  # in float32 it becomes the model's own
+    assert growth("model, _ = mt.load(source, dtype='float32')", large / source) < 3.4 * TABLE + largest
+
+
+def test_a_model_in_memory_is_read_with_one_whole_tensor_at_a_time():
+    config = random_model(SETTINGS["post_norm"]).config
+    shapes = plan.parameters(config)
+
+    def part(shape):
+        whole = mx.zeros((100 * shape[0], *shape[1:]))
+        mx.eval(whole)
+        return rows(0, 100)(whole)
+
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    makers = {name: functools.partial(part, shape) for name, shape in shapes.items()}
+    model = plan.Plan("made up", config, makers, names=None).model(SearchConfig())
+    sizes = [array.nbytes for _, array in tree_flatten(model.parameters())]
+    assert mx.get_peak_memory() - before < 102 * max(sizes) + 2 * sum(sizes) < 50 * sum(sizes)
+
+
+def test_parts_of_a_packed_tensor_do_not_keep_the_whole():
+    before = mx.get_active_memory()
+    kept = rows(1)(mx.zeros((3 * 512, 512)))
+    mx.eval(kept)
+    assert kept.nbytes <= mx.get_active_memory() - before < 1.1 * kept.nbytes
+
+
 def test_an_output_layer_of_its_own_is_found_by_its_numbers(tmp_path):
     tensors = bart_tensors()
     same = write(tmp_path / "same", tensors | {"lm_head.weight": tensors["model.shared.weight"] + 0})
@@ -152,7 +220,7 @@ def test_an_output_layer_of_its_own_is_found_by_its_numbers(tmp_path):
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_not_covered_is_refused_by_name(tmp_path, kind):
     source = write(tmp_path / "model", bart_tensors(), {"model_type": kind})
-    with pytest.raises(ValueError, match=f"model_type '{kind}' cannot be converted: its|it has"):
+    with pytest.raises(ValueError, match=f"model_type '{kind}' cannot be converted: {re.escape(REFUSED[kind])}.$"):
         convert.load(source)
 
 
@@ -272,6 +340,9 @@ def test_progress_ends_with_all_bytes(source, tmp_path):
         ),
         ({"forced_eos_token_id": [7], "renormalize_logits": True}, {"forced_eos_id": 7, "renormalize": True}),
         ({"early_stopping": "never", "length_penalty": 2.0}, {"early_stopping": "never", "length_penalty": 2.0}),
+        ({"num_beams": 4, "num_return_sequences": 3}, {"beam_size": 4, "num_hypotheses": 3}),
+        ({"num_return_sequences": 3}, {}),
+        ({"encoder_no_repeat_ngram_size": 3}, {"source_no_repeat_ngram_size": 3}),
         (
             {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2},
             {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2},
@@ -290,8 +361,65 @@ def test_the_generation_file_counts_and_what_is_not_followed_is_told(tmp_path, c
     model, _ = convert.load(source)
     assert model.search_defaults == SearchConfig(beam_size=3)
     assert model.config.start_id == 5
-    assert "not followed: num_beam_groups, do_sample" in caplog.text
-    assert not_covered({"top_k": 50, "diversity_penalty": 0.0, "guidance_scale": None}) == []
+    assert "not followed: do_sample, num_beam_groups.\n" in caplog.text
+
+
+def test_of_an_old_config_what_is_not_followed_is_told_and_nothing_else(tmp_path, caplog):
+    convert.load(write(tmp_path / "plain", bart_tensors()))
+    assert not caplog.text
+    convert.load(write(tmp_path / "odd", bart_tensors(), SETTINGS_OF_BART | {"diversity_penalty": 0.5}))
+    assert "not followed: diversity_penalty.\n" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"sequence_bias": [[[3], -2.0]]},
+        {"forced_decoder_ids": [[1, 5]]},
+        {"begin_suppress_tokens": [5]},
+        {"diversity_penalty": 0.5},
+        {"num_beam_groups": 2},
+        {"encoder_repetition_penalty": 1.2},
+        {"exponential_decay_length_penalty": [5, 1.1]},
+        {"stop_strings": ["."]},
+        {"guidance_scale": 1.5},
+        {"penalty_alpha": 0.6},
+        {"force_words_ids": [[5]]},
+        {"constraints": [5]},
+        {"max_time": 2.0},
+        {"remove_invalid_values": True},
+        {"token_healing": True},
+        {"watermarking_config": {"bias": 2.0}},
+        {"do_sample": True},
+        {"of_years_to_come": 1},
+        {"eos_token_id": [2, 5]},
+        {"forced_eos_token_id": [2, 5]},
+        {"decoder_start_token_id": [2, 5]},
+    ],
+    ids=str,
+)
+def test_each_setting_that_is_not_followed(said):
+    assert not_covered(said) == list(said)
+
+
+def test_settings_that_ask_for_nothing():
+    neutral = {"encoder_repetition_penalty": 1.0, "num_beam_groups": 1, "guidance_scale": 1, "sequence_bias": {}}
+    neutral |= {"diversity_penalty": 0.0, "remove_invalid_values": False, "stop_strings": [], "eos_token_id": [2]}
+    assert not_covered(neutral | {"top_k": 50, "num_beams": 4, "transformers_version": "4.28.0"}) == []
+
+
+@pytest.mark.parametrize("end, expected", [(5, 5), ([5], 5), ([6, 5], 6), (None, 2)], ids=str)
+def test_the_end_token_is_that_of_the_generation_settings(tmp_path, end, expected, caplog):
+    source = write(tmp_path / "model", bart_tensors(), generation={"eos_token_id": end})
+    assert convert.load(source)[0].config.eos_id == expected
+    assert ("not followed: eos_token_id.\n" in caplog.text) == (end == [6, 5])
+
+
+def test_of_several_start_and_end_tokens_the_first_counts(tmp_path, caplog):
+    several = {"eos_token_id": [4, 5], "decoder_start_token_id": [7, 3]}
+    model, _ = convert.load(write(tmp_path / "model", bart_tensors(), SETTINGS_OF_BART | several))
+    assert (model.config.eos_id, model.config.start_id) == (4, 7)
+    assert "not followed: decoder_start_token_id, eos_token_id.\n" in caplog.text
 
 
 def test_every_family_names_every_parameter():
@@ -322,3 +450,12 @@ def test_info_tells_what_an_unconverted_checkpoint_holds(source):
     facts = json.loads(run("info", source, "--json").output)
     assert (facts["family"], facts["stored_dtype"], facts["config"]["dims"]) == ("bart", ["float32"], DIMS)
     assert "torch checkpoint, bart" in run("info", source).output
+
+
+def test_the_benchmark_measures_both_tasks():
+    command = [sys.executable, "-m", "benchmarks.convert", "--size", "tiny", "--rounds", "1", "--no-peer"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    measured = [line.split(" | ") for line in printed.splitlines() if "| mlx_transformer |" in line]
+    assert [cells[0] for cells in measured] == ["| convert", "| load", "| load and read all"]
+    assert all(float(cells[3]) > 0 and float(cells[7]) > 0 for cells in measured)
+    assert "files=warm" in printed.splitlines()[0]

@@ -6,6 +6,7 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
+from plain_search import CLOSE, Teacher, check_equals_plain, with_end
 from tiny_models import SETTINGS, config, padded, random_model, random_sources, stack
 
 from mlx_transformer.config import SearchConfig
@@ -16,7 +17,6 @@ LENGTHS = (3, 7, 5, 4, 6)
 LENGTH_PENALTIES = (0, 0.6, 1, 2, -1)
 EARLY_STOPPING = (False, True, "never")
 SMALL = config(source_vocab_size=9, target_vocab_size=9, output_bias=True)
-CLOSE = 1e-4  # where two candidates are nearer than this, either may win
 
 
 @pytest.fixture(autouse=True)
@@ -50,92 +50,9 @@ def sources(model):
     return random_sources(model.config, LENGTHS, seed=5)
 
 
-class Teacher:
-    """Log-probabilities after a prefix, from a whole pass over it, without cache; each is computed once."""
-
-    def __init__(self, model):
-        self.model = model
-        self.known = {}
-
-    def __call__(self, source, prefixes):
-        """Log-probabilities, (prefixes, vocab), after prefixes of one length."""
-        missing = [prefix for prefix in prefixes if (*source, None, *prefix) not in self.known]
-        if missing:
-            target = mx.array([[self.model.config.start_id, *prefix] for prefix in missing], mx.int32)
-            logits = self.model(mx.array([source] * len(missing), mx.int32), target)[:, -1]
-            rows = np.array(logits.astype(mx.float32), np.float64)
-            rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
-            self.known.update({(*source, None, *prefix): row for prefix, row in zip(missing, rows, strict=True)})
-        return np.array([self.known[(*source, None, *prefix)] for prefix in prefixes])
-
-
 @pytest.fixture(scope="module")
 def teacher(model):
     return Teacher(model)
-
-
-def plain_search(teacher, source, search, limit):
-    """The rules of transformers' beam search for one sentence, as they are written: [(score, ids with end token)].
-
-    Also gives how near the nearest candidates were that this search had to choose between.
-    """
-    eos_id = teacher.model.config.eos_id
-    beams = search.beam_size
-    living, finished, nearest = [(0.0, ())], [], np.inf
-    for length in range(1, limit + 1):
-        logprobs = teacher(source, [ids for _, ids in living])
-        logprobs[:, [teacher.model.config.pad_id, *search.suppress_ids]] = -np.inf
-        if length < search.min_tokens:
-            logprobs[:, eos_id] = -np.inf
-        candidates = [
-            (score + row[token], (*ids, token))
-            for (score, ids), row in zip(living, logprobs, strict=True)
-            for token in np.flatnonzero(row > -np.inf).tolist()
-        ]
-        candidates = sorted(candidates, reverse=True)[: 2 * beams + 1]
-        nearest = min([nearest, *(a[0] - b[0] for a, b in itertools.pairwise(candidates))])
-        candidates = candidates[: 2 * beams]
-        ends = [ids[-1] == eos_id or length == limit for _, ids in candidates]
-        finished += [
-            (score / length**search.length_penalty, ids)
-            for (score, ids), end in zip(candidates[:beams], ends[:beams], strict=True)
-            if end
-        ]
-        finished = sorted(finished, reverse=True)[:beams]
-        living = [candidate for candidate, end in zip(candidates, ends, strict=True) if not end][:beams]
-        if not living:
-            break
-        if len(finished) == beams:
-            if search.early_stopping is True or beams == 1:
-                break
-            reached = limit if search.early_stopping == "never" and search.length_penalty > 0 else length
-            attainable = living[0][0] / reached**search.length_penalty
-            nearest = min(nearest, abs(attainable - finished[-1][0]))
-            if attainable <= finished[-1][0]:
-                break
-    nearest = min([nearest, *(a[0] - b[0] for a, b in itertools.pairwise(finished))])
-    return finished[: search.num_hypotheses], nearest
-
-
-def with_end(hypothesis, eos_id):
-    return (*hypothesis.ids, *([eos_id] if hypothesis.finish_reason == "stop" else []))
-
-
-def check_equals_plain(teacher, sources, search, tolerance, limits=None):
-    """Compare a batch with the plain search of each of its sentences; gives how many tokens each best one has."""
-    model = teacher.model
-    found = generate_ids(model, padded(sources, model.config), search, limits)
-    lengths = []
-    for source, hypotheses, limit in zip(sources, found, limits or [search.max_tokens] * len(sources), strict=True):
-        expected, nearest = plain_search(teacher, source, search, limit)
-        ids = [with_end(h, model.config.eos_id) for h in hypotheses]
-        # At most one of a thousand sentences may differ, where candidates are that near: here none of some hundred.
-        assert ids == [ids for _, ids in expected], f"the nearest candidates differed by {nearest}"
-        np.testing.assert_allclose(
-            [h.score for h in hypotheses], [score for score, _ in expected], atol=tolerance(CLOSE)
-        )
-        lengths.append(len(ids[0]))
-    return lengths
 
 
 def naive_greedy(model, source, limit):
@@ -515,3 +432,32 @@ def test_padding_is_never_generated(model, sources):
     for beam_size in (1, 3):
         for hypotheses in generate_ids(eager, padded(sources, SMALL), SearchConfig(beam_size, beam_size, 6)):
             assert all(0 not in hypothesis.ids for hypothesis in hypotheses)
+
+
+@pytest.mark.parametrize("beam_size, repetition_penalty", [(1, 1.0), (3, 1.0), (3, 1.5)])
+def test_each_source_may_have_a_start_and_a_forced_first_token_of_its_own(
+    model, sources, beam_size, repetition_penalty, tolerance
+):
+    search = SearchConfig(beam_size=beam_size, max_tokens=9, repetition_penalty=repetition_penalty)
+    starts, firsts = [2, 5, 3, 7, 2], [4, 4, 6, 3, 8]
+    batch = padded(sources, model.config)
+    found = generate_ids(model, batch, search, start_ids=starts, forced_bos_ids=firsts)
+    free = generate_ids(model, batch, search, start_ids=starts)
+    for row, (source, start, first) in enumerate(zip(sources, starts, firsts, strict=True)):
+        alone = Transformer(dataclasses.replace(model.config, start_id=start), search)
+        alone.update(model.parameters())
+        alone.eval()
+        for result, rules in ((found[row], {"forced_bos_id": first}), (free[row], {})):
+            (expected,) = generate_ids(alone, mx.array([source]), dataclasses.replace(search, **rules))
+            assert [h.ids for h in result] == [h.ids for h in expected]
+            np.testing.assert_allclose([h.score for h in result], [h.score for h in expected], atol=tolerance(CLOSE))
+        assert found[row][0].ids[0] == first
+    assert [h.ids for (h,) in free] != [h.ids for (h,) in generate_ids(model, batch, search)]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"start_ids": [2]}, {"start_ids": [2, 2, 2, 2, 9]}, {"forced_bos_ids": [0, 1, 2, 3, -1]}]
+)
+def test_starts_are_tokens_one_for_each_source(model, sources, changes):
+    with pytest.raises(ValueError, match="_ids must be 5 numbers from 0 to 8, one for each source"):
+        generate_ids(model, padded(sources, model.config), SearchConfig(max_tokens=3), **changes)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_transformer.weights import archives
 from mlx_transformer.weights.archives import Place
@@ -24,8 +25,9 @@ from mlx_transformer.weights.tensors import (
     Storage,
     Tensor,
     make_tensor,
+    new_array,
     quoted,
-    read_tensor,
+    read_numbers,
     row_major,
 )
 
@@ -83,19 +85,19 @@ class Container:
         return place
 
     def load(self, tensor: Tensor) -> mx.array:
-        """Read one tensor."""
-        with naming(self.path):
+        """Read one tensor, a piece at a time: this takes little more memory than the tensor."""
+        with naming(self.path), np.errstate(over="ignore", invalid="ignore"):
             place = self.check(tensor.storage)
-            begin = tensor.storage.start + tensor.offset * ITEMSIZE[tensor.dtype]
-            length = tensor.extent * ITEMSIZE[tensor.dtype]
-            if place.packed is None:
-                data = memoryview(self.data)[place.start + begin :][:length]
-            else:
-                data = memoryview(self._unpack(tensor.storage.key, place))[begin:][:length]
-            array = read_tensor(tensor, data, big_endian=self.big_endian)
-        if place.packed is None and length >= mmap.PAGESIZE:
-            self._release(place.start + begin, length)
-        return array
+            data, array = self._bytes(tensor.storage.key, place), new_array(tensor)
+            taken, end = np.asarray(array).reshape(-1), 0  # memory of the array itself: what is written here is in it
+            for piece in tensor.pieces():
+                start, end = end, end + piece.size
+                first = piece.storage.start + piece.offset * ITEMSIZE[piece.dtype]
+                length = piece.extent * ITEMSIZE[piece.dtype]
+                taken[start:end] = read_numbers(piece, data[first:][:length], big_endian=self.big_endian)
+                if place.packed is None and length >= mmap.PAGESIZE:
+                    self._release(place.start + first, length)
+        return array.view(mx.bfloat16) if tensor.dtype == "bfloat16" else array
 
     def close(self) -> None:
         """Let go of the file."""
@@ -104,11 +106,13 @@ class Container:
         with suppress(BufferError):
             self.data.close()
 
-    def _unpack(self, key: str, place: Place) -> bytes:
+    def _bytes(self, key: str, place: Place) -> memoryview:
+        if place.packed is None:
+            return memoryview(self.data)[place.start :]
         if self.unpacked is None or self.unpacked[0] != key:
             self.unpacked = None
             self.unpacked = (key, archives.unpack(self.data, place))
-        return self.unpacked[1]
+        return memoryview(self.unpacked[1])
 
     def _release(self, start: int, length: int) -> None:
         """Take pages that were read out of this process's memory; the system may keep them as cache."""

@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from mlx_transformer.weights.settings import (
     not_covered,
     options,
     read_generation,
+    read_joined,
     read_settings,
-    read_yaml,
     search_config,
     start_id,
 )
@@ -54,7 +55,7 @@ def convert(
         settings: Settings of the model (fields of ModelConfig, of StackConfig for both stacks or as
             "encoder.num_layers" for one) that the checkpoint does not tell, or tells wrong.
         force: Replace a model folder that is there already.
-        report: Called with the bytes written so far and all bytes, after each tensor.
+        report: Called with the bytes written so far and all bytes, after each part of a tensor.
 
     Raises:
         ConversionError: If tensors are missing, unexpected or misshapen; nothing is written.
@@ -69,10 +70,13 @@ def convert(
         tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
         stored = find_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
         with folders.replacing(destination) as new:
-            _write(new, plan, search, stored, report)
+            # Hashing the files takes about as long as writing the numbers: both at a time.
+            with ThreadPoolExecutor(max_workers=1) as executor:
+                text = executor.submit(card, plan, checkpoint, stored)
+                _write(new, plan, search, stored, report)
             if tokenizer is not None:
                 tokenizer.save(new)
-            (new / "README.md").write_text(card(plan, checkpoint, stored))
+            (new / "README.md").write_text(text.result())
 
 
 def load(
@@ -116,9 +120,10 @@ def prepare(
     told = read_settings(source)
     generation = read_generation(source, told)
     start = start_id(told, generation)
+    stated = told or read_joined(source) or options(checkpoint.extras)
     plan = make_plan(
         checkpoint,
-        told or read_yaml(source) or options(checkpoint.extras),
+        stated,
         family=family,
         rename=rename,
         overrides=settings,
@@ -127,8 +132,9 @@ def prepare(
     search = search_config(generation)
     if left := not_covered(generation) if told else []:
         logger.warning("Generation settings that are not followed: %s.", ", ".join(left))
-    own = FAMILIES[plan.family].search
-    return plan, replace(search, **own) if not told else search
+    rules = {} if told else FAMILIES[plan.family].search
+    own = {ours: stated.get(rule) if isinstance(rule, str) else rule for ours, rule in rules.items()}
+    return plan, replace(search, **{ours: value for ours, value in own.items() if value is not None})
 
 
 def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
@@ -145,13 +151,13 @@ def _write(new: Path, plan: Plan, search: SearchConfig, dtype: mx.Dtype, report:
     total = sum(mx.zeros(shape, dtype).nbytes for shape in shapes.values())
     done = 0
 
-    def make(name: str) -> mx.array:
+    def make(name: str) -> Iterator[mx.array]:
         nonlocal done
-        array = plan.makers[name]()
-        done += array.size * dtype.size
-        if report is not None:
-            report(done, total)
-        return array
+        for array in plan.parts(name):
+            yield array
+            done += array.size * dtype.size
+            if report is not None:
+                report(done, total)
 
     folders.write_made(new / "model.safetensors", shapes, dtype, make)
 

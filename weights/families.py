@@ -3,6 +3,7 @@
 Adding a family is a row in FAMILIES and a test. Names are those of the files without wrappers such as "model.".
 """
 
+from dataclasses import replace
 from typing import Any
 
 from mlx_transformer.weights import transforms as to
@@ -37,15 +38,17 @@ BART_FIELDS = {
     "scale_embeddings": ("scale_embedding", False),
     "activation": ("activation_function", "gelu", to.activation),
     "pad_id": "pad_token_id",
-    "eos_id": "eos_token_id",
+    "eos_id": to.first("eos_token_id"),
 }
-M2M100_FIELDS = {
-    **BART_FIELDS,
-    "scale_embeddings": ("scale_embedding", True),
-    "activation": ("activation_function", "relu", to.activation),
-}
-COMPUTED_POSITIONS = ("*.embed_positions.weight", "*.embed_positions.weights")
+SCALED_FIELDS = {**BART_FIELDS, "scale_embeddings": ("scale_embedding", True)}
+COMPUTED_POSITIONS = ("*.embed_positions.weight*",)
 BART_KEYWORDS: dict[str, Any] = {"fields": BART_FIELDS, "presence": OUTPUT_BIAS}
+BART = Family(
+    BART_NAMES | learned(2),
+    constants=POST_NORM | {"positions": "learned", "embedding_norm": "after"},
+    model_types=("bart",),
+    **BART_KEYWORDS,
+)
 
 # T5 and its relatives.
 T5_ENCODER: Names = {
@@ -88,7 +91,7 @@ T5_FIELDS = {
     "gated_mlp": ("feed_forward_proj", "relu", to.gated),
     "logit_scale": to.scale_if_tied,
     "pad_id": ("pad_token_id", 0),
-    "eos_id": ("eos_token_id", 1),
+    "eos_id": to.first("eos_token_id", 1),
 }
 MT5_FIELDS = {
     **{ours: theirs for ours, theirs in T5_FIELDS.items() if ours != "logit_scale"},
@@ -117,12 +120,8 @@ FAMILIES: dict[str, Family] = {
         model_types=("marian",),
         **BART_KEYWORDS,
     ),
-    "bart": Family(
-        BART_NAMES | learned(2),
-        constants=POST_NORM | {"positions": "learned", "embedding_norm": "after"},
-        model_types=("bart", "plbart"),
-        **BART_KEYWORDS,
-    ),
+    "bart": BART,
+    "plbart": replace(BART, fields=SCALED_FIELDS, model_types=("plbart",)),
     "mbart": Family(
         BART_NAMES | learned(2),
         constants=PRE_NORM | {"positions": "learned", "embedding_norm": "after"},
@@ -131,7 +130,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "m2m100": Family(
         BART_NAMES,
-        M2M100_FIELDS,
+        {**SCALED_FIELDS, "activation": ("activation_function", "relu", to.activation)},
         constants=PRE_NORM,
         rows=to.spread_after_padding,
         ignored=COMPUTED_POSITIONS,

@@ -26,7 +26,7 @@ class Family:
         rows: Makes the rows of sinusoidal positions.
         ignored: Patterns of tensors that hold nothing that is needed.
         allowed: Their key -> the values that are covered; others are refused.
-        search: Fields of the search, for files without generation settings.
+        search: Fields of the search, for files without generation settings; a text is the key of theirs.
     """
 
     names: Names
@@ -43,18 +43,22 @@ class Family:
 
 BIASES: dict[str, tuple[str, Any, Any]] = {
     "attention_bias": ("encoder.layers.0.self_attention.query_proj.bias", True, False),
-    "attention_out_bias": ("encoder.layers.0.self_attention.out_proj.bias", True, False),
     "mlp_bias": ("encoder.layers.0.feed_forward.up_proj.bias", True, False),
     "norm_bias": ("encoder.layers.0.self_attention_residual.norm.bias", True, False),
 }
 OUTPUT_BIAS: dict[str, tuple[str, Any, Any]] = {"output_bias": ("output.bias", True, False)}
-FINAL_NORMS: dict[str, tuple[str, Any, Any]] = {
-    "encoder.final_norm": ("encoder.norm.weight", True, False),
-    "decoder.final_norm": ("decoder.norm.weight", True, False),
-}
 POST_NORM = {"norm_first": False, "final_norm": False}
 PRE_NORM = {"norm_first": True, "final_norm": True}
 PROJECTIONS = ("query_proj", "key_proj", "value_proj", "out_proj")
+SIDES = ("encoder", "decoder")
+
+
+def on_each_side(setting: str, part: str, there: Any, absent: Any) -> dict[str, tuple[str, Any, Any]]:
+    """A setting of each stack that the presence of a part of it tells."""
+    return {f"{side}.{setting}": (f"{side}.{part}.weight", there, absent) for side in SIDES}
+
+
+FINAL_NORMS = on_each_side("final_norm", "norm", True, False)
 
 
 def attention(ours: str, theirs: str, *projections: str) -> Names:
@@ -74,15 +78,14 @@ def stacks(encoder: Names, decoder: Names, encoder_layer: str, decoder_layer: st
     return names | {f"decoder.layers.{{i}}.{ours}": within(decoder_layer, theirs) for ours, theirs in decoder.items()}
 
 
-def packed(ours: str, theirs: str) -> Names:
-    """Projections of query, key and value in one tensor, or each in one of its own, and the last projection."""
+def packed(ours: str, theirs: str, apart: str = "_proj") -> Names:
+    """Projections of query, key and value in one tensor or apart, as q_proj and so on, and the last projection."""
     names: Names = {f"{ours}.out_proj": f"{theirs}.out_proj"}
     for part, name in enumerate(("query", "key", "value")):
         letter = name[0]
         names[f"{ours}.{name}_proj"] = [
-            f"{theirs}.{letter}_proj",
+            f"{theirs}.{letter}{apart}",
             (f"{theirs}.in_proj_{{leaf}}", to.rows(part)),
-            f"{theirs}.{letter}_proj_{{leaf}}",
         ]
     return names
 
@@ -97,4 +100,4 @@ def renamed_norm(ours: str, theirs: str) -> Names:
 
 def named(ours: str, theirs: str, function: Callable) -> Names:
     """A name for each side."""
-    return {ours.format(side=side): (theirs.format(side=side), function) for side in ("encoder", "decoder")}
+    return {ours.format(side=side): (theirs.format(side=side), function) for side in SIDES}

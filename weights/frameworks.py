@@ -3,6 +3,7 @@
 What such a file does not say (always the number of heads, for some the special tokens) a user has to.
 """
 
+import itertools
 from typing import Any
 
 from mlx_transformer.weights import transforms as to
@@ -12,10 +13,12 @@ from mlx_transformer.weights.family import (
     OUTPUT_BIAS,
     POST_NORM,
     PRE_NORM,
+    SIDES,
     Family,
     Names,
     attention,
     named,
+    on_each_side,
     packed,
     renamed_norm,
     stacks,
@@ -23,7 +26,7 @@ from mlx_transformer.weights.family import (
 
 # torch.nn.Transformer in a module of someone's own, under the usual names.
 TORCH_ENCODER: Names = {
-    **packed("self_attention", "self_attn"),
+    **packed("self_attention", "self_attn", "_proj_{leaf}"),
     "self_attention_residual.norm": "norm1",
     "feed_forward.up_proj": "linear1",
     "feed_forward.down_proj": "linear2",
@@ -31,40 +34,53 @@ TORCH_ENCODER: Names = {
 }
 TORCH_DECODER: Names = {
     **TORCH_ENCODER,
-    **packed("cross_attention", "multihead_attn"),
+    **packed("cross_attention", "multihead_attn", "_proj_{leaf}"),
     "cross_attention_residual.norm": "norm2",
     "feed_forward_residual.norm": "norm3",
 }
-POSITION_BUFFERS = [
-    (name, to.table)
-    for name in (
-        *("positional_encoding.pos_embedding", "positional_encoding.pe", "pos_encoder.pe", "pos_encoding.pe"),
-        *("pos_embedding.weight", "position_embedding.weight", "positional_encoding.weight"),
-    )
-]
-SHARED_TABLES = ["embedding.weight", "embed.weight", "token_embedding.weight"]
+# What such modules call their parts, behind a word for the side where each side has its own.
+SIDE_WORDS = {
+    "encoder": ("src_", "source_", "encoder_", "enc_", ""),
+    "decoder": ("tgt_", "trg_", "target_", "decoder_", "dec_", ""),
+}
+TABLE_WORDS = ("tok_emb", "token_embedding", "word_embedding", "embedding", "embed", "emb")
+POSITION_WORDS = (
+    *("positional_encoding", "positional_embedding", "position_embedding", "position_embeddings"),
+    *("pos_encoding", "pos_encoder", "pos_embedding", "pos_embed", "pos_emb", "pos", "pe"),
+)
+TABLE_LEAVES = (".weight", ".embedding.weight", ".lut.weight")
+BUFFER_LEAVES = (".pos_embedding", ".pe", "")
+
+
+def spelled(side: str, words: tuple[str, ...], leaves: tuple[str, ...]) -> list[str]:
+    """The names that a part of a side may have, those of this side alone first."""
+    return ["".join(name) for name in itertools.product(SIDE_WORDS[side], words, leaves)]
+
+
+def torch_embeddings(side: str, table: str) -> Names:
+    """Tokens and positions of a side: rows of an nn.Embedding are learned, those of a buffer are not."""
+    learned = spelled(side, POSITION_WORDS, TABLE_LEAVES)
+    buffers = [(name, to.table) for name in spelled(side, POSITION_WORDS, BUFFER_LEAVES)]
+    return {
+        f"{table}.weight": spelled(side, TABLE_WORDS, TABLE_LEAVES),
+        f"{side}.positions.weight": [*learned, *buffers],
+        f"{side}.learned.weight": learned,  # no parameter of ours, only a sign
+    }
+
+
 TORCH_NAMES: Names = {
     **stacks(TORCH_ENCODER, TORCH_DECODER, "encoder.layers.{i}", "decoder.layers.{i}"),
     "encoder.norm": "encoder.norm",
     "decoder.norm": "decoder.norm",
-    "encoder.positions.weight": POSITION_BUFFERS,
-    "decoder.positions.weight": POSITION_BUFFERS,
-    "source_embedding.weight": [
-        *("src_tok_emb.embedding.weight", "src_tok_emb.weight", "src_embedding.weight", "src_embed.weight"),
-        *("encoder_embedding.weight", "source_embedding.weight", "src_emb.weight", *SHARED_TABLES),
-    ],
-    "target_embedding.weight": [
-        *("tgt_tok_emb.embedding.weight", "tgt_tok_emb.weight", "tgt_embedding.weight", "tgt_embed.weight"),
-        *("trg_embedding.weight", "decoder_embedding.weight", "target_embedding.weight", "tgt_emb.weight"),
-        *SHARED_TABLES,
-    ],
+    **torch_embeddings("encoder", "source_embedding"),
+    **torch_embeddings("decoder", "target_embedding"),
     "output": ["generator", "fc_out", "out", "linear", "output_layer", "fc", "projection", "output", "lm_head"],
 }
 TORCH_FIELDS = {
     "num_heads": ("nhead", None),
     "norm_first": ("norm_first", False),
     "norm_eps": ("layer_norm_eps", 1e-5),
-    "activation": ("activation", "relu", to.activation),
+    "activation": ("activation", "relu"),
 }
 
 ANNOTATED_ENCODER: Names = {
@@ -84,6 +100,7 @@ ANNOTATED_NAMES: Names = {
     **stacks(ANNOTATED_ENCODER, ANNOTATED_DECODER, "encoder.layers.{i}", "decoder.layers.{i}"),
     **renamed_norm("encoder.norm", "encoder.norm"),
     **renamed_norm("decoder.norm", "decoder.norm"),
+    "deviation.weight": "encoder.norm.a_2",  # no parameter of ours, only a sign: others have torch's normalisation
     "source_embedding.weight": "src_embed.0.lut.weight",
     "target_embedding.weight": "tgt_embed.0.lut.weight",
     "encoder.positions.weight": ("src_embed.1.pe", to.table),
@@ -137,12 +154,16 @@ FAIRSEQ_NAMES: Names = {
 FAIRSEQ_HEADS = {"iwslt": 4, "big": 16}
 
 
+def fairseq_arch(settings: dict[str, Any]) -> str:
+    """The name of the architecture."""
+    return str(settings.get("arch") or settings.get("_name"))
+
+
 def fairseq_heads(side: str) -> Any:
     """The number of heads of a stack."""
 
     def find(settings: dict[str, Any]) -> int | None:
-        arch = str(settings.get("arch", settings["_name"] if "_name" in settings else ""))
-        usual = next((heads for part, heads in FAIRSEQ_HEADS.items() if part in arch), 8)
+        usual = next((heads for part, heads in FAIRSEQ_HEADS.items() if part in fairseq_arch(settings)), 8)
         return settings.get(f"{side}_attention_heads") or (usual if settings else None)
 
     return find
@@ -150,14 +171,12 @@ def fairseq_heads(side: str) -> Any:
 
 def fairseq_norm_first(side: str) -> Any:
     """Whether a stack is pre-norm."""
-    return lambda settings: settings.get(f"{side}_normalize_before", "t2t" in str(settings.get("arch", "")))
+    return lambda settings: settings.get(f"{side}_normalize_before", "t2t" in fairseq_arch(settings))
 
 
 FAIRSEQ_FIELDS = {
-    "encoder.num_heads": fairseq_heads("encoder"),
-    "decoder.num_heads": fairseq_heads("decoder"),
-    "encoder.norm_first": fairseq_norm_first("encoder"),
-    "decoder.norm_first": fairseq_norm_first("decoder"),
+    **{f"{side}.num_heads": fairseq_heads(side) for side in SIDES},
+    **{f"{side}.norm_first": fairseq_norm_first(side) for side in SIDES},
     "activation": ("activation_fn", "relu", to.activation),
     "scale_embeddings": lambda settings: not settings.get("no_scale_embedding"),
     "positions": lambda settings: "none" if settings.get("no_token_positional_embeddings") else None,
@@ -171,7 +190,6 @@ ONMT_ENCODER: Names = {
     **renamed_norm("self_attention_residual.norm", "layer_norm"),
     "feed_forward.gate_proj": "feed_forward.w_1",
     "feed_forward.up_proj": ["feed_forward.w_3", "feed_forward.w_1"],
-    "feed_forward.third": "feed_forward.w_3",  # no parameter of ours, only a sign of a gate
     "feed_forward.down_proj": "feed_forward.w_2",
     **renamed_norm("feed_forward_residual.norm", "feed_forward.layer_norm"),
 }
@@ -190,6 +208,7 @@ ONMT_NAMES: Names = {
     "encoder.positions.weight": ("encoder.embeddings.make_embedding.pe.pe", to.table),
     "decoder.positions.weight": ("decoder.embeddings.make_embedding.pe.pe", to.table),
     "output": ["generator", "generator.0"],
+    "gate": "encoder.transformer.0.feed_forward.w_3",  # no parameter of ours, only a sign
 }
 ONMT_FIELDS = {
     "num_heads": "heads",
@@ -226,36 +245,34 @@ JOEY_NAMES: Names = {
     "decoder.positions.weight": ("decoder.pe.pe", to.table),
     "output.weight": "decoder.output_layer.weight",
 }
-NORM_FIRST = {"pre": True, "post": False}
 JOEY_FIELDS = {
-    **{f"{side}.num_heads": f"{side}_num_heads" for side in ("encoder", "decoder")},
-    **{f"{side}.scale_embeddings": (f"{side}_embeddings_scale", False) for side in ("encoder", "decoder")},
-    **{f"{side}.residual_scale": (f"{side}_alpha", 1.0) for side in ("encoder", "decoder")},
-    **{
-        f"{side}.norm_first": (f"{side}_layer_norm", None, {"pre": True, "post": False})
-        for side in ("encoder", "decoder")
-    },
-    "activation": ("encoder_activation", "relu", to.activation),
-}
+    f"{side}.{ours}": rule
+    for side in SIDES
+    for ours, rule in {
+        "num_heads": f"{side}_num_heads",
+        "scale_embeddings": (f"{side}_embeddings_scale", False),
+        "residual_scale": (f"{side}_alpha", 1.0),
+        "norm_first": (f"{side}_layer_norm", None, {"pre": True, "post": False}),
+    }.items()
+} | {"activation": to.agreed("encoder_activation", "decoder_activation", "relu")}
 
 FRAMEWORKS: dict[str, Family] = {
     "torch": Family(
         TORCH_NAMES,
         TORCH_FIELDS,
         signature="encoder.layers.0.linear1.weight",
-        presence=BIASES | OUTPUT_BIAS | FINAL_NORMS,
+        presence=BIASES | OUTPUT_BIAS | FINAL_NORMS | on_each_side("positions", "learned", "learned", "sinusoidal"),
     ),
     "annotated": Family(
         ANNOTATED_NAMES,
-        constants=PRE_NORM | {"norm": "deviation", "norm_eps": 1e-6, "start_id": 0, "eos_id": 1, "pad_id": 2},
+        constants=PRE_NORM | {"output_bias": True, "start_id": 0, "eos_id": 1, "pad_id": 2},
         signature="encoder.layers.0.self_attn.linears.0.weight",
-        presence=OUTPUT_BIAS,
+        presence={"norm": ("deviation.weight", "deviation", "layer"), "norm_eps": ("deviation.weight", 1e-6, 1e-5)},
     ),
     "d2l": Family(
         D2L_NAMES,
-        constants=POST_NORM | {"max_length": 1000},
+        constants=POST_NORM | {"attention_bias": False, "output_bias": True, "max_length": 1000},
         signature="encoder.blks.block0.attention.W_q.weight",
-        presence=BIASES | OUTPUT_BIAS,
     ),
     "fairseq": Family(
         FAIRSEQ_NAMES
@@ -269,14 +286,8 @@ FRAMEWORKS: dict[str, Family] = {
         {"pad_id": 1, "eos_id": 2, "start_id": 2},
         signature="encoder.layers.0.fc1.weight",
         presence=FINAL_NORMS
-        | {
-            f"{side}.{setting}": (f"{side}.{part}.weight", there, absent)
-            for side in ("encoder", "decoder")
-            for setting, part, there, absent in (
-                ("embedding_norm", "embedding_norm", "after", "none"),
-                ("positions", "positions", "learned", "sinusoidal"),
-            )
-        },
+        | on_each_side("embedding_norm", "embedding_norm", "after", "none")
+        | on_each_side("positions", "positions", "learned", "sinusoidal"),
         rows=to.spread_after_padding,
         ignored=("*.version", "*._float_tensor", "*.embed_positions.weights"),
         allowed={
@@ -285,17 +296,17 @@ FRAMEWORKS: dict[str, Family] = {
             "no_cross_attention": (False,),
             "cross_self_attention": (False,),
         },
-        search={"beam_size": 5, "suppress_ids": (1,)},
+        search={"beam_size": 5},
     ),
     "opennmt-py": Family(
         ONMT_NAMES,
         ONMT_FIELDS,
-        PRE_NORM,
+        PRE_NORM | {"output_bias": True},
         signature="encoder.transformer.0.self_attn.linear_keys.weight",
         presence=BIASES
-        | OUTPUT_BIAS
         | {
-            "gated_mlp": ("encoder.layers.0.feed_forward.third.weight", True, False),
+            "attention_out_bias": ("encoder.layers.0.self_attention.out_proj.bias", True, False),
+            "gated_mlp": ("gate.weight", True, False),
             "positions": ("encoder.positions.weight", "sinusoidal", "none"),
             "scale_embeddings": ("encoder.positions.weight", True, False),
         },
@@ -306,17 +317,16 @@ FRAMEWORKS: dict[str, Family] = {
             "multiquery": (False,),
             "copy_attn": (False,),
         },
+        search={"beam_size": 5},
     ),
     "joeynmt": Family(
         JOEY_NAMES,
         JOEY_FIELDS,
-        {"norm_eps": 1e-6, "pad_id": 1, "start_id": 2, "eos_id": 3},
+        {"norm_eps": 1e-6, "encoder.norm_first": True, "pad_id": 1, "start_id": 2, "eos_id": 3},
         signature="encoder.layers.0.src_src_att.k_layer.weight",
-        presence=FINAL_NORMS
         # Without a setting the encoder's layers are pre-norm, and the decoder's where it ends with a norm.
-        | {
-            "encoder.norm_first": ("encoder.norm.weight", True, True),
-            "decoder.norm_first": ("decoder.norm.weight", True, False),
-        },
+        presence=FINAL_NORMS | {"decoder.norm_first": ("decoder.norm.weight", True, False)},
+        # Its scores are divided by another power of another length: only the width of its beam is taken over.
+        search={"beam_size": "testing_beam_size"},
     ),
 }

@@ -69,9 +69,11 @@ class Names:
         """Whether two tensors of the file hold the same numbers."""
         if self.aliases.get(one, one) == self.aliases.get(other, other):
             return True
-        tensors = self.checkpoint.tensors
-        equal = tuple(tensors[one].shape) == tuple(tensors[other].shape)
-        return equal and bool(mx.array_equal(self.checkpoint.load(one), self.checkpoint.load(other)).item())
+        first, second = (self.checkpoint.tensors[name] for name in (one, other))
+        return first.shape == second.shape and all(
+            mx.array_equal(self.checkpoint.load(piece), self.checkpoint.load(match)).item()
+            for piece, match in zip(first.pieces(), second.pieces(), strict=True)
+        )
 
     def candidates(self, ours: str) -> list[str]:
         """All tensors of the file that may stand for a parameter of ours."""

@@ -1,7 +1,7 @@
 """From a checkpoint's names and settings to a model's: its family, what it is made of, where each tensor goes."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import partial
@@ -43,16 +43,30 @@ class Plan:
         family: The name of the family.
         config: What the model is.
         makers: Our parameter -> what reads or computes it.
+        names: Which tensor is whose.
     """
 
     family: str
     config: ModelConfig
     makers: dict[str, Callable[[], mx.array]]
+    names: Names
+
+    def parts(self, ours: str) -> Iterator[mx.array]:
+        """A parameter of ours, some rows at a time where it is a tensor of the file as it stands."""
+        name, function = self.names.find(ours) or (None, None)
+        if name is None or function is not None:
+            yield self.makers[ours]()
+        else:
+            yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[name].pieces())
 
     def model(self, search: SearchConfig) -> Transformer:
         """The model in memory."""
         model = Transformer(self.config, search)
-        model.load_weights([(name, make()) for name, make in self.makers.items()])
+        weights = []
+        for name, make in self.makers.items():
+            weights.append((name, make()))
+            mx.eval(weights[-1][1])  # or the tensor that it is a part of would be held until the end
+        model.load_weights(weights)
         return model
 
 
@@ -114,7 +128,7 @@ def make_plan(
     layers = (defaults_of(names, row), tied, defaults or {}, row.constants, from_settings(row, settings))
     config = build(*layers, overrides or {})
     check_sizes(config, checkpoint)
-    return Plan(kind, config, check(names, row, config, read))
+    return Plan(kind, config, check(names, row, config, read), names)
 
 
 def ties(names: Names) -> tuple[dict[str, Any], set[str]]:

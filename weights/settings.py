@@ -12,23 +12,38 @@ logger = logging.getLogger(__name__)
 
 # Where training programs keep the options of the model, in the order of trust.
 OPTIONS = (("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("config",))
-# What generation settings may say without changing a search as we know it.
-IGNORED = {
+# Generation settings that are followed, or change nothing.
+FOLLOWED = {
     *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id"),
     *("decoder_start_token_id", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams"),
     *("num_return_sequences", "length_penalty", "early_stopping", "no_repeat_ngram_size", "repetition_penalty"),
     *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "renormalize_logits"),
-    *("use_cache", "do_sample", "temperature", "top_k", "top_p", "output_attentions", "output_hidden_states"),
-    *("output_scores", "output_logits", "return_dict_in_generate", "cache_implementation", "is_assistant"),
+    *("encoder_no_repeat_ngram_size", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"),
+    *("eta_cutoff", "use_cache", "output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("return_dict_in_generate", "cache_implementation", "is_assistant", "num_assistant_tokens"),
+    *("num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind"),
 }
-# What it says when it asks for nothing.
-NEUTRAL: tuple[Any, ...] = (None, False, 0, 1, 1.0, [], {})
+# Those that are not, and what they are where they ask for nothing; others of transformers ask for nothing when empty.
+NEUTRAL = {
+    **dict.fromkeys(("num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
+    **dict.fromkeys(("do_sample", "diversity_penalty", "penalty_alpha", "sequence_bias", "forced_decoder_ids")),
+    **dict.fromkeys(("begin_suppress_tokens", "exponential_decay_length_penalty", "stop_strings", "constraints")),
+    **dict.fromkeys(("force_words_ids", "remove_invalid_values", "max_time", "token_healing", "watermarking_config")),
+}
+# Where one token is followed, of a list the first.
+SINGLE = ("eos_token_id", "decoder_start_token_id", "forced_eos_token_id")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The config.json beside a checkpoint or in its folder; nothing if there is none, or it is no model's."""
+    """The config.json beside a checkpoint or in its folder; nothing if there is none, or it is no model's.
+
+    The end token is that of the generation settings, as in transformers.
+    """
     found = _beside(path, "config.json") or {}
-    return found if "model_type" in found else {}
+    if "model_type" not in found:
+        return {}
+    end = (_beside(path, "generation_config.json") or {}).get("eos_token_id")
+    return found if end is None else found | {"eos_token_id": end}
 
 
 def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
@@ -46,10 +61,18 @@ def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
     return flattened(found) if isinstance(found, dict) else {}
 
 
+def read_joined(path: Path) -> dict[str, Any]:
+    """The options of the model in the config.yaml beside a checkpoint, and as "testing_..." those of its search."""
+    model, testing = (read_yaml(path, section) for section in ("model", "testing"))
+    return model and model | {f"testing_{key}": value for key, value in testing.items()}
+
+
 def read_generation(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Generation settings: of generation_config.json, or where there is none those of an old config.json."""
     found = _beside(path, "generation_config.json")
-    return settings if found is None else found
+    if found is None:
+        return {key: value for key, value in settings.items() if key in FOLLOWED or key in NEUTRAL}
+    return found
 
 
 def _beside(path: Path, name: str) -> dict[str, Any] | None:
@@ -82,10 +105,11 @@ def flattened(options: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 def start_id(settings: dict[str, Any], generation: dict[str, Any]) -> int | None:
     """The decoder's first input, as transformers finds it."""
-    for source in (generation, settings):
-        if type(source.get("decoder_start_token_id")) is int:
-            return source["decoder_start_token_id"]
-    return next((s["bos_token_id"] for s in (generation, settings) if type(s.get("bos_token_id")) is int), None)
+    for key in ("decoder_start_token_id", "bos_token_id"):
+        for source in (generation, settings):
+            if type(found := _single(source.get(key))) is int:
+                return found
+    return None
 
 
 def search_config(generation: dict[str, Any]) -> SearchConfig:
@@ -113,6 +137,7 @@ def _search_config(stated: dict[str, Any]) -> SearchConfig:
         "length_penalty": stated.get("length_penalty", 1.0),
         "early_stopping": stated.get("early_stopping", False),
         "no_repeat_ngram_size": stated.get("no_repeat_ngram_size", 0),
+        "source_no_repeat_ngram_size": stated.get("encoder_no_repeat_ngram_size", 0),
         "repetition_penalty": stated.get("repetition_penalty", 1.0),
         "forced_bos_id": stated.get("forced_bos_token_id"),
         "forced_eos_id": _single(stated.get("forced_eos_token_id")),
@@ -130,9 +155,8 @@ def _search_config(stated: dict[str, Any]) -> SearchConfig:
 
 def not_covered(generation: dict[str, Any]) -> list[str]:
     """Generation settings that a search of ours does not follow."""
-    found = [key for key, value in generation.items() if key not in IGNORED and value not in NEUTRAL]
-    sampled = ["do_sample"] if generation.get("do_sample") else []
-    return sorted(found) + sampled
+    left = {key for key, value in generation.items() if key not in FOLLOWED and value and value != NEUTRAL.get(key)}
+    return sorted(left | {key for key in SINGLE if isinstance(ids := generation.get(key), list) and len(ids) > 1})
 
 
 def _single(ids: Any) -> Any:

@@ -1,8 +1,8 @@
 """Tensors as a file describes them: number types, storages and views of them, checked before any byte is read."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 MAX_RANK = 32
 MAX_SIDE = 2**31 - 1  # MLX counts each side of a shape in 32 bits
+PIECE = 2**22  # numbers that are read at a time
 
 # Name -> the little-endian numpy type that has its bytes. Types that numpy lacks are read as integers of their width.
 DTYPES = {
@@ -35,7 +36,6 @@ DTYPES = {
     "float8_e5m2fnuz": "u1",
 }
 ITEMSIZE = {name: np.dtype(code).itemsize for name, code in DTYPES.items()}
-NARROWED = {"float64": "float32", "complex128": "complex64"}
 # Name -> bits of the mantissa, bias of the exponent, whether 0x80 is the only NaN and nothing is infinite.
 FLOAT8 = {
     "float8_e4m3fn": (3, 7, False),
@@ -43,6 +43,9 @@ FLOAT8 = {
     "float8_e5m2": (2, 15, False),
     "float8_e5m2fnuz": (2, 16, True),
 }
+# Types that MLX lacks -> the type of the array that takes their numbers, or the bits of them for bfloat16.
+TAKEN_AS = {"float64": "float32", "complex128": "complex64", "bool": "bool_", "bfloat16": "uint16"}
+TAKEN_AS |= dict.fromkeys(FLOAT8, "float32")
 
 
 class CheckpointError(ValueError):
@@ -125,6 +128,16 @@ class Tensor:
         start = self.storage.start + self.offset * ITEMSIZE[self.dtype]
         return self.storage.file, self.storage.key, start, self.dtype, self.shape, strides
 
+    def pieces(self) -> Iterator["Tensor"]:
+        """Its rows, about PIECE numbers at a time, or all at once if they are fewer; nothing if it has no numbers."""
+        if 0 < self.size <= PIECE:
+            yield self
+        elif self.size:
+            step = max(PIECE * self.shape[0] // self.size, 1)
+            for begin in range(0, self.shape[0], step):
+                rows = min(step, self.shape[0] - begin)
+                yield replace(self, shape=(rows, *self.shape[1:]), offset=self.offset + begin * self.strides[0])
+
     def _steps(self) -> list[tuple[int, int]]:
         return [pair for pair in zip(self.shape, self.strides, strict=True) if pair[0] != 1]
 
@@ -163,41 +176,28 @@ def make_tensor(storage: Storage, dtype: str, offset: Any, shape: Any, strides: 
     return tensor
 
 
-def read_tensor(tensor: Tensor, data: memoryview, *, big_endian: bool = False) -> mx.array:
-    """A tensor's numbers, row by row.
+def new_array(tensor: Tensor) -> mx.array:
+    """An array to take a tensor's numbers."""
+    return mx.zeros(tensor.shape, vars(mx)[TAKEN_AS.get(tensor.dtype, tensor.dtype)])
+
+
+def read_numbers(tensor: Tensor, data: memoryview, *, big_endian: bool = False) -> np.ndarray:
+    """A tensor's numbers in a row; where they lie so in the file, they are still its bytes and nothing is copied.
 
     Args:
-        tensor: What to read.
+        tensor: What to read; it has numbers.
         data: The bytes from its first number to its last.
         big_endian: Whether each number's high byte comes first.
-
-    Returns:
-        An array of the tensor's own type; float64 becomes float32, complex128 complex64 and 8-bit floats float32.
     """
     code = np.dtype(DTYPES[tensor.dtype])
-    if big_endian:
-        code = code.newbyteorder(">")
-    if not tensor.size:
-        flat = np.zeros(tensor.shape, code)
-    elif tensor.contiguous:
-        flat = np.frombuffer(data, code, tensor.size).reshape(tensor.shape)
-    else:
-        steps = [stride * code.itemsize for stride in tensor.strides]
-        flat = np.lib.stride_tricks.as_strided(np.frombuffer(data, code, tensor.extent), tensor.shape, steps)
-    return _to_mlx(flat, tensor.dtype)
-
-
-def _to_mlx(values: np.ndarray, dtype: str) -> mx.array:
-    if dtype == "bool":
-        values = values != 0
-    elif dtype in FLOAT8:
-        values = float8_values(dtype)[values]
-    elif dtype in NARROWED:
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = values.astype(NARROWED[dtype])
-    # MLX copies from memory that is aligned, in a row and of this machine's byte order.
-    array = mx.array(np.require(values, values.dtype.newbyteorder("="), ["C", "A"]).reshape(values.shape))
-    return array.view(mx.bfloat16) if dtype == "bfloat16" else array
+    values = np.frombuffer(data, code.newbyteorder(">") if big_endian else code, tensor.extent)
+    if not tensor.contiguous:
+        pairs = zip(tensor.shape, tensor.strides, strict=True)
+        steps = [stride * code.itemsize if side > 1 else 0 for side, stride in pairs]
+        values = np.lib.stride_tricks.as_strided(values, tensor.shape, steps).reshape(-1)
+    if tensor.dtype == "bool":
+        return values != 0
+    return float8_values(tensor.dtype)[values] if tensor.dtype in FLOAT8 else values
 
 
 def float8_values(dtype: str) -> np.ndarray:

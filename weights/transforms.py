@@ -24,7 +24,8 @@ def rows(part: int, parts: int = 3) -> Callable[[mx.array], mx.array]:
 
     def cut(array: mx.array) -> mx.array:
         size = array.shape[0] // parts
-        return array[part * size : (part + 1) * size]
+        # A slice would keep the whole tensor in memory.
+        return mx.take(array, mx.arange(part * size, (part + 1) * size), axis=0)
 
     return cut
 
@@ -82,6 +83,29 @@ def gate_activation(name: str) -> str:
 def exact_gate_activation(name: str) -> str:
     """The same where a gated gelu is the exact one."""
     return activation(name.removeprefix("gated-"))
+
+
+def agreed(one: str, other: str, default: str) -> Callable[[dict[str, Any]], str]:
+    """Our name of an activation that both stacks must have."""
+
+    def find(settings: dict[str, Any]) -> str:
+        names = {settings.get(key) or default for key in (one, other)}
+        if len(names) > 1:
+            raise ValueError(f"Activations must be one, not {', '.join(sorted(names))}.")
+        return activation(names.pop())
+
+    return find
+
+
+def first(key: str, default: int | None = None) -> Callable[[dict[str, Any]], Any]:
+    """A setting that may be a list, of which the first counts."""
+
+    def find(settings: dict[str, Any]) -> Any:
+        value = settings.get(key)
+        value = value[0] if isinstance(value, list) else value
+        return default if value is None else value
+
+    return find
 
 
 def token(settings: dict[str, Any], text: str, usual: int) -> int:

@@ -1,0 +1,99 @@
+"""The beam search of transformers as a plain loop over one sentence, without cache or batch, to compare ours with."""
+
+import itertools
+
+import mlx.core as mx
+import numpy as np
+from tiny_models import padded
+
+from mlx_transformer.search import generate_ids
+
+CLOSE = 1e-4  # where two candidates are nearer than this, either may win
+
+
+class Teacher:
+    """Log-probabilities after a prefix, from a whole pass over it, without cache; each is computed once.
+
+    Args:
+        model: The model that is searched.
+        forward: Lists of source and of target ids -> logits, (rows, target_length, vocab); the model's own if None.
+    """
+
+    def __init__(self, model, forward=None):
+        self.model = model
+        self.forward = forward or (lambda *ids: model(*(mx.array(rows, mx.int32) for rows in ids)).astype(mx.float32))
+        self.known = {}
+
+    def __call__(self, source, prefixes):
+        """Log-probabilities, (prefixes, vocab), after prefixes of one length."""
+        missing = [prefix for prefix in prefixes if (*source, None, *prefix) not in self.known]
+        if missing:
+            target = [[self.model.config.start_id, *prefix] for prefix in missing]
+            rows = np.array(self.forward([source] * len(missing), target)[:, -1], np.float64)
+            rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
+            self.known.update({(*source, None, *prefix): row for prefix, row in zip(missing, rows, strict=True)})
+        return np.array([self.known[(*source, None, *prefix)] for prefix in prefixes])
+
+
+def plain_search(teacher, source, search, limit):
+    """The rules of transformers' beam search for one sentence, as they are written: [(score, ids with end token)].
+
+    Also gives how near the nearest candidates were that this search had to choose between.
+    """
+    eos_id = teacher.model.config.eos_id
+    beams = search.beam_size
+    living, finished, nearest = [(0.0, ())], [], np.inf
+    for length in range(1, limit + 1):
+        logprobs = teacher(source, [ids for _, ids in living])
+        logprobs[:, [teacher.model.config.pad_id, *search.suppress_ids]] = -np.inf
+        if length < search.min_tokens:
+            logprobs[:, eos_id] = -np.inf
+        candidates = [
+            (score + row[token], (*ids, token))
+            for (score, ids), row in zip(living, logprobs, strict=True)
+            for token in np.flatnonzero(row > -np.inf).tolist()
+        ]
+        candidates = sorted(candidates, reverse=True)[: 2 * beams + 1]
+        nearest = min([nearest, *(a[0] - b[0] for a, b in itertools.pairwise(candidates))])
+        candidates = candidates[: 2 * beams]
+        ends = [ids[-1] == eos_id or length == limit for _, ids in candidates]
+        finished += [
+            (score / length**search.length_penalty, ids)
+            for (score, ids), end in zip(candidates[:beams], ends[:beams], strict=True)
+            if end
+        ]
+        finished = sorted(finished, reverse=True)[:beams]
+        living = [candidate for candidate, end in zip(candidates, ends, strict=True) if not end][:beams]
+        if not living:
+            break
+        if len(finished) == beams:
+            if search.early_stopping is True or beams == 1:
+                break
+            reached = limit if search.early_stopping == "never" and search.length_penalty > 0 else length
+            attainable = living[0][0] / reached**search.length_penalty
+            nearest = min(nearest, abs(attainable - finished[-1][0]))
+            if attainable <= finished[-1][0]:
+                break
+    nearest = min([nearest, *(a[0] - b[0] for a, b in itertools.pairwise(finished))])
+    return finished[: search.num_hypotheses], nearest
+
+
+def with_end(hypothesis, eos_id):
+    return (*hypothesis.ids, *([eos_id] if hypothesis.finish_reason == "stop" else []))
+
+
+def check_equals_plain(teacher, sources, search, tolerance, limits=None):
+    """Compare a batch with the plain search of each of its sentences; gives how many tokens each best one has."""
+    model = teacher.model
+    found = generate_ids(model, padded(sources, model.config), search, limits)
+    lengths = []
+    for source, hypotheses, limit in zip(sources, found, limits or [search.max_tokens] * len(sources), strict=True):
+        expected, nearest = plain_search(teacher, source, search, limit)
+        ids = [with_end(h, model.config.eos_id) for h in hypotheses]
+        # At most one of a thousand sentences may differ, where candidates are that near: here none of some hundred.
+        assert ids == [ids for _, ids in expected], f"the nearest candidates differed by {nearest}"
+        np.testing.assert_allclose(
+            [h.score for h in hypotheses], [score for score, _ in expected], atol=tolerance(CLOSE)
+        )
+        lengths.append(len(ids[0]))
+    return lengths
