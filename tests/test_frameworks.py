@@ -613,32 +613,39 @@ model:
 """
 
 
-@pytest.mark.parametrize("pre, alpha", [(True, None), (False, 1.7)])
-def test_joeynmt(pre, alpha, tmp_path, tolerance):
-    names = JOEY if pre else without(JOEY, "final_norm")
+def joeynmt(tmp_path, tolerance, said, *, final_norms, **options):
+    """Save and compare a model whose config.yaml says this."""
+    names = JOEY if final_norms else without(JOEY, "final_norm")
     state = random_state(names, output_bias=False)
     table = interleaved(50)
-    reference = Reference(
-        state,
-        names,
-        heads={"encoder": 2, "decoder": 4},
-        pre={"encoder": pre, "decoder": pre},
-        eps=1e-6,
-        scale=pre,
-        positions={"encoder": table, "decoder": table},
-        alpha={"encoder": alpha or 1.0, "decoder": 2.0 if alpha else 1.0},
-        pad_id=1,
-    )
+    positions = {"encoder": table, "decoder": table}
+    heads = {"encoder": 2, "decoder": 4}
+    reference = Reference(state, names, heads=heads, eps=1e-6, positions=positions, pad_id=1, **options)
     buffers = {f"{stack}.pe.pe": table[None] for stack in LAYERS}
-    norm = "pre" if pre else "post"
-    said = {"encoder": f"layer_norm: {norm}, ", "decoder": f"layer_norm: {norm}, "}
-    if alpha:
-        said = {"encoder": said["encoder"] + f"alpha: {alpha}, ", "decoder": said["decoder"] + "alpha: 2.0, "}
-    testing = "testing: {beam_size: 7, beam_alpha: 1.0}" if pre else "testing: {n_best: 1}"
-    said["scale"] = ", scale: true" if pre else ""
-    (tmp_path / "config.yaml").write_text(JOEY_YAML.format(**said) + testing)
+    (tmp_path / "config.yaml").write_text(said)
     torch.save({"steps": 10, "model_state": state | buffers, "optimizer_state": {}}, tmp_path / "best.ckpt")
-    ours = check(reference, tmp_path / "best.ckpt", tolerance)
+    return reference, check(reference, tmp_path / "best.ckpt", tolerance)
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_joeynmt(kind, tmp_path, tolerance):
+    pre = kind == "pre"
+    encoder, decoder = ("", "") if pre else ("alpha: 1.7, ", "alpha: 2.0, ")
+    said = JOEY_YAML.format(
+        encoder=f"layer_norm: {kind}, {encoder}",
+        decoder=f"layer_norm: {kind}, {decoder}",
+        scale=", scale: true" if pre else "",
+    )
+    said += "testing: {beam_size: 7, beam_alpha: 1.0}" if pre else "testing: {n_best: 1}"
+    reference, ours = joeynmt(
+        tmp_path,
+        tolerance,
+        said,
+        final_norms=pre,
+        pre={"encoder": pre, "decoder": pre},
+        scale=pre,
+        alpha={"encoder": 1.0, "decoder": 1.0} if pre else {"encoder": 1.7, "decoder": 2.0},
+    )
     assert ours.search_defaults == SearchConfig(beam_size=7 if pre else 1)
     assert (ours.config.pad_id, ours.config.start_id, ours.config.eos_id) == (1, 2, 3)
     check_beams(reference, ours, tolerance)
@@ -647,23 +654,9 @@ def test_joeynmt(pre, alpha, tmp_path, tolerance):
 @pytest.mark.parametrize("final_norms", [True, False])
 def test_joeynmt_without_a_place_of_the_norms(final_norms, tmp_path, tolerance):
     """Of old versions, always pre-norm with final norms; or of new ones, where the stacks have other defaults."""
-    names = JOEY if final_norms else without(JOEY, "final_norm")
-    state = random_state(names, output_bias=False)
-    table = interleaved(50)
-    reference = Reference(
-        state,
-        names,
-        heads={"encoder": 2, "decoder": 4},
-        pre={"encoder": True, "decoder": final_norms},
-        eps=1e-6,
-        scale=False,
-        positions={"encoder": table, "decoder": table},
-        pad_id=1,
-    )
-    (tmp_path / "config.yaml").write_text(JOEY_YAML.format(encoder="", decoder="", scale=""))
-    buffers = {f"{stack}.pe.pe": table[None] for stack in LAYERS}
-    torch.save({"model_state": state | buffers}, tmp_path / "best.ckpt")
-    check(reference, tmp_path / "best.ckpt", tolerance)
+    said = JOEY_YAML.format(encoder="", decoder="", scale="")
+    pre = {"encoder": True, "decoder": final_norms}
+    joeynmt(tmp_path, tolerance, said, final_norms=final_norms, pre=pre, scale=False)
 
 
 def test_joeynmt_with_stacks_of_other_activations_is_refused():
