@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.options import revision_option
+from mlx_transformer.cli.options import overflow_option, revision_option
 
 LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
 
@@ -23,6 +23,8 @@ LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
 @click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Type of the numbers stored.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting that the file does not tell.")
 @click.option("--rename", multiple=True, metavar="REGEX=TEXT", help="Rename tensors before they are looked up.")
+@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits of each weight, instead of --dtype's.")
+@overflow_option
 @click.option("--force", is_flag=True, help="Replace a model folder that is there already.")
 def command(
     source: str,
@@ -32,6 +34,8 @@ def command(
     dtype: str | None,
     settings: tuple[str, ...],
     rename: tuple[str, ...],
+    quantize: str | None,
+    allow_overflow: bool,
     force: bool,
 ) -> None:
     """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
@@ -52,6 +56,8 @@ def command(
             dtype=dtype,
             settings=values,
             rename=dict(map(pair, rename)),
+            quantize=int(quantize) if quantize else None,
+            allow_overflow=allow_overflow,
             force=force,
             report=progress(stack),
         )

@@ -19,6 +19,7 @@ from mlx_transformer.cli.options import (
     dtype_option,
     load_with_tokenizer,
     model_option,
+    overflow_option,
     penalty_option,
     prefix_option,
     revision_option,
@@ -44,6 +45,7 @@ from mlx_transformer.cli.options import (
 @penalty_option
 @batch_option
 @dtype_option
+@overflow_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
     spec: str | None,
@@ -57,6 +59,7 @@ def command(
     task: str | None,
     batch_tokens: int,
     dtype: str | None,
+    allow_overflow: bool,
     as_json: bool,
     **search: Any,
 ) -> None:
@@ -75,7 +78,7 @@ def command(
     lines, groups = read_spec(spec) if spec is not None else read_files(str(sources), references)
     if not (scored := has_sacrebleu()):
         click.echo("BLEU and chrF are left out, they need sacrebleu: pip install sacrebleu", err=True)
-    network, tokenizer = load_with_tokenizer(model, dtype, revision)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = chosen_task(network, task, source_prefix)
     config = search_config(defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()

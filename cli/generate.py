@@ -22,6 +22,7 @@ from mlx_transformer.cli.options import (
     dtype_option,
     load_with_tokenizer,
     model_option,
+    overflow_option,
     penalty_option,
     prefix_option,
     revision_option,
@@ -75,6 +76,7 @@ def none_if_dash(context: click.Context, parameter: click.Parameter, path: str |
 @click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see above.")
 @click.option("--strict", is_flag=True, help="A source that is too long for the model is an error; else it is cut.")
 @dtype_option
+@overflow_option
 @click.pass_context
 def command(
     context: click.Context,
@@ -92,6 +94,7 @@ def command(
     as_json: bool,
     strict: bool,
     dtype: str | None,
+    allow_overflow: bool,
     **search: Any,
 ) -> None:
     """Generate from each TEXT, or from each line of --input or standard input.
@@ -109,7 +112,7 @@ def command(
     """  # noqa: D301 (click needs the backspace)
     check_paths(texts, source, output)
     windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
-    network, tokenizer = load_with_tokenizer(model, dtype, revision)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = chosen_task(network, task, source_prefix)
     config = search_config(defaults, search)
 

@@ -44,6 +44,9 @@ batch_option = click.option(
 dtype_option = click.option(
     "--dtype", type=click.Choice(DTYPE_NAMES), help="Numbers to compute in. Default: the best for the device."
 )
+overflow_option = click.option(
+    "--allow-overflow", is_flag=True, help="Take --dtype float16 for a model whose activations leave its range (T5)."
+)
 
 
 def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.SearchConfig:
@@ -70,10 +73,10 @@ def chosen_task(model: mt.Transformer, name: str | None, prefix: str | None) -> 
 
 
 def load_with_tokenizer(
-    model: str | None, dtype: str | None, revision: str | None = None
+    model: str | None, dtype: str | None, revision: str | None = None, allow_overflow: bool = False
 ) -> tuple[mt.Transformer, mt.Tokenizer]:
     """A model that reads and writes text; ValueError if it has no tokenizer."""
-    network, tokenizer = mt.load(model, dtype=dtype, revision=revision)
+    network, tokenizer = mt.load(model, dtype=dtype, revision=revision, allow_overflow=allow_overflow)
     if tokenizer is None:
         raise ValueError(f"A model folder with a tokenizer is needed: {model or 'the bundled model'} has none.")
     return network, tokenizer

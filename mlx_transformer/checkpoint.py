@@ -78,13 +78,21 @@ def write_config(folder: Path, config: FolderConfig) -> None:
     (folder / "config.json").write_text(json.dumps(to_dict(config), indent=2) + "\n")
 
 
-def load(folder: str | Path, dtype: mx.Dtype | str | None = None) -> tuple[Transformer, Tokenizer | None]:
+def load(
+    folder: str | Path,
+    dtype: mx.Dtype | str | None = None,
+    *,
+    quantize: int | None = None,
+    allow_overflow: bool = False,
+) -> tuple[Transformer, Tokenizer | None]:
     """Read a model folder, ready to generate; no tokenizer is given for a folder that has none.
 
     Args:
         folder: The model folder.
         dtype: What to compute in, "float32", "float16" or "bfloat16"; by default float32 on the CPU, where low
             precision is slow, and on a GPU what the file holds.
+        quantize: Bits of each weight, 8 or 4; by default as stored.
+        allow_overflow: Compute in float16 even if the model leaves its range.
 
     Raises:
         FileNotFoundError: If the folder or one of its files does not exist.
@@ -98,7 +106,11 @@ def load(folder: str | Path, dtype: mx.Dtype | str | None = None) -> tuple[Trans
         quantize_weights(model, config.quantization)
     _check_weights(model, weights, folder / "model.safetensors")
     model.load_weights(list(weights.items()))
-    make_ready(model, dtype)
+    if quantize is not None and config.quantization is None:
+        quantize_weights(model, QuantizationConfig(quantize))
+    elif config.quantization is not None and quantize not in (None, config.quantization.bits):
+        raise ValueError(f"{folder} is quantised to {config.quantization.bits} bits already: leave out quantize.")
+    make_ready(model, dtype, allow_overflow=allow_overflow)
     tokenizer = Tokenizer.find(folder)
     if tokenizer is not None:
         _check_vocabulary(model.config, tokenizer, folder)

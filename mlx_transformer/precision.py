@@ -52,8 +52,20 @@ def check_dtype(dtype: mx.Dtype, config: ModelConfig, allow_overflow: bool) -> N
         )
 
 
-def make_ready(model: Transformer, dtype: mx.Dtype | str | None = None, *, allow_overflow: bool = False) -> None:
-    """Set a model up to generate in `dtype`, or in what `choose_dtype` finds; the CPU gets plain weights.
+def make_ready(
+    model: Transformer,
+    dtype: mx.Dtype | str | None = None,
+    *,
+    stored: mx.Dtype | None = None,
+    allow_overflow: bool = False,
+) -> None:
+    """Set a model up to generate; the CPU gets plain weights.
+
+    Args:
+        model: The model.
+        dtype: What to compute in; if None, what `choose_dtype` finds.
+        stored: The type of the stored numbers; if None, that of the model.
+        allow_overflow: Compute in float16 even if the model leaves its range.
 
     Raises:
         ValueError: If it would overflow and nobody insists.
@@ -62,7 +74,8 @@ def make_ready(model: Transformer, dtype: mx.Dtype | str | None = None, *, allow
     if on_cpu:
         dequantize(model)
     architecture = "" if on_cpu else str(mx.device_info()["architecture"])
-    wanted = choose_dtype(model.dtype, model.config, on_cpu, architecture) if dtype is None else find_dtype(dtype)
+    usual = choose_dtype(stored or model.dtype, model.config, on_cpu, architecture)
+    wanted = usual if dtype is None else find_dtype(dtype)
     check_dtype(wanted, model.config, allow_overflow)
     model.set_dtype(wanted)
     model.eval()

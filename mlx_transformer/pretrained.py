@@ -15,7 +15,12 @@ TORCH_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def load(
-    model: str | Path | None = None, dtype: mx.Dtype | str | None = None, revision: str | None = None
+    model: str | Path | None = None,
+    dtype: mx.Dtype | str | None = None,
+    revision: str | None = None,
+    *,
+    quantize: int | None = None,
+    allow_overflow: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
     """A model, ready to generate, and its tokenizer (None for a folder without one).
 
@@ -28,6 +33,8 @@ def load(
             a repository of the Hugging Face hub; the bundled English-to-French model if None.
         dtype: What to compute in; by default float32 on the CPU, the file's own on a GPU.
         revision: A branch, tag or commit of the repository; by default the main branch.
+        quantize: Bits of each weight, 8 or 4; by default as stored. The CPU computes with what they stand for.
+        allow_overflow: Compute in float16 even if the model leaves its range.
 
     Raises:
         FileNotFoundError: If there is no such folder, file, repository or revision.
@@ -35,7 +42,8 @@ def load(
         ValueError: If it does not hold a whole model, or a checkpoint of no known family.
     """
     path = find(model, revision)
-    return load_torch(path, dtype=dtype) if is_torch(path) else checkpoint.load(path, dtype)
+    read = load_torch if is_torch(path) else checkpoint.load
+    return read(path, dtype=dtype, quantize=quantize, allow_overflow=allow_overflow)
 
 
 def find(model: str | Path | None = None, revision: str | None = None) -> Path:

@@ -29,7 +29,7 @@ class EchoTokenizer:
         return [chr(i) for i in ids]
 
 
-def load(path=None, dtype=None, revision=None):
+def load(path=None, dtype=None, revision=None, allow_overflow=False):
     return EchoModel(), None if path == "no-tokenizer" else EchoTokenizer()
 
 

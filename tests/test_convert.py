@@ -20,6 +20,7 @@ from tiny_models import SETTINGS, random_model
 import mlx_transformer as mt
 from mlx_transformer import checkpoint, cli, precision
 from mlx_transformer.config import SearchConfig
+from mlx_transformer.model import Transformer
 from mlx_transformer.weights import convert, plan
 from mlx_transformer.weights.families import FAMILIES, REFUSED
 from mlx_transformer.weights.names import ConversionError, expand
@@ -195,7 +196,8 @@ def test_a_model_in_memory_is_read_with_one_whole_tensor_at_a_time():
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     makers = {name: functools.partial(part, shape) for name, shape in shapes.items()}
-    model = plan.Plan("made up", config, makers, names=None).model(SearchConfig())
+    model = Transformer(config)
+    plan.Plan("made up", config, makers, names=None).fill(model)
     sizes = [array.nbytes for _, array in tree_flatten(model.parameters())]
     assert mx.get_peak_memory() - before < 102 * max(sizes) + 2 * sum(sizes) < 50 * sum(sizes)
 

@@ -4,19 +4,20 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlx_transformer import checkpoint as folders
-from mlx_transformer.config import FolderConfig, SearchConfig
+from mlx_transformer.config import QuantizationConfig, SearchConfig, TaskConfig
 from mlx_transformer.model import Transformer
-from mlx_transformer.precision import DTYPES, find_dtype, make_ready
+from mlx_transformer.precision import DTYPES, check_dtype, find_dtype, make_ready, quantize_weights
 from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.weights.families import FAMILIES
-from mlx_transformer.weights.plan import Plan, make_plan, parameters
+from mlx_transformer.weights.plan import Plan, make_plan
 from mlx_transformer.weights.readers import Checkpoint, read_checkpoint
 from mlx_transformer.weights.settings import (
     not_covered,
@@ -26,11 +27,36 @@ from mlx_transformer.weights.settings import (
     read_settings,
     search_config,
     start_id,
+    task_configs,
 )
 from mlx_transformer.weights.vocabularies import read_tokenizer
 
 logger = logging.getLogger(__name__)
 Report = Callable[[int, int], None]
+
+
+@dataclass
+class Prepared:
+    """What a checkpoint becomes.
+
+    Attributes:
+        plan: The model, and where its parameters come from.
+        search: The search that it asks for.
+        tasks: The tasks that it was trained for.
+        tokenizer: Its tokenizer, None if it has none.
+    """
+
+    plan: Plan
+    search: SearchConfig
+    tasks: tuple[TaskConfig, ...]
+    tokenizer: Tokenizer | None
+
+    def blank(self, quantize: int | None) -> Transformer:
+        """A model to put its parameters into, quantised to so many bits."""
+        model = folders.blank(self.plan.config, self.search, self.tasks)
+        if quantize is not None:
+            quantize_weights(model, QuantizationConfig(quantize))
+        return model
 
 
 def convert(
@@ -41,6 +67,8 @@ def convert(
     dtype: mx.Dtype | str | None = None,
     rename: dict[str, str] | None = None,
     settings: dict[str, Any] | None = None,
+    quantize: int | None = None,
+    allow_overflow: bool = False,
     force: bool = False,
     report: Report | None = None,
 ) -> None:
@@ -54,28 +82,37 @@ def convert(
         rename: Regular expressions -> what to put in their place in the names of tensors.
         settings: Settings of the model (fields of ModelConfig, of StackConfig for both stacks or as
             "encoder.num_layers" for one) that the checkpoint does not tell, or tells wrong.
+        quantize: Bits of each weight of linear layers and token embeddings, 8 or 4; None not to quantise.
+        allow_overflow: Store float16 even for a model whose activations leave its range.
         force: Replace a model folder that is there already.
         report: Called with the bytes written so far and all bytes, after each part of a tensor.
 
     Raises:
         ConversionError: If tensors are missing, unexpected or misshapen; nothing is written.
-        ValueError: If the checkpoint is damaged, or of no known family.
+        ValueError: If the checkpoint is damaged or of no known family, or its widths do not allow to quantise.
         OSError: If a file cannot be read or written, or the destination is there already.
     """
     source, destination = Path(source), Path(destination)
     if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
         raise FileExistsError(f"{destination} is there already: choose another name, or force its replacement.")
     with read_checkpoint(source) as checkpoint:
-        plan, search = prepare(checkpoint, source, family, rename, settings)
-        tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
+        found = prepare(checkpoint, source, family, rename, settings)
         stored = find_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
+        if dtype is not None:
+            check_dtype(stored, found.plan.config, allow_overflow)
+        model = found.blank(quantize)
         with folders.replacing(destination) as new:
             # Hashing the files takes about as long as writing the numbers: both at a time.
             with ThreadPoolExecutor(max_workers=1) as executor:
-                text = executor.submit(card, plan, checkpoint, stored)
-                _write(new, plan, search, stored, report)
-            if tokenizer is not None:
-                tokenizer.save(new)
+                text = executor.submit(card, found.plan, checkpoint, stored, quantize)
+                if quantize is None:
+                    _write(new, found.plan, model, stored, report)
+                else:
+                    found.plan.fill(model, stored)
+                    folders.write_arrays(new / "model.safetensors", dict(tree_flatten(model.parameters())))
+            folders.write_config(new, folders.describe(model))
+            if found.tokenizer is not None:
+                found.tokenizer.save(new)
             (new / "README.md").write_text(text.result())
 
 
@@ -86,6 +123,8 @@ def load(
     dtype: mx.Dtype | str | None = None,
     rename: dict[str, str] | None = None,
     settings: dict[str, Any] | None = None,
+    quantize: int | None = None,
+    allow_overflow: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
     """The model of a torch checkpoint, converted in memory, and its tokenizer, None if it has none; see `convert`.
 
@@ -94,18 +133,17 @@ def load(
         ValueError: If the checkpoint is damaged, or of no known family.
     """
     with read_checkpoint(source) as checkpoint:
-        plan, search = prepare(checkpoint, Path(source), family, rename, settings)
-        tokenizer = read_tokenizer(Path(source), plan, checkpoint.extras, search.forced_bos_id)
-        model = plan.model(search)
-        make_ready(model, dtype or (None if mx.default_device() == mx.cpu else stored_dtype(checkpoint)))
-        mx.eval(model.parameters())
-    return model, tokenizer
+        found = prepare(checkpoint, Path(source), family, rename, settings)
+        model = found.blank(quantize)
+        found.plan.fill(model)
+        make_ready(model, dtype, stored=stored_dtype(checkpoint), allow_overflow=allow_overflow)
+    return model, found.tokenizer
 
 
 def inspect(source: str | Path) -> dict[str, Any]:
     """The family of a checkpoint and the types of its numbers, for a person to read; no tensor is read."""
     with read_checkpoint(source) as checkpoint:
-        plan, _ = prepare(checkpoint, Path(source))
+        plan = prepare(checkpoint, Path(source)).plan
         return {"family": plan.family, "stored_dtype": sorted({t.dtype for t in checkpoint.tensors.values()})}
 
 
@@ -115,8 +153,8 @@ def prepare(
     family: str | None = None,
     rename: dict[str, str] | None = None,
     settings: dict[str, Any] | None = None,
-) -> tuple[Plan, SearchConfig]:
-    """What a checkpoint becomes, and the search that it asks for; nothing but small files and tied tables is read."""
+) -> Prepared:
+    """Find out what a checkpoint becomes; nothing but small files and tied tables is read."""
     told = read_settings(source)
     generation = read_generation(source, told)
     start = start_id(told, generation)
@@ -134,7 +172,9 @@ def prepare(
         logger.warning("Generation settings that are not followed: %s.", ", ".join(left))
     rules = {} if told else FAMILIES[plan.family].search
     own = {ours: stated.get(rule) if isinstance(rule, str) else rule for ours, rule in rules.items()}
-    return plan, replace(search, **{ours: value for ours, value in own.items() if value is not None})
+    search = replace(search, **{ours: value for ours, value in own.items() if value is not None})
+    tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
+    return Prepared(plan, search, task_configs(told, generation), tokenizer)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
@@ -145,9 +185,9 @@ def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     return DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
 
 
-def _write(new: Path, plan: Plan, search: SearchConfig, dtype: mx.Dtype, report: Report | None) -> None:
-    folders.write_config(new, FolderConfig(folders.FORMAT_VERSION, plan.config, search))
-    shapes = parameters(plan.config)
+def _write(new: Path, plan: Plan, model: Transformer, dtype: mx.Dtype, report: Report | None) -> None:
+    """Write the parameters that a model is to have, without ever holding them all."""
+    shapes = {name: array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
     total = sum(mx.zeros(shape, dtype).nbytes for shape in shapes.values())
     done = 0
 
@@ -162,13 +202,13 @@ def _write(new: Path, plan: Plan, search: SearchConfig, dtype: mx.Dtype, report:
     folders.write_made(new / "model.safetensors", shapes, dtype, make)
 
 
-def card(plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype) -> str:
+def card(plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | None) -> str:
     """The README.md of a converted model."""
+    numbers = str(dtype).removeprefix("mlx.core.") + (f", quantised to {quantize} bits" if quantize else "")
     files = "\n".join(f"- {path.name}: sha256 {sha256(path)}" for path in checkpoint.files)
     return (
         "---\nlibrary_name: mlx_transformer\n---\n\n"
-        f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in "
-        f"{str(dtype).removeprefix('mlx.core.')}:\n\n{files}\n"
+        f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in {numbers}:\n\n{files}\n"
     )
 
 

@@ -108,6 +108,7 @@ T5_CONSTANTS = {
     "positions": "relative",
     "max_length": 8192,  # there is no table that ends: this only bounds memory
     "scale_embeddings": False,
+    "overflows_float16": True,
 }
 T5_KEYWORDS: dict[str, Any] = {"ignored": ("*.EncDecAttention.relative_attention_bias.weight",)}
 

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
+from mlx_transformer.config import ModelConfig, StackConfig
 from mlx_transformer.fields import from_dict
 from mlx_transformer.model import Transformer
 from mlx_transformer.weights.families import FAMILIES, REFUSED
@@ -59,15 +60,20 @@ class Plan:
         else:
             yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[name].pieces())
 
-    def model(self, search: SearchConfig) -> Transformer:
-        """The model in memory."""
-        model = Transformer(self.config, search)
-        weights = []
+    def fill(self, model: Transformer, dtype: mx.Dtype | None = None) -> None:
+        """Read the parameters of a model, one at a time; what is quantised in it is quantised as it comes."""
+        layers = dict(model.named_modules())
+        weights: list[tuple[str, mx.array]] = []
         for name, make in self.makers.items():
-            weights.append((name, make()))
-            mx.eval(weights[-1][1])  # or the tensor that it is a part of would be held until the end
+            array = make() if dtype is None else make().astype(dtype)
+            parts = {name: array}
+            layer = layers[name.rpartition(".")[0]]
+            if name.endswith(".weight") and isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
+                names = (name, name.replace(".weight", ".scales"), name.replace(".weight", ".biases"))
+                parts = dict(zip(names, mx.quantize(array, layer.group_size, layer.bits), strict=True))
+            mx.eval(parts)  # or the tensor that it is a part of would be held until the end
+            weights += parts.items()
         model.load_weights(weights)
-        return model
 
 
 def detect(names: Iterable[str], settings: dict[str, Any], family: str | None = None) -> str:
@@ -125,8 +131,9 @@ def make_plan(
     names = Names(checkpoint, row, rename or {})
     tied, read = ties(names)
     # What comes later counts more.
-    layers = (defaults_of(names, row), tied, defaults or {}, row.constants, from_settings(row, settings))
-    config = build(*layers, overrides or {})
+    overrides = overrides or {}
+    stated = from_settings(row, settings, known=overrides)
+    config = build(defaults_of(names, row), tied, defaults or {}, row.constants, stated, overrides)
     check_sizes(config, checkpoint)
     return Plan(kind, config, check(names, row, config, read), names)
 
@@ -164,13 +171,15 @@ def defaults_of(names: Names, family: Family) -> dict[str, Any]:
     return found
 
 
-def from_settings(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
-    """Our settings out of theirs."""
+def from_settings(family: Family, settings: dict[str, Any], known: Iterable[str] = ()) -> dict[str, Any]:
+    """Our settings out of theirs, but for those that are known already."""
     for key, covered in family.allowed.items():
         if settings.get(key) not in (None, *covered):
             raise ValueError(f"A checkpoint with {key} {settings[key]!r} cannot be converted: this is not covered.")
     found = {}
     for ours, rule in family.fields.items():
+        if ours in known:
+            continue
         if callable(rule):
             try:
                 value = rule(settings)

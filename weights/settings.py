@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.config import SearchConfig
+from mlx_transformer.config import SearchConfig, TaskConfig
 from mlx_transformer.weights.containers import read_json
 from mlx_transformer.weights.objects import plain
 
@@ -151,6 +151,16 @@ def _search_config(stated: dict[str, Any]) -> SearchConfig:
     values["suppress_ids"] = tuple(sorted(never | set(stated.get("suppress_tokens", []))))
     values["bad_words"] = tuple(word for word in words if len(word) > 1 or word[0] in forced)
     return SearchConfig(**values)
+
+
+def task_configs(settings: dict[str, Any], generation: dict[str, Any]) -> tuple[TaskConfig, ...]:
+    """The tasks of an old config.json: each changes the generation settings and has a prefix."""
+    stated = settings.get("task_specific_params")
+    return tuple(
+        TaskConfig(name, str(task.get("prefix") or ""), search_config(generation | task))
+        for name, task in (stated.items() if isinstance(stated, dict) else ())
+        if isinstance(task, dict)
+    )
 
 
 def not_covered(generation: dict[str, Any]) -> list[str]:

@@ -40,6 +40,7 @@ def read_tokenizer(source: Path, plan: Plan, extras: dict[str, Any], first_id: i
         fields["default_target_language"] = codes[0]
     shared = ("pad_id", "eos_id", "start_id", "source_vocab_size", "target_vocab_size")
     fields |= {name: vars(model)[name] for name in shared}
+    fields["source_prefix"] = str(read_settings(source).get("prefix") or "")
     return Tokenizer(vocabulary, target, TokenizerConfig(**fields))
 
 
