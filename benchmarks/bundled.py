@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+import mlx.core as mx
 
 import mlx_transformer as mt
 from benchmarks.conditions import conditions
@@ -28,6 +29,7 @@ FORMATS = {
     "8-bit": {"dtype": "float16", "quantize": 8},
     "4-bit": {"dtype": "float16", "quantize": 4},
 }
+COMPARED = 100  # sentences whose logits are compared
 SENTENCE = "Where is the station?"
 
 
@@ -43,8 +45,9 @@ def main(
     """Measure a model on CORPUS (a SPEC as of `mlx-transformer train`), with all references of a source."""
     sources, references = group_references(read_pairs(corpus).pairs)
     print(conditions(model=model or "bundled", corpus=Path(corpus).name, sentences=len(sources)))
-    print("| stored as | MB | beam | length penalty | BLEU | chrF | exact | sentences/s |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| stored as | MB | logits off by, mean | most | beam | length penalty | BLEU | chrF | exact | sentences/s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    original, _ = mt.load(model)
     signature = ""
     with tempfile.TemporaryDirectory() as scratch:
         for name, folder in stored(find(model), Path(scratch)) if formats else [("as it is", find(model))]:
@@ -52,6 +55,8 @@ def main(
             if tokenizer is None:
                 raise click.ClickException(f"{folder} needs a tokenizer.")
             megabytes = (folder / "model.safetensors").stat().st_size / 1e6
+            errors = logits_error(original, network, tokenizer, sources, references)
+            known = f"{name} | {megabytes:.1f} | {errors[0]:.4f} | {errors[1]:.2f}"
             for beam, penalty in [(b, p) for b in beams for p in (length_penalties if b > 1 else (1.0,))]:
                 search = replace(network.search_defaults, beam_size=beam, length_penalty=penalty)
                 started = time.perf_counter()
@@ -60,9 +65,22 @@ def main(
                 scores = corpus_scores(texts, references)
                 signature = scores["bleu_signature"]
                 figures = f"{scores['bleu']:.2f} | {scores['chrf']:.2f} | {scores['exact_match']:.1%} | {rate:.0f}"
-                print(f"| {name} | {megabytes:.1f} | {beam} | {penalty} | {figures} |", flush=True)
+                print(f"| {known} | {beam} | {penalty} | {figures} |", flush=True)
     print(f"BLEU signature: {signature}")
     first_sentence(model)
+
+
+def logits_error(
+    original: mt.Transformer, network: mt.Transformer, tokenizer: mt.Tokenizer, sources: list[str], references: list
+) -> tuple[float, float]:
+    """The mean and the largest absolute difference of two models' logits, with the references as targets."""
+    errors = []
+    for source, (reference, *_) in zip(sources[:COMPARED], references, strict=False):
+        target = [tokenizer.start_id, *tokenizer.encode_target(reference)]
+        batch = mx.array([tokenizer.encode(source)]), mx.array([target[: original.config.decoder.max_length]])
+        errors.append(mx.abs(original(*batch) - network(*batch)).flatten())
+    whole = mx.concatenate(errors)
+    return whole.mean().item(), whole.max().item()
 
 
 def stored(folder: Path, scratch: Path) -> Iterator[tuple[str, Path]]:

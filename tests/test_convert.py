@@ -461,3 +461,91 @@ def test_the_benchmark_measures_both_tasks():
     assert [cells[0] for cells in measured] == ["| convert", "| load", "| load and read all"]
     assert all(float(cells[3]) > 0 and float(cells[7]) > 0 for cells in measured)
     assert "files=warm" in printed.splitlines()[0]
+
+
+WIDE = 64
+
+
+def wide_tensors():
+    """The same with all widths 64, for groups to quantise in."""
+    return {
+        name: mx.random.normal([WIDE if side in (DIMS, 10, 12) else side for side in array.shape], key=mx.random.key(i))
+        for i, (name, array) in enumerate(sorted(bart_tensors().items()))
+    }
+
+
+SETTINGS_OF_WIDE = SETTINGS_OF_BART | {"d_model": WIDE, "encoder_ffn_dim": WIDE, "decoder_ffn_dim": WIDE}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised(tmp_path, bits):
+    source = write(tmp_path / "wide", wide_tensors(), SETTINGS_OF_WIDE)
+    arguments = [str(source), str(tmp_path / "ours"), "--quantize", str(bits)]
+    assert CliRunner().invoke(cli.main, ["convert", *arguments]).exit_code == 0
+    stored = checkpoint.read_config(tmp_path / "ours")
+    assert (stored.quantization.bits, stored.quantization.group_size) == (bits, 64)
+    assert f"quantised to {bits} bits" in (tmp_path / "ours" / "README.md").read_text()
+    assert f"quantised to {bits} bits" in CliRunner().invoke(cli.main, ["info", str(tmp_path / "ours")]).output
+    plain, quantised = (dict(tree_flatten(mt.load(path)[0].parameters())) for path in (source, tmp_path / "ours"))
+    in_memory = dict(tree_flatten(mt.load(source, quantize=bits)[0].parameters()))
+    for name, array in plain.items():
+        assert mx.array_equal(in_memory[name], quantised[name]), name
+        exact = name.endswith("bias") or "norm" in name or "positions" in name
+        assert bool(mx.array_equal(array, quantised[name])) == exact, name
+        assert mx.abs(array - quantised[name]).max() < (0.5 if bits == 4 else 0.05)
+    mt.convert(source, tmp_path / "whole")
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("ours", "whole")]
+    assert sizes[0] < sizes[1] * (0.5 if bits == 8 else 0.35)
+    of_folder = dict(tree_flatten(mt.load(tmp_path / "whole", quantize=bits)[0].parameters()))
+    assert all(mx.array_equal(of_folder[name], quantised[name]) for name in quantised)
+
+
+def test_what_cannot_be_quantised(source, tmp_path):
+    with pytest.raises(ValueError, match="must be multiples of 64: .* has (8|10|12)"):
+        convert.convert(source, tmp_path / "ours", quantize=8)
+    with pytest.raises(ValueError, match="bits must be one of 4, 8, not 3"):
+        convert.convert(source, tmp_path / "ours", quantize=3)
+    assert not (tmp_path / "ours").exists()
+    wide = write(tmp_path / "wide", wide_tensors(), SETTINGS_OF_WIDE)
+    convert.convert(wide, tmp_path / "ours", quantize=8)
+    with pytest.raises(ValueError, match="is quantised to 8 bits already: leave out quantize"):
+        mt.load(tmp_path / "ours", quantize=4)
+
+
+def test_float16_is_refused_where_it_overflows(tmp_path, monkeypatch, source):
+    monkeypatch.setitem(FAMILIES["bart"].constants, "overflows_float16", True)
+    with pytest.raises(ValueError, match="overflow float16: use bfloat16 or float32, or insist with"):
+        convert.convert(source, tmp_path / "ours", dtype="float16")
+    convert.convert(source, tmp_path / "ours", dtype="float16", allow_overflow=True)
+    with pytest.raises(ValueError, match="overflow float16"):
+        convert.load(source, dtype="float16")
+    arguments = ["convert", str(source), str(tmp_path / "more"), "--dtype", "float16"]
+    assert CliRunner().invoke(cli.main, arguments).exit_code == 1
+    assert CliRunner().invoke(cli.main, [*arguments, "--allow-overflow"]).exit_code == 0
+
+
+def test_the_tasks_of_an_old_config(tmp_path):
+    tasks = {
+        "summarization": {"prefix": "summarize: ", "num_beams": 2, "max_length": 7, "no_repeat_ngram_size": 3},
+        "translation_en_to_de": {"prefix": "translate English to German: ", "early_stopping": True},
+        "damaged": 5,
+    }
+    source = write(tmp_path / "tasks", bart_tensors(), SETTINGS_OF_BART | {"task_specific_params": tasks})
+    convert.convert(source, tmp_path / "ours")
+    for path in (source, tmp_path / "ours"):
+        model, _ = mt.load(path)
+        assert list(model.tasks) == ["summarization", "translation_en_to_de"]
+        first, second = model.tasks.values()
+        assert first.source_prefix == "summarize: "
+        assert first.search == SearchConfig(beam_size=2, max_tokens=6, no_repeat_ngram_size=3)
+        assert second.search == SearchConfig(beam_size=4, max_tokens=8, early_stopping=True)
+    facts = CliRunner().invoke(cli.main, ["info", str(tmp_path / "ours")]).output
+    assert "summarization: sources begin with 'summarize: '" in facts
+
+
+def test_a_setting_of_the_user_replaces_what_the_checkpoint_cannot_tell(tmp_path):
+    settings = SETTINGS_OF_BART | {"eos_token_id": []}
+    source = write(tmp_path / "odd", bart_tensors(), settings)
+    with pytest.raises(ValueError, match="eos_id"):
+        convert.load(source)
+    assert convert.load(source, settings={"eos_id": 2})[0].config.eos_id == 2

@@ -183,7 +183,7 @@ def from_settings(family: Family, settings: dict[str, Any], known: Iterable[str]
         if callable(rule):
             try:
                 value = rule(settings)
-            except (KeyError, TypeError, ValueError, ArithmeticError):
+            except (LookupError, TypeError, ValueError, ArithmeticError):
                 raise ValueError(f"The checkpoint's settings do not tell {ours}: set it.") from None
         else:
             key, default, function = (rule, None, None) if isinstance(rule, str) else (*rule, None)[:3]
