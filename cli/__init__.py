@@ -9,7 +9,7 @@ import sys
 import click
 
 from mlx_transformer import __version__
-from mlx_transformer.cli import convert, evaluate, generate, info, train
+from mlx_transformer.cli import convert, evaluate, generate, info, lines, train
 
 # Words of MLX's errors where an allocation fails: on the CPU, on Metal, on CUDA.
 OUT_OF_MEMORY = ("malloc", "unable to allocate", "out of memory", "insufficient memory")
@@ -37,16 +37,20 @@ class CommandLine(click.Group):
             if isinstance(error, RuntimeError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
                 raise
             flush_or_discard()
-            raise click.ClickException(describe(error) + partial_results(ctx)) from error
+            raise click.ClickException(describe(error, ctx) + partial_results(ctx)) from error
 
 
-def describe(error: Exception) -> str:
-    """Put an error in one line."""
+def describe(error: Exception, ctx: click.Context) -> str:
+    """Put an error in one line that a terminal shows as it is."""
     if isinstance(error, (MemoryError, RuntimeError)):
-        return "The model with one batch does not fit in memory: lower --batch-tokens."
+        options = main.commands[ctx.invoked_subcommand].params if ctx.invoked_subcommand else []
+        if any(option.name == "batch_tokens" for option in options):
+            return "The model with one batch does not fit in memory: lower --batch-tokens."
+        return "The model does not fit in memory: take a smaller one, or a machine with more."
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}."
-    return " ".join(str(error).split()) or type(error).__name__
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return lines.printable(f"{where}{error.strerror}.")
+    return lines.printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def partial_results(ctx: click.Context) -> str:
@@ -70,6 +74,7 @@ def main() -> None:
     \b
     mlx-transformer generate "Where is the station?"
     mlx-transformer generate < english.txt > french.txt
+    mlx-transformer generate --model Helsinki-NLP/opus-mt-en-de "Where is the station?"
     mlx-transformer train --train dates --valid dates --output runs/dates --preset tiny
     """  # noqa: D301 (click needs the backspace)
 

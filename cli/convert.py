@@ -20,10 +20,25 @@ LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
 @click.argument("destination", type=click.Path())
 @revision_option
 @click.option("--family", help="Family of the checkpoint, where the file does not tell it.")
-@click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Type of the numbers stored.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting that the file does not tell.")
-@click.option("--rename", multiple=True, metavar="REGEX=TEXT", help="Rename tensors before they are looked up.")
-@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits of each weight, instead of --dtype's.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Type of the numbers stored. Default: the checkpoint's.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting that the checkpoint does not tell, or tells wrong; may be repeated.",
+)
+@click.option(
+    "--rename",
+    multiple=True,
+    metavar="REGEX=TEXT",
+    help="Rename tensors before they are looked up; may be repeated.",
+)
+@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits of each weight of linear layers and embeddings.")
 @overflow_option
 @click.option("--force", is_flag=True, help="Replace a model folder that is there already.")
 def command(
@@ -40,11 +55,16 @@ def command(
 ) -> None:
     """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
 
-    SOURCE is a folder, a file, or owner/name on the hub.
+    SOURCE is a folder, a file, or owner/name on the hub. What lies beside the weights is read too: settings of the
+    model and of the search, and the tokenizer.
 
-    Checkpoints of torch.nn.Transformer do not tell everything: --set num_heads=8 --set norm_first=true --set pad_id=1
-    and so on; --set encoder.num_layers=6 is for one side only.
-    """
+    Checkpoints of torch.nn.Transformer do not tell everything: --set num_heads=8 --set pad_id=1 --set start_id=2 --set
+    eos_id=3, and if they are so norm_first=true and activation=gelu; --set encoder.num_heads=4 is for one side only. A
+    wrong NAME lists all names.
+
+    \b
+    mlx-transformer convert facebook/nllb-200-distilled-600M nllb --quantize 8
+    """  # noqa: D301 (click needs the backspace)
     from mlx_transformer.pretrained import find_checkpoint
 
     values = {name: parse(value) for name, value in map(pair, settings)}

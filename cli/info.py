@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.lines import printable
 from mlx_transformer.cli.options import revision_option
 
 # Head sizes that Metal's fused attention takes in MLX 0.32: for at most 8 queries (a decode step), and for more.
@@ -27,7 +29,7 @@ def command(folder: str | None, revision: str | None, as_json: bool) -> None:
 
     path = find(folder, revision)
     facts = stored(path) | describe(*mt.load(path))
-    click.echo(json.dumps(facts) if as_json else "\n".join(report(facts)))
+    click.echo(json.dumps(facts) if as_json else "\n".join(map(printable, report(facts))))
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -99,10 +101,15 @@ def report(facts: dict[str, Any]) -> Iterator[str]:
         yield f"{side} attention head size {cover['head_dims']}; on Metal {step} for a step, {long} for many positions"
     yield f"device            {facts['device']}, Metal {'available' if facts['metal'] else 'not available'}"
     if facts["languages"]:
-        yield f"languages         {' '.join(facts['languages'])}"
+        yield from wrapped("languages", f"{len(facts['languages'])}: {' '.join(facts['languages'])}")
     for name, task in facts["tasks"].items():
         yield f"task              {name}: sources begin with {task['source_prefix']!r}"
-    yield "search defaults   " + ", ".join(f"{name} {value}" for name, value in facts["search_defaults"].items())
+    yield from wrapped("search defaults", ", ".join(f"{name} {it}" for name, it in facts["search_defaults"].items()))
+
+
+def wrapped(name: str, text: str) -> list[str]:
+    """A fact in as many lines as it takes."""
+    return textwrap.wrap(text, 100, initial_indent=f"{name:<18}", subsequent_indent=" " * 18, break_on_hyphens=False)
 
 
 def vocabulary(config: dict[str, Any]) -> str:

@@ -16,6 +16,11 @@ WINDOW_BYTES = 1 << 20
 LANGUAGES = ("source_language", "target_language")
 
 
+def printable(text: str) -> str:
+    """A text from a file as a terminal may show it: control characters and line ends are written out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class Line(NamedTuple):
     """One line of input.
 

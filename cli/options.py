@@ -25,10 +25,10 @@ penalty_option = click.option(
     "--length-penalty", type=float, help="Exponent of the length that divides a score. Default: the model's."
 )
 source_language_option = click.option(
-    "--source-language", metavar="CODE", help="Language of the sources, where the model must be told; see info."
+    "--source-language", metavar="CODE", help="Language of the sources, for a model that knows several; see info."
 )
 target_language_option = click.option(
-    "--target-language", metavar="CODE", help="Language to generate, where the model must be told; see info."
+    "--target-language", metavar="CODE", help="Language to generate, for a model that knows several; see info."
 )
 prefix_option = click.option(
     "--source-prefix", metavar="TEXT", help='What sources begin with ("summarize: "). Default: the model\'s.'
@@ -58,6 +58,8 @@ def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.Search
         changes["beam_size"] = max(defaults.beam_size, changes["num_hypotheses"])
     elif "beam_size" in changes and "num_hypotheses" not in changes:
         changes["num_hypotheses"] = min(defaults.num_hypotheses, max(1, changes["beam_size"]))
+    if "max_tokens" in changes and "min_tokens" not in changes:
+        changes["min_tokens"] = min(defaults.min_tokens, changes["max_tokens"])
     return dataclasses.replace(defaults, **changes)
 
 

@@ -1,8 +1,11 @@
 """Model folders: config.json (with a format version), model.safetensors and the tokenizer's files."""
 
+import fcntl
+import glob
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +22,7 @@ from mlx_transformer.fields import from_dict, to_dict
 from mlx_transformer.model import Transformer
 from mlx_transformer.precision import dequantize, find_dtype, make_ready, quantization, quantize_weights
 from mlx_transformer.tokenizer import Tokenizer
+from mlx_transformer.vocabularies import read_json
 
 FORMAT_VERSION = 1
 PIECE = 2**22  # numbers that are written at a time
@@ -137,14 +141,6 @@ def read_config(folder: Path) -> FolderConfig:
     return from_dict(FolderConfig, data, str(path))
 
 
-def read_json(path: Path) -> Any:
-    """The contents of a JSON file; ValueError if it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be JSON: {error}; copy the folder again.") from None
-
-
 def blank(config: ModelConfig, search: SearchConfig, tasks: Iterable[TaskConfig] = ()) -> Transformer:
     """A model to put weights into; the random numbers of the caller go on as if it had not been made."""
     with same_random_state():
@@ -173,11 +169,17 @@ def replacing(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder)):
         raise FileExistsError(f"{folder} is there already and is no model folder: choose another name.")
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    old = folder.with_name(f".{folder.name}.old")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.new-*"):
+        with _claimed(left) as mine:
+            if mine:
+                shutil.rmtree(left, ignore_errors=True)
+    new = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
+    new.mkdir()
     try:
-        yield new
+        with _claimed(new):
+            yield new
         for path in new.rglob("*"):
             _sync(path)
         if folder.exists():
@@ -189,6 +191,19 @@ def replacing(folder: Path) -> Iterator[Path]:
         recover(folder)
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether a folder is no other process's, nor another thread's, for as long as the block runs."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
 
 
 def is_model_folder(folder: Path) -> bool:

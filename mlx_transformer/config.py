@@ -6,10 +6,17 @@ To and from JSON. This file imports nothing of MLX.
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_transformer.fields import check_positive, check_types
+from mlx_transformer.fields import check_at_most, check_positive, check_types
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+MAX_BEAM_SIZE = 1024
 BATCH_TOKENS = 4096  # padded source positions x beams of a batch in generation
+
+# Far more than any model has: a file that claims more would only fill the memory.
+STACK_LIMITS = {"num_layers": 1000, "num_heads": 1024, "mlp_dims": 2**17, "max_length": 2**22}
+STACK_LIMITS |= {"num_buckets": 2**16, "max_distance": 2**20}
+MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 2**17, "head_dims": 2**17}
+MAX_POSITIONS = 2**26  # numbers of a table of positions
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class StackConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "num_layers", "num_heads", "mlp_dims", "max_length", "num_buckets", "max_distance")
+        check_at_most(self, STACK_LIMITS)
         if self.positions == "relative" and (self.num_buckets < 4 or self.num_buckets % 2):
             raise ValueError(f"num_buckets must be even and at least 4, not {self.num_buckets}.")
         if self.positions == "relative" and self.max_distance <= self.num_buckets // 2:
@@ -120,9 +128,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "source_vocab_size", "target_vocab_size", "dims")
+        check_at_most(self, MODEL_LIMITS)
         if self.head_dims is not None:
             check_positive(self, "head_dims")
         for stack in (self.encoder, self.decoder):
+            if stack.positions in ("sinusoidal", "learned") and stack.max_length * self.dims > MAX_POSITIONS:
+                raise ValueError(
+                    f"max_length x dims must be at most {MAX_POSITIONS}: {stack.max_length} x {self.dims} is more."
+                )
             if self.head_dims is None and self.dims % stack.num_heads:
                 raise ValueError(f"num_heads must divide dims: {stack.num_heads} does not divide {self.dims}.")
         if self.share_embeddings and self.source_vocab_size != self.target_vocab_size:
@@ -185,6 +198,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "beam_size", "num_hypotheses")
+        if self.beam_size > MAX_BEAM_SIZE:
+            raise ValueError(f"beam_size must be at most {MAX_BEAM_SIZE}, not {self.beam_size}.")
         if self.num_hypotheses > self.beam_size:
             raise ValueError(
                 f"num_hypotheses must not exceed beam_size: {self.num_hypotheses} is more than {self.beam_size}; "
@@ -193,7 +208,9 @@ class SearchConfig:
         if self.max_tokens is not None:
             check_positive(self, "max_tokens")
             if self.min_tokens > self.max_tokens:
-                raise ValueError(f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}.")
+                raise ValueError(
+                    f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}; lower min_tokens."
+                )
         check_positive(self, "repetition_penalty")
         for name in ("min_tokens", "no_repeat_ngram_size", "source_no_repeat_ngram_size"):
             if vars(self)[name] < 0:

@@ -77,6 +77,13 @@ def check_types(config: Any) -> None:
             raise ValueError(f"{item.name} must be a finite number, not {value}.")
 
 
+def check_at_most(config: Any, limits: dict[str, int]) -> None:
+    """Refuse a named field that is more than its limit."""
+    for name, limit in limits.items():
+        if (vars(config)[name] or 0) > limit:
+            raise ValueError(f"{name} must be at most {limit}, not {reprlib.repr(vars(config)[name])}.")
+
+
 def check_positive(config: Any, *names: str) -> None:
     """Refuse a named field that is not more than zero."""
     for name in names:

@@ -116,7 +116,7 @@ def generate_hypotheses(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        lines: Source texts; a blank one gives one empty hypothesis.
+        lines: Source texts; a blank one, or one without tokens, gives one empty hypothesis.
         search: How to search; `model.search_defaults` if None.
         source_language: The code of the lines' language, or one for each line; None for models that need none.
         target_language: The code of the language to generate, likewise.
@@ -168,8 +168,9 @@ def _window(
     """Search lines in batches of like length; give each result once those before it are there."""
     limit = model.config.encoder.max_length
     written = [i for i, line in enumerate(lines) if line.text]
-    sources = dict(zip(written, _sources(tokenizer, [lines[i] for i in written], limit), strict=True))
-    ready: dict[int, list[Hypothesis]] = {i: [EMPTY] for i, line in enumerate(lines) if not line.text}
+    found = _sources(tokenizer, [lines[i] for i in written], limit)
+    sources = {i: source for i, source in zip(written, found, strict=True) if source.ids}
+    ready: dict[int, list[Hypothesis]] = {i: [EMPTY] for i in range(len(lines)) if i not in sources}
     given = 0
     order = sorted(sources, key=lambda i: len(sources[i].ids))
     lengths = [min(len(sources[i].ids), limit) for i in order]

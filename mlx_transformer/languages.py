@@ -115,7 +115,7 @@ def language_id(config: TokenizerConfig, code: str) -> int:
         [known for known in sorted(config.languages) if known.casefold().startswith(code.casefold())] if code else []
     )
     close = [folded[like] for like in difflib.get_close_matches(code.casefold(), folded, n=4, cutoff=0.4)]
-    like = ", ".join(list(dict.fromkeys([*close, *begin]))[:4] or sorted(config.languages)[:4])
+    like = ", ".join(list(dict.fromkeys([*begin, *close]))[:4] or sorted(config.languages)[:4])
     raise ValueError(
         f"A language must be one of the {len(config.languages)} that the model knows: {code!r} is none. "
         f"Close to it are {like}; the command info lists all."

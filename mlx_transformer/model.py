@@ -16,14 +16,16 @@ from mlx.utils import tree_reduce
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.initial import embedding, linear
+from mlx_transformer.norms import NORMS
 from mlx_transformer.positions import buckets, check_length, relative_mask, sinusoids
 
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]]
-ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "gelu_tanh": nn.gelu_approx, "silu": nn.silu, "tanh": mx.tanh}
-NORMS = {
-    "layer": lambda config: nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias),
-    "rms": lambda config: nn.RMSNorm(config.dims, eps=config.norm_eps),
-    "deviation": lambda config: DeviationNorm(config.dims, config.norm_eps),
+MAX_COMPILED = 32  # traces that a model keeps
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "gelu_tanh": nn.gelu_approx,
+    "silu": nn.silu,
+    "tanh": mx.tanh,
 }
 
 
@@ -91,21 +93,6 @@ class FeedForward(nn.Module):
         if "gate_proj" in self:
             return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
         return self.down_proj(self.activation(self.up_proj(x)))
-
-
-class DeviationNorm(nn.Module):
-    """Normalisation by the unbiased standard deviation plus epsilon (Rush 2018, "The Annotated Transformer")."""
-
-    def __init__(self, dims: int, eps: float) -> None:
-        super().__init__()
-        self.weight = mx.ones(dims)
-        self.bias = mx.zeros(dims)
-        self.eps = eps
-
-    def __call__(self, x: mx.array) -> mx.array:
-        """Normalise each position, (rows, length, dims)."""
-        centred = x - x.mean(axis=-1, keepdims=True)
-        return self.weight * centred / (x.std(axis=-1, keepdims=True, ddof=1) + self.eps) + self.bias
 
 
 class Residual(nn.Module):
@@ -260,13 +247,14 @@ class Transformer(nn.Module):
 
         Args:
             source: Token ids, int32 (batch, source_length), padded on the right.
-            mask: True at tokens, false at padding, bool (batch, source_length); by default where source is not padding.
+            mask: True at tokens, bool (batch, source_length); by default at all but the padding at the end.
 
         Raises:
             ValueError: If a source is longer than the encoder has positions.
         """
         check_length("source", source.shape[1], self.config.encoder.max_length)
-        mask = (source != self.config.pad_id if mask is None else mask)[:, None, None]
+        tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # text may hold that token too
+        mask = (tokens if mask is None else mask)[:, None, None]
         x = self.encoder.embed(self.source_embedding(source))
         for layer, visible in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
             x = layer(x, visible)
@@ -325,6 +313,8 @@ class Transformer(nn.Module):
         """
         key = (function, options, self.training)
         if key not in self._compiled:
+            if len(self._compiled) == MAX_COMPILED:
+                del self._compiled[next(iter(self._compiled))]  # the oldest
             self._compiled[key] = mx.compile(functools.partial(function, self, *options), inputs=[self.state])
         return self._compiled[key]
 

@@ -11,7 +11,7 @@ from mlx_transformer.weights.convert import convert as convert
 from mlx_transformer.weights.convert import load as load_torch
 
 BUNDLED = Path(weights.__file__).parent / "pretrained" / "en-fr"
-TORCH_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TORCH_FILES = ("*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.ckpt")
 
 
 def load(
@@ -101,7 +101,5 @@ def is_torch(path: Path) -> bool:
     """Whether a path is a torch checkpoint and not a model folder."""
     if path.is_file():
         return True
-    if not (path / "config.json").exists():
-        return any(next(path.glob(pattern), None) for pattern in TORCH_FILES)
-    data = checkpoint.read_json(path / "config.json")
-    return isinstance(data, dict) and "model_type" in data
+    holds_weights = any(next(path.glob(pattern), None) for pattern in TORCH_FILES)
+    return holds_weights and not checkpoint.is_model_folder(path)

@@ -94,10 +94,9 @@ def forbid(logprobs: mx.array, tokens: mx.array, wanted: mx.array) -> mx.array:
 def chosen(logprobs: mx.array, tokens: mx.array, wanted: mx.array) -> mx.array:
     """True at the `wanted` ones of `tokens`, bool (rows, vocab)."""
     rows, vocab = logprobs.shape
-    # Those that are not wanted mark a column past the vocabulary.
-    marks = mx.put_along_axis(
-        mx.zeros((rows, vocab + 1), mx.bool_), mx.where(wanted, tokens, vocab), mx.array(True), axis=1
-    )
+    # Those that are not wanted mark a column past the vocabulary; MLX checks no bounds.
+    places = mx.where(wanted & (tokens >= 0) & (tokens < vocab), tokens, vocab)
+    marks = mx.put_along_axis(mx.zeros((rows, vocab + 1), mx.bool_), places, mx.array(True), axis=1)
     return marks[:, :vocab]
 
 

@@ -14,6 +14,8 @@ from mlx_transformer.vocabularies import SPACE, Splitter, Strip, Vocabulary, che
 
 TAG = re.compile(">>.*?<<", re.DOTALL)
 
+FILES = {"model": "sentencepiece.model", "decoder": "sentencepiece_decoder.model"}  # in a model folder
+
 
 @dataclass(frozen=True)
 class SentencePieceVocabulary(Vocabulary):
@@ -106,16 +108,16 @@ class SentencePieceVocabulary(Vocabulary):
     def write(self, folder: Path, prefix: str) -> dict[str, Any]:
         """See `Vocabulary`."""
         data = to_dict(self)
-        for name in ("model", "decoder"):
+        for name, file in FILES.items():
             if (content := data.pop(name)) is not None:
-                (folder / f"{prefix}sentencepiece.{name}").write_bytes(content)
+                (folder / f"{prefix}{file}").write_bytes(content)
         return data | {"has_decoder": self.decoder is not None}
 
     @classmethod
     def read(cls, folder: Path, prefix: str, data: dict[str, Any]) -> "Vocabulary":
         """See `Vocabulary`."""
         names = ("model", "decoder") if data.get("has_decoder") else ("model",)
-        paths = {name: folder / f"{prefix}sentencepiece.{name}" for name in names}
+        paths = {name: folder / f"{prefix}{FILES[name]}" for name in names}
         models = {name: read_bytes(path) for name, path in paths.items()}
         for name, path in paths.items():
             load_sentencepiece(models[name], str(path))

@@ -15,7 +15,7 @@ from mlx_transformer.vocabularies import (
     TokenizersVocabulary,
     Vocabulary,
     WordVocabulary,
-    read_bytes,
+    read_json,
 )
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -272,10 +272,7 @@ def _read(folder: Path) -> dict[str, Any]:
         sides = {"source": "tokenizer.json", "target": "target_tokenizer.json"}
         kind = {"kind": TokenizersVocabulary.kind}
         return {side: kind for side, name in sides.items() if side == "source" or (folder / name).exists()}
-    try:
-        data = json.loads(read_bytes(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON: {error}; copy the folder again.") from None
+    data = read_json(path)
     if not isinstance(data, dict) or not {"config", "source"} <= data.keys() <= {"config", "source", "target"}:
         raise ValueError(f"{path} must have config, source and perhaps target, and nothing else; copy it again.")
     return data

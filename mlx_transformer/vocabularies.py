@@ -4,6 +4,7 @@ None adds special tokens around a text. A checkpoint is read with what it was tr
 original's down to odd spaces and unknown characters.
 """
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import tokenizers
 from mlx_transformer.fields import check_types, from_dict, to_dict
 
 SPACE = "\u2581"  # sentencepiece's sign for a space
-MAX_BYTES = 2**27  # of a tokenizer's file, several times the largest known
+MAX_BYTES = 2**27  # of a file of settings or of a tokenizer, several times the largest known
 SUBWORD = re.compile("@@ |@@$")  # subword-nmt's sign that the word goes on
 JOINER = re.compile(" ?\uffed ?")  # OpenNMT's sign that no space was here
 NUM_BYTE_SPECIALS = 3
@@ -263,9 +264,18 @@ def load_tokenizer(content: bytes, name: str) -> tokenizers.Tokenizer:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file of a tokenizer; FileNotFoundError if it is not there, ValueError if it is too large to be one."""
+    """A file of settings or of a tokenizer; FileNotFoundError if there is none, ValueError if it is far too large."""
     if not path.exists():
-        raise FileNotFoundError(f"A tokenizer needs its file: there is no {path}; copy the folder again.")
+        raise FileNotFoundError(f"A file is missing: there is no {path}; copy the folder again.")
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"A tokenizer's file has at most {MAX_BYTES} bytes: {path} has {size}; is it another file?")
+        raise ValueError(f"Such a file has at most {MAX_BYTES} bytes: {path} has {size}; is it another file?")
     return path.read_bytes()
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file; errors are those of `read_bytes`, and ValueError if it is damaged."""
+    content = read_bytes(path)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON: {error}; copy the folder again.") from None

@@ -19,6 +19,7 @@ from mlx_transformer import checkpoint, precision
 from mlx_transformer.config import ModelConfig, QuantizationConfig, SearchConfig, StackConfig
 from mlx_transformer.model import Transformer
 from mlx_transformer.tokenizer import Tokenizer
+from mlx_transformer.vocabularies import MAX_BYTES
 
 ROOT = Path(__file__).resolve().parent.parent
 STACK = StackConfig(num_layers=1, num_heads=2, mlp_dims=64, max_length=12, positions="learned", final_norm=True)
@@ -260,7 +261,7 @@ class TestDamage:
             (folder / name).unlink()
         assert checkpoint.load(folder)[1] is None
 
-    @pytest.mark.parametrize("text", ["", "{", '{"format_version": 1,', "\udcff"])
+    @pytest.mark.parametrize("text", ["", "{", '{"format_version": 1,', "\udcff", "[" * 100_000, "1" * 6000])
     def test_a_config_that_is_no_json(self, folder, text):
         (folder / "config.json").write_text(text, errors="surrogateescape")
         refused(folder, f"{folder / 'config.json'} must be JSON: ")
@@ -292,6 +293,17 @@ class TestDamage:
     def test_a_config_with_a_wrong_field(self, folder, change, told):
         edit(folder, change)
         assert str(folder / "config.json") in refused(folder, told)
+
+    def test_a_config_that_is_far_too_large(self, folder):
+        with (folder / "config.json").open("wb") as file:
+            file.truncate(MAX_BYTES + 1)  # sparse
+        refused(folder, f"at most {MAX_BYTES} bytes: .*config.json has")
+
+    @pytest.mark.parametrize("name, value", [("num_layers", 3_000_000), ("max_length", 2 * 10**9)])
+    def test_absurd_sizes_are_refused_before_a_model_is_made(self, folder, monkeypatch, name, value):
+        monkeypatch.setattr(checkpoint, "Transformer", None)
+        edit(folder, lambda config: config["model"]["encoder"].update({name: value}))
+        refused(folder, f"encoder: {name} must be at most [0-9]+, not {value}")
 
     @pytest.mark.parametrize("data", ["[]", "3", '"text"', "null"])
     def test_a_config_that_is_no_object(self, folder, data):
@@ -394,7 +406,7 @@ class TestReplacing:
         rename = Path.rename
 
         def failing(self, target):
-            if self.name.endswith(".new"):
+            if ".new-" in self.name:
                 raise OSError("no rename")
             return rename(self, target)
 
@@ -412,13 +424,22 @@ class TestReplacing:
         assert contents(folder) == {Path("file"): b"new"}
 
     def test_leftovers_of_a_process_that_was_killed_do_not_matter(self, folder, tmp_path):
-        for leftover in (".model.new", ".model.old"):
+        for leftover in (".model.new-1f", ".model.new-2e", ".model.old"):
             (tmp_path / leftover).mkdir()
             (tmp_path / leftover / "junk").write_text("junk")
         with checkpoint.replacing(folder) as new:
             (new / "file").write_text("new")
         assert contents(tmp_path) == {Path("model/file"): b"new"}
         assert list(tmp_path.iterdir()) == [folder]
+
+    def test_two_at_once_do_not_mix(self, tmp_path):
+        with checkpoint.replacing(tmp_path / "model") as one:
+            (one / "file").write_text("one")
+            with checkpoint.replacing(tmp_path / "model") as other:
+                (other / "file").write_text("other")
+            assert contents(tmp_path / "model") == {Path("file"): b"other"}
+            (one / "config.json").write_text("{}")
+        assert contents(tmp_path / "model") == {Path("file"): b"one", Path("config.json"): b"{}"}
 
     def test_recover_after_a_cut_between_two_renames(self, folder, tmp_path):
         before = contents(folder)
@@ -473,7 +494,7 @@ def test_a_full_disk(tmp_path, full):
     told = result.stderr.strip()
     assert told.startswith("OSError: ") and told.count("\n") == 0
     if full == "model.safetensors":
-        assert f"{folder.with_name('.model.new') / full} could not be written whole, is the disk full?" in told
+        assert f"{full} could not be written whole, is the disk full?" in told and "/.model.new-" in told
     else:
         assert "File too large" in told
     assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]

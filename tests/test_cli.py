@@ -67,6 +67,13 @@ def start():
         yield begin
 
 
+def test_a_limit_of_the_user_lowers_the_models_least_length():
+    defaults = mt.SearchConfig(min_tokens=30, max_tokens=60)
+    assert options.search_config(defaults, {"max_tokens": 20, "min_tokens": None}).min_tokens == 20
+    with pytest.raises(ValueError, match="min_tokens must not exceed max_tokens: 25 > 20; lower min_tokens"):
+        options.search_config(defaults, {"max_tokens": 20, "min_tokens": 25})
+
+
 class TestLanguagesAndTasks:
     def test_languages_of_all_lines(self, echo):
         arguments = ("generate", "--source-language", "en", "--target-language", "fr")
@@ -301,6 +308,17 @@ class TestErrors:
         result = echo("generate", stdin=f"one\nRuntimeError: {message}\n".encode(), status=1)
         assert error_line(result) == "Error: The model with one batch does not fit in memory: lower --batch-tokens.\n"
 
+    @pytest.mark.parametrize("command", ["info", "convert"])
+    def test_only_a_command_with_batches_is_told_of_them(self, echo, monkeypatch, tmp_path, command):
+        def fail(*arguments, **options):
+            raise RuntimeError("[malloc] Unable to allocate 4294967296 bytes.")
+
+        monkeypatch.setattr("mlx_transformer.pretrained.find_checkpoint", fail)
+        monkeypatch.setattr("mlx_transformer.pretrained.find", fail)
+        arguments = [tmp_path, tmp_path / "new"][: 1 + (command == "convert")]
+        line = error_line(echo(command, *arguments, status=1))
+        assert "does not fit in memory" in line and "--batch-tokens" not in line
+
     def test_other_runtime_errors_are_bugs(self, echo):
         result = echo("generate", "RuntimeError: a bug", status=1)
         assert result.stderr == "" and str(result.exception) == "a bug"
@@ -311,6 +329,16 @@ class TestErrors:
 
         monkeypatch.setitem(vars(mt), "load", fail)
         assert error_line(echo("generate", "one", status=1)) == "Error: two lines\n"
+
+    @pytest.mark.parametrize(
+        "error", [ValueError("a\x1b[2J\u202e\udcff\n b"), OSError(2, "gone", "a\x1b[2J\u202e\udcff b")]
+    )
+    def test_what_a_terminal_would_obey_is_written_out(self, echo, monkeypatch, error):
+        def fail(*arguments, **options):
+            raise error
+
+        monkeypatch.setitem(vars(mt), "load", fail)
+        assert r"Error: a\x1b[2J\u202e\udcff b" in error_line(echo("generate", "one", status=1))
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
     def test_a_full_disk_behind_standard_output(self, start):
@@ -621,6 +649,15 @@ class TestWithAModel:
         arrays = json.loads(self.invoke("info", folder, "--json").stdout)["parameters"]
         text = self.invoke("info", folder).stdout
         assert f"{arrays:,} in float32" in text and "head size 16; on Metal not fused" in text
+
+    def test_info_of_a_stranger_s_model_keeps_to_its_lines(self, folder, tmp_path):
+        shutil.copytree(folder, tmp_path / "odd")
+        config = json.loads((folder / "config.json").read_text())
+        search = config["search"]
+        config["tasks"] = [{"name": "a\x1b[2J\nb", "source_prefix": "", "search": search}]
+        (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+        text = self.invoke("info", tmp_path / "odd").stdout
+        assert r"task              a\x1b[2J\nb: sources begin" in text and "\x1b" not in text
 
     def test_info_counts_the_parameters_of_a_quantised_model(self, tmp_path, monkeypatch):
         stack = mt.StackConfig(num_layers=1, num_heads=2, mlp_dims=64, max_length=8)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -144,6 +145,20 @@ def test_errors_of_a_nested_stack_name_its_place():
     ("config", "changes", "told"),
     [
         *[(STACK, {name: 0}, f"{name} must be more than 0, not 0") for name in ("num_layers", "num_heads", "mlp_dims")],
+        (STACK, {"num_layers": 1001}, "num_layers must be at most 1000, not 1001"),
+        *[
+            (STACK, {name: 10**12}, f"{name} must be at most [0-9]+, not 1000000000000")
+            for name in ("num_layers", "num_heads", "mlp_dims", "max_length", "num_buckets", "max_distance")
+        ],
+        *[
+            (MODEL, {name: 10**12}, f"{name} must be at most [0-9]+, not 1000000000000")
+            for name in ("source_vocab_size", "target_vocab_size", "dims", "head_dims")
+        ],
+        (
+            MODEL,
+            {"dims": 2**17, "encoder": replace(STACK, max_length=513)},
+            "max_length x dims must be at most 67108864",
+        ),
         (STACK, {"max_length": -1}, "max_length must be more than 0, not -1"),
         (MODEL, {"source_vocab_size": 0}, "source_vocab_size must be more than 0, not 0"),
         (MODEL, {"target_vocab_size": -7}, "target_vocab_size must be more than 0, not -7"),
@@ -187,6 +202,14 @@ def test_errors_of_a_nested_stack_name_its_place():
 def test_every_rule(config, changes, told):
     with pytest.raises(ValueError, match=told):
         dataclasses.replace(config, **changes)
+
+
+def test_the_largest_models_are_within_the_limits():
+    """ByT5 and MADLAD of 4,096 numbers, T5 with 128 heads and 65,536 of the network, LED with 16,384 positions."""
+    wide = StackConfig(48, 128, 65536, positions="relative", max_length=8192)
+    assert ModelConfig(256512, 256512, 4096, wide, wide, head_dims=128).dims == 4096
+    long = StackConfig(12, 16, 4096, positions="learned", max_length=16384)
+    assert ModelConfig(50265, 50265, 1024, long, long).encoder.max_length == 16384
 
 
 def test_heads_of_their_own_width_need_not_divide_dims():

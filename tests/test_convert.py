@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
 import mlx.core as mx
 import numpy as np
@@ -248,6 +249,7 @@ def test_unknown_families_and_settings_are_refused(source, tmp_path):
         {"d_model": 2**40},
         {"encoder_ffn_dim": 2**62},
         {"max_position_embeddings": 10**15},
+        {"encoder_layers": 1001},
         {"encoder_layers": 0},
         {"d_model": "many"},
         {"pad_token_id": -1},
@@ -363,14 +365,19 @@ def test_the_generation_file_counts_and_what_is_not_followed_is_told(tmp_path, c
     model, _ = convert.load(source)
     assert model.search_defaults == SearchConfig(beam_size=3)
     assert model.config.start_id == 5
-    assert "not followed: do_sample, num_beam_groups.\n" in caplog.text
+    assert "not followed: 'do_sample', 'num_beam_groups'.\n" in caplog.text
+
+
+def test_names_of_settings_are_told_in_one_line_of_plain_letters(tmp_path, caplog):
+    convert.load(write(tmp_path / "model", bart_tensors(), generation={"a\n\x1b[2J": 1}))
+    assert r"not followed: 'a\n\x1b[2J'." in caplog.text
 
 
 def test_of_an_old_config_what_is_not_followed_is_told_and_nothing_else(tmp_path, caplog):
     convert.load(write(tmp_path / "plain", bart_tensors()))
     assert not caplog.text
     convert.load(write(tmp_path / "odd", bart_tensors(), SETTINGS_OF_BART | {"diversity_penalty": 0.5}))
-    assert "not followed: diversity_penalty.\n" in caplog.text
+    assert "not followed: 'diversity_penalty'.\n" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -414,14 +421,14 @@ def test_settings_that_ask_for_nothing():
 def test_the_end_token_is_that_of_the_generation_settings(tmp_path, end, expected, caplog):
     source = write(tmp_path / "model", bart_tensors(), generation={"eos_token_id": end})
     assert convert.load(source)[0].config.eos_id == expected
-    assert ("not followed: eos_token_id.\n" in caplog.text) == (end == [6, 5])
+    assert ("not followed: 'eos_token_id'.\n" in caplog.text) == (end == [6, 5])
 
 
 def test_of_several_start_and_end_tokens_the_first_counts(tmp_path, caplog):
     several = {"eos_token_id": [4, 5], "decoder_start_token_id": [7, 3]}
     model, _ = convert.load(write(tmp_path / "model", bart_tensors(), SETTINGS_OF_BART | several))
     assert (model.config.eos_id, model.config.start_id) == (4, 7)
-    assert "not followed: decoder_start_token_id, eos_token_id.\n" in caplog.text
+    assert "not followed: 'decoder_start_token_id', 'eos_token_id'.\n" in caplog.text
 
 
 def test_every_family_names_every_parameter():
@@ -500,6 +507,34 @@ def test_quantised(tmp_path, bits):
     assert all(mx.array_equal(of_folder[name], quantised[name]) for name in quantised)
 
 
+def test_progress_of_a_quantised_conversion(tmp_path):
+    calls = []
+    source = write(tmp_path / "wide", wide_tensors(), SETTINGS_OF_WIDE)
+    convert.convert(source, tmp_path / "ours", quantize=8, dtype="float16", report=lambda *call: calls.append(call))
+    assert len(calls) > 10 and calls == sorted(calls)
+    stored = sum(array.nbytes for array in mx.load(str(tmp_path / "ours" / "model.safetensors")).values())
+    assert calls[-1] == (stored, stored)
+
+
+def test_a_conversion_that_fails_does_not_wait_for_hashes(tmp_path, source, monkeypatch):
+    stopped = []
+    monkeypatch.setattr(convert, "card", lambda *arguments: stopped.append(arguments[-1].wait(20)))
+
+    def report(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert(source, tmp_path / "ours", report=report)
+    assert stopped == [True]
+
+
+def test_a_hash_stops_when_told(source):
+    stop = threading.Event()
+    whole = convert.sha256(source / "model.safetensors", stop)
+    stop.set()
+    assert convert.sha256(source / "model.safetensors", stop) == hashlib.sha256().hexdigest() != whole
+
+
 def test_what_cannot_be_quantised(source, tmp_path):
     with pytest.raises(ValueError, match="must be multiples of 64: .* has (8|10|12)"):
         convert.convert(source, tmp_path / "ours", quantize=8)
@@ -549,3 +584,37 @@ def test_a_setting_of_the_user_replaces_what_the_checkpoint_cannot_tell(tmp_path
     with pytest.raises(ValueError, match="eos_id"):
         convert.load(source)
     assert convert.load(source, settings={"eos_id": 2})[0].config.eos_id == 2
+
+
+def test_leftovers_of_fairseq_are_no_tensors_of_the_model(tmp_path):
+    left = {f"model.{side}.version": mx.array([3.0]) for side in ("encoder", "decoder")}
+    source = write(tmp_path / "old", bart_tensors() | left)
+    assert convert.load(source)[0].config.encoder.num_layers == 1
+
+
+@pytest.mark.parametrize(
+    "settings, least, most",
+    [({"min_length": 9, "max_length": 9}, 8, 8), ({"min_new_tokens": 8, "max_new_tokens": 8}, 8, 8)],
+)
+def test_equal_lengths(settings, least, most):
+    search = search_config(settings)
+    assert (search.min_tokens, search.max_tokens) == (least, most)
+
+
+def test_settings_of_strangers():
+    assert search_config({"bad_words_ids": [[], [5]]}).suppress_ids == (5,)
+    with pytest.raises(ValueError, match="beam_size must be at most 1024, not 100000"):
+        search_config({"num_beams": 100000})
+
+
+def test_a_task_without_a_prefix_has_the_models(tmp_path):
+    settings = SETTINGS_OF_BART | {"prefix": " ", "task_specific_params": {"one": {}, "two": {"prefix": "two: "}}}
+    tasks = convert.load(write(tmp_path / "tasks", bart_tensors(), settings))[0].tasks
+    assert [task.source_prefix for task in tasks.values()] == [" ", "two: "]
+
+
+def test_what_training_leaves_beside_the_weights_is_no_checkpoint(source):
+    (source / "model.safetensors").rename(source / "weights.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state.pth"):
+        (source / name).write_bytes(b"junk")
+    assert mt.load(source)[0].config.dims == DIMS

@@ -544,7 +544,7 @@ def test_d2l(tmp_path, tolerance):
     ours = check(reference, tmp_path / "d2l.pt", tolerance, settings=settings)
     assert not ours.config.attention_bias and ours.config.mlp_bias
     check_beams(reference, ours, tolerance)
-    with pytest.raises(ValueError, match="does not tell pad_id, eos_id, start_id, num_heads: say it in settings"):
+    with pytest.raises(ValueError, match="pad_id, eos_id, start_id, num_heads: convert it with --set pad_id="):
         convert.load(tmp_path / "d2l.pt")
 
 

@@ -126,6 +126,17 @@ class TestOrder:
         assert [h.text for (h,) in generate_hypotheses(model, tokenizer, ["", " "], BEAM)] == ["", ""]
         assert not shapes
 
+    def test_a_line_of_no_tokens_is_blank(self, model, tokenizer, monkeypatch):
+        """As one of invisible characters is to a vocabulary with no end token around sources."""
+        invisible, (line,) = "\u200b", make_lines(1)
+        encode = tokenizer.encode_batch
+        monkeypatch.setattr(
+            tokenizer, "encode_batch", lambda texts, *_: [[] if t == invisible else encode([t])[0] for t in texts]
+        )
+        expected = generate(model, tokenizer, line)
+        assert generate(model, tokenizer, [invisible, line, invisible]) == ["", expected, ""]
+        assert generate(model, tokenizer, [invisible]) == [""]
+
     def test_no_lines(self, model, tokenizer):
         assert list(generate_hypotheses(model, tokenizer, [])) == []
 

@@ -14,7 +14,8 @@ import pytest
 from checkpoint_files import Call, Name, Pid, legacy_file, numbers, pickled, safetensors_file, tensor, zip_file
 from hostile_files import LEGACIES, OTHERS, PICKLES, SAFE, ZIPS, floats
 
-from mlx_transformer.weights import pickles
+from mlx_transformer.vocabularies import MAX_BYTES
+from mlx_transformer.weights import pickles, settings
 from mlx_transformer.weights.readers import CheckpointError, Stub, plain, read_checkpoint
 
 FUZZ = int(os.environ.get("MLX_TRANSFORMER_FUZZ", "2000"))
@@ -249,6 +250,54 @@ def test_settings_that_are_nested_too_deep(folder):
         value = [value]
     with pytest.raises(CheckpointError, match="at most 100 deep"):
         plain(value)
+
+
+def shared_sections():
+    section = {"a": 1}
+    for _ in range(60):
+        section = {"a": section, "b": section}
+    return section
+
+
+def endless_section():
+    section = {}
+    section["a"] = section
+    return section
+
+
+@pytest.mark.parametrize("make", [shared_sections, endless_section, lambda: {"a" * 600: {"b" * 600: 1}}])
+def test_sections_that_hold_one_another(make):
+    with pytest.raises(ValueError, match="at most 10000 options with names of at most 1000 letters"):
+        settings.options({"args": make()})
+
+
+LEVELS = "".join(f"l{n}: &l{n} {{x: *l{n - 1}, y: *l{n - 1}}}\n" for n in range(1, 60))
+YAMLS = {
+    "shared sections": ("l0: &l0 {a: 1}\n" + LEVELS + "model: *l59", "at most 10000 options"),
+    "a section in itself": ("model: &m {a: *m}", "at most 10000 options"),
+    "merged sections": ("model: &m {a: 1}\nb: {<<: [*m, *m]}", "must be YAML"),
+    "deep lists": ("model: " + "[" * 100_000, "must be YAML"),
+    "a long number": ("model: " + "1" * 6000, "must be YAML"),
+    "no date": ("model: !!timestamp tomorrow", "must be YAML"),
+    "no number": ("model: !!int ''", "must be YAML"),
+    "many bytes": (" " * (settings.MAX_YAML + 1), f"at most {settings.MAX_YAML} bytes"),
+}
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_options_in_yaml(tmp_path, name):
+    content, words = YAMLS[name]
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        settings.read_yaml(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_are_far_too_large(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse
+    with pytest.raises(ValueError, match=f"at most {MAX_BYTES} bytes: .*config.json"):
+        settings.read_settings(tmp_path)
 
 
 # Random damage.

@@ -77,6 +77,15 @@ def test_what_stands_in_padding_changes_nothing(model, source, target, close):
     assert memory.mask.tolist() == mask[:, None, None].tolist()
 
 
+def test_padding_stands_at_the_end(model, source, target, close):
+    """Before other tokens its id is one like them: text may hold it."""
+    mask = source != model.config.pad_id
+    typed = mx.array(source)
+    typed[:, 0] = model.config.pad_id
+    close(model(typed, target), model.decode(target, model.encode(typed, mask)))
+    assert not mx.allclose(model(typed, target), model(source, target))
+
+
 def test_no_target_position_sees_a_later_one(model, source, target, tolerance):
     expected = model(source, target)
     for position in range(1, target.shape[1]):

@@ -125,3 +125,13 @@ def test_positive_scores_are_divided_and_unfilled_places_do_not_count():
     scores = mx.array([[1.0, -1.0, 2.0, -2.0]])
     found = penalize(scores, 2.0, mx.array([[1, 2, 3, 0]]), mx.array(2))
     assert found.tolist() == [[1.0, -2.0, 1.0, -2.0]]
+
+
+def test_ids_outside_the_vocabulary_do_nothing():
+    """They come from strangers' settings, and from sources whose vocabulary is larger; MLX checks no bounds."""
+    search = SearchConfig(source_no_repeat_ngram_size=1, bad_words=((3,), (10**6,), (2, 2**30)))
+    source = mx.array([[4, 10**6, 5 * 10**8]])
+    request = Request(source, mx.array([9]), mx.array([START]), mx.array([0]))
+    logprobs = mx.zeros((1, VOCAB))
+    found = process(logprobs, search, MODEL, request, mx.array([[START, 0, 0]]), mx.array(1))
+    assert [i for i, score in enumerate(found[0].tolist()) if score == NEVER] == [3, 4]

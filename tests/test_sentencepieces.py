@@ -326,7 +326,7 @@ def test_the_language_that_a_checkpoint_begins_with_by_itself(tmp_path):
 def test_files_that_do_not_fit(tmp_path):
     folder = checkpoint_of(tmp_path / "theirs", "M2M100", m2m100, decoder_start_token_id=2, **FAIRSEQ)
     (folder / "vocab.json").rename(folder / "other.json")
-    with pytest.raises(FileNotFoundError, match="there is no .*vocab.json"):
+    with pytest.raises(FileNotFoundError, match="(?i)there is no .*vocab.json"):
         mt.load(folder)
     ids = json.loads((folder / "other.json").read_text())
     (folder / "vocab.json").write_text(json.dumps(ids | {f"new{i}": len(ids) + i for i in range(200)}))

@@ -248,7 +248,7 @@ def test_a_damaged_vocabulary_file(tmp_path, text):
         ("sentencepiece", {"added": {"": 1}}, "sentencepiece: Added tokens must not be empty"),
         ("sentencepiece", {"ids": {"a": -1}}, "sentencepiece: Ids of a vocabulary must not be below 0"),
         ("sentencepiece", {"decoder": "other"}, "sentencepiece: decoder must be"),
-        ("sentencepiece", {"has_decoder": True}, "there is no .*sentencepiece.decoder"),
+        ("sentencepiece", {"has_decoder": True}, "there is no .*sentencepiece_decoder.model"),
     ],
 )
 def test_fields_that_cannot_be(tmp_path, kind, changes, told):

@@ -237,6 +237,17 @@ def test_opennmt(tmp_path, case):
     assert_kept(tmp_path, tokenizer)
 
 
+def test_lists_that_hold_one_list_many_times(tmp_path):
+    shared = [0]
+    for _ in range(9):
+        shared = [shared] * 50
+    endless = {}
+    endless["fields"] = [endless] * 50
+    good = {"fields": [shared, shared, ["<unk>", "a"]]}
+    assert read_words(tmp_path, "opennmt-py", {"vocab": {"src": shared, "tgt": endless}}) is None
+    assert read_words(tmp_path, "opennmt-py", {"vocab": {"src": good, "tgt": good}})[0].size == 2
+
+
 @pytest.mark.parametrize(
     "vocab", [None, {"src": ["<unk>"]}, {"src": [], "tgt": []}, "text", [("src", 1, 2)], {"src": stub("a"), "tgt": 3}]
 )

@@ -109,13 +109,18 @@ def sparse(name):
     return {key: value for key, value in MODELS[name][1].items() if key in SAID and key not in UNSAID}
 
 
-def torch_model(name, seed=0, settings=None):
-    """A model of transformers; nothing in it is at its first 0 or 1."""
+def torch_model(name, seed=0, settings=None, generation=None):
+    """A model of transformers; nothing in it is at its first 0 or 1.
+
+    Its settings and those of its generation are the usual ones where none are given.
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.set_num_threads(1)  # its threads wait for each other busily: on a loaded machine that takes minutes
-    kind, usual, generation = MODELS[name]
+    kind, usual, usual_generation = MODELS[name]
     settings = usual if settings is None else settings
+    generation = {"max_length": 9} | (usual_generation if generation is None else generation)
+    sizes = {settings.get("vocab_size"), settings.get("decoder_vocab_size")}
     config = (
         vars(transformers)[f"{kind}Config"](**settings)
         if f"{kind}Config" in vars(transformers)
@@ -128,7 +133,7 @@ def torch_model(name, seed=0, settings=None):
         for key, value in model.named_parameters():
             if "embed_positions" in key and not value.requires_grad:
                 continue
-            deviation = 0.6 if value.shape[0] in (VOCAB, 25) and value.ndim == 2 else 0.35
+            deviation = 0.6 if value.shape[0] in sizes and value.ndim == 2 else 0.35
             if key.endswith("Attention.q.weight"):
                 deviation /= 4  # nothing scales these products: larger ones would magnify any rounding
             norm = key.endswith("norm.weight")
@@ -138,7 +143,7 @@ def torch_model(name, seed=0, settings=None):
             model.final_logits_bias[0, config.eos_token_id] = 3.0
     # What a new model's generation settings are is the library's business, not the checkpoint's.
     settings = {key: settings.get(key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
-    model.generation_config = transformers.GenerationConfig(**settings, max_length=9, **generation)
+    model.generation_config = transformers.GenerationConfig(**settings, **generation)
     return model
 
 

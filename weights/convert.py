@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from mlx_transformer.model import Transformer
 from mlx_transformer.precision import DTYPES, check_dtype, find_dtype, make_ready, quantize_weights
 from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.weights.families import FAMILIES
-from mlx_transformer.weights.plan import Plan, make_plan
+from mlx_transformer.weights.plan import Plan, Report, make_plan
 from mlx_transformer.weights.readers import Checkpoint, read_checkpoint
 from mlx_transformer.weights.settings import (
     not_covered,
@@ -29,10 +30,10 @@ from mlx_transformer.weights.settings import (
     start_id,
     task_configs,
 )
+from mlx_transformer.weights.tensors import quoted
 from mlx_transformer.weights.vocabularies import read_tokenizer
 
 logger = logging.getLogger(__name__)
-Report = Callable[[int, int], None]
 
 
 @dataclass
@@ -85,7 +86,8 @@ def convert(
         quantize: Bits of each weight of linear layers and token embeddings, 8 or 4; None not to quantise.
         allow_overflow: Store float16 even for a model whose activations leave its range.
         force: Replace a model folder that is there already.
-        report: Called with the bytes written so far and all bytes, after each part of a tensor.
+        report: Called with the bytes written so far and all bytes, after each part of a tensor;
+            if it is quantised, the bytes made so far.
 
     Raises:
         ConversionError: If tensors are missing, unexpected or misshapen; nothing is written.
@@ -103,17 +105,21 @@ def convert(
         model = found.blank(quantize)
         with folders.replacing(destination) as new:
             # Hashing the files takes about as long as writing the numbers: both at a time.
+            stop = threading.Event()
             with ThreadPoolExecutor(max_workers=1) as executor:
-                text = executor.submit(card, found.plan, checkpoint, stored, quantize)
-                if quantize is None:
-                    _write(new, found.plan, model, stored, report)
-                else:
-                    found.plan.fill(model, stored)
-                    folders.write_arrays(new / "model.safetensors", dict(tree_flatten(model.parameters())))
+                text = executor.submit(card, found.plan, checkpoint, stored, quantize, stop)
+                try:
+                    if quantize is None:
+                        _write(new, found.plan, model, stored, report)
+                    else:
+                        found.plan.fill(model, stored, report)
+                        folders.write_arrays(new / "model.safetensors", dict(tree_flatten(model.parameters())))
+                    (new / "README.md").write_text(text.result())
+                finally:
+                    stop.set()
             folders.write_config(new, folders.describe(model))
             if found.tokenizer is not None:
                 found.tokenizer.save(new)
-            (new / "README.md").write_text(text.result())
 
 
 def load(
@@ -169,7 +175,7 @@ def prepare(
     )
     search = search_config(generation)
     if left := not_covered(generation) if told else []:
-        logger.warning("Generation settings that are not followed: %s.", ", ".join(left))
+        logger.warning("Generation settings that are not followed: %s.", ", ".join(map(quoted, left)))
     rules = {} if told else FAMILIES[plan.family].search
     own = {ours: stated.get(rule) if isinstance(rule, str) else rule for ours, rule in rules.items()}
     search = replace(search, **{ours: value for ours, value in own.items() if value is not None})
@@ -202,20 +208,20 @@ def _write(new: Path, plan: Plan, model: Transformer, dtype: mx.Dtype, report: R
     folders.write_made(new / "model.safetensors", shapes, dtype, make)
 
 
-def card(plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | None) -> str:
-    """The README.md of a converted model."""
+def card(plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | None, stop: threading.Event) -> str:
+    """The README.md of a converted model; no longer of use if told to stop."""
     numbers = str(dtype).removeprefix("mlx.core.") + (f", quantised to {quantize} bits" if quantize else "")
-    files = "\n".join(f"- {path.name}: sha256 {sha256(path)}" for path in checkpoint.files)
+    files = "\n".join(f"- {path.name}: sha256 {sha256(path, stop)}" for path in checkpoint.files)
     return (
         "---\nlibrary_name: mlx_transformer\n---\n\n"
         f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in {numbers}:\n\n{files}\n"
     )
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file."""
+def sha256(path: Path, stop: threading.Event) -> str:
+    """The hash of a file; if told to stop, of what was read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(1 << 20):
+        while not stop.is_set() and (part := file.read(1 << 20)):
             digest.update(part)
     return digest.hexdigest()

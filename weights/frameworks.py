@@ -289,7 +289,7 @@ FRAMEWORKS: dict[str, Family] = {
         | on_each_side("embedding_norm", "embedding_norm", "after", "none")
         | on_each_side("positions", "positions", "learned", "sinusoidal"),
         rows=to.spread_after_padding,
-        ignored=("*.version", "*._float_tensor", "*.embed_positions.weights"),
+        ignored=("*._float_tensor", "*.embed_positions.weights"),
         allowed={
             "adaptive_softmax_cutoff": (),
             "adaptive_input": (False,),

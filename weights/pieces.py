@@ -38,6 +38,7 @@ from mlx_transformer.weights.recipes import CLASSES, GENERIC, MODEL_TYPES, Ingre
 
 logger = logging.getLogger(__name__)
 Made = tuple[Vocabulary, dict[str, Any]]  # a vocabulary, and fields of TokenizerConfig
+TAG = re.compile(r"<2[A-Za-z]{2,}(_[A-Za-z]+)*>")  # of the language to generate, at the beginning of a source
 LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}")  # en_XX of mBART, eng_Latn of NLLB
 BYT5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 CHAT_TOKENS = {"bos_token": "__start__", "eos_token": "__end__", "unk_token": "__unk__", "pad_token": "__null__"}
@@ -125,6 +126,8 @@ def _pipeline(files: Files, recipe: Recipe) -> Made:
     }
     if recipe.source_language != "none":
         fields |= _language_fields(files, recipe, languages)
+    elif len(tags := {piece[2:-1]: i for piece, i in tokenizer.get_vocab().items() if TAG.fullmatch(piece)}) > 1:
+        fields |= {"languages": tags, "target_language": "source"}
     return TokenizersVocabulary(tokenizer), fields
 
 

@@ -21,9 +21,9 @@ from mlx_transformer.weights.readers import Checkpoint
 
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
-MAX_POSITIONS = 1 << 28  # numbers of a table of positions that is computed
-MAX_DISTANCE = 1 << 20
 SIDES = ("encoder", "decoder")
+Report = Callable[[int, int], None]  # of the bytes done so far, and all bytes
+LEFTOVERS = ("*.version",)  # of fairseq, which many checkpoints descend from
 # Setting -> the parameter of ours, and its side, that has this size, for files that do not say.
 SIZES = {
     "source_vocab_size": ("source_embedding.weight", 0),
@@ -60,9 +60,12 @@ class Plan:
         else:
             yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[name].pieces())
 
-    def fill(self, model: Transformer, dtype: mx.Dtype | None = None) -> None:
+    def fill(self, model: Transformer, dtype: mx.Dtype | None = None, report: Report | None = None) -> None:
         """Read the parameters of a model, one at a time; what is quantised in it is quantised as it comes."""
+        if dtype is not None:
+            model.set_dtype(dtype)
         layers = dict(model.named_modules())
+        done, total = 0, sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
         weights: list[tuple[str, mx.array]] = []
         for name, make in self.makers.items():
             array = make() if dtype is None else make().astype(dtype)
@@ -73,6 +76,9 @@ class Plan:
                 parts = dict(zip(names, mx.quantize(array, layer.group_size, layer.bits), strict=True))
             mx.eval(parts)  # or the tensor that it is a part of would be held until the end
             weights += parts.items()
+            done += sum(part.nbytes for part in parts.values())
+            if report is not None:
+                report(done, total)
         model.load_weights(weights)
 
 
@@ -222,7 +228,7 @@ def build(*layers: dict[str, Any]) -> ModelConfig:
     if any("num_heads" not in data[side] for side in SIDES):
         needed.append("num_heads")
     if needed:
-        raise ValueError(f"The checkpoint does not tell {', '.join(needed)}: say it in settings, as --set num_heads=8.")
+        raise ValueError(f"The checkpoint does not tell {', '.join(needed)}: convert it with --set {needed[0]}=...")
     return from_dict(ModelConfig, data, "The model of the checkpoint")
 
 
@@ -248,7 +254,7 @@ def check(names: Names, family: Family, config: ModelConfig, read: set[str]) -> 
     unexpected = [
         theirs
         for plain, theirs in names.plain.items()
-        if theirs not in used and not any(fnmatchcase(plain, pattern) for pattern in family.ignored)
+        if theirs not in used and not any(fnmatchcase(plain, pattern) for pattern in (*LEFTOVERS, *family.ignored))
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     told = [f"{len(found)} {kind} ({shortened(found)})" for kind, found in problems.items() if found]
@@ -270,8 +276,7 @@ def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
     """
     largest = max((side for tensor in checkpoint.tensors.values() for side in tensor.shape), default=0)
     limits = {name: largest for name in ("dims", "head_dims", "num_heads", "mlp_dims")}
-    limits |= {"num_layers": len(checkpoint.tensors), "max_length": MAX_POSITIONS // max(config.dims, 1)}
-    limits |= {"max_distance": MAX_DISTANCE, "num_buckets": MAX_DISTANCE}
+    limits["num_layers"] = len(checkpoint.tensors)
     for values in (config, config.encoder, config.decoder):
         for name, limit in limits.items():
             if (vars(values).get(name) or 0) > limit:

@@ -23,6 +23,7 @@ PREFERRED = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+BESIDE = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")  # what training leaves, no weights
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # Where training programs keep the state dict in what they save; then any key that begins with "ema".
 STATE_KEYS = ("model", "model_state", "state_dict", "model_state_dict", "net")
@@ -156,7 +157,8 @@ def _choose(folder: Path) -> Path:
     for name in PREFERRED:
         if (folder / name).is_file():
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    found = [path for path in files if not path.name.startswith(BESIDE)]
     whole = [path for path in found if not path.name.startswith("adapter_model.")]
     if len(whole) == 1:
         return whole[0]

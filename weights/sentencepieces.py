@@ -102,7 +102,8 @@ def marian(folder: Path) -> Read:
     else:  # The original makes text of pieces with the source's model then.
         target = side(ids, "target.spm", source.model)
     fields = _fields(files, special)
-    if languages := {piece[2:-2]: i for piece, i in ids.items() if piece.startswith(">>") and piece.endswith("<<")}:
+    languages = {piece[2:-2]: i for piece, i in ids.items() if piece.startswith(">>") and piece.endswith("<<")}
+    if len(languages) > 1:  # a model of one language does without its tag
         fields |= {"languages": languages, "target_language": "source"}
     return source, None if target == source else target, fields
 

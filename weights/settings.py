@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from mlx_transformer.config import SearchConfig, TaskConfig
+from mlx_transformer.vocabularies import read_bytes
 from mlx_transformer.weights.containers import read_json
 from mlx_transformer.weights.objects import plain
 
 logger = logging.getLogger(__name__)
+
+MAX_YAML = 2**20  # bytes of a config.yaml, a hundred times what one needs
+MAX_OPTIONS = 10_000
+MAX_NAME = 1000
 
 # Where training programs keep the options of the model, in the order of trust.
 OPTIONS = (("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("config",))
@@ -53,9 +58,18 @@ def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
         return {}
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Without merge keys, with which a small file fills the memory."""
+
+        def flatten_mapping(self, node: Any) -> None:
+            """Leave a mapping as it is."""
+
+    if file.stat().st_size > MAX_YAML:
+        raise ValueError(f"A config.yaml has at most {MAX_YAML} bytes: {file} has more; is it another file?")
     try:
-        data = yaml.safe_load(file.read_bytes())
-    except (yaml.YAMLError, RecursionError) as error:
+        data = yaml.load(file.read_bytes(), Loader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        # All of these come of values with tags that they do not fit.
         raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}.") from None
     found = data.get(section) if isinstance(data, dict) else None
     return flattened(found) if isinstance(found, dict) else {}
@@ -78,7 +92,7 @@ def read_generation(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def _beside(path: Path, name: str) -> dict[str, Any] | None:
     """A JSON file in the folder of a checkpoint."""
     file = (path if path.is_dir() else path.parent) / name
-    return read_json(file.read_bytes(), str(file)) if file.exists() else None
+    return read_json(read_bytes(file), str(file)) if file.exists() else None
 
 
 def options(extras: dict[str, Any]) -> dict[str, Any]:
@@ -92,14 +106,28 @@ def options(extras: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def flattened(options: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Options of sections as "section_option"."""
+def flattened(options: dict[Any, Any]) -> dict[str, Any]:
+    """Options of sections as "section_option".
+
+    Raises:
+        ValueError: If there are too many: a section may hold one that stands elsewhere too, or itself.
+    """
     flat: dict[str, Any] = {}
-    for key, value in options.items():
-        if isinstance(value, dict):
-            flat |= flattened(value, f"{prefix}{key}_")
-        else:
-            flat[f"{prefix}{key}"] = value
+    sections, count = [("", options)], 0
+    while sections:
+        prefix, section = sections.pop()
+        count += len(section)
+        for key, value in section.items():
+            name = f"{prefix}{key}"
+            if count > MAX_OPTIONS or len(name) > MAX_NAME:
+                raise ValueError(
+                    f"A checkpoint's settings must be at most {MAX_OPTIONS} options with names of at most {MAX_NAME} "
+                    "letters, those of sections within sections counted: these are more, check where they are from."
+                )
+            if isinstance(value, dict):
+                sections.append((f"{name}_", value))
+            else:
+                flat[name] = value
     return flat
 
 
@@ -143,9 +171,11 @@ def _search_config(stated: dict[str, Any]) -> SearchConfig:
         "forced_eos_id": _single(stated.get("forced_eos_token_id")),
         "renormalize": stated.get("renormalize_logits", False),
     }
+    if values["max_tokens"] is not None:
+        values["min_tokens"] = min(values["min_tokens"], values["max_tokens"])
     forced = {values["forced_bos_id"], values["forced_eos_id"]}
     eos_id = _single(stated.get("eos_token_id"))
-    words = [tuple(word) for word in stated.get("bad_words_ids", []) if list(word) != [eos_id]]
+    words = [tuple(word) for word in stated.get("bad_words_ids", []) if word and list(word) != [eos_id]]
     # A forced token may still come where it is forced, but one that is suppressed never.
     never = {word[0] for word in words if len(word) == 1 and word[0] not in forced}
     values["suppress_ids"] = tuple(sorted(never | set(stated.get("suppress_tokens", []))))
@@ -157,7 +187,7 @@ def task_configs(settings: dict[str, Any], generation: dict[str, Any]) -> tuple[
     """The tasks of an old config.json: each changes the generation settings and has a prefix."""
     stated = settings.get("task_specific_params")
     return tuple(
-        TaskConfig(name, str(task.get("prefix") or ""), search_config(generation | task))
+        TaskConfig(name, str(task.get("prefix", settings.get("prefix")) or ""), search_config(generation | task))
         for name, task in (stated.items() if isinstance(stated, dict) else ())
         if isinstance(task, dict)
     )

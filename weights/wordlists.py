@@ -92,7 +92,7 @@ def _opennmt(folder: Path, extras: dict[str, Any]) -> Read | None:
     found = extras.get("vocab")
     if isinstance(found, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in found):
         found = {name: vocabulary for name, vocabulary in found if isinstance(name, str)}
-    lists = [_list(found.get(side)) for side in SIDES] if isinstance(found, dict) else [None, None]
+    lists = [_list(found.get(side), set()) for side in SIDES] if isinstance(found, dict) else [None, None]
     if None in lists:
         return None
     stated = _options(extras, ("opt",))
@@ -106,16 +106,20 @@ def _opennmt(folder: Path, extras: dict[str, Any]) -> Read | None:
     return _read(sides, ("<blank>", "<s>", "</s>"))
 
 
-def _list(value: Any, depth: int = 0) -> list[str] | None:
-    """The first list of words in a value: it itself, or one called itos in objects of torchtext."""
+def _list(value: Any, seen: set[int], depth: int = 0) -> list[str] | None:
+    """The first list of words in a value: it itself, or one called itos in objects of torchtext.
+
+    What was `seen`, by identity, holds none: objects may stand in many places, or in themselves.
+    """
     if isinstance(value, Stub):
         value = value.state
+    if depth > MAX_DEPTH or not isinstance(value, dict | list | tuple) or id(value) in seen:
+        return None
+    seen.add(id(value))
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
         return value
-    if depth > MAX_DEPTH or not isinstance(value, dict | list | tuple):
-        return None
     parts = [value.get(name) for name in ("itos", "fields", "vocab")] if isinstance(value, dict) else value
-    return next((words for part in parts if (words := _list(part, depth + 1)) is not None), None)
+    return next((words for part in parts if (words := _list(part, seen, depth + 1)) is not None), None)
 
 
 def _joeynmt(folder: Path, extras: dict[str, Any]) -> Read | None:

@@ -1,0 +1,307 @@
+"""Whole checkpoints as on the hub, tiny: the command line gives the text that transformers gives."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+from texts import EMOJI, SCRIPTS
+from tiny_families import MODELS, torch_model
+from tiny_pieces import auto_tokenizer, make, trained
+from tiny_tokenizers import m2m100, marian, plbart
+
+from mlx_transformer import hub
+from mlx_transformer.cli import main
+
+pytestmark = pytest.mark.torch
+
+LONG = " ".join(SCRIPTS[:6])
+LINES = [
+    *SCRIPTS[:8:3],
+    SCRIPTS[9],
+    "",
+    *SCRIPTS[12:18:2],
+    EMOJI[1],
+    "Well , I do n't know ... (1)?!",
+    LONG,
+    " ",
+    "\u200b",
+]
+MARIAN = {"num_beams": 4, "max_length": 14, "forced_eos_token_id": 0, "renormalize_logits": True}
+SUMMARY = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 3}
+BEAMS = {"num_beams": 3, "max_length": 12}
+CHAT = BEAMS | {"min_length": 6, "no_repeat_ngram_size": 3}
+# Weights of attention to the source and of feed-forward blocks, in the names of BART and of T5.
+STRONG = ("encoder_attn.q_proj.weight", "encoder_attn.out_proj.weight", "fc2.weight")
+STRONG += ("EncDecAttention.q.weight", "EncDecAttention.o.weight", "wo.weight")
+LANGUAGE_TOKENS = {"m2m100": "__{}__", "plbart": "__{}__"}  # where they are not the codes themselves
+
+
+def pieces(case):
+    """What makes a folder of the files of a case."""
+    return lambda folder: make(folder, trained(), case)
+
+
+@dataclass
+class Family:
+    """A row of the table.
+
+    Attributes:
+        model: A tiny model's name.
+        files: What writes the files of its tokenizer into a folder.
+        generation: Its generation settings.
+        source: The code of the language of sources, for our command line and for transformers.
+        target: The code of the language to generate.
+        prefix: What sources begin with.
+        dead: Ids of the model that its tokenizer does not have.
+        seed: Of its random weights; one with which texts vary, and none is nearly as probable as another.
+    """
+
+    model: str
+    files: object
+    generation: dict = field(default_factory=dict)
+    source: str | None = None
+    target: str | None = None
+    prefix: str = ""
+    dead: int = 0
+    seed: int = 0
+
+
+def saved_by_transformers(folder):
+    """umT5 has a tokenizer.json, which is read as it is."""
+    with auto_tokenizer() as load:
+        load(make(folder / "four", trained(), "t5")).save_pretrained(folder)
+
+
+FAMILIES = {
+    "marian": Family("marian", marian, MARIAN, target="fra", seed=5),
+    "marian-split": Family("marian-split", partial(marian, separate=True), MARIAN, target="deu", seed=10),
+    "bart": Family("bart", pieces("bart"), SUMMARY | {"max_length": 14, "min_length": 5, "forced_bos_token_id": 0}),
+    "plbart": Family("plbart", plbart, BEAMS, "java", "en_XX", seed=4),
+    "mbart": Family("mbart", pieces("mbart"), BEAMS | {"forced_eos_token_id": 2}, "ro_RO", "en_XX"),
+    "mbart-50": Family("mbart-50", pieces("mbart50"), BEAMS | {"forced_eos_token_id": 2}, "fr_XX", "de_DE"),
+    "m2m100": Family("m2m100", m2m100, BEAMS | {"early_stopping": True}, "de", "zh", dead=8, seed=3),
+    "nllb": Family("nllb", pieces("nllb"), BEAMS, "fra_Latn", "tyv_Cyrl", seed=2),
+    "nllb-legacy": Family("nllb", pieces("nllb legacy"), {"max_length": 12}, "fra_Latn", "ace_Arab", seed=2),
+    "pegasus": Family("pegasus", pieces("pegasus"), BEAMS | {"length_penalty": 0.6, "forced_eos_token_id": 1}),
+    "blenderbot": Family("blenderbot", pieces("blenderbot"), CHAT | {"encoder_no_repeat_ngram_size": 3}),
+    "blenderbot-small": Family("blenderbot-small", pieces("blenderbot-small"), CHAT, seed=3),
+    "t5": Family("t5", pieces("t5"), SUMMARY | {"max_length": 12}, prefix="summarize: ", dead=28),
+    "flan": Family("flan", pieces("t5"), {"max_new_tokens": 11, "repetition_penalty": 1.2}),
+    "mt5": Family("mt5", pieces("mt5"), BEAMS | {"num_beams": 4}, seed=1),
+    "umt5": Family("umt5", saved_by_transformers, BEAMS),
+    "byt5": Family("byt5", pieces("byt5"), {"num_beams": 2, "max_length": 18}),
+    "madlad": Family("madlad", pieces("t5 with symbols"), BEAMS, prefix="<2de> ", seed=1),
+}
+
+
+@pytest.fixture(autouse=True)
+def uncompiled():
+    """On a CPU every new trace costs seconds."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def load_tokenizer():
+    """Without protobuf, and without sacremoses, which changes punctuation where it is installed."""
+    transformers = pytest.importorskip("transformers")
+    with auto_tokenizer() as load, pytest.MonkeyPatch.context() as patch:
+        plain = lambda self: setattr(self, "punc_normalizer", lambda text: text)  # noqa: E731
+        patch.setattr(transformers.MarianTokenizer, "_setup_normalizer", plain)
+        yield load
+
+
+def make_lively(model, torch):
+    """Change random weights so that what is generated depends on the source, and tokens do not repeat themselves."""
+    with torch.no_grad():
+        for key, value in (*model.named_parameters(), *model.named_buffers()):
+            if key.endswith("bias"):
+                value *= 0.1
+            elif key.endswith(STRONG):
+                value *= 8
+
+
+def write_checkpoint(folder, family, load_tokenizer, **config):
+    """Write a checkpoint as on the hub; gives the tokenizer and the model that transformers reads from it."""
+    torch = pytest.importorskip("torch")
+    folder.mkdir()
+    family.files(folder)
+    theirs = load_tokenizer(folder)  # for its sizes
+    settings = MODELS[family.model][1] | {"vocab_size": len(theirs) + family.dead}
+    settings |= {"pad_token_id": theirs.pad_token_id, "eos_token_id": theirs.eos_token_id}
+    generation = family.generation
+    if family.model.startswith("marian"):
+        settings["decoder_start_token_id"] = theirs.pad_token_id
+        settings["decoder_vocab_size"] = len(theirs.target_encoder if theirs.separate_vocabs else theirs)
+        generation = generation | {"bad_words_ids": [[theirs.pad_token_id]]}
+    settings |= {"scale_embedding": False} if "scale_embedding" in settings else {}
+    model = torch_model(family.model, family.seed, settings, generation)
+    make_lively(model, torch)
+    model.save_pretrained(folder)
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stated | config))
+    return load_tokenizer(folder), type(model).from_pretrained(folder)
+
+
+def original(theirs, model, lines, family, **settings):
+    """What transformers generates from each line by itself; padding, which we never generate, is suppressed."""
+    if family.source:
+        theirs.src_lang = family.source
+    if family.target and not family.model.startswith("marian"):
+        theirs.tgt_lang = family.target
+        name = "decoder_start_token_id" if family.model in ("mbart", "plbart") else "forced_bos_token_id"
+        settings[name] = theirs.convert_tokens_to_ids(LANGUAGE_TOKENS.get(family.model, "{}").format(family.target))
+    longest = vars(model.config).get("max_position_embeddings")
+    texts = []
+    for line in lines:
+        if not line.strip():
+            texts.append("")
+            continue
+        text = f">>{family.target}<< {line}" if family.model.startswith("marian") else family.prefix + line
+        tokens = theirs(text, return_tensors="pt", truncation=longest is not None, max_length=longest)
+        [ids] = model.generate(
+            tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            suppress_tokens=[theirs.pad_token_id],
+            **settings,
+        )
+        texts.append(theirs.decode(ids, skip_special_tokens=True).replace("\n", " "))
+    return texts
+
+
+def run(*arguments, status=0, stdin=""):
+    """Our command line; the one line of an error, or what it printed."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+    assert result.exit_code == status, result.output
+    if not status:
+        return result.stdout_bytes.decode()
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def generate(folder, lines, *options):
+    """Our command line's answer to lines on standard input."""
+    printed = run("generate", "--model", folder, *options, stdin="".join(f"{line}\n" for line in lines))
+    return printed.removesuffix("\n").split("\n")
+
+
+def languages(family):
+    """The options of a family."""
+    sides = {"--source-language": family.source, "--target-language": family.target}
+    return [word for option, code in sides.items() if code for word in (option, code)]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_same_text(name, tmp_path, load_tokenizer):
+    """From the checkpoint, and from the folder that it is converted to."""
+    family = FAMILIES[name]
+    prefix = {"prefix": family.prefix} if family.prefix else {}
+    theirs, model = write_checkpoint(tmp_path / "theirs", family, load_tokenizer, **prefix)
+    # The positions of M2M100 leave padding out, also where it is typed.
+    lines = LINES if family.model in ("m2m100", "nllb") else [*LINES, "typed <pad> and __null__ here"]
+    expected = original(theirs, model, lines, family)
+    assert len(set(expected)) > 8, "the texts must depend on the sources"
+    assert generate(tmp_path / "theirs", lines, *languages(family)) == expected
+    run("convert", tmp_path / "theirs", tmp_path / "ours")
+    shutil.rmtree(tmp_path / "theirs")
+    assert generate(tmp_path / "ours", lines, *languages(family)) == expected
+    files = {path.name for path in (tmp_path / "ours").iterdir()}
+    assert files - {"README.md"} == set(hub.choose("own/er", sorted(files)))
+
+
+def test_as_a_program(tmp_path, load_tokenizer):
+    family = FAMILIES["bart"]
+    expected = original(*write_checkpoint(tmp_path / "theirs", family, load_tokenizer), LINES, family)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_transformer", "generate", "--model", str(tmp_path / "theirs")],
+        input="".join(f"{line}\n" for line in LINES).encode(),
+        env=os.environ | {"MLX_DISABLE_COMPILE": "1"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.decode() == "".join(f"{text}\n" for text in expected)
+    assert "Warning: Line 11 is longer than the model can read and was cut.\n" in done.stderr.decode()
+
+
+PAIRS = {
+    "m2m100": [("de", "zh"), ("ru", "fr"), ("zh", "de")],
+    "nllb": [("fra_Latn", "eng_Latn"), ("tyv_Cyrl", "ace_Arab"), ("eng_Latn", "fra_Latn")],
+    "mbart-50": [("fr_XX", "de_DE"), ("ru_RU", "en_XX"), ("zh_CN", "ta_IN")],
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_languages_of_each_line(name, tmp_path, load_tokenizer):
+    """In any order, and beside lines that take those of the options."""
+    theirs, model = write_checkpoint(tmp_path / "theirs", FAMILIES[name], load_tokenizer)
+    objects, expected = [], []
+    for text, (source, target) in zip(SCRIPTS[:6], PAIRS[name] * 2, strict=True):
+        family = replace(FAMILIES[name], source=source, target=target)
+        objects.append({"id": len(objects), "text": text, "source_language": source, "target_language": target})
+        expected += original(theirs, model, [text], family)
+    objects.append({"id": 6, "text": SCRIPTS[0]})
+    expected += original(theirs, model, SCRIPTS[:1], FAMILIES[name])
+    lines = [json.dumps(each) for each in objects]
+    found = [json.loads(line) for line in generate(tmp_path / "theirs", lines, "--json", *languages(FAMILIES[name]))]
+    assert [(each["id"], each["text"].replace("\n", " ")) for each in found] == list(enumerate(expected))
+    alike = original(theirs, model, SCRIPTS[:6], FAMILIES[name])
+    assert expected[1:3] != alike[1:3], "languages must make a difference"
+
+
+TASKS = {
+    "summarization": {"prefix": "summarize: ", "num_beams": 4, "no_repeat_ngram_size": 3, "min_length": 6},
+    "translation_en_to_de": {"prefix": "translate English to German: ", "num_beams": 2, "max_length": 8},
+}
+
+
+def test_tasks(tmp_path, load_tokenizer):
+    """A prefix and generation settings; --source-prefix comes before the config's own."""
+    family = replace(FAMILIES["t5"], generation={"max_length": 12})
+    config = {"prefix": "question: ", "task_specific_params": TASKS}
+    theirs, model = write_checkpoint(tmp_path / "theirs", family, load_tokenizer, **config)
+    run("convert", tmp_path / "theirs", tmp_path / "ours")
+    answers = []
+    for options, changes in (
+        ((), {"prefix": "question: "}),
+        (("--source-prefix", "read: "), {"prefix": "read: "}),
+        (("--source-prefix", ""), {"prefix": ""}),
+        *((("--task", name), task) for name, task in TASKS.items()),
+    ):
+        settings = dict(changes)
+        prefixed = replace(family, prefix=settings.pop("prefix"))
+        answers.append(original(theirs, model, LINES, prefixed, **settings))
+        for folder in ("theirs", "ours"):
+            assert generate(tmp_path / folder, LINES, *options) == answers[-1]
+    assert len(set(map(tuple, answers))) == len(answers), "each must make a difference"
+    told = run("info", tmp_path / "ours")
+    assert all(f"{name}: sources begin with {task['prefix']!r}" in told for name, task in TASKS.items())
+    error = run("generate", "--model", tmp_path / "ours", "--task", "sum", status=1, stdin="a\n")
+    assert "--task must be one of summarization, translation_en_to_de, not 'sum'" in error
+
+
+@pytest.mark.parametrize("name, wrong, like", [("nllb", "fra", "fra_Latn"), ("marian", "fr", "fra")])
+def test_what_is_told_about_languages(name, wrong, like, tmp_path, load_tokenizer):
+    family, folder = FAMILIES[name], tmp_path / "theirs"
+    write_checkpoint(folder, family, load_tokenizer)
+    known = json.loads(run("info", folder, "--json"))["languages"]
+    assert {family.target, like} <= set(known)
+    assert " ".join(known) in " ".join(run("info", folder).split())
+    error = run("generate", "--model", folder, status=1, stdin="Hello\n")
+    assert f"knows {len(known)} languages and must be told the target's: --target-language " in error
+    error = run("generate", "--model", folder, "--target-language", wrong, status=1, stdin="Hello\n")
+    assert f"{wrong!r} is none. Close to it are {like}" in error
+
+
+def test_a_language_that_the_model_does_not_ask_for(tmp_path, load_tokenizer):
+    write_checkpoint(tmp_path / "theirs", FAMILIES["t5"], load_tokenizer)
+    for side in ("source", "target"):
+        error = run("generate", "--model", tmp_path / "theirs", f"--{side}-language", "de", status=1, stdin="Hello\n")
+        assert f"does not ask for a {side} language: leave out 'de'" in error
