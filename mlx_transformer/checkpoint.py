@@ -272,18 +272,20 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
 def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -> None:
     """Report all names and shapes in which a file differs from the model."""
     wanted = dict(tree_flatten(model.parameters()))
-    problems = {
-        "missing": sorted(wanted.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - wanted.keys()),
-        "of another shape": [
-            f"{name} {weights[name].shape} instead of {wanted[name].shape}"
-            for name in sorted(wanted.keys() & weights.keys())
-            if weights[name].shape != wanted[name].shape
-        ],
-    }
-    found = [f"{len(names)} {kind} ({_shortened(names)})" for kind, names in problems.items() if names]
+    misshapen = [
+        f"{name} {weights[name].shape} instead of {wanted[name].shape}"
+        for name in sorted(wanted.keys() & weights.keys())
+        if weights[name].shape != wanted[name].shape
+    ]
+    found = differences(sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys()), misshapen)
     if found:
-        raise ValueError(f"{path} does not hold the arrays that its config.json asks for: {'; '.join(found)}.")
+        raise ValueError(f"{path} does not hold the arrays that its config.json asks for: {found}.")
+
+
+def differences(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+    """How the arrays of a file differ from those of a model: how many in each way, and a few names; empty if not."""
+    ways = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    return "; ".join(f"{len(names)} {way} ({_shortened(names)})" for way, names in ways.items() if names)
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:

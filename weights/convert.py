@@ -18,7 +18,7 @@ from mlx_transformer.model import Transformer
 from mlx_transformer.precision import DTYPES, check_dtype, find_dtype, make_ready, quantize_weights
 from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.weights.families import FAMILIES
-from mlx_transformer.weights.plan import Plan, Report, make_plan
+from mlx_transformer.weights.plan import Plan, Report, make_plan, parameters
 from mlx_transformer.weights.readers import Checkpoint, read_checkpoint
 from mlx_transformer.weights.settings import (
     not_covered,
@@ -110,7 +110,7 @@ def convert(
                 text = executor.submit(card, found.plan, checkpoint, stored, quantize, stop)
                 try:
                     if quantize is None:
-                        _write(new, found.plan, model, stored, report)
+                        _write(new, found.plan, stored, report)
                     else:
                         found.plan.fill(model, stored, report)
                         folders.write_arrays(new / "model.safetensors", dict(tree_flatten(model.parameters())))
@@ -191,9 +191,9 @@ def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     return DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
 
 
-def _write(new: Path, plan: Plan, model: Transformer, dtype: mx.Dtype, report: Report | None) -> None:
+def _write(new: Path, plan: Plan, dtype: mx.Dtype, report: Report | None) -> None:
     """Write the parameters that a model is to have, without ever holding them all."""
-    shapes = {name: array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
+    shapes = parameters(plan.config)
     total = sum(mx.zeros(shape, dtype).nbytes for shape in shapes.values())
     done = 0
 

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from mlx_transformer.checkpoint import differences
 from mlx_transformer.config import ModelConfig, StackConfig
 from mlx_transformer.fields import from_dict
 from mlx_transformer.model import Transformer
@@ -256,10 +257,8 @@ def check(names: Names, family: Family, config: ModelConfig, read: set[str]) -> 
         for plain, theirs in names.plain.items()
         if theirs not in used and not any(fnmatchcase(plain, pattern) for pattern in (*LEFTOVERS, *family.ignored))
     ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    told = [f"{len(found)} {kind} ({shortened(found)})" for kind, found in problems.items() if found]
-    if told:
-        raise ConversionError(f"The tensors do not fit the family: {'; '.join(told)}.", missing, unexpected)
+    if told := differences(missing, unexpected, misshapen):
+        raise ConversionError(f"The tensors do not fit the family: {told}.", missing, unexpected)
     return makers
 
 
@@ -286,9 +285,3 @@ def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
 def config_of(config: ModelConfig, ours: str) -> StackConfig:
     """The stack that a parameter belongs to."""
     return config.encoder if ours.startswith("encoder.") else config.decoder
-
-
-def shortened(names: list[str], most: int = 4) -> str:
-    """A few names, and how many more there are."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
