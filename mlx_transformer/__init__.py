@@ -15,7 +15,7 @@ _MODULES = {
     "Transformer": "model",
     "Memory": "model",
     "Tokenizer": "tokenizer",
-    "Hypothesis": "search",
+    "Hypothesis": "hypotheses",
     "generate_ids": "search",
     "generate": "generation",
     "generate_hypotheses": "generation",

@@ -6,12 +6,12 @@ from .config import SearchConfig as SearchConfig
 from .config import StackConfig as StackConfig
 from .generation import generate as generate
 from .generation import generate_hypotheses as generate_hypotheses
+from .hypotheses import Hypothesis as Hypothesis
 from .model import Memory as Memory
 from .model import Transformer as Transformer
 from .pretrained import convert as convert
 from .pretrained import load as load
 from .recipe import TrainingConfig as TrainingConfig
-from .search import Hypothesis as Hypothesis
 from .search import generate_ids as generate_ids
 from .tokenizer import Tokenizer as Tokenizer
 from .training import train as train

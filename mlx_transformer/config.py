@@ -162,8 +162,8 @@ class SearchConfig:
     Attributes:
         beam_size: Living hypotheses of a sentence; 1 is greedy search.
         num_hypotheses: How many hypotheses are returned for a sentence, best first.
-        max_tokens: Most generated tokens, the end token counted; None for 2 x the source tokens + 50. Never more
-            than the decoder has positions.
+        max_tokens: Most generated tokens, the end token counted; None for 2 x the source tokens + 50, unless a
+            max_length_ratio is given. Never more than the decoder has positions.
         min_tokens: Fewest generated tokens, the end token counted.
         length_penalty: Exponent alpha in score = sum of log-probabilities / length ** alpha, the end token counted.
         early_stopping: When a sentence with beam_size finished hypotheses ends. False: when the best living hypothesis,
@@ -178,6 +178,16 @@ class SearchConfig:
         forced_bos_id: The first token, whatever its probability; it scores 0 and counts in the length.
         forced_eos_id: The token at the place where max_tokens is reached, likewise.
         renormalize: Normalise log-probabilities once more after all these rules.
+        max_length_ratio: Most generated tokens for each token of the source, both with their end token.
+        min_length_ratio: Fewest, likewise.
+        temperature: 0 searches for the most probable targets. Otherwise beam_size targets are drawn at random,
+            independently of one another, from probabilities with this temperature; the scores are those without it.
+        top_k: Draw from the k most probable tokens; 0 for all.
+        top_p: Draw from the fewest most probable tokens that together have this probability.
+        min_p: Draw from the tokens that have at least this share of the probability of the most probable one.
+        seed: What is drawn depends on it, on the line, the position and the hypothesis, and on nothing else.
+        alternatives: The beam_size most probable tokens are tried at the first place (after the prefix, if there is
+            one), and each is continued greedily. The hypotheses are in the order of these tokens.
     """
 
     beam_size: int = 1
@@ -194,6 +204,25 @@ class SearchConfig:
     forced_bos_id: int | None = None
     forced_eos_id: int | None = None
     renormalize: bool = False
+    max_length_ratio: float | None = None
+    min_length_ratio: float = 0.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    alternatives: bool = False
+
+    @property
+    def joint(self) -> bool:
+        """Whether the beams of a sentence compete; otherwise each goes its own way."""
+        return self.beam_size > 1 and not self.temperature and not self.alternatives
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether a rule looks at the tokens before."""
+        ngrams = self.no_repeat_ngram_size or self.source_no_repeat_ngram_size
+        return bool(ngrams) or self.repetition_penalty != 1 or any(len(word) > 1 for word in self.bad_words)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -212,13 +241,32 @@ class SearchConfig:
                     f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}; lower min_tokens."
                 )
         check_positive(self, "repetition_penalty")
-        for name in ("min_tokens", "no_repeat_ngram_size", "source_no_repeat_ngram_size"):
+        if self.max_length_ratio is not None:
+            check_positive(self, "max_length_ratio")
+        for name in ("min_tokens", "min_length_ratio", "no_repeat_ngram_size", "source_no_repeat_ngram_size"):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
         if any(token < 0 for token in self.suppress_ids):
             raise ValueError(f"suppress_ids must be token ids, none below 0: {min(self.suppress_ids)}.")
         if not all(self.bad_words):
             raise ValueError("bad_words must be sequences of at least one token: one of them is empty.")
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        for name in ("temperature", "top_k", "min_p", "seed"):
+            if vars(self)[name] < 0:
+                raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be more than 0 and at most 1, not {self.top_p}.")
+        if self.min_p > 1:
+            raise ValueError(f"min_p must be at most 1, not {self.min_p}.")
+        if self.seed >= 2**32:
+            raise ValueError(f"seed must be less than 2**32, not {self.seed}.")
+        filtered = [name for name, none in (("top_k", 0), ("top_p", 1), ("min_p", 0)) if vars(self)[name] != none]
+        if filtered and not self.temperature:
+            raise ValueError(f"{filtered[0]} is for drawing at random: give a temperature above 0 as well.")
+        if self.alternatives and self.temperature:
+            raise ValueError(f"alternatives are not drawn: leave out temperature {self.temperature}.")
 
 
 @dataclass(frozen=True)

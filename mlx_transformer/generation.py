@@ -8,8 +8,10 @@ from typing import NamedTuple, overload
 import mlx.core as mx
 
 from mlx_transformer.config import BATCH_TOKENS, SearchConfig
+from mlx_transformer.hypotheses import Hypothesis
 from mlx_transformer.model import Transformer
-from mlx_transformer.search import Hypothesis, generate_ids, token_limit
+from mlx_transformer.request import token_limit
+from mlx_transformer.search import generate_ids
 from mlx_transformer.tokenizer import Start, Tokenizer
 
 WINDOW = 2048  # lines that are read ahead and sorted by length

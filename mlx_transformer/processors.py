@@ -1,75 +1,77 @@
-"""What a search may change in the log-probabilities of the next token, with the rules and the order of transformers 5.
+"""What a search may change in the scores of the next token, with the rules and the order of transformers 5.
 
 Everything is array code, for it runs inside the compiled step: histories have a fixed capacity, of which the first
 `length` tokens are filled, the start token among them.
 """
 
-from typing import NamedTuple
-
 import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config import ModelConfig, SearchConfig
+from mlx_transformer.request import Request
 
 NEVER = -float("inf")
 
 
-class Request(NamedTuple):
-    """What is asked for, row by row; the rules of a SearchConfig are the same for all rows.
-
-    Attributes:
-        source: Source token ids, padded on the right, (rows, source_length).
-        limits: Most tokens to generate, (rows,).
-        start_ids: The decoder's first input, (rows,).
-        first_ids: The first token, where the search forces one, (rows,).
-    """
-
-    source: mx.array
-    limits: mx.array
-    start_ids: mx.array
-    first_ids: mx.array
-
-
 def process(
-    logprobs: mx.array, search: SearchConfig, config: ModelConfig, request: Request, history: mx.array, length: mx.array
-) -> mx.array:
-    """Log-probabilities of the next token after all rules of a search.
+    logits: mx.array, search: SearchConfig, config: ModelConfig, request: Request, history: mx.array, length: mx.array
+) -> tuple[mx.array, mx.array]:
+    """What the next token scores after all rules of a search.
 
     Args:
-        logprobs: (rows, vocab).
+        logits: float32 (rows, vocab).
         search: The rules.
         config: The model's; its end token may have to wait, its padding is never generated.
         request: What differs from row to row.
-        history: The start token and the tokens generated so far, int32 (rows, capacity + 1).
+        history: The start token and the tokens so far, int32 (rows, capacity + 1); of no width where no rule reads it.
         length: Number of tokens in the history, an int32 scalar.
+
+    Returns:
+        Scores, (rows, vocab), and what they exceed log-probabilities by, (rows, 1): the latter are not computed for the
+        whole vocabulary, as only a few of them are wanted.
     """
-    if search.repetition_penalty != 1 and search.beam_size > 1:
-        logprobs = penalize(logprobs, search.repetition_penalty, history, length)
+    if search.repetition_penalty != 1 and not search.joint:
+        logits = penalize(logits, search.repetition_penalty, history, length)
+    scores, normalizer = logits, mx.logsumexp(logits, axis=-1, keepdims=True)
+    if search.repetition_penalty != 1 and search.joint:
+        scores = penalize(logits - normalizer, search.repetition_penalty, history, length)
+        normalizer = mx.zeros_like(normalizer)
     if search.no_repeat_ngram_size:
-        logprobs = forbid(logprobs, *followers(history, length, history, length, search.no_repeat_ngram_size))
+        scores = forbid(scores, *followers(history, length, history, length, search.no_repeat_ngram_size))
     if search.source_no_repeat_ngram_size:
         whole = mx.array(request.source.shape[1])
         size = search.source_no_repeat_ngram_size
-        logprobs = forbid(logprobs, *followers(request.source, whole, history, length, size))
-    for size in sorted({len(word) for word in search.bad_words}):
+        scores = forbid(scores, *followers(request.source, whole, history, length, size))
+    for size in sorted({len(word) for word in search.bad_words} - {1}):
         words = mx.array([word for word in search.bad_words if len(word) == size])
-        logprobs = forbid(logprobs, *completed(history, length, words))
-    tokens = mx.arange(logprobs.shape[-1])
-    logprobs = mx.where((tokens == config.eos_id) & (length < search.min_tokens), NEVER, logprobs)
+        scores = forbid(scores, *completed(history, length, words))
+    scores = suppress(scores, [word[0] for word in search.bad_words if len(word) == 1])
+    tokens = mx.arange(scores.shape[-1])
+    generated = length - request.prefix_lengths
+    scores = mx.where((tokens == config.eos_id) & (generated < request.least), NEVER, scores)
     if search.forced_bos_id is not None:
-        logprobs = mx.where(length == 1, forced(tokens, request.first_ids[:, None]), logprobs)
+        scores = mx.where(length == 1, forced(tokens, request.first_ids, normalizer), scores)
     if search.forced_eos_id is not None:
-        logprobs = mx.where((length == request.limits)[:, None], forced(tokens, search.forced_eos_id), logprobs)
-    suppressed = np.isin(np.arange(logprobs.shape[-1]), [config.pad_id, *search.suppress_ids])
-    logprobs = mx.where(mx.array(suppressed), NEVER, logprobs)
+        scores = mx.where(generated == request.most, forced(tokens, search.forced_eos_id, normalizer), scores)
+    scores = suppress(scores, [config.pad_id, *search.suppress_ids])
     if search.renormalize:
-        logprobs = logprobs - mx.logsumexp(logprobs, axis=-1, keepdims=True)
-    return logprobs
+        normalizer = mx.logsumexp(scores, axis=-1, keepdims=True)
+    if request.prefix_ids.shape[1]:
+        given = mx.take(request.prefix_ids, mx.minimum(length, request.prefix_ids.shape[1])[None] - 1, axis=1)
+        scores = mx.where(generated < 1, forced(tokens, given, normalizer), scores)
+    return scores, normalizer
 
 
-def forced(tokens: mx.array, token: mx.array | int) -> mx.array:
-    """Scores that leave one token, the same or one for each row, (rows, 1)."""
-    return mx.where(tokens == token, 0.0, NEVER)
+def suppress(scores: mx.array, tokens: list[int]) -> mx.array:
+    """Scores without some tokens, the same ones for all rows; ids outside the vocabulary do nothing."""
+    if not tokens:
+        return scores
+    return mx.where(mx.array(np.isin(np.arange(scores.shape[-1]), tokens)), NEVER, scores)
+
+
+def forced(tokens: mx.array, token: mx.array | int, normalizer: mx.array) -> mx.array:
+    """Scores that leave one token with a log-probability of 0, the same for all or one for each row, (rows, 1)."""
+    return mx.where(tokens == token, normalizer, NEVER)
 
 
 def penalize(scores: mx.array, penalty: float, history: mx.array, length: mx.array) -> mx.array:

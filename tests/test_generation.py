@@ -12,7 +12,8 @@ from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.generation import generate, generate_hypotheses
 from mlx_transformer.languages import TokenizerConfig
 from mlx_transformer.model import Transformer
-from mlx_transformer.search import generate_ids, token_limit
+from mlx_transformer.request import token_limit
+from mlx_transformer.search import generate_ids
 from mlx_transformer.tokenizer import Tokenizer
 
 WORDS = ["ab", "cde", "fg", "hijk", "l", "mno"]

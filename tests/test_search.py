@@ -11,7 +11,9 @@ from tiny_models import SETTINGS, config, padded, random_model, random_sources, 
 
 from mlx_transformer.config import SearchConfig
 from mlx_transformer.model import Transformer
-from mlx_transformer.search import generate_ids, token_limit, top_k
+from mlx_transformer.request import token_limit
+from mlx_transformer.search import generate_ids
+from mlx_transformer.selection import top_k
 
 LENGTHS = (3, 7, 5, 4, 6)
 LENGTH_PENALTIES = (0, 0.6, 1, 2, -1)
