@@ -19,6 +19,7 @@ _MODULES = {
     "generate_ids": "search",
     "generate": "generation",
     "generate_hypotheses": "generation",
+    "stream_generate": "generation",
     "load": "pretrained",
     "convert": "pretrained",
     "save": "checkpoint",

@@ -6,6 +6,7 @@ from .config import SearchConfig as SearchConfig
 from .config import StackConfig as StackConfig
 from .generation import generate as generate
 from .generation import generate_hypotheses as generate_hypotheses
+from .generation import stream_generate as stream_generate
 from .hypotheses import Hypothesis as Hypothesis
 from .model import Memory as Memory
 from .model import Transformer as Transformer

@@ -1,40 +1,56 @@
 """Texts in, texts out: lines are tokenised, packed by length into batches, searched, and given back in order."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import islice, repeat
-from typing import NamedTuple, overload
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, overload
 
 import mlx.core as mx
 
+from mlx_transformer.batches import (
+    WINDOW,
+    Line,
+    PerLine,
+    as_rows,
+    batch_size,
+    encode_beginnings,
+    encode_prefixes,
+    encode_sources,
+    in_order,
+    pack,
+    padded,
+    read_lines,
+)
 from mlx_transformer.config import BATCH_TOKENS, SearchConfig
 from mlx_transformer.hypotheses import Hypothesis
 from mlx_transformer.model import Transformer
 from mlx_transformer.request import token_limit
-from mlx_transformer.search import generate_ids
+from mlx_transformer.search import generate_ids, stream_ids
+from mlx_transformer.streaming import Detokenizer
 from mlx_transformer.tokenizer import Start, Tokenizer
 
-WINDOW = 2048  # lines that are read ahead and sorted by length
-LENGTH_MULTIPLE = 16  # sources are padded to a multiple: few shapes to compile, and fused attention on Metal
-BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-CHARACTERS_PER_TOKEN = 64  # a line with more than this for each position of the model is surely too long for it
+logger = logging.getLogger(__name__)
 EMPTY = Hypothesis(ids=[], score=0.0, finish_reason="stop", text="")
-Languages = str | Iterable[str | None] | None  # a code for all lines, or one for each
-
-
-class Line(NamedTuple):
-    """A source text and the codes of its language and of the language to generate, None where the model needs none."""
-
-    text: str
-    source_language: str | None
-    target_language: str | None
 
 
 class Source(NamedTuple):
-    """A source as the model reads it: its token ids, and what its target begins with."""
+    """A source as the model reads it.
+
+    Attributes:
+        ids: Its token ids, cut to the model's positions.
+        start: What its target begins with.
+        prefix_ids: The tokens that follow that.
+        line: Its number, on which what is drawn at random depends.
+        truncated: Whether it was cut.
+    """
 
     ids: list[int]
     start: Start
+    prefix_ids: list[int]
+    line: int
+    truncated: bool = False
 
 
 @overload
@@ -44,9 +60,10 @@ def generate(
     text: str,
     search: SearchConfig | None = None,
     *,
-    source_language: Languages = ...,
-    target_language: Languages = ...,
+    source_language: PerLine = ...,
+    target_language: PerLine = ...,
     source_prefix: str | None = ...,
+    target_prefix: PerLine = ...,
     batch_tokens: int = ...,
 ) -> str: ...
 
@@ -58,9 +75,10 @@ def generate(
     text: list[str],
     search: SearchConfig | None = None,
     *,
-    source_language: Languages = ...,
-    target_language: Languages = ...,
+    source_language: PerLine = ...,
+    target_language: PerLine = ...,
     source_prefix: str | None = ...,
+    target_prefix: PerLine = ...,
     batch_tokens: int = ...,
 ) -> list[str]: ...
 
@@ -71,9 +89,10 @@ def generate(
     text: str | list[str],
     search: SearchConfig | None = None,
     *,
-    source_language: Languages = None,
-    target_language: Languages = None,
+    source_language: PerLine = None,
+    target_language: PerLine = None,
     source_prefix: str | None = None,
+    target_prefix: PerLine = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> str | list[str]:
     """The best target of a text, or of each of several.
@@ -86,6 +105,7 @@ def generate(
         source_language: See `generate_hypotheses`.
         target_language: See `generate_hypotheses`.
         source_prefix: See `generate_hypotheses`.
+        target_prefix: See `generate_hypotheses`.
         batch_tokens: Most padded source positions x beams of a batch.
     """
     hypotheses = generate_hypotheses(
@@ -96,6 +116,7 @@ def generate(
         source_language=source_language,
         target_language=target_language,
         source_prefix=source_prefix,
+        target_prefix=target_prefix,
         batch_tokens=batch_tokens,
     )
     texts = [best.text or "" for best, *_ in hypotheses]
@@ -108,9 +129,10 @@ def generate_hypotheses(
     lines: Iterable[str],
     search: SearchConfig | None = None,
     *,
-    source_language: Languages = None,
-    target_language: Languages = None,
+    source_language: PerLine = None,
+    target_language: PerLine = None,
     source_prefix: str | None = None,
+    target_prefix: PerLine = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[list[Hypothesis]]:
     """The hypotheses of each line, best first, lazily and in order.
@@ -124,6 +146,7 @@ def generate_hypotheses(
         target_language: The code of the language to generate, likewise.
         source_prefix: What every source begins with ("summarize: "), set before lines that do not begin with it
             already; the model's own if None, nothing if empty.
+        target_prefix: What the target begins with, one text for all lines or one for each; None or blank for nothing.
         batch_tokens: Most padded source positions x beams of a batch.
 
     Returns:
@@ -137,106 +160,108 @@ def generate_hypotheses(
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
     search = search or model.search_defaults
     prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    remaining = _lines(lines, source_language, target_language, prefix)
-    while window := list(islice(remaining, WINDOW)):
-        yield from _window(model, tokenizer, window, search, batch_tokens)
+    rows = read_lines(lines, prefix, source_language, target_language, target_prefix)
+    read = 0
+    while window := list(islice(rows, WINDOW)):
+        yield from _window(model, tokenizer, window, read, search, batch_tokens)
+        read += len(window)
         mx.clear_cache()  # buffers of shapes that may not come again
 
 
-def _lines(lines: Iterable[str], source_language: Languages, target_language: Languages, prefix: str) -> Iterator[Line]:
-    """Each line with its languages; a blank one stays blank."""
-    languages = [
-        repeat(each) if each is None or isinstance(each, str) else iter(each)
-        for each in (source_language, target_language)
-    ]
-    for number, text in enumerate(lines, start=1):
-        try:
-            codes = [next(each) for each in languages]
-        except StopIteration:
-            raise ValueError(
-                f"Languages must be one code for all lines or one for each: line {number} has none."
-            ) from None
-        blank = not text.strip()
-        yield Line("" if blank else text if text.startswith(prefix) else prefix + text, *codes)
+def stream_generate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    text: str,
+    search: SearchConfig | None = None,
+    *,
+    source_language: str | None = None,
+    target_language: str | None = None,
+    source_prefix: str | None = None,
+    target_prefix: str | None = None,
+) -> Iterator[str]:
+    """The target of one text in pieces, as they come: joined they are what `generate` gives.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        text: The source text. One that is longer than the model's positions is cut, with a warning in the log.
+        search: How to search, with a beam of one; the model's own search, but greedy, if None.
+        source_language: See `generate_hypotheses`.
+        target_language: See `generate_hypotheses`.
+        source_prefix: See `generate_hypotheses`.
+        target_prefix: See `generate_hypotheses`.
+
+    Raises:
+        ValueError: If the search has several beams, or a language is missing or unknown.
+    """
+    search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
+    prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
+    lines = list(read_lines([text], prefix, source_language, target_language, target_prefix))
+    (source,) = _sources(model, tokenizer, lines, 0)
+    if source.truncated:
+        logger.warning("The text is longer than the model can read and was cut.")
+    if source.ids:
+        detokenizer = Detokenizer(tokenizer)
+        asked = _asked(model, [source], search)
+        yield from filter(None, map(detokenizer.add, stream_ids(model, asked.pop("source"), search, **asked)))
+        yield from filter(None, [detokenizer.finish()])
 
 
 def _window(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    lines: list[Line],
-    search: SearchConfig,
-    batch_tokens: int,
+    model: Transformer, tokenizer: Tokenizer, lines: list[Line], number: int, search: SearchConfig, batch_tokens: int
 ) -> Iterator[list[Hypothesis]]:
-    """Search lines in batches of like length; give each result once those before it are there."""
+    """Search lines, the first of which has this number, in batches of like length; results in order."""
+    sources = _sources(model, tokenizer, lines, number)
+    written = [i for i, source in enumerate(sources) if source.ids]
+    positions = batch_tokens // search.beam_size
+
+    def found() -> Iterator[tuple[int, list[Hypothesis]]]:
+        yield from ((i, [EMPTY]) for i, source in enumerate(sources) if not source.ids)
+        for places in pack([len(sources[i].ids) for i in written], model.config.encoder.max_length, positions):
+            batch = [written[place] for place in places]
+            for i, hypotheses in zip(batch, _search(model, [sources[i] for i in batch], search), strict=True):
+                truncated = sources[i].truncated
+                yield i, [replace(h, text=tokenizer.decode(h.ids), truncated=truncated) for h in hypotheses]
+
+    return in_order(found())
+
+
+def _sources(model: Transformer, tokenizer: Tokenizer, lines: list[Line], number: int) -> list[Source]:
+    """What the model reads of each line; nothing of a blank one."""
     limit = model.config.encoder.max_length
-    written = [i for i, line in enumerate(lines) if line.text]
-    found = _sources(tokenizer, [lines[i] for i in written], limit)
-    sources = {i: source for i, source in zip(written, found, strict=True) if source.ids}
-    ready: dict[int, list[Hypothesis]] = {i: [EMPTY] for i in range(len(lines)) if i not in sources}
-    given = 0
-    order = sorted(sources, key=lambda i: len(sources[i].ids))
-    lengths = [min(len(sources[i].ids), limit) for i in order]
-    for start, size in _pack(lengths, limit, batch_tokens // search.beam_size):
-        batch = order[start : start + size]
-        rows = [sources[i]._replace(ids=tokenizer.cut(sources[i].ids, limit)) for i in batch]
-        for i, hypotheses in zip(batch, _search(model, rows, search), strict=True):
-            truncated = len(sources[i].ids) > limit
-            ready[i] = [replace(h, text=tokenizer.decode(h.ids), truncated=truncated) for h in hypotheses]
-        while given in ready:
-            yield ready.pop(given)
-            given += 1
-    while given in ready:
-        yield ready.pop(given)
-        given += 1
-
-
-def _sources(tokenizer: Tokenizer, lines: list[Line], limit: int) -> list[Source]:
-    """What the model reads; of a line far longer than `limit` tokens only a beginning that is still longer."""
-    ids = _encode(tokenizer, [line._replace(text=line.text[: CHARACTERS_PER_TOKEN * limit]) for line in lines])
-    for i, line in enumerate(lines):
-        if len(line.text) > CHARACTERS_PER_TOKEN * limit and len(ids[i]) <= limit + 1:
-            (ids[i],) = _encode(tokenizer, [line])
-    starts = tokenizer.starts(len(lines), [line.target_language for line in lines])
-    return [Source(*pair) for pair in zip(ids, starts, strict=True)]
-
-
-def _encode(tokenizer: Tokenizer, lines: list[Line]) -> list[list[int]]:
-    texts, source_languages, target_languages = zip(*lines, strict=True) if lines else ((), (), ())
-    return tokenizer.encode_batch(texts, source_languages, target_languages)
-
-
-def _pack(lengths: list[int], limit: int, positions: int) -> Iterator[tuple[int, int]]:
-    """Cut sorted lengths into batches, start and size, of at most `positions` padded source positions."""
-    start = 0
-    while start < len(lengths):
-        size = 1
-        for candidate in BATCH_SIZES:
-            longest = lengths[min(start + candidate, len(lengths)) - 1]
-            if candidate * _padded(longest, limit) <= positions:
-                size = candidate
-        yield start, size
-        start += size
-
-
-def _padded(length: int, limit: int) -> int:
-    return min(-(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, limit)
+    written = [line for line in lines if line.text]
+    encoded = zip(
+        encode_beginnings(partial(encode_sources, tokenizer), written, limit),
+        tokenizer.starts(len(written), [line.target_language for line in written]),
+        encode_prefixes(tokenizer, written),
+        strict=True,
+    )
+    sources: list[Source] = []
+    for line in lines:
+        ids, start, prefix = next(encoded) if line.text else ([], Start(0, None), [])
+        sources.append(Source(tokenizer.cut(ids, limit), start, prefix, number + len(sources), len(ids) > limit))
+    return sources
 
 
 def _search(model: Transformer, sources: list[Source], search: SearchConfig) -> list[list[Hypothesis]]:
     """Search sources as one batch of a size that is compiled once; rows to fill it up end after one token."""
+    missing = batch_size(len(sources)) - len(sources)
+    filled = sources + [sources[0]._replace(ids=[model.config.eos_id])] * missing
+    asked = _asked(model, filled, search)
+    asked["max_tokens"][len(sources) :] = [1] * missing
+    return generate_ids(model, asked.pop("source"), search, **asked)[: len(sources)]
+
+
+def _asked(model: Transformer, sources: list[Source], search: SearchConfig) -> dict[str, Any]:
+    """The arguments of a search that differ from source to source."""
     config = model.config
-    limits = [token_limit(model, len(source.ids), search) for source in sources]
-    size = next((size for size in BATCH_SIZES if size >= len(sources)), len(sources))
-    length = _padded(max(len(source.ids) for source in sources), config.encoder.max_length)
-    filled = sources + [Source([config.eos_id], sources[0].start)] * (size - len(sources))
-    rows = mx.array([ids + [config.pad_id] * (length - len(ids)) for ids, _ in filled], mx.int32)
-    forced = [first for _, (_, first) in filled if first is not None]
-    found = generate_ids(
-        model,
-        rows,
-        search,
-        limits + [1] * (size - len(sources)),
-        start_ids=[source.start.start_id for source in filled],
-        forced_bos_ids=forced or None,
-    )
-    return found[: len(sources)]
+    length = padded(max(len(source.ids) for source in sources), config.encoder.max_length)
+    forced = [source.start.first_id for source in sources if source.start.first_id is not None]
+    return {
+        "source": as_rows([source.ids for source in sources], length, config.pad_id),
+        "max_tokens": [token_limit(model, len(source.ids), search) for source in sources],
+        "start_ids": [source.start.start_id for source in sources],
+        "forced_bos_ids": forced or None,
+        "prefix_ids": [source.prefix_ids for source in sources],
+        "lines": [source.line for source in sources],
+    }

@@ -103,6 +103,7 @@ def stream_ids(
     start_ids: list[int] | None = None,
     forced_bos_ids: list[int] | None = None,
     prefix_ids: list[list[int]] | None = None,
+    lines: list[int] | None = None,
 ) -> Iterator[int]:
     """The tokens of the one hypothesis of one source, each as soon as the next is under way; see `generate_ids`.
 
@@ -115,7 +116,7 @@ def stream_ids(
             "are too many; with several beams the first words may still change."
         )
     prefixes = _prefixes(search, forced_bos_ids, prefix_ids or [[]])
-    request, most = make_request(model, source, search, max_tokens, forced_bos_ids, prefixes, None)
+    request, most = make_request(model, source, search, max_tokens, forced_bos_ids, prefixes, lines)
     batch, state = _begin(model, search, source, request, start_ids, prefixes)
     step = _compiled(model, search, forced=forced_bos_ids is not None)
     yield from prefixes[0]

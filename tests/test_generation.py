@@ -3,11 +3,13 @@
 import dataclasses
 import random
 from collections import Counter
+from functools import partial
 
 import mlx.core as mx
 import pytest
 
 from mlx_transformer import generation
+from mlx_transformer.batches import BATCH_SIZES, Line, encode_beginnings, encode_sources
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.generation import generate, generate_hypotheses
 from mlx_transformer.languages import TokenizerConfig
@@ -67,9 +69,9 @@ def shapes(monkeypatch):
     """The shapes of the sources that reach the search."""
     seen = Counter()
 
-    def counting(model, source, search, limits, **starts):
+    def counting(model, source, search, **asked):
         seen[source.shape] += 1
-        return generate_ids(model, source, search, limits, **starts)
+        return generate_ids(model, source, search, **asked)
 
     monkeypatch.setattr(generation, "generate_ids", counting)
     return seen
@@ -219,9 +221,9 @@ class TestBatches:
     def test_few_shapes_reach_the_search(self, model, tokenizer, monkeypatch):
         shapes = Counter()
 
-        def nothing(model, source, search, limits, **starts):
+        def nothing(model, source, search, max_tokens, **asked):
             shapes[source.shape] += 1
-            assert len(limits) == source.shape[0]
+            assert len(max_tokens) == source.shape[0]
             return [[generation.EMPTY]] * source.shape[0]
 
         monkeypatch.setattr(generation, "generate_ids", nothing)
@@ -229,7 +231,7 @@ class TestBatches:
         assert len(list(generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=1024))) == 3000
         lengths = {length for _, length in shapes}
         assert lengths <= {16, 32, LIMIT}
-        assert all(rows in generation.BATCH_SIZES for rows, _ in shapes)
+        assert all(rows in BATCH_SIZES for rows, _ in shapes)
         assert len(shapes) <= 12 < sum(shapes.values())
 
     @pytest.mark.parametrize("batch_tokens", [0, -5])
@@ -258,11 +260,10 @@ class TestTruncation:
 
     @pytest.mark.parametrize("line", ["a " * 9000, "a" * 9000, " " * 9000, "a" + " " * 9000 + "b", "é" * 9000])
     def test_of_an_enormous_line_only_the_beginning_is_read(self, tokenizer, line):
-        ((ids, start),) = generation._sources(tokenizer, [generation.Line(line, None, None)], LIMIT)
+        (ids,) = encode_beginnings(partial(encode_sources, tokenizer), [Line(line)], LIMIT)
         whole = tokenizer.encode(line)
         assert (len(ids) > LIMIT) == (len(whole) > LIMIT)
         assert ids[: LIMIT - 1] == whole[: LIMIT - 1] and ids[-1] == whole[-1]
-        assert start == (tokenizer.start_id, None)
 
 
 class TestLanguages:
@@ -311,7 +312,7 @@ class TestLanguages:
     def test_what_cannot_be(self, model, tokenizer, multilingual):
         with pytest.raises(ValueError, match="must be told the target's: --target-language aa on the command line"):
             generate(model, multilingual(), "ab", source_language="aa")
-        with pytest.raises(ValueError, match="one code for all lines or one for each: line 2 has none"):
+        with pytest.raises(ValueError, match="one for all lines or one for each: line 2 lacks one"):
             generate(model, multilingual(), ["ab", "ab"], source_language=["aa"], target_language="bb")
         with pytest.raises(ValueError, match="'ab' is none. Close to it are"):
             generate(model, multilingual(), ["ab"], source_language="ab", target_language="bb")

@@ -20,7 +20,7 @@ LAYERS = [
     {"config", "recipe", "languages", "vocabularies", "cache", "evaluation"},
     {"merges", "norms", "sentencepieces"},
     {"tokenizer"},
-    {"data", "model"},
+    {"data", "model", "batches", "streaming"},
     {"precision", "hypotheses", "request"},
     {"processors"},
     {"selection"},
