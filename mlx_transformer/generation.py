@@ -165,7 +165,6 @@ def generate_hypotheses(
     while window := list(islice(rows, WINDOW)):
         yield from _window(model, tokenizer, window, read, search, batch_tokens)
         read += len(window)
-        mx.clear_cache()  # buffers of shapes that may not come again
 
 
 def stream_generate(
@@ -222,6 +221,7 @@ def _window(
             for i, hypotheses in zip(batch, _search(model, [sources[i] for i in batch], search), strict=True):
                 truncated = sources[i].truncated
                 yield i, [replace(h, text=tokenizer.decode(h.ids), truncated=truncated) for h in hypotheses]
+            mx.clear_cache()  # buffers of shapes that may not come again
 
     return in_order(found())
 

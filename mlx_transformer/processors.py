@@ -23,7 +23,7 @@ def process(
         search: The rules.
         config: The model's; its end token may have to wait, its padding is never generated.
         request: What differs from row to row.
-        history: The start token and the tokens so far, int32 (rows, capacity + 1); of no width where no rule reads it.
+        history: The start token and the tokens so far, (rows, capacity + 1); of no width where no rule reads it.
         length: Number of tokens in the history, an int32 scalar.
 
     Returns:

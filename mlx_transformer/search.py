@@ -169,7 +169,7 @@ def _begin(
     starts = start_ids or [model.config.start_id] * batch
     check_numbers("start_ids", starts, batch, 0, model.config.target_vocab_size - 1)
     begun = min(map(len, prefixes))
-    target = mx.array([[start, *prefix[:begun]] for start, prefix in zip(starts, prefixes, strict=True)], mx.int32)
+    target = mx.array([[start, *prefix[:begun]] for start, prefix in zip(starts, prefixes, strict=True)], mx.uint32)
     cache = model.new_cache(batch, _capacity(begun + 1))
     if begun:
         model.decode(target[:, :-1], memory._replace(mask=memory.mask[:, :1, :1]), cache)
@@ -182,8 +182,8 @@ def _begin(
         # The beams of a sentence are alike at first: where they compete, only one of them may be continued.
         scores=mx.where(mx.arange(beams) == 0, 0.0, none) if search.joint else mx.zeros((batch, beams)),
         history=mx.repeat(history if search.reads_history else history[:, :0], beams, axis=0),
-        links=mx.zeros((cache.capacity, batch, beams), mx.int32),
-        finished_links=mx.zeros((batch, beams), mx.int32),
+        links=mx.zeros((cache.capacity, batch, beams), mx.uint32),
+        finished_links=mx.zeros((batch, beams), mx.uint32),
         finished_lengths=mx.zeros((batch, beams), mx.int32),
         finished_scores=none,
         done=mx.zeros(batch, mx.bool_),

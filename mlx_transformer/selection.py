@@ -9,17 +9,17 @@ CHUNK = 128  # values that are looked at together when the largest are sought
 
 
 def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """The k largest values of each row, (rows, length), and their places, largest first; all where there are fewer.
+    """The k largest values of each row, (rows, length), and their places (uint32), largest first; all if there are fewer.
 
     A GPU would sort the whole row. But the k chunks with the largest maxima hold the k largest values: only they are.
     """
     if k == 1:
-        places = mx.argmax(values, axis=-1, keepdims=True).astype(mx.int32)
+        places = mx.argmax(values, axis=-1, keepdims=True)
         return mx.take_along_axis(values, places, axis=-1), places
     if values.shape[1] <= k * CHUNK:
         return _sorted(values, k)
     _, chunks = _sorted(_maxima(values), k)
-    places = (chunks[..., None] * CHUNK + mx.arange(CHUNK)).flatten(1)
+    places = (chunks[..., None] * CHUNK + mx.arange(CHUNK, dtype=mx.uint32)).flatten(1)
     there = places < values.shape[1]
     candidates = mx.take_along_axis(values, mx.where(there, places, 0), axis=1)
     best, order = _sorted(mx.where(there, candidates, NEVER), k)
@@ -27,7 +27,7 @@ def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 
 def _sorted(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    places = mx.argsort(-values, axis=-1)[:, :k].astype(mx.int32)
+    places = mx.argsort(-values, axis=-1)[:, :k]
     return mx.take_along_axis(values, places, axis=-1), places
 
 
@@ -50,7 +50,7 @@ def draw(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.arra
         length: Number of tokens before this one, which with key and beam decides the draw, an int32 scalar.
 
     Returns:
-        Token ids, (rows, 1).
+        Token ids, uint32 (rows, 1).
 
     Source: the largest sum of log-probability and Gumbel noise is a draw (Gumbel 1954; Maddison et al. 2014).
     """
@@ -60,7 +60,7 @@ def draw(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.arra
     beams = mx.arange(rows) % search.beam_size
     counters = mx.stack([length * MAX_BEAM_SIZE + beams, mx.zeros_like(beams)], axis=1).astype(mx.uint32)
     noise = mx.vmap(lambda key: mx.random.gumbel((vocab,), key=key))(keys ^ counters)
-    return mx.argmax(scores + noise, axis=-1, keepdims=True).astype(mx.int32)
+    return mx.argmax(scores + noise, axis=-1, keepdims=True)
 
 
 def _threshold(scores: mx.array, search: SearchConfig) -> mx.array | float:

@@ -24,11 +24,11 @@ class State(NamedTuple):
     Attributes:
         cache: Keys and values of each decoder layer, rows are batch x beams.
         length: Number of target tokens that the cache holds, int32 scalar.
-        tokens: The newest token of the living, (batch, beams).
+        tokens: The newest token of the living, uint32 (batch, beams).
         scores: Sum of log-probabilities of the living, best first; minus infinity for none, (batch, beams).
-        history: Start token and tokens of the living, (rows, capacity + 1); of no width if no rule reads it.
-        links: The links of the living at each position, (capacity, batch, beams).
-        finished_links: The last links of the finished, (batch, beams).
+        history: Start token and tokens of the living, uint32 (rows, capacity + 1); of no width if no rule reads it.
+        links: The links of the living at each position, uint32 (capacity, batch, beams).
+        finished_links: The last links of the finished, uint32 (batch, beams).
         finished_lengths: Their number of tokens, with prefix and end token, (batch, beams).
         finished_scores: Normalised scores, minus infinity where there is none yet, (batch, beams).
         done: Sentences whose result is final, (batch,).
@@ -65,7 +65,7 @@ def step(model: Transformer, search: SearchConfig, state: State, memory: Memory,
         order = mx.argsort(mx.arange(2 * beams) + 2 * beams * ended, axis=1)[:, :beams]  # the best that have not ended
         totals, links = mx.take_along_axis(totals, order, axis=1), mx.take_along_axis(links, order, axis=1)
     done = state.done | _decided(search, state, totals, generated, most)
-    parents = (links // vocab + beams * mx.arange(batch)[:, None]).flatten()
+    parents = (links // vocab + beams * numbers(batch)[:, None]).flatten()
     tokens, history = links % vocab, state.history
     if search.reads_history:
         history = history if not search.joint else mx.take(history, parents, axis=0)
@@ -91,7 +91,7 @@ def _compete(
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     values, tokens = top_k(scores, 2 * beams)
     totals = (values - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
-    links = tokens.reshape(batch, beams, -1) + vocab * mx.arange(beams)[:, None]
+    links = tokens.reshape(batch, beams, -1) + vocab * numbers(beams)[:, None]
     totals, order = top_k(totals.flatten(1), 2 * beams)
     return totals, mx.take_along_axis(links.flatten(1), order, axis=1)
 
@@ -108,9 +108,9 @@ def _go_on(
         rank = mx.where(first, (mx.arange(batch * beams) % beams)[:, None], 0)
         tokens = mx.take_along_axis(top_k(scores, beams)[1], rank, axis=1)
     else:
-        tokens = mx.argmax(scores, axis=-1, keepdims=True).astype(mx.int32)
+        tokens = mx.argmax(scores, axis=-1, keepdims=True)
     values = mx.take_along_axis(scores, tokens, axis=1) - normalizer
-    return state.scores + values.reshape(batch, beams), tokens.reshape(batch, beams) + vocab * mx.arange(beams)
+    return state.scores + values.reshape(batch, beams), tokens.reshape(batch, beams) + vocab * numbers(beams)
 
 
 def _finish(
@@ -156,3 +156,8 @@ def _decided(search: SearchConfig, state: State, scores: mx.array, generated: mx
     final = most if search.early_stopping == "never" and search.length_penalty > 0 else mx.maximum(generated, 1)
     attainable = scores[:, :1] / final.astype(mx.float32) ** search.length_penalty
     return (over | (attainable <= worst))[:, 0]
+
+
+def numbers(count: int) -> mx.array:
+    """0, 1, 2... of the type of links and places."""
+    return mx.arange(count, dtype=mx.uint32)

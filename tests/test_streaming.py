@@ -72,7 +72,9 @@ def rows(tokenizer):
     size = tokenizer.target_vocab_size
     yield from encode(tokenizer, [text for text in TEXTS if len(text) < 1000] + random_texts(100))
     yield from ([generator.randrange(size) for _ in range(generator.randrange(200))] for _ in range(80))
-    marks = [i for i in range(size) if tokenizer.target.token(i).strip("\u2581\u0120</w>") in ("", *"'.?stnm", "ve", "n't")]
+    marks = [
+        i for i in range(size) if tokenizer.target.token(i).strip("\u2581\u0120</w>") in ("", *"'.?stnm", "ve", "n't")
+    ]
     if marks:
         yield from ([generator.choice(marks) for _ in range(generator.randrange(30))] for _ in range(150))
 
