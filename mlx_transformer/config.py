@@ -222,6 +222,38 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class AlignmentConfig:
+    """Which attention tells where a target comes from, and what is aligned.
+
+    The layer before the last one, its heads averaged, is the best single choice without training for it
+    (Garg et al. 2019, "Jointly Learning to Align and Translate with Transformer Models", section 4.1).
+
+    Attributes:
+        layers: The decoder layers whose cross-attention is averaged, from 0; None for the last but one.
+        heads: Their heads, from 0; None for all.
+        unit: What is aligned: "words", which white space separates, or "tokens", by their positions.
+    """
+
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    unit: Literal["words", "tokens"] = "words"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.layers == () or self.heads == ():
+            raise ValueError("layers and heads of an alignment must be at least one each, or None for the usual ones.")
+
+    def choice(self, decoder: StackConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The layers and heads of a decoder; ValueError if it has no such ones."""
+        layers = (max(decoder.num_layers - 2, 0),) if self.layers is None else self.layers
+        heads = tuple(range(decoder.num_heads)) if self.heads is None else self.heads
+        for name, chosen, count in (("layer", layers, decoder.num_layers), ("head", heads, decoder.num_heads)):
+            if wrong := [i for i in chosen if not 0 <= i < count]:
+                raise ValueError(f"A {name} of an alignment must be one of 0 to {count - 1}: {wrong[0]} is none.")
+        return layers, heads
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """One of several tasks that a model was trained for, as T5 was.
 
