@@ -9,7 +9,7 @@ import sys
 import click
 
 from mlx_transformer import __version__
-from mlx_transformer.cli import convert, evaluate, generate, info, lines, train
+from mlx_transformer.cli import convert, evaluate, files, generate, info, lines, score, train
 
 # Words of MLX's errors where an allocation fails: on the CPU, on Metal, on CUDA.
 OUT_OF_MEMORY = ("malloc", "unable to allocate", "out of memory", "insufficient memory")
@@ -55,7 +55,7 @@ def describe(error: Exception, ctx: click.Context) -> str:
 
 def partial_results(ctx: click.Context) -> str:
     """Where the results of a run that failed are, if it wrote any to a file."""
-    return f" The results so far are in {ctx.meta[generate.PARTIAL]}." if generate.PARTIAL in ctx.meta else ""
+    return f" The results so far are in {ctx.meta[files.PARTIAL]}." if files.PARTIAL in ctx.meta else ""
 
 
 def flush_or_discard() -> None:
@@ -79,5 +79,5 @@ def main() -> None:
     """  # noqa: D301 (click needs the backspace)
 
 
-for module in (generate, train, convert, evaluate, info):
+for module in (generate, train, convert, evaluate, score, info):
     main.add_command(module.command)

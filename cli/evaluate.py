@@ -109,8 +109,8 @@ def read_spec(spec: str) -> tuple[list[str], list[list[str]]]:
 
 def read_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
     """Lines of sources, each with the references that stand on its line."""
-    lines = read_lines(sources)
-    columns = [read_lines(path) for path in references]
+    lines = list(read_lines(sources))
+    columns = [list(read_lines(path)) for path in references]
     for path, column in zip(references, columns, strict=True):
         if len(column) != len(lines):
             raise ValueError(

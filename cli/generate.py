@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import Any
 
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.lines import WINDOW_BYTES, Line, parse_windows, split_lines
+from mlx_transformer.cli.files import check_paths, none_if_dash, open_input, output_option, with_progress, write
+from mlx_transformer.cli.lines import Line, parse_windows, split_lines
 from mlx_transformer.cli.options import (
     EARLY_STOPPING,
     batch_option,
@@ -33,14 +31,6 @@ from mlx_transformer.cli.options import (
     warn_truncated,
 )
 
-PARTIAL = "mlx_transformer.partial"  # where the context says which file holds the results of a run that failed
-DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
-
-
-def none_if_dash(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
-    """- is standard input or output, as no path is."""
-    return None if path == "-" else path
-
 
 @click.command("generate", short_help="Lines in, hypotheses out.")
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
@@ -54,13 +44,7 @@ def none_if_dash(context: click.Context, parameter: click.Parameter, path: str |
     callback=none_if_dash,
     help="File to read; - is standard input.",
 )
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(dir_okay=False, writable=True),
-    callback=none_if_dash,
-    help="File to write: results gather in OUTPUT.partial, which takes its place when all are there.",
-)
+@output_option
 @source_language_option
 @target_language_option
 @prefix_option
@@ -110,7 +94,7 @@ def command(
     {"id": ..., "text": ..., "score": ..., "tokens": [...], "finish_reason": "stop" or "length", "truncated": ...}
     {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}       with --num-hypotheses 2 or more
     """  # noqa: D301 (click needs the backspace)
-    check_paths(texts, source, output)
+    check_arguments(texts, source, output)
     windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = chosen_task(network, task, source_prefix)
@@ -139,29 +123,11 @@ def command(
     write(output, with_progress(results(), source), context)
 
 
-def check_paths(texts: tuple[str, ...], source: str | None, output: str | None) -> None:
-    """Refuse, before the model is loaded, what cannot work or would overwrite the input."""
+def check_arguments(texts: tuple[str, ...], source: str | None, output: str | None) -> None:
+    """Refuse, before the model is loaded, what cannot work."""
     if texts and source is not None:
         raise click.UsageError("Give TEXT or --input, not both.")
-    if output is None:
-        return
-    if not Path(output).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output needs an existing folder: {Path(output).parent} is none.")
-    if texts:
-        return
-    read = os.fstat(0) if source is None else os.stat(source)
-    for path in (Path(output), partial_path(output)):
-        if path.is_file() and os.path.samestat(path.stat(), read):
-            raise ValueError(f"--output must be another file than the input: both are {path}.")
-
-
-def open_input(source: str | None, context: click.Context) -> BinaryIO:
-    """What to read lines from: a file, open until the command ends, or standard input."""
-    if source is not None:
-        return context.with_resource(Path(source).open("rb"))
-    if sys.stdin.isatty():
-        click.echo("Reading lines from the terminal; Ctrl-D ends.", err=True)
-    return sys.stdin.buffer
+    check_paths(output, *([] if texts else [source]))
 
 
 def refuse_truncated(line: Line) -> None:
@@ -194,51 +160,3 @@ def format_json(line: Line, hypotheses: list[mt.Hypothesis], count: int, tokeniz
     ]
     result = line.fields | (rows[0] if count == 1 else {"hypotheses": rows})
     return (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-
-
-def with_progress(results: Iterable[bytes], source: str | None) -> Iterable[bytes]:
-    """A bar on standard error where that is a terminal and the number of lines is known."""
-    if source is None or not Path(source).is_file() or not sys.stderr.isatty():
-        return results
-    from tqdm import tqdm
-
-    with Path(source).open("rb") as file:
-        total = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(WINDOW_BYTES), b""))
-    bar: Iterable[bytes] = tqdm(results, total=total, unit=" lines", file=sys.stderr)
-    return bar
-
-
-def write(output: str | None, results: Iterable[bytes], context: click.Context) -> None:
-    """Write the results as they come; a file that exists is replaced once all are there, a device written to."""
-    if output is None:
-        copy(results, sys.stdout.buffer)
-    elif is_device(Path(output)):
-        with Path(output).open("ab") as file:  # to append empties no file behind /dev/stdout
-            copy(results, file)
-    else:
-        path, partial = Path(output).resolve(), partial_path(output)
-        with partial.open("wb") as file:
-            context.meta[PARTIAL] = partial
-            copy(results, file)
-        if path.exists():
-            shutil.copymode(path, partial)
-        os.replace(partial, path)
-        del context.meta[PARTIAL]
-
-
-def partial_path(output: str) -> Path:
-    """Where results gather, beside the file that a link may lead to."""
-    path = Path(output).resolve()
-    return path.with_name(f"{path.name}.partial")
-
-
-def is_device(path: Path) -> bool:
-    """Whether a path is no regular file, or another name of an open one."""
-    return path.exists() and (not path.is_file() or path.absolute().parent in DEVICES)
-
-
-def copy(results: Iterable[bytes], stream: BinaryIO) -> None:
-    """Write and flush each result as it comes."""
-    for result in results:
-        stream.write(result)
-        stream.flush()

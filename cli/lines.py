@@ -61,12 +61,17 @@ def parse_windows(windows: Iterable[list[bytes]], as_json: bool, noun: str) -> I
         yield [parse(name, decode(name, line)) for line in window for name in [f"{noun} {next(numbers)}"]]
 
 
-def read_lines(path: str) -> list[str]:
-    """All lines of a file, plain or .gz."""
+def read_lines(path: str) -> Iterator[str]:
+    """The lines of a file, plain or .gz."""
+    lines = itertools.chain.from_iterable(read_windows(path))
+    return (decode(f"{path}, line {number},", line) for number, line in enumerate(lines, start=1))
+
+
+def read_windows(path: str) -> Iterator[list[bytes]]:
+    """The lines of a file, plain or .gz, as they are read."""
     try:
         with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
-            lines = itertools.chain.from_iterable(split_lines(file))
-            return [decode(f"{path}, line {number},", line) for number, line in enumerate(lines, start=1)]
+            yield from split_lines(file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} must be a whole gzip file: {error}; copy it again.") from error
 

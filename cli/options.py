@@ -1,4 +1,4 @@
-"""What `generate` and `evaluate` share: their options, and how a model is loaded and searched as these ask."""
+"""What `generate`, `evaluate` and `score` share: their options, and how a model is loaded and searched as these ask."""
 
 from __future__ import annotations
 
@@ -40,6 +40,23 @@ batch_option = click.option(
     default=BATCH_TOKENS,
     show_default=True,
     help="Padded source tokens x beams in one batch.",
+)
+alignments_option = click.option(
+    "--alignments", is_flag=True, help="Also tell which source words the target words come from, as 0-0 1-2, from 0."
+)
+layers_option = click.option(
+    "--alignment-layer",
+    "alignment_layers",
+    type=int,
+    multiple=True,
+    help="Decoder layer, from 0, whose attention aligns words; may be repeated. Default: the last but one.",
+)
+heads_option = click.option(
+    "--alignment-head",
+    "alignment_heads",
+    type=int,
+    multiple=True,
+    help="Head, from 0, of these layers; may be repeated. Default: all.",
 )
 dtype_option = click.option(
     "--dtype", type=click.Choice(DTYPE_NAMES), help="Numbers to compute in. Default: the best for the device."

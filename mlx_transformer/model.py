@@ -20,6 +20,8 @@ from mlx_transformer.norms import NORMS
 from mlx_transformer.positions import buckets, check_length, relative_mask, sinusoids
 
 MAX_COMPILED = 32  # traces that a model keeps
+Attend = Callable[..., mx.array]  # takes and gives what fused attention does
+FUSED: Attend = mx.fast.scaled_dot_product_attention
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "relu": nn.relu,
     "gelu": nn.gelu,
@@ -65,12 +67,12 @@ class Attention(nn.Module):
         projections = (self.key_proj(x), self.value_proj(x))
         return mx.stack([self.split_heads(p, batch=x.shape[0]) for p in projections], axis=2)
 
-    def __call__(self, x: mx.array, key_values: mx.array, mask: mx.array | str) -> mx.array:
+    def __call__(self, x: mx.array, key_values: mx.array, mask: mx.array | str, attend: Attend = FUSED) -> mx.array:
         """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims)."""
         # The beams of a sentence fold into its query length: they all read one memory.
         queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
         keys, values = key_values[:, :, 0], key_values[:, :, 1]
-        heads = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.scale, mask=mask)
+        heads = attend(queries, keys, values, scale=self.scale, mask=mask)
         return self.out_proj(heads.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 
 
@@ -137,6 +139,7 @@ class Layer(nn.Module):
         mask: mx.array | str,
         remember: Callable[[mx.array], mx.array] = as_they_are,
         memory: tuple[mx.array, mx.array] | None = None,
+        attend: Attend = FUSED,
     ) -> mx.array:
         """Run one layer.
 
@@ -145,14 +148,15 @@ class Layer(nn.Module):
             mask: What self-attention may attend to.
             remember: Takes the keys and values of x and returns those of all positions so far.
             memory: What cross-attention reads, in a decoder: keys and values, and their mask.
+            attend: Computes attention, first self-attention, then cross-attention.
         """
 
         def self_attention(x: mx.array) -> mx.array:
-            return self.self_attention(x, remember(self.self_attention.key_values(x)), mask)
+            return self.self_attention(x, remember(self.self_attention.key_values(x)), mask, attend)
 
         x = self.self_attention_residual(x, self_attention)
         if memory is not None:
-            x = self.cross_attention_residual(x, lambda x: self.cross_attention(x, *memory))
+            x = self.cross_attention_residual(x, lambda x: self.cross_attention(x, *memory, attend))
         return self.feed_forward_residual(x, self.feed_forward)
 
 
@@ -242,12 +246,13 @@ class Transformer(nn.Module):
         """
         return self.decode(target, self.encode(source))
 
-    def encode(self, source: mx.array, mask: mx.array | None = None) -> Memory:
+    def encode(self, source: mx.array, mask: mx.array | None = None, attend: Attend = FUSED) -> Memory:
         """Read a batch of sources.
 
         Args:
             source: Token ids, int32 (batch, source_length), padded on the right.
             mask: True at tokens, bool (batch, source_length); by default at all but the padding at the end.
+            attend: Computes attention: what stands in for the fused one sees all queries and keys.
 
         Raises:
             ValueError: If a source is longer than the encoder has positions.
@@ -257,11 +262,11 @@ class Transformer(nn.Module):
         mask = (tokens if mask is None else mask)[:, None, None]
         x = self.encoder.embed(self.source_embedding(source))
         for layer, visible in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
-            x = layer(x, visible)
+            x = layer(x, visible, attend=attend)
         x = self.encoder.normalize(x)
         return Memory([layer.cross_attention.key_values(x) for layer in self.decoder.layers], mask)
 
-    def decode(self, target: mx.array, memory: Memory, cache: Cache | None = None) -> mx.array:
+    def decode(self, target: mx.array, memory: Memory, cache: Cache | None = None, attend: Attend = FUSED) -> mx.array:
         """Logits of the tokens that follow each target position.
 
         Args:
@@ -269,6 +274,7 @@ class Transformer(nn.Module):
                 sentence (its beams) side by side. With a cache, only the tokens after those that it holds.
             memory: From `encode`.
             cache: Keys and values of the positions before `target`; the new ones are added to it.
+            attend: Computes attention, as in `encode`.
 
         Returns:
             Logits, (rows, target_length, target_vocab_size).
@@ -282,7 +288,7 @@ class Transformer(nn.Module):
         masks = self._masks(target.shape[1], cache)
         for index, layer in enumerate(self.decoder.layers):
             remember = as_they_are if cache is None else functools.partial(cache.update, index)
-            x = layer(x, masks[index], remember, (memory.key_values[index], memory.mask))
+            x = layer(x, masks[index], remember, (memory.key_values[index], memory.mask), attend)
         if cache is not None:
             cache.length = cache.length + target.shape[1]
         return self._logits(self.decoder.normalize(x))

@@ -9,7 +9,7 @@ CHUNK = 128  # values that are looked at together when the largest are sought
 
 
 def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    """The k largest values of each row, (rows, length), and their places (uint32), largest first; all if there are fewer.
+    """The k largest values of each row, (rows, length), and their places, uint32, largest first; all if fewer.
 
     A GPU would sort the whole row. But the k chunks with the largest maxima hold the k largest values: only they are.
     """

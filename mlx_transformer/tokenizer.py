@@ -136,9 +136,14 @@ class Tokenizer:
             tagged.append(text if i is None else f"{self.source.token(i)} {text}")
         return tagged
 
+    @property
+    def num_after_source(self) -> int:
+        """How many ids stand after the text of every source."""
+        return len(self.config.after_source) + (self.config.source_language == "after")
+
     def cut(self, ids: list[int], most: int) -> list[int]:
         """Source ids, at most so many; what stands after the text is kept."""
-        after = len(self.config.after_source) + (self.config.source_language == "after")
+        after = self.num_after_source
         return ids if len(ids) <= most else ids[: max(most - after, 0)] + ids[len(ids) - min(after, most) :]
 
     def starts(self, count: int, target_language: Languages = None) -> list[Start]:

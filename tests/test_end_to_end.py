@@ -18,6 +18,7 @@ from tiny_tokenizers import m2m100, marian, plbart
 
 from mlx_transformer import hub
 from mlx_transformer.cli import main
+from mlx_transformer.weights import convert
 
 pytestmark = pytest.mark.torch
 
@@ -177,6 +178,30 @@ def original(theirs, model, lines, family, **settings):
     return texts
 
 
+def original_scores(theirs, model, pairs, family):
+    """The log-probabilities that transformers gives the tokens of each target; 0 for one that it would force."""
+    import torch
+
+    start, forced = model.config.decoder_start_token_id, model.generation_config.forced_bos_token_id
+    if family.target and not family.model.startswith("marian"):
+        code = theirs.convert_tokens_to_ids(LANGUAGE_TOKENS.get(family.model, "{}").format(family.target))
+        start, forced = (code, None) if family.model in ("mbart", "plbart") else (start, code)
+    if family.source:
+        theirs.src_lang = family.source
+    longest = vars(model.config).get("max_position_embeddings")
+    rows = []
+    for source, ids in pairs:
+        text = f">>{family.target}<< {source}" if family.model.startswith("marian") else family.prefix + source
+        tokens = theirs(text, return_tensors="pt", truncation=longest is not None, max_length=longest)
+        read = torch.tensor([[start, *ids[:-1]]])
+        with torch.no_grad():
+            logits = model(input_ids=tokens.input_ids, decoder_input_ids=read).logits[0]
+        scores = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0].tolist()
+        rows.append(scores if forced is None else [0.0, *scores[1:]])
+        assert forced in (None, ids[0])
+    return rows
+
+
 def run(*arguments, status=0, stdin=""):
     """Our command line; the one line of an error, or what it printed."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
@@ -215,6 +240,25 @@ def test_the_same_text(name, tmp_path, load_tokenizer):
     assert generate(tmp_path / "ours", lines, *languages(family)) == expected
     files = {path.name for path in (tmp_path / "ours").iterdir()}
     assert files - {"README.md"} == set(hub.choose("own/er", sorted(files)))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_same_scores(name, tmp_path, load_tokenizer):
+    """Of given targets, with languages, prefixes and what is forced."""
+    family = FAMILIES[name]
+    theirs, model = write_checkpoint(tmp_path / "theirs", family, load_tokenizer)
+    sources, targets = SCRIPTS[:6], [*SCRIPTS[5:0:-1], "a"]
+    options = ("--model", tmp_path / "theirs", "--json", "--source-prefix", family.prefix, *languages(family))
+    stdin = "".join(f"{source}\t{target}\n" for source, target in zip(sources, targets, strict=True))
+    printed = run("score", *options, stdin=stdin)
+    found = [json.loads(line) for line in printed.splitlines()]
+    ids = convert.load(tmp_path / "theirs")[1].encode_target_batch(targets, family.target)
+    ids = [row[: vars(model.config).get("max_position_embeddings")] for row in ids]
+    expected = original_scores(theirs, model, zip(sources, ids, strict=True), family)
+    for one, scores in zip(found, expected, strict=True):
+        assert one["token_scores"] == pytest.approx(scores, abs=5e-4)
+        assert one["score"] == pytest.approx(sum(one["token_scores"]))
+    assert len({round(sum(scores), 2) for scores in expected}) > 4
 
 
 def test_as_a_program(tmp_path, load_tokenizer):

@@ -1,4 +1,4 @@
-"""Text as its ids come: joined it is the text of all ids, whatever the tokenizer; and it comes early, at constant cost."""
+"""Text as its ids come: joined it is the text of all ids, whatever the tokenizer; it comes early, at constant cost."""
 
 import functools
 import random

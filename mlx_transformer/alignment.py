@@ -1,0 +1,126 @@
+"""Which words, or tokens, of a source those of a target come from, by the cross-attention of a teacher-forced pass."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import Literal
+
+import numpy as np
+
+from mlx_transformer.batches import Line, encode_sources
+from mlx_transformer.config import StackConfig
+from mlx_transformer.fields import check_types
+from mlx_transformer.tokenizer import Tokenizer
+
+Units = list[int | None]  # for each token the number of its word, None for what is no text
+WORD = re.compile(r"\S+")  # as str.split() finds them
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """Which attention tells where a target comes from, and what is aligned.
+
+    The layer before the last one, its heads averaged, is the best single choice without training for it
+    (Garg et al. 2019, "Jointly Learning to Align and Translate with Transformer Models", section 4.1).
+
+    Attributes:
+        layers: The decoder layers whose cross-attention is averaged, from 0; None for the last but one.
+        heads: Their heads, from 0; None for all.
+        unit: What is aligned: "words", which white space separates, or "tokens", by their positions.
+    """
+
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    unit: Literal["words", "tokens"] = "words"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.layers == () or self.heads == ():
+            raise ValueError("layers and heads of an alignment must be at least one each, or None for the usual ones.")
+
+    def choice(self, decoder: StackConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The layers and heads of a decoder; ValueError if it has no such ones."""
+        layers = (max(decoder.num_layers - 2, 0),) if self.layers is None else self.layers
+        heads = tuple(range(decoder.num_heads)) if self.heads is None else self.heads
+        for name, chosen, count in (("layer", layers, decoder.num_layers), ("head", heads, decoder.num_heads)):
+            if wrong := [i for i in chosen if not 0 <= i < count]:
+                raise ValueError(f"A {name} of an alignment must be one of 0 to {count - 1}: {wrong[0]} is none.")
+        return layers, heads
+
+
+def align(attention: np.ndarray, source: Units, target: Units) -> list[tuple[int, int]]:
+    """Pairs of source and target units, sorted: each target token is aligned with the token that it attends to most.
+
+    Args:
+        attention: Weights, (target_length or more, source_length or more).
+        source: The unit of each source position; what has none, as language codes and end tokens, is not attended to.
+        target: The unit of each target token; what has none is aligned with nothing.
+    """
+    places = [place for place, unit in enumerate(source) if unit is not None]
+    if not places:
+        return []
+    most = attention[: len(target), places].argmax(axis=1)
+    pairs = {(source[places[i]], unit) for i, unit in zip(most, target, strict=True)}
+    return sorted((i, j) for i, j in pairs if i is not None and j is not None)
+
+
+def format_pharaoh(pairs: Sequence[tuple[int, int]]) -> str:
+    """Pairs in the notation of the Pharaoh decoder: "0-0 1-2", source before target, both from 0."""
+    return " ".join(f"{source}-{target}" for source, target in pairs)
+
+
+def as_tokens(words: Units) -> Units:
+    """Each token of a text as a unit of its own: its position."""
+    return [None if word is None else place for place, word in enumerate(words)]
+
+
+def source_words(tokenizer: Tokenizer, line: Line, ids: list[int]) -> Units:
+    """The word of each source id of a line, whose end may be cut; prefixes and what stands around sources have none."""
+    after = tokenizer.num_after_source
+    own = ids[: len(ids) - after]
+    return words_of_text(partial(encode_sources, tokenizer), line, own, after) + [None] * (len(ids) - len(own))
+
+
+def words_of_text(encode: Callable[[list[Line]], list[list[int]]], line: Line, ids: list[int], after: int) -> Units:
+    """The word of each id of a text that is at hand.
+
+    They are not decoded, for an unknown character would come back as a word: a word ends where the ids of the text up
+    to its end do.
+
+    Args:
+        encode: Gives the ids of lines.
+        line: The text, and where its words begin: what stands before that has none.
+        ids: Its ids; at the end some may lack.
+        after: How many ids stand after every text.
+    """
+    words: Units = []
+    ends = [len(line.text[: line.start].rstrip()), *(found.end() for found in WORD.finditer(line.text, line.start))]
+    for number, end in enumerate(ends):
+        (beginning,) = encode([line._replace(text=line.text[:end])])
+        words += [number - 1 if number else None] * (common(beginning[: len(beginning) - after], ids) - len(words))
+        if len(words) == len(ids):
+            break
+    return words + [None] * (len(ids) - len(words))
+
+
+def common(one: list[int], other: list[int]) -> int:
+    """How many ids two rows begin with in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def words_of_ids(tokenizer: Tokenizer, ids: list[int]) -> Units:
+    """The word, in the decoded text, of each of generated target ids: how many words there are once it is decoded.
+
+    A token that shows nothing yet, such as a lone space, belongs to the word that comes next; special ones to none.
+    """
+    parts = [tokenizer.decode(ids[:length]).split() for length in range(len(ids) + 1)]
+    words: Units = []
+    word, fewest = None, len(parts[-1])
+    for i in reversed(range(len(ids))):
+        fewest = min(fewest, len(parts[i + 1]))  # what follows may join two words: "do n't"
+        if "".join(parts[i]) != "".join(parts[i + 1]):
+            word = fewest - 1
+        words.append(None if ids[i] in tokenizer.config.skip_ids else word)
+    return words[::-1]
