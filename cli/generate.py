@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.lines import WINDOW_BYTES, Line, parse_windows, split_lines
+from mlx_transformer.cli.answers import Answer, answer_split, answer_whole, format_json, format_text, prepare_split
+from mlx_transformer.cli.lines import WINDOW_BYTES, parse_windows, split_lines
 from mlx_transformer.cli.options import (
     EARLY_STOPPING,
     batch_option,
@@ -32,8 +33,20 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
+from mlx_transformer.cli.report import Report, memory_option, verbose_option
 
 PARTIAL = "mlx_transformer.partial"  # where the context says which file holds the results of a run that failed
+# How results of --json look, below the options.
+FORMATS = """\b
+With --json each result is one line:
+  {"id": ..., "text": ..., "score": ..., "tokens": [...],
+   "finish_reason": "stop" or "length", "truncated": ...}
+with --num-hypotheses 2 or more:
+  {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}
+with --split-sentences, where the score of a line is the sum of those of its
+sentences, and its finish_reason is "length" if that of one of them is:
+  {"id": ..., "text": ..., ..., "sentences": [{"source": ..., "text": ..., ...}, ...]}
+"""
 DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 
 
@@ -42,7 +55,7 @@ def none_if_dash(context: click.Context, parameter: click.Parameter, path: str |
     return None if path == "-" else path
 
 
-@click.command("generate", short_help="Lines in, hypotheses out.")
+@click.command("generate", short_help="Lines in, hypotheses out.", epilog=FORMATS)
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @model_option
 @revision_option
@@ -71,12 +84,22 @@ def none_if_dash(context: click.Context, parameter: click.Parameter, path: str |
 @click.option("--max-tokens", type=int, help="Most tokens to generate, the end token counted. Default: the model's.")
 @click.option("--min-tokens", type=int, help="Fewest tokens to generate, the end token counted.")
 @click.option("--early-stopping", type=click.Choice(list(EARLY_STOPPING)), help="When a beam search may end early.")
+@click.option(
+    "--split-sentences", is_flag=True, help="Split lines into sentences; then none is too long for the model."
+)
+@click.option(
+    "--sentence-language",
+    metavar="CODE",
+    help="Language whose rules tell where sentences end. Default: the source language, or else en.",
+)
 @batch_option
+@memory_option
 @click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text.")
-@click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see above.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below.")
 @click.option("--strict", is_flag=True, help="A source that is too long for the model is an error; else it is cut.")
 @dtype_option
 @overflow_option
+@verbose_option
 @click.pass_context
 def command(
     context: click.Context,
@@ -89,12 +112,15 @@ def command(
     target_language: str | None,
     source_prefix: str | None,
     task: str | None,
+    split_sentences: bool,
+    sentence_language: str | None,
     batch_tokens: int,
     scores: bool,
     as_json: bool,
     strict: bool,
     dtype: str | None,
     allow_overflow: bool,
+    verbose: bool,
     **search: Any,
 ) -> None:
     """Generate from each TEXT, or from each line of --input or standard input.
@@ -104,39 +130,32 @@ def command(
     arrives, a file in large windows. Scores are natural logarithms, divided by length ** length penalty.
 
     With --json an input line is a JSON string, or an object with "text" and perhaps "id", any value, which is handed
-    back, "source_language" and "target_language"; a TEXT is plain. Each result is one line:
+    back, "source_language" and "target_language"; a TEXT is plain.
 
-    \b
-    {"id": ..., "text": ..., "score": ..., "tokens": [...], "finish_reason": "stop" or "length", "truncated": ...}
-    {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}       with --num-hypotheses 2 or more
-    """  # noqa: D301 (click needs the backspace)
+    With --split-sentences the white space of a line is kept, around its sentences and between them.
+    """
     check_paths(texts, source, output)
+    if split_sentences:
+        search = prepare_split(search)
     windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = chosen_task(network, task, source_prefix)
     config = search_config(defaults, search)
-
-    def results() -> Iterator[bytes]:
-        for window in parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line"):
-            found = mt.generate_hypotheses(
-                network,
-                tokenizer,
-                [line.text for line in window],
-                config,
-                source_language=[line.source_language or source_language for line in window],
-                target_language=[line.target_language or target_language for line in window],
-                source_prefix=prefix,
-                batch_tokens=batch_tokens,
-            )
-            for line, hypotheses in zip(window, found, strict=True):
-                if hypotheses[0].truncated:
-                    refuse_truncated(line) if strict else warn_truncated(line.name)
-                if as_json:
-                    yield format_json(line, hypotheses, config.num_hypotheses, tokenizer)
-                else:
-                    yield format_text(hypotheses, config.num_hypotheses, scores)
-
-    write(output, with_progress(results(), source), context)
+    generate = partial(
+        mt.generate_hypotheses, network, tokenizer, search=config, source_prefix=prefix, batch_tokens=batch_tokens
+    )
+    noun = "TEXT" if texts else "Line"
+    lines = parse_windows(windows, as_json and not texts, noun, source_language, target_language)
+    if split_sentences:
+        answers = answer_split(lines, generate, network, tokenizer, prefix, sentence_language)
+    else:
+        answers = answer_whole(lines, generate)
+    report = Report()
+    form = partial(format_json, tokenizer=tokenizer) if as_json else partial(format_text, scores=scores)
+    results = (form(each, config.num_hypotheses) for each in check_truncated(report.watch(answers), strict))
+    write(output, with_progress(results, source, output), context)
+    if verbose:
+        click.echo(report.lines(), err=True)
 
 
 def check_paths(texts: tuple[str, ...], source: str | None, output: str | None) -> None:
@@ -164,41 +183,23 @@ def open_input(source: str | None, context: click.Context) -> BinaryIO:
     return sys.stdin.buffer
 
 
-def refuse_truncated(line: Line) -> None:
-    """What --strict makes of a source that is too long."""
-    raise ValueError(
-        f"{line.name} is longer than the model can read: shorten or split it, or leave out --strict to have it cut."
-    )
+def check_truncated(answers: Iterable[Answer], strict: bool) -> Iterator[Answer]:
+    """Tell of a line that the model could not read to its end; with --strict it is an error."""
+    for answer in answers:
+        if answer.hypotheses[0].truncated and strict:
+            raise ValueError(
+                f"{answer.line.name} is longer than the model can read: shorten it, give --split-sentences, or leave "
+                "out --strict to have it cut."
+            )
+        if answer.hypotheses[0].truncated:
+            warn_truncated(answer.line.name)
+        yield answer
 
 
-def format_text(hypotheses: list[mt.Hypothesis], count: int, scores: bool) -> bytes:
-    """`count` lines; a newline inside a text would break the count, so it becomes a space."""
-    texts = [(hypothesis.text or "").replace("\n", " ") for hypothesis in hypotheses]
-    if scores:
-        texts = [f"{hypothesis.score:.4f}\t{text}" for hypothesis, text in zip(hypotheses, texts, strict=True)]
-    texts += [""] * (count - len(texts))
-    return "".join(f"{text}\n" for text in texts).encode("utf-8", "replace")
-
-
-def format_json(line: Line, hypotheses: list[mt.Hypothesis], count: int, tokenizer: mt.Tokenizer) -> bytes:
-    """One line; the single best hypothesis lies flat in the object, an n-best list under "hypotheses"."""
-    rows = [
-        {
-            "text": hypothesis.text,
-            "score": hypothesis.score,
-            "tokens": tokenizer.tokens(hypothesis.ids),
-            "finish_reason": hypothesis.finish_reason,
-            "truncated": hypothesis.truncated,
-        }
-        for hypothesis in hypotheses
-    ]
-    result = line.fields | (rows[0] if count == 1 else {"hypotheses": rows})
-    return (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "replace")
-
-
-def with_progress(results: Iterable[bytes], source: str | None) -> Iterable[bytes]:
-    """A bar on standard error where that is a terminal and the number of lines is known."""
-    if source is None or not Path(source).is_file() or not sys.stderr.isatty():
+def with_progress(results: Iterable[bytes], source: str | None, output: str | None) -> Iterable[bytes]:
+    """A bar on standard error where that is a terminal that results do not go to, and the number of lines is known."""
+    shared = output is None and sys.stdout.isatty()
+    if source is None or not Path(source).is_file() or shared or not sys.stderr.isatty():
         return results
     from tqdm import tqdm
 

@@ -28,7 +28,7 @@ class Line(NamedTuple):
         name: What error messages call it.
         text: Its text.
         fields: The JSON fields that go back with the result.
-        source_language: The code of its language, where it says so itself.
+        source_language: The code of its language, if any is told.
         target_language: The code of the language to generate, likewise.
     """
 
@@ -53,12 +53,25 @@ def split_lines(stream: Any) -> Iterator[list[bytes]]:
         yield [last]
 
 
-def parse_windows(windows: Iterable[list[bytes]], as_json: bool, noun: str) -> Iterator[list[Line]]:
-    """Decode each line, counting from 1."""
+def parse_windows(
+    windows: Iterable[list[bytes]],
+    as_json: bool,
+    noun: str,
+    source_language: str | None = None,
+    target_language: str | None = None,
+) -> Iterator[list[Line]]:
+    """Decode each line, counting from 1; the languages given are those of lines that do not tell theirs."""
     parse: Callable[[str, str], Line] = parse_json if as_json else lambda name, text: Line(name, text, {})
     numbers = itertools.count(1)
     for window in windows:
-        yield [parse(name, decode(name, line)) for line in window for name in [f"{noun} {next(numbers)}"]]
+        lines = [parse(name, decode(name, line)) for line in window for name in [f"{noun} {next(numbers)}"]]
+        yield [
+            line._replace(
+                source_language=line.source_language or source_language,
+                target_language=line.target_language or target_language,
+            )
+            for line in lines
+        ]
 
 
 def read_lines(path: str) -> list[str]:

@@ -3,9 +3,11 @@
 import dataclasses
 import itertools
 import sys
+from types import SimpleNamespace
 
 import mlx_transformer as mt
 from mlx_transformer.config import SearchConfig, TaskConfig
+from mlx_transformer.languages import TokenizerConfig
 
 LONGEST = 100
 
@@ -20,11 +22,19 @@ class EchoHypothesis:
 
 
 class EchoModel:
+    config = SimpleNamespace(encoder=SimpleNamespace(max_length=LONGEST))
     search_defaults = SearchConfig()
     tasks = {"shout": TaskConfig("shout", "hey: ", SearchConfig(beam_size=2, num_hypotheses=2))}
 
 
 class EchoTokenizer:
+    """Characters are tokens."""
+
+    config = TokenizerConfig()
+
+    def encode(self, text, source_language=None, target_language=None):
+        return [ord(character) for character in text]
+
     def tokens(self, ids):
         return [chr(i) for i in ids]
 
@@ -44,7 +54,7 @@ def generate_hypotheses(
     source_prefix=None,
     batch_tokens=4096,
 ):
-    codes = (c if isinstance(c, list) else itertools.repeat(c) for c in (source_language, target_language))
+    codes = (itertools.repeat(c) if c is None or isinstance(c, str) else c for c in (source_language, target_language))
     for line, origin, goal in zip(lines, *codes, strict=False):
         if line == "bug":
             raise KeyError("a bug")

@@ -23,7 +23,7 @@ LAYERS = [
     {"data", "model"},
     {"precision", "processors"},
     {"search", "checkpoint", "loss"},
-    {"trainer"},
+    {"trainer", "streaming", "sentences"},
     {"generation"},
     {"weights", "hub"},
     {"pretrained"},
