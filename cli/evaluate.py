@@ -29,6 +29,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
+from mlx_transformer.cli.report import memory_option
 
 
 @click.command("evaluate", short_help="BLEU, chrF and exact matches on a test set.")
@@ -44,6 +45,7 @@ from mlx_transformer.cli.options import (
 @beam_option
 @penalty_option
 @batch_option
+@memory_option
 @dtype_option
 @overflow_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")

@@ -53,9 +53,10 @@ def open_input(source: str | None, context: click.Context) -> BinaryIO:
     return sys.stdin.buffer
 
 
-def with_progress(results: Iterable[bytes], source: str | None) -> Iterable[bytes]:
-    """A bar on standard error where that is a terminal and the number of lines is known."""
-    if source is None or not Path(source).is_file() or not sys.stderr.isatty():
+def with_progress(results: Iterable[bytes], source: str | None, output: str | None) -> Iterable[bytes]:
+    """A bar on standard error where that is a terminal that results do not go to, and the number of lines is known."""
+    shared = output is None and sys.stdout.isatty()
+    if source is None or not Path(source).is_file() or shared or not sys.stderr.isatty():
         return results
     from tqdm import tqdm
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.answers import (
+    Answer,
+    answer_split,
+    answer_stream,
+    answer_whole,
+    format_json,
+    format_text,
+    prepare_split,
+    prepare_stream,
+)
 from mlx_transformer.cli.files import check_paths, none_if_dash, open_input, output_option, with_progress, write
-from mlx_transformer.cli.lines import Line, parse_windows, split_lines
+from mlx_transformer.cli.lines import parse_windows, split_lines
 from mlx_transformer.cli.options import (
-    EARLY_STOPPING,
+    alignments_option,
     batch_option,
     beam_option,
     chosen_task,
     dtype_option,
+    heads_option,
+    layers_option,
     load_with_tokenizer,
     model_option,
     overflow_option,
@@ -25,14 +37,29 @@ from mlx_transformer.cli.options import (
     prefix_option,
     revision_option,
     search_config,
+    search_options,
     source_language_option,
     target_language_option,
     task_option,
     warn_truncated,
 )
+from mlx_transformer.cli.report import Report, memory_option, verbose_option
+
+# How results of --json look, below the options.
+FORMATS = """\b
+With --json each result is one line:
+  {"id": ..., "text": ..., "score": ..., "tokens": [...],
+   "finish_reason": "stop" or "length", "truncated": ...}
+with --scores also "token_scores", with --alignments "alignment": [[0, 0], ...];
+with --num-hypotheses 2 or more:
+  {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}
+with --split-sentences, where the score of a line is the sum of those of its
+sentences, and its finish_reason is "length" if that of one of them is:
+  {"id": ..., "text": ..., ..., "sentences": [{"source": ..., "text": ..., ...}, ...]}
+"""
 
 
-@click.command("generate", short_help="Lines in, hypotheses out.")
+@click.command("generate", short_help="Lines in, hypotheses out.", epilog=FORMATS)
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @model_option
 @revision_option
@@ -48,19 +75,32 @@ from mlx_transformer.cli.options import (
 @source_language_option
 @target_language_option
 @prefix_option
+@click.option("--target-prefix", metavar="TEXT", help="What targets begin with; it counts in no score and no length.")
 @task_option
 @beam_option
 @click.option("--num-hypotheses", type=int, help="Best hypotheses to give for each line. Default: the model's.")
 @penalty_option
-@click.option("--max-tokens", type=int, help="Most tokens to generate, the end token counted. Default: the model's.")
-@click.option("--min-tokens", type=int, help="Fewest tokens to generate, the end token counted.")
-@click.option("--early-stopping", type=click.Choice(list(EARLY_STOPPING)), help="When a beam search may end early.")
+@search_options
+@click.option("--stream", is_flag=True, help="Write the text as it comes: one hypothesis, greedy or drawn at random.")
+@click.option(
+    "--split-sentences", is_flag=True, help="Split lines into sentences; then none is too long for the model."
+)
+@click.option(
+    "--sentence-language",
+    metavar="CODE",
+    help="Language whose rules tell where sentences end. Default: the source language, or else en.",
+)
 @batch_option
+@memory_option
 @click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text.")
-@click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see above.")
+@alignments_option
+@layers_option
+@heads_option
+@click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below.")
 @click.option("--strict", is_flag=True, help="A source that is too long for the model is an error; else it is cut.")
 @dtype_option
 @overflow_option
+@verbose_option
 @click.pass_context
 def command(
     context: click.Context,
@@ -72,13 +112,21 @@ def command(
     source_language: str | None,
     target_language: str | None,
     source_prefix: str | None,
+    target_prefix: str | None,
     task: str | None,
+    stream: bool,
+    split_sentences: bool,
+    sentence_language: str | None,
     batch_tokens: int,
     scores: bool,
+    alignments: bool,
+    alignment_layers: tuple[int, ...],
+    alignment_heads: tuple[int, ...],
     as_json: bool,
     strict: bool,
     dtype: str | None,
     allow_overflow: bool,
+    verbose: bool,
     **search: Any,
 ) -> None:
     """Generate from each TEXT, or from each line of --input or standard input.
@@ -87,76 +135,61 @@ def command(
     first (empty ones where the search found fewer). Only a newline separates lines. Standard input is answered as it
     arrives, a file in large windows. Scores are natural logarithms, divided by length ** length penalty.
 
-    With --json an input line is a JSON string, or an object with "text" and perhaps "id", any value, which is handed
-    back, "source_language" and "target_language"; a TEXT is plain. Each result is one line:
+    A --temperature above 0 draws targets at random instead of searching for the most probable one.
 
-    \b
-    {"id": ..., "text": ..., "score": ..., "tokens": [...], "finish_reason": "stop" or "length", "truncated": ...}
-    {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}       with --num-hypotheses 2 or more
-    """  # noqa: D301 (click needs the backspace)
-    check_arguments(texts, source, output)
+    With --json an input line is a JSON string, or an object with "text" and perhaps "id", any value, which is handed
+    back, "source_language", "target_language" and "target_prefix"; a TEXT is plain.
+
+    With --split-sentences the white space of a line is kept, around its sentences and between them.
+    """
+    if texts and source is not None:
+        raise click.UsageError("Give TEXT or --input, not both.")
+    check_paths(output, *([] if texts else [source]))
+    if stream:
+        refused = {"--json": as_json, "--split-sentences": split_sentences, "--alignments": alignments}
+        search = prepare_stream(search, refused | {"--scores": scores, "--strict": strict, "--verbose": verbose})
+    if split_sentences:
+        search = prepare_split(search)
     windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = chosen_task(network, task, source_prefix)
     config = search_config(defaults, search)
-
-    def results() -> Iterator[bytes]:
-        for window in parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line"):
-            found = mt.generate_hypotheses(
-                network,
-                tokenizer,
-                [line.text for line in window],
-                config,
-                source_language=[line.source_language or source_language for line in window],
-                target_language=[line.target_language or target_language for line in window],
-                source_prefix=prefix,
-                batch_tokens=batch_tokens,
-            )
-            for line, hypotheses in zip(window, found, strict=True):
-                if hypotheses[0].truncated:
-                    refuse_truncated(line) if strict else warn_truncated(line.name)
-                if as_json:
-                    yield format_json(line, hypotheses, config.num_hypotheses, tokenizer)
-                else:
-                    yield format_text(hypotheses, config.num_hypotheses, scores)
-
-    write(output, with_progress(results(), source), context)
-
-
-def check_arguments(texts: tuple[str, ...], source: str | None, output: str | None) -> None:
-    """Refuse, before the model is loaded, what cannot work."""
-    if texts and source is not None:
-        raise click.UsageError("Give TEXT or --input, not both.")
-    check_paths(output, *([] if texts else [source]))
-
-
-def refuse_truncated(line: Line) -> None:
-    """What --strict makes of a source that is too long."""
-    raise ValueError(
-        f"{line.name} is longer than the model can read: shorten or split it, or leave out --strict to have it cut."
+    usual = {"source_language": source_language, "target_language": target_language, "target_prefix": target_prefix}
+    lines = parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line", usual)
+    if stream:
+        pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
+        write(output, answer_stream(lines, pieces), context)
+        return
+    generate = partial(
+        mt.generate_hypotheses,
+        network,
+        tokenizer,
+        search=config,
+        source_prefix=prefix,
+        batch_tokens=batch_tokens,
+        alignment=mt.AlignmentConfig(alignment_layers or None, alignment_heads or None) if alignments else None,
+        token_scores=scores and as_json,
     )
+    report = Report()
+    if split_sentences:
+        answers = answer_split(lines, generate, network, tokenizer, prefix, sentence_language)
+    else:
+        answers = answer_whole(lines, generate)
+    form = partial(format_json, tokenizer=tokenizer) if as_json else partial(format_text, scores=scores)
+    results = (form(each, config.num_hypotheses) for each in check_truncated(report.watch(answers), strict))
+    write(output, with_progress(results, source, output), context)
+    if verbose:
+        click.echo(report.lines(), err=True)
 
 
-def format_text(hypotheses: list[mt.Hypothesis], count: int, scores: bool) -> bytes:
-    """`count` lines; a newline inside a text would break the count, so it becomes a space."""
-    texts = [(hypothesis.text or "").replace("\n", " ") for hypothesis in hypotheses]
-    if scores:
-        texts = [f"{hypothesis.score:.4f}\t{text}" for hypothesis, text in zip(hypotheses, texts, strict=True)]
-    texts += [""] * (count - len(texts))
-    return "".join(f"{text}\n" for text in texts).encode("utf-8", "replace")
-
-
-def format_json(line: Line, hypotheses: list[mt.Hypothesis], count: int, tokenizer: mt.Tokenizer) -> bytes:
-    """One line; the single best hypothesis lies flat in the object, an n-best list under "hypotheses"."""
-    rows = [
-        {
-            "text": hypothesis.text,
-            "score": hypothesis.score,
-            "tokens": tokenizer.tokens(hypothesis.ids),
-            "finish_reason": hypothesis.finish_reason,
-            "truncated": hypothesis.truncated,
-        }
-        for hypothesis in hypotheses
-    ]
-    result = line.fields | (rows[0] if count == 1 else {"hypotheses": rows})
-    return (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+def check_truncated(answers: Iterable[Answer], strict: bool) -> Iterator[Answer]:
+    """Tell of a line that the model could not read to its end; with --strict it is an error."""
+    for answer in answers:
+        if answer.hypotheses[0].truncated and strict:
+            raise ValueError(
+                f"{answer.line.name} is longer than the model can read: shorten it, give --split-sentences, or leave "
+                "out --strict to have it cut."
+            )
+        if answer.hypotheses[0].truncated:
+            warn_truncated(answer.line.name)
+        yield answer

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 WINDOW_BYTES = 1 << 20
-LANGUAGES = ("source_language", "target_language")
+OPTIONS = ("source_language", "target_language", "target_prefix")  # that each line may have of its own
 
 
 def printable(text: str) -> str:
@@ -28,8 +28,9 @@ class Line(NamedTuple):
         name: What error messages call it.
         text: Its text.
         fields: The JSON fields that go back with the result.
-        source_language: The code of its language, where it says so itself.
+        source_language: The code of its language, if any is told.
         target_language: The code of the language to generate, likewise.
+        target_prefix: What its target begins with, if anything.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Line(NamedTuple):
     fields: dict[str, Any]
     source_language: str | None = None
     target_language: str | None = None
+    target_prefix: str | None = None
 
 
 def split_lines(stream: Any) -> Iterator[list[bytes]]:
@@ -53,12 +55,20 @@ def split_lines(stream: Any) -> Iterator[list[bytes]]:
         yield [last]
 
 
-def parse_windows(windows: Iterable[list[bytes]], as_json: bool, noun: str) -> Iterator[list[Line]]:
-    """Decode each line, counting from 1."""
-    parse: Callable[[str, str], Line] = parse_json if as_json else lambda name, text: Line(name, text, {})
+def parse_windows(
+    windows: Iterable[list[bytes]], as_json: bool, noun: str, usual: dict[str, str | None] | None = None
+) -> Iterator[list[Line]]:
+    """Decode each line, counting from 1; `usual` are the options of lines that do not tell theirs."""
+    parse: Callable[..., Line] = parse_json if as_json else parse_text
     numbers = itertools.count(1)
     for window in windows:
-        yield [parse(name, decode(name, line)) for line in window for name in [f"{noun} {next(numbers)}"]]
+        names = [f"{noun} {next(numbers)}" for _ in window]
+        yield [parse(name, decode(name, line), usual or {}) for name, line in zip(names, window, strict=True)]
+
+
+def parse_text(name: str, line: str, usual: dict[str, str | None]) -> Line:
+    """A line of plain text."""
+    return Line(name, line, {}, **usual)
 
 
 def read_lines(path: str) -> Iterator[str]:
@@ -86,22 +96,24 @@ def decode(name: str, line: bytes) -> str:
         ) from error
 
 
-def parse_json(name: str, line: str) -> Line:
-    """A JSON string, or an object with "text" and perhaps "id" and languages; a blank line is a blank text."""
+def parse_json(name: str, line: str, usual: dict[str, str | None]) -> Line:
+    """A JSON string, or an object with "text" and perhaps "id" and options; a blank line is a blank text."""
     value = load_json(name, line) if line.strip() else ""
     fields = {"text": value} if isinstance(value, str) else value
     if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
         raise ValueError(f'{name} must be a JSON string or an object with a string "text": got {line:.60}.')
-    if unknown := sorted(fields.keys() - {"text", "id", *LANGUAGES}):
-        known = ", ".join(f'"{field}"' for field in ("text", "id", *LANGUAGES))
+    if unknown := sorted(fields.keys() - {"text", "id", *OPTIONS}):
+        known = ", ".join(f'"{field}"' for field in ("text", "id", *OPTIONS))
         raise ValueError(f"{name} may have {known}, no other names: got {', '.join(unknown)}.")
-    text, languages = fields.pop("text"), {field: fields.pop(field) for field in LANGUAGES if field in fields}
-    for code in languages.values():
-        if not isinstance(code, str | None):
-            raise ValueError(f"{name} must name languages by their codes: got {code!r:.60}.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f'{name} must be Unicode text: its "text" holds half of a surrogate pair.')
-    return Line(name, text, fields, **languages)
+    text, options = fields.pop("text"), {option: fields.pop(option) for option in OPTIONS if option in fields}
+    for option, value in options.items():
+        if not isinstance(value, str | None):
+            raise ValueError(f'{name} must have a string as "{option}": got {value!r:.60}.')
+    options = usual | {option: value for option, value in options.items() if value is not None}
+    for field, value in {"text": text, **options}.items():
+        if any("\ud800" <= character <= "\udfff" for character in value or ""):
+            raise ValueError(f'{name} must be Unicode text: its "{field}" holds half of a surrogate pair.')
+    return Line(name, text, fields, **options)
 
 
 def load_json(name: str, line: str) -> Any:

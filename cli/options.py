@@ -49,7 +49,7 @@ layers_option = click.option(
     "alignment_layers",
     type=int,
     multiple=True,
-    help="Decoder layer, from 0, whose attention aligns words; may be repeated. Default: the last but one.",
+    help="Decoder layer, from 0, whose attention aligns words; may be repeated. Default: the last two.",
 )
 heads_option = click.option(
     "--alignment-head",
@@ -66,11 +66,45 @@ overflow_option = click.option(
 )
 
 
+def search_options(command: Any) -> Any:
+    """The options of `generate` that are fields of a SearchConfig, but for those that `evaluate` has as well."""
+    options = [
+        click.option("--max-tokens", type=int, help="Most tokens to generate. Default: the model's."),
+        click.option("--min-tokens", type=int, help="Fewest tokens to generate. The end token counts."),
+        click.option("--max-length-ratio", type=float, help="Most tokens for each token of the source."),
+        click.option("--min-length-ratio", type=float, help="Fewest tokens for each token of the source."),
+        click.option(
+            "--early-stopping", type=click.Choice(list(EARLY_STOPPING)), help="When a beam search may end early."
+        ),
+        click.option("--no-repeat-ngram-size", type=int, help="No sequence of so many tokens comes twice."),
+        click.option(
+            "--repetition-penalty", type=float, help="Above 1, tokens that are there already are less likely."
+        ),
+        click.option("--temperature", type=float, help="Above 0, draw at random; 1 is the model's own probability."),
+        click.option("--top-k", type=int, help="Draw from the k most probable tokens."),
+        click.option("--top-p", type=float, help="Draw from the most probable tokens that together reach this."),
+        click.option("--min-p", type=float, help="Draw from tokens of this share of the highest probability, or more."),
+        click.option("--seed", type=int, help="Draws depend on it and on the line, and on nothing else. Default: 0."),
+        click.option(
+            "--alternatives",
+            is_flag=True,
+            default=None,
+            help="--num-hypotheses ways to go on after the target prefix, each with another token.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.SearchConfig:
     """The model's own search settings, with what the command line asks for."""
     changes = {name: value for name, value in given.items() if value is not None}
     if "early_stopping" in changes:
         changes["early_stopping"] = EARLY_STOPPING[changes["early_stopping"]]
+    if (changes.get("temperature") or "alternatives" in changes) and "beam_size" not in changes:
+        changes["num_hypotheses"] = changes.get("num_hypotheses", 1)
+        changes["beam_size"] = changes["num_hypotheses"]  # as many as are asked for, not the best of more
     if "num_hypotheses" in changes and "beam_size" not in changes:
         changes["beam_size"] = max(defaults.beam_size, changes["num_hypotheses"])
     elif "beam_size" in changes and "num_hypotheses" not in changes:

@@ -128,7 +128,7 @@ def command(
                     warn_truncated(pair.name)
                 yield format_json(score, tokenizer) if as_json else format_text(score)
 
-    write(output, with_progress(results(), source or path), context)
+    write(output, with_progress(results(), source or path, output), context)
 
 
 def read_pairs(path: str | None, context: click.Context) -> Iterator[list[Pair]]:

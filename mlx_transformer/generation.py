@@ -1,7 +1,7 @@
 """Texts in, texts out: lines are tokenised, packed by length into batches, searched, and given back in order."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, overload
 
 import mlx.core as mx
 
+from mlx_transformer.alignment import AlignmentConfig, as_tokens, source_words, words_of_ids
 from mlx_transformer.batches import (
     WINDOW,
     Line,
@@ -27,10 +28,12 @@ from mlx_transformer.config import BATCH_TOKENS, SearchConfig
 from mlx_transformer.hypotheses import Hypothesis
 from mlx_transformer.model import Transformer
 from mlx_transformer.request import token_limit
+from mlx_transformer.scoring import Pair, score_pairs
 from mlx_transformer.search import generate_ids, stream_ids
 from mlx_transformer.streaming import Detokenizer
 from mlx_transformer.tokenizer import Start, Tokenizer
 
+Review = Callable[[list["Source"], list[list[Hypothesis]]], list[list[Hypothesis]]]
 logger = logging.getLogger(__name__)
 EMPTY = Hypothesis(ids=[], score=0.0, finish_reason="stop", text="")
 
@@ -42,14 +45,16 @@ class Source(NamedTuple):
         ids: Its token ids, cut to the model's positions.
         start: What its target begins with.
         prefix_ids: The tokens that follow that.
-        line: Its number, on which what is drawn at random depends.
+        number: The line's number, on which what is drawn at random depends.
+        line: The line that it was.
         truncated: Whether it was cut.
     """
 
     ids: list[int]
     start: Start
     prefix_ids: list[int]
-    line: int
+    number: int
+    line: Line
     truncated: bool = False
 
 
@@ -134,6 +139,9 @@ def generate_hypotheses(
     source_prefix: str | None = None,
     target_prefix: PerLine = None,
     batch_tokens: int = BATCH_TOKENS,
+    alignment: AlignmentConfig | None = None,
+    token_scores: bool = False,
+    first_line: int = 0,
 ) -> Iterator[list[Hypothesis]]:
     """The hypotheses of each line, best first, lazily and in order.
 
@@ -148,6 +156,9 @@ def generate_hypotheses(
             already; the model's own if None, nothing if empty.
         target_prefix: What the target begins with, one text for all lines or one for each; None or blank for nothing.
         batch_tokens: Most padded source positions x beams of a batch.
+        alignment: Which attention aligns the hypotheses with their sources, in one more pass; None for no alignments.
+        token_scores: Give the log-probability of each token, from the same pass.
+        first_line: The number of the first line, on which what is drawn at random depends.
 
     Returns:
         A list for each line. A source that is longer than the model's positions is cut, and its hypotheses say so
@@ -161,10 +172,11 @@ def generate_hypotheses(
     search = search or model.search_defaults
     prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
     rows = read_lines(lines, prefix, source_language, target_language, target_prefix)
-    read = 0
+    reviewed = partial(_reviewed, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
     while window := list(islice(rows, WINDOW)):
-        yield from _window(model, tokenizer, window, read, search, batch_tokens)
-        read += len(window)
+        sources = _sources(model, tokenizer, window, first_line)
+        yield from _window(model, tokenizer, sources, search, batch_tokens, reviewed)
+        first_line += len(window)
 
 
 def stream_generate(
@@ -177,6 +189,7 @@ def stream_generate(
     target_language: str | None = None,
     source_prefix: str | None = None,
     target_prefix: str | None = None,
+    line: int = 0,
 ) -> Iterator[str]:
     """The target of one text in pieces, as they come: joined they are what `generate` gives.
 
@@ -189,6 +202,7 @@ def stream_generate(
         target_language: See `generate_hypotheses`.
         source_prefix: See `generate_hypotheses`.
         target_prefix: See `generate_hypotheses`.
+        line: A number on which what is drawn at random depends.
 
     Raises:
         ValueError: If the search has several beams, or a language is missing or unknown.
@@ -196,7 +210,7 @@ def stream_generate(
     search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
     prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
     lines = list(read_lines([text], prefix, source_language, target_language, target_prefix))
-    (source,) = _sources(model, tokenizer, lines, 0)
+    (source,) = _sources(model, tokenizer, lines, line)
     if source.truncated:
         logger.warning("The text is longer than the model can read and was cut.")
     if source.ids:
@@ -207,27 +221,36 @@ def stream_generate(
 
 
 def _window(
-    model: Transformer, tokenizer: Tokenizer, lines: list[Line], number: int, search: SearchConfig, batch_tokens: int
+    model: Transformer,
+    tokenizer: Tokenizer,
+    sources: list[Source],
+    search: SearchConfig,
+    batch_tokens: int,
+    reviewed: Review | None,
 ) -> Iterator[list[Hypothesis]]:
-    """Search lines, the first of which has this number, in batches of like length; results in order."""
-    sources = _sources(model, tokenizer, lines, number)
+    """Search sources in batches of like length; results in order."""
     written = [i for i, source in enumerate(sources) if source.ids]
-    positions = batch_tokens // search.beam_size
+    limit, positions = model.config.encoder.max_length, batch_tokens // search.beam_size
 
     def found() -> Iterator[tuple[int, list[Hypothesis]]]:
         yield from ((i, [EMPTY]) for i, source in enumerate(sources) if not source.ids)
-        for places in pack([len(sources[i].ids) for i in written], model.config.encoder.max_length, positions):
-            batch = [written[place] for place in places]
-            for i, hypotheses in zip(batch, _search(model, [sources[i] for i in batch], search), strict=True):
-                truncated = sources[i].truncated
-                yield i, [replace(h, text=tokenizer.decode(h.ids), truncated=truncated) for h in hypotheses]
+        for places in pack([len(sources[i].ids) for i in written], limit, positions):
+            batch = [sources[written[place]] for place in places]
+            results = _search(model, batch, search)
+            results = reviewed(batch, results) if reviewed else results
+            for place, source, hypotheses in zip(places, batch, results, strict=True):
+                texts = tokenizer.decode_batch(h.ids for h in hypotheses)
+                yield (
+                    written[place],
+                    [replace(h, text=t, truncated=source.truncated) for h, t in zip(hypotheses, texts, strict=True)],
+                )
             mx.clear_cache()  # buffers of shapes that may not come again
 
     return in_order(found())
 
 
 def _sources(model: Transformer, tokenizer: Tokenizer, lines: list[Line], number: int) -> list[Source]:
-    """What the model reads of each line; nothing of a blank one."""
+    """What the model reads of each line, the first of which has this number; nothing of a blank one."""
     limit = model.config.encoder.max_length
     written = [line for line in lines if line.text]
     encoded = zip(
@@ -239,7 +262,7 @@ def _sources(model: Transformer, tokenizer: Tokenizer, lines: list[Line], number
     sources: list[Source] = []
     for line in lines:
         ids, start, prefix = next(encoded) if line.text else ([], Start(0, None), [])
-        sources.append(Source(tokenizer.cut(ids, limit), start, prefix, number + len(sources), len(ids) > limit))
+        sources.append(Source(tokenizer.cut(ids, limit), start, prefix, number + len(sources), line, len(ids) > limit))
     return sources
 
 
@@ -263,5 +286,37 @@ def _asked(model: Transformer, sources: list[Source], search: SearchConfig) -> d
         "start_ids": [source.start.start_id for source in sources],
         "forced_bos_ids": forced or None,
         "prefix_ids": [source.prefix_ids for source in sources],
-        "lines": [source.line for source in sources],
+        "lines": [source.number for source in sources],
     }
+
+
+def _reviewed(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    alignment: AlignmentConfig | None,
+    positions: int,
+    sources: list[Source],
+    found: list[list[Hypothesis]],
+) -> list[list[Hypothesis]]:
+    """Hypotheses with what a teacher-forced pass over them tells."""
+    pairs = [_pair(model, tokenizer, s, h, alignment) for s, row in zip(sources, found, strict=True) for h in row]
+    scores = score_pairs(model, pairs, alignment, positions)
+    return [
+        [replace(h, token_scores=s.token_scores, alignment=s.alignment) for h, s in zip(row, scores, strict=False)]
+        for row in found
+    ]
+
+
+def _pair(
+    model: Transformer, tokenizer: Tokenizer, source: Source, hypothesis: Hypothesis, alignment: AlignmentConfig | None
+) -> Pair:
+    """A source and a hypothesis as the model reads them."""
+    end = [model.config.eos_id] if hypothesis.finish_reason == "stop" else []
+    pair = Pair(source.ids, [source.start.start_id, *hypothesis.ids, *end])
+    if alignment is None:
+        return pair
+    words = (
+        source_words(tokenizer, source.line, source.ids),
+        words_of_ids(tokenizer, hypothesis.ids) + [None] * len(end),
+    )
+    return pair._replace(units=words if alignment.unit == "words" else (as_tokens(words[0]), as_tokens(words[1])))

@@ -16,6 +16,9 @@ class Hypothesis:
         finish_reason: "stop" for an end token, "length" where max_tokens was reached.
         text: The text, where a tokenizer was given.
         truncated: Whether the source was cut to the length that the model can read.
+        token_scores: Natural logarithm of the probability of each of the ids, and of the end token where there is one,
+            by the model alone, if asked for.
+        alignment: Pairs of source and target words, or tokens, if asked for.
     """
 
     ids: list[int]
@@ -23,6 +26,8 @@ class Hypothesis:
     finish_reason: str
     text: str | None = None
     truncated: bool = False
+    token_scores: list[float] | None = None
+    alignment: list[tuple[int, int]] | None = None
 
 
 def trace_back(links: np.ndarray, places: np.ndarray, lengths: np.ndarray, vocab: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Text of target ids as they come, one at a time: pieces that joined are the text of all ids, each as early as is safe.
 
-What a next token may still change is held back: white space at the end, a character whose bytes are not all there, a
-word before an apostrophe or a mark that cleaning up will join to it.
+What a next token may still change is held back: a character whose bytes are not all there, the sign that a word goes
+on, a space that cleaning up may take away.
 """
 
 import re
@@ -10,8 +10,7 @@ from mlx_transformer.tokenizer import CLEAN_UP, Tokenizer
 from mlx_transformer.vocabularies import TokenizersVocabulary
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
-# The end of a text that may change: white space goes, U+FFFD becomes a character, "@@" (the word goes on) goes.
-UNSURE = re.compile("[\\s\ufffd@]+\\Z")
+UNSURE = re.compile("[\ufffd@]+\\Z")  # the end of a text that may change: U+FFFD may be half a character, "@@" goes
 WINDOW = 64  # ids that are decoded together; of more, those that have become text for good are dropped
 SEAMS = 8  # places that are tried for a cut of the window
 
@@ -68,15 +67,13 @@ class Detokenizer:
         return text[start:end]
 
     def _drop(self, text: str) -> None:
-        """Forget ids whose text is complete, and separate from that of the others but for white space."""
+        """Forget the first ids if the text of the others alone is the end of the text of all."""
         middle = len(self._ids) // 2
         for place in range(middle, middle + SEAMS):
-            before, after = self._text(self._ids[:place]), self._text(self._ids[place:])
-            end = len(text) - len(after)
-            sure = before and after.strip() and not UNSURE.search(before) and not self._is_byte(self._ids[place - 1])
-            apart = text.startswith(before) and text.endswith(after) and not text[len(before) : end].strip()
-            if sure and apart and end <= self._given:
-                self._ids, self._given = self._ids[place:], self._given - end
+            rest = self._text(self._ids[place:])
+            # Before its first character it is not settled whether a space stands there, or bytes are half of one.
+            if UNSURE.sub("", rest).strip() and text.endswith(rest):
+                self._ids, self._given = self._ids[place:], self._given - (len(text) - len(rest))
                 return
 
     def _clean_up(self, text: str, last: bool = False) -> str:

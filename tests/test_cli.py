@@ -90,7 +90,7 @@ class TestLanguagesAndTasks:
 
     def test_a_language_is_a_code(self, echo):
         result = echo("generate", "--json", stdin=b'{"text": "one", "source_language": 5}\n', status=1)
-        assert "Line 1 must name languages by their codes: got 5." in error_line(result)
+        assert 'Line 1 must have a string as "source_language": got 5.' in error_line(result)
 
     def test_a_prefix(self, echo):
         assert echo("generate", "--source-prefix", "now: ", "one").stdout == "now: ONE\n"

@@ -257,9 +257,8 @@ class TestMany:
         read = itertools.count()
         endless = (f"w{3 + next(read) % 9}" for _ in itertools.count())
         found = score(plain, words, endless, itertools.repeat("w3 w4"))
-        for _ in range(5):
-            next(found)
-        assert next(read) == 8
+        next(found)
+        assert next(read) == 4
 
     def test_few_shapes_and_a_budget(self, plain, words, monkeypatch):
         shapes = Counter()

@@ -1,4 +1,4 @@
-"""Text as its ids come: joined it is the text of all ids, whatever the tokenizer; it comes early, at constant cost."""
+"""Text as its ids come: joined it is that of all ids, whatever the tokenizer; it comes early, at constant cost."""
 
 import functools
 import random
@@ -133,9 +133,9 @@ def test_an_id_that_is_none(tokenizer_of):
 
 
 def test_after_its_end_another_text_may_begin(tokenizer_of):
-    tokenizer = tokenizer_of("bart")
+    tokenizer = tokenizer_of("t5")
     detokenizer = Detokenizer(tokenizer)
-    for text in ("one text ", "and another"):
+    for text in ("one text", "and another"):
         ids = tokenizer.encode_target(text)
         assert "".join([*map(detokenizer.add, ids), detokenizer.finish()]) == tokenizer.decode(ids)
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"processors"},
     {"selection"},
     {"step"},
-    {"search", "checkpoint", "loss", "scoring"},
+    {"search", "checkpoint", "loss", "scoring", "sentences"},
     {"trainer"},
     {"generation"},
     {"weights", "hub"},

@@ -1,0 +1,330 @@
+"""The command line as people use it: long texts and many, odd characters, terminals, memory."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import random
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import echo_model
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+from mlx.utils import tree_map
+
+import mlx_transformer as mt
+from mlx_transformer.cli import main, report
+from mlx_transformer.cli.answers import Answer
+from mlx_transformer.cli.lines import Line
+from mlx_transformer.generation import WINDOW
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTROLS = (
+    "nul\x00 escape\x1b[2J return\r feed\x0b\x0c separators\x1c\x1e next\x85 line\u2028 paragraph\u2029 mark\ufeff."
+)
+WORDS = ["a", "short", "line", "of", "words", "and", "one", "that", "is", "longer"]
+LONG = 100_000  # characters
+
+
+@pytest.fixture(autouse=True)
+def uncompiled():
+    """What is tested here does not depend on compilation, which takes seconds."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A tiny, untrained model whose targets depend on the source, and its tokenizer."""
+    mx.random.seed(0)
+    tokenizer = mt.Tokenizer.train([" ".join(WORDS)] * 3, [" ".join(WORDS)], 300)
+    stack = mt.StackConfig(num_layers=1, num_heads=1, mlp_dims=16, max_length=40)
+    size = tokenizer.source_vocab_size
+    model = mt.Transformer(mt.ModelConfig(size, size, dims=16, encoder=stack, decoder=stack))
+    model.update(tree_map(lambda array: array + 0.5 * mx.random.normal(array.shape), model.parameters()))
+    model.eval()
+    return model, tokenizer
+
+
+@pytest.fixture
+def generate(tiny, monkeypatch):
+    """Runs `generate` in this process with the tiny model: what it prints, and what it says."""
+    monkeypatch.setitem(vars(mt), "load", lambda *arguments, **options: tiny)
+
+    def run(*arguments, stdin="", status=0):
+        result = CliRunner().invoke(main, ["generate", "--max-tokens", "3", *map(str, arguments)], input=stdin.encode())
+        assert result.exit_code == status, (result.output, result.exception)
+        return result.stdout_bytes.decode(), result.stderr
+
+    return run
+
+
+@pytest.fixture
+def echo(monkeypatch):
+    """Runs `generate` in this process with the stand-in for a model."""
+    echo_model.install(monkeypatch.setitem)
+
+    def run(*arguments, stdin="", status=0):
+        result = CliRunner().invoke(main, ["generate", *map(str, arguments)], input=stdin.encode())
+        assert result.exit_code == status, (result.output, result.exception)
+        return result.stdout_bytes.decode(), result.stderr
+
+    return run
+
+
+def prose(characters):
+    generator = random.Random(0)
+    text = ""
+    while len(text) < characters:
+        text += " ".join(generator.choices(WORDS, k=generator.randint(2, 9))).capitalize() + ". "
+    return text[:characters]
+
+
+class TestOddLines:
+    @pytest.mark.parametrize("options", [(), ("--split-sentences",), ("--json",), ("--split-sentences", "--json")])
+    def test_one_line_out_for_each_line_in(self, generate, options):
+        texts = [
+            CONTROLS,
+            "",
+            " \t",
+            "\r",
+            "\x00",
+            "\u2028",
+            "\x85 \x85",
+            "\u200b",
+            "a line.\x0bA line.",
+            "one" + "\x1c" * 99,
+        ]
+        as_json = "--json" in options
+        stdin = "".join(f"{json.dumps(text) if as_json else text}\n" for text in texts)
+        printed, told = generate(*options, stdin=stdin)
+        rows = printed.removesuffix("\n").split("\n")
+        assert len(rows) == len(texts) and printed.endswith("\n")
+        assert "Traceback" not in told
+        if as_json:
+            assert all(json.loads(row)["finish_reason"] in ("stop", "length") for row in rows)
+
+    def test_control_characters_of_a_text_go_through(self, echo):
+        for options in ((), ("--split-sentences",)):
+            assert echo(*options, stdin=f"{CONTROLS}\nx\n")[0] == f"{CONTROLS.upper()}\nX\n"
+
+
+class TestLongLines:
+    @pytest.mark.parametrize("text", [prose(LONG), "word " * (LONG // 5), "x" * LONG, "長" * LONG, " " * LONG + "x"])
+    def test_a_line_is_cut_and_told_in_a_moment(self, generate, text):
+        start = time.process_time()
+        printed, told = generate(stdin=f"{text}\na line\n")
+        assert printed.count("\n") == 2 and told == "Warning: Line 1 is longer than the model can read and was cut.\n"
+        assert time.process_time() - start < 5
+
+    def test_with_split_sentences_all_of_it_is_read(self, generate, tiny):
+        """Every sentence, in its place, as it is generated alone."""
+        text = prose(20_000)
+        start = time.process_time()
+        printed, told = generate("--split-sentences", "--json", stdin=f"{json.dumps(text)}\n")
+        assert time.process_time() - start < 20
+        found = json.loads(printed)
+        assert told == "" and not found["truncated"]
+        assert " ".join(part["source"] for part in found["sentences"]) == text.strip()
+        assert " ".join(part["text"] for part in found["sentences"]) == found["text"].strip()
+        assert [token for part in found["sentences"] for token in part["tokens"]] == found["tokens"]
+        sources = [part["source"] for part in found["sentences"][:5]]
+        alone, _ = generate(stdin="".join(f"{source}\n" for source in sources))
+        assert alone == "".join(part["text"] + "\n" for part in found["sentences"][:5])
+
+    def test_what_stands_before_each_sentence_is_counted(self, generate):
+        arguments = ("--split-sentences", "--strict", "--source-prefix", "one two three four five: ")
+        assert generate(*arguments, stdin=f"{prose(500)}\n{'x' * 30}\n")[1] == ""
+
+    def test_a_word_of_a_hundred_thousand_letters_too(self, generate):
+        start = time.process_time()
+        printed, told = generate("--split-sentences", "--strict", stdin="x" * LONG + "\n")
+        assert printed.count("\n") == 1 and told == ""
+        assert time.process_time() - start < 20
+
+
+class TestManyLines:
+    def test_they_are_read_a_window_ahead_at_most(self, tiny):
+        read = given = furthest = 0
+
+        def lines():
+            nonlocal read
+            for number in range(10_000):
+                read += 1
+                yield WORDS[number % 10]
+
+        for _ in mt.generate_hypotheses(*tiny, lines(), mt.SearchConfig(max_tokens=1)):
+            given += 1
+            furthest = max(furthest, read - given + 1)
+        assert given == 10_000 and furthest <= WINDOW
+
+
+class TestSplit:
+    def test_white_space_stays(self, echo):
+        text = "  One. Two!  Three?\tFour \n\n \nMr. Five.\u3000"
+        assert echo("--split-sentences", stdin=f"{text}\n")[0] == f"{text.upper()}\n"
+
+    def test_sentences_go_through_the_search_one_by_one(self, echo):
+        printed, _ = echo("--split-sentences", "--source-prefix", ">", stdin="One. Two.  Three.\n\nFour.\n")
+        assert printed == ">ONE. >TWO.  >THREE.\n>\n>FOUR.\n"
+
+    def test_json(self, echo):
+        (line,) = echo("--split-sentences", "--json", stdin='{"id": 1, "text": "One. Two."}\n')[0].splitlines()
+        parts = [
+            {"source": text, "text": text.upper(), "score": -0.5, "tokens": list(text.upper())}
+            for text in ("One.", "Two.")
+        ]
+        ended = {"finish_reason": "stop", "truncated": False}
+        assert json.loads(line) == {
+            "id": 1,
+            "text": "ONE. TWO.",
+            "score": -1.0,
+            "tokens": list("ONE.TWO."),
+            "sentences": [part | ended for part in parts],
+            **ended,
+        }
+
+    def test_languages_of_each_line(self, echo):
+        lines = [{"text": "A. B."}, {"text": "C.", "source_language": "de"}, {"text": "D. E.", "target_language": "it"}]
+        stdin = "".join(f"{json.dumps(line)}\n" for line in lines)
+        printed, _ = echo(
+            "--split-sentences", "--json", "--source-language", "en", "--target-language", "fr", stdin=stdin
+        )
+        texts = [json.loads(line)["text"] for line in printed.splitlines()]
+        assert texts == ["en>fr A. B.", "de>fr C.", "en>it D. E."]
+
+    def test_the_language_of_the_rules(self, echo):
+        text = "Am 3. Mai. Dann, d. h. Hr. Müller, ging er."
+        for options, count in (((), 3), (("--sentence-language", "de"), 2), (("--source-language", "deu_Latn"), 2)):
+            printed, _ = echo("--split-sentences", "--json", *options, stdin=f"{json.dumps(text)}\n")
+            assert len(json.loads(printed)["sentences"]) == count
+
+    def test_several_hypotheses_are_refused(self, echo):
+        _, told = echo("--split-sentences", "--num-hypotheses", 2, "One.", status=2)
+        assert "Error: --split-sentences gives one text for each line: leave out --num-hypotheses." in told
+
+    def test_of_a_model_that_gives_several_the_best_is_taken(self, echo):
+        assert echo("--split-sentences", "--task", "shout", "One.")[0] == "hey: ONE.\n"
+
+    def test_without_the_library(self, echo, monkeypatch):
+        monkeypatch.setitem(sys.modules, "sentencex", None)
+        _, told = echo("--split-sentences", "One.", status=1)
+        assert told == "Error: To split sentences sentencex must be installed: it is not; pip install sentencex.\n"
+
+
+class TestTerminal:
+    """A bar is drawn where a terminal shows it, and never among the results."""
+
+    @staticmethod
+    def shown(tmp_path, *arguments, **streams):
+        """What a terminal gets to see of a command with a file to read."""
+        (tmp_path / "in").write_text("one\ntwo\n")
+        terminal, end = pty.openpty()
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # without a width no bar is drawn
+        streams = {"stdout": end, "stderr": end, "stdin": subprocess.DEVNULL} | streams
+        command = [sys.executable, str(Path(echo_model.__file__)), "generate", "-i", str(tmp_path / "in"), *arguments]
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, **streams)
+        os.close(end)
+        output = b""
+        # Linux tells the end of a terminal by an error.
+        with contextlib.suppress(OSError):
+            while chunk := os.read(terminal, 1 << 16):
+                output += chunk
+        os.close(terminal)
+        assert process.wait() == 0
+        return output.decode()
+
+    def test_no_bar_among_the_results(self, tmp_path):
+        assert self.shown(tmp_path) == "ONE\r\nTWO\r\n"
+        assert self.shown(tmp_path, "-o", "-") == "ONE\r\nTWO\r\n"
+
+    def test_a_bar_beside_the_results(self, tmp_path):
+        with (tmp_path / "out").open("wb") as file:
+            assert "2/2" in self.shown(tmp_path, stdout=file)
+        assert (tmp_path / "out").read_text() == "ONE\nTWO\n"
+        assert "2/2" in self.shown(tmp_path, "-o", str(tmp_path / "out"))
+
+    def test_no_bar_where_no_terminal_is(self, tmp_path):
+        with (tmp_path / "log").open("wb") as log:
+            assert self.shown(tmp_path, stderr=log) == "ONE\r\nTWO\r\n"
+        assert (tmp_path / "log").read_bytes() == b""
+
+
+class TestReport:
+    def test_what_it_counts(self, echo):
+        for options, sentences in (((), 2), (("--split-sentences",), 3)):
+            printed, told = echo("--verbose", *options, stdin="One. Two.\n\nThree.\n")
+            assert printed == "ONE. TWO.\n\nTHREE.\n"
+            counts, memory = told.splitlines()
+            assert counts.startswith(f"{sentences} sentences, ") and "tokens a second" in counts
+            assert memory.startswith("MLX holds ")
+
+    def test_seconds_and_memory(self, monkeypatch):
+        clock = iter([10.0, 10.5, 12.0])
+        monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+        monkeypatch.setattr(mx, "get_active_memory", lambda: 2_000_000)
+        monkeypatch.setattr(mx, "get_peak_memory", lambda: 1_234_000_000)
+        counted = report.Report(time.perf_counter())
+        answer = Answer(Line("Line 1", "a", {}), [mt.Hypothesis([1] * 1000, 0.0, "stop", "b")])
+        assert list(counted.watch([answer, answer])) == [answer, answer]
+        assert counted.lines() == (
+            "2 sentences, 2,000 tokens in 2.00 s (1,000 tokens a second), the first answer after 0.50 s.\n"
+            "MLX holds 2 MB of memory now and held 1,234 MB at its peak."
+        )
+
+    def test_of_nothing(self, echo):
+        assert echo("--verbose")[1].startswith("0 sentences, 0 tokens")
+
+
+class TestMemoryLimit:
+    @pytest.fixture
+    def limits(self, monkeypatch):
+        """The limits of a stand-in for MLX, which keeps up to 1 GB for reuse."""
+        now = {"memory": 8 * 10**9, "cache": 10**9}
+
+        def setter(name):
+            def set_limit(size):
+                before, now[name] = now[name], size
+                return before
+
+            return set_limit
+
+        monkeypatch.setattr(mx, "set_memory_limit", setter("memory"))
+        monkeypatch.setattr(mx, "set_cache_limit", setter("cache"))
+        return now
+
+    @pytest.mark.parametrize(
+        ("size", "memory", "cache"),
+        [
+            ("512MB", 512 * 10**6, 512 * 10**6),
+            ("1.5gb", 1_500_000_000, 10**9),
+            ("2 GiB", 2**31, 10**9),
+            ("100k", 10**5, 10**5),
+        ],
+    )
+    def test_sizes(self, echo, limits, size, memory, cache):
+        assert echo("--memory-limit", size, "one")[0] == "ONE\n"
+        assert limits == {"memory": memory, "cache": cache}
+
+    @pytest.mark.parametrize("size", ["4", "0GB", "-1GB", "4XB", "GB", "", "1e3MB"])
+    def test_what_is_none(self, echo, limits, size):
+        _, told = echo("--memory-limit", size, "one", status=2)
+        assert f"{size!r} must be a number above 0 with its unit, such as 512MB or 4GB." in told
+
+    def test_a_limit_below_what_is_needed_changes_no_result(self, generate):
+        expected = generate(stdin="a line\n")
+        memory, cache = mx.set_memory_limit(10**9), mx.set_cache_limit(10**6)
+        try:
+            assert generate("--memory-limit", "1KB", stdin="a line\n") == expected
+            assert mx.set_memory_limit(10**9) == mx.set_cache_limit(10**6) == 1000
+        finally:
+            mx.set_memory_limit(memory)
+            mx.set_cache_limit(cache)
