@@ -85,25 +85,27 @@ def answer_split(
             count += len(best)
 
 
-def prepare_split(search: dict[str, Any]) -> dict[str, Any]:
+def prepare_split(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a search for one hypothesis; an error, before the model is loaded, where no line can be split."""
     from mlx_transformer.sentences import segmenter
 
-    if (search["num_hypotheses"] or 1) > 1:
+    if (options["num_hypotheses"] or 1) > 1:
         raise click.UsageError("--split-sentences gives one text for each line: leave out --num-hypotheses.")
     segmenter()
-    return search | {"num_hypotheses": 1}
+    return options | {"num_hypotheses": 1}
 
 
-def prepare_stream(search: dict[str, Any], options: dict[str, bool]) -> dict[str, Any]:
+def prepare_stream(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a search for one hypothesis that is written as it comes; an error where that cannot be."""
-    if wrong := [name for name, given in options.items() if given]:
-        raise click.UsageError(f"--stream writes plain text as it comes: leave out {wrong[0]}.")
+    for name in ("as_json", "split_sentences", "alignments", "scores", "strict", "verbose"):
+        if options[name]:
+            option = name.removeprefix("as_").replace("_", "-")
+            raise click.UsageError(f"--stream writes plain text as it comes: leave out --{option}.")
     for name in ("beam_size", "num_hypotheses"):
-        if (search[name] or 1) > 1:
-            option = f"--{name.replace('_', '-')} {search[name]}"
+        if (options[name] or 1) > 1:
+            option = f"--{name.replace('_', '-')} {options[name]}"
             raise click.UsageError(f"--stream gives one hypothesis, whose words stay as they are: leave out {option}.")
-    return search | {"beam_size": 1, "num_hypotheses": 1}
+    return options | {"beam_size": 1, "num_hypotheses": 1}
 
 
 def format_text(answer: Answer, count: int, scores: bool) -> bytes:
@@ -120,7 +122,7 @@ def format_text(answer: Answer, count: int, scores: bool) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
 
-def format_json(answer: Answer, count: int, tokenizer: mt.Tokenizer) -> bytes:
+def format_json(answer: Answer, count: int, scores: bool, tokenizer: mt.Tokenizer) -> bytes:
     """One line; the single best hypothesis lies flat in the object, an n-best list under "hypotheses"."""
     rows = [describe(hypothesis, tokenizer) for hypothesis in answer.hypotheses]
     result = answer.line.fields | (rows[0] if count == 1 else {"hypotheses": rows})

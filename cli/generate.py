@@ -21,8 +21,9 @@ from mlx_transformer.cli.answers import (
     prepare_stream,
 )
 from mlx_transformer.cli.files import check_paths, none_if_dash, open_input, output_option, with_progress, write
-from mlx_transformer.cli.lines import parse_windows, split_lines
+from mlx_transformer.cli.lines import OPTIONS, Line, parse_windows, split_lines
 from mlx_transformer.cli.options import (
+    SEARCH_OPTIONS,
     alignments_option,
     batch_option,
     beam_option,
@@ -105,29 +106,18 @@ sentences, and its finish_reason is "length" if that of one of them is:
 def command(
     context: click.Context,
     texts: tuple[str, ...],
-    model: str | None,
-    revision: str | None,
     source: str | None,
     output: str | None,
-    source_language: str | None,
-    target_language: str | None,
-    source_prefix: str | None,
-    target_prefix: str | None,
-    task: str | None,
-    stream: bool,
-    split_sentences: bool,
-    sentence_language: str | None,
-    batch_tokens: int,
-    scores: bool,
-    alignments: bool,
-    alignment_layers: tuple[int, ...],
-    alignment_heads: tuple[int, ...],
-    as_json: bool,
-    strict: bool,
+    model: str | None,
+    revision: str | None,
     dtype: str | None,
     allow_overflow: bool,
+    source_prefix: str | None,
+    task: str | None,
+    stream: bool,
     verbose: bool,
-    **search: Any,
+    strict: bool,
+    **options: Any,
 ) -> None:
     """Generate from each TEXT, or from each line of --input or standard input.
 
@@ -146,40 +136,51 @@ def command(
         raise click.UsageError("Give TEXT or --input, not both.")
     check_paths(output, *([] if texts else [source]))
     if stream:
-        refused = {"--json": as_json, "--split-sentences": split_sentences, "--alignments": alignments}
-        search = prepare_stream(search, refused | {"--scores": scores, "--strict": strict, "--verbose": verbose})
-    if split_sentences:
-        search = prepare_split(search)
+        options = prepare_stream({**options, "strict": strict, "verbose": verbose})
+    if options["split_sentences"]:
+        options = prepare_split(options)
     windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = chosen_task(network, task, source_prefix)
-    config = search_config(defaults, search)
-    usual = {"source_language": source_language, "target_language": target_language, "target_prefix": target_prefix}
-    lines = parse_windows(windows, as_json and not texts, "TEXT" if texts else "Line", usual)
+    config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
+    usual = {name: options[name] for name in OPTIONS}
+    lines = parse_windows(windows, options["as_json"] and not texts, "TEXT" if texts else "Line", usual)
     if stream:
         pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
         write(output, answer_stream(lines, pieces), context)
         return
-    generate = partial(
-        mt.generate_hypotheses,
-        network,
-        tokenizer,
-        search=config,
-        source_prefix=prefix,
-        batch_tokens=batch_tokens,
-        alignment=mt.AlignmentConfig(alignment_layers or None, alignment_heads or None) if alignments else None,
-        token_scores=scores and as_json,
-    )
     report = Report()
-    if split_sentences:
-        answers = answer_split(lines, generate, network, tokenizer, prefix, sentence_language)
-    else:
-        answers = answer_whole(lines, generate)
-    form = partial(format_json, tokenizer=tokenizer) if as_json else partial(format_text, scores=scores)
-    results = (form(each, config.num_hypotheses) for each in check_truncated(report.watch(answers), strict))
+    answers = check_truncated(report.watch(answer(lines, network, tokenizer, config, prefix, options)), strict)
+    form = partial(format_json, tokenizer=tokenizer) if options["as_json"] else format_text
+    results = (form(each, config.num_hypotheses, options["scores"]) for each in answers)
     write(output, with_progress(results, source, output), context)
     if verbose:
         click.echo(report.lines(), err=True)
+
+
+def answer(
+    lines: Iterable[list[Line]],
+    model: mt.Transformer,
+    tokenizer: mt.Tokenizer,
+    search: mt.SearchConfig,
+    prefix: str | None,
+    options: dict[str, Any],
+) -> Iterator[Answer]:
+    """Answer lines as the options ask, as wholes or sentence by sentence."""
+    alignment = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
+    generate = partial(
+        mt.generate_hypotheses,
+        model,
+        tokenizer,
+        search=search,
+        source_prefix=prefix,
+        batch_tokens=options["batch_tokens"],
+        alignment=alignment if options["alignments"] else None,
+        token_scores=options["scores"] and options["as_json"],
+    )
+    if options["split_sentences"]:
+        return answer_split(lines, generate, model, tokenizer, prefix, options["sentence_language"])
+    return answer_whole(lines, generate)
 
 
 def check_truncated(answers: Iterable[Answer], strict: bool) -> Iterator[Answer]:

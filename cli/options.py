@@ -66,6 +66,14 @@ overflow_option = click.option(
 )
 
 
+# Fields of a SearchConfig that `generate` has options for.
+SEARCH_OPTIONS = (
+    *("beam_size", "num_hypotheses", "length_penalty", "max_tokens", "min_tokens", "max_length_ratio"),
+    *("min_length_ratio", "early_stopping", "no_repeat_ngram_size", "repetition_penalty", "temperature", "top_k"),
+    *("top_p", "min_p", "seed", "alternatives"),
+)
+
+
 def search_options(command: Any) -> Any:
     """The options of `generate` that are fields of a SearchConfig, but for those that `evaluate` has as well."""
     options = [

@@ -15,10 +15,10 @@ from typing import Any, BinaryIO, cast
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_transformer.config import FolderConfig, ModelConfig, QuantizationConfig, SearchConfig, TaskConfig
 from mlx_transformer.fields import from_dict, to_dict
+from mlx_transformer.layout import join, split
 from mlx_transformer.model import Transformer
 from mlx_transformer.precision import dequantize, find_dtype, make_ready, quantization, quantize_weights
 from mlx_transformer.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def save(
 def write(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
     """Write a model's files into a folder that exists."""
     write_config(folder, describe(model))
-    write_arrays(folder / "model.safetensors", dict(tree_flatten(model.parameters())))
+    write_arrays(folder / "model.safetensors", split(model.parameters()))
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -105,11 +105,9 @@ def load(
     folder = Path(folder)
     config = read_config(folder)
     model = blank(config.model, config.search, config.tasks)
-    weights = read_arrays(folder / "model.safetensors")
     if config.quantization is not None:
         quantize_weights(model, config.quantization)
-    _check_weights(model, weights, folder / "model.safetensors")
-    model.load_weights(list(weights.items()))
+    read_weights(model, folder / "model.safetensors")
     if quantize is not None and config.quantization is None:
         quantize_weights(model, QuantizationConfig(quantize))
     elif config.quantization is not None and quantize not in (None, config.quantization.bits):
@@ -269,9 +267,16 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
     return cast(dict[str, mx.array], arrays)
 
 
+def read_weights(model: nn.Module, path: Path) -> None:
+    """Put the arrays of a safetensors file into a model; ValueError if they are not those that it has."""
+    weights = read_arrays(path)
+    _check_weights(model, weights, path)
+    model.load_weights(list(join(weights).items()))
+
+
 def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -> None:
     """Report all names and shapes in which a file differs from the model."""
-    wanted = dict(tree_flatten(model.parameters()))
+    wanted = split(model.parameters())
     misshapen = [
         f"{name} {weights[name].shape} instead of {wanted[name].shape}"
         for name in sorted(wanted.keys() & weights.keys())

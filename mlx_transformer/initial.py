@@ -4,6 +4,7 @@ import math
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 
 def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
@@ -14,6 +15,13 @@ def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
     if bias:
         layer.bias = mx.zeros(output_dims)
     return layer
+
+
+def linears(input_dims: int, output_dims: int, bias: bool, count: int) -> nn.Linear:
+    """Several such layers as one, their rows one after another; each begins as it would alone."""
+    layers = [linear(input_dims, output_dims, bias) for _ in range(count)]
+    layers[0].update(tree_map(lambda *rows: mx.concatenate(list(rows)), *(layer.parameters() for layer in layers)))
+    return layers[0]
 
 
 def embedding(vocab_size: int, dims: int) -> nn.Embedding:

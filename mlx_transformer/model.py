@@ -15,7 +15,7 @@ from mlx.utils import tree_reduce
 
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
-from mlx_transformer.initial import embedding, linear
+from mlx_transformer.initial import embedding, linear, linears
 from mlx_transformer.norms import NORMS
 from mlx_transformer.positions import buckets, check_length, relative_mask, sinusoids
 
@@ -54,8 +54,7 @@ class Attention(nn.Module):
         width = stack.num_heads * self.head_dims
         out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
         self.query_proj = linear(config.dims, width, config.attention_bias)
-        self.key_proj = linear(config.dims, width, config.attention_bias)
-        self.value_proj = linear(config.dims, width, config.attention_bias)
+        self.key_value_proj = linears(config.dims, width, config.attention_bias, count=2)
         self.out_proj = linear(width, config.dims, out_bias)
 
     def split_heads(self, x: mx.array, batch: int) -> mx.array:
@@ -64,8 +63,8 @@ class Attention(nn.Module):
 
     def key_values(self, x: mx.array) -> mx.array:
         """Keys and values of what is attended to, (batch, length, dims) -> (batch, num_heads, 2, length, head_dims)."""
-        projections = (self.key_proj(x), self.value_proj(x))
-        return mx.stack([self.split_heads(p, batch=x.shape[0]) for p in projections], axis=2)
+        heads = self.key_value_proj(x).reshape(*x.shape[:2], 2, -1, self.head_dims)
+        return heads.transpose(0, 3, 2, 1, 4)
 
     def __call__(self, x: mx.array, key_values: mx.array, mask: mx.array | str, attend: Attend = FUSED) -> mx.array:
         """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims)."""
@@ -264,7 +263,9 @@ class Transformer(nn.Module):
         for layer, visible in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
             x = layer(x, visible, attend=attend)
         x = self.encoder.normalize(x)
-        return Memory([layer.cross_attention.key_values(x) for layer in self.decoder.layers], mask)
+        key_values = [layer.cross_attention.key_values(x) for layer in self.decoder.layers]
+        # Contiguous, or attention would copy them in every decode step.
+        return Memory([mx.contiguous(layer) for layer in key_values], mask)
 
     def decode(self, target: mx.array, memory: Memory, cache: Cache | None = None, attend: Attend = FUSED) -> mx.array:
         """Logits of the tokens that follow each target position.

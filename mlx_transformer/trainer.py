@@ -8,10 +8,11 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_map, tree_map_with_path
 
 from mlx_transformer import checkpoint
 from mlx_transformer.data import Batch
+from mlx_transformer.layout import join, split
 from mlx_transformer.loss import batch_loss
 from mlx_transformer.model import Transformer
 from mlx_transformer.recipe import TrainingConfig
@@ -88,15 +89,15 @@ class Trainer:
         """Write a model folder that also holds all that is needed to go on from here."""
         with checkpoint.replacing(folder) as new:
             checkpoint.write(new, self.model, tokenizer)
-            arrays = dict(tree_flatten({"optimizer": self.optimizer.state, "average": self.average}))
+            arrays = split({"optimizer": self.optimizer.state, "average": self.average})
             checkpoint.write_arrays(new / "training.safetensors", arrays)
             progress = {"step": self.step, "best_score": self.best_score}
             (new / "training.json").write_text(json.dumps(progress) + "\n")
 
     def restore(self, folder: Path) -> None:
         """Go back to where `save` was called."""
-        self.model.load_weights(list(checkpoint.read_arrays(folder / "model.safetensors").items()))
-        arrays = checkpoint.read_arrays(folder / "training.safetensors")
+        checkpoint.read_weights(self.model, folder / "model.safetensors")
+        arrays = join(checkpoint.read_arrays(folder / "training.safetensors"))
         # Frozen modules have empty places in the state, which a file of arrays does not: fill the state that is there.
         state = {"optimizer": self.optimizer.state, "average": self.average}
         state = tree_map_with_path(lambda name, _: arrays[name], state)

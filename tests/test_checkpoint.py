@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer import checkpoint, precision
 from mlx_transformer.config import ModelConfig, QuantizationConfig, SearchConfig, StackConfig
+from mlx_transformer.layout import split
 from mlx_transformer.model import Transformer
 from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.vocabularies import MAX_BYTES
@@ -57,7 +58,7 @@ def folder(tmp_path, model, tokenizer):
 
 
 def arrays_of(model):
-    return dict(tree_flatten(model.parameters()))
+    return split(model.parameters())
 
 
 def same_bits(first, second):
@@ -195,7 +196,7 @@ class TestQuantization:
         path, bits = quantized
         model = Transformer(CONFIG)
         precision.quantize_weights(model, QuantizationConfig(bits))
-        model.load_weights(str(path / "model.safetensors"))
+        checkpoint.read_weights(model, path / "model.safetensors")
         model.eval()
         expected = model(SOURCE, TARGET)
         precision.dequantize(model)
@@ -206,7 +207,7 @@ class TestQuantization:
         path, bits = quantized
         model = Transformer(CONFIG, SEARCH)
         precision.quantize_weights(model, QuantizationConfig(bits))
-        model.load_weights(str(path / "model.safetensors"))
+        checkpoint.read_weights(model, path / "model.safetensors")
         checkpoint.save(tmp_path / "again", model)
         assert (tmp_path / "again" / "config.json").read_bytes() == (path / "config.json").read_bytes()
         first, second = (mx.load(str(place / "model.safetensors")) for place in (path, tmp_path / "again"))

@@ -11,10 +11,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from test_training import MODEL, OPTIONS, make_batch, near, same_bits
 
 from mlx_transformer.data import Batch
+from mlx_transformer.layout import split
 from mlx_transformer.model import Transformer
 from mlx_transformer.trainer import Trainer
 
@@ -44,7 +44,7 @@ def batch_of(step, rank):
 
 
 def save(trainer, path):
-    mx.save_safetensors(path, dict(tree_flatten({"model": trainer.model.parameters(), "average": trainer.average})))
+    mx.save_safetensors(path, split({"model": trainer.model.parameters(), "average": trainer.average}))
 
 
 def free_ports(count):

@@ -12,6 +12,7 @@ from tiny_models import SETTINGS, config, padded, random_model, random_sources, 
 
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import SearchConfig
+from mlx_transformer.layout import join, split
 from mlx_transformer.model import Memory, Transformer, sinusoids
 
 LENGTHS = (3, 7, 5)
@@ -109,8 +110,8 @@ def test_every_source_position_is_seen(model, source, target):
 def test_gradients_reach_every_trainable_parameter(model, source, target):
     weights = mx.random.normal((*target.shape, model.config.target_vocab_size), key=mx.random.key(1))
     _, gradients = nn.value_and_grad(model, lambda: (model(source, target) * weights).sum())()
-    largest = {name: mx.abs(value).max().item() for name, value in tree_flatten(gradients)}
-    assert largest.keys() == dict(tree_flatten(model.trainable_parameters())).keys()
+    largest = {name: mx.abs(value).max().item() for name, value in split(gradients).items()}
+    assert largest.keys() == split(model.trainable_parameters()).keys()
     for name, value in largest.items():
         if name.endswith("key_proj.bias"):
             assert value < 1e-3, f"{name}: softmax is blind to a constant"
@@ -241,15 +242,15 @@ def test_parameters_have_the_names_of_the_file_format():
     shared = {"source_embedding.weight", "encoder.positions.weight", "decoder.positions.weight"}
     shared |= layer_names("encoder.layers.0", "self_attention")
     shared |= layer_names("decoder.layers.0", "self_attention", "cross_attention")
-    assert set(dict(tree_flatten(Transformer(SETTINGS["post_norm"]).parameters()))) == shared
+    assert set(split(Transformer(SETTINGS["post_norm"]).parameters())) == shared
 
     final_norms = linear_names("encoder", "norm") | linear_names("decoder", "norm")
     pre_norm = shared | layer_names("encoder.layers.1", "self_attention") | final_norms | {"output_bias"}
-    assert set(dict(tree_flatten(Transformer(SETTINGS["pre_norm"]).parameters()))) == pre_norm
+    assert set(split(Transformer(SETTINGS["pre_norm"]).parameters())) == pre_norm
 
     separate = shared | layer_names("decoder.layers.1", "self_attention", "cross_attention") | final_norms
     separate |= {"target_embedding.weight", "output.weight", "output.bias"}
-    assert set(dict(tree_flatten(Transformer(SETTINGS["learned_positions"]).parameters()))) == separate
+    assert set(split(Transformer(SETTINGS["learned_positions"]).parameters())) == separate
 
 
 def test_without_biases_no_parameter_is_one(model):
@@ -288,7 +289,7 @@ def from_torch(state, config):
                     weights[f"{layer}.{ours}_residual.norm.{kind}"] = state[f"{layer}.norm{number}.{kind}"]
                 weights[f"{layer}.feed_forward.up_proj.{kind}"] = state[f"{layer}.linear1.{kind}"]
                 weights[f"{layer}.feed_forward.down_proj.{kind}"] = state[f"{layer}.linear2.{kind}"]
-    return [(name, mx.array(value.detach().numpy())) for name, value in weights.items()]
+    return list(join({name: mx.array(value.detach().numpy()) for name, value in weights.items()}).items())
 
 
 @pytest.mark.torch

@@ -10,6 +10,7 @@ from plain_search import CLOSE, Teacher, check_equals_plain, with_end
 from tiny_models import SETTINGS, config, padded, random_model, random_sources, stack
 
 from mlx_transformer.config import SearchConfig
+from mlx_transformer.layout import join
 from mlx_transformer.model import Transformer
 from mlx_transformer.request import token_limit
 from mlx_transformer.search import generate_ids
@@ -338,7 +339,8 @@ def marian_pair(activation, seed):
             start_id=MARIAN_PAD,
         )
     )
-    ours.load_weights([(name, mx.array(value.detach().numpy())) for name, value in weights.items()])
+    arrays = {name: mx.array(value.detach().numpy()) for name, value in weights.items()}
+    ours.load_weights(list(join(arrays).items()))
     return theirs, ours
 
 

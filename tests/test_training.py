@@ -21,6 +21,7 @@ from mlx_transformer import evaluation, recipe, training
 from mlx_transformer import trainer as trainer_module
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.data import Batch, Corpus, batches
+from mlx_transformer.layout import split
 from mlx_transformer.loss import batch_loss, token_losses
 from mlx_transformer.model import Transformer
 from mlx_transformer.recipe import Preset, TrainingConfig
@@ -261,10 +262,10 @@ class TestStep:
     def test_every_other_parameter_moves(self):
         """But a key's bias, which softmax cancels."""
         trainer = make_trainer()
-        before = {name: mx.array(array) for name, array in arrays_of(trainer.model.trainable_parameters()).items()}
+        before = {name: mx.array(array) for name, array in split(trainer.model.trainable_parameters()).items()}
         for step in range(2):
             trainer.update(make_batch(seed=step))
-        after = arrays_of(trainer.model.trainable_parameters())
+        after = split(trainer.model.trainable_parameters())
         still = [name for name in before if mx.array_equal(before[name], after[name])]
         assert [name for name in still if not name.endswith("key_proj.bias")] == []
 
@@ -583,6 +584,10 @@ t.train(dataclasses.replace(t.run_options(pathlib.Path({str(tmp_path)!r})), outp
             trainer.update(make_batch(seed=step))
         trainer.best_score = -1.25
         trainer.save(tmp_path / "last", tokenizer)
+        stored = mx.load(str(tmp_path / "last" / "training.safetensors"))
+        assert {name.replace("value_proj", "key_proj") for name in stored if "value_proj" in name} == {
+            name for name in stored if "key_proj" in name
+        }
         other.restore(tmp_path / "last")
         assert same_bits(trainer.model.parameters(), other.model.parameters())
         assert same_bits(trainer.optimizer.state, other.optimizer.state)

@@ -5,6 +5,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_transformer.config import ModelConfig, StackConfig
+from mlx_transformer.layout import join, split
 from mlx_transformer.model import Transformer
 
 
@@ -79,8 +80,9 @@ def random_model(config, seed=0, gain=1.0, eos_bias=0.0):
     model = Transformer(config)
     model.eval()
     rng = np.random.default_rng(seed)
-    values = []
-    for name, old in tree_flatten(model.trainable_parameters()):
+    values = {}
+    in_files = tree_unflatten(list(split(model.trainable_parameters()).items()))
+    for name, old in tree_flatten(in_files):
         value = rng.standard_normal(old.shape)
         if name.endswith("norm.weight"):
             value = 1 + 0.2 * value
@@ -90,8 +92,8 @@ def random_model(config, seed=0, gain=1.0, eos_bias=0.0):
             value = gain * value / np.sqrt(config.dims)
         elif "positions" not in name:
             value = 1.2 * value / np.sqrt(old.shape[-1])
-        values.append((name, mx.array(value.astype(np.float32))))
-    model.update(tree_unflatten(values))
+        values[name] = mx.array(value.astype(np.float32))
+    model.update(tree_unflatten(list(join(values).items())))
     if config.output_bias:
         bias = model.output_bias if config.tie_output else model.output.bias
         bias[config.eos_id] = eos_bias

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlx_transformer import checkpoint as folders
 from mlx_transformer.config import QuantizationConfig, SearchConfig, TaskConfig
+from mlx_transformer.layout import split
 from mlx_transformer.model import Transformer
 from mlx_transformer.precision import DTYPES, check_dtype, find_dtype, make_ready, quantize_weights
 from mlx_transformer.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def convert(
                         _write(new, found.plan, stored, report)
                     else:
                         found.plan.fill(model, stored, report)
-                        folders.write_arrays(new / "model.safetensors", dict(tree_flatten(model.parameters())))
+                        folders.write_arrays(new / "model.safetensors", split(model.parameters()))
                     (new / "README.md").write_text(text.result())
                 finally:
                     stop.set()

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_transformer.checkpoint import differences
 from mlx_transformer.config import ModelConfig, StackConfig
 from mlx_transformer.fields import from_dict
+from mlx_transformer.layout import names_in_files, names_in_memory, split
 from mlx_transformer.model import Transformer
 from mlx_transformer.weights.families import FAMILIES, REFUSED
 from mlx_transformer.weights.family import Family
@@ -68,19 +69,27 @@ class Plan:
         layers = dict(model.named_modules())
         done, total = 0, sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
         weights: list[tuple[str, mx.array]] = []
-        for name, make in self.makers.items():
-            array = make() if dtype is None else make().astype(dtype)
-            parts = {name: array}
+        for name in names_in_memory(self.makers):
+            parts = {name: self._read(name, dtype)}
             layer = layers[name.rpartition(".")[0]]
             if name.endswith(".weight") and isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
                 names = (name, name.replace(".weight", ".scales"), name.replace(".weight", ".biases"))
-                parts = dict(zip(names, mx.quantize(array, layer.group_size, layer.bits), strict=True))
-            mx.eval(parts)  # or the tensor that it is a part of would be held until the end
+                parts = dict(zip(names, mx.quantize(parts[name], layer.group_size, layer.bits), strict=True))
+            mx.eval(parts)
             weights += parts.items()
             done += sum(part.nbytes for part in parts.values())
             if report is not None:
                 report(done, total)
         model.load_weights(weights)
+
+    def _read(self, name: str, dtype: mx.Dtype | None) -> mx.array:
+        """What a model in memory has by this name."""
+        rows: list[mx.array] = []
+        for ours in names_in_files(name):
+            rows.append(self.makers[ours]())
+            mx.eval(rows)  # or the tensor that it is a part of would be held until the end
+        array = mx.concatenate(rows)
+        return array if dtype is None else array.astype(dtype)
 
 
 def detect(names: Iterable[str], settings: dict[str, Any], family: str | None = None) -> str:
@@ -264,7 +273,7 @@ def check(names: Names, family: Family, config: ModelConfig, read: set[str]) -> 
 
 def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The parameters of a model and their shapes; nothing is computed."""
-    return {name: array.shape for name, array in dict(tree_flatten(Transformer(config).parameters())).items()}
+    return {name: array.shape for name, array in split(Transformer(config).parameters()).items()}
 
 
 def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
