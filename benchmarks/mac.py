@@ -2,7 +2,7 @@
 
     python -m benchmarks.mac [--no-tests] [--output mac.json]
 
-It needs the checkout and `pip install -e '.[dev]'` (for the tests; without it --no-tests). It takes some ten minutes,
+It needs the checkout and `pip install -e '.[dev]'` (for the tests; without it --no-tests). It takes minutes,
 downloads nothing, and writes no path and no name of the machine. Elsewhere it runs too, and says so.
 """
 
