@@ -5,20 +5,19 @@
 With the folder of a training run (RUN/best) as --model, --formats compares number formats with the float32 original.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import click
 import mlx.core as mx
 
 import mlx_transformer as mt
 from benchmarks.conditions import conditions
+from benchmarks.trained_model import SENTENCE, first_sentence
 from mlx_transformer.data import read_pairs
 from mlx_transformer.evaluation import corpus_scores, group_references
 from mlx_transformer.pretrained import find
@@ -30,7 +29,6 @@ FORMATS = {
     "4-bit": {"dtype": "float16", "quantize": 4},
 }
 COMPARED = 100  # sentences whose logits are compared
-SENTENCE = "Where is the station?"
 
 
 @click.command()
@@ -67,7 +65,7 @@ def main(
                 figures = f"{scores['bleu']:.2f} | {scores['chrf']:.2f} | {scores['exact_match']:.1%} | {rate:.0f}"
                 print(f"| {known} | {beam} | {penalty} | {figures} |", flush=True)
     print(f"BLEU signature: {signature}")
-    first_sentence(model)
+    report_start(model)
 
 
 def logits_error(
@@ -91,18 +89,11 @@ def stored(folder: Path, scratch: Path) -> Iterator[tuple[str, Path]]:
         yield name, scratch / name
 
 
-def first_sentence(model: str | None) -> None:
+def report_start(model: str | None) -> None:
     """Time the whole command for one sentence, with an empty cache of compiled kernels and with a filled one."""
-    command = [sys.executable, "-m", "mlx_transformer", "generate", SENTENCE, *(["--model", model] if model else [])]
     with tempfile.TemporaryDirectory() as cache:
-        environment = os.environ | {"TMPDIR": cache}
-        seconds = []
-        for _ in range(6):
-            started = time.perf_counter()
-            text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
-            seconds.append(time.perf_counter() - started)
-    warm = sorted(seconds[1:])[len(seconds[1:]) // 2]
-    print(f"{SENTENCE!r} -> {text!r}: cold {seconds[0]:.2f} s, warm {warm:.2f} s (median of 5)")
+        seconds, text = first_sentence(model, {"TMPDIR": cache}, 6)
+    print(f"{SENTENCE!r} -> {text!r}: cold {seconds[0]:.2f} s, warm {median(seconds[1:]):.2f} s (median of 5)")
 
 
 if __name__ == "__main__":

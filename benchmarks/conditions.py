@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,7 +11,12 @@ import mlx.core as mx
 
 def conditions(**settings: object) -> str:
     """What was measured on: `key=value` pairs, the settings of the benchmark last."""
-    facts = {
+    return " | ".join(f"{name}={value}" for name, value in (facts() | settings).items())
+
+
+def facts() -> dict[str, object]:
+    """What was measured on, without the name of the machine or any path."""
+    return {
         "machine": processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()}-{platform.release().split('-')[0]}",
@@ -21,7 +27,6 @@ def conditions(**settings: object) -> str:
         "blas": blas(),
         "load": f"{os.getloadavg()[0]:.1f}",
     }
-    return " | ".join(f"{name}={value}" for name, value in (facts | settings).items())
 
 
 def processor() -> str:
@@ -30,6 +35,9 @@ def processor() -> str:
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         return names[0] if names else platform.machine()
+    if platform.system() == "Darwin":
+        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        return done.stdout.strip() or platform.machine()
     return platform.processor() or platform.machine()
 
 
