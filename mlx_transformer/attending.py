@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_transformer.model import FUSED, Attend, Transformer
+from mlx_transformer.model import Attend, Transformer, fused
 
 
 class AttentionWeights(NamedTuple):
@@ -54,7 +54,7 @@ def watched(seen: list[mx.array], length: int) -> Attend:
         # The rows of one source are folded into its queries.
         unfolded = weights.reshape(*weights.shape[:2], -1, length, weights.shape[-1]).swapaxes(1, 2)
         seen.append(unfolded.flatten(0, 1))
-        return FUSED(queries, keys, values, **options)
+        return fused(queries, keys, values, **options)
 
     return attend
 

@@ -2,6 +2,8 @@
 
 import mlx.core as mx
 
+from mlx_transformer.positions import numbers
+
 
 class Cache:
     """Preallocated keys and values of the decoder's self-attention.
@@ -29,5 +31,5 @@ class Cache:
 
     def mask(self, queries: int) -> mx.array:
         """Which positions the next `queries` ones may attend to, (1, 1, queries, capacity)."""
-        positions = self.length + mx.arange(queries)
-        return (mx.arange(self.capacity) <= positions[:, None])[None, None]
+        positions = self.length + numbers(queries)
+        return (numbers(self.capacity) <= positions[:, None])[None, None]

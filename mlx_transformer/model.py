@@ -17,11 +17,10 @@ from mlx_transformer.cache import Cache
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.initial import embedding, linear, linears
 from mlx_transformer.norms import NORMS
-from mlx_transformer.positions import buckets, check_length, relative_mask, sinusoids
+from mlx_transformer.positions import buckets, check_length, numbers, relative_mask, sinusoids
 
 MAX_COMPILED = 32  # traces that a model keeps
 Attend = Callable[..., mx.array]  # takes and gives what fused attention does
-FUSED: Attend = mx.fast.scaled_dot_product_attention
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "relu": nn.relu,
     "gelu": nn.gelu,
@@ -29,6 +28,11 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "silu": nn.silu,
     "tanh": mx.tanh,
 }
+
+
+def fused(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str) -> mx.array:
+    """softmax(queries keys^T scale + mask) values, in one kernel on a GPU (Vaswani et al. 2017, equation 1)."""
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
 class Memory(NamedTuple):
@@ -66,7 +70,7 @@ class Attention(nn.Module):
         heads = self.key_value_proj(x).reshape(*x.shape[:2], 2, -1, self.head_dims)
         return heads.transpose(0, 3, 2, 1, 4)
 
-    def __call__(self, x: mx.array, key_values: mx.array, mask: mx.array | str, attend: Attend = FUSED) -> mx.array:
+    def __call__(self, x: mx.array, key_values: mx.array, mask: mx.array | str, attend: Attend = fused) -> mx.array:
         """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims)."""
         # The beams of a sentence fold into its query length: they all read one memory.
         queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
@@ -138,7 +142,7 @@ class Layer(nn.Module):
         mask: mx.array | str,
         remember: Callable[[mx.array], mx.array] = as_they_are,
         memory: tuple[mx.array, mx.array] | None = None,
-        attend: Attend = FUSED,
+        attend: Attend = fused,
     ) -> mx.array:
         """Run one layer.
 
@@ -188,7 +192,7 @@ class Stack(nn.Module):
         if "embedding_norm" in self and self.norm_before_positions:
             x = self.embedding_norm(x)
         if "positions" in self:
-            x = x + self.positions(start + mx.arange(x.shape[1]))
+            x = x + self.positions(start + numbers(x.shape[1]))
         if "embedding_norm" in self and not self.norm_before_positions:
             x = self.embedding_norm(x)
         return self.dropout(x)
@@ -245,7 +249,7 @@ class Transformer(nn.Module):
         """
         return self.decode(target, self.encode(source))
 
-    def encode(self, source: mx.array, mask: mx.array | None = None, attend: Attend = FUSED) -> Memory:
+    def encode(self, source: mx.array, mask: mx.array | None = None, attend: Attend = fused) -> Memory:
         """Read a batch of sources.
 
         Args:
@@ -267,7 +271,7 @@ class Transformer(nn.Module):
         # Contiguous, or attention would copy them in every decode step.
         return Memory([mx.contiguous(layer) for layer in key_values], mask)
 
-    def decode(self, target: mx.array, memory: Memory, cache: Cache | None = None, attend: Attend = FUSED) -> mx.array:
+    def decode(self, target: mx.array, memory: Memory, cache: Cache | None = None, attend: Attend = fused) -> mx.array:
         """Logits of the tokens that follow each target position.
 
         Args:

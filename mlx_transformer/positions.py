@@ -6,6 +6,11 @@ import mlx.core as mx
 import numpy as np
 
 
+def numbers(count: int) -> mx.array:
+    """0, 1, 2 and so on, int32: a constant in a compiled function, where mx.arange would be a kernel of each call."""
+    return mx.array(np.arange(count, dtype=np.int32))
+
+
 def check_length(name: str, length: int, limit: int) -> None:
     """Refuse a sequence that has no rows in the position table: MLX would read past its end."""
     if length > limit:
@@ -47,7 +52,7 @@ def relative_mask(
         queries: Number of queries.
     """
     furthest = len(buckets) // 2
-    distances = mx.arange(mask.shape[-1]) - (start + mx.arange(queries))[:, None]
+    distances = numbers(mask.shape[-1]) - (start + numbers(queries))[:, None]
     found = mx.array(list(buckets))[mx.clip(distances, -furthest, furthest) + furthest]
     bias = table(found).transpose(2, 0, 1)[None]
     return mx.where(mask, bias, mx.finfo(bias.dtype).min)

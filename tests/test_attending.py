@@ -7,7 +7,7 @@ from tiny_families import MODELS, torch_model, torch_sources
 from tiny_models import SETTINGS, padded, random_model, random_sources, random_targets
 
 from mlx_transformer.attending import attention, softmax_weights
-from mlx_transformer.model import FUSED
+from mlx_transformer.model import fused
 from mlx_transformer.weights import convert
 
 LENGTHS = (3, 7, 5)
@@ -48,7 +48,7 @@ def test_the_formula(mask, close):
     close(found, exponentials / exponentials.sum(axis=-1, keepdims=True), 1e-6)
 
 
-def test_the_weights_make_what_fused_attention_makes(model, source, target, close):
+def test_the_weights_make_what_fused_makes(model, source, target, close):
     def unfused(queries, keys, values, **options):
         return softmax_weights(queries, keys, **options) @ values
 
@@ -111,12 +111,12 @@ def test_low_precision_is_looked_at_in_float32(source, target, model):
         assert layer.dtype == mx.float32 and mx.abs(layer - exact).max().item() < 0.02
 
 
-def test_who_stands_in_for_fused_attention_sees_all_of_it(model, source, target):
+def test_who_stands_in_for_fused_sees_all_of_it(model, source, target):
     calls = []
 
     def counting(*arrays, **options):
         calls.append(options["mask"])
-        return FUSED(*arrays, **options)
+        return fused(*arrays, **options)
 
     memory = model.encode(source, attend=counting)
     assert len(calls) == model.config.encoder.num_layers

@@ -101,8 +101,8 @@ def test_kernels_of_a_step_are_those_of_one_step(beams):
         source = np.array(padded(random_sources(model.config, [5]), model.config))
         counts.append(kernels.step_kernels(model, source, beams, (model.config.eos_id,)))
     assert counts[1] - counts[0] == counts[2] - counts[1]
-    # Queries, keys, values, output; queries, output; up, down. None is hidden in the graph of another step.
-    assert (counts[1] - counts[0])["AddMM"] == 8
+    # Queries, keys and values, output; queries, output; up, down. None is hidden in the graph of another step.
+    assert (counts[1] - counts[0])["AddMM"] == 7
 
 
 def test_reads_and_steps_are_counted(monkeypatch):
