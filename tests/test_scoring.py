@@ -111,7 +111,7 @@ class TestIds:
         weights = np.stack(attention(model, source, target[:, :-1]).cross)
         layers, heads = weights.shape[0], weights.shape[2]
         for layer, head in ((None, None), ((0,), (heads - 1,)), ((0, layers - 1), (0, 1))):
-            expected = weights[[max(layers - 2, 0)] if layer is None else list(layer)]
+            expected = weights[-2:] if layer is None else weights[list(layer)]
             expected = expected[:, :, slice(None) if head is None else list(head)].mean(axis=(0, 2))
             scores, found = score_ids(model, source, target, AlignmentConfig(layer, head))
             np.testing.assert_allclose(found, expected, atol=tolerance(1e-6))
