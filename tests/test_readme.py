@@ -72,6 +72,25 @@ def test_the_library_block_runs():
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
 
 
+@bundled
+def test_the_searches_print_what_stands_beside_them():
+    lines = block("What a search can do", "console").splitlines()
+    commands = [line.partition("   #")[0].split(" | ") for line in lines]
+    printed = []
+    for *before, command in commands:
+        stdin = re.search("printf '(.*)'", before[0])[1].replace("\\t", "\t").replace("\\n", "\n") if before else None
+        arguments = shlex.split(command.partition(" # ")[0])
+        result = CliRunner().invoke(main, arguments[1:], input=stdin, catch_exceptions=False)
+        assert arguments[0] == "mlx-transformer" and result.exit_code == 0, result.output
+        printed.append(result.stdout.splitlines())
+    best, drawn, streamed, begun, others, aligned, score = printed
+    assert len(best) == 2 and best[0].startswith("-0.1263\tOù se trouve")
+    assert drawn[0].endswith("?") and len(streamed) == 1
+    assert all(text.startswith("Je suis") for text in begun + others) and len(set(others)) == 4
+    assert aligned[0].endswith("\t0-0 1-1 2-2 3-3 4-4")
+    assert score == ["-3.2356"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform == "linux" and not ctypes.util.find_library("openblas"), reason="without OpenBLAS this takes an hour"
