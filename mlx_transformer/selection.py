@@ -11,6 +11,7 @@ CHUNK = 128  # values that are looked at together when the largest are sought
 def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     """The k largest values of each row, (rows, length), and their places, largest first; all where there are fewer.
 
+    Of equal values the one at the lower place comes first; of minus infinities any, and their places may be alike.
     A GPU would sort the whole row. But the k chunks with the largest maxima hold the k largest values: only they are.
     """
     if k == 1:
@@ -19,9 +20,10 @@ def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     if values.shape[1] <= k * CHUNK:
         return _sorted(values, k)
     _, chunks = _sorted(_maxima(values), k)
-    places = (chunks[..., None] * CHUNK + mx.arange(CHUNK)).flatten(1)
+    places = (mx.sort(chunks, axis=-1)[..., None] * CHUNK + mx.arange(CHUNK)).flatten(1)
     there = places < values.shape[1]
-    candidates = mx.take_along_axis(values, mx.where(there, places, 0), axis=1)
+    places = mx.where(there, places, 0)  # a place past the end, though worth nothing, would be read somewhere
+    candidates = mx.take_along_axis(values, places, axis=1)
     best, order = _sorted(mx.where(there, candidates, NEVER), k)
     return best, mx.take_along_axis(places, order, axis=1)
 

@@ -104,7 +104,8 @@ def _go_on(
     if search.temperature:
         tokens = draw(scores, search, request.keys, length)
     elif search.alternatives:
-        first = length - request.prefix_lengths == 1
+        given = mx.maximum(request.prefix_lengths, int(search.forced_bos_id is not None))
+        first = length - given == 1
         rank = mx.where(first, (mx.arange(batch * beams) % beams)[:, None], 0)
         tokens = mx.take_along_axis(top_k(scores, beams)[1], rank, axis=1)
     else:
