@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 
 
-def numbers(count: int) -> mx.array:
-    """0, 1, 2 and so on, int32: a constant in a compiled function, where mx.arange would be a kernel of each call."""
-    return mx.array(np.arange(count, dtype=np.int32))
+def numbers(count: int, dtype: type = np.int32) -> mx.array:
+    """0, 1, 2 and so on: a constant in a compiled function, where mx.arange would be a kernel of each call."""
+    return mx.array(np.arange(count, dtype=dtype))
 
 
 def check_length(name: str, length: int, limit: int) -> None:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config import ModelConfig, SearchConfig
+from mlx_transformer.positions import numbers
 from mlx_transformer.request import Request
 
 NEVER = -float("inf")
@@ -46,7 +47,7 @@ def process(
         words = mx.array([word for word in search.bad_words if len(word) == size])
         scores = forbid(scores, *completed(history, length, words))
     scores = suppress(scores, [word[0] for word in search.bad_words if len(word) == 1])
-    tokens = mx.arange(scores.shape[-1])
+    tokens = numbers(scores.shape[-1])
     generated = length - request.prefix_lengths
     scores = mx.where((tokens == config.eos_id) & (generated < request.least), NEVER, scores)
     if search.forced_bos_id is not None:
@@ -83,7 +84,7 @@ def penalize(scores: mx.array, penalty: float, history: mx.array, length: mx.arr
         history: As in `process`.
         length: As in `process`.
     """
-    filled = mx.arange(history.shape[1]) < length
+    filled = numbers(history.shape[1]) < length
     worse = mx.where(scores < 0, scores * penalty, scores / penalty)
     return mx.where(chosen(scores, history, mx.broadcast_to(filled, history.shape)), worse, scores)
 
@@ -125,7 +126,7 @@ def followers(
     if size > min(text.shape[1], history.shape[1]):
         return text, mx.zeros(text.shape, mx.bool_)
     windows = text.shape[1] - size + 1
-    same = mx.broadcast_to((mx.arange(windows) + size <= filled) & (length >= size - 1), (text.shape[0], windows))
+    same = mx.broadcast_to((numbers(windows) + size <= filled) & (length >= size - 1), (text.shape[0], windows))
     for place in range(size - 1):
         same = same & (text[:, place : place + windows] == newest(history, length, size - 1 - place))
     return text[:, size - 1 :], same

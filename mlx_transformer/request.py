@@ -61,6 +61,11 @@ def make_request(
     check_prefixes(prefixes, batch, model)
     most = [min(n, config.decoder.max_length - len(prefix)) for n, prefix in zip(wanted, prefixes, strict=True)]
     least = [min(n, max(search.min_tokens, int(ratio * length))) for n, length in zip(most, lengths, strict=True)]
+    if search.alternatives and search.beam_size > config.target_vocab_size:
+        raise ValueError(
+            f"Alternatives are different tokens: beam_size {search.beam_size} is more than the vocabulary's "
+            f"{config.target_vocab_size}; ask for fewer."
+        )
     first = forced_bos_ids or [search.forced_bos_id or 0] * batch
     check_numbers("forced_bos_ids", first, batch, 0, config.target_vocab_size - 1)
     places = -(-max(map(len, prefixes)) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
@@ -114,7 +119,8 @@ def check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) ->
     if len(prefixes) != batch:
         raise ValueError(f"prefix_ids must be {batch} lists of token ids, one for each source, not {len(prefixes)}.")
     for prefix in prefixes:
-        check_numbers("prefix_ids", prefix, len(prefix), 0, config.target_vocab_size - 1)
+        if not all(0 <= token < config.target_vocab_size for token in prefix):
+            raise ValueError(f"prefix_ids must be token ids from 0 to {config.target_vocab_size - 1}, not {prefix}.")
         if len(prefix) >= config.decoder.max_length:
             raise ValueError(
                 f"A target prefix must leave room for more: {len(prefix)} tokens fill the decoder's "

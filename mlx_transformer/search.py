@@ -21,6 +21,10 @@ from mlx_transformer.request import Request, check_numbers, make_request
 from mlx_transformer.step import State, step
 
 Step = Callable[[State, Memory, Request], State]
+NONE_FOUND = (
+    "Search found no hypothesis: the model's logits are not numbers, or all tokens are suppressed; "
+    "compute in float32, and look at suppress_ids."
+)
 STEPS_PER_TEST = 4  # the host asks only so often which sentences are done: asking makes it wait for the device
 
 
@@ -88,10 +92,7 @@ def generate_ids(
                 batch, state = _gather(batch, state, _kept(over), search.beam_size)
     found |= _hypotheses(model, search, batch, state, prefixes)
     if not all(found.values()):
-        raise ValueError(
-            "Search found no hypothesis: the model's logits are not numbers, or all tokens are suppressed; "
-            "compute in float32, and look at suppress_ids."
-        )
+        raise ValueError(NONE_FOUND)
     return [found[row] for row in range(source.shape[0])]
 
 
@@ -126,11 +127,13 @@ def stream_ids(
             state = step(_grown(state, position), batch.memory, batch.request)
             mx.async_eval(state)
         if newest is not None:
-            (token,) = read(newest)
-            if token.item() == model.config.eos_id:
+            token, living, finished = (array.item() for array in read(*newest))
+            if not max(living, finished) > NEVER:  # also where the first is not a number
+                raise ValueError(NONE_FOUND)
+            if token == model.config.eos_id:
                 return
-            yield int(token.item())
-        newest = state.tokens
+            yield int(token)
+        newest = state.tokens, state.scores, state.finished_scores
 
 
 def read(*arrays: mx.array) -> list[np.ndarray]:
@@ -142,6 +145,8 @@ def read(*arrays: mx.array) -> list[np.ndarray]:
 def _prefixes(search: SearchConfig, forced_bos_ids: list[int] | None, prefixes: list[list[int]]) -> list[list[int]]:
     """What targets begin with: before a prefix comes a forced first token."""
     forced: Sequence[int | None] = forced_bos_ids or [search.forced_bos_id] * len(prefixes)
+    if len(forced) != len(prefixes):
+        return prefixes  # `make_request` refuses those of them that are not one for each source
     return [
         [first, *prefix] if prefix and first is not None and prefix[0] != first else list(prefix)
         for first, prefix in zip(forced, prefixes, strict=True)

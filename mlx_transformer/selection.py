@@ -1,8 +1,10 @@
 """Which tokens come next: the k best by chunk maxima, or one drawn at random (Holtzman et al. 2020 for the nucleus)."""
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_transformer.config import MAX_BEAM_SIZE, SearchConfig
+from mlx_transformer.positions import numbers
 from mlx_transformer.processors import NEVER
 
 CHUNK = 128  # values that are looked at together when the largest are sought
@@ -11,6 +13,7 @@ CHUNK = 128  # values that are looked at together when the largest are sought
 def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     """The k largest values of each row, (rows, length), and their places, uint32, largest first; all if fewer.
 
+    Of equal values the one at the lower place comes first; of minus infinities any, and their places may be alike.
     A GPU would sort the whole row. But the k chunks with the largest maxima hold the k largest values: only they are.
     """
     if k == 1:
@@ -19,9 +22,11 @@ def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     if values.shape[1] <= k * CHUNK:
         return _sorted(values, k)
     _, chunks = _sorted(_maxima(values), k)
-    places = (chunks[..., None] * CHUNK + mx.arange(CHUNK, dtype=mx.uint32)).flatten(1)
+    # The chunks by their places, so that of equal values the lower place is found first.
+    places = (mx.sort(chunks, axis=-1)[..., None] * CHUNK + numbers(CHUNK, np.uint32)).flatten(1)
     there = places < values.shape[1]
-    candidates = mx.take_along_axis(values, mx.where(there, places, 0), axis=1)
+    places = mx.where(there, places, 0)  # a place past the end, though worth nothing, would be read somewhere
+    candidates = mx.take_along_axis(values, places, axis=1)
     best, order = _sorted(mx.where(there, candidates, NEVER), k)
     return best, mx.take_along_axis(places, order, axis=1)
 
@@ -57,7 +62,7 @@ def draw(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.arra
     rows, vocab = scores.shape
     scores = scores / search.temperature
     scores = mx.where(scores < _threshold(scores, search), NEVER, scores)
-    beams = mx.arange(rows) % search.beam_size
+    beams = numbers(rows) % search.beam_size
     counters = mx.stack([length * MAX_BEAM_SIZE + beams, mx.zeros_like(beams)], axis=1).astype(mx.uint32)
     noise = mx.vmap(lambda key: mx.random.gumbel((vocab,), key=key))(keys ^ counters)
     return mx.argmax(scores + noise, axis=-1, keepdims=True)

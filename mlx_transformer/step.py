@@ -7,10 +7,12 @@ in. Where beams do not compete (`SearchConfig.joint` is false), each goes its ow
 from typing import NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import SearchConfig
 from mlx_transformer.model import Memory, Transformer
+from mlx_transformer.positions import numbers
 from mlx_transformer.processors import NEVER, process
 from mlx_transformer.request import Request
 from mlx_transformer.selection import draw, top_k
@@ -62,14 +64,14 @@ def step(model: Transformer, search: SearchConfig, state: State, memory: Memory,
     state = _finish(search, state, totals, links, ended, length, generated)
     totals = mx.where(ended, NEVER, totals)
     if search.joint:
-        order = mx.argsort(mx.arange(2 * beams) + 2 * beams * ended, axis=1)[:, :beams]  # the best that have not ended
+        order = mx.argsort(numbers(2 * beams) + 2 * beams * ended, axis=1)[:, :beams]  # the best that have not ended
         totals, links = mx.take_along_axis(totals, order, axis=1), mx.take_along_axis(links, order, axis=1)
     done = state.done | _decided(search, state, totals, generated, most)
-    parents = (links // vocab + beams * numbers(batch)[:, None]).flatten()
+    parents = (links // vocab + beams * numbers(batch, np.uint32)[:, None]).flatten()
     tokens, history = links % vocab, state.history
     if search.reads_history:
         history = history if not search.joint else mx.take(history, parents, axis=0)
-        history = mx.where(mx.arange(history.shape[1]) == length, tokens.reshape(-1, 1), history)
+        history = mx.where(numbers(history.shape[1]) == length, tokens.reshape(-1, 1), history)
     return state._replace(
         cache=[mx.take(layer, parents, axis=0) for layer in cache.layers] if search.joint else cache.layers,
         length=length,
@@ -91,7 +93,7 @@ def _compete(
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     values, tokens = top_k(scores, 2 * beams)
     totals = (values - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
-    links = tokens.reshape(batch, beams, -1) + vocab * numbers(beams)[:, None]
+    links = tokens.reshape(batch, beams, -1) + vocab * numbers(beams, np.uint32)[:, None]
     totals, order = top_k(totals.flatten(1), 2 * beams)
     return totals, mx.take_along_axis(links.flatten(1), order, axis=1)
 
@@ -104,13 +106,14 @@ def _go_on(
     if search.temperature:
         tokens = draw(scores, search, request.keys, length)
     elif search.alternatives:
-        first = length - request.prefix_lengths == 1
-        rank = mx.where(first, (mx.arange(batch * beams) % beams)[:, None], 0)
+        given = mx.maximum(request.prefix_lengths, int(search.forced_bos_id is not None))
+        first = length - given == 1
+        rank = mx.where(first, (numbers(batch * beams) % beams)[:, None], 0)
         tokens = mx.take_along_axis(top_k(scores, beams)[1], rank, axis=1)
     else:
         tokens = mx.argmax(scores, axis=-1, keepdims=True)
     values = mx.take_along_axis(scores, tokens, axis=1) - normalizer
-    return state.scores + values.reshape(batch, beams), tokens.reshape(batch, beams) + vocab * numbers(beams)
+    return state.scores + values.reshape(batch, beams), tokens.reshape(batch, beams) + vocab * numbers(beams, np.uint32)
 
 
 def _finish(
@@ -156,8 +159,3 @@ def _decided(search: SearchConfig, state: State, scores: mx.array, generated: mx
     final = most if search.early_stopping == "never" and search.length_penalty > 0 else mx.maximum(generated, 1)
     attainable = scores[:, :1] / final.astype(mx.float32) ** search.length_penalty
     return (over | (attainable <= worst))[:, 0]
-
-
-def numbers(count: int) -> mx.array:
-    """0, 1, 2... of the type of links and places."""
-    return mx.arange(count, dtype=mx.uint32)

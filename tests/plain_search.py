@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 from tiny_models import padded
 
+from mlx_transformer.request import token_limit
 from mlx_transformer.search import generate_ids
 
 CLOSE = 1e-4  # where two candidates are nearer than this, either may win
@@ -35,19 +36,24 @@ class Teacher:
         return np.array([self.known[(*source, None, *prefix)] for prefix in prefixes])
 
 
-def plain_search(teacher, source, search, limit):
+def plain_search(teacher, source, search, limit, prefix=()):
     """The rules of transformers' beam search for one sentence, as they are written: [(score, ids with end token)].
 
-    Also gives how near the nearest candidates were that this search had to choose between.
+    The ids begin with the prefix, which has no score, and of which no length and limit knows. Also gives how near the
+    nearest candidates were that this search had to choose between.
     """
     eos_id = teacher.model.config.eos_id
     beams = search.beam_size
-    living, finished, nearest = [(0.0, ())], [], np.inf
+    least = max(search.min_tokens, int(search.min_length_ratio * len(source)))
+    living, finished, nearest = [(0.0, tuple(prefix))], [], np.inf
     for length in range(1, limit + 1):
         logprobs = teacher(source, [ids for _, ids in living])
         logprobs[:, [teacher.model.config.pad_id, *search.suppress_ids]] = -np.inf
-        if length < search.min_tokens:
+        if length < min(least, limit):
             logprobs[:, eos_id] = -np.inf
+        if length == 1 and not prefix and search.forced_bos_id is not None:
+            logprobs[:] = -np.inf
+            logprobs[:, search.forced_bos_id] = 0
         candidates = [
             (score + row[token], (*ids, token))
             for (score, ids), row in zip(living, logprobs, strict=True)
@@ -82,13 +88,19 @@ def with_end(hypothesis, eos_id):
     return (*hypothesis.ids, *([eos_id] if hypothesis.finish_reason == "stop" else []))
 
 
-def check_equals_plain(teacher, sources, search, tolerance, limits=None):
-    """Compare a batch with the plain search of each of its sentences; gives how many tokens each best one has."""
+def check_equals_plain(teacher, sources, search, tolerance, limits=None, prefixes=None):
+    """Compare a batch with the plain search of each of its sentences; gives how many tokens each best one has.
+
+    Prefixes are as the search should see them, a forced first token included.
+    """
     model = teacher.model
-    found = generate_ids(model, padded(sources, model.config), search, limits)
+    prefixes = prefixes or [[]] * len(sources)
+    found = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
+    limits = limits or [token_limit(model, len(source), search) for source in sources]
     lengths = []
-    for source, hypotheses, limit in zip(sources, found, limits or [search.max_tokens] * len(sources), strict=True):
-        expected, nearest = plain_search(teacher, source, search, limit)
+    for source, hypotheses, limit, prefix in zip(sources, found, limits, prefixes, strict=True):
+        limit = min(limit, model.config.decoder.max_length - len(prefix))
+        expected, nearest = plain_search(teacher, source, search, limit, prefix)
         ids = [with_end(h, model.config.eos_id) for h in hypotheses]
         # At most one of a thousand sentences may differ, where candidates are that near: here none of some hundred.
         assert ids == [ids for _, ids in expected], f"the nearest candidates differed by {nearest}"

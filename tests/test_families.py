@@ -330,6 +330,43 @@ def test_the_search_of_the_checkpoint_is_the_default(pair, tolerance):
     assert ours.search_defaults.max_tokens == 8
 
 
+# Rules that read the tokens before, with the names that transformers gives them; the prefixes below bring them to bear.
+HISTORY = ({"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}, {"bad_words_ids": [[6, 5, 9], [11], [10, 7, 12]]})
+PREFIXES = ([6, 5], [10, 7, 10, 7], [])
+
+
+@pytest.mark.parametrize("rules", HISTORY, ids=lambda rules: next(iter(rules)))
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("name", ["bart", "marian", "t5", "m2m100", "mbart-50"])
+def test_after_a_prefix_hypotheses_equal_those_of_transformers(name, beam_size, rules, tmp_path, tolerance):
+    """Here in one batch, there in one for each prefix, for all its rows must be of one length."""
+    import torch
+
+    theirs = torch_model(name)
+    theirs.save_pretrained(tmp_path / "model")
+    ours = convert.load(tmp_path / "model")[0]
+    source = torch_sources(theirs)
+    ours_rules = {"bad_words" if key == "bad_words_ids" else key: value for key, value in rules.items()}
+    if "bad_words" in ours_rules:
+        ours_rules["bad_words"] = tuple(map(tuple, rules["bad_words_ids"]))
+    search = dataclasses.replace(
+        ours.search_defaults, beam_size=beam_size, num_hypotheses=beam_size, max_tokens=7, min_tokens=4, **ours_rules
+    )
+    prefixes = [PREFIXES[row % len(PREFIXES)] for row in range(len(source))]
+    found = generate_ids(ours, mx.array(source.astype(np.int32)), search, prefix_ids=prefixes)
+    first = [] if search.forced_bos_id is None else [search.forced_bos_id]
+    for prefix in PREFIXES:
+        rows = [row for row, other in enumerate(prefixes) if other == prefix]
+        begun = [ours.config.start_id, *(first + prefix if prefix else [])]
+        settings = {"min_length": None, "min_new_tokens": 3, "max_length": None, "max_new_tokens": 7, **rules}
+        given = dict(settings, decoder_input_ids=torch.tensor([begun] * len(rows)))
+        expected, scores = generated(theirs, source[rows], search, **given)
+        hypotheses = [hypothesis for row in rows for hypothesis in found[row]]
+        assert [with_end(hypothesis, theirs.config.eos_token_id) for hypothesis in hypotheses] == expected
+        if scores is not None:
+            np.testing.assert_allclose([h.score for h in hypotheses], scores, atol=tolerance(1e-4))
+
+
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_sequences_of_the_source_are_not_repeated(beam_size, tmp_path, tolerance):
     theirs = torch_model("blenderbot", seed=1)

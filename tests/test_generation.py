@@ -1,6 +1,7 @@
 """Texts in, texts out: order, blank lines, laziness, truncation, and results that do not depend on batching."""
 
 import dataclasses
+import logging
 import random
 from collections import Counter
 from functools import partial
@@ -11,7 +12,7 @@ import pytest
 from mlx_transformer import generation
 from mlx_transformer.batches import BATCH_SIZES, Line, encode_beginnings, encode_sources
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
-from mlx_transformer.generation import generate, generate_hypotheses
+from mlx_transformer.generation import generate, generate_hypotheses, stream_generate
 from mlx_transformer.languages import TokenizerConfig
 from mlx_transformer.model import Transformer
 from mlx_transformer.request import token_limit
@@ -42,6 +43,14 @@ def model(tokenizer):
     model.output.weight[model.config.eos_id] *= 3
     model.eval()
     return model
+
+
+@pytest.fixture
+def uncompiled():
+    """On a CPU every new trace costs seconds."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
 
 
 def make_lines(count, longest=12, seed=0):
@@ -330,7 +339,7 @@ class TestLanguages:
             assert found[0].truncated and found[0].ids == expected[0].ids
 
 
-class TestPrefix:
+class TestSourcePrefix:
     def test_it_stands_before_each_line_once(self, model, tokenizer):
         lines = ["ab cde", "", "fg: ab cde", "hijk"]
         whole = generate(model, tokenizer, ["fg: ab cde", "", "fg: ab cde", "fg: hijk"])
@@ -338,3 +347,92 @@ class TestPrefix:
         own = Tokenizer(tokenizer.source, None, dataclasses.replace(tokenizer.config, source_prefix="fg: "))
         assert generate(model, own, lines) == whole
         assert generate(model, own, lines, source_prefix="") == generate(model, tokenizer, lines) != whole
+
+
+DRAWN = SearchConfig(3, 2, max_tokens=6, temperature=2.0, seed=7)
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestTargetPrefix:
+    @pytest.mark.parametrize("search", [GREEDY, BEAM, DRAWN], ids=["greedy", "beam", "drawn"])
+    def test_each_target_begins_with_its_own(self, model, tokenizer, search):
+        lines = make_lines(7)
+        prefixes = ["ab", None, "fg l", "", "  ", " ab cde ", "mno"]
+        found = list(generate_hypotheses(model, tokenizer, lines, search, target_prefix=prefixes, batch_tokens=100))
+        for number, (line, prefix, hypotheses) in enumerate(zip(lines, prefixes, found, strict=True)):
+            ids, text = tokenizer.encode(line), (prefix or "").strip()
+            begun = tokenizer.encode_target(text)[:-1] if text else []
+            asked = {"prefix_ids": [begun], "lines": [number]}
+            (expected,) = generate_ids(model, mx.array([ids], mx.int32), search, [6], **asked)
+            assert [h.ids for h in hypotheses] == [h.ids for h in expected]
+            assert [h.score for h in hypotheses] == pytest.approx([h.score for h in expected], abs=2e-3)
+            assert all(h.ids[: len(begun)] == begun and h.text.startswith(text) for h in hypotheses)
+        assert len(found) == 7
+
+    def test_one_for_all_lines_but_blank_ones(self, model, tokenizer):
+        lines = ["ab", "", "cde fg"]
+        found = generate(model, tokenizer, lines, target_prefix="mno")
+        assert found == generate(model, tokenizer, lines, target_prefix=["mno"] * 3)
+        assert [text.startswith("mno") for text in found] == [True, False, True] and found[1] == ""
+        assert found != generate(model, tokenizer, lines)
+        with pytest.raises(ValueError, match="one for all lines or one for each: line 3 lacks one"):
+            generate(model, tokenizer, lines, target_prefix=["mno", "mno"])
+
+    def test_one_that_leaves_no_room(self, model, tokenizer):
+        with pytest.raises(ValueError, match="fill the decoder's 12 positions; shorten it"):
+            generate(model, tokenizer, "ab", target_prefix="ab " * 40)
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestDrawing:
+    def test_what_is_drawn_does_not_depend_on_batches_and_windows(self, model, tokenizer, monkeypatch):
+        lines = ["", *make_lines(9), "ab", "ab", "ab"]
+        expected = list(generate_hypotheses(model, tokenizer, lines, DRAWN, batch_tokens=1))
+        assert len({h[0].text for h in expected[-3:]}) > 1, "a line that comes again is drawn anew"
+        for window in (4, 2048):
+            monkeypatch.setattr(generation, "WINDOW", window)
+            for batch_tokens in (100, 4096):
+                found = generate_hypotheses(model, tokenizer, lines, DRAWN, batch_tokens=batch_tokens)
+                assert [essence(h) for h in found] == [essence(h) for h in expected]
+        other = list(generate_hypotheses(model, tokenizer, lines, dataclasses.replace(DRAWN, seed=8)))
+        assert [h[0].text for h in other] != [h[0].text for h in expected]
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestStreaming:
+    @pytest.mark.parametrize("prefix", [None, "ab cde"])
+    @pytest.mark.parametrize("search", [GREEDY, dataclasses.replace(DRAWN, beam_size=1, num_hypotheses=1)])
+    def test_pieces_joined_are_the_text(self, model, tokenizer, search, prefix):
+        for line in ["", " ", *make_lines(6)]:
+            pieces = list(stream_generate(model, tokenizer, line, search, target_prefix=prefix))
+            assert "".join(pieces) == generate(model, tokenizer, line, search, target_prefix=prefix)
+            assert all(pieces) and bool(pieces) == bool(line.strip())
+            assert prefix is None or not pieces or len(pieces) > 2
+
+    def test_the_models_own_search_but_greedy_is_the_default(self, model, tokenizer):
+        beam = Transformer(model.config, BEAM)
+        beam.update(model.parameters())
+        beam.eval()
+        assert "".join(stream_generate(beam, tokenizer, "ab cde")) == generate(model, tokenizer, "ab cde", GREEDY)
+        with pytest.raises(ValueError, match="beam_size 3 and 1 sources are too many"):
+            next(stream_generate(beam, tokenizer, "ab cde", BEAM))
+
+    def test_a_text_that_is_cut_says_so_in_the_log(self, model, tokenizer, caplog):
+        with caplog.at_level(logging.WARNING):
+            for line in ("ab " * 30, "ab " * 3 * LIMIT):
+                assert not caplog.records
+                assert "".join(stream_generate(model, tokenizer, line)) == generate(model, tokenizer, line)
+        assert [record.message for record in caplog.records] == [
+            "The text is longer than the model can read and was cut."
+        ]
+
+    def test_with_languages_and_a_source_prefix(self, model, tokenizer):
+        codes = {"aa": 270, "bb": 271}
+        config = TokenizerConfig(languages=codes, source_language="before", target_language="first", skip_ids=(0, 1, 2))
+        asked = {"source_language": "aa", "target_language": "bb", "source_prefix": "fg: ", "target_prefix": "ab"}
+        languages = Tokenizer(tokenizer.source, None, config)
+        assert "".join(stream_generate(model, languages, "l mno", **asked)) == generate(
+            model, languages, "l mno", **asked
+        )
+        with pytest.raises(ValueError, match="'cc' is none"):
+            next(stream_generate(model, languages, "l mno", **(asked | {"target_language": "cc"})))

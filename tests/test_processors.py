@@ -16,10 +16,16 @@ NEVER = -math.inf
 MODEL = tiny_models.config(target_vocab_size=8, source_vocab_size=8, pad_id=VOCAB)  # padding lies past the scores
 
 
-def plain(logprobs, search, source, history, limit, first):
-    """The rules one after another, as transformers 5 has them, for one row; the history begins with the start token."""
+def plain(logprobs, search, source, history, limit, first, prefix):
+    """The rules one after another, as transformers 5 has them, for one row; the history begins with the start token.
+
+    Then comes the prefix, which no limit counts.
+    """
     scores = np.array(logprobs, np.float64)
     length, history = len(history), list(history)
+    generated = length - len(prefix)
+    if generated < 1:
+        return np.where(np.arange(VOCAB) == prefix[length - 1], 0, NEVER)
     if search.repetition_penalty != 1:
         for token in set(history):
             scores[token] *= search.repetition_penalty if scores[token] < 0 else 1 / search.repetition_penalty
@@ -34,11 +40,11 @@ def plain(logprobs, search, source, history, limit, first):
     for *begin, last in search.bad_words:
         if length > len(begin) and history[length - len(begin) :] == begin:
             scores[last] = NEVER
-    if length < search.min_tokens:
+    if generated < search.min_tokens:
         scores[EOS] = NEVER
     for rule, token, here in (
         (search.forced_bos_id, first, length == 1),
-        (search.forced_eos_id, search.forced_eos_id, length == limit),
+        (search.forced_eos_id, search.forced_eos_id, generated == limit),
     ):
         if rule is not None and here:
             scores[:] = NEVER
@@ -49,9 +55,11 @@ def plain(logprobs, search, source, history, limit, first):
     return scores
 
 
-def requests(source, most, least, first):
-    """The request of sources without prefixes."""
-    rows, columns = len(source), (most, [least] * len(source), first, [], [0] * len(source))
+def requests(source, most, least, first, prefixes):
+    """The request of sources, one row for each."""
+    places = max(map(len, prefixes))
+    padded = [prefix + [0] * (places - len(prefix)) for prefix in prefixes]
+    rows, columns = len(source), (most, [least] * len(source), first, padded, list(map(len, prefixes)))
     most, least, first, prefixes, lengths = (mx.array(np.reshape(c, (rows, -1)).astype(np.int32)) for c in columns)
     return Request(mx.array(source), most, least, first, prefixes, lengths, mx.zeros((rows, 2), mx.uint32))
 
@@ -87,9 +95,13 @@ RULES = {
 
 
 @pytest.mark.parametrize(
-    "rules, compiled", [*((rules, False) for rules in RULES), pytest.param("all", True, marks=pytest.mark.slow)]
+    "rules, prefixed, compiled",
+    [
+        *((rules, prefixed, False) for rules in RULES for prefixed in (False, True)),
+        pytest.param("all", True, True, marks=pytest.mark.slow),
+    ],
 )
-def test_rules_are_those_of_plain_loops(rules, compiled, tolerance):
+def test_rules_are_those_of_plain_loops(rules, prefixed, compiled, tolerance):
     search = SearchConfig(beam_size=2, **RULES[rules])
     rng = np.random.default_rng(0)
     history = rng.integers(2, VOCAB, (ROWS, CAPACITY + 1))
@@ -98,7 +110,9 @@ def test_rules_are_those_of_plain_loops(rules, compiled, tolerance):
     source = rng.integers(2, VOCAB, (ROWS, 9))
     source[:, 1:4] = history[:, 3:6]
     source[:, 5] = START
-    request = requests(source, limits, search.min_tokens, first)
+    lengths = (0, 1, 3, 7, 2) if prefixed else [0] * ROWS
+    prefixes = [past[1 : 1 + length].tolist() for past, length in zip(history, lengths, strict=True)]
+    request = requests(source, limits, search.min_tokens, first, prefixes)
 
     def run(logits, request, history, length):
         scores, normalizer = process(logits, search, MODEL, request, history, length)
@@ -121,13 +135,15 @@ def test_rules_are_those_of_plain_loops(rules, compiled, tolerance):
             )
         )
         expected = [
-            plain(row, search, read.tolist(), past[:length].tolist(), limit, token)
-            for row, read, past, limit, token in zip(logprobs, source, history, limits, first, strict=True)
+            plain(row, search, read.tolist(), past[:length].tolist(), limit, token, prefix)
+            for row, read, past, limit, token, prefix in zip(
+                logprobs, source, history, limits, first, prefixes, strict=True
+            )
         ]
         np.testing.assert_allclose(found, expected, atol=tolerance(1e-5))
         changed += int((np.abs(found - logprobs) > 1e-3).any())
     mx.enable_compile()
-    assert (changed > 0) == ("longer" not in rules)
+    assert (changed > 0) == (prefixed or "longer" not in rules)
 
 
 def test_positive_scores_are_divided_and_unfilled_places_do_not_count():
@@ -140,6 +156,6 @@ def test_ids_outside_the_vocabulary_do_nothing():
     """They come from strangers' settings, and from sources whose vocabulary is larger; MLX checks no bounds."""
     search = SearchConfig(source_no_repeat_ngram_size=1, bad_words=((3,), (10**6,), (2, 2**30)))
     source = mx.array([[4, 10**6, 5 * 10**8]])
-    request = requests(source, [9], 0, [0])
+    request = requests(source, [9], 0, [0], [[]])
     found, _ = process(mx.zeros((1, VOCAB)), search, MODEL, request, mx.array([[START, 0, 0]]), mx.array(1))
     assert [i for i, score in enumerate(found[0].tolist()) if score == NEVER] == [3, 4]

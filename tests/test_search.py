@@ -1,4 +1,7 @@
-"""What must hold for the search: plain loops, brute force and transformers find the same hypotheses and scores."""
+"""What must hold for the search: plain loops, brute force and transformers find the same hypotheses and scores.
+
+And a sentence gets the same ones in any batch, whatever leaves it or grows meanwhile.
+"""
 
 import dataclasses
 import itertools
@@ -6,15 +9,15 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
-from plain_search import CLOSE, Teacher, check_equals_plain, with_end
+from plain_search import CLOSE, Teacher, check_equals_plain, plain_search, with_end
 from tiny_models import SETTINGS, config, padded, random_model, random_sources, stack
 
-from mlx_transformer.config import SearchConfig
+import mlx_transformer.search as searching
+from mlx_transformer.config import QuantizationConfig, SearchConfig
 from mlx_transformer.layout import join
 from mlx_transformer.model import Transformer
-from mlx_transformer.request import token_limit
-from mlx_transformer.search import generate_ids
-from mlx_transformer.selection import top_k
+from mlx_transformer.precision import quantize_weights
+from mlx_transformer.search import generate_ids, stream_ids
 
 LENGTHS = (3, 7, 5, 4, 6)
 LENGTH_PENALTIES = (0, 0.6, 1, 2, -1)
@@ -78,6 +81,15 @@ def test_a_beam_of_one_is_the_naive_argmax(any_model):
     assert len(set(map(len, expected))) > 1
 
 
+def teacher_forced(model, source, hypothesis, length_penalty, given=0):
+    """The score of a hypothesis from one pass over it, without the `given` tokens at its beginning."""
+    ids = with_end(hypothesis, model.config.eos_id)
+    logits = model(mx.array([source]), mx.array([[model.config.start_id, *ids[:-1]]]))
+    logits = np.array(logits[0], np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logprobs[np.arange(len(ids)), ids][given:].sum() / (len(ids) - given) ** length_penalty
+
+
 @pytest.mark.parametrize("beam_size", [1, 4])
 @pytest.mark.parametrize("length_penalty", LENGTH_PENALTIES)
 def test_a_score_is_the_teacher_forced_score(any_model, beam_size, length_penalty, tolerance):
@@ -87,11 +99,7 @@ def test_a_score_is_the_teacher_forced_score(any_model, beam_size, length_penalt
     reasons = set()
     for source, hypotheses in zip(sources, generate_ids(model, padded(sources, model.config), search), strict=True):
         for hypothesis in hypotheses:
-            ids = with_end(hypothesis, model.config.eos_id)
-            target = mx.array([[model.config.start_id, *ids[:-1]]])
-            logits = np.array(model(mx.array([source]), target)[0], np.float64)
-            logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-            expected = logprobs[np.arange(len(ids)), ids].sum() / len(ids) ** length_penalty
+            expected = teacher_forced(model, source, hypothesis, length_penalty)
             assert hypothesis.score == pytest.approx(expected, abs=tolerance(CLOSE))
             reasons.add(hypothesis.finish_reason)
     assert reasons == {"stop", "length"}
@@ -218,11 +226,7 @@ def test_the_finish_reason_tells_an_end_from_a_cut(model, sources):
         assert (hypothesis.finish_reason, hypothesis.ids) == ("stop", [])
 
 
-def test_the_limit_follows_the_source_but_never_exceeds_the_positions(model, sources):
-    assert token_limit(model, 3, SearchConfig()) == 40
-    assert token_limit(model, 3, SearchConfig(max_tokens=7)) == 7
-    short = random_model(config(decoder=stack(max_length=100)))
-    assert token_limit(short, 3, SearchConfig()) == 56
+def test_limits_never_exceed_the_positions(model, sources):
     source = padded(sources, model.config)
     endless = SearchConfig(suppress_ids=(model.config.eos_id,))
     for limits in (None, [500] * len(sources)):
@@ -257,15 +261,6 @@ def test_compiled_search_is_the_uncompiled_one_and_sees_new_weights(sources, tol
         assert_same(compiled, results[-1], tolerance)
     assert max(len(h.ids) for hypotheses in results[0] for h in hypotheses) > 32
     assert results[0] != results[1]
-
-
-@pytest.mark.parametrize("size, k", [(5, 1), (5, 3), (5, 5), (4, 9), (1000, 8)])
-def test_top_k_is_sorted(size, k):
-    values = np.random.default_rng(0).standard_normal((3, size)).astype(np.float32)
-    values[0, 0] = -np.inf
-    found, places = top_k(mx.array(values), k)
-    np.testing.assert_array_equal(found, -np.sort(-values, axis=1)[:, :k])
-    np.testing.assert_array_equal(np.take_along_axis(values, np.array(places), axis=1), found)
 
 
 # Marian's name -> ours, inside a layer.
@@ -418,18 +413,6 @@ def test_limits_equal_those_of_transformers(marian, beam_size, min_tokens, toler
     check_equals_transformers(marian, search, tolerance)
 
 
-@pytest.mark.parametrize("k", [1, 2, 8])
-@pytest.mark.parametrize("length", [5, 128, 1024, 1025, 3001])
-def test_top_k_gives_the_largest_values_and_their_places(k, length):
-    values = np.random.default_rng(length).normal(size=(3, length)).astype(np.float32)
-    values[1, : length // 2] = -np.inf
-    found, places = (np.array(array) for array in top_k(mx.array(values), k))
-    order = np.argsort(-values, axis=1)[:, :k]
-    np.testing.assert_array_equal(found, np.take_along_axis(values, order, axis=1))
-    np.testing.assert_array_equal(places[found > -np.inf], order[found > -np.inf])
-    assert ((places >= 0) & (places < length)).all()
-
-
 def test_padding_is_never_generated(model, sources):
     eager = random_model(SMALL, gain=2, eos_bias=0, seed=1)
     eager.output_bias = mx.where(mx.arange(9) == 0, 50.0, eager.output_bias)
@@ -465,3 +448,402 @@ def test_each_source_may_have_a_start_and_a_forced_first_token_of_its_own(
 def test_starts_are_tokens_one_for_each_source(model, sources, changes):
     with pytest.raises(ValueError, match="_ids must be 5 numbers from 0 to 8, one for each source"):
         generate_ids(model, padded(sources, model.config), SearchConfig(max_tokens=3), **changes)
+
+
+PREFIXES = [[], [5], [4, 8, 3], [7, 1, 7], [3, 4, 5, 6, 7]]  # one with an end token in it, which ends nothing
+
+
+@pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
+@pytest.mark.parametrize("beam_size", [1, 3, 4])
+def test_a_search_goes_on_from_prefixes_as_the_plain_one(teacher, sources, beam_size, early_stopping, tolerance):
+    """They count in no score, no length and no limit, whether all of them, some or none were read at once."""
+    search = SearchConfig(beam_size, beam_size, 8, 3, 0.6, early_stopping)
+    for prefixes in (PREFIXES, [[*prefix, 6] for prefix in PREFIXES[::-1]], [[4, 8]] * 5):
+        check_equals_plain(teacher, sources, search, tolerance, prefixes=prefixes)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_forced_first_token_comes_before_a_prefix_and_only_once(model, teacher, sources, beam_size, tolerance):
+    free = SearchConfig(beam_size, beam_size, 6)
+    search = dataclasses.replace(free, forced_bos_id=6)
+    whole = [[], [6, 5], [6, 8, 3], [6, 7, 7], [6]]
+    check_equals_plain(teacher, sources, search, tolerance, prefixes=whole)
+    batch = padded(sources, model.config)
+    expected = generate_ids(model, batch, search, prefix_ids=whole)
+    assert expected == generate_ids(model, batch, search, prefix_ids=[[], [5], [8, 3], [7, 7], [6]])
+
+    firsts = [4, 4, 6, 3, 8]
+    whole = [[first, *prefix] for first, prefix in zip(firsts, [[7], *PREFIXES[1:]], strict=True)]
+    found = generate_ids(model, batch, search, forced_bos_ids=firsts, prefix_ids=[[7], *PREFIXES[1:]])
+    assert_same(found, generate_ids(model, batch, free, prefix_ids=whole), tolerance)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("prefixes", [None, PREFIXES], ids=["free", "prefixes"])
+def test_limits_that_follow_the_source_are_those_of_the_plain_search(teacher, sources, beam_size, prefixes, tolerance):
+    for ratios in ((1.5, 0.0), (1.5, 0.8), (2.0, 2.0), (0.2, 0.9)):
+        search = SearchConfig(beam_size, beam_size, max_length_ratio=ratios[0], min_length_ratio=ratios[1])
+        check_equals_plain(teacher, sources, search, tolerance, prefixes=prefixes)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+@pytest.mark.parametrize("lengths", [(0, 20, 33, 64, 72), (31, 32, 33, 40, 40), (63, 64, 65, 79, 70)])
+def test_prefixes_of_any_length_are_read(sources, beam_size, lengths, tolerance):
+    long = dataclasses.replace(SMALL, decoder=stack(max_length=80))
+    prefixes = [np.random.default_rng(n).integers(3, 9, n).tolist() for n in lengths]
+    search = SearchConfig(beam_size, beam_size, 10)
+    check_equals_plain(Teacher(random_model(long, gain=2, seed=2)), sources, search, tolerance, prefixes=prefixes)
+
+
+def test_a_prefix_leaves_room_for_one_token_at_least(model, sources):
+    source = padded(sources[:1], model.config)
+    (found,) = generate_ids(model, source, SearchConfig(suppress_ids=(1,)), prefix_ids=[[3] * 39])
+    assert (len(found[0].ids), found[0].finish_reason) == (40, "length")
+    for search, prefix in ((SearchConfig(), [3] * 40), (SearchConfig(forced_bos_id=4), [3] * 39)):
+        with pytest.raises(ValueError, match="40 tokens fill the decoder's 40 positions; shorten it"):
+            generate_ids(model, source, search, prefix_ids=[prefix])
+
+
+@pytest.mark.parametrize("begin", [generate_ids, lambda *asked, **more: next(stream_ids(*asked, **more))])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"forced_bos_ids": [1, 2]}, r"forced_bos_ids must be 1 numbers from 0 to 8, .* not \[1, 2\]"),
+        ({"prefix_ids": [[3], [4]]}, "prefix_ids must be 1 lists of token ids, one for each source, not 2"),
+        ({"prefix_ids": [[3], [4]], "forced_bos_ids": [5]}, "prefix_ids must be 1 lists"),
+        ({"prefix_ids": [[9]]}, r"prefix_ids must be token ids from 0 to 8, not \[9\]"),
+        ({"start_ids": [9]}, r"start_ids must be 1 numbers from 0 to 8, .* not \[9\]"),
+        ({"lines": [-1]}, r"lines must be 1 numbers from 0 to 4294967295, .* not \[-1\]"),
+    ],
+)
+def test_what_is_asked_for_is_checked_however_it_is_given(model, sources, begin, changes, message):
+    with pytest.raises(ValueError, match=message):
+        begin(model, padded(sources[:1], model.config), SearchConfig(max_tokens=3), **changes)
+
+
+RULES = {
+    "no_repeat_ngram_size": 4,
+    "source_no_repeat_ngram_size": 2,
+    "repetition_penalty": 1.2,
+    "bad_words": ((3, 4), (5,)),
+    "min_length_ratio": 2.0,
+}
+SEARCHES = {
+    "greedy": SearchConfig(),
+    "beam": SearchConfig(3, 3, length_penalty=0.6),
+    "sampling": SearchConfig(3, 2, temperature=0.7, top_k=6, top_p=0.95, seed=3),
+    "alternatives": SearchConfig(3, 3, alternatives=True),
+    "greedy with rules": SearchConfig(**RULES),
+    "beam with rules": SearchConfig(3, 3, **RULES),
+    "sampling with rules": SearchConfig(3, 3, temperature=1.0, min_p=0.02, **RULES),
+}
+
+
+def search_alone(model, sources, search, limits=None, prefixes=None, columns=0):
+    """Each source in a batch of its own."""
+    return [
+        generate_ids(
+            model,
+            padded([source], model.config, columns),
+            search,
+            limits and limits[row : row + 1],
+            prefix_ids=prefixes and prefixes[row : row + 1],
+            lines=[row],
+        )[0]
+        for row, source in enumerate(sources)
+    ]
+
+
+def leaving_model(eos_bias):
+    return random_model(dataclasses.replace(SMALL, decoder=stack(max_length=100)), gain=2, eos_bias=eos_bias, seed=1)
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_what_is_done_leaves_the_batch_and_changes_nothing(kind, monkeypatch, tolerance):
+    """Also at the steps at which the capacity grows: 32 and 64."""
+    model = leaving_model(eos_bias=3 if "rules" in kind else -2)
+    lengths = [3, 12, 5, 9, 10, 5, 7, 4, 6]
+    sources = random_sources(model.config, lengths, seed=5)
+    last = [32, 90, 31, 9, 70, 30, 64, 32, 29]
+    prefixes = [[], [4, 8, 3], [], [7], [5] * 40, [], [], [3, 6], []]
+    limits = [n - len(prefix) for n, prefix in zip(last, prefixes, strict=True)]
+    search = dataclasses.replace(SEARCHES[kind], suppress_ids=(1,) if "rules" not in kind else ())
+    sizes, step = [], searching.step
+
+    def counting(model, search, state, memory, request):
+        sizes.append(len(state.tokens))
+        return step(model, search, state, memory, request)
+
+    monkeypatch.setattr(searching, "step", counting)
+    found = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
+    monkeypatch.undo()
+    assert_same(found, search_alone(model, sources, search, limits, prefixes), tolerance)
+    if "rules" not in kind:  # where some end before their limits
+        assert [len(hypotheses[0].ids) for hypotheses in found] == last
+        assert sizes == [9] * 33 + [4] * 32 + [2] * 8 + [1] * 17
+    assert sizes[0] == 9 and sizes[-1] == 1 and set(sizes) <= {9, 4, 2, 1}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_of_these_rules_changes_something(rule):
+    """Else the test above would show nothing."""
+    model = leaving_model(eos_bias=3)
+    source = padded(random_sources(model.config, [5, 9, 7]), model.config)
+    search = dataclasses.replace(SEARCHES["beam with rules"], max_tokens=25)
+    free = dataclasses.replace(search, **{rule: vars(SearchConfig())[rule]})
+    assert generate_ids(model, source, free) != generate_ids(model, source, search)
+
+
+SETTINGS_PREFIXES = [[], [5, 6], [7], [8, 8, 8], [3]]
+BY_KIND = {
+    "greedy": (SEARCHES["greedy"], None),
+    "beam": (SEARCHES["beam"], None),
+    "sampling": (SEARCHES["sampling"], None),
+    "alternatives": (SEARCHES["alternatives"], SETTINGS_PREFIXES),
+    "prefix": (SEARCHES["beam"], SETTINGS_PREFIXES),
+}
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_neither_the_batch_nor_padding_changes_anything(setting, kind, tolerance):
+    model = random_model(SETTINGS[setting], gain=2, seed=1)
+    sources = random_sources(model.config, LENGTHS, seed=5)
+    search, prefixes = BY_KIND[kind]
+    search = dataclasses.replace(search, max_tokens=7)
+    alone = search_alone(model, sources, search, prefixes=prefixes)
+    for columns in (0, 13, 24):
+        found = generate_ids(model, padded(sources, model.config, columns), search, prefix_ids=prefixes)
+        assert_same(found, alone, tolerance)
+    order = [3, 0, 4, 2]
+    found = generate_ids(
+        model,
+        padded([sources[row] for row in order], model.config),
+        search,
+        prefix_ids=prefixes and [prefixes[row] for row in order],
+        lines=order,
+    )
+    assert_same(found, [alone[row] for row in order], tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting, kind", [("relative_positions", "sampling"), ("learned_positions", "prefix")])
+def test_every_kind_of_search_compiled_is_the_uncompiled_one(setting, kind, tolerance):
+    model = random_model(SETTINGS[setting], gain=2, seed=1)
+    source = padded(random_sources(model.config, (3, 7, 5, 4, 6, 2, 8, 4), seed=5), model.config)
+    search, prefixes = BY_KIND[kind]
+    prefixes = prefixes and [*prefixes, [4], [4, 4], [9]]
+    limits = [1, 2, 20, 3, 1, 2, 3, 1]  # so that some leave the batch
+    compiled = generate_ids(model, source, search, limits, prefix_ids=prefixes)
+    mx.disable_compile()
+    assert_same(compiled, generate_ids(model, source, search, limits, prefix_ids=prefixes), tolerance)
+    mx.enable_compile()
+
+
+def check_sound(model, kind):
+    """Hypotheses in any type of numbers: as many as asked for, of the vocabulary, with scores that are numbers."""
+    sources = random_sources(model.config, LENGTHS, seed=5)
+    search, prefixes = BY_KIND[kind]
+    search = dataclasses.replace(search, max_tokens=7)
+    found = generate_ids(model, padded(sources, model.config), search, prefix_ids=prefixes)
+    for hypotheses, prefix in zip(found, prefixes or [[]] * len(sources), strict=True):
+        assert len(hypotheses) == search.num_hypotheses
+        for hypothesis in hypotheses:
+            assert np.isfinite(hypothesis.score) and hypothesis.score <= 0
+            assert hypothesis.ids[: len(prefix)] == prefix
+            assert all(0 < i < model.config.target_vocab_size for i in hypothesis.ids)
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_half_precision_gives_sound_hypotheses(setting, kind):
+    for dtype in (mx.float16, mx.bfloat16):
+        model = random_model(SETTINGS[setting], gain=2, seed=1)
+        model.set_dtype(dtype)
+        assert model.dtype == dtype
+        check_sound(model, kind)
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_models_give_sound_hypotheses(bits, kind):
+    wide = stack(mlp_dims=64)
+    model = random_model(config(dims=32, encoder=wide, decoder=wide), gain=2, seed=1)
+    quantize_weights(model, QuantizationConfig(bits, 32))
+    check_sound(model, kind)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "beam", "sampling"])
+def test_hundreds_of_sentences_in_random_batches_are_the_same_alone(kind, tolerance):
+    model = random_model(config(output_bias=True), gain=2, eos_bias=2, seed=3)
+    search = dataclasses.replace(SEARCHES[kind], max_length_ratio=1.0, min_length_ratio=0.3, no_repeat_ngram_size=3)
+    count, rng = 120, np.random.default_rng(0)
+    sources = random_sources(model.config, 1 + rng.geometric(0.12, count).clip(0, 39), seed=1)
+    prefixes = [rng.integers(3, 19, rng.integers(1, 8)).tolist() if rng.random() < 0.3 else [] for _ in sources]
+    order, found = rng.permutation(count).tolist(), {}
+    while order:
+        rows, order = order[: (size := rng.integers(1, 33))], order[size:]
+        asked = {"prefix_ids": [prefixes[row] for row in rows], "lines": rows}
+        results = generate_ids(model, padded([sources[row] for row in rows], model.config), search, **asked)
+        found |= dict(zip(rows, results, strict=True))
+    assert_same([found[row] for row in range(count)], search_alone(model, sources, search, None, prefixes), tolerance)
+
+
+def test_what_is_drawn_depends_on_seed_and_line_and_nothing_else(model, sources, tolerance):
+    """The batch is tested above, with all the other searches."""
+    search = SearchConfig(3, 3, max_tokens=8, temperature=1.5)
+    same = padded([sources[1]] * 4, model.config)
+
+    def ids(search, lines):
+        return [[h.ids for h in hypotheses] for hypotheses in generate_ids(model, same, search, lines=lines)]
+
+    first = ids(search, [0, 1, 2, 1])
+    assert first[1] == first[3] == ids(search, [1, 5, 6, 7])[0]
+    drawn = [tuple(each) for line in first[:3] for each in line]
+    assert len(set(drawn)) >= 8, "of nine drawn at random hardly two are alike"
+    assert ids(dataclasses.replace(search, seed=1), [0, 1, 2, 1]) != first
+    assert ids(search, None) == ids(search, [0, 1, 2, 3])
+
+
+def test_whole_hypotheses_are_drawn_as_often_as_they_are_probable():
+    vocab, limit, rows, temperature = 6, 3, 600, 1.4
+    model = random_model(config(source_vocab_size=vocab, target_vocab_size=vocab, output_bias=True), eos_bias=0.5)
+    teacher, (source,) = Teacher(model), random_sources(model.config, [5])
+    expected, unfinished = {}, {(): 1.0}
+    for length in range(1, limit + 1):
+        for ids, probability in list(unfinished.items()):
+            weights = np.exp(teacher(source, [ids])[0] / temperature)
+            weights[[model.config.pad_id]] = 0
+            del unfinished[ids]
+            for token, weight in enumerate(weights / weights.sum()):
+                ended = token == model.config.eos_id or length == limit
+                (expected if ended else unfinished)[(*ids, token)] = probability * weight
+    assert sum(expected.values()) == pytest.approx(1)
+
+    search = SearchConfig(4, 4, limit, temperature=temperature)
+    found = generate_ids(model, mx.array([source] * rows), search)
+    drawn = [with_end(h, model.config.eos_id) for hypotheses in found for h in hypotheses]
+    likely = [ids for ids, probability in expected.items() if probability * len(drawn) >= 5]
+    counts = np.array([drawn.count(ids) for ids in likely])
+    means = np.array([expected[ids] for ids in likely]) * len(drawn)
+    assert len(likely) > 30 and counts.sum() > 0.95 * len(drawn) == 0.95 * 4 * rows
+    assert ((counts - means) ** 2 / means).sum() <= len(likely) + 4 * np.sqrt(2 * len(likely))
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_of_drawn_hypotheses_the_best_come_first_with_teacher_forced_scores(any_model, length_penalty, tolerance):
+    """Temperature, filters and prefixes enter no score."""
+    model = any_model
+    sources = random_sources(model.config, LENGTHS, seed=5)
+    search = SearchConfig(4, 4, max_tokens=8, length_penalty=length_penalty, temperature=1.7, top_k=7, top_p=0.97)
+    source = padded(sources, model.config)
+    found = generate_ids(model, source, search, prefix_ids=PREFIXES)
+    for row, hypotheses in enumerate(found):
+        scores = [h.score for h in hypotheses]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 4
+        given = len(PREFIXES[row])
+        expected = [teacher_forced(model, sources[row], h, length_penalty, given) for h in hypotheses]
+        np.testing.assert_allclose(scores, expected, atol=tolerance(CLOSE))
+    fewer = generate_ids(model, source, dataclasses.replace(search, num_hypotheses=2), prefix_ids=PREFIXES)
+    assert fewer == [hypotheses[:2] for hypotheses in found]
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 1e-4}, {"temperature": 1.0, "top_k": 1}], ids=str)
+def test_drawing_without_chance_is_greedy_search(any_model, changes, tolerance):
+    source = padded(random_sources(any_model.config, LENGTHS, seed=5), any_model.config)
+    drawn = generate_ids(any_model, source, SearchConfig(3, 3, max_tokens=8, **changes))
+    greedy = generate_ids(any_model, source, SearchConfig(max_tokens=8))
+    assert_same(drawn, [hypotheses * 3 for hypotheses in greedy], tolerance)
+
+
+@pytest.mark.parametrize("prefixes", [None, PREFIXES], ids=["free", "prefixes"])
+@pytest.mark.parametrize("forced", [None, 6])
+def test_alternatives_are_the_most_probable_first_tokens_each_with_a_greedy_rest(
+    model, teacher, sources, forced, prefixes, tolerance
+):
+    """First after the prefix or the forced token; in the order of the first tokens' probabilities."""
+    beams, limit = 4, 7
+    search = SearchConfig(beams, beams, limit, length_penalty=0, alternatives=True, forced_bos_id=forced)
+    found = generate_ids(model, padded(sources, model.config), search, prefix_ids=prefixes)
+    for source, prefix, hypotheses in zip(sources, prefixes or [[]] * 5, found, strict=True):
+        left = limit - 1 - (forced is not None and not prefix)  # a forced token counts where no prefix is
+        begun = prefix if forced is None else [forced, *prefix]
+        logprobs = teacher(source, [tuple(begun)])[0]
+        logprobs[model.config.pad_id] = -np.inf
+        firsts = np.argsort(-logprobs)[:beams].tolist()
+        assert [with_end(h, model.config.eos_id)[len(begun)] for h in hypotheses] == firsts
+        for first, hypothesis in zip(firsts, hypotheses, strict=True):
+            rest = [(0, (*begun, first))]
+            if first != model.config.eos_id:
+                rest, _ = plain_search(teacher, source, SearchConfig(length_penalty=0), left, (*begun, first))
+            ((score, ids),) = rest
+            assert with_end(hypothesis, model.config.eos_id) == ids
+            assert hypothesis.score == pytest.approx(logprobs[first] + score, abs=tolerance(CLOSE))
+    fewer = dataclasses.replace(search, num_hypotheses=2)
+    first_two = generate_ids(model, padded(sources, model.config), fewer, prefix_ids=prefixes)
+    assert first_two == [hypotheses[:2] for hypotheses in found]
+
+
+# What is asked for besides a source -> the search and what differs from source to source.
+STREAMED = {
+    "greedy": ({}, {}),
+    "one token": ({}, {"max_tokens": [1]}),
+    "a limit": ({"suppress_ids": (1,)}, {"max_tokens": [4]}),
+    "all positions": ({"suppress_ids": (1,), "max_tokens": None}, {}),
+    "the end first": ({"suppress_ids": (0, *range(2, 19))}, {}),
+    "start": ({}, {"start_ids": [5]}),
+    "forced": ({"forced_bos_id": 4, "forced_eos_id": 1}, {"forced_bos_ids": [7]}),
+    "prefix": ({"min_tokens": 3}, {"prefix_ids": [[5, 3, 4]]}),
+    "prefix after a forced token": ({}, {"prefix_ids": [[5, 3]], "forced_bos_ids": [4]}),
+    "a long prefix": ({"max_tokens": 6}, {"prefix_ids": [[6] * 31]}),
+    "drawn": ({"temperature": 1.2, "seed": 4}, {"lines": [8], "prefix_ids": [[5]]}),
+    "rules": ({"no_repeat_ngram_size": 2, "repetition_penalty": 1.4, "min_length_ratio": 1.0}, {}),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_streamed_tokens_are_those_of_the_hypothesis(setting):
+    model = random_model(SETTINGS[setting], gain=2, seed=1)
+    lengths = set()
+    for changes, asked in STREAMED.values():
+        search = SearchConfig(**{"max_tokens": 9, **changes})
+        for source in random_sources(model.config, LENGTHS[:2], seed=5):
+            ((hypothesis,),) = generate_ids(model, mx.array([source]), search, **asked)
+            assert list(stream_ids(model, mx.array([source]), search, **asked)) == hypothesis.ids
+            lengths.add(len(hypothesis.ids))
+    assert {0, 1, 4, 40} <= lengths
+
+
+def test_tokens_are_streamed_before_all_are_found(model, sources, monkeypatch):
+    steps, step = [], searching.step
+    monkeypatch.setattr(searching, "step", lambda *state: (steps.append(1), step(*state))[1])
+    search = SearchConfig(max_tokens=20, suppress_ids=(1,))
+    for given, _ in enumerate(stream_ids(model, padded(sources[:1], model.config), search), start=1):
+        assert len(steps) == min(given + 1, 20), "the next step is under way"
+
+
+@pytest.mark.parametrize("beam_size, rows", [(2, 1), (1, 2)])
+def test_only_one_hypothesis_of_one_source_can_be_streamed(model, sources, beam_size, rows):
+    source = padded(sources[:rows], model.config)
+    with pytest.raises(ValueError, match=f"beam_size {beam_size} and {rows} sources are too many"):
+        next(stream_ids(model, source, SearchConfig(beam_size)))
+
+
+@pytest.mark.parametrize("search", [SearchConfig(), SearchConfig(3, 3), SEARCHES["sampling"]], ids=["1", "3", "drawn"])
+@pytest.mark.parametrize("broken", ["not a number", "suppressed", "not a number later"])
+def test_a_search_that_finds_nothing_says_so(sources, search, broken):
+    model = random_model(SMALL, gain=2, eos_bias=3, seed=1)
+    forced = 4 if broken == "not a number later" else None
+    search = dataclasses.replace(search, max_tokens=5, forced_bos_id=forced)
+    if broken == "suppressed":
+        search = dataclasses.replace(search, suppress_ids=tuple(range(9)))
+    else:
+        model.output_bias[3] = np.nan
+    source = padded(sources[:2], model.config)
+    with pytest.raises(
+        ValueError, match="the model's logits are not numbers, or all tokens are suppressed; compute in"
+    ):
+        generate_ids(model, source, search)
+    if search.beam_size == 1:
+        with pytest.raises(ValueError, match="the model's logits are not numbers, or all tokens are suppressed"):
+            list(stream_ids(model, source[:1], search))
