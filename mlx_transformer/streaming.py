@@ -67,12 +67,11 @@ class Detokenizer:
         return text[start:end]
 
     def _drop(self, text: str) -> None:
-        """Forget the first ids if the text of the others alone is the end of the text of all."""
+        """Forget the first ids, if the others have a sure character by themselves: what comes after it is the same."""
         middle = len(self._ids) // 2
         for place in range(middle, middle + SEAMS):
             rest = self._text(self._ids[place:])
-            # Before its first character it is not settled whether a space stands there, or bytes are half of one.
-            if UNSURE.sub("", rest).strip() and text.endswith(rest):
+            if UNSURE.sub("", rest):
                 self._ids, self._given = self._ids[place:], self._given - (len(text) - len(rest))
                 return
 

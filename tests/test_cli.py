@@ -408,8 +408,9 @@ class TestOutput:
 
 
 class TestPipes:
-    def test_each_line_is_answered_as_it_arrives(self, start):
-        process = start("generate")
+    @pytest.mark.parametrize("options", [(), ("--split-sentences",)], ids=["whole", "split"])
+    def test_each_line_is_answered_as_it_arrives(self, start, options):
+        process = start("generate", *options)
         for line in (b"one\n", b"\n", b"two\n"):
             process.stdin.write(line)
             process.stdin.flush()
@@ -679,7 +680,7 @@ class TestScore:
 
 def test_evaluate_takes_the_search_options_of_generate():
     names = {option.name for option in evaluate.command.params}
-    assert {"beam_size", "length_penalty", "batch_tokens", "model", "dtype"} <= names
+    assert {"beam_size", "length_penalty", "batch_tokens", "memory_limit", "model", "dtype"} <= names
 
 
 LINES = ["a short line", "", "the third of March, 1987", "a short line", "one line that is a good deal longer"] * 3

@@ -205,7 +205,7 @@ class TestParagraphs:
         read = []
 
         def paragraphs():
-            while True:
+            for _ in range(100):
                 read.append(None)
                 yield Paragraph(["a", "b"], [""] * 3)
 

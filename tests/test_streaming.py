@@ -84,8 +84,11 @@ def pieces(tokenizer, ids):
     return [*map(detokenizer.add, ids), detokenizer.finish()]
 
 
-@pytest.mark.parametrize("clean_up", [False, True])
-def test_joined_it_is_the_text_of_all_ids(tokenizer, clean_up):
+@pytest.mark.parametrize(("clean_up", "window"), [(True, streaming.WINDOW), (False, 3)])
+def test_joined_it_is_the_text_of_all_ids(tokenizer, clean_up, window, monkeypatch):
+    """Also where nearly all ids before the newest were forgotten."""
+    monkeypatch.setattr(streaming, "WINDOW", window)
+    monkeypatch.setattr(streaming, "SEAMS", min(window, streaming.SEAMS))
     tokenizer = cleaned(tokenizer, clean_up)
     for ids in rows(tokenizer):
         assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
