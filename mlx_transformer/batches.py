@@ -9,8 +9,8 @@ import mlx.core as mx
 from mlx_transformer.tokenizer import Tokenizer
 
 WINDOW = 2048  # lines that are read ahead and sorted by length
-LENGTH_MULTIPLE = 16  # sources are padded to a multiple: few shapes to compile, and fused attention on Metal
-BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+LENGTH_MULTIPLE = 16  # of padded lengths, for fused attention on Metal; longer ones are 2 or 3 x a power of 2 of it
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64  # a line with more than this for each position of the model is surely too long for it
 PerLine = str | Iterable[str | None] | None  # a text for all lines, or one for each
 Result = TypeVar("Result")
@@ -122,8 +122,11 @@ def pack(lengths: Sequence[int], limit: int, positions: int) -> list[list[int]]:
 
 
 def padded(length: int, limit: int) -> int:
-    """One of the few lengths that are compiled."""
-    return min(-(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, limit)
+    """One of the few lengths that are compiled: 16, 32, 48, 64, 96, 128, 192 and so on."""
+    multiple = LENGTH_MULTIPLE
+    while 4 * multiple < length:
+        multiple *= 2
+    return min(-(-length // multiple) * multiple, limit)
 
 
 def batch_size(count: int) -> int:

@@ -215,7 +215,7 @@ class TestBatches:
     def test_filler_rows_change_nothing(self, model, tokenizer, shapes):
         lines = make_lines(5, longest=6)
         results = list(generate_hypotheses(model, tokenizer, lines, BEAM))
-        assert list(shapes) == [(6, 16)]  # one row to fill up
+        assert list(shapes) == [(8, 16)]  # three rows to fill up
         assert len(results) == 5
         assert [essence(h) for h in results] == [essence(h) for h in alone(model, tokenizer, lines, BEAM)]
 
