@@ -10,6 +10,7 @@ from mlx_transformer.fields import check_at_most, check_positive, check_types
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 MAX_BEAM_SIZE = 1024
+MIN_TEMPERATURE = 1e-6  # divided by less, logits leave the range of float32
 BATCH_TOKENS = 4096  # padded source positions x beams of a batch in generation
 
 # Far more than any model has: a file that claims more would only fill the memory.
@@ -256,6 +257,8 @@ class SearchConfig:
         for name in ("temperature", "top_k", "min_p", "seed"):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(f"temperature must be 0, or at least {MIN_TEMPERATURE}, not {self.temperature}.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be more than 0 and at most 1, not {self.top_p}.")
         if self.min_p > 1:

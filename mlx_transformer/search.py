@@ -72,6 +72,8 @@ def generate_ids(
         ValueError: If a source is longer than the encoder has positions, if a number is out of range, or if the logits
             are not numbers.
     """
+    if not source.shape[0]:
+        return []
     search = search or model.search_defaults
     prefixes = _prefixes(search, forced_bos_ids, prefix_ids or [[]] * source.shape[0])
     request, most = make_request(model, source, search, max_tokens, forced_bos_ids, prefixes, lines)

@@ -176,6 +176,18 @@ def test_errors_of_a_nested_stack_name_its_place():
         (SEARCH, {"num_hypotheses": 5}, "num_hypotheses must not exceed beam_size: 5 is more than 4; .* larger beam"),
         (SEARCH, {"max_tokens": 0}, "max_tokens must be more than 0, not 0"),
         (SEARCH, {"min_tokens": -2}, "min_tokens must not be negative: -2"),
+        (SEARCH, {"max_length_ratio": 0.0}, "max_length_ratio must be more than 0, not 0"),
+        (SEARCH, {"min_length_ratio": -0.5}, "min_length_ratio must not be negative: -0.5"),
+        *[
+            (SEARCH, {"temperature": 1.0, **{name: -1}}, f"{name} must not be negative: -1")
+            for name in ("temperature", "top_k", "min_p", "seed")
+        ],
+        (SEARCH, {"temperature": 1e-39}, "temperature must be 0, or at least 1e-06, not 1e-39"),
+        (SEARCH, {"temperature": 1.0, "top_p": 0.0}, "top_p must be more than 0 and at most 1, not 0.0"),
+        (SEARCH, {"temperature": 1.0, "min_p": 1.5}, "min_p must be at most 1, not 1.5"),
+        (SEARCH, {"seed": 1 << 32}, "seed must be less than 2\\*\\*32, not 4294967296"),
+        (SEARCH, {"top_k": 5}, "top_k is for drawing at random: give a temperature above 0"),
+        (SEARCH, {"temperature": 1.0, "alternatives": True}, "alternatives are not drawn: leave out temperature 1.0"),
         *[
             (TRAINING, {name: 0}, f"{name} must be more than 0, not 0")
             for name in ("steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "clip_norm")

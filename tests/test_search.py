@@ -242,6 +242,10 @@ def test_the_models_own_search_is_the_default(model, sources):
     assert generate_ids(ours, source) == generate_ids(model, source, ours.search_defaults)
 
 
+def test_no_sources_give_no_hypotheses(model, sources):
+    assert generate_ids(model, padded(sources, model.config)[:0], SearchConfig()) == []
+
+
 def test_sources_longer_than_the_positions_are_refused(model):
     with pytest.raises(ValueError, match="A source must be at most 40 tokens long, not 41: shorten or split it."):
         generate_ids(model, mx.full((1, 41), 3))
