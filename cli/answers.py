@@ -85,12 +85,29 @@ def answer_split(
             count += len(best)
 
 
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse an option that does nothing without another one."""
+    for name, needed in (
+        ("alignment_layers", "alignments"),
+        ("alignment_heads", "alignments"),
+        ("sentence_language", "split_sentences"),
+        ("seed", "temperature"),
+    ):
+        if options[name] not in (None, ()) and not options[needed]:
+            option, other = name.removesuffix("s").replace("_", "-"), needed.replace("_", "-")
+            raise click.UsageError(f"--{option} does nothing by itself: give --{other} as well.")
+    if options["alternatives"] and (options["num_hypotheses"] or 1) < 2:
+        raise click.UsageError("--alternatives gives several ways to go on: give --num-hypotheses 2 or more as well.")
+
+
 def prepare_split(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a search for one hypothesis; an error, before the model is loaded, where no line can be split."""
     from mlx_transformer.sentences import segmenter
 
-    if (options["num_hypotheses"] or 1) > 1:
-        raise click.UsageError("--split-sentences gives one text for each line: leave out --num-hypotheses.")
+    for name in ("num_hypotheses", "target_prefix", "alternatives"):
+        if options[name] not in (None, 1):
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--split-sentences gives one text for each line: leave out --{option}.")
     segmenter()
     return options | {"num_hypotheses": 1}
 
@@ -102,7 +119,7 @@ def prepare_stream(options: dict[str, Any]) -> dict[str, Any]:
             option = name.removeprefix("as_").replace("_", "-")
             raise click.UsageError(f"--stream writes plain text as it comes: leave out --{option}.")
     for name in ("beam_size", "num_hypotheses"):
-        if (options[name] or 1) > 1:
+        if options[name] not in (None, 1):
             option = f"--{name.replace('_', '-')} {options[name]}"
             raise click.UsageError(f"--stream gives one hypothesis, whose words stay as they are: leave out {option}.")
     return options | {"beam_size": 1, "num_hypotheses": 1}

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
 
@@ -20,6 +20,11 @@ DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 def none_if_dash(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
     """- is standard input or output, as no path is."""
     return None if path == "-" else path
+
+
+def input_option(name: str, help: str) -> Any:
+    """The option --input."""
+    return click.option("--input", "-i", name, type=click.Path(dir_okay=False), callback=none_if_dash, help=help)
 
 
 output_option = click.option(

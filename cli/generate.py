@@ -15,12 +15,13 @@ from mlx_transformer.cli.answers import (
     answer_split,
     answer_stream,
     answer_whole,
+    check_options,
     format_json,
     format_text,
     prepare_split,
     prepare_stream,
 )
-from mlx_transformer.cli.files import check_paths, none_if_dash, open_input, output_option, with_progress, write
+from mlx_transformer.cli.files import check_paths, input_option, open_input, output_option, with_progress, write
 from mlx_transformer.cli.lines import OPTIONS, Line, parse_windows, split_lines
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
@@ -64,14 +65,7 @@ sentences, and its finish_reason is "length" if that of one of them is:
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @model_option
 @revision_option
-@click.option(
-    "--input",
-    "-i",
-    "source",
-    type=click.Path(dir_okay=False),
-    callback=none_if_dash,
-    help="File to read; - is standard input.",
-)
+@input_option("source", "File to read; - is standard input.")
 @output_option
 @source_language_option
 @target_language_option
@@ -135,6 +129,7 @@ def command(
     if texts and source is not None:
         raise click.UsageError("Give TEXT or --input, not both.")
     check_paths(output, *([] if texts else [source]))
+    check_options(options)
     if stream:
         options = prepare_stream({**options, "strict": strict, "verbose": verbose})
     if options["split_sentences"]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.files import check_paths, none_if_dash, open_input, output_option, with_progress, write
+from mlx_transformer.cli.files import check_paths, input_option, open_input, output_option, with_progress, write
 from mlx_transformer.cli.lines import Line, parse_windows, read_lines, read_windows, split_lines
 from mlx_transformer.cli.options import (
     alignments_option,
@@ -44,14 +44,7 @@ class Pair(NamedTuple):
 @click.command("score", short_help="How probable given targets are.")
 @click.option("--source", "-s", type=click.Path(dir_okay=False), help="File of sources, one a line.")
 @click.option("--target", "-t", type=click.Path(dir_okay=False), help="File of their targets.")
-@click.option(
-    "--input",
-    "-i",
-    "path",
-    type=click.Path(dir_okay=False),
-    callback=none_if_dash,
-    help="File of SOURCE<tab>TARGET lines; - is standard input.",
-)
+@input_option("path", "File of SOURCE<tab>TARGET lines; - is standard input.")
 @output_option
 @model_option
 @revision_option
@@ -104,6 +97,8 @@ def command(
     """  # noqa: D301 (click needs the backspace)
     if bool(source) != bool(target) or (source and path):
         raise click.UsageError("Give --source with --target, or --input, or pairs on standard input.")
+    if (alignment_layers or alignment_heads) and not alignments:
+        raise click.UsageError("--alignment-layer and --alignment-head do nothing alone: give --alignments as well.")
     check_paths(output, *((source, target) if source else (path,)))
     windows = read_files(source, target) if source and target else read_pairs(path, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)

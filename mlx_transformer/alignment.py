@@ -99,8 +99,9 @@ def words_of_text(encode: Callable[[list[Line]], list[list[int]]], line: Line, i
     ends = [line.start, *(found.end() for found in WORD.finditer(line.text, line.start))]
     for number, end in enumerate(ends):
         (beginning,) = encode([line._replace(text=line.text[:end])])
-        words += [number - 1 if number else None] * (common(beginning[: len(beginning) - after], ids) - len(words))
-        if len(words) == len(ids):
+        own, tail = beginning[: len(beginning) - after], beginning[len(beginning) - after :]
+        words += [number - 1 if number else None] * (common(own, ids) - len(words))
+        if len(words) >= len(ids) - (after if ids[len(ids) - after :] == tail else 0):
             break
     return words + [None] * (len(ids) - len(words))
 

@@ -77,7 +77,8 @@ def softmax_weights(queries: mx.array, keys: mx.array, scale: float, mask: mx.ar
 
 def check_rows(source: mx.array, target: mx.array) -> None:
     """Refuse targets that cannot be dealt to the sources: the fold of rows into queries would mix them."""
-    if target.shape[0] % source.shape[0]:
+    if not source.shape[0] or target.shape[0] % source.shape[0]:
         raise ValueError(
-            f"Rows of targets must be a multiple of those of sources: {target.shape[0]} is none of {source.shape[0]}."
+            "Rows of targets must be a multiple of those of sources, at least one: "
+            f"{target.shape[0]} is none of {source.shape[0]}."
         )

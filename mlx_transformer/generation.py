@@ -173,9 +173,10 @@ def generate_hypotheses(
     prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
     rows = read_lines(lines, prefix, source_language, target_language, target_prefix)
     reviewed = partial(_reviewed, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
+    empty = replace(EMPTY, token_scores=[] if reviewed else None, alignment=[] if alignment else None)
     while window := list(islice(rows, WINDOW)):
         sources = _sources(model, tokenizer, window, first_line)
-        yield from _window(model, tokenizer, sources, search, batch_tokens, reviewed)
+        yield from _window(model, tokenizer, sources, search, batch_tokens, reviewed, empty)
         first_line += len(window)
 
 
@@ -212,7 +213,7 @@ def stream_generate(
     lines = list(read_lines([text], prefix, source_language, target_language, target_prefix))
     (source,) = _sources(model, tokenizer, lines, line)
     if source.truncated:
-        logger.warning("The text is longer than the model can read and was cut.")
+        logger.warning("Line %d is longer than the model can read and was cut.", line + 1)
     if source.ids:
         detokenizer = Detokenizer(tokenizer)
         asked = _asked(model, [source], search)
@@ -227,13 +228,14 @@ def _window(
     search: SearchConfig,
     batch_tokens: int,
     reviewed: Review | None,
+    empty: Hypothesis,
 ) -> Iterator[list[Hypothesis]]:
     """Search sources in batches of like length; results in order."""
     written = [i for i, source in enumerate(sources) if source.ids]
     limit, positions = model.config.encoder.max_length, batch_tokens // search.beam_size
 
     def found() -> Iterator[tuple[int, list[Hypothesis]]]:
-        yield from ((i, [EMPTY]) for i, source in enumerate(sources) if not source.ids)
+        yield from ((i, [empty]) for i, source in enumerate(sources) if not source.ids)
         for places in pack([len(sources[i].ids) for i in written], limit, positions):
             batch = [sources[written[place]] for place in places]
             results = _search(model, batch, search)

@@ -18,6 +18,7 @@ from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.initial import embedding, linear, linears
 from mlx_transformer.norms import NORMS
 from mlx_transformer.positions import buckets, check_length, numbers, relative_mask, sinusoids
+from mlx_transformer.tracing import guarded
 
 MAX_COMPILED = 32  # traces that a model keeps
 Attend = Callable[..., mx.array]  # takes and gives what fused attention does
@@ -319,15 +320,14 @@ class Transformer(nn.Module):
     def compiled(self, function: Callable, *options: Any) -> Callable:
         """`function(model, *options, ...)` under `mx.compile`, traced once and kept for later calls.
 
-        The weights are inputs of the trace, so that later updates are seen; the training flag, which a trace bakes in,
-        is part of the key.
+        The weights are inputs of the trace, so that later updates are seen; the training flag is part of the key.
         """
         key = (function, options, self.training)
         if key not in self._compiled:
             if len(self._compiled) == MAX_COMPILED:
                 del self._compiled[next(iter(self._compiled))]  # the oldest
             self._compiled[key] = mx.compile(functools.partial(function, self, *options), inputs=[self.state])
-        return self._compiled[key]
+        return guarded(self, self._compiled[key])
 
     def _masks(self, queries: int, cache: Cache | None) -> list[mx.array] | list[str]:
         """For each decoder layer what may be attended to: without a cache, the positions up to the query's own."""

@@ -60,7 +60,9 @@ def make_request(
     check_numbers("max_tokens", wanted, batch, 1, 2**31)
     check_prefixes(prefixes, batch, model)
     most = [min(n, config.decoder.max_length - len(prefix)) for n, prefix in zip(wanted, prefixes, strict=True)]
-    least = [min(n, max(search.min_tokens, int(ratio * length))) for n, length in zip(most, lengths, strict=True)]
+    least = [
+        min(n, max(search.min_tokens, int(min(ratio * length, n)))) for n, length in zip(most, lengths, strict=True)
+    ]
     if search.alternatives and search.beam_size > config.target_vocab_size:
         raise ValueError(
             f"Alternatives are different tokens: beam_size {search.beam_size} is more than the vocabulary's "
@@ -90,7 +92,7 @@ def token_limit(model: Transformer, source_length: int, search: SearchConfig) ->
     if search.max_tokens is not None:
         limits.append(search.max_tokens)
     if search.max_length_ratio is not None:
-        limits.append(max(1, int(search.max_length_ratio * source_length)))
+        limits.append(max(1, int(min(search.max_length_ratio * source_length, limits[0]))))
     if len(limits) == 1:
         limits.append(2 * source_length + 50)
     return min(limits)

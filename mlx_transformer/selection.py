@@ -1,5 +1,7 @@
 """Which tokens come next: the k best by chunk maxima, or one drawn at random (Holtzman et al. 2020 for the nucleus)."""
 
+import math
+
 import mlx.core as mx
 import numpy as np
 
@@ -72,6 +74,8 @@ def _threshold(scores: mx.array, search: SearchConfig) -> mx.array | float:
     """What a score must reach to be drawn, (rows, 1), as transformers has it: top_k, of these top_p, of these min_p."""
     if not search.top_k and search.top_p == 1 and search.min_p == 0:
         return NEVER
+    if not search.top_k and search.top_p == 1:
+        return scores.max(axis=-1, keepdims=True) + math.log(search.min_p)
     best, _ = top_k(scores, min(search.top_k or scores.shape[1], scores.shape[1]))
     least = best[:, -1:]
     probabilities = mx.softmax(best, axis=-1)

@@ -127,14 +127,15 @@ def combine(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hypothesis:
 
 def _shifted(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> list[tuple[int, int]] | None:
     """The aligned words of all sentences, each counted from the beginning of the paragraph."""
-    if parts[0].alignment is None:
+    if all(part.alignment is None for part in parts):
         return None
-    pairs, source, target = [], 0, 0
+    pairs = set()
     for number, part in enumerate(parts):
-        pairs += [(source + i, target + j) for i, j in part.alignment or []]
-        source = len("".join(map(str.__add__, paragraph.spaces, paragraph.sentences[: number + 1])).split())
-        target = len(join(paragraph, [p.text or "" for p in parts[: number + 1]]).split())
-    return pairs
+        source = "".join(map(str.__add__, paragraph.spaces[:number], paragraph.sentences)) + paragraph.spaces[number]
+        target = join(paragraph, [*(p.text or "" for p in parts[:number]), "x"]).rstrip()[:-1]
+        words = [len(text.split()) - bool(text and not text[-1].isspace()) for text in (source, target)]
+        pairs |= {(words[0] + i, words[1] + j) for i, j in part.alignment or []}
+    return sorted(pairs)
 
 
 def by_paragraph(

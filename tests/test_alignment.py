@@ -21,7 +21,7 @@ from mlx_transformer.alignment import (
     words_of_ids,
     words_of_text,
 )
-from mlx_transformer.batches import Line, encode_targets
+from mlx_transformer.batches import Line, encode_sources, encode_targets
 from mlx_transformer.languages import TokenizerConfig
 from mlx_transformer.merges import MergesVocabulary
 from mlx_transformer.pretrained import BUNDLED
@@ -202,8 +202,9 @@ def straight_model(tokenizer):
         table.weight = mx.zeros_like(table.weight)
     for layer in model.decoder.layers:
         cross = layer.cross_attention
-        for part in (cross.query_proj, cross.key_proj):
-            part.weight, part.bias = 8 * mx.eye(32), mx.zeros(32)
+        cross.query_proj.weight, cross.query_proj.bias = 8 * mx.eye(32), mx.zeros(32)
+        cross.key_value_proj.weight = mx.concatenate([8 * mx.eye(32), mx.zeros((32, 32))])
+        cross.key_value_proj.bias = mx.zeros(64)
         cross.out_proj.weight, cross.out_proj.bias = mx.zeros((32, 32)), mx.zeros(32)
     for module in model.modules():
         if type(module).__name__ == "LayerNorm":
@@ -278,3 +279,17 @@ def test_the_settings_are_plain_data():
     }
     with pytest.raises(ValueError, match="unit"):
         AlignmentConfig(unit="letters")
+
+
+def test_of_a_line_that_is_cut_no_more_is_encoded_than_is_read():
+    tokenizer, line = letters(), Line("a b c " * 500)
+    (whole,) = encode_sources(tokenizer, [line])
+    calls = []
+
+    def encode(lines):
+        calls.append(lines)
+        return encode_sources(tokenizer, lines)
+
+    words = words_of_text(encode, line, tokenizer.cut(whole, 20), tokenizer.num_after_source)
+    assert [word for word in words if word is not None] == list(range(19))
+    assert len(calls) == 20

@@ -74,6 +74,49 @@ def test_a_limit_of_the_user_lowers_the_models_least_length():
         options.search_config(defaults, {"max_tokens": 20, "min_tokens": 25})
 
 
+class TestOptions:
+    @pytest.mark.parametrize(
+        "given, told",
+        [
+            (["--alignment-layer", "1"], "--alignment-layer does nothing by itself: give --alignments as well"),
+            (
+                ["--sentence-language", "fr"],
+                "--sentence-language does nothing by itself: give --split-sentences",
+            ),
+            (["--seed", "1"], "--seed does nothing by itself: give --temperature as well"),
+            (["--alternatives"], "give --num-hypotheses 2 or more as well"),
+            (["--stream", "--json"], "--stream writes plain text as it comes: leave out --json"),
+            (["--stream", "--beam-size", "0"], "leave out --beam-size 0"),
+            (["--stream", "--num-hypotheses", "2"], "leave out --num-hypotheses 2"),
+            (["--split-sentences", "--target-prefix", "a"], "leave out --target-prefix"),
+            (["--split-sentences", "--num-hypotheses", "-3"], "leave out --num-hypotheses"),
+        ],
+    )
+    def test_what_does_nothing_or_cannot_be_is_misuse(self, echo, given, told):
+        assert told in " ".join(echo("generate", "one", *given, status=2).stderr.split())
+
+    def test_columns(self, echo):
+        options = ("generate", "--scores", "--alignments", "one two", "three")
+        assert echo(*options).stdout == "-0.5000\tONE TWO\t0-0 1-1\n-0.5000\tTHREE\t0-0\n"
+        row = json.loads(echo(*options[:-1], "--json").stdout)
+        assert row["alignment"] == [[0, 0], [1, 1]] and row["token_scores"] == [-0.5] * 7
+
+    def test_a_stream_is_the_text(self, echo):
+        assert echo("generate", "--stream", "--target-prefix", ">", stdin=b"one\n\ntwo").stdout == ">ONE\n>\n>TWO\n"
+
+    def test_each_line_may_begin_as_it_likes(self, echo):
+        stdin = b'{"text": "one", "target_prefix": "A "}\n"two"\n'
+        rows = echo("generate", "--json", "--target-prefix", "B ", stdin=stdin).stdout.splitlines()
+        assert [json.loads(row)["text"] for row in rows] == ["A ONE", "B TWO"]
+
+    def test_what_is_drawn_is_not_the_best_of_more(self):
+        defaults = mt.SearchConfig(beam_size=4)
+        drawn = options.search_config(defaults, {"temperature": 0.5, "num_hypotheses": None})
+        assert (drawn.beam_size, drawn.num_hypotheses) == (1, 1)
+        others = options.search_config(defaults, {"alternatives": True, "num_hypotheses": 3})
+        assert (others.beam_size, others.num_hypotheses) == (3, 3)
+
+
 class TestLanguagesAndTasks:
     def test_languages_of_all_lines(self, echo):
         arguments = ("generate", "--source-language", "en", "--target-language", "fr")

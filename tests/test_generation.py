@@ -10,6 +10,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_transformer import generation
+from mlx_transformer.alignment import AlignmentConfig
 from mlx_transformer.batches import BATCH_SIZES, Line, encode_beginnings, encode_sources
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
 from mlx_transformer.generation import generate, generate_hypotheses, stream_generate
@@ -423,7 +424,7 @@ class TestStreaming:
                 assert not caplog.records
                 assert "".join(stream_generate(model, tokenizer, line)) == generate(model, tokenizer, line)
         assert [record.message for record in caplog.records] == [
-            "The text is longer than the model can read and was cut."
+            "Line 1 is longer than the model can read and was cut."
         ]
 
     def test_with_languages_and_a_source_prefix(self, model, tokenizer):
@@ -436,3 +437,18 @@ class TestStreaming:
         )
         with pytest.raises(ValueError, match="'cc' is none"):
             next(stream_generate(model, languages, "l mno", **(asked | {"target_language": "cc"})))
+
+
+class TestReview:
+    def test_scores_of_tokens_and_alignments_are_there_when_asked_for(self, model, tokenizer):
+        search = dataclasses.replace(BEAM, length_penalty=0.0)
+        lines = ["", *make_lines(6), " "]
+        asked = {"alignment": AlignmentConfig(unit="tokens"), "token_scores": True}
+        for line, hypotheses in zip(lines, generate_hypotheses(model, tokenizer, lines, search, **asked), strict=True):
+            for h in hypotheses:
+                assert len(h.token_scores) == (len(h.ids) + (h.finish_reason == "stop") if line.strip() else 0)
+                assert sum(h.token_scores) == pytest.approx(h.score, abs=1e-4)
+                assert {j for _, j in h.alignment} <= set(range(len(h.ids)))
+                assert {i for i, _ in h.alignment} <= set(range(len(tokenizer.encode(line))))
+        plain = list(generate_hypotheses(model, tokenizer, lines, search))
+        assert {(h.token_scores, h.alignment) for hypotheses in plain for h in hypotheses} == {(None, None)}

@@ -97,3 +97,11 @@ def test_no_two_lines_or_seeds_share_a_key():
 def test_what_cannot_be_asked_for(model, changes, message):
     with pytest.raises(ValueError, match=message):
         make(model, [3, 5], **changes)
+
+
+@pytest.mark.parametrize("ratio", ["max_length_ratio", "min_length_ratio"])
+def test_a_ratio_beyond_all_bounds_is_the_bound(ratio):
+    model = random_model(config())
+    search = SearchConfig(**{ratio: 1e308})
+    request, most = make_request(model, mx.array([[3, 4, 1]]), search, None, None, [[]], None)
+    assert (most, request.least.item()) == ((40, 0) if ratio == "max_length_ratio" else (40, 40))

@@ -88,7 +88,7 @@ class TestIds:
         expected = score_ids(model, mx.repeat(source, 2, axis=0), target, AlignmentConfig())
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=tolerance(1e-5))
-        with pytest.raises(ValueError, match="must be a multiple of those of sources: 5 is none of 3"):
+        with pytest.raises(ValueError, match="must be a multiple of those of sources, .*: 5 is none of 3"):
             score_ids(model, source, target[:5])
 
     @pytest.mark.parametrize("beam_size", [1, 4])

@@ -169,6 +169,25 @@ class TestJoin:
         found = combine(Paragraph(["a.", "c."], ["  ", "\t", ""]), parts)
         assert found == Hypothesis([65, 67], -1.0, "stop", "  A b.\tC.", truncated=False)
 
+    @pytest.mark.parametrize(
+        "sentences, spaces, texts, pairs, expected",
+        [
+            (["a b.", "c."], [" ", " ", ""], ["A B.", "C."], [[(0, 1), (1, 0)], [(0, 0)]], [(0, 1), (1, 0), (2, 2)]),
+            (
+                ["\u4f60\u597d\u3002", "\u6211\u3002"],
+                ["", "", ""],
+                ["A b.", "C."],
+                [[(0, 1)], [(0, 0)]],
+                [(0, 1), (0, 2)],
+            ),
+            (["xxx", "xx y"], ["", "", ""], ["A", "B c"], [[(0, 0)], [(0, 0), (1, 1)]], [(0, 0), (1, 1)]),
+            (["a", "b"], ["", " ", ""], ["", "B"], [None, [(0, 0)]], [(1, 0)]),
+        ],
+    )
+    def test_words_are_counted_through_the_paragraph(self, sentences, spaces, texts, pairs, expected):
+        parts = [Hypothesis([], 0.0, "stop", text, alignment=own) for text, own in zip(texts, pairs, strict=True)]
+        assert combine(Paragraph(sentences, spaces), parts).alignment == expected
+
     def test_one_that_is_cut_short_tells_of_all(self):
         paragraph = Paragraph(["a", "b"], [""] * 3)
         assert combine(paragraph, hypotheses("A") + hypotheses("B", finish_reason="length")).finish_reason == "length"

@@ -16,7 +16,7 @@ FAMILIES = re.compile(r"bart|marian|m2m|nllb|t5|pegasus|madlad|opus", re.IGNOREC
 
 # What each part may import of the package: arrows point one way (lower modules never import upper ones).
 LAYERS = [
-    {"fields", "dates", "positions", "initial", "layout", "subwords"},
+    {"fields", "dates", "positions", "initial", "layout", "subwords", "tracing"},
     {"config", "recipe", "languages", "vocabularies", "cache", "evaluation"},
     {"merges", "norms", "sentencepieces"},
     {"tokenizer"},
