@@ -87,7 +87,7 @@ sentences, and its finish_reason is "length" if that of one of them is:
 )
 @batch_option
 @memory_option
-@click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text.")
+@click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text; with --json also those of tokens.")
 @alignments_option
 @layers_option
 @heads_option
