@@ -217,7 +217,7 @@ def stream_generate(
     if source.ids:
         detokenizer = Detokenizer(tokenizer)
         asked = _asked(model, [source], search)
-        yield from filter(None, map(detokenizer.add, stream_ids(model, asked.pop("source"), search, **asked)))
+        yield from filter(None, map(detokenizer.add, stream_ids(model, search=search, **asked)))
         yield from filter(None, [detokenizer.finish()])
 
 
@@ -274,7 +274,7 @@ def _search(model: Transformer, sources: list[Source], search: SearchConfig) -> 
     filled = sources + [sources[0]._replace(ids=[model.config.eos_id])] * missing
     asked = _asked(model, filled, search)
     asked["max_tokens"][len(sources) :] = [1] * missing
-    return generate_ids(model, asked.pop("source"), search, **asked)[: len(sources)]
+    return generate_ids(model, search=search, **asked)[: len(sources)]
 
 
 def _asked(model: Transformer, sources: list[Source], search: SearchConfig) -> dict[str, Any]:

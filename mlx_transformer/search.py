@@ -158,7 +158,7 @@ def _prefixes(search: SearchConfig, forced_bos_ids: list[int] | None, prefixes: 
 def _compiled(model: Transformer, search: SearchConfig, forced: bool) -> Step:
     """The compiled step, traced anew for each search but for what it does not read."""
     key = replace(search, max_tokens=None, min_tokens=0, max_length_ratio=None, min_length_ratio=0.0)
-    first = 0 if forced or search.forced_bos_id is not None else None
+    first = 0 if forced or search.forced_bos_id is not None else None  # which token it is stands in the request
     return model.compiled(step, replace(key, num_hypotheses=1, seed=0, forced_bos_id=first))
 
 

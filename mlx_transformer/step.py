@@ -55,8 +55,10 @@ def step(model: Transformer, search: SearchConfig, state: State, memory: Memory,
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
     vocab, length = logits.shape[-1], cache.length
     scores, normalizer = process(logits, search, model.config, request, state.history, length)
-    candidates = _compete if search.joint else _go_on
-    totals, links = candidates(search, state, request, scores, normalizer, length)
+    if search.joint:
+        totals, links = _compete(state, scores, normalizer)
+    else:
+        totals, links = _go_on(search, state, request, scores, normalizer, length)
 
     most = request.most.reshape(batch, beams)[:, :1]
     generated = length - request.prefix_lengths.reshape(batch, beams)[:, :1]
@@ -83,9 +85,7 @@ def step(model: Transformer, search: SearchConfig, state: State, memory: Memory,
     )
 
 
-def _compete(
-    search: SearchConfig, state: State, request: Request, scores: mx.array, normalizer: mx.array, length: mx.array
-) -> tuple[mx.array, mx.array]:
+def _compete(state: State, scores: mx.array, normalizer: mx.array) -> tuple[mx.array, mx.array]:
     """The best continuations of all beams of a sentence together: totals and links, (batch, 2 x beams).
 
     Twice as many candidates as beams: even if every beam ends, as many are left to live on.
