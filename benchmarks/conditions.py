@@ -8,6 +8,8 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_transformer import __version__
+
 
 def conditions(**settings: object) -> str:
     """What was measured on: `key=value` pairs, the settings of the benchmark last."""
@@ -22,7 +24,7 @@ def facts() -> dict[str, object]:
         "system": f"{platform.system()}-{platform.release().split('-')[0]}",
         "python": platform.python_version(),
         "mlx": importlib.metadata.version("mlx"),
-        "mlx_transformer": importlib.metadata.version("mlx_transformer"),
+        "mlx_transformer": __version__,
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
         "blas": blas(),
         "load": f"{os.getloadavg()[0]:.1f}",

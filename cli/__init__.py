@@ -9,7 +9,7 @@ import sys
 import click
 
 from mlx_transformer import __version__
-from mlx_transformer.cli import convert, evaluate, files, generate, info, lines, score, train
+from mlx_transformer.cli import attention, convert, evaluate, files, generate, info, lines, plot, score, train
 
 # Words of MLX's errors where an allocation fails: on the CPU, on Metal, on CUDA.
 OUT_OF_MEMORY = ("malloc", "unable to allocate", "out of memory", "insufficient memory")
@@ -79,5 +79,5 @@ def main() -> None:
     """  # noqa: D301 (click needs the backspace)
 
 
-for module in (generate, train, convert, evaluate, score, info):
+for module in (generate, train, plot, convert, evaluate, score, attention, info):
     main.add_command(module.command)

@@ -68,7 +68,8 @@ def command(
     """Measure a model by BLEU and chrF (sacrebleu, with its signatures) and by exact matches.
 
     SPEC is a file of SOURCE<tab>REFERENCE lines, SOURCE_FILE::REFERENCE_FILE, or `dates`; .gz or plain. A source that
-    stands on several lines is translated once and compared with all its references.
+    stands on several lines is translated once and compared with all its references. SPEC may tell the languages, as in
+    `en:fr=FILE`.
 
     --sources with --references takes each line for itself; a blank line in one of several files of references is no
     reference. Without sacrebleu only exact matches are counted.
@@ -77,7 +78,7 @@ def command(
 
     if (spec is None) == (sources is None) or bool(sources) != bool(references):
         raise click.UsageError("Give either SPEC, or --sources with one or more --references.")
-    lines, groups = read_spec(spec) if spec is not None else read_files(str(sources), references)
+    lines, groups, *told = read_spec(spec) if spec is not None else (*read_files(str(sources), references), None, None)
     if not (scored := has_sacrebleu()):
         click.echo("BLEU and chrF are left out, they need sacrebleu: pip install sacrebleu", err=True)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
@@ -89,8 +90,8 @@ def command(
         tokenizer,
         lines,
         config,
-        source_language=source_language,
-        target_language=target_language,
+        source_language=source_language or told[0],
+        target_language=target_language or told[1],
         source_prefix=prefix,
         batch_tokens=batch_tokens,
     )
@@ -101,12 +102,13 @@ def command(
     click.echo(json.dumps(scores | counts) if as_json else "\n".join(report(scores | counts)))
 
 
-def read_spec(spec: str) -> tuple[list[str], list[list[str]]]:
-    """Distinct sources, each with all its references."""
-    from mlx_transformer.data import read_pairs
+def read_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, str | None]:
+    """Distinct sources, each with all its references, and the languages that the SPEC tells."""
+    from mlx_transformer.corpora import read_pairs
     from mlx_transformer.evaluation import group_references
 
-    return group_references(read_pairs(spec, split="test").pairs)
+    read = read_pairs(spec, split="test")
+    return *group_references(read.pairs), read.source_language, read.target_language
 
 
 def read_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:

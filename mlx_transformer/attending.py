@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_transformer.model import Attend, Transformer, fused
+from mlx_transformer.model import Transformer
+from mlx_transformer.products import Attend, fused, softmax_weights
 
 
 class AttentionWeights(NamedTuple):
@@ -57,22 +58,6 @@ def watched(seen: list[mx.array], length: int) -> Attend:
         return fused(queries, keys, values, **options)
 
     return attend
-
-
-def softmax_weights(queries: mx.array, keys: mx.array, scale: float, mask: mx.array | str) -> mx.array:
-    """softmax(queries keys^T scale + mask) in float32 (Vaswani et al. 2017, equation 1).
-
-    Args:
-        queries: (batch, num_heads, queries, head_dims).
-        keys: (batch, num_heads, keys, head_dims).
-        scale: Factor of the products.
-        mask: True where attention is allowed, or a bias, (batch or 1, num_heads or 1, queries or 1, keys); or "causal".
-    """
-    scores = scale * (queries.astype(mx.float32) @ keys.astype(mx.float32).swapaxes(-1, -2))
-    if isinstance(mask, str):
-        mask = mx.tril(mx.ones(scores.shape[-2:], mx.bool_))
-    scores = mx.where(mask, scores, mx.finfo(mx.float32).min) if mask.dtype == mx.bool_ else scores + mask
-    return mx.softmax(scores, axis=-1)
 
 
 def check_rows(source: mx.array, target: mx.array) -> None:

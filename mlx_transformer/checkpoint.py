@@ -158,8 +158,12 @@ def same_random_state() -> Iterator[None]:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, retired: Path | None = None) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` once the block is done without an error.
+
+    Args:
+        folder: The folder to replace.
+        retired: Where the former folder goes; None to delete it.
 
     Raises:
         FileExistsError: If `folder` holds something, but no model.
@@ -167,7 +171,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder)):
         raise FileExistsError(f"{folder} is there already and is no model folder: choose another name.")
-    old = folder.with_name(f".{folder.name}.old")
+    old = retired or _old(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.new-*"):
         with _claimed(left) as mine:
@@ -179,16 +183,17 @@ def replacing(folder: Path) -> Iterator[Path]:
         with _claimed(new):
             yield new
         for path in new.rglob("*"):
-            _sync(path)
+            sync(path)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         new.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
-        recover(folder)
+        recover(folder, old)
         shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    if retired is None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -214,11 +219,16 @@ def is_model_folder(folder: Path) -> bool:
     return isinstance(data, dict) and "format_version" in data
 
 
-def recover(folder: Path) -> None:
+def recover(folder: Path, old: Path | None = None) -> None:
     """Put back a folder whose replacement was cut off between two renames."""
-    old = folder.with_name(f".{folder.name}.old")
+    old = old or _old(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
+
+
+def _old(folder: Path) -> Path:
+    """Where a folder is while the new one takes its place."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
@@ -314,7 +324,7 @@ def _shortened(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + rest
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Ask the system to have a file or folder on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -6,7 +6,7 @@ To and from JSON. This file imports nothing of MLX.
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_transformer.fields import check_at_most, check_positive, check_types
+from mlx_transformer.fields import check_at_most, check_positive, check_shares, check_types
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 MAX_BEAM_SIZE = 1024
@@ -96,6 +96,8 @@ class ModelConfig:
         activation: Non-linearity of the feed-forward network.
         overflows_float16: Activations leave the range of float16 (T5), which is not used unless it is insisted on.
         dropout: Share of activations dropped in training, on embeddings and on each sublayer's output.
+        attention_dropout: Share of attention's weights dropped in training.
+        activation_dropout: Share dropped in training inside the feed-forward network, after its non-linearity.
         pad_id: Fills up short sequences on the right.
         eos_id: Ends a sequence.
         start_id: The decoder's first input.
@@ -122,6 +124,8 @@ class ModelConfig:
     activation: Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"] = "relu"
     overflows_float16: bool = False
     dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
     pad_id: int = 0
     eos_id: int = 1
     start_id: int = 2
@@ -144,8 +148,7 @@ class ModelConfig:
                 "Shared embeddings need vocabularies of one size: "
                 f"{self.source_vocab_size} is not {self.target_vocab_size}; set share_embeddings to false."
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}.")
+        check_shares(self, "dropout", "attention_dropout", "activation_dropout")
         smallest = min(self.source_vocab_size, self.target_vocab_size)
         for name in ("pad_id", "eos_id", "start_id"):
             if not 0 <= vars(self)[name] < (self.target_vocab_size if name == "start_id" else smallest):

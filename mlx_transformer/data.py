@@ -1,166 +1,158 @@
-"""Parallel text: reading it from files, holding it as token ids, and cutting it into batches of few shapes."""
+"""Parallel text as token ids, kept in temporary files, and cut into batches of few shapes."""
 
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+import math
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import cached_property
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .dates import date_pairs
-from .tokenizer import Tokenizer
+from mlx_transformer.corpora import Pair
+from mlx_transformer.shapes import Shape, choose_shapes, rungs
+from mlx_transformer.tokenizer import Tokenizer
 
-BOM = b"\xef\xbb\xbf"
-# A shape is worth its compilation for as many batches, and for such a share of the pairs in its octave of lengths.
-MIN_BATCHES = 2
-MIN_SHARE = 1 / 24
-CHUNK = 8192
+CHUNK = 8192  # pairs that are tokenised at once
+WINDOW = 2**18  # pairs that are dealt to batches at once
 
 
-class TextPairs(NamedTuple):
-    """Sources with their targets, and how many lines were left out as bad."""
-
-    pairs: list[tuple[str, str]]
-    skipped: int
-
-
-def read_pairs(spec: str, *, split: str = "train", skip_bad_lines: bool = False) -> TextPairs:
-    """Read the sources and targets that a SPEC names.
-
-    Args:
-        spec: `FILE.tsv` (source, tab, target), `SOURCE_FILE::TARGET_FILE` (a sentence a line), either plain or .gz, or
-            `dates`, the built-in task, whose split may be named: `dates:train`, `dates:valid`, `dates:test`.
-        split: The split that plain `dates` stands for; no date is in two of them.
-        skip_bad_lines: Leave out lines that are no pair of non-empty UTF-8 texts, and count them.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a line is bad (also one that only the longer of two files has), or if a file is empty or damaged.
-    """
-    task, colon, named = spec.partition(":")
-    if task == "dates" and not named.startswith(":"):
-        return TextPairs(date_pairs(named if colon else split), 0)
-    pairs = []
-    skipped = 0
-    for number, columns in enumerate(_columns(spec), 1):
-        try:
-            pairs.append(_pair(columns))
-        except ValueError as error:
-            if not skip_bad_lines:
-                message = f"{spec}, line {number}: {error}; correct the line, or leave such out with --skip-bad-lines."
-                raise ValueError(message) from error
-            skipped += 1
-    if not pairs:
-        raise ValueError(f"{spec} must hold at least one pair: found none, {skipped} bad lines.")
-    return TextPairs(pairs, skipped)
-
-
-def _columns(spec: str) -> Iterator[Sequence[bytes | None]]:
-    """Give the columns of each line; two files make two columns, None where one of them has ended."""
-    source, two_files, target = spec.partition("::")
-    if two_files:
-        return zip_longest(_lines(source), _lines(target))
-    return (line.split(b"\t") for line in _lines(source))
-
-
-def _lines(path: str) -> Iterator[bytes]:
-    """Give the lines of a file; only a line feed ends one, after a carriage return or not."""
-    if not Path(path).exists():
-        raise FileNotFoundError(f"A file of pairs must exist: there is no {path}; a SPEC is FILE.tsv, A::B or dates.")
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            for number, line in enumerate(file):
-                line = line.removeprefix(BOM) if number == 0 else line
-                yield line.removesuffix(b"\n").removesuffix(b"\r")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be a whole gzip file: {error}; copy it anew.") from error
-
-
-def _pair(columns: Sequence[bytes | None]) -> tuple[str, str]:
-    if len(columns) != 2:
-        raise ValueError(f"a line must have one tab, between source and target, but has {len(columns) - 1}")
-    texts = []
-    for side, column in zip(("source", "target"), columns, strict=True):
-        if column is None:
-            raise ValueError(f"the {side} file has no such line, the two differ in length")
-        try:
-            texts.append(column.decode())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the {side} must be UTF-8, but {column[error.start : error.end]!r} is not") from error
-        if not texts[-1].strip():
-            raise ValueError(f"the {side} must not be empty")
-    return texts[0], texts[1]
-
-
-class Sentences(NamedTuple):
+@dataclass(frozen=True)
+class Sentences:
     """Token ids of many sentences end to end: sentence i is `ids[offsets[i] : offsets[i + 1]]`."""
 
     ids: np.ndarray
     offsets: np.ndarray
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of ids of each sentence, (sentences,)."""
-        return np.diff(self.offsets)
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
 
-    def rows(self, members: np.ndarray, length: int) -> np.ndarray:
-        """Give sentences as rows padded on the right, (members, length)."""
+    def lengths(self, members: np.ndarray) -> np.ndarray:
+        """Number of ids of some sentences, (members,)."""
+        return self.offsets[members + 1] - self.offsets[members]
+
+    @cached_property
+    def longest(self) -> int:
+        """Number of ids of the longest sentence."""
+        return max(int(self.lengths(window).max()) for window in _windows(len(self)))
+
+    def rows(self, members: np.ndarray, length: int, pad_id: int) -> np.ndarray:
+        """Give sentences as rows padded on the right, int32 (members, length)."""
         start, end = self.offsets[members, None], self.offsets[members + 1, None]
         places = start + np.arange(length)
         inside = places < end
-        return np.where(inside, self.ids[np.where(inside, places, 0)], np.int32(Tokenizer.pad_id))
+        return np.where(inside, self.ids[np.where(inside, places, 0)], np.int32(pad_id))
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Pairs as token ids, source and target both ending with the end token; `dropped` pairs were too long."""
+    """Pairs as token ids.
+
+    Attributes:
+        source: Sources with all that stands around them.
+        target: What the decoder reads and predicts: the start token, then the target with all that stands around it.
+        dropped: How many pairs were too long.
+        pad_id: What batches are padded with; it may also start targets.
+        eos_id: The only id of rows that fill up a batch.
+    """
 
     source: Sentences
     target: Sentences
     dropped: int
+    pad_id: int
+    eos_id: int
 
     @classmethod
-    def build(cls, pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_tokens: int = 256) -> "Corpus":
-        """Tokenise pairs, without those that exceed `max_tokens` on a side, the end token counted.
+    def build(
+        cls,
+        pairs: Iterable[Pair | tuple[str, str]],
+        tokenizer: Tokenizer,
+        max_tokens: int = 256,
+        *,
+        source_prefix: str = "",
+        folder: str | Path | None = None,
+    ) -> "Corpus":
+        """Tokenise pairs, without those that are too long; ids are held in temporary files, not in memory.
+
+        Args:
+            pairs: Sources and targets, with the codes of their languages where the tokenizer asks for them.
+            tokenizer: The tokenizer.
+            max_tokens: Most tokens on a side, the end token counted, the start token not.
+            source_prefix: What every source begins with; it is set before those that do not.
+            folder: Where the files are made, which have no name and are freed whenever the process ends; None for the
+                system's folder for such.
 
         Raises:
-            ValueError: If no pair is left.
+            ValueError: If no pair is left, or a language is missing or unknown.
         """
-        sources: list[np.ndarray] = []
-        targets: list[np.ndarray] = []
-        for first in range(0, len(pairs), CHUNK):
-            source_texts, target_texts = zip(*pairs[first : first + CHUNK], strict=True)
-            encoded = zip(
-                tokenizer.encode_batch(source_texts), tokenizer.encode_target_batch(target_texts), strict=True
-            )
-            for source, target in encoded:
-                if max(len(source), len(target)) <= max_tokens:
-                    sources.append(np.array(source, np.int32))
-                    targets.append(np.array(target, np.int32))
-        if not sources:
-            raise ValueError(f"No pair is left of {len(pairs)}: all exceed {max_tokens} tokens; allow more.")
-        return cls(_end_to_end(sources), _end_to_end(targets), len(pairs) - len(sources))
+        pairs = iter(pairs)
+        total = 0
+        with ExitStack() as files:
+            source = _Writer(files, folder, tokenizer.source_vocab_size)
+            target = _Writer(files, folder, tokenizer.target_vocab_size)
+            while chunk := [Pair(*pair) for pair in islice(pairs, CHUNK)]:
+                total += len(chunk)
+                rows = _encode(chunk, tokenizer, source_prefix)
+                kept = [row for row in rows if len(row[0]) <= max_tokens and len(row[1]) - 1 <= max_tokens]
+                source.write([ids for ids, _ in kept])
+                target.write([ids for _, ids in kept])
+            if not source.count:
+                raise ValueError(f"No pair is left of {total}: all exceed {max_tokens} tokens; allow more.")
+            dropped = total - source.count
+            return cls(source.sentences(), target.sentences(), dropped, tokenizer.pad_id, tokenizer.eos_id)
 
     def __len__(self) -> int:
         """Number of pairs."""
-        return len(self.source.offsets) - 1
+        return len(self.source)
 
     @property
     def num_target_tokens(self) -> int:
         """Number of tokens that are predicted in an epoch, end tokens counted."""
-        return len(self.target.ids)
+        return len(self.target.ids) - len(self)
 
 
-def _end_to_end(sentences: list[np.ndarray]) -> Sentences:
-    offsets = np.cumsum([0, *map(len, sentences)])
-    return Sentences(np.concatenate(sentences), offsets)
+def _encode(chunk: list[Pair], tokenizer: Tokenizer, prefix: str) -> Iterator[tuple[list[int], list[int]]]:
+    """Give the ids of each pair's source and target."""
+    sources, targets, source_languages, target_languages = map(list, zip(*chunk, strict=True))
+    sources = [text if text.startswith(prefix) else prefix + text for text in sources]
+    source_ids = tokenizer.encode_batch(sources, source_languages, target_languages)
+    target_ids = tokenizer.encode_target_batch(targets, target_languages)
+    starts = tokenizer.starts(len(chunk), target_languages)
+    for source, start, target in zip(source_ids, starts, target_ids, strict=True):
+        yield source, [start.start_id, *target]
+
+
+class _Writer:
+    """Appends sentences to files without a name, whose contents the memory then maps."""
+
+    def __init__(self, files: ExitStack, folder: str | Path | None, vocab_size: int) -> None:
+        self.ids, self.ends = (files.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(2))
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
+        self.count = 0
+        self.end = 0
+        self.ends.write(np.zeros(1, np.int64).tobytes())
+
+    def write(self, rows: list[list[int]]) -> None:
+        ends = self.end + np.cumsum([0, *map(len, rows)])
+        self.count, self.end = self.count + len(rows), int(ends[-1])
+        self.ends.write(ends[1:].tobytes())
+        self.ids.write(np.fromiter(chain.from_iterable(rows), self.dtype).tobytes())
+
+    def sentences(self) -> Sentences:
+        for file in (self.ids, self.ends):
+            file.flush()
+        # Plain arrays: a memmap hands its class on to all that is computed from it.
+        ids, offsets = (
+            np.asarray(np.memmap(file, kind, "r")) for file, kind in ((self.ids, self.dtype), (self.ends, np.int64))
+        )
+        return Sentences(ids, offsets)
 
 
 class Batch(NamedTuple):
-    """Token ids, int32, padded on the right: source (rows, source_length), target (rows, target_length).
+    """Token ids, int32, padded on the right: source (rows, source_length), target (rows, target_length + 1).
 
     A target row is start, ids, end: a model reads `target[:, :-1]` and predicts `target[:, 1:]`.
     """
@@ -169,78 +161,146 @@ class Batch(NamedTuple):
     target: np.ndarray
 
 
-def batches(corpus: Corpus, batch_tokens: int, *, seed: int | None = None, epoch: int = 0) -> Iterator[Batch]:
+class Position(NamedTuple):
+    """Where a batch stands in the data: its epoch, its number in that epoch, and which pairs of the corpus it holds."""
+
+    epoch: int
+    number: int
+    members: np.ndarray
+
+
+def batches(
+    corpus: Corpus, batch_tokens: int, *, seed: int | None = None, epoch: int = 0, skip: int = 0
+) -> Iterator[Batch]:
     """Cut a corpus into batches of about `batch_tokens` positions a side; every pair comes once.
 
-    Batches of one shape have the same number of rows, and there are few shapes, since each is compiled once. The few
-    batches that are not full are filled up with rows of an end token to nothing, which have no loss.
+    Batches of one shape have the same number of rows, and there are few shapes, the same in each epoch, since each is
+    compiled once. The few batches that are not full are filled up with rows of an end token to nothing, which have no
+    loss.
 
     Args:
         corpus: The pairs.
-        batch_tokens: A batch has `batch_tokens // max(source_length, target_length - 1)` rows, at least one.
-        seed: With the epoch, chooses which pairs meet and the order of the batches; None sorts them by length.
+        batch_tokens: A batch has `batch_tokens // max(source_length, target_length)` rows, at least one.
+        seed: With the epoch, chooses which pairs meet and the order of the batches; None sorts them by length, of a
+            large corpus WINDOW pairs after WINDOW pairs.
         epoch: Number of the pass over the corpus.
+        skip: How many batches at the beginning to pass over; they are not filled.
     """
-    rng = None if seed is None else np.random.default_rng((seed, epoch))
-    order = np.arange(len(corpus)) if rng is None else rng.permutation(len(corpus))
-    plan = _plan(corpus, order, batch_tokens)
-    for i in range(len(plan)) if rng is None else rng.permutation(len(plan)):
-        yield _fill(corpus, plan[i])
+    for place in islice(_Plan(corpus, batch_tokens).places(seed, epoch), skip, None):
+        yield _fill(corpus, place)
+
+
+def stream(
+    corpus: Corpus, batch_tokens: int, seed: int, *, skip: int = 0, every: int = 1
+) -> Iterator[tuple[Position, Batch]]:
+    """The batches of one epoch after the other, without end, each with where it stands.
+
+    Args:
+        corpus: The pairs.
+        batch_tokens: See `batches`.
+        seed: See `batches`.
+        skip: How many batches to pass over; however many epochs they make, this takes no longer than a part of one.
+        every: Give the first batch after those, and from there only each `every`-th: the share of a process.
+    """
+    plan = _Plan(corpus, batch_tokens)
+    first_epoch, skip = divmod(skip, len(plan))
+    places = (
+        (Position(epoch, number, place.members), place)
+        for epoch in count(first_epoch)
+        for number, place in enumerate(plan.places(seed, epoch))
+    )
+    for position, place in islice(places, skip, None, every):
+        yield position, _fill(corpus, place)
 
 
 class _Place(NamedTuple):
-    """A batch yet to be filled: the pairs in it and its shape."""
+    """A batch yet to be filled: which pairs are in it, and its shape."""
 
     members: np.ndarray
-    rows: int
-    source_length: int
-    target_length: int
+    shape: Shape
 
 
-def _plan(corpus: Corpus, order: np.ndarray, batch_tokens: int) -> list[_Place]:
-    """Deal pairs, in the given order within a shape, to whole batches; what is left over moves to a longer shape.
+class _Plan:
+    """How a corpus is cut into batches; the shapes and their number are the same in every epoch."""
 
-    It moves within its octave of lengths only, lest one very long pair makes ordinary ones as long.
-    """
-    sources, targets = _rungs(corpus.source.lengths), _rungs(corpus.target.lengths)
-    octaves = np.ceil(np.log2(np.maximum(sources, targets)))
-    plan: list[_Place] = []
-    for octave in np.unique(octaves):
-        plan += _deal(order[octaves[order] == octave], sources, targets, batch_tokens)
-    return plan
+    def __init__(self, corpus: Corpus, batch_tokens: int) -> None:
+        self.corpus = corpus
+        self.sources, self.targets = rungs(corpus.source.longest), rungs(corpus.target.longest - 1)
+        counts = np.zeros((len(self.sources), len(self.targets)), np.int64)
+        for window in _windows(len(corpus)):
+            np.add.at(counts, self._cells(window), 1)
+        self.shapes, self.numbers = choose_shapes(counts, self.sources, self.targets, batch_tokens)
+        self.sizes = np.bincount(self.numbers.ravel(), counts.ravel(), len(self.shapes)).astype(int)
+
+    def _cells(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Between which rungs the lengths of pairs lie."""
+        sources, targets = self.corpus.source.lengths(members), self.corpus.target.lengths(members) - 1
+        return np.searchsorted(self.sources, sources), np.searchsorted(self.targets, targets)
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch: it is dealt as `_deal` does."""
+        waiting, total = self.sizes.tolist(), 0
+        for number, shape in enumerate(self.shapes):
+            whole, rest = divmod(waiting[number], shape.rows)
+            total += whole
+            if shape.larger is not None:
+                waiting[shape.larger] += rest
+            else:
+                total += rest > 0
+        return total
+
+    def places(self, seed: int | None, epoch: int) -> Iterator[_Place]:
+        """The batches of an epoch in order; memory holds those of a window."""
+        rng = None if seed is None else np.random.default_rng((seed, epoch))
+        # The windows of an epoch take pairs from all over the corpus, so that corpora one after the other mix.
+        factor, summand = (1, 0) if rng is None else _affine(rng, len(self.corpus))
+        queues = [np.empty(0, np.int64)] * len(self.shapes)
+        for window in _windows(len(self.corpus)):
+            members = (factor * window + summand) % len(self.corpus)
+            if rng is not None:
+                rng.shuffle(members)
+            numbers = self.numbers[self._cells(members)]
+            queues = [np.append(queue, members[numbers == number]) for number, queue in enumerate(queues)]
+            places = list(self._deal(queues, last=window[-1] + 1 == len(self.corpus)))
+            if rng is not None:
+                rng.shuffle(places)
+            yield from places
+
+    def _deal(self, queues: list[np.ndarray], last: bool) -> Iterator[_Place]:
+        """Take full batches from the queues of shapes; of the last window what is left moves to larger shapes."""
+        for number, shape in enumerate(self.shapes):
+            queue = queues[number]
+            whole = len(queue) // shape.rows * shape.rows
+            for members in queue[:whole].reshape(-1, shape.rows):
+                yield _Place(members, shape)
+            queues[number] = rest = queue[whole:]
+            if last and shape.larger is not None:
+                queues[shape.larger] = np.append(rest, queues[shape.larger])
+            elif last and len(rest):
+                yield _Place(rest, shape)
 
 
-def _deal(order: np.ndarray, sources: np.ndarray, targets: np.ndarray, batch_tokens: int) -> Iterator[_Place]:
-    """Raise the source length, then the target length, until there are pairs enough for batches of that shape."""
-    left = order[:0]
-    for target_length in np.unique(targets[order]):
-        pool = np.concatenate([left, order[targets[order] == target_length]])
-        left = order[:0]
-        for source_length in np.unique(sources[pool]):
-            left = np.concatenate([left, pool[sources[pool] == source_length]])
-            rows = max(1, min(batch_tokens // max(source_length, target_length), len(order)))
-            if len(left) >= max(MIN_BATCHES * rows, MIN_SHARE * len(order)):
-                whole = len(left) // rows
-                for members in left[: whole * rows].reshape(whole, rows):
-                    yield _Place(members, rows, source_length, target_length)
-                left = left[whole * rows :]
-    for first in range(0, len(left), rows):
-        yield _Place(left[first : first + rows], rows, source_length, target_length)
+def _windows(size: int) -> Iterator[np.ndarray]:
+    """The numbers from 0 to `size` - 1, cut into equal parts of at most WINDOW."""
+    parts = -(-size // WINDOW)
+    for part in range(parts):
+        yield np.arange(size * part // parts, size * (part + 1) // parts)
 
 
-def _rungs(lengths: np.ndarray) -> np.ndarray:
-    """Round lengths up to four steps an octave (8 10 12 14 16 20 24 28 32 ...), at most the longest."""
-    octave = np.floor(np.log2(np.maximum(lengths - 1, 1))).astype(lengths.dtype)
-    step = np.maximum(2, 2 ** np.maximum(octave - 2, 0))
-    return np.minimum(-(-np.maximum(lengths, 4) // step) * step, lengths.max())
+def _affine(rng: np.random.Generator, size: int) -> tuple[int, int]:
+    """A factor and a summand: i -> (factor * i + summand) % size permutes the numbers below `size` without memory."""
+    factor = int(rng.integers(1, size + 1))
+    while math.gcd(factor, size) > 1:
+        factor += 1
+    return factor, int(rng.integers(size))
 
 
 def _fill(corpus: Corpus, place: _Place) -> Batch:
-    source = np.full((place.rows, place.source_length), Tokenizer.pad_id, np.int32)
-    target = np.full((place.rows, place.target_length + 1), Tokenizer.pad_id, np.int32)
+    rows, source_length, target_length, _ = place.shape
     filled = len(place.members)
-    source[:filled] = corpus.source.rows(place.members, place.source_length)
-    source[filled:, 0] = Tokenizer.eos_id
-    target[:filled, 0] = Tokenizer.start_id
-    target[:filled, 1:] = corpus.target.rows(place.members, place.target_length)
+    source = np.full((rows, source_length), corpus.pad_id, np.int32)
+    target = np.full((rows, target_length + 1), corpus.pad_id, np.int32)
+    source[:filled] = corpus.source.rows(place.members, source_length, corpus.pad_id)
+    source[filled:, 0] = corpus.eos_id
+    target[:filled] = corpus.target.rows(place.members, target_length + 1, corpus.pad_id)
     return Batch(source, target)

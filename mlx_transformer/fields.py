@@ -89,3 +89,10 @@ def check_positive(config: Any, *names: str) -> None:
     for name in names:
         if vars(config)[name] <= 0:
             raise ValueError(f"{name} must be more than 0, not {vars(config)[name]}.")
+
+
+def check_shares(config: Any, *names: str) -> None:
+    """Refuse a named field that is not at least 0 and below 1."""
+    for name in names:
+        if not 0 <= vars(config)[name] < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, not {vars(config)[name]}.")

@@ -1,26 +1,14 @@
 """What training minimises: the cross entropy of target tokens, with label smoothing, without padding."""
 
+from collections.abc import Iterator
 from typing import cast
 
 import mlx.core as mx
 
 from mlx_transformer.model import Transformer
 
-
-@mx.custom_function
-def _log_sum_exp(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """The logarithm of the sum of exponentials over the last axis, and what its gradient can use again."""
-    largest = logits.max(axis=-1, keepdims=True)
-    exponentials = mx.exp(logits - largest)
-    sums = exponentials.sum(axis=-1, keepdims=True)
-    return largest + mx.log(sums), exponentials, sums
-
-
-@_log_sum_exp.vjp
-def _log_sum_exp_vjp(logits: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> mx.array:
-    """The softmax, from exponentials computed once: over a large vocabulary they are much of the work."""
-    _, exponentials, sums = outputs
-    return cotangents[0] / sums * exponentials
+WHOLE = 2**27  # so many logits, half a gigabyte, are computed at once
+PIECE = 2**24  # where there are more, so many at a time, and the next only when these are done with
 
 
 def token_losses(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
@@ -33,17 +21,98 @@ def token_losses(logits: mx.array, targets: mx.array, label_smoothing: float = 0
             (Szegedy et al. 2016, section 7).
     """
     logits = logits.astype(mx.float32)
+    losses = mx.fast.cross_entropy(logits, targets)
+    if not label_smoothing:
+        return losses
     correct = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    expected = (1 - label_smoothing) * correct
-    if label_smoothing:
-        expected = expected + label_smoothing * logits.mean(axis=-1)
-    normaliser, *_ = cast(tuple[mx.array, ...], _log_sum_exp(logits))
-    return normaliser.squeeze(-1) - expected
+    return losses + label_smoothing * (correct - logits.mean(axis=-1))
 
 
-def batch_loss(model: Transformer, source: mx.array, target: mx.array, label_smoothing: float) -> mx.array:
-    """Mean loss of the real tokens of a batch; padding counts neither in the sum nor in the divisor."""
-    wanted = target[:, 1:]
-    real = wanted != model.config.pad_id
-    losses = token_losses(model(source, target[:, :-1]), wanted, label_smoothing)
-    return (losses * real).sum() / mx.maximum(real.sum(), 1)
+def batch_loss(
+    model: Transformer, source: mx.array, target: mx.array, label_smoothing: float
+) -> tuple[mx.array, mx.array]:
+    """Sum of the losses of a batch's tokens, and their number; padding counts in neither.
+
+    Args:
+        model: The model.
+        source: Token ids, int32 (batch, source_length), padded on the right.
+        target: Token ids with the decoder's first input, int32 (batch, target_length + 1), padded likewise.
+        label_smoothing: See `token_losses`.
+    """
+    wanted = target[:, 1:].flatten()
+    real = (wanted != model.config.pad_id).astype(mx.float32)
+    hidden = model.hidden(source, target[:, :-1]).flatten(0, 1)
+    return summed_loss(hidden, *model.output_layer, wanted, real, label_smoothing), real.sum()
+
+
+def summed_loss(
+    hidden: mx.array,
+    weight: mx.array,
+    bias: mx.array | None,
+    targets: mx.array,
+    real: mx.array,
+    label_smoothing: float = 0.0,
+) -> mx.array:
+    """The sum of `token_losses` of an output layer, whose logits are never all in memory.
+
+    The gradient is computed with the loss, while the logits are there.
+
+    Args:
+        hidden: What the output layer reads, (tokens, dims).
+        weight: Its matrix, (vocab, dims).
+        bias: Its bias, (vocab,), if it has one.
+        targets: Token ids, int32 (tokens,).
+        real: 1 for tokens that count, 0 for padding, float32 (tokens,).
+        label_smoothing: See `token_losses`.
+    """
+
+    @mx.custom_function
+    def loss(hidden: mx.array, *output: mx.array) -> tuple[mx.array, ...]:
+        total = mx.zeros(())
+        rows: list[mx.array] = []
+        sums = [mx.zeros(array.shape) for array in output]
+        for piece in pieces(len(targets), len(weight)):
+            # Wait for the piece before, or the logits of several would be in memory.
+            (read,) = mx.depends([hidden[piece]], [total, *rows[-1:], *sums])
+            logits = (read @ output[0].T + output[1] if len(output) > 1 else read @ output[0].T).astype(mx.float32)
+            losses, slopes = _losses_and_slopes(logits, targets[piece, None], label_smoothing)
+            total = total + (losses * real[piece]).sum()
+            slopes = (slopes * real[piece, None]).astype(hidden.dtype)
+            rows.append(slopes @ output[0])
+            found = [slopes.T @ read, slopes.sum(axis=0)]
+            sums = [before + new.astype(mx.float32) for before, new in zip(sums, found, strict=False)]
+        return total, mx.concatenate(rows), *sums
+
+    @loss.vjp
+    def loss_vjp(
+        primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, ...]:
+        return tuple(
+            (cotangents[0] * gradient).astype(array.dtype) for gradient, array in zip(outputs[1:], primals, strict=True)
+        )
+
+    found = cast(tuple[mx.array, ...], loss(hidden, weight, *([] if bias is None else [bias])))
+    return found[0]
+
+
+def pieces(tokens: int, vocab: int) -> Iterator[slice]:
+    """Cut tokens into pieces whose logits fit in memory."""
+    size = tokens if tokens * vocab <= WHOLE else max(PIECE // vocab, 1)
+    return (slice(first, first + size) for first in range(0, tokens, max(size, 1)))
+
+
+def _losses_and_slopes(logits: mx.array, targets: mx.array, smoothing: float) -> tuple[mx.array, mx.array]:
+    """The losses, (tokens,), of targets, (tokens, 1), and their derivatives by the logits, (tokens, vocab)."""
+    vocab = logits.shape[-1]
+    correct = mx.take_along_axis(logits, targets, axis=-1)
+    if mx.default_device() == mx.gpu:
+        normaliser = mx.fast.cross_entropy(logits, targets.squeeze(-1))[:, None] + correct
+        probabilities = mx.exp(logits - normaliser)
+    else:  # exponentials are most of the work there: compute them once
+        largest = logits.max(axis=-1, keepdims=True)
+        exponentials = mx.exp(logits - largest)
+        sums = exponentials.sum(axis=-1, keepdims=True)
+        normaliser, probabilities = largest + mx.log(sums), exponentials / sums
+    losses = normaliser - (1 - smoothing) * correct - smoothing * logits.mean(axis=-1, keepdims=True)
+    wanted = mx.where(mx.arange(vocab) == targets, 1 - smoothing + smoothing / vocab, smoothing / vocab)
+    return losses.squeeze(-1), probabilities - wanted

@@ -13,27 +13,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_reduce
 
+from mlx_transformer.activations import ACTIVATIONS
 from mlx_transformer.cache import Cache
 from mlx_transformer.config import ModelConfig, SearchConfig, StackConfig
+from mlx_transformer.dropout import drop, recomputed
 from mlx_transformer.initial import embedding, linear, linears
 from mlx_transformer.norms import NORMS
 from mlx_transformer.positions import buckets, check_length, numbers, relative_mask, sinusoids
-from mlx_transformer.tracing import guarded
-
-MAX_COMPILED = 32  # traces that a model keeps
-Attend = Callable[..., mx.array]  # takes and gives what fused attention does
-ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
-    "relu": nn.relu,
-    "gelu": nn.gelu,
-    "gelu_tanh": nn.gelu_approx,
-    "silu": nn.silu,
-    "tanh": mx.tanh,
-}
-
-
-def fused(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str) -> mx.array:
-    """softmax(queries keys^T scale + mask) values, in one kernel on a GPU (Vaswani et al. 2017, equation 1)."""
-    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+from mlx_transformer.products import Attend, dropping, fused
+from mlx_transformer.tracing import compiled
 
 
 class Memory(NamedTuple):
@@ -93,12 +81,14 @@ class FeedForward(nn.Module):
         self.up_proj = linear(config.dims, stack.mlp_dims, config.mlp_bias)
         self.down_proj = linear(stack.mlp_dims, config.dims, config.mlp_bias)
         self.activation = ACTIVATIONS[config.activation]
+        self.dropout = config.activation_dropout
 
     def __call__(self, x: mx.array) -> mx.array:
         """Transform each position, (rows, length, dims)."""
+        inner = self.activation(self.gate_proj(x) if "gate_proj" in self else self.up_proj(x))
         if "gate_proj" in self:
-            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
-        return self.down_proj(self.activation(self.up_proj(x)))
+            inner = inner * self.up_proj(x)
+        return self.down_proj(drop(inner, self.dropout) if self.training else inner)
 
 
 class Residual(nn.Module):
@@ -107,16 +97,16 @@ class Residual(nn.Module):
     def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
         super().__init__()
         self.norm = NORMS[config.norm](config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.norm_first = stack.norm_first
         self.scale = stack.residual_scale
 
     def __call__(self, x: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
         """Add what the sublayer makes of x, (rows, length, dims)."""
         scaled = x if self.scale == 1 else x * self.scale
-        if self.norm_first:
-            return scaled + self.dropout(sublayer(self.norm(x)))
-        return self.norm(scaled + self.dropout(sublayer(x)))
+        added = sublayer(self.norm(x) if self.norm_first else x)
+        total = scaled + (drop(added, self.dropout) if self.training else added)
+        return total if self.norm_first else self.norm(total)
 
 
 def as_they_are(key_values: mx.array) -> mx.array:
@@ -175,7 +165,7 @@ class Stack(nn.Module):
         if stack.positions == "sinusoidal":
             self.positions.weight = sinusoids(stack.max_length, config.dims)
             self.positions.freeze()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.layers = [Layer(config, stack, cross) for _ in range(stack.num_layers)]
         if stack.positions == "relative":
             for module in [layer.self_attention for layer in self.layers] if stack.bias_each_layer else [self]:
@@ -196,7 +186,7 @@ class Stack(nn.Module):
             x = x + self.positions(start + numbers(x.shape[1]))
         if "embedding_norm" in self and not self.norm_before_positions:
             x = self.embedding_norm(x)
-        return self.dropout(x)
+        return drop(x, self.dropout) if self.training else x
 
     def masks(self, mask: mx.array, start: mx.array | int, queries: int) -> list[mx.array]:
         """For each layer what self-attention may attend to: the mask, or a bias by distance that contains it."""
@@ -217,6 +207,7 @@ class Transformer(nn.Module):
         config: What the model is.
         search_defaults: The search that the model was made for.
         tasks: The TaskConfigs of the tasks that it was made for, by name, where there are several.
+        recompute: In training layers are computed again for the gradient, instead of keeping all in memory.
     """
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
@@ -232,8 +223,9 @@ class Transformer(nn.Module):
             self.output = linear(config.dims, config.target_vocab_size, bias=config.output_bias)
         elif config.output_bias:
             self.output_bias = mx.zeros(config.target_vocab_size)
-        object.__setattr__(self, "tasks", {})
-        object.__setattr__(self, "_compiled", {})
+        self.recompute = False
+        for name in ("tasks", "_compiled"):
+            object.__setattr__(self, name, {})  # no parts of the module
 
     def __call__(self, source: mx.array, target: mx.array) -> mx.array:
         """Logits of every next target token, given the source and the target before it (teacher forcing).
@@ -248,7 +240,12 @@ class Transformer(nn.Module):
         Raises:
             ValueError: If a sequence is longer than its stack has positions.
         """
-        return self.decode(target, self.encode(source))
+        return self.logits(self.hidden(source, target))
+
+    def hidden(self, source: mx.array, target: mx.array) -> mx.array:
+        """What the output layer makes `model(source, target)` of, (batch, target_length, dims)."""
+        attend = dropping(self.config.attention_dropout) if self.training else fused
+        return self._decode(target, self.encode(source, attend=attend), attend=attend)
 
     def encode(self, source: mx.array, mask: mx.array | None = None, attend: Attend = fused) -> Memory:
         """Read a batch of sources.
@@ -266,7 +263,7 @@ class Transformer(nn.Module):
         mask = (tokens if mask is None else mask)[:, None, None]
         x = self.encoder.embed(self.source_embedding(source))
         for layer, visible in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
-            x = layer(x, visible, attend=attend)
+            x = self._through(layer)(x, visible, attend=attend)
         x = self.encoder.normalize(x)
         key_values = [layer.cross_attention.key_values(x) for layer in self.decoder.layers]
         # Contiguous, or attention would copy them in every decode step.
@@ -288,24 +285,29 @@ class Transformer(nn.Module):
         Raises:
             ValueError: If a target is longer than the decoder has positions.
         """
+        return self.logits(self._decode(target, memory, cache, attend))
+
+    def _decode(self, target: mx.array, memory: Memory, cache: Cache | None = None, attend: Attend = fused) -> mx.array:
         check_length("target", target.shape[1], self.config.decoder.max_length)
         start = 0 if cache is None else cache.length
         x = self.decoder.embed(self._target_embedding(target), start)
         masks = self._masks(target.shape[1], cache)
         for index, layer in enumerate(self.decoder.layers):
             remember = as_they_are if cache is None else functools.partial(cache.update, index)
-            x = layer(x, masks[index], remember, (memory.key_values[index], memory.mask), attend)
+            x = self._through(layer)(x, masks[index], remember, (memory.key_values[index], memory.mask), attend)
         if cache is not None:
             cache.length = cache.length + target.shape[1]
-        return self._logits(self.decoder.normalize(x))
+        x = self.decoder.normalize(x)
+        return x if self.config.logit_scale == 1 else x * self.config.logit_scale
+
+    def _through(self, layer: Layer) -> Callable[..., mx.array]:
+        return recomputed(layer) if self.recompute and self.training else layer
 
     def new_cache(self, rows: int, capacity: int) -> Cache:
         """An empty cache for `rows` sequences of up to `capacity` tokens."""
-        attention = self.decoder.layers[0].self_attention
-        num_heads = self.config.decoder.num_heads
-        shape = (rows, num_heads, 2, capacity, attention.head_dims)
-        layers = [mx.zeros(shape, self.dtype) for _ in self.decoder.layers]
-        return Cache(layers, mx.array(0, mx.int32))
+        head_dims = self.decoder.layers[0].self_attention.head_dims
+        shape = (rows, self.config.decoder.num_heads, 2, capacity, head_dims)
+        return Cache([mx.zeros(shape, self.dtype) for _ in self.decoder.layers], mx.array(0, mx.int32))
 
     @property
     def num_parameters(self) -> int:
@@ -318,16 +320,8 @@ class Transformer(nn.Module):
         return self.decoder.layers[0].feed_forward_residual.norm.weight.dtype
 
     def compiled(self, function: Callable, *options: Any) -> Callable:
-        """`function(model, *options, ...)` under `mx.compile`, traced once and kept for later calls.
-
-        The weights are inputs of the trace, so that later updates are seen; the training flag is part of the key.
-        """
-        key = (function, options, self.training)
-        if key not in self._compiled:
-            if len(self._compiled) == MAX_COMPILED:
-                del self._compiled[next(iter(self._compiled))]  # the oldest
-            self._compiled[key] = mx.compile(functools.partial(function, self, *options), inputs=[self.state])
-        return guarded(self, self._compiled[key])
+        """`function(model, *options, ...)`, compiled; the weights are inputs, so that later updates are seen."""
+        return compiled(self, self._compiled, function, options)
 
     def _masks(self, queries: int, cache: Cache | None) -> list[mx.array] | list[str]:
         """For each decoder layer what may be attended to: without a cache, the positions up to the query's own."""
@@ -341,10 +335,16 @@ class Transformer(nn.Module):
     def _target_embedding(self) -> nn.Embedding:
         return self.source_embedding if self.config.share_embeddings else self.target_embedding
 
-    def _logits(self, x: mx.array) -> mx.array:
-        if self.config.logit_scale != 1:
-            x = x * self.config.logit_scale
+    @property
+    def output_layer(self) -> tuple[mx.array, mx.array | None]:
+        """The output layer's matrix, (target_vocab_size, dims), and its bias."""
         if "output" in self:
-            return self.output(x)
-        logits = self._target_embedding.as_linear(x)
+            return self.output.weight, self.output.get("bias")
+        return self._target_embedding.weight, self.get("output_bias")
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """What the output layer makes of `hidden`, (..., dims) -> (..., target_vocab_size)."""
+        if "output" in self:
+            return self.output(hidden)
+        logits = self._target_embedding.as_linear(hidden)
         return logits + self.output_bias if "output_bias" in self else logits

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -18,16 +19,34 @@ WORDS = r" ?\p{L}[\p{L}\p{M}]*(?:['’](?=\p{L}))?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s
 CHARACTER_COVERAGE = 0.99999
 
 
-def train_subwords(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Learn merges over the frequent characters, then set the fixed tokens before them.
+def check_vocab_size(vocab_size: int, num_languages: int = 0) -> None:
+    """Refuse a size that leaves no room for text; ValueError, which says what is needed."""
+    least = len(FIXED_TOKENS) + num_languages + 2
+    if vocab_size < least:
+        raise ValueError(f"vocab_size must be at least {least}: got {vocab_size}; 4000 is usual.")
+
+
+def language_token(code: str) -> str:
+    """The piece that stands for a language, as in Johnson et al. 2017; text never yields it, nor any fixed token."""
+    return f"<2{code}>"
+
+
+def train_subwords(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = ()) -> tokenizers.Tokenizer:
+    """Learn merges over the frequent characters, then set the fixed tokens and those of languages before them.
+
+    Args:
+        texts: The texts, which are read twice.
+        vocab_size: Most pieces.
+        languages: Codes of languages.
+
+    Raises:
+        ValueError: If `vocab_size` is too small, or a text is no Unicode, or there is none.
 
     Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
     """
-    room = vocab_size - len(FIXED_TOKENS)
-    if room < 2:
-        raise ValueError(f"vocab_size must be at least {len(FIXED_TOKENS) + 2}: got {vocab_size}; 4000 is usual.")
-    for text in texts:
-        check_text(text)
+    check_vocab_size(vocab_size, len(languages))
+    own = (*FIXED_TOKENS, *map(language_token, languages))
+    room = vocab_size - len(own)
     alphabet = _alphabet(texts, limit=(room + 1) // 2)
     trainer = trainers.BpeTrainer(
         vocab_size=room,
@@ -40,7 +59,7 @@ def train_subwords(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
     learner.train_from_iterator(texts, trainer)
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     # A dict keeps first places: two merges may spell the same piece.
-    pieces = dict.fromkeys([*FIXED_TOKENS, *alphabet, *(left + right for left, right in merges)])
+    pieces = dict.fromkeys([*own, *alphabet, *(left + right for left, right in merges)])
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     return _pipeline(models.BPE(vocabulary, merges, byte_fallback=True))
 
@@ -54,10 +73,11 @@ def _pipeline(model: models.Model) -> tokenizers.Tokenizer:
     return pipeline
 
 
-def _alphabet(texts: list[str], limit: int) -> list[str]:
+def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
     """Choose the space and the most frequent characters, sorted; ties go to the lower code point."""
     counts: Counter[str] = Counter()
     for text in texts:
+        check_text(text)
         counts.update(text)
     uncovered = counts.total()
     if not uncovered:

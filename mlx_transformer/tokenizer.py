@@ -9,7 +9,7 @@ from mlx_transformer.fields import from_dict, to_dict
 from mlx_transformer.languages import Languages, TokenizerConfig, language_ids, missing, required
 from mlx_transformer.merges import MergesVocabulary
 from mlx_transformer.sentencepieces import SentencePieceVocabulary
-from mlx_transformer.subwords import SPECIAL_TOKENS, check_text, train_subwords
+from mlx_transformer.subwords import FIXED_TOKENS, SPECIAL_TOKENS, check_text, language_token, train_subwords
 from mlx_transformer.vocabularies import (
     ByteVocabulary,
     TokenizersVocabulary,
@@ -47,8 +47,9 @@ class Start(NamedTuple):
 class Tokenizer:
     """A source and a target vocabulary, or one for both, and what stands around texts.
 
-    Of the vocabularies that `train` makes the first entries are padding, end and start, and these are never read from
-    text: "</s>" typed by a user is five characters like any other. Those of checkpoints read it as the original does.
+    Of the vocabularies that `train` makes the first entries are padding, end and start, after the bytes come languages,
+    and these are never read from text: "</s>" typed by a user is four characters like any other. Those of checkpoints
+    read it as the original does.
     """
 
     pad_id = TokenizerConfig.pad_id
@@ -73,10 +74,11 @@ class Tokenizer:
         self._check(self.target, self.target_vocab_size, own["target"])
 
     def _check(self, vocabulary: Vocabulary, size: int, own: set[int]) -> None:
-        if self.config == TokenizerConfig():
-            found = tuple(vocabulary.token(i) for i in range(len(SPECIAL_TOKENS)))
-            if found != SPECIAL_TOKENS:
-                raise ValueError(f"A vocabulary must begin with {', '.join(SPECIAL_TOKENS)}: got {found}.")
+        if _is_trained(self.config):
+            languages = {i: language_token(code) for code, i in self.config.languages.items()}
+            for i, token in (dict(enumerate(SPECIAL_TOKENS)) | languages).items():
+                if vocabulary.token(i) != token:
+                    raise ValueError(f"Id {i} of a trained vocabulary must be {token}: it is {vocabulary.token(i)!r}.")
         if vocabulary.size > MAX_IDS:
             raise ValueError(f"Ids of a vocabulary must be below {MAX_IDS}: the highest is {vocabulary.size - 1}.")
         # A special token without a row in the model does no harm: it is left out of sources.
@@ -246,24 +248,68 @@ class Tokenizer:
         try:
             return cls(source, target, config)
         except ValueError as error:
-            name = "tokenizer.json" if config == TokenizerConfig() else VOCABULARY_FILE
+            name = "tokenizer.json" if _is_trained(config) else VOCABULARY_FILE
             raise ValueError(f"{folder / name} must hold a tokenizer of this package: {error}") from None
 
     @classmethod
     def train(
-        cls, sources: Iterable[str], targets: Iterable[str], vocab_size: int, *, shared: bool = True
+        cls,
+        sources: Iterable[str],
+        targets: Iterable[str],
+        vocab_size: int,
+        *,
+        shared: bool = True,
+        source_languages: Iterable[str] = (),
+        target_languages: Iterable[str] = (),
     ) -> "Tokenizer":
         """Learn vocabularies of at most `vocab_size` entries, fewer if the text does not yield as many.
 
         The same texts give the same vocabulary.
 
+        Args:
+            sources: Source texts, all of which are held in memory.
+            targets: Target texts, likewise.
+            vocab_size: Most entries.
+            shared: One vocabulary for both sides.
+            source_languages: Codes of the sources' languages, whose tokens stand before sources; one is the default.
+            target_languages: Codes of the targets' languages, whose tokens are generated first; one is the default.
+
         Raises:
-            ValueError: If there is no text, or `vocab_size` leaves no room beside the special and byte tokens.
+            ValueError: If there is no text, or `vocab_size` leaves no room beside special, byte and language tokens.
         """
-        if shared:
-            return cls(TokenizersVocabulary(train_subwords([*sources, *targets], vocab_size)))
-        source, target = (TokenizersVocabulary(train_subwords(list(texts), vocab_size)) for texts in (sources, targets))
-        return cls(source, target)
+        config = _config(set(source_languages), set(target_languages))
+        sides = ([*sources, *targets],) if shared else (list(sources), list(targets))
+        codes = list(config.languages)
+        trained = [TokenizersVocabulary(train_subwords(texts, vocab_size, codes)) for texts in sides]
+        return cls(trained[0], trained[-1], config)
+
+
+def _config(source_languages: set[str], target_languages: set[str]) -> TokenizerConfig:
+    """What stands around texts of a tokenizer that is trained for such languages."""
+    codes = sorted(source_languages | target_languages)
+    languages = {code: i for i, code in enumerate(codes, len(FIXED_TOKENS))}
+    return TokenizerConfig(
+        skip_ids=(*TokenizerConfig.skip_ids, *languages.values()),
+        languages=languages,
+        source_language="before" if source_languages else "none",
+        target_language="first" if target_languages else "none",
+        default_source_language=_only(source_languages),
+        default_target_language=_only(target_languages),
+    )
+
+
+def _is_trained(config: TokenizerConfig) -> bool:
+    """Whether a config is of those that `train` makes."""
+    codes = set(config.languages)
+    made = _config(
+        codes if config.source_language == "before" else set(), codes if config.target_language == "first" else set()
+    )
+    no_defaults = {"default_source_language": None, "default_target_language": None}
+    return to_dict(config) | no_defaults == to_dict(made) | no_defaults
+
+
+def _only(codes: set[str]) -> str | None:
+    return next(iter(codes)) if len(codes) == 1 else None
 
 
 def _write(vocabulary: Vocabulary, folder: Path, prefix: str) -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""What keeps a model whole while its functions are traced."""
+"""What keeps a model whole while its functions are traced, and keeps the traces."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
+
+MAX_COMPILED = 32  # functions that a model keeps the traces of
 
 
 def guarded(model: nn.Module, function: Callable) -> Callable:
@@ -19,3 +23,13 @@ def guarded(model: nn.Module, function: Callable) -> Callable:
             raise
 
     return guard
+
+
+def compiled(model: nn.Module, kept: dict[Any, Callable], function: Callable, options: tuple[Any, ...]) -> Callable:
+    """`function(model, *options, ...)` under `mx.compile`; `kept` holds those of earlier calls."""
+    key = (function, options, model.training)
+    if key not in kept:
+        if len(kept) == MAX_COMPILED:
+            del kept[next(iter(kept))]  # the oldest
+        kept[key] = mx.compile(functools.partial(function, model, *options), inputs=[model.state])
+    return guarded(model, kept[key])

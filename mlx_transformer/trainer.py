@@ -1,73 +1,75 @@
 """One training step: gradients, optimizer and moving average, compiled; and all the state that it changes."""
 
 import json
-import math
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
-from mlx.utils import tree_map, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce
 
 from mlx_transformer import checkpoint
 from mlx_transformer.data import Batch
-from mlx_transformer.layout import join, split
+from mlx_transformer.layout import join
 from mlx_transformer.loss import batch_loss
 from mlx_transformer.model import Transformer
+from mlx_transformer.optimizing import learning_rate, optimizer
+from mlx_transformer.precision import find_dtype
 from mlx_transformer.recipe import TrainingConfig
 from mlx_transformer.tokenizer import Tokenizer
 
-
-def inverse_square_root(step: mx.array, learning_rate: float, warmup_steps: int) -> mx.array:
-    """The schedule of Vaswani et al. 2017, section 5.3, by its highest rate, reached after `warmup_steps`."""
-    step = step.astype(mx.float32) + 1
-    return learning_rate * mx.minimum(step / warmup_steps, mx.sqrt(warmup_steps / step))
+# Gradients in float16 are computed of a loss so many times as large, lest small ones vanish (Micikevicius et al. 2018).
+FIRST_SCALE, GREATEST_SCALE = 2.0**12, 2.0**24
+STEPS_TO_DOUBLE = 1000  # without an overflow, then the scale doubles; an overflow halves it
+Sums = dict[str, Any]  # gradients, loss and number of tokens of some batches, added up
 
 
 class Trainer:
-    """Everything that changes in a run, and the compiled step that changes it."""
+    """Everything that changes in a run, and the compiled step that changes it.
+
+    Attributes:
+        model: The model in training, in float32; parts of it may be frozen.
+        config: The run.
+        step: Updates so far.
+        average: The moving average of the trained weights; empty without one.
+        scaling: The factor of the loss, and for how many updates it has served; empty but for float16.
+        progress: What else a run must remember, plain data.
+    """
 
     def __init__(self, model: Transformer, config: TrainingConfig) -> None:
         self.model = model
         self.config = config
         self.step = 0
-        self.best_score = -math.inf
+        self.progress: dict[str, Any] = {}
         self.group = mx.distributed.init()
-        rate = partial(inverse_square_root, learning_rate=config.learning_rate, warmup_steps=config.warmup_steps)
-        self.optimizer = optim.Adam(rate, betas=[0.9, 0.98], eps=1e-9, bias_correction=True)
-        self.optimizer.init(model.trainable_parameters())
-        self.average = tree_map(mx.array, model.trainable_parameters())
-        self._averaged = checkpoint.blank(model.config, model.search_defaults, model.tasks.values())
-        self.state = [model.state, self.optimizer.state, self.average, mx.random.state]
+        self.optimizer, self._rate = optimizer(config), learning_rate(config)
+        trained = model.trainable_parameters()
+        self.optimizer.init(trained)
+        self.average = tree_map(mx.array, trained) if config.ema_decay else {}
+        halves = config.compute_dtype == "float16"
+        self.scaling = {"scale": mx.array(FIRST_SCALE), "served": mx.array(0)} if halves else {}
+        self.state = [model.state, self.optimizer.state, self.average, self.scaling, mx.random.state]
+        model.recompute = config.recompute
+        self._validated = checkpoint.blank(model.config, model.search_defaults, model.tasks.values())
+        self._dtype = find_dtype(config.compute_dtype)
         self._pending: tuple[mx.array, ...] = ()
-        self._compiled_step = mx.compile(self._step, inputs=self.state, outputs=self.state)
+        self._add, self._apply, self._once = (self._compiled(call) for call in (self.add, self.apply, self.once))
 
-    def _step(self, source: mx.array, target: mx.array) -> tuple[mx.array, mx.array]:
-        # Of several processes each weighs as much as it has real tokens, as if they were one batch.
-        real = (target[:, 1:] != self.model.config.pad_id).sum().astype(mx.float32)
-        share = real * self.group.size() / mx.distributed.all_sum(real, group=self.group)
-        value_and_grad = nn.value_and_grad(self.model, lambda *batch: share * batch_loss(*batch))
-        loss, gradients = value_and_grad(self.model, source, target, self.config.label_smoothing)
-        gradients = nn.average_gradients(gradients, self.group)
-        gradients, norm = optim.clip_grad_norm(gradients, self.config.clip_norm)
-        self.optimizer.update(self.model, gradients)
-        # Early on a long average would remember the random start: let its horizon grow with the steps.
-        step = self.optimizer.step.astype(mx.float32)
-        decay = mx.minimum(self.config.ema_decay, (1 + step) / (10 + step))
+    def _compiled(self, function: Callable) -> Callable:
+        return mx.compile(function, inputs=self.state, outputs=self.state)
 
-        def blend(kept: mx.array, new: mx.array) -> mx.array:
-            return decay * kept + (1 - decay) * new
-
-        self.average.update(tree_map(blend, self.average, self.model.trainable_parameters()))
-        return loss, norm
-
-    def update(self, batch: Batch) -> tuple[mx.array, mx.array]:
-        """One optimizer update; returns loss and gradient norm, not yet evaluated."""
-        # Dropout depends on the seed and the step alone, so that a resumed run needs no saved random state.
-        mx.random.seed((self.config.seed << 32) + self.step * self.group.size() + self.group.rank())
+    def update(self, batches: Sequence[Batch]) -> tuple[mx.array, mx.array]:
+        """One optimizer update from one or several batches; returns loss and gradient norm, not yet evaluated."""
         self.model.train()
-        results = self._compiled_step(mx.array(batch.source), mx.array(batch.target))
+        sums: Sums = {}
+        for number, batch in enumerate(batches):
+            self._seed(number)
+            arrays = mx.array(batch.source), mx.array(batch.target)
+            if len(batches) > 1:
+                sums = self._add(sums, *arrays)
+                mx.async_eval(sums)
+        results = self._apply(sums) if sums else self._once(*arrays)
         self.step += 1
         mx.async_eval(results, self.state)
         # Prepare the next batch while this step runs, but run no further ahead.
@@ -75,33 +77,134 @@ class Trainer:
         self._pending = results
         return results
 
-    def averaged(self) -> Transformer:
-        """The model to validate and keep: with the moving average of the weights, ready to generate.
+    def _seed(self, number: int) -> None:
+        """Let dropout depend on the seed and on the number of the batch alone: no random state needs to be saved."""
+        place = self.step * self.config.accumulate + number
+        mx.random.seed((self.config.seed << 32) + place * self.group.size() + self.group.rank())
+
+    def once(self, source: mx.array, target: mx.array) -> tuple[mx.array, mx.array]:
+        """An update from one batch."""
+        return self.apply(self.add({}, source, target))
+
+    def add(self, sums: Sums, source: mx.array, target: mx.array) -> Sums:
+        """Add the gradients of a batch, its loss and its number of tokens."""
+        weights, trained = self.model.parameters(), self.model.trainable_parameters()
+
+        def low(array: mx.array) -> mx.array:
+            return array.astype(self._dtype)
+
+        def loss(trained: dict) -> tuple[mx.array, ...]:
+            self.model.update(tree_map(low, weights))
+            self.model.update(tree_map(low, trained))
+            total, tokens = batch_loss(self.model, source, target, self.config.label_smoothing)
+            return total * self.scaling.get("scale", 1), total, tokens
+
+        (_, total, tokens), gradients = mx.value_and_grad(loss)(trained)
+        self.model.update(weights)
+        found = {"gradients": gradients, "loss": total, "tokens": tokens}
+        return tree_map(mx.add, sums, found) if sums else found
+
+    def apply(self, sums: Sums) -> tuple[mx.array, mx.array]:
+        """Update weights, optimizer and average by gradients that were added up; returns loss and gradient norm."""
+        # All tokens weigh alike, whichever process and batch they are in: the sums are divided, not means.
+        loss, tokens = (mx.distributed.all_sum(sums[name], group=self.group) for name in ("loss", "tokens"))
+        summed = nn.average_gradients(sums["gradients"], self.group)
+        tokens = mx.maximum(tokens, 1)
+        share = self.group.size() / (tokens * self.scaling.get("scale", 1))
+        squares = tree_reduce(lambda total, array: total + (share * array).square().sum(), summed, mx.array(0.0))
+        norm = mx.sqrt(squares)
+        if self.config.clip_norm:
+            share = share * mx.minimum(1, self.config.clip_norm / (norm + 1e-6))
+        before = self._changing() if self.scaling else []
+        self._decay_weights()
+        self.optimizer.update(self.model, tree_map(lambda array: share * array, summed))
+        self._follow()
+        if self.scaling:
+            self._take_back(before, mx.isfinite(norm))
+        return loss / tokens, norm
+
+    def _decay_weights(self) -> None:
+        if decay := self.config.weight_decay:
+            kept = 1 - decay * self._rate(self.optimizer.step)
+            trained = self.model.trainable_parameters()
+            self.model.update(tree_map(lambda array: kept * array if array.ndim > 1 else array, trained))
+
+    def _follow(self) -> None:
+        """Let the average follow the weights."""
+        # Early on a long average would remember the random start: let its horizon grow with the steps.
+        step = self.optimizer.step.astype(mx.float32)
+        decay = mx.minimum(self.config.ema_decay, (1 + step) / (10 + step))
+        trained = self.model.trainable_parameters() if self.average else {}
+        self.average.update(tree_map(lambda kept, new: decay * kept + (1 - decay) * new, self.average, trained))
+
+    def _changing(self) -> list[dict]:
+        """What an update changes, as it is now."""
+        trees = [self.model.trainable_parameters(), self.optimizer.state, self.average]
+        return [tree_map(lambda array: array, tree) for tree in trees]
+
+    def _take_back(self, before: list[dict], finite: mx.array) -> None:
+        """Leave all as it was where a gradient overflowed, and choose the scale of the next loss."""
+        chosen = [
+            tree_map(lambda new, old: mx.where(finite, new, old), *trees)
+            for trees in zip(self._changing(), before, strict=True)
+        ]
+        self.model.update(chosen[0])
+        self.optimizer.state.update(chosen[1])
+        self.average.update(chosen[2])
+        served = mx.where(finite, self.scaling["served"] + 1, 0)
+        grown = served == STEPS_TO_DOUBLE
+        factor = mx.where(finite, mx.where(grown, 2.0, 1.0), 0.5)
+        self.scaling["scale"] = mx.clip(self.scaling["scale"] * factor, 1, GREATEST_SCALE)
+        self.scaling["served"] = mx.where(grown, 0, served)
+
+    def validated(self, earlier: Iterable[Path] = ()) -> Transformer:
+        """The model to validate and keep, ready to generate: of the moving average, if there is one.
 
         It is always the same model, so that what was compiled for it serves again.
-        """
-        self._averaged.update(self.model.parameters())
-        self._averaged.update(self.average)
-        self._averaged.eval()
-        return self._averaged
 
-    def save(self, folder: Path, tokenizer: Tokenizer) -> None:
-        """Write a model folder that also holds all that is needed to go on from here."""
-        with checkpoint.replacing(folder) as new:
-            checkpoint.write(new, self.model, tokenizer)
-            arrays = split({"optimizer": self.optimizer.state, "average": self.average})
-            checkpoint.write_arrays(new / "training.safetensors", arrays)
-            progress = {"step": self.step, "best_score": self.best_score}
-            (new / "training.json").write_text(json.dumps(progress) + "\n")
+        Args:
+            earlier: Checkpoints whose weights it is the mean of, together with the present ones.
+        """
+        mean, count = self.average or self.model.trainable_parameters(), 1
+        for folder in earlier:
+            kept = self._kept(folder)
+            mean, count = tree_map(lambda old, new, n=count: old + (new - old) / (n + 1), mean, kept), count + 1
+            mx.eval(mean)
+        self._validated.update(self.model.parameters())
+        self._validated.update(mean)
+        self._validated.eval()
+        return self._validated
+
+    def _kept(self, folder: Path) -> dict:
+        """The trained weights, or their moving average, of a checkpoint."""
+        if self.average:
+            state = checkpoint.read_arrays(folder / "training.safetensors")
+            return _filled({"average": self.average}, state)["average"]
+        weights = join(checkpoint.read_arrays(folder / "model.safetensors"))
+        return _filled(self.model.trainable_parameters(), weights)
+
+    def write(self, folder: Path, tokenizer: Tokenizer | None) -> None:
+        """Write into a folder a model, and beside it all else that is needed to go on from here."""
+        checkpoint.write(folder, self.model, tokenizer)
+        checkpoint.write_arrays(folder / "training.safetensors", dict(tree_flatten(self._beside())))
+        (folder / "training.json").write_text(json.dumps({"step": self.step} | self.progress) + "\n")
 
     def restore(self, folder: Path) -> None:
-        """Go back to where `save` was called."""
+        """Go back to where `write` was called."""
         checkpoint.read_weights(self.model, folder / "model.safetensors")
-        arrays = join(checkpoint.read_arrays(folder / "training.safetensors"))
-        # Frozen modules have empty places in the state, which a file of arrays does not: fill the state that is there.
-        state = {"optimizer": self.optimizer.state, "average": self.average}
-        state = tree_map_with_path(lambda name, _: arrays[name], state)
+        state = _filled(self._beside(), checkpoint.read_arrays(folder / "training.safetensors"))
         self.optimizer.state.update(state["optimizer"])
         self.average.update(state["average"])
+        self.scaling.update(state["scaling"])
+        mx.eval(self.state)  # arrays not yet read would be read from a folder that is about to be replaced
         progress = checkpoint.read_json(folder / "training.json")
-        self.step, self.best_score = progress["step"], progress["best_score"]
+        self.step = progress.pop("step")
+        self.progress.update(progress)
+
+    def _beside(self) -> dict[str, dict]:
+        return {"optimizer": self.optimizer.state, "average": self.average, "scaling": self.scaling}
+
+
+def _filled(tree: dict, arrays: dict[str, mx.array]) -> dict:
+    """A tree like this one, of arrays by their names; frozen modules have empty places in it, which no file has."""
+    return tree_map_with_path(lambda name, _: arrays[name], tree)

@@ -6,8 +6,8 @@ import pytest
 from tiny_families import MODELS, torch_model, torch_sources
 from tiny_models import SETTINGS, padded, random_model, random_sources, random_targets
 
-from mlx_transformer.attending import attention, softmax_weights
-from mlx_transformer.model import fused
+from mlx_transformer.attending import attention
+from mlx_transformer.products import fused, softmax_weights
 from mlx_transformer.weights import convert
 
 LENGTHS = (3, 7, 5)

@@ -491,6 +491,17 @@ class TestPipes:
         assert process.communicate("ŝ\n".encode())[0] == "Ŝ\n".encode()
 
 
+ENTRIES = [
+    {"event": "start", "step": 0, "parameters": 1234, "pairs": 5, "too_long": 2},
+    {"event": "step", "step": 2, "steps": 4, "loss": 1.5, "perplexity": 4.48, "tokens_per_second": 1e4}
+    | {"learning_rate": 1e-3, "gradient_norm": 1.0, "memory": 1.25e9, "seconds_left": 3661.2},
+    {"event": "validation", "step": 2, "loss": 1.25, "token_accuracy": 0.5, "best": True}
+    | {"samples": [{"source": "Hi", "reference": "Salut", "hypothesis": "Sal"}]},
+    {"event": "stopped", "step": 3, "signal": 2},
+    {"event": "end", "step": 4, "reason": "patience"},
+]
+
+
 class TestTrain:
     def test_every_field_is_an_option_with_the_default_of_the_dataclass(self):
         options = {option.name: option for option in train.command.params}
@@ -501,10 +512,8 @@ class TestTrain:
 
     def test_a_run_is_reported_in_lines(self, monkeypatch):
         def fake(config, report):
-            report({"event": "start", "parameters": 1234, "pairs": 5, "too_long": 2})
-            step = {"step": 2, "steps": 4, "loss": 1.5, "tokens_per_second": 1e4, "learning_rate": 1e-3}
-            report({"event": "step", "gradient_norm": 1.0, "seconds_left": 3661.2} | step)
-            report({"event": "validation", "step": 2, "loss": 1.25, "token_accuracy": 0.5, "best": True})
+            for entry in ENTRIES:
+                report(entry)
             assert config.train == ("a.tsv", "b.tsv") and config.steps == 4 and not config.shared_vocabulary
             return Path("run/best")
 
@@ -512,20 +521,58 @@ class TestTrain:
         arguments = "train --train a.tsv --train b.tsv --valid v.tsv --output run --steps 4 --no-shared-vocabulary"
         result = CliRunner().invoke(main, arguments.split())
         assert result.output.splitlines() == [
-            "1,234 parameters, 5 pairs, 2 too long and left out",
-            "step 2/4 loss 1.500 tokens/s 10,000 rate 1.00e-03 left 1:01:01",
+            "1,234 parameters to train, 5 pairs, 2 too long and left out",
+            "step 2/4 loss 1.500 perplexity 4.5 tokens/s 10,000 rate 1.00e-03 gradient 1.00 memory 1.25GB left 1:01:01",
             "validation at step 2: loss 1.2500 token_accuracy 0.5000 (best)",
+            "      Hi",
+            "    = Salut",
+            "    > Sal",
+            "Stopped after step 3, and saved: go on with mlx-transformer train --output run --resume",
+            "Ended at step 4: no better validation among the last 0.",
             "Best model: run/best",
         ]
+        result = CliRunner().invoke(main, [*arguments.split(), "--json"])
+        assert [json.loads(line) for line in result.output.splitlines()] == ENTRIES
 
     @pytest.fixture
-    def configs(self, monkeypatch):
+    def configs(self, monkeypatch, tmp_path):
         """The configurations that the command trains; a run in `run` has options of its own."""
         trained = []
         monkeypatch.setitem(vars(mt), "train", lambda config, report: trained.append(config) or Path("run/best"))
-        former = TrainingConfig(train=("a.tsv",), valid=("v.tsv",), output="moved", preset="tiny", steps=7, seed=3)
-        monkeypatch.setattr("mlx_transformer.training.read_options", {"run": former}.__getitem__)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "run").mkdir()
+        former = 'train = ["a.tsv"]\nvalid = ["v.tsv"]\noutput = "moved"\npreset = "tiny"\nsteps = 7\nseed = 3\n'
+        (tmp_path / "run" / "options.toml").write_text(former)
         return trained
+
+    def test_options_in_a_file_come_after_those_given(self, configs):
+        result = CliRunner().invoke(
+            main, "train --config run/options.toml --output new --seed 5 --betas 0.8 0.9".split()
+        )
+        assert result.exit_code == 0, result.output
+        own = {"preset": "tiny", "steps": 7, "seed": 5, "betas": (0.8, 0.9)}
+        assert configs == [TrainingConfig(train=("a.tsv",), valid=("v.tsv",), output="new", **own)]
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("steps = ", "options.toml must be TOML, a line `name = value` for each option"),
+            ("stepps = 3", "options.toml has unknown fields: stepps. The known ones are train, valid"),
+            ("steps = 'many'", "steps must be int, not 'many'"),
+        ],
+    )
+    def test_a_bad_file_of_options_is_told(self, configs, text, told):
+        Path("run/options.toml").write_text(text)
+        arguments = "train --config run/options.toml --output new --train a.tsv --valid b.tsv"
+        result = CliRunner().invoke(main, arguments.split())
+        assert result.exit_code == 1 and told in error_line(result)
+        result = CliRunner().invoke(main, arguments.replace("options", "absent").split())
+        assert result.exit_code == 1 and "There is no file of options run/absent.toml" in error_line(result)
+
+    def test_parts_to_freeze_are_separated_by_commas(self, configs):
+        arguments = "train --train a --valid b --output new --init model --freeze encoder,embeddings"
+        CliRunner().invoke(main, arguments.split())
+        assert configs[0].freeze == ("encoder", "embeddings")
 
     def test_a_run_goes_on_with_its_own_options(self, configs):
         result = CliRunner().invoke(main, "train --output run --resume --steps 9".split())

@@ -111,7 +111,7 @@ def test_no_field_takes_a_value_of_another_kind(config):
         (SEARCH, "suppress_ids", (1, True)),
         (SEARCH, "max_tokens", False),
         (TRAINING, "train", "a.tsv"),
-        (TRAINING, "best_by", "chrf"),
+        (TRAINING, "best_by", "rouge"),
     ],
 )
 def test_an_ill_typed_field_is_named_with_its_value(config, name, value):
@@ -190,12 +190,30 @@ def test_errors_of_a_nested_stack_name_its_place():
         (SEARCH, {"temperature": 1.0, "alternatives": True}, "alternatives are not drawn: leave out temperature 1.0"),
         *[
             (TRAINING, {name: 0}, f"{name} must be more than 0, not 0")
-            for name in ("steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "clip_norm")
+            for name in ("steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "accumulate")
         ],
         *[
             (TRAINING, {name: -1}, f"{name} must be more than 0, not -1")
-            for name in ("valid_every", "log_every", "max_length")
+            for name in ("valid_every", "log_every", "max_length", "keep", "average_checkpoints")
         ],
+        *[
+            (TRAINING, {name: -1}, f"{name} must not be negative: -1")
+            for name in ("weight_decay", "clip_norm", "samples", "patience")
+        ],
+        (TRAINING, {"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, not 1"),
+        (TRAINING, {"activation_dropout": -1}, "activation_dropout must be at least 0 and below 1, not -1"),
+        (MODEL, {"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, not 1"),
+        (TRAINING, {"betas": (0.9, 1.0)}, "betas must be two numbers, at least 0 and below 1, not .0.9, 1.0"),
+        (TRAINING, {"betas": (0.9,)}, "betas must be two numbers"),
+        (TRAINING, {"weight_decay": 0.1}, "optimizer 'adam' has no weight decay: choose adamw"),
+        (TRAINING, {"schedule": "cosine", "steps": 9, "warmup_steps": 9}, "warmup_steps 9 is not less than steps 9"),
+        (TRAINING, {"average_checkpoints": 5}, "keep 2 is less than average_checkpoints"),
+        (TRAINING, {"init": "it", "freeze": ("head",)}, "freeze takes encoder, .*: 'head' is none of them"),
+        (TRAINING, {"freeze": ("encoder",)}, "parts to freeze: give init as well"),
+        (TRAINING, {"init": "it", "preset": "tiny"}, "has its own preset: leave it out with init"),
+        (TRAINING, {"init": "it", "vocab_size": 9}, "has its own vocab_size: leave it out with init"),
+        (TRAINING, {"dims": 512, "num_heads": 7}, "num_heads must divide dims: 7 does not divide 512"),
+        (TRAINING, {"decoder_layers": 0}, "decoder_layers must be more than 0, not 0"),
         (TRAINING, {"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, not 1.0"),
         (TRAINING, {"ema_decay": 1}, "ema_decay must be at least 0 and below 1, not 1"),
         (TRAINING, {"dropout": -0.5}, "dropout must be at least 0 and below 1, not -0.5"),

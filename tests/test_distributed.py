@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from test_training import MODEL, OPTIONS, make_batch, near, same_bits
+from training_cases import MODEL, OPTIONS, make_batch, near, same_bits
 
 from mlx_transformer.data import Batch
 from mlx_transformer.layout import split
@@ -28,7 +28,7 @@ mx.set_default_device(mx.cpu)
 import test_distributed as t
 trainer = t.new_trainer()
 for step in range(t.STEPS):
-    trainer.update(t.batch_of(step, trainer.group.rank()))
+    trainer.update([t.batch_of(step, trainer.group.rank())])
 t.save(trainer, sys.argv[1])
 """
 
@@ -84,7 +84,7 @@ def test_two_processes_take_the_step_of_one_batch(tmp_path, tolerance):
     alone = new_trainer()
     for step in range(STEPS):
         parts = [batch_of(step, rank) for rank in range(2)]
-        alone.update(Batch(*(np.concatenate(side) for side in zip(*parts, strict=True))))
+        alone.update([Batch(*(np.concatenate(side) for side in zip(*parts, strict=True)))])
     save(alone, str(tmp_path / "alone.safetensors"))
     # The gradient of a key bias is rounding alone, which Adam makes into steps of full size.
     expected = {n: a for n, a in mx.load(str(tmp_path / "alone.safetensors")).items() if "key_proj.bias" not in n}

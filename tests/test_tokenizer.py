@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
-from mlx_transformer.subwords import BYTE_TOKENS, FIXED_TOKENS
-from mlx_transformer.tokenizer import Tokenizer
+import mlx_transformer as mt
+from mlx_transformer.config import ModelConfig, StackConfig
+from mlx_transformer.languages import TokenizerConfig
+from mlx_transformer.subwords import BYTE_TOKENS, FIXED_TOKENS, check_vocab_size
+from mlx_transformer.tokenizer import Start, Tokenizer
 
 ENGLISH = [f"the {animal} don't see {count} dogs." for animal in ("cat", "dog", "bird") for count in range(40)]
 FRENCH = [f"l'{animal} n'a vu que {count} chiens !" for animal in ("oiseau", "âne", "ours") for count in range(40)]
@@ -186,7 +189,7 @@ def test_vocabulary_with_other_specials_is_refused(tokenizer, tmp_path):
     vocabulary = content["model"]["vocab"]
     vocabulary["<pad>"], vocabulary["</s>"] = 1, 0
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"tokenizer\.json .*must begin with <pad>, </s>, <s>: got \('</s>', '<pad>'"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json .*: Id 0 of a trained vocabulary must be <pad>: it is '</s"):
         Tokenizer.load(tmp_path)
 
 
@@ -211,8 +214,112 @@ def test_id_outside_the_vocabulary_is_refused(tokenizer, bad):
 def test_too_small_vocabulary_is_refused(size):
     with pytest.raises(ValueError, match=f"vocab_size must be at least 261: got {size};"):
         Tokenizer.train(ENGLISH, FRENCH, size)
+    with pytest.raises(ValueError, match=f"vocab_size must be at least 261: got {size};"):
+        check_vocab_size(size)
+
+
+def test_languages_need_room_in_the_vocabulary():
+    check_vocab_size(263, 2)
+    for refused in (
+        lambda: check_vocab_size(262, 2),
+        lambda: Tokenizer.train(ENGLISH, FRENCH, 262, source_languages=["en"], target_languages=["fr"]),
+    ):
+        with pytest.raises(ValueError, match="vocab_size must be at least 263: got 262;"):
+            refused()
+    small = Tokenizer.train(ENGLISH, FRENCH, 263, source_languages=["en"], target_languages=["fr"])
+    assert small.source_vocab_size <= 263
 
 
 def test_training_on_nothing_is_refused():
     with pytest.raises(ValueError, match="trained on text: got no characters"):
         Tokenizer.train([], [""], 500)
+
+
+# Languages
+
+EN, FR, ZH = 259, 260, 261  # right after the bytes, sorted
+
+
+def train_tagged(**options) -> Tokenizer:
+    options = {"source_languages": ["fr", "zh-Hans", "fr"], "target_languages": ["zh-Hans", "fr", "en"]} | options
+    return Tokenizer.train(ENGLISH, FRENCH, 400, **options)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_languages_have_tokens_after_the_fixed_ones(shared):
+    tokenizer = train_tagged(shared=shared)
+    assert tokenizer.config.languages == {"en": EN, "fr": FR, "zh-Hans": ZH}
+    for vocabulary in (tokenizer.source, tokenizer.target):
+        assert [vocabulary.token(i) for i in range(262)] == [*FIXED_TOKENS, "<2en>", "<2fr>", "<2zh-Hans>"]
+        assert vocabulary.size <= 400
+    plain = Tokenizer.train(ENGLISH, FRENCH, 397, shared=shared)
+    same = [EN, *(i + 3 if i >= EN else i for i in plain.encode(ENGLISH[0]))]
+    assert tokenizer.encode(ENGLISH[0], "en") == same  # what text is made of is learned as without languages
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_languages_stand_before_sources_and_first_in_targets(tmp_path, shared):
+    trained = train_tagged(shared=shared)
+    trained.save(tmp_path)
+    for tokenizer in (trained, Tokenizer.load(tmp_path)):
+        assert tokenizer.config == trained.config and tokenizer.languages == ["en", "fr", "zh-Hans"]
+        text = tokenizer.encode("the cat", "en")[1:-1]
+        assert tokenizer.encode_batch(["the cat", "the cat"], ["en", "fr"]) == [[i, *text, 1] for i in (EN, FR)]
+        target = tokenizer.encode_target("l'ours", "fr")[1:-1]
+        assert tokenizer.encode_target_batch(["l'ours"], "zh-Hans") == [[ZH, *target, 1]]
+        assert tokenizer.starts(2, ["fr", "zh-Hans"]) == [Start(2, FR), Start(2, ZH)]
+        assert tokenizer.decode([2, FR, *target, 1, 0]) == "l'ours"
+        with pytest.raises(ValueError, match="must be told the source's"):
+            tokenizer.encode("the cat")
+
+
+@pytest.mark.parametrize("text", [*NASTY, "<2fr>", " <2fr>", "<2en> the cat <2zh-Hans>", "<2", "2fr>"])
+def test_text_never_yields_a_language(text):
+    tokenizer = Tokenizer.train([*ENGLISH, "<2fr>"] * 9, [*FRENCH, "<2fr>"] * 9, 600, target_languages=["fr"])
+    first, *ids = tokenizer.encode_target(text)
+    assert first == 259 and 259 not in ids and 259 not in tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+
+
+def test_the_only_language_of_a_side_is_its_default():
+    tokenizer = train_tagged(source_languages=["en"])
+    assert tokenizer.encode("the cat") == tokenizer.encode("the cat", "en")
+    with pytest.raises(ValueError, match="must be told the target's"):
+        tokenizer.encode_target("l'ours")
+    only_target = train_tagged(source_languages=(), target_languages=iter(["fr"]))
+    assert only_target.encode_target("l'ours")[0] == 259 and only_target.encode("the cat")[0] != 259
+    with pytest.raises(ValueError, match="does not ask for a source language"):
+        only_target.encode("the cat", "fr")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"target_languages": ()}, {"source_languages": ()}, {"source_languages": ["en"], "target_languages": ["fr"]}],
+)
+@pytest.mark.parametrize("token", ["<2fr>", "<s>"])
+def test_a_vocabulary_with_other_languages_is_refused(tmp_path, options, token):
+    train_tagged(**options).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[token], vocabulary["<0x41>"] = vocabulary["<0x41>"], vocabulary[token]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json .*Id \d+ of a trained vocabulary must be {token}: it is"):
+        Tokenizer.load(tmp_path)
+
+
+def test_without_languages_nothing_stands_around_texts():
+    assert Tokenizer.train(ENGLISH, FRENCH, 400).config == TokenizerConfig()
+
+
+def test_a_model_generates_the_language_asked_for():
+    tokenizer = train_tagged(source_languages=["en"])
+    stack = StackConfig(num_layers=1, num_heads=2, mlp_dims=32, norm_first=True, final_norm=True, max_length=64)
+    size = tokenizer.source_vocab_size
+    model = mt.Transformer(ModelConfig(size, size, 32, stack, stack, share_embeddings=True))
+    search = mt.SearchConfig(max_tokens=5, suppress_ids=(2,))
+    languages = ["fr", "zh-Hans"]
+    found = list(mt.generate_hypotheses(model, tokenizer, ENGLISH[:2], search, target_language=languages))
+    assert [best.ids[0] for best, *_ in found] == [FR, ZH]
+    assert all("<2" not in best.text for best, *_ in found)
+    assert len(mt.generate(model, tokenizer, ENGLISH[:3], search, target_language="fr")) == 3

@@ -1,0 +1,72 @@
+"""MLX's own encoder-decoder, mlx.nn.Transformer, with a compiled training step as MLX's documentation shows it."""
+
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+from mlx_transformer.config import ModelConfig
+from mlx_transformer.data import Batch
+from mlx_transformer.positions import sinusoids
+from mlx_transformer.precision import find_dtype
+from mlx_transformer.recipe import TrainingConfig
+
+
+class MlxTransformer(nn.Module):
+    """mlx.nn.Transformer (always pre-norm here) with one table of embeddings for both sides and the output."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pad_id, self.scale = config.pad_id, config.dims**0.5
+        self.embedding = nn.Embedding(config.source_vocab_size, config.dims)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = nn.Transformer(
+            config.dims,
+            config.encoder.num_heads,
+            config.encoder.num_layers,
+            config.decoder.num_layers,
+            config.encoder.mlp_dims,
+            config.dropout,
+        )
+        self._rows = sinusoids(max(config.encoder.max_length, config.decoder.max_length), config.dims)
+
+    def __call__(self, source: mx.array, target: mx.array) -> mx.array:
+        """Logits of every next target token, (batch, target_length, vocab)."""
+        mask = (source != self.pad_id)[:, None, None]
+        return self.embedding.as_linear(self.transformer(self.embed(source), self.embed(target), mask, "causal", mask))
+
+    def embed(self, ids: mx.array) -> mx.array:
+        """Scaled embeddings plus rows of positions, (batch, length, dims)."""
+        x = self.embedding(ids) * self.scale
+        return self.dropout(x + self._rows[: ids.shape[1]].astype(x.dtype))
+
+
+class MlxTrainer:
+    """Its training step: Adam, clipping, smoothing by mlx.nn.losses. In low precision weights and all are low."""
+
+    def __init__(self, model: MlxTransformer, config: TrainingConfig) -> None:
+        model.set_dtype(find_dtype(config.compute_dtype))
+        self.model, self.config = model.train(), config
+        self.optimizer = optim.Adam(config.learning_rate, betas=[0.9, 0.98], eps=1e-9, bias_correction=True)
+        self.optimizer.init(model.trainable_parameters())
+        self.state = [model.state, self.optimizer.state, mx.random.state]
+        self.compiled = partial(mx.compile, inputs=self.state, outputs=self.state)(self._step)
+
+    def update(self, batch: Batch) -> mx.array:
+        """One optimizer update; returns the loss, not yet evaluated."""
+        loss = self.compiled(mx.array(batch.source), mx.array(batch.target))
+        mx.async_eval(loss, self.state)
+        return loss
+
+    def _step(self, source: mx.array, target: mx.array) -> mx.array:
+        loss, gradients = nn.value_and_grad(self.model, self._loss)(source, target)
+        gradients, _ = optim.clip_grad_norm(gradients, self.config.clip_norm)
+        self.optimizer.update(self.model, gradients)
+        return loss
+
+    def _loss(self, source: mx.array, target: mx.array) -> mx.array:
+        logits, wanted = self.model(source, target[:, :-1]).astype(mx.float32), target[:, 1:]
+        losses = nn.losses.cross_entropy(logits, wanted, label_smoothing=self.config.label_smoothing)
+        real = wanted != self.model.pad_id
+        return (losses * real).sum() / real.sum()

@@ -1,0 +1,230 @@
+"""The reference of the training benchmarks: our model, our step and our run, built from torch's own layers.
+
+Shape, places of dropout, family of initial weights, loss and recipe are ours; the code is torch's wherever it has any.
+"""
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+import mlx_transformer as mt
+from mlx_transformer.config import ModelConfig, StackConfig
+from mlx_transformer.corpora import Corpora
+from mlx_transformer.data import Batch, Corpus, stream
+from mlx_transformer.fields import to_dict
+from mlx_transformer.learner import learner
+from mlx_transformer.positions import sinusoids
+from mlx_transformer.recipe import TrainingConfig
+from mlx_transformer.runs import Run
+from mlx_transformer.validation import Validator
+from mlx_transformer.weights.convert import load as convert
+
+
+class TorchTransformer(nn.Module):
+    """torch.nn.TransformerEncoder and TransformerDecoder with one table of embeddings for both sides and the output."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pad_id, self.scale = config.pad_id, math.sqrt(config.dims)
+        self.embedding = nn.Embedding(config.source_vocab_size, config.dims)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = nn.TransformerEncoder(
+            layer(nn.TransformerEncoderLayer, config, config.encoder),
+            config.encoder.num_layers,
+            final_norm(config, config.encoder),
+            enable_nested_tensor=False,
+        )
+        self.decoder = nn.TransformerDecoder(
+            layer(nn.TransformerDecoderLayer, config, config.decoder),
+            config.decoder.num_layers,
+            final_norm(config, config.decoder),
+        )
+        length = max(config.encoder.max_length, config.decoder.max_length)
+        self.register_buffer("rows", torch.tensor(np.array(sinusoids(length, config.dims))), persistent=False)
+        self.register_buffer("later", torch.ones(length, length, dtype=torch.bool).triu(1), persistent=False)
+        initialise(self)
+
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Logits of every next target token, as our model gives them: (batch, target_length, vocab)."""
+        padding, length = source == self.pad_id, target.shape[1]
+        memory = self.encoder(self.embed(source), src_key_padding_mask=padding)
+        x = self.decoder(
+            self.embed(target),
+            memory,
+            tgt_mask=self.later[:length, :length],
+            tgt_is_causal=True,
+            memory_key_padding_mask=padding,
+        )
+        return functional.linear(x, self.embedding.weight)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Scaled embeddings plus rows of positions, (batch, length, dims)."""
+        return self.dropout(self.embedding(ids) * self.scale + self.rows[: ids.shape[1]])
+
+
+def layer(kind: type[nn.Module], config: ModelConfig, stack: StackConfig) -> nn.Module:
+    """A layer of torch's; it drops what ours does, and nothing else."""
+    made = kind(
+        config.dims,
+        stack.num_heads,
+        stack.mlp_dims,
+        config.dropout,
+        config.activation,
+        config.norm_eps,
+        batch_first=True,
+        norm_first=stack.norm_first,
+    )
+    made.dropout.p = config.activation_dropout
+    for part in made.children():
+        if isinstance(part, nn.MultiheadAttention):
+            part.dropout = config.attention_dropout
+    return made
+
+
+def final_norm(config: ModelConfig, stack: StackConfig) -> nn.LayerNorm | None:
+    """The normalisation after the last layer, where the stack has one."""
+    return nn.LayerNorm(config.dims, config.norm_eps) if stack.final_norm else None
+
+
+def initialise(model: TorchTransformer) -> None:
+    """Begin as our model does: Glorot's uniform weights, each projection by itself, and small embeddings."""
+    for name, parameter in model.named_parameters():
+        if name == "embedding.weight":
+            nn.init.normal_(parameter, std=1 / model.scale)
+        elif "in_proj_weight" in name:
+            for projection in parameter.chunk(3):
+                nn.init.xavier_uniform_(projection)
+        elif parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+class TorchTrainer:
+    """What our Trainer is, in torch: Adam under an inverse-square-root schedule, clipping, smoothing, averages."""
+
+    def __init__(self, model: TorchTransformer, config: TrainingConfig, device: str = "cpu") -> None:
+        self.model, self.config, self.device, self.step = model.to(device).train(), config, device, 0
+        self.optimizer = torch.optim.Adam(model.parameters(), betas=config.betas, eps=1e-9, fused=True)
+        self.kept: deque[dict[str, torch.Tensor]] = deque(maxlen=config.average_checkpoints)
+
+    def update(self, batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer update over batches taken together; returns loss and gradient norm, not waited for."""
+        self.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate(self.step, self.config.warmup_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = sum(int((batch.target[:, 1:] != self.model.pad_id).sum()) for batch in batches)
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.loss(batch) / tokens
+            loss.backward()
+            total += loss.detach()
+        limit = self.config.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        return total, norm
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """The sum of the losses of a batch's tokens."""
+        source, target = (torch.from_numpy(ids).to(self.device, torch.long, non_blocking=True) for ids in batch)
+        compute = vars(torch)[self.config.compute_dtype]
+        with torch.autocast(self.device, compute, enabled=compute != torch.float32):
+            logits = self.model(source, target[:, :-1])
+        return functional.cross_entropy(
+            logits.flatten(0, 1).float(),
+            target[:, 1:].flatten(),
+            ignore_index=self.model.pad_id,
+            label_smoothing=self.config.label_smoothing,
+            reduction="sum",
+        )
+
+    def keep(self) -> None:
+        """Remember the weights as they are, for `averaged`."""
+        self.kept.append({name: array.detach().clone() for name, array in self.model.state_dict().items()})
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """The mean of the weights that were kept last."""
+        return {name: torch.stack([kept[name] for kept in self.kept]).mean(0) for name in self.kept[0]}
+
+
+def rate(step: int, warmup_steps: int) -> float:
+    """The learning rate of a step (1 and up) as a share of the highest one (Vaswani et al. 2017, section 5.3)."""
+    return min(step / warmup_steps, math.sqrt(warmup_steps / step))
+
+
+def train(config: TrainingConfig, device: str, report: Callable[[dict[str, Any]], None]) -> None:
+    """Train as `mlx_transformer.train` does: the same tokenizer, batches, validations, log and choice of the best.
+
+    Validation and search are our code, on torch's weights converted into our model.
+
+    Args:
+        config: The run; what is read of it is what this file knows.
+        device: Where torch computes.
+        report: Called with each entry of the log.
+
+    Raises:
+        ValueError: If torch's weights are converted to a model of another shape.
+    """
+    torch.manual_seed(config.seed)
+    run = Run(config.output)
+    training, validation = Corpora(config.train), Corpora(config.valid)
+    ours, tokenizer = learner(config, training)
+    theirs = TorchTransformer(ours.config)
+    trainer = TorchTrainer(theirs, config, device)
+    corpus, valid = (Corpus.build(pairs, tokenizer, config.max_length) for pairs in (training, validation))
+    validator = Validator(validation, valid, tokenizer, config)
+    with run.log.open("w") as log:
+
+        def record(event: str, **values: Any) -> None:
+            entry = {"event": event, "step": trainer.step, **values}
+            print(json.dumps(entry, ensure_ascii=False), file=log, flush=True)
+            report(entry)
+
+        parameters = sum(parameter.numel() for parameter in theirs.parameters())
+        record("start", parameters=parameters, pairs=len(corpus), steps=config.steps, config=to_dict(config))
+        losses: list[torch.Tensor] = []
+        best = -math.inf
+        for _, batch in islice(stream(corpus, config.batch_tokens, config.seed), config.steps):
+            losses.append(trainer.update([batch])[0])
+            last = trainer.step == config.steps
+            if trainer.step % config.log_every == 0 or last:
+                learning_rate = trainer.optimizer.param_groups[0]["lr"]
+                record("step", loss=torch.stack(losses).mean().item(), learning_rate=learning_rate)
+                losses = []
+            if trainer.step % config.valid_every == 0 or last:
+                trainer.keep()
+                adopt(ours, trainer.averaged(), run.folder / "weights.pt")
+                results = validator.measure(ours)
+                if improved := results["bleu"] > best:
+                    best = results["bleu"]
+                    mt.save(run.best, ours, tokenizer)
+                record("validation", **results, best=improved)
+
+
+def adopt(ours: mt.Transformer, weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Put torch's weights into our model, by way of a file as `torch.save` writes it.
+
+    Raises:
+        ValueError: If the file is converted to a model of another shape.
+    """
+    torch.save({name: array.cpu() for name, array in weights.items()}, file)
+    config = ours.config
+    told = {"num_heads": config.encoder.num_heads, "norm_first": config.encoder.norm_first}
+    told |= {name: vars(config)[name] for name in ("activation", "pad_id", "eos_id", "start_id")}
+    found, _ = convert(file, settings=told | {"max_length": config.encoder.max_length})
+    rates = {name: vars(config)[name] for name in ("dropout", "attention_dropout", "activation_dropout")}
+    if replace(found.config, **rates) != config:
+        raise ValueError(f"Torch's model must be of our shape: {found.config} is not {config}.")
+    ours.update(found.parameters())
+    ours.eval()
