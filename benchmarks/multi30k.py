@@ -123,7 +123,7 @@ def train(system: str, target: str, output: Path, data: Path, device: str, minut
     print(conditions(trained=system, target=target, **changes), flush=True)
     prepare(data, target, output)
     config = recipe(output, **changes)
-    about = {"system": system, "target": target, "recipe": changes, "conditions": facts(), "minutes": NONE}
+    about = {"system": system, "target": target, "recipe": changes, "conditions": facts(), "minutes": None}
     write_json(output / "about.json", about)
     started, ended = time.monotonic(), "steps"
     try:
@@ -215,7 +215,7 @@ def results_table(found: dict[str, dict[str, Any]], logs: dict[str, Log]) -> str
         step, loss = best_point(logs[name], "loss") or (0, NONE)
         figures = [f"{each.get(metric, NONE):.2f}" for metric in METRICS]
         steps = f"{logs[name][-1]['step']} of {start['steps']}"
-        known = [name, each["system"], each["target"], start["parameters"], steps, f"{each['minutes']:.1f}"]
+        known = [name, each["system"], each["target"], start["parameters"], steps, f"{each['minutes'] or NONE:.1f}"]
         rows.append([*known, step, f"{loss:.3f}", *figures])
     header = ["run", "system", "target", "parameters", "updates", "minutes", "best at", "its validation loss"]
     return table([*header, "BLEU, tokenised", "BLEU", "chrF"], rows)

@@ -6,6 +6,7 @@ On Linux preload OpenBLAS (see the README). Each system trains the same shape on
 is that of a process of its own, beyond what it has when all is imported.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -44,7 +45,7 @@ All: pre-norm, tied embeddings, fixed positions, padding masks, dropout on embed
   bfloat16 its weights and Adam's averages are bfloat16 too; the other two keep them in float32.
 - torch.nn's layers drop where ours do: outputs of sublayers. On CUDA its Adam is the fused one.
 """
-Updates = Callable[[int], Any]  # makes so many updates, and waits for them
+Updates = Callable[[int], float]  # makes so many updates, and waits for them; the last loss
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,11 @@ def ours(options: Options) -> Updates:
     """This package."""
     trainer, batch = Trainer(Transformer(options.model), options.recipe), options.batch
 
-    def update(count: int) -> None:
+    def update(count: int) -> float:
         for _ in range(count):
-            trainer.update([batch])
+            loss, _ = trainer.update([batch])
         mx.eval(trainer.state)
+        return loss.item()
 
     return update
 
@@ -127,10 +129,11 @@ def mlx_peer(options: Options) -> Updates:
 
     trainer, batch = MlxTrainer(MlxTransformer(options.model), options.recipe), options.batch
 
-    def update(count: int) -> None:
+    def update(count: int) -> float:
         for _ in range(count):
-            trainer.update(batch)
+            loss = trainer.update(batch)
         mx.eval(trainer.state)
+        return loss.item()
 
     return update
 
@@ -146,10 +149,12 @@ def torch_peer(options: Options) -> Updates:
     device = torch_device(torch, options.device)
     trainer, batch = TorchTrainer(TorchTransformer(options.model), options.recipe, device), options.batch
 
-    def update(count: int) -> None:
+    def update(count: int) -> float:
         for _ in range(count):
             loss, _ = trainer.update([batch])
-        loss.item()  # waits for the device
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return loss.item()
 
     return update
 
@@ -280,7 +285,7 @@ def main(parts: tuple[str, ...], repeats: int, steps: int, file: str | None, **a
     """Measure training steps: all parts, or those asked for."""
     options = Options(**asked)
     prepare(options)
-    known = {"repeats": repeats, "steps": steps} | asked | versions()
+    known = {"repeats": repeats, "steps": steps} | asked | versions(options.device)
     print(conditions(**known), flush=True)
     found: dict[str, Any] = {}
     goals: list[Goal] = []
@@ -297,11 +302,10 @@ def main(parts: tuple[str, ...], repeats: int, steps: int, file: str | None, **a
         Path(file).write_text(json.dumps({"conditions": facts() | known, "parts": found, "goals": told}, indent=1))
 
 
-def versions() -> dict[str, str]:
-    """The version of torch, and the GPU where there is one."""
+def versions(device: str) -> dict[str, str]:
+    """The version of torch, and the GPU where one is used."""
     found = {"torch": importlib.metadata.version("torch") if there(TORCH) else "absent"}
-    device = mx.device_info()
-    return found | ({"gpu": str(device["device_name"])} if "device_name" in device else {})
+    return found | ({"gpu": str(mx.device_info().get("device_name", "not known"))} if device == "gpu" else {})
 
 
 if __name__ == "__main__":

@@ -70,17 +70,18 @@ def summed_loss(
     def loss(hidden: mx.array, *output: mx.array) -> tuple[mx.array, ...]:
         total = mx.zeros(())
         rows: list[mx.array] = []
-        sums = [mx.zeros(array.shape) for array in output]
+        sums: list[mx.array] = []
+        center = [array.astype(mx.float32).mean(axis=0) for array in output]
         for piece in pieces(len(targets), len(weight)):
             # Wait for the piece before, or the logits of several would be in memory.
             (read,) = mx.depends([hidden[piece]], [total, *rows[-1:], *sums])
-            logits = (read @ output[0].T + output[1] if len(output) > 1 else read @ output[0].T).astype(mx.float32)
-            losses, slopes = _losses_and_slopes(logits, targets[piece, None], label_smoothing)
+            logits, mean = (_affine(read, *layer) for layer in (output, center))
+            losses, slopes = _losses_and_slopes(logits, targets[piece, None], mean[:, None], label_smoothing)
             total = total + (losses * real[piece]).sum()
             slopes = (slopes * real[piece, None]).astype(hidden.dtype)
             rows.append(slopes @ output[0])
-            found = [slopes.T @ read, slopes.sum(axis=0)]
-            sums = [before + new.astype(mx.float32) for before, new in zip(sums, found, strict=False)]
+            found = [(slopes.T @ read).astype(mx.float32), slopes.astype(mx.float32).sum(axis=0)][: len(output)]
+            sums = [before + new for before, new in zip(sums, found, strict=True)] if sums else found
         return total, mx.concatenate(rows), *sums
 
     @loss.vjp
@@ -101,8 +102,19 @@ def pieces(tokens: int, vocab: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, tokens, max(size, 1)))
 
 
-def _losses_and_slopes(logits: mx.array, targets: mx.array, smoothing: float) -> tuple[mx.array, mx.array]:
-    """The losses, (tokens,), of targets, (tokens, 1), and their derivatives by the logits, (tokens, vocab)."""
+def _affine(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+    """A linear layer, in float32: (tokens, dims) -> (tokens, outputs), or (tokens,) for a weight of one row."""
+    product = (x @ weight.T.astype(x.dtype)).astype(mx.float32)
+    return product if bias is None else product + bias.astype(mx.float32)
+
+
+def _losses_and_slopes(
+    logits: mx.array, targets: mx.array, mean: mx.array, smoothing: float
+) -> tuple[mx.array, mx.array]:
+    """The losses, (tokens,), of targets, (tokens, 1), and their derivatives by the logits, (tokens, vocab).
+
+    `mean`, (tokens, 1), is that of the logits.
+    """
     vocab = logits.shape[-1]
     correct = mx.take_along_axis(logits, targets, axis=-1)
     if mx.default_device() == mx.gpu:
@@ -113,6 +125,6 @@ def _losses_and_slopes(logits: mx.array, targets: mx.array, smoothing: float) ->
         exponentials = mx.exp(logits - largest)
         sums = exponentials.sum(axis=-1, keepdims=True)
         normaliser, probabilities = largest + mx.log(sums), exponentials / sums
-    losses = normaliser - (1 - smoothing) * correct - smoothing * logits.mean(axis=-1, keepdims=True)
+    losses = normaliser - (1 - smoothing) * correct - smoothing * mean
     wanted = mx.where(mx.arange(vocab) == targets, 1 - smoothing + smoothing / vocab, smoothing / vocab)
     return losses.squeeze(-1), probabilities - wanted

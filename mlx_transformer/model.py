@@ -63,7 +63,7 @@ class Attention(nn.Module):
         """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims)."""
         # The beams of a sentence fold into its query length: they all read one memory.
         queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
-        keys, values = key_values[:, :, 0], key_values[:, :, 1]
+        keys, values = (part.squeeze(2) for part in mx.split(key_values, 2, axis=2))
         heads = attend(queries, keys, values, scale=self.scale, mask=mask)
         return self.out_proj(heads.swapaxes(1, 2).reshape(*x.shape[:2], -1))
 

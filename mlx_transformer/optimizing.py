@@ -29,8 +29,26 @@ def learning_rate(config: TrainingConfig) -> Rate:
     return rate
 
 
+LARGE = 2**20  # numbers of a parameter
+
+
+class Adam(optim.Adam):
+    """Adam (Kingma and Ba 2015) that updates large parameters in the memory that they have."""
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        """See `mlx.optimizers.Optimizer`."""
+        updated = super().apply_single(gradient, parameter, state)
+        if parameter.size < LARGE:
+            return updated
+        # Moments and weight in one kernel would all need new memory: let the weight follow when the moments are there.
+        first, second = mx.depends([state["m"], state["v"]], [gradient])
+        corrections = [1 - beta ** self.step.astype(mx.float32) for beta in self.betas]
+        scale = mx.sqrt(second / corrections[1]) + self.eps
+        return parameter - self.learning_rate * (first / corrections[0]) / scale
+
+
 def _adam(config: TrainingConfig, rate: Rate) -> optim.Optimizer:
-    return optim.Adam(rate, betas=list(config.betas), eps=1e-9, bias_correction=True)
+    return Adam(rate, betas=list(config.betas), eps=1e-9, bias_correction=True)
 
 
 def _adafactor(config: TrainingConfig, rate: Rate) -> optim.Optimizer:

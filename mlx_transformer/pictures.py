@@ -276,7 +276,7 @@ def _draw_panels(rows: list[list[Panel]], labels: dict[str, list[str]], margin: 
             left, bottom = sum(widths[:j]) + margin, down - sum(heights[:i]) - margin - 3 - queries
             axes = figure.add_axes((left / across, bottom / down, keys / across, queries / down))
             mesh = _draw_panel(axes, panel, labels, letters)
-    bar = figure.add_axes((margin / across, 2 / down, 9 / across, 0.5 / down))
+    bar = figure.add_axes((margin / across, 2.4 / down, 9 / across, 0.5 / down))
     figure.colorbar(mesh, bar, orientation="horizontal", ticks=TICKS, format="%g").outline.set_visible(False)
     bar.tick_params(labelsize=letters["size"])
     bar.set_xlabel("attention weight", color="0.4", **letters)

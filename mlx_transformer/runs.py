@@ -95,7 +95,8 @@ class Run:
         if not self.log.exists():
             return []
         found = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
+        # Texts may hold other line ends than the log's, and the last line may be cut off within a letter.
+        for line in self.log.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 found.append(json.loads(line))
             except ValueError:

@@ -145,17 +145,20 @@ def test_ids_lie_in_files_without_a_name(tmp_path, monkeypatch):
     for place in ("folder", "default"):
         (tmp_path / place).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "default"))
-    pairs = [("5 6 7", "8 9")] * 20000
+
+    def pairs():
+        yield from [("5 6 7", "8 9")] * 20_000
+        assert not [path for place in tmp_path.iterdir() for path in place.iterdir()]  # nor while they are written
+
     for place, folder in (("folder", tmp_path / "folder"), ("default", None)):
-        corpus = Corpus.build(pairs, words(100), folder=folder)
-        assert list((tmp_path / place).iterdir()) == []
+        corpus = Corpus.build(pairs(), words(100), folder=folder)
         assert not corpus.source.ids.flags.owndata and not corpus.target.offsets.flags.owndata
         if os.path.exists("/proc/self/maps"):
             maps = Path("/proc/self/maps").read_text().splitlines()
             assert len([line for line in maps if str(tmp_path / place) in line and "(deleted)" in line]) == 4
         del corpus
     with pytest.raises(FileNotFoundError):
-        Corpus.build(pairs, words(100), folder=tmp_path / "none")
+        Corpus.build(pairs(), words(100), folder=tmp_path / "none")
 
 
 MEMORY = """
@@ -274,6 +277,13 @@ def test_windows_mix_the_whole_corpus(small_windows):
     # A window at a time, so that memory is bounded.
     plain = [batch.source.shape[1] for batch in batches(corpus, 512)]
     assert sum(before > 3 * after for before, after in zip(plain, plain[1:], strict=False)) == 19
+
+
+def test_pairs_meet_at_random():
+    corpus = corpus_of(np.full(1000, 9), np.full(1000, 9))
+    for seed in range(5):
+        members = next(stream(corpus, 500, seed))[0].members
+        assert len(set(np.diff(members) % 1000)) > len(members) // 2  # no progression with one step
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 900, 4321])

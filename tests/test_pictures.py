@@ -18,6 +18,7 @@ import mlx_transformer as mt
 from mlx_transformer import logs
 from mlx_transformer.cli import attention as attention_command
 from mlx_transformer.cli import main
+from mlx_transformer.languages import TokenizerConfig
 from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.vocabularies import ByteVocabulary, TokenizersVocabulary, WordVocabulary
 
@@ -31,6 +32,7 @@ STEPS = [
     {"event": "step", "step": 20, "loss": 6.0, "learning_rate": 0.1, "tokens_per_second": 9},
     {"event": "step", "step": 40, "loss": 3.0, "learning_rate": 0.2, "tokens_per_second": 9},
 ]
+FIRST = {"event": "step", "step": 1, "loss": 9.0}
 VALIDATIONS = [
     {"event": "validation", "step": 20, "loss": 5.0, "token_accuracy": 0.5, "best": True},
     {"event": "validation", "step": 30, "loss": 4.0, "token_accuracy": 0.7, "best": True},
@@ -127,10 +129,10 @@ class TestLogs:
 
 class TestLearningCurves:
     def test_what_the_log_holds_is_drawn_and_the_best_has_a_star(self, run):
-        figure = pictures.learning_curves([run(entries=[START, *STEPS, *SCORED])])
+        figure = pictures.learning_curves([run(entries=[START, FIRST, *STEPS, *SCORED])])
         assert titles(figure) == ["loss, nats a token", "BLEU", "chrF", "learning rate"]
         loss, bleu, chrf, rate = figure.axes
-        assert curves(loss) == [[(20, 6), (40, 3)], [(20, 5), (30, 4), (40, 4.5)], [(30, 4)]]
+        assert curves(loss) == [[(1, 9), (20, 6), (40, 3)], [(20, 5), (30, 4), (40, 4.5)], [(30, 4)]]
         assert curves(bleu) == [[(20, 10), (30, 15), (40, 20)], [(30, 15)]]
         assert curves(chrf) == [[(20, 20), (30, 30), (40, 40)], [(30, 30)]]
         assert curves(rate) == [[(20, 0.1), (40, 0.2)]]
@@ -326,6 +328,10 @@ class TestAttention:
             ]
             assert (*found[0], *found[1]) == labels[kind]
 
+    def test_pieces_are_no_mathematics(self):
+        (axes,) = panels(pictures.attention_figure(*word_model(["$x^2$", "$"]), kinds=["encoder"])).values()
+        assert not any(text.get_parse_math() for text in [*axes.get_xticklabels(), *axes.get_yticklabels()])
+
     @pytest.mark.parametrize(
         ("source", "target"),
         [
@@ -346,6 +352,7 @@ class TestAttention:
         renderer = FigureCanvasAgg(figure).get_renderer()
         places = [axes.get_tightbbox(renderer) for axes in figure.axes]  # with letters
         assert not any(one.overlaps(other) for i, one in enumerate(places) for other in places[:i])
+        assert min(place.y0 for place in places) > 0 and max(place.y1 for place in places) < figure.bbox.y1
 
     def test_cells_shrink_where_there_are_many(self):
         figure = pictures.attention_figure(*word_model(["the"] * 150), kinds=["encoder"])
@@ -499,6 +506,19 @@ class TestAttentionCommand:
         ((_, tokenizer, source, *_),) = seen
         assert source == tokenizer.encode("Now I sleep.")
 
+    @pytest.mark.parametrize("target", [[], ["--target", "le chat"]], ids=["found", "given"])
+    @pytest.mark.parametrize(("role", "place"), [("start", 0), ("first", 1)])
+    def test_languages_are_read_by_the_model(self, invoke, seen, tmp_path, monkeypatch, target, role, place):
+        model, plain, source, _ = word_model(["the", "__en__", "__fr__", "</s>"])
+        codes = {"en": source[1], "fr": source[2]}
+        how = TokenizerConfig(languages=codes, source_language="before", target_language=role)
+        tokenizer = Tokenizer(plain.source, config=how)
+        monkeypatch.setattr(attention_command, "load_with_tokenizer", lambda *_: (model, tokenizer))
+        languages = ["--source-language", "en", "--target-language", "fr"]
+        invoke("attention", "the", *target, *languages, "--output", tmp_path / "a.png")
+        ((_, _, read, written, *_),) = seen
+        assert read == [codes["en"], *source[:1], tokenizer.eos_id] and written[place] == codes["fr"]
+
     @pytest.mark.parametrize(
         ("target", "name"), [([], "TEXT"), (["--target", "Je dors."], "TEXT or --target")], ids=["found", "given"]
     )
@@ -513,8 +533,8 @@ class TestAttentionCommand:
         [
             (["Hi", "--layer", "9"], "A layer of encoder self-attention must be one of 0 to 2: 9 is none."),
             (["Hi", "--kind", "cross", "--head", "4"], "A head of cross-attention must be one of 0 to 3: 4 is none."),
-            (["Hi", "--output", "a.doc"], "must end in one of .png, .svg, .pdf: a.doc does not."),
-            (["Hi", "--output", "none/a.png"], "--output needs an existing folder"),
+            (["Hi", "--model", "none", "--output", "a.doc"], "must end in one of .png, .svg, .pdf: a.doc does not."),
+            (["Hi", "--model", "none", "--output", "none/a.png"], "--output needs an existing folder"),
             (["Hi", "--task", "x"], "--task must be left out"),
             ([" "], "TEXT must have a letter to look at: it is blank."),
         ],

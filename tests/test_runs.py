@@ -34,10 +34,11 @@ def test_options_are_the_same_after_writing_and_reading(tmp_path):
 
 def test_the_log_is_cut_where_a_run_goes_on(tmp_path):
     run = Run(tmp_path)
-    lines = [json.dumps({"event": "step", "step": step}) for step in (2, 4, 6)]
-    run.log.write_text("\n".join(lines) + '\n{"event": "st')  # killed while it wrote a line
+    entries = [{"event": "step", "step": step, "text": "a\u2028b\x85ü"} for step in (2, 4, 6)]
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    run.log.write_bytes((lines + '{"event": "ü').encode()[:-1])  # killed while it wrote a letter
     run.begin(OPTIONS, 4, {})
-    assert run.entries() == [{"event": "step", "step": 2}, {"event": "step", "step": 4}]
+    assert run.entries() == entries[:2]
     run.begin(OPTIONS, 0, {})
     assert run.entries() == []
 

@@ -53,7 +53,7 @@ VARIANTS = [
 ]
 # Kills itself at the so-manieth turn of a function, counted from the start of the program.
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, threading
 sys.path.insert(0, sys.argv[1])
 import conftest  # first of all, so that the bits are those of the same BLAS
 import mlx.core as mx
@@ -65,7 +65,11 @@ from mlx_transformer.trainer import Trainer
 from mlx_transformer.training import train
 import dataclasses
 run, place, turns = sys.argv[2], sys.argv[3], int(sys.argv[4])
-owner, name = {"sync": (checkpoint, "sync"), "rename": (pathlib.Path, "rename"), "step": (Trainer, "update")}[place]
+places = {"sync": (checkpoint, "sync"), "rename": (pathlib.Path, "rename"), "step": (Trainer, "update")}
+owner, name = places.get(place, (Trainer, "write"))
+if place == "time":  # hundredths of a second
+    threading.Timer(turns / 100, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    turns = 0
 real = vars(owner)[name]
 def counted(*arguments):
     global turns
@@ -290,16 +294,14 @@ class TestResume:
 
     def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_been(self, options, tmp_path):
         """At random moments, and in the middle of writing a checkpoint: at some files' and folders' turns."""
+        options = dataclasses.replace(options, steps=5 * KILLS + 10)
         train(options)
         killed = dataclasses.replace(options, output=str(tmp_path / "killed"))
         moments = random.Random(0)
         for number in range(KILLS):
-            kill = ["sync", "rename", "step"][number % 3], moments.randrange(1, 12)
-            status = run_and_die(killed, *kill)
-            assert status in (-signal.SIGKILL, 0)
-            if status == 0:
-                break
-        assert number > 1, "it was never killed"
+            place, most = [("time", 40), ("sync", 25), ("step", 6), ("rename", 6)][number % 4]
+            assert run_and_die(killed, place, moments.randint(1, most)) == -signal.SIGKILL
+        assert Run(killed.output).checkpoints()
         train(dataclasses.replace(killed, resume=True))
         assert same_run(options.output, killed.output)
         steps = [[entry["step"] for entry in log_of(run, "step")] for run in (options.output, killed.output)]
