@@ -32,6 +32,7 @@ from benchmarks.peers import Ours, systems
 from benchmarks.random_weights import FAR, NEAR, SOURCE_LENGTH, agreement, caller, describe, window
 from benchmarks.roofline import FORMATS, Work, held_bytes, step_bytes
 from benchmarks.shapes import SHAPES, Shape, random_sources, variation, write_checkpoint
+from benchmarks.train import Options, speed
 from benchmarks.trained_model import first_sentence, own_sentences
 from mlx_transformer.cli.info import describe as describe_model
 
@@ -44,6 +45,7 @@ NUMBERS: dict[str, tuple[str, int | None]] = {
     "8-bit": ("float16", 8),
 }
 BEAMS = (1, 4)
+UPDATES = 4  # of a call that is timed
 
 
 @click.command()
@@ -58,6 +60,7 @@ BEAMS = (1, 4)
 @click.option("--tokens", type=click.IntRange(2), default=32, show_default=True)
 @click.option("--growth/--no-growth", default=True, help="Measure the time per token at position 512.")
 @click.option("--bundled/--no-bundled", default=True, help="Measure the bundled model on sentences.")
+@click.option("--training/--no-training", default=True, help="Measure training steps.")
 def main(
     output: str,
     device: str | None,
@@ -70,6 +73,7 @@ def main(
     tokens: int,
     growth: bool,
     bundled: bool,
+    training: bool,
 ) -> None:
     """Measure this machine, write one file."""
     device = device or ("gpu" if mx.is_available(mx.gpu) else "cpu")
@@ -95,6 +99,9 @@ def main(
     if bundled:
         found["bundled"] = attempt(measure_bundled, repeats)
         tell(f"\n## bundled model\n\n{json.dumps(found['bundled'], indent=1)}")
+    if training:
+        found["training"] = measure_training(device, repeats)
+        tell(f"\n## training, seconds an update\n\n{json.dumps(found['training'], indent=1)}")
     Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     tell(f"\nPlease send back {output}.")
 
@@ -250,6 +257,16 @@ def measure_bundled(repeats: int) -> dict[str, Any]:
     seconds, text = first_sentence(None, {}, 4)
     found |= {"seconds_to_first_sentence": [round(each, 2) for each in seconds], "first_sentence": text}
     return found | {"dtype": str(network.dtype).removeprefix("mlx.core.")}
+
+
+def measure_training(device: str, repeats: int) -> dict[str, Any]:
+    """Seconds an update of ours and of its peers, by the type that is computed in."""
+    found = {}
+    for kind in ("float32", "bfloat16") if device == "gpu" else ("float32",):
+        tell(f"training, {kind} ...")
+        options = Options(device=device, threads=os.cpu_count() or 1, compute_dtype=kind)
+        found[kind] = attempt(lambda options=options: speed(options, repeats, UPDATES).data["seconds"])
+    return found
 
 
 def speeds(measured: dict[str, Any]) -> str:

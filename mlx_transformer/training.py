@@ -244,7 +244,14 @@ class Loop:
         def write(folder: Path) -> None:
             self.trainer.write(folder, self.tokenizer)
 
-        self.run.save(write, self.config.keep, self.config.valid_every)
+        try:
+            self.run.save(write, self.config.keep, self.config.valid_every)
+        except OSError as error:
+            before = [f"that of step {step_of(path)} is whole" for path in self.run.checkpoints()[:1]]
+            raise OSError(
+                f"The checkpoint of step {self.trainer.step} could not be written, "
+                f"{before[0] if before else 'and there was none before'}: make room, then resume. {error}"
+            ) from error
 
     def _stop(self) -> None:
         """Save where the run is, unless that was just done."""

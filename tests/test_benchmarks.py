@@ -5,6 +5,7 @@ import platform
 import tempfile
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from tiny_models import SETTINGS, config, padded, random_model, random_sources, 
 from benchmarks import generate, kernels, mac, measure, peers, random_weights, roofline, shapes, trained_model
 from benchmarks.measure import Goal, Sample
 from benchmarks.roofline import Format, Work
+from benchmarks.train import Options
 from mlx_transformer import search
 from mlx_transformer.config import QuantizationConfig
 from mlx_transformer.precision import quantize_weights
@@ -282,6 +284,8 @@ def test_free_text_is_made_anonymous(monkeypatch):
 
 def test_the_file_for_macs(pytestconfig, tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "node", lambda: "a-name-of-a-machine")
+    tiny = {"layers": 1, "dims": 16, "heads": 2, "mlp": 16, "vocab": 20, "rows": 2, "length": 4}
+    monkeypatch.setattr(mac, "Options", partial(Options, **tiny))
     file = tmp_path / "mac.json"
     flags = ["--no-tests", "--no-peers", "--no-growth", "--no-bundled", "--device", pytestconfig.getoption("--device")]
     sizes = ["--shape", "t5-tiny", "--numbers", "float32", "--batches", "1,2", "--repeats", "1", "--tokens", "4"]
@@ -291,6 +295,7 @@ def test_the_file_for_macs(pytestconfig, tmp_path, monkeypatch):
     for private in (platform.node(), str(tmp_path), str(Path.home()), tempfile.gettempdir(), str(mac.ROOT)):
         assert private not in text
     found = json.loads(text)
+    assert all(seconds > 0 for seconds in found["training"]["float32"].values())
     measured = found["shapes"]["t5-tiny"]
     assert {(row["beams"], row["batch"]) for row in measured["speed"]} == {(1, 1), (1, 2), (4, 1), (4, 2)}
     assert all(row["tokens_per_second"] > 0 and row["peak_mb"] > 0 for row in measured["speed"])

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes.util
 import io
+import json
 import os
 import re
 import shlex
@@ -21,8 +22,9 @@ from tiny_checkpoints import nllb, opus_mt, t5
 
 import mlx_transformer as mt
 from mlx_transformer import hub
-from mlx_transformer.cli import generate, main
+from mlx_transformer.cli import generate, main, train
 from mlx_transformer.pretrained import BUNDLED
+from mlx_transformer.runs import Run
 from mlx_transformer.weights.families import FAMILIES
 
 README = (ROOT / "README.md").read_text()
@@ -104,6 +106,34 @@ def test_the_training_block_learns_dates(tmp_path, monkeypatch):
     scores = run(evaluate)
     assert float(re.search(r"exact\D+([\d.]+)", scores)[1]) >= 99, scores
     assert run(generate) == "1987-03-03\n"
+
+
+def test_every_way_to_train_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = section("## Train your own").replace("\\\n", " ")
+    commands = re.findall(r"^mlx-transformer (train .*)$", text, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        _, *arguments = shlex.split(command)
+        context = train.command.make_context("train", arguments)
+        given = {name: value for name, value in context.params.items() if train.is_given(context, name)}
+        if not given.get("resume"):
+            assert train.run_config(given).output == given["output"]
+
+
+@bundled
+def test_pictures_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Run("runs/dates").folder.mkdir(parents=True)
+    entries = [{"event": "step", "step": step, "loss": 5 / step} for step in (1, 2)]
+    Run("runs/dates").log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    commands = re.findall(r"^mlx-transformer ((?:plot|attention) .*)$", README, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        run(shlex.split(command))
+        assert (tmp_path / shlex.split(command)[-1]).read_text().lstrip().startswith("<?xml")
+    for name in re.findall(r'<img src="(.+?)"', README):
+        assert (ROOT / name).is_file()
 
 
 def test_the_table_of_models_is_complete_and_its_commands_can_be_typed():
