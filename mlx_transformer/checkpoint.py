@@ -174,13 +174,13 @@ def replacing(folder: Path, retired: Path | None = None) -> Iterator[Path]:
     old = retired or _old(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.new-*"):
-        with _claimed(left) as mine:
+        with claimed(left) as mine:
             if mine:
                 shutil.rmtree(left, ignore_errors=True)
     new = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
     new.mkdir()
     try:
-        with _claimed(new):
+        with claimed(new):
             yield new
         for path in new.rglob("*"):
             sync(path)
@@ -197,7 +197,7 @@ def replacing(folder: Path, retired: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
+def claimed(folder: Path) -> Iterator[bool]:
     """Whether a folder is no other process's, nor another thread's, for as long as the block runs."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

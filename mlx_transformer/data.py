@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from mlx_transformer.shapes import Shape, choose_shapes, rungs
 from mlx_transformer.tokenizer import Tokenizer
 
 CHUNK = 8192  # pairs that are tokenised at once
+CHECKED = 2**20  # ids whose checksum is computed at once
 WINDOW = 2**18  # pairs that are dealt to batches at once
 
 
@@ -107,6 +109,15 @@ class Corpus:
     def __len__(self) -> int:
         """Number of pairs."""
         return len(self.source)
+
+    @cached_property
+    def fingerprint(self) -> list[int]:
+        """What tells it from another: number of pairs and a checksum of ids."""
+        total = 0
+        for ids in (self.source.ids, self.target.ids):
+            for first in range(0, len(ids), CHECKED):
+                total = zlib.crc32(ids[first : first + CHECKED].tobytes(), total)
+        return [len(self), total]
 
     @property
     def num_target_tokens(self) -> int:

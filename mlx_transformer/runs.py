@@ -11,7 +11,8 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,19 @@ class Run:
     def recover(self) -> None:
         """Put right what a former process was cut off in."""
         checkpoint.recover(self.best)
+
+    @contextmanager
+    def claimed(self, rank: int) -> Iterator[None]:
+        """Let no other process train in this folder meanwhile, but those that train together with this one.
+
+        Raises:
+            BlockingIOError: If another one does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with checkpoint.claimed(self.folder) if rank == 0 else nullcontext(True) as mine:
+            if not mine:
+                raise BlockingIOError(f"{self.folder} is being trained by another process: end that one first.")
+            yield
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints, whole or not, the newest first."""

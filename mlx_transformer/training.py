@@ -7,7 +7,6 @@ import platform
 import shlex
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -65,7 +64,7 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
         for specs, split in ((config.train, "train"), (config.valid, "valid"))
     )
     last = run.newest()
-    with checkpoint.same_random_state(), deferred() as interruption:
+    with checkpoint.same_random_state():
         mx.random.seed(config.seed)
         model, tokenizer = learner(config, training, last)
         trainer = Trainer(model, config)
@@ -75,12 +74,12 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
                 raise ValueError(
                     f"steps must not be less than the run has done: {config.steps} is less than {trainer.step}."
                 )
-        run.folder.mkdir(parents=True, exist_ok=True)
-        corpus = _tokenised(training, trainer, tokenizer)
-        _check_same_corpus(trainer, corpus)
-        validator = Validator(validation, _tokenised(validation, trainer, tokenizer), tokenizer, config)
-        with _log(run, trainer, report) as record:
-            Loop(run, trainer, tokenizer, validator, record, interruption).go(corpus)
+        with run.claimed(trainer.group.rank()):
+            corpus = _tokenised(training, trainer, tokenizer)
+            _check_same_corpus(trainer, corpus)
+            validator = Validator(validation, _tokenised(validation, trainer, tokenizer), tokenizer, config)
+            with _log(run, trainer, report) as record, deferred() as interruption:
+                Loop(run, trainer, tokenizer, validator, record, interruption).go(corpus)
     interruption.end()
     return run.best
 
@@ -111,22 +110,13 @@ def _check_same_run(config: TrainingConfig) -> None:
 
 def _check_same_corpus(trainer: Trainer, corpus: Corpus) -> None:
     """Refuse to resume on other data than the run began with."""
-    now = fingerprint(corpus)
+    now = corpus.fingerprint
     before = trainer.progress.setdefault("corpus", now)
     if before != now:
         raise ValueError(
             "A run goes on with the corpora that it began with, but what they hold has changed: put the files back, or "
             "start another run, with init to keep what was learned."
         )
-
-
-def fingerprint(corpus: Corpus) -> list[int]:
-    """What tells a corpus from another: its size and a checksum of its ids."""
-    total = 0
-    for ids in (corpus.source.ids, corpus.target.ids):
-        for first in range(0, len(ids), 2**20):
-            total = zlib.crc32(ids[first : first + 2**20].tobytes(), total)
-    return [len(corpus), total]
 
 
 @contextmanager

@@ -420,6 +420,15 @@ class TestResume:
         path.write_text("".join(lines))
         train(dataclasses.replace(options, resume=True))
 
+    def test_two_processes_do_not_train_one_run(self, options):
+        def again(entry):
+            if entry["event"] == "validation":
+                with pytest.raises(BlockingIOError, match="is being trained by another process: end that one first"):
+                    train(dataclasses.replace(options, resume=True))
+
+        train(options, again)
+        assert len(log_of(options.output, "validation")) == 3
+
     def test_fewer_steps_than_were_done_are_refused(self, options):
         train(dataclasses.replace(options, steps=2))
         with pytest.raises(ValueError, match="steps must not be less than the run has done: 1 is less than 2"):
