@@ -37,7 +37,7 @@ def option(field: dataclasses.Field[Any], text: str) -> Any:
     if field.name in ("train", "valid"):
         return click.option(flag, metavar="SPEC", multiple=True, help=text)
     if field.name == "output":
-        return click.option(flag, metavar="RUN", required=True, help=text)
+        return click.option(flag, metavar="RUN", help=text)
     if isinstance(field.default, bool):
         flag = f"{flag}/--no-{flag[2:]}" if field.default else flag
         return click.option(flag, is_flag=True, default=field.default, help=text)
@@ -105,13 +105,13 @@ def run_config(given: dict[str, Any], file: str | None = None) -> TrainingConfig
     from mlx_transformer.fields import from_dict
     from mlx_transformer.runs import options_of, read_options
 
-    written = read_options(file) if file is not None else {}
-    if given.get("resume"):
-        return from_dict(TrainingConfig, dataclasses.asdict(options_of(given["output"])) | written | given, str(file))
-    merged = written | given
-    if missing := [f"--{name}" for name in ("train", "valid") if not merged.get(name)]:
-        raise click.UsageError(f"Missing {' and '.join(missing)}: only --resume goes without.")
-    return from_dict(TrainingConfig, merged, str(file)) if written else TrainingConfig(**given)
+    merged = (read_options(file) if file is not None else {}) | given
+    resume = merged.get("resume", False)
+    needed = ["output"] if resume else ["train", "valid", "output"]
+    if missing := [f"--{name}" for name in needed if not merged.get(name)]:
+        raise click.UsageError(f"Missing {', '.join(missing)}: only --resume goes without --train and --valid.")
+    former = dataclasses.asdict(options_of(merged["output"])) if resume else {}
+    return from_dict(TrainingConfig, former | merged, file) if file else TrainingConfig(**former | merged)
 
 
 class JsonLines:
