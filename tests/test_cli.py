@@ -553,6 +553,10 @@ class TestTrain:
         own = {"preset": "tiny", "steps": 7, "seed": 5, "betas": (0.8, 0.9)}
         assert configs == [TrainingConfig(train=("a.tsv",), valid=("v.tsv",), output="new", **own)]
 
+    def test_the_run_may_be_named_in_the_file(self, configs):
+        result = CliRunner().invoke(main, "train --config run/options.toml".split())
+        assert result.exit_code == 0 and configs[0].output == "moved"
+
     @pytest.mark.parametrize(
         ("text", "told"),
         [
@@ -561,10 +565,6 @@ class TestTrain:
             ("steps = 'many'", "steps must be int, not 'many'"),
         ],
     )
-    def test_the_run_may_be_named_in_the_file(self, configs):
-        result = CliRunner().invoke(main, "train --config run/options.toml".split())
-        assert result.exit_code == 0 and configs[0].output == "moved"
-
     def test_a_bad_file_of_options_is_told(self, configs, text, told):
         Path("run/options.toml").write_text(text)
         arguments = "train --config run/options.toml --output new --train a.tsv --valid b.tsv"
