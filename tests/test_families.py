@@ -10,9 +10,14 @@ import pytest
 from mlx.utils import tree_flatten
 from plain_search import with_end
 from tiny_families import MODELS, VOCAB, sparse, torch_model, torch_sources
+from training_cases import OPTIONS
 
-from mlx_transformer.model import ACTIVATIONS as FUNCTIONS
+from mlx_transformer import checkpoint
+from mlx_transformer.activations import ACTIVATIONS as FUNCTIONS
+from mlx_transformer.data import Batch
+from mlx_transformer.layout import split
 from mlx_transformer.search import generate_ids
+from mlx_transformer.trainer import Trainer
 from mlx_transformer.weights import convert
 from mlx_transformer.weights.transforms import ACTIVATIONS, activation, gate_activation, gated
 
@@ -400,3 +405,22 @@ def test_a_gated_activation_is_that_of_transformers(said):
 
     theirs = transformers.T5Config(feed_forward_proj=said)
     assert (gate_activation(said), gated(said)) == (activation(theirs.dense_act_fn), theirs.is_gated_act)
+
+
+def test_every_family_is_trained_further(pair):
+    """All parameters move but key biases, which softmax cancels, and the loss falls."""
+    _, _, ours = pair
+    model = checkpoint.blank(dataclasses.replace(ours.config, dropout=0.0), ours.search_defaults)
+    model.update(ours.parameters())
+    rng = np.random.default_rng(0)
+    source = np.full((4, 7), model.config.eos_id, np.int32)
+    source[:, :6] = rng.integers(5, VOCAB, (4, 6))
+    target = np.concatenate([np.full((4, 1), model.config.start_id), source], axis=1).astype(np.int32)
+    options = dataclasses.replace(OPTIONS, learning_rate=1e-3, warmup_steps=1, schedule="constant", clip_norm=0.0)
+    trainer = Trainer(model, options)
+    before = {name: array + 0 for name, array in split(model.trainable_parameters()).items()}
+    losses = [trainer.update([Batch(source, target)])[0].item() for _ in range(6)]
+    after = split(model.trainable_parameters())
+    still = {name for name in before if mx.array_equal(before[name], after[name])}
+    assert [name for name in still if not name.endswith("key_proj.bias")] == []
+    assert losses[-1] < losses[0]

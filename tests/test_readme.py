@@ -86,11 +86,11 @@ def test_the_searches_print_what_stands_beside_them():
         assert arguments[0] == "mlx-transformer" and result.exit_code == 0, result.output
         printed.append(result.stdout.splitlines())
     best, drawn, streamed, begun, others, aligned, score = printed
-    assert len(best) == 2 and best[0].startswith("-0.1263\tOù se trouve")
+    assert len(best) == 2 and best[0].startswith("-0.1423\tOù se trouve")
     assert drawn[0].endswith("?") and len(streamed) == 1
     assert all(text.startswith("Je suis") for text in begun + others) and len(set(others)) == 4
     assert aligned[0].endswith("\t0-0 1-1 2-2 3-3 4-4")
-    assert score == ["-3.2356"]
+    assert score == ["-1.8598"]
 
 
 @pytest.mark.slow
