@@ -40,7 +40,7 @@ def option(field: dataclasses.Field[Any], text: str) -> Any:
         return click.option(flag, metavar="RUN", help=text)
     if isinstance(field.default, bool):
         flag = f"{flag}/--no-{flag[2:]}" if field.default else flag
-        return click.option(flag, is_flag=True, default=field.default, help=text)
+        return click.option(flag, is_flag=True, default=field.default, show_default=True, help=text)
     if field.name == "freeze":
         return click.option(flag, type=Parts(), default=(), help=text)
     if field.name == "betas":
@@ -108,6 +108,8 @@ def run_config(given: dict[str, Any], file: str | None = None) -> TrainingConfig
     merged = (read_options(file) if file is not None else {}) | given
     resume = merged.get("resume", False)
     needed = ["output"] if resume else ["train", "valid", "output"]
+    if not isinstance(merged.get("output", ""), str):
+        raise ValueError(f"{file}: output must be a text, the folder of the run, not {merged['output']!r}.")
     if missing := [f"--{name}" for name in needed if not merged.get(name)]:
         raise click.UsageError(f"Missing {', '.join(missing)}: only --resume goes without --train and --valid.")
     former = dataclasses.asdict(options_of(merged["output"])) if resume else {}
@@ -167,7 +169,7 @@ class Progress:
             "perplexity": f"{event['perplexity']:,.1f}",
             "tokens/s": f"{event['tokens_per_second']:,.0f}",
             "rate": f"{event['learning_rate']:.2e}",
-            "gradient": f"{event['gradient_norm']:.2f}",
+            "gradient": "overflow" if event["gradient_norm"] is None else f"{event['gradient_norm']:.2f}",
             "memory": f"{event['memory'] / 1e9:.2f}GB",
         }
         if sys.stderr.isatty():

@@ -25,6 +25,7 @@ from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.vocabularies import read_json
 
 FORMAT_VERSION = 1
+FULL_SYNC = vars(fcntl).get("F_FULLFSYNC")  # on macOS fsync leaves data in the disk's own memory
 PIECE = 2**22  # numbers that are written at a time
 SAFETENSORS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 
@@ -182,13 +183,14 @@ def replacing(folder: Path, retired: Path | None = None) -> Iterator[Path]:
     try:
         with claimed(new):
             yield new
-        for path in new.rglob("*"):
+        for path in (new, *new.rglob("*")):
             sync(path)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         new.rename(folder)
-        sync(folder.parent)
+        for path in {folder.parent, old.parent}:
+            sync(path)
     finally:
         recover(folder, old)
         shutil.rmtree(new, ignore_errors=True)
@@ -328,6 +330,9 @@ def sync(path: Path) -> None:
     """Ask the system to have a file or folder on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        if FULL_SYNC is None:
+            os.fsync(descriptor)
+        else:
+            fcntl.fcntl(descriptor, FULL_SYNC)
     finally:
         os.close(descriptor)

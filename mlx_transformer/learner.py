@@ -11,16 +11,10 @@ from mlx_transformer.corpora import Corpora
 from mlx_transformer.model import Transformer
 from mlx_transformer.precision import check_dtype, find_dtype
 from mlx_transformer.pretrained import load
-from mlx_transformer.recipe import TrainingConfig
+from mlx_transformer.recipe import PARTS, TrainingConfig
 from mlx_transformer.subwords import check_vocab_size
 from mlx_transformer.tokenizer import Tokenizer
 
-PARTS = {
-    "encoder": ["encoder"],
-    "decoder": ["decoder"],
-    "embeddings": ["source_embedding", "target_embedding"],
-    "output": ["output", "output_bias"],
-}
 TOKENIZER_PAIRS = 500_000  # a vocabulary is learned from so many pairs at most, evenly spread
 
 
@@ -104,9 +98,19 @@ def new_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
 
 
 def freeze(model: Transformer, parts: tuple[str, ...]) -> None:
-    """Keep parts of a model as they are."""
-    for name in (name for part in parts for name in PARTS[part] if name in model):
-        if isinstance(model[name], mx.array):
-            model.freeze(keys=[name], recurse=False)
-        else:
-            model[name].freeze()
+    """Keep parts of a model as they are.
+
+    Raises:
+        ValueError: If the model has no such part, or nothing is left to train.
+    """
+    for part in parts:
+        names = [name for name in PARTS[part] if name in model]
+        if not names:
+            raise ValueError(f"This model has no {part} of its own to freeze: its output layer is the embeddings.")
+        for name in names:
+            if isinstance(model[name], mx.array):
+                model.freeze(keys=[name], recurse=False)
+            else:
+                model[name].freeze()
+    if not model.num_parameters:
+        raise ValueError(f"Something must be left to train: freeze names all parts, {', '.join(parts)}.")

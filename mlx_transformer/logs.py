@@ -21,7 +21,7 @@ def read_log(folder: str | Path) -> Log:
     run = Run(folder)
     if not run.log.is_file():
         raise FileNotFoundError(f"A run must have a log: there is no {run.log}; give the --output of a training.")
-    log = [entry for entry in run.entries() if isinstance(entry, dict)]
+    log = run.entries()
     if not any(curve(log, event, "loss") for event in ("step", "validation")):
         raise ValueError(f"A log must hold losses: {run.log} has none yet; wait for the first steps of the run.")
     return log

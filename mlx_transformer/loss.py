@@ -75,7 +75,7 @@ def summed_loss(
         for piece in pieces(len(targets), len(weight)):
             # Wait for the piece before, or the logits of several would be in memory.
             (read,) = mx.depends([hidden[piece]], [total, *rows[-1:], *sums])
-            logits, mean = (_affine(read, *layer) for layer in (output, center))
+            logits, mean = (_linear(read, *layer) for layer in (output, center))
             losses, slopes = _losses_and_slopes(logits, targets[piece, None], mean[:, None], label_smoothing)
             total = total + (losses * real[piece]).sum()
             slopes = (slopes * real[piece, None]).astype(hidden.dtype)
@@ -102,7 +102,7 @@ def pieces(tokens: int, vocab: int) -> Iterator[slice]:
     return (slice(first, first + size) for first in range(0, tokens, max(size, 1)))
 
 
-def _affine(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+def _linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """A linear layer, in float32: (tokens, dims) -> (tokens, outputs), or (tokens,) for a weight of one row."""
     product = (x @ weight.T.astype(x.dtype)).astype(mx.float32)
     return product if bias is None else product + bias.astype(mx.float32)

@@ -5,7 +5,13 @@ from typing import Literal
 
 from mlx_transformer.fields import check_positive, check_shares, check_types
 
-FREEZABLE = ("encoder", "decoder", "embeddings", "output")
+# What can be frozen -> its places in the model.
+PARTS = {
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "embeddings": ("source_embedding", "target_embedding"),
+    "output": ("output", "output_bias"),
+}
 # What makes a new model, and is settled where one is trained further.
 OF_NEW_MODELS = (
     *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
@@ -25,7 +31,7 @@ class TrainingConfig:
         init: Train this model further, with its own tokenizer: a folder, a torch checkpoint, or owner/name on the hub.
         freeze: Parts that stay as they are: encoder, decoder, embeddings, output, separated by commas.
         source_prefix: What every source begins with, as T5 wants it.
-        preset: A row of PRESETS, the size of a new model.
+        preset: The size of a new model.
         num_layers: Layers of the encoder, and of the decoder, if not the preset's.
         decoder_layers: Layers of the decoder, if not as many as the encoder has.
         dims: Width of the residual stream, if not the preset's.
@@ -133,6 +139,8 @@ class TrainingConfig:
     def _check_optimizer(self) -> None:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be two numbers, at least 0 and below 1, not {self.betas}.")
+        if self.optimizer == "adafactor" and self.betas != (0.9, 0.98):
+            raise ValueError("optimizer 'adafactor' has no betas: leave them out.")
         if self.weight_decay and self.optimizer == "adam":
             raise ValueError("optimizer 'adam' has no weight decay: choose adamw, or leave weight_decay out.")
         if self.schedule in ("cosine", "linear") and self.warmup_steps >= self.steps:
@@ -149,8 +157,8 @@ class TrainingConfig:
     def _check_model(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}.")
-        if unknown := [name for name in self.freeze if name not in FREEZABLE]:
-            raise ValueError(f"freeze takes {', '.join(FREEZABLE)}: {unknown[0]!r} is none of them.")
+        if unknown := [name for name in self.freeze if name not in PARTS]:
+            raise ValueError(f"freeze takes {', '.join(PARTS)}: {unknown[0]!r} is none of them.")
         if self.freeze and self.init is None:
             raise ValueError("Only a model that has learned something has parts to freeze: give init as well.")
         if self.init is not None:

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,33 +44,52 @@ class Run:
         checkpoint.recover(self.best)
 
     @contextmanager
-    def claimed(self, rank: int) -> Iterator[None]:
-        """Let no other process train in this folder meanwhile, but those that train together with this one.
+    def claimed(self, first: bool) -> Iterator[None]:
+        """Let no other process train in this folder meanwhile, but those of which this is the first, or not.
 
         Raises:
             BlockingIOError: If another one does.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with checkpoint.claimed(self.folder) if rank == 0 else nullcontext(True) as mine:
+        with checkpoint.claimed(self.folder) if first else nullcontext(True) as mine:
             if not mine:
                 raise BlockingIOError(f"{self.folder} is being trained by another process: end that one first.")
-            yield
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    self.folder.rmdir()  # it is empty if the run was refused
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints, whole or not, the newest first."""
-        earlier = sorted(self.earlier.glob("step-*"), key=step_of, reverse=True)
+        earlier = sorted(self.earlier.glob("step-[0-9]*"), key=step_of, reverse=True)
         return [*([self.last] if self.last.exists() else []), *earlier]
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that is whole; those after it are set aside, and it is said why."""
+    def newest(self, set_aside: bool = True) -> Path | None:
+        """The newest checkpoint that is whole, None if there is none at all; those after it are set aside, and told.
+
+        Raises:
+            ValueError: If there are some, but none is whole.
+        """
+        damaged: dict[Path, str] = {}
         for path in self.checkpoints():
             if (damage := find_damage(path)) is None:
-                return path
-            aside = self.folder / f"damaged-{path.name}"
+                break
+            damaged[path] = damage
+        else:
+            if damaged:
+                found = "; ".join(f"{path}: {damage}" for path, damage in damaged.items())
+                raise ValueError(
+                    f"No checkpoint is whole, so nothing can go on: {found}. Copy one back, or start another run with "
+                    f"init {self.best} to keep what was learned."
+                )
+            return None
+        for each, damage in damaged.items() if set_aside else ():
+            aside = self.folder / f"damaged-{each.name}"
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            logger.warning("%s is damaged: %s. It is %s now, the checkpoint before it is used.", path, damage, aside)
-        return None
+            each.rename(aside)
+            logger.warning("%s is damaged: %s. It is %s now, the checkpoint before it is used.", each, damage, aside)
+        return path
 
     def save(self, write: Callable[[Path], None], keep: int, every: int) -> None:
         """Write last/; what was there is kept as an earlier one, if it is of a validation and among the newest.
@@ -89,14 +108,14 @@ class Run:
             write(new)
             write_checksums(new)
         _, *earlier = self.checkpoints()
-        for path in set(earlier) - set(validated(earlier, every)[: keep - 1]):
+        for path in set(earlier) - set(of_validations(earlier, every)[: keep - 1]):
             shutil.rmtree(path, ignore_errors=True)
 
     def begin(self, config: TrainingConfig, step: int, conditions: dict[str, str]) -> None:
         """Write all options as TOML, by which a run can be repeated, and cut off the log what will be done again."""
-        remarks = [f"# {name}: {value}" for name, value in conditions.items()]
+        remarks = [f"# {name}: {quoted(value)[1:-1]}" for name, value in conditions.items()]
         options = [
-            f"{name} = {json.dumps(value, ensure_ascii=False)}"
+            f"{name} = {quoted(value)}"
             for name, value in to_dict(config).items()
             if value is not None and name != "resume"
         ]
@@ -111,11 +130,16 @@ class Run:
         found = []
         # Texts may hold other line ends than the log's, and the last line may be cut off within a letter.
         for line in self.log.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and "step" in entry:
+                    found.append(entry)
         return found
+
+
+def quoted(value: Any) -> str:
+    """A value as both JSON and TOML have it."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def step_of(checkpoint_folder: Path) -> int:
@@ -124,7 +148,7 @@ def step_of(checkpoint_folder: Path) -> int:
     return int(named[1]) if named else checkpoint.read_json(checkpoint_folder / "training.json")["step"]
 
 
-def validated(checkpoints: list[Path], every: int) -> list[Path]:
+def of_validations(checkpoints: list[Path], every: int) -> list[Path]:
     """Those of checkpoints that were written after a validation, not because a run was stopped."""
     return [path for path in checkpoints if step_of(path) % every == 0]
 

@@ -20,7 +20,7 @@ from mlx_transformer.recipe import TrainingConfig
 from mlx_transformer.tokenizer import Tokenizer
 
 # Gradients in float16 are computed of a loss so many times as large, lest small ones vanish (Micikevicius et al. 2018).
-FIRST_SCALE, GREATEST_SCALE = 2.0**12, 2.0**24
+FIRST_SCALE, GREATEST_SCALE = 2.0**15, 2.0**24
 STEPS_TO_DOUBLE = 1000  # without an overflow, then the scale doubles; an overflow halves it
 Sums = dict[str, Any]  # gradients, loss and number of tokens of some batches, added up
 
@@ -51,7 +51,7 @@ class Trainer:
         self.scaling = {"scale": mx.array(FIRST_SCALE), "served": mx.array(0)} if halves else {}
         self.state = [model.state, self.optimizer.state, self.average, self.scaling, mx.random.state]
         model.recompute = config.recompute
-        self._validated = checkpoint.blank(model.config, model.search_defaults, model.tasks.values())
+        self._kept_model = checkpoint.blank(model.config, model.search_defaults, model.tasks.values())
         self._dtype = find_dtype(config.compute_dtype)
         self._pending: tuple[mx.array, ...] = ()
         self._add, self._apply, self._once = (self._compiled(call) for call in (self.add, self.apply, self.once))
@@ -97,12 +97,17 @@ class Trainer:
             self.model.update(tree_map(low, weights))
             self.model.update(tree_map(low, trained))
             total, tokens = batch_loss(self.model, source, target, self.config.label_smoothing)
-            return total * self.scaling.get("scale", 1), total, tokens
+            return total * self._scale, total, tokens
 
         (_, total, tokens), gradients = mx.value_and_grad(loss)(trained)
         self.model.update(weights)
         found = {"gradients": gradients, "loss": total, "tokens": tokens}
         return tree_map(mx.add, sums, found) if sums else found
+
+    @property
+    def _scale(self) -> mx.array | float:
+        """The factor of a sum of losses: where they are scaled, that of their mean over as many as a batch may have."""
+        return self.scaling["scale"] / self.config.batch_tokens if self.scaling else 1.0
 
     def apply(self, sums: Sums) -> tuple[mx.array, mx.array]:
         """Update weights, optimizer and average by gradients that were added up; returns loss and gradient norm."""
@@ -110,7 +115,7 @@ class Trainer:
         loss, tokens = (mx.distributed.all_sum(sums[name], group=self.group) for name in ("loss", "tokens"))
         summed = nn.average_gradients(sums["gradients"], self.group)
         tokens = mx.maximum(tokens, 1)
-        share = self.group.size() / (tokens * self.scaling.get("scale", 1))
+        share = self.group.size() / (tokens * self._scale)
         squares = tree_reduce(lambda total, array: total + (share * array).square().sum(), summed, mx.array(0.0))
         norm = mx.sqrt(squares)
         if self.config.clip_norm:
@@ -157,7 +162,7 @@ class Trainer:
         self.scaling["scale"] = mx.clip(self.scaling["scale"] * factor, 1, GREATEST_SCALE)
         self.scaling["served"] = mx.where(grown, 0, served)
 
-    def validated(self, earlier: Iterable[Path] = ()) -> Transformer:
+    def kept_model(self, earlier: Iterable[Path] = ()) -> Transformer:
         """The model to validate and keep, ready to generate: of the moving average, if there is one.
 
         It is always the same model, so that what was compiled for it serves again.
@@ -170,10 +175,10 @@ class Trainer:
             kept = self._kept(folder)
             mean, count = tree_map(lambda old, new, n=count: old + (new - old) / (n + 1), mean, kept), count + 1
             mx.eval(mean)
-        self._validated.update(self.model.parameters())
-        self._validated.update(mean)
-        self._validated.eval()
-        return self._validated
+        self._kept_model.update(self.model.parameters())
+        self._kept_model.update(mean)
+        self._kept_model.eval()
+        return self._kept_model
 
     def _kept(self, folder: Path) -> dict:
         """The trained weights, or their moving average, of a checkpoint."""

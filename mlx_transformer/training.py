@@ -24,8 +24,9 @@ from mlx_transformer.fields import to_dict
 from mlx_transformer.interrupts import Interruption, deferred
 from mlx_transformer.learner import learner
 from mlx_transformer.meter import Meter
+from mlx_transformer.model import Transformer
 from mlx_transformer.recipe import TrainingConfig
-from mlx_transformer.runs import Run, options_of, step_of, validated
+from mlx_transformer.runs import Run, of_validations, options_of, step_of
 from mlx_transformer.tokenizer import Tokenizer
 from mlx_transformer.trainer import Trainer
 from mlx_transformer.validation import Validator
@@ -54,7 +55,17 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
     if config.best_by in ("bleu", "chrf"):
         check_sacrebleu()
     run = Run(config.output)
-    run.recover()
+    with run.claimed(first=mx.distributed.init().rank() == 0):
+        interruption = _train(run, config, report)
+    interruption.end()
+    return run.best
+
+
+def _train(run: Run, config: TrainingConfig, report: Report | None) -> Interruption:
+    """Train in a folder that is ours; tells whether somebody asked to end."""
+    first = mx.distributed.init().rank() == 0
+    if first:
+        run.recover()
     if config.resume:
         _check_same_run(config)
     elif run.checkpoints():
@@ -63,25 +74,23 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
         Corpora(specs, split=split, skip_bad_lines=config.skip_bad_lines)
         for specs, split in ((config.train, "train"), (config.valid, "valid"))
     )
-    last = run.newest()
+    last = run.newest(set_aside=first)
     with checkpoint.same_random_state():
         mx.random.seed(config.seed)
         model, tokenizer = learner(config, training, last)
         trainer = Trainer(model, config)
         if last is not None:
             trainer.restore(last)
-            if trainer.step > config.steps:
-                raise ValueError(
-                    f"steps must not be less than the run has done: {config.steps} is less than {trainer.step}."
-                )
-        with run.claimed(trainer.group.rank()):
-            corpus = _tokenised(training, trainer, tokenizer)
-            _check_same_corpus(trainer, corpus)
-            validator = Validator(validation, _tokenised(validation, trainer, tokenizer), tokenizer, config)
-            with _log(run, trainer, report) as record, deferred() as interruption:
-                Loop(run, trainer, tokenizer, validator, record, interruption).go(corpus)
-    interruption.end()
-    return run.best
+        if trainer.step > config.steps:
+            raise ValueError(
+                f"steps must not be less than the run has done: {config.steps} is less than {trainer.step}."
+            )
+        corpora = [_tokenised(pairs, trainer, tokenizer) for pairs in (training, validation)]
+        _check_same_corpora(trainer, corpora)
+        validator = Validator(validation, corpora[1], tokenizer, config)
+        with _log(run, trainer, report) as record, deferred() as interruption:
+            Loop(run, trainer, tokenizer, validator, record, interruption).go(corpora[0])
+    return interruption
 
 
 def _tokenised(corpora: Corpora, trainer: Trainer, tokenizer: Tokenizer) -> Corpus:
@@ -108,11 +117,10 @@ def _check_same_run(config: TrainingConfig) -> None:
         )
 
 
-def _check_same_corpus(trainer: Trainer, corpus: Corpus) -> None:
+def _check_same_corpora(trainer: Trainer, corpora: list[Corpus]) -> None:
     """Refuse to resume on other data than the run began with."""
-    now = corpus.fingerprint
-    before = trainer.progress.setdefault("corpus", now)
-    if before != now:
+    now = [corpus.fingerprint for corpus in corpora]
+    if trainer.progress.setdefault("corpora", now) != now:
         raise ValueError(
             "A run goes on with the corpora that it began with, but what they hold has changed: put the files back, or "
             "start another run, with init to keep what was learned."
@@ -128,8 +136,11 @@ def _log(run: Run, trainer: Trainer, report: Report | None) -> Iterator[Record]:
 
         def record(event: str, **values: Any) -> None:
             entry = {"event": event, "step": trainer.step, **values}
-            log.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            log.flush()
+            try:
+                log.write(json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n")
+                log.flush()
+            except OSError as error:
+                raise OSError(f"{run.log} could not be written: make room, then resume. {error}") from error
             if report is not None:
                 report(entry)
 
@@ -139,7 +150,7 @@ def _log(run: Run, trainer: Trainer, report: Report | None) -> Iterator[Record]:
 def conditions() -> dict[str, str]:
     """What a run depends on besides its options."""
     return {
-        "command": shlex.join(["mlx-transformer", *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "mlx_transformer": __version__,
         "mlx": version("mlx"),
         "python": platform.python_version(),
@@ -207,13 +218,25 @@ class Loop:
 
     def _validate(self) -> None:
         """Measure, and write last/ and, where the model is the best so far, best/."""
-        if not self.first:
-            return
-        started = time.perf_counter()
+        progress, group = self.trainer.progress, self.trainer.group
+        if self.first:
+            started = time.perf_counter()
+            self.meter.check()  # before last/ is replaced
+            model = self.trainer.kept_model(self._earlier())
+            try:
+                results = self.validator.measure(model)
+            except FloatingPointError:
+                raise ValueError(self.meter.diverged()) from None
+            improved = self._keep(model, results)
+            self.record("validation", **results, best=improved)
+            self.meter.pass_over(time.perf_counter() - started)
+        if group.size() > 1:  # all end together
+            stale = progress.get("stale", 0) if self.first else 0
+            progress["stale"] = int(mx.distributed.all_sum(mx.array(stale), group=group, stream=mx.cpu))
+
+    def _keep(self, model: Transformer, results: dict[str, Any]) -> bool:
+        """Write the model if it is the best so far, which is told, and a checkpoint."""
         progress = self.trainer.progress
-        self.meter.check()  # before last/ is replaced
-        model = self.trainer.validated(self._earlier())
-        results = self.validator.measure(model)
         scores = results | {"loss": -results["loss"], "accuracy": results["token_accuracy"]}
         score = scores[self.config.best_by]
         improved = score > progress.get("best_score", -math.inf)
@@ -222,18 +245,19 @@ class Loop:
             progress["best_score"] = score
         progress["stale"] = 0 if improved else progress.get("stale", 0) + 1
         self._save()
-        self.record("validation", **results, best=improved)
-        self.meter.pass_over(time.perf_counter() - started)
+        return improved
 
     def _earlier(self) -> Sequence[Path]:
         """The checkpoints that the model to validate is the mean of, besides the present weights."""
-        before = validated(self.run.checkpoints(), self.config.valid_every)
+        before = of_validations(self.run.checkpoints(), self.config.valid_every)
         return before[: self.config.average_checkpoints - 1]
 
     def _save(self) -> None:
         def write(folder: Path) -> None:
             self.trainer.write(folder, self.tokenizer)
 
+        # Those of a line of the log that is yet to come.
+        self.trainer.progress["losses"] = [float(loss) for loss in self.meter.losses]
         try:
             self.run.save(write, self.config.keep, self.config.valid_every)
         except OSError as error:

@@ -1,5 +1,6 @@
 """Validation: loss and accuracy by teacher forcing, and translations beside their references."""
 
+import math
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -25,8 +26,14 @@ class Validator:
         self.sources, self.references = group(corpora, config.bleu_sentences)
 
     def measure(self, model: Transformer) -> dict[str, Any]:
-        """Loss, accuracy and, of the first sentences, the scores of greedy translations and a few samples."""
+        """Loss, accuracy and, of the first sentences, the scores of greedy translations and a few samples.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
         results: dict[str, Any] = validate(model, self.corpus, self.config.batch_tokens)
+        if not math.isfinite(results["loss"]):
+            raise FloatingPointError
         return results | self._translate(model)
 
     def _translate(self, model: Transformer) -> dict[str, Any]:

@@ -563,11 +563,13 @@ class TestTrain:
             ("steps = ", "options.toml must be TOML, a line `name = value` for each option"),
             ("stepps = 3", "options.toml has unknown fields: stepps. The known ones are train, valid"),
             ("steps = 'many'", "steps must be int, not 'many'"),
+            ("output = 3\nresume = true", "output must be a text, the folder of the run, not 3"),
         ],
     )
     def test_a_bad_file_of_options_is_told(self, configs, text, told):
         Path("run/options.toml").write_text(text)
-        arguments = "train --config run/options.toml --output new --train a.tsv --valid b.tsv"
+        named = "" if text.startswith("output") else "--output new"
+        arguments = f"train --config run/options.toml {named} --train a.tsv --valid b.tsv"
         result = CliRunner().invoke(main, arguments.split())
         assert result.exit_code == 1 and told in error_line(result)
         result = CliRunner().invoke(main, arguments.replace("options", "absent").split())

@@ -204,6 +204,7 @@ def test_errors_of_a_nested_stack_name_its_place():
         (TRAINING, {"activation_dropout": -1}, "activation_dropout must be at least 0 and below 1, not -1"),
         (MODEL, {"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, not 1"),
         (TRAINING, {"betas": (0.9, 1.0)}, "betas must be two numbers, at least 0 and below 1, not .0.9, 1.0"),
+        (TRAINING, {"betas": (0.5, 0.9), "optimizer": "adafactor"}, "'adafactor' has no betas: leave them out"),
         (TRAINING, {"betas": (0.9,)}, "betas must be two numbers"),
         (TRAINING, {"weight_decay": 0.1}, "optimizer 'adam' has no weight decay: choose adamw"),
         (TRAINING, {"schedule": "cosine", "steps": 9, "warmup_steps": 9}, "warmup_steps 9 is not less than steps 9"),

@@ -11,11 +11,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from training_cases import MODEL, OPTIONS, make_batch, near, same_bits
+from training_cases import MODEL, OPTIONS, log_of, make_batch, near, same_bits, write_corpora
 
 from mlx_transformer.data import Batch
 from mlx_transformer.layout import split
 from mlx_transformer.model import Transformer
+from mlx_transformer.runs import step_of
 from mlx_transformer.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,22 @@ for step in range(t.STEPS):
     trainer.update([t.batch_of(step, trainer.group.rank())])
 t.save(trainer, sys.argv[1])
 """
+
+
+# A run whose validations never get better after the first.
+RUN = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+from pathlib import Path
+from mlx_transformer.training import train
+from mlx_transformer.validation import Validator
+from training_cases import run_options
+Validator.measure = lambda *_: dict(loss=1.0, token_accuracy=0.5)
+train(run_options(Path(sys.argv[1]).parent, patience=1, steps=40))
+"""
+ring = pytest.mark.skipif(sys.platform != "linux", reason="needs the ring back end on loopback, tried on Linux only")
 
 
 def new_trainer():
@@ -57,19 +74,18 @@ def free_ports(count):
     return ports
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs the ring back end on loopback, tried on Linux only")
-def test_two_processes_take_the_step_of_one_batch(tmp_path, tolerance):
-    hosts = tmp_path / "hosts.json"
+def start_two(program, arguments):
+    """Run a program in two processes that know each other, one for each of the lists of arguments."""
+    hosts = Path(arguments[0][0]).with_name("hosts.json")
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": "1"}
-    files = [tmp_path / f"{rank}.safetensors" for rank in range(2)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(file)],
+            [sys.executable, "-c", program, *given],
             env=environment | {"MLX_RANK": str(rank)},
             stderr=subprocess.PIPE,
         )
-        for rank, file in enumerate(files)
+        for rank, given in enumerate(arguments)
     ]
     try:
         for process in processes:
@@ -78,6 +94,12 @@ def test_two_processes_take_the_step_of_one_batch(tmp_path, tolerance):
     finally:
         for process in processes:
             process.kill()
+
+
+@ring
+def test_two_processes_take_the_step_of_one_batch(tmp_path, tolerance):
+    files = [tmp_path / f"{rank}.safetensors" for rank in range(2)]
+    start_two(PROGRAM, [[str(file)] for file in files])
     first, second = (mx.load(str(file)) for file in files)
     assert same_bits(first, second)
 
@@ -89,3 +111,12 @@ def test_two_processes_take_the_step_of_one_batch(tmp_path, tolerance):
     # The gradient of a key bias is rounding alone, which Adam makes into steps of full size.
     expected = {n: a for n, a in mx.load(str(tmp_path / "alone.safetensors")).items() if "key_proj.bias" not in n}
     assert near({name: first[name] for name in expected}, expected, tolerance(1e-4))
+
+
+@ring
+def test_two_processes_end_a_run_together(tmp_path):
+    write_corpora(tmp_path)
+    start_two(RUN, [[str(tmp_path / "any")]] * 2)
+    (ended,) = log_of(tmp_path / "run", "end")
+    assert (ended["step"], ended["reason"]) == (8, "patience")
+    assert step_of(tmp_path / "run" / "last") == 8

@@ -15,7 +15,7 @@ from mlx_transformer.runs import Run, find_damage, options_of, read_options, wri
 def test_options_are_the_same_after_writing_and_reading(tmp_path):
     strange = dataclasses.replace(
         OPTIONS,
-        train=('a "quoted" name.tsv', "C:\\back\\slash", "tab\there", "Größe 中文 \U0001f600", "\x07"),
+        train=('a "quoted" name.tsv', "C:\\back\\slash", "tab\there", "Größe 中文 \U0001f600", "\x07\x7f\n"),
         learning_rate=1e-30,
         output=str(tmp_path),
         freeze=("encoder",),
@@ -23,9 +23,9 @@ def test_options_are_the_same_after_writing_and_reading(tmp_path):
         source_prefix="translate: ",
         keep=5,
     )
-    Run(tmp_path).begin(strange, 0, {"command": "mlx-transformer train", "mlx": "1"})
+    Run(tmp_path).begin(strange, 0, {"command": "train --source-prefix 'a\nb \x7f'", "mlx": "1"})
     text = (tmp_path / "options.toml").read_text()
-    assert text.startswith("# command: mlx-transformer train\n# mlx: 1\n")
+    assert text.startswith("# command: train --source-prefix 'a\\nb \\u007f'\n# mlx: 1\n")
     assert options_of(tmp_path) == strange
     assert read_options(tmp_path / "options.toml").keys() == {
         name for name, value in to_dict(strange).items() if value is not None and name != "resume"
@@ -36,7 +36,7 @@ def test_the_log_is_cut_where_a_run_goes_on(tmp_path):
     run = Run(tmp_path)
     entries = [{"event": "step", "step": step, "text": "a\u2028b\x85ü"} for step in (2, 4, 6)]
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-    run.log.write_bytes((lines + '{"event": "ü').encode()[:-1])  # killed while it wrote a letter
+    run.log.write_bytes((lines + '5\n[]\n{"event": "ü').encode()[:-1])  # killed while it wrote a letter
     run.begin(OPTIONS, 4, {})
     assert run.entries() == entries[:2]
     run.begin(OPTIONS, 0, {})

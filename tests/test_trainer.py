@@ -113,7 +113,7 @@ class TestStep:
         for step in range(2):
             trainer.update([make_batch(seed=step)])
         assert trainer.average == {}
-        assert same_bits(trainer.validated().parameters(), trainer.model.parameters())
+        assert same_bits(trainer.kept_model().parameters(), trainer.model.parameters())
 
     def test_fixed_positions_stay(self):
         trainer = make_trainer()
@@ -145,7 +145,7 @@ class TestStep:
         trainer.update([make_batch()])
         before = {name: mx.array(array) for name, array in arrays_of(trainer.model.parameters()).items()}
         kept = {name: mx.array(array) for name, array in arrays_of(trainer.average).items()}
-        validated = trainer.validated()
+        validated = trainer.kept_model()
         assert not validated.training and trainer.model.training
         assert same_bits(validated.trainable_parameters(), trainer.average)
         validated(mx.array(make_batch().source), mx.array(make_batch().target))
@@ -171,13 +171,8 @@ class TestOptimizers:
             "lion": optim.Lion(1e-2, betas=[0.8, 0.9], weight_decay=0.3),
         }
         for name, reference in references.items():
-            changes = {
-                "optimizer": name,
-                "betas": (0.8, 0.9),
-                "schedule": "constant",
-                "warmup_steps": 1,
-                "clip_norm": 0.0,
-            }
+            changes = {"optimizer": name, "schedule": "constant", "warmup_steps": 1, "clip_norm": 0.0}
+            changes |= {} if name == "adafactor" else {"betas": (0.8, 0.9)}
             mx.random.seed(1)
             model = Transformer(dataclasses.replace(MODEL, dropout=0.0))
             _, gradients = gradients_of(model, make_batch())
@@ -263,7 +258,7 @@ class TestLowPrecision:
         for _ in range(4):
             trainer.update([make_batch()])
             scales.append(trainer.scaling["scale"].item())
-        assert scales == [2.0**12, 2.0**13, 2.0**13, 2.0**14]
+        assert scales == [2.0**15, 2.0**16, 2.0**16, 2.0**17]
         trainer.scaling["scale"] = mx.array(2.0**23)
         bad = make_batch()
         trainer.model.source_embedding.weight = trainer.model.source_embedding.weight * 1e6
@@ -343,7 +338,7 @@ class TestFreezing:
 
     def test_what_is_validated_and_restored_has_the_frozen_parts_too(self, tmp_path):
         trainer = self.trained(MODEL, ("encoder",))
-        assert same_bits(trainer.validated().encoder.parameters(), trainer.model.encoder.parameters())
+        assert same_bits(trainer.kept_model().encoder.parameters(), trainer.model.encoder.parameters())
         trainer.write(tmp_path, Tokenizer.train(["ab"], ["ab"], 261))
         model = Transformer(MODEL)
         freeze(model, ("encoder",))
@@ -403,7 +398,7 @@ class TestState:
             (tmp_path / str(step)).mkdir()
             trainer.write(tmp_path / str(step), None)
         mean = {name: sum(arrays[name] for arrays in kept) / 3 for name in kept[0]}
-        found = trainer.validated([tmp_path / "1", tmp_path / "0"])
+        found = trainer.kept_model([tmp_path / "1", tmp_path / "0"])
         assert near(found.trainable_parameters(), mean, tolerance(1e-6))
         assert not near(found.trainable_parameters(), kept[-1], 1e-4)
 
@@ -420,5 +415,5 @@ def test_a_copy_task_is_learned():
         trainer.update([Batch(source, target)])
     unseen = rng.integers(3, 10, (64, 5)).tolist()
     source = mx.array([[*ids, 1] for ids in unseen], mx.int32)
-    results = generate_ids(trainer.validated(), source, SearchConfig(max_tokens=8))
+    results = generate_ids(trainer.kept_model(), source, SearchConfig(max_tokens=8))
     assert np.mean([best.ids == ids for (best, *_), ids in zip(results, unseen, strict=True)]) > 0.95

@@ -249,6 +249,7 @@ class TestRun:
         for changes, error, told in (
             ({"valid": ("nowhere.tsv",)}, FileNotFoundError, "there is no nowhere.tsv"),
             ({"vocab_size": 200}, ValueError, "vocab_size must be at least 261: got 200"),
+            ({"max_length": 2}, ValueError, "No pair is left of"),
             ({"init": str(tmp_path / "none")}, FileNotFoundError, "there is none at"),
         ):
             defaults = {"num_layers": None, "dims": None, "mlp_dims": None, "vocab_size": 8000}
@@ -291,6 +292,25 @@ class TestResume:
         train(dataclasses.replace(killed, resume=True))
         assert same_run(options.output, killed.output)
         assert log_of(options.output, "validation") == log_of(killed.output, "validation")
+
+    def test_the_log_goes_on_as_well(self, options, tmp_path):
+        """A line tells of all steps since the one before, also where the run was stopped between them."""
+        options = dataclasses.replace(options, log_every=5)
+        stopped = dataclasses.replace(options, output=str(tmp_path / "stopped"))
+        train(options)
+
+        def stop(entry):
+            if entry["step"] == 4:
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, stop)
+        train(dataclasses.replace(stopped, resume=True))
+        told = [
+            [{name: entry[name] for name in ("step", "loss", "perplexity")} for entry in log_of(run, "step")]
+            for run in (options.output, stopped.output)
+        ]
+        assert told[0] == told[1] and len(told[0]) == 3
 
     def test_a_run_that_is_killed_anywhere_goes_on_as_if_nothing_had_been(self, options, tmp_path):
         """At random moments, and in the middle of writing a checkpoint: at some files' and folders' turns."""
@@ -349,6 +369,19 @@ class TestResume:
         assert log_of(harmed.output, "start")[-1]["step"] == 8
         assert same_run(options.output, harmed.output)
         assert (Path(harmed.output) / "damaged-last").exists()
+
+    def test_without_a_whole_checkpoint_nothing_is_done(self, options):
+        train(options)
+        run = Path(options.output)
+        for folder in Run(run).checkpoints():
+            (folder / "training.json").write_text("{}")
+        files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match="No checkpoint is whole.*last: training.json has.*step-8.*with init .*best"
+            ):
+                train(dataclasses.replace(options, resume=True))
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
 
     def test_so_many_checkpoints_are_kept(self, options):
         for keep, kept in ((1, []), (2, [8]), (3, [8, 4]), (9, [8, 4])):
@@ -418,16 +451,30 @@ class TestResume:
         with pytest.raises(ValueError, match="what they hold has changed: put the files back"):
             train(dataclasses.replace(options, resume=True))
         path.write_text("".join(lines))
+        valid = Path(options.valid[0])
+        kept = valid.read_text()
+        valid.write_text(kept.partition("\n")[0] + "\n")
+        with pytest.raises(ValueError, match="what they hold has changed"):
+            train(dataclasses.replace(options, resume=True))
+        valid.write_text(kept)
         train(dataclasses.replace(options, resume=True))
 
-    def test_two_processes_do_not_train_one_run(self, options):
-        def again(entry):
-            if entry["event"] == "validation":
-                with pytest.raises(BlockingIOError, match="is being trained by another process: end that one first"):
-                    train(dataclasses.replace(options, resume=True))
+    def test_two_processes_do_not_train_one_run(self, options, monkeypatch):
+        """The second looks at nothing and moves nothing, also in the middle of a checkpoint."""
+        refused = []
 
+        def again(*_):
+            for resume in (True, False):
+                with pytest.raises(BlockingIOError, match="is being trained by another process: end that one first"):
+                    train(dataclasses.replace(options, resume=resume))
+                refused.append(resume)
+
+        whole = checkpoint.sync
+        monkeypatch.setattr(checkpoint, "sync", lambda path: again() or whole(path))
+        monkeypatch.setattr(Run, "newest", lambda *_, **__: None)  # would look
         train(options, again)
-        assert len(log_of(options.output, "validation")) == 3
+        assert len(log_of(options.output, "validation")) == 3 and len(refused) > 60
+        assert not list(Path(options.output).glob("damaged*"))
 
     def test_fewer_steps_than_were_done_are_refused(self, options):
         train(dataclasses.replace(options, steps=2))
@@ -500,6 +547,19 @@ class TestFurther:
         languages = {"source_language": "eng_Latn", "target_language": "fra_Latn"} if kind == "nllb" else {}
         assert isinstance(mt.generate(model, tokenizer, "Hello", **languages), str)
 
+    @pytest.mark.parametrize(
+        ("freeze", "told"),
+        [
+            (("output",), "This model has no output of its own to freeze"),
+            (("encoder", "decoder", "embeddings"), "Something must be left to train: freeze names all parts"),
+        ],
+    )
+    def test_freezing_nothing_or_all_is_refused(self, options, freeze, told, tmp_path):
+        first = train(options)
+        with pytest.raises(ValueError, match=told):
+            train(self.further(options, first, output=str(tmp_path / "x"), freeze=freeze))
+        assert not (tmp_path / "x").exists()
+
     def test_a_model_without_a_tokenizer_is_refused(self, options, tmp_path):
         mt.save(tmp_path / "bare", Transformer(MODEL))
         with pytest.raises(ValueError, match="needs its tokenizer: .*bare has none"):
@@ -539,7 +599,34 @@ class TestDivergence:
         with pytest.raises(ValueError, match="at step 2, .* lower learning_rate"):
             train(options)
         assert not (Path(options.output) / "last").exists()
-        assert all(json.loads(line) for line in (Path(options.output) / "log.jsonl").read_text().splitlines())
+        for line in (Path(options.output) / "log.jsonl").read_text().splitlines():
+            json.loads(line, parse_constant=pytest.fail)
+
+    @pytest.mark.parametrize("bleu_sentences", [0, 2])
+    def test_weights_that_are_lost_at_a_validation_are_not_kept(self, options, bleu_sentences):
+        """The loss of their last step was that of the weights before."""
+        options = dataclasses.replace(options, learning_rate=1e30, warmup_steps=1, clip_norm=0.0, ema_decay=0.0)
+        with pytest.raises(ValueError, match="not finite any more at step 1, batch 0 .* set clip_norm to 1.$"):
+            train(dataclasses.replace(options, valid_every=1, bleu_sentences=bleu_sentences))
+        assert not (Path(options.output) / "last").exists() and not (Path(options.output) / "best").exists()
+
+    def test_gradients_that_overflow_for_ever_end_the_run(self, options, monkeypatch):
+        real = Trainer.update
+
+        def update(trainer, batches):
+            loss, norm = real(trainer, batches)
+            trainer.scaling["scale"] = mx.array(1.0)
+            return loss, norm * math.inf
+
+        monkeypatch.setattr(Trainer, "update", update)
+        with pytest.raises(ValueError, match="float16 overflowed: compute in bfloat16"):
+            train(dataclasses.replace(options, compute_dtype="float16"))
+
+    def test_an_overflow_is_logged_without_a_number(self, options, monkeypatch):
+        real = Trainer.update
+        monkeypatch.setattr(Trainer, "update", lambda trainer, batches: (real(trainer, batches)[0], mx.array(math.nan)))
+        train(dataclasses.replace(options, compute_dtype="float16"))
+        assert {entry["gradient_norm"] for entry in log_of(options.output, "step")} == {None}
 
     def test_the_batch_that_is_named_is_the_one(self, options, monkeypatch):
         """The pairs of the batch at whose step the loss was lost."""
