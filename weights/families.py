@@ -168,7 +168,7 @@ FAMILIES: dict[str, Family] = {
     "mt5": Family(T5_NAMES, MT5_FIELDS, T5_CONSTANTS, ("mt5",), **T5_KEYWORDS),
     "umt5": Family(
         T5_NAMES,
-        MT5_FIELDS | {"logit_scale": to.always_scaled},
+        MT5_FIELDS | {"logit_scale": to.scale_if_tied},
         T5_CONSTANTS | {"bias_each_layer": True},
         ("umt5",),
         **T5_KEYWORDS,

@@ -125,9 +125,4 @@ def scale_if_tied(settings: dict[str, Any]) -> float:
     scaled = settings.get("scale_decoder_outputs")
     if scaled is None:
         scaled = settings.get("tie_word_embeddings") is not False
-    return always_scaled(settings) if scaled else 1.0
-
-
-def always_scaled(settings: dict[str, Any]) -> float:
-    """The same where it is multiplied in any case."""
-    return float(settings["d_model"]) ** -0.5
+    return float(settings["d_model"]) ** -0.5 if scaled else 1.0
