@@ -42,6 +42,8 @@ def learner(config: TrainingConfig, training: Corpora, last: Path | None = None)
         model = Transformer(new_config(config, tokenizer), SearchConfig(suppress_ids=(tokenizer.start_id,)))
     if tokenizer is None:
         raise ValueError(f"A model that is trained further needs its tokenizer: {config.init} has none.")
+    if config.source_prefix:
+        tokenizer.config = replace(tokenizer.config, source_prefix=config.source_prefix)
     check_dtype(find_dtype(config.compute_dtype), model.config, allow_overflow=False)
     freeze(model, config.freeze)
     return model, tokenizer

@@ -96,8 +96,9 @@ def _train(run: Run, config: TrainingConfig, report: Report | None) -> Interrupt
 def _tokenised(corpora: Corpora, trainer: Trainer, tokenizer: Tokenizer) -> Corpus:
     """Pairs as ids, without those that are too long for the run or for the model."""
     config, model = trainer.config, trainer.model.config
+    prefix = tokenizer.config.source_prefix
     limit = min(config.max_length, model.encoder.max_length, model.decoder.max_length)
-    corpus = Corpus.build(corpora, tokenizer, limit, source_prefix=config.source_prefix, folder=config.output)
+    corpus = Corpus.build(corpora, tokenizer, limit, source_prefix=prefix, folder=config.output)
     if corpora.skipped:
         names = ", ".join(spec.text for spec in corpora.specs)
         logger.warning("%d bad lines of %s were skipped.", corpora.skipped, names)
@@ -182,6 +183,8 @@ class Loop:
         trainer, config = self.trainer, self.config
         sizes = {"parameters": trainer.model.num_parameters, "pairs": len(corpus), "too_long": corpus.dropped}
         self.record("start", **sizes, steps=config.steps, config=to_dict(config), conditions=conditions())
+        if trainer.step == config.steps and trainer.progress.get("validated") != trainer.step:
+            self._validate()  # it was stopped here, and is to go no further
         updates = self._updates(corpus)
         while trainer.step < config.steps and not self._stale:
             self.meter.add(*next(updates))
@@ -219,6 +222,7 @@ class Loop:
     def _validate(self) -> None:
         """Measure, and write last/ and, where the model is the best so far, best/."""
         progress, group = self.trainer.progress, self.trainer.group
+        progress["validated"] = self.trainer.step
         if self.first:
             started = time.perf_counter()
             self.meter.check()  # before last/ is replaced

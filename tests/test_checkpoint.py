@@ -1,6 +1,7 @@
 """Model folders: the same bits back, every damage told in one line, nothing lost when writing fails."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_transformer import checkpoint, precision
+from mlx_transformer.checkpoint import replacing
 from mlx_transformer.config import ModelConfig, QuantizationConfig, SearchConfig, StackConfig
 from mlx_transformer.layout import split
 from mlx_transformer.model import Transformer
@@ -499,3 +501,20 @@ def test_a_full_disk(tmp_path, full):
     else:
         assert "File too large" in told
     assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_rename_that_fails_puts_back_what_was_to_be_kept(tmp_path, monkeypatch):
+    folder, retired, real = tmp_path / "last", tmp_path / "earlier", Path.rename
+    folder.mkdir()
+    (folder / "config.json").write_text('{"format_version": 1}')
+
+    def rename(path, target):
+        if ".new-" in path.name:
+            raise OSError(errno.EIO, "broken")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="broken"), replacing(folder, retired) as new:
+        (new / "config.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    assert (folder / "config.json").read_text() == '{"format_version": 1}'

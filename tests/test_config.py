@@ -15,7 +15,7 @@ from mlx_transformer.config import (
     TaskConfig,
 )
 from mlx_transformer.fields import from_dict, to_dict
-from mlx_transformer.recipe import PRESETS, TrainingConfig
+from mlx_transformer.recipe import OF_NEW_MODELS, PRESETS, Size, TrainingConfig
 
 STACK = StackConfig(num_layers=2, num_heads=4, mlp_dims=64)
 MODEL = ModelConfig(
@@ -207,7 +207,11 @@ def test_errors_of_a_nested_stack_name_its_place():
         (TRAINING, {"betas": (0.5, 0.9), "optimizer": "adafactor"}, "'adafactor' has no betas: leave them out"),
         (TRAINING, {"betas": (0.9,)}, "betas must be two numbers"),
         (TRAINING, {"weight_decay": 0.1}, "optimizer 'adam' has no weight decay: choose adamw"),
-        (TRAINING, {"schedule": "cosine", "steps": 9, "warmup_steps": 9}, "warmup_steps 9 is not less than steps 9"),
+        *[
+            (TRAINING, {"schedule": name, "steps": 9, "warmup_steps": 9}, "warmup_steps 9 is not less than steps 9")
+            for name in ("cosine", "linear")
+        ],
+        (TRAINING, {"bleu_sentences": 0, "best_by": "chrf"}, "best_by 'chrf' needs sentences to translate"),
         (TRAINING, {"average_checkpoints": 5}, "keep 2 is less than average_checkpoints"),
         (TRAINING, {"init": "it", "freeze": ("head",)}, "freeze takes encoder, .*: 'head' is none of them"),
         (TRAINING, {"freeze": ("encoder",)}, "parts to freeze: give init as well"),
@@ -250,3 +254,26 @@ def test_heads_of_their_own_width_need_not_divide_dims():
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_heads_of_64(name):
     assert PRESETS[name].dims % 64 == 0 and PRESETS[name].layers > 0 and PRESETS[name].mlp_dims > 0
+
+
+def test_a_model_that_is_trained_further_has_its_own_form():
+    other = {"preset": "tiny", "norm_first": False, "activation": "gelu", "shared_vocabulary": False}
+    for name in OF_NEW_MODELS:
+        with pytest.raises(ValueError, match=f"has its own {name}: leave it out with init"):
+            replace(TRAINING, init="it", **{name: other.get(name, 4)})
+    assert {*OF_NEW_MODELS} == {
+        *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
+        *("vocab_size", "shared_vocabulary"),
+    }
+
+
+def test_limits_that_just_fit():
+    config = replace(TRAINING, keep=3, average_checkpoints=3, batch_tokens=256, max_length=256)
+    assert replace(config, schedule="cosine", steps=10, warmup_steps=9).warmup_steps == 9
+
+
+def test_the_size_is_the_preset_s_where_nothing_else_is_asked_for():
+    assert replace(TRAINING, preset="tiny").size == Size(2, 2, 128, 512, 2)
+    assert replace(TRAINING, preset="tiny", num_layers=4, dims=192).size == Size(4, 4, 192, 512, 3)
+    assert replace(TRAINING, decoder_layers=1, dims=32, mlp_dims=7).size == Size(3, 1, 32, 7, 1)
+    assert replace(TRAINING, num_heads=8).size.heads == 8

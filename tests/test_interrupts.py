@@ -41,3 +41,12 @@ def test_in_another_thread_handlers_stay_as_they_are():
     thread.start()
     thread.join()
     assert seen == [(signal.default_int_handler, None)]
+
+
+def test_the_other_signal_is_kept_after_one():
+    with deferred() as interruption:
+        signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.signal == signal.SIGINT

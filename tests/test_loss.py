@@ -1,5 +1,6 @@
 """The loss: cross entropy with smoothing, and that of an output layer whose logits are never all in memory."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -150,6 +151,37 @@ print(mx.get_peak_memory() - before)
         )
         assert 0 < int(done.stdout) < 0.9e9
 
+    def test_large_logits_do_not_overflow(self, tolerance):
+        rng = np.random.default_rng(0)
+        hidden, weight = (mx.array(rng.standard_normal(shape).astype(np.float32)) for shape in ((5, 16), (50, 16)))
+        targets, real = mx.array(rng.integers(0, 50, 5)), mx.ones(5)
+
+        def ours(weight):
+            return summed_loss(100 * hidden, weight, None, targets, real, 0.1)
+
+        def plain(weight):
+            return token_losses(100 * hidden @ weight.T, targets, 0.1).sum()
+
+        (value, gradient), (expected, wanted) = (mx.value_and_grad(call)(weight) for call in (ours, plain))
+        assert value.item() == pytest.approx(expected.item(), rel=tolerance(1e-5))
+        assert near([gradient], [wanted], tolerance(1e-4))
+
+    def test_many_pieces_add_up_in_float32(self, monkeypatch):
+        """In bfloat16 a sum of equal numbers stops growing at some hundreds of them."""
+        monkeypatch.setattr(loss_module, "WHOLE", 1)
+        monkeypatch.setattr(loss_module, "PIECE", 2)
+        hidden, weight, bias = mx.ones((600, 2), mx.bfloat16), mx.zeros((2, 2), mx.bfloat16), mx.zeros(2, mx.bfloat16)
+        targets, real = mx.zeros(600, mx.int32), mx.ones(600)
+        call = mx.value_and_grad(lambda *output: summed_loss(hidden, *output, targets, real), argnums=(0, 1))
+        _, gradients = call(weight, bias)
+        for gradient in gradients:  # each token's is the probability, 1/2, less 1 for the target
+            assert mx.abs(gradient).astype(mx.float32).min().item() == pytest.approx(300, rel=0.01)
+
+    def test_pieces_hold_so_many_logits(self):
+        assert [len(range(2**20)[piece]) for piece in pieces(2**17, 2**10)] == [2**17]
+        assert {len(range(2**20)[piece]) for piece in pieces(2**18, 2**10)} == {2**14}
+        assert list(pieces(0, 10)) == []
+
 
 class TestBatchLoss:
     def test_it_is_the_sum_over_real_tokens(self, tolerance):
@@ -180,3 +212,11 @@ class TestBatchLoss:
         loss, gradients = gradients_of(Transformer(MODEL), batch)
         assert loss.item() == 0
         assert all(mx.isfinite(array).all().item() for array in arrays_of(gradients).values())
+
+    def test_padding_is_what_the_model_says(self):
+        mx.random.seed(0)
+        model = Transformer(dataclasses.replace(MODEL, pad_id=3, dropout=0.0))
+        batch = make_batch()
+        ids = [mx.where(mx.array(side) == 0, 3, mx.where(mx.array(side) == 3, 0, mx.array(side))) for side in batch]
+        _, tokens = batch_loss(model, *ids, 0.1)
+        assert tokens.item() == (batch.target[:, 1:] != 0).sum()

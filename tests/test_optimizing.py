@@ -4,10 +4,12 @@ import dataclasses
 import math
 
 import mlx.core as mx
+import numpy as np
 import pytest
-from training_cases import OPTIONS
+from training_cases import OPTIONS, near
 
-from mlx_transformer.optimizing import SCHEDULES, learning_rate
+from mlx_transformer import optimizing
+from mlx_transformer.optimizing import SCHEDULES, Adam, learning_rate, optimizer
 
 
 def rate(step, **changes):
@@ -37,3 +39,21 @@ def test_the_others_follow_their_formulas(step):
     assert rate(step, schedule="cosine") == pytest.approx(0.25 * (1 + math.cos(math.pi * done)), abs=1e-6)
     assert rate(step, schedule="linear") == pytest.approx(0.5 * (1 - done), abs=1e-6)
     assert rate(step, schedule="constant") == pytest.approx(0.5)
+
+
+def test_large_parameters_are_updated_as_small_ones_are(monkeypatch, tolerance):
+    rng = np.random.default_rng(0)
+    gradients = [{"w": mx.array(rng.standard_normal((4, 8)).astype(np.float32))} for _ in range(3)]
+    results = []
+    for large in (1, 2**20):
+        monkeypatch.setattr(optimizing, "LARGE", large)
+        adam, weights = Adam(0.1, betas=[0.8, 0.9], eps=1e-2, bias_correction=True), {"w": mx.zeros((4, 8))}
+        for gradient in gradients:
+            weights = adam.apply_gradients(gradient, weights)
+        results.append(weights)
+    assert near(*results, tolerance(1e-5)) and mx.abs(results[0]["w"]).max().item() > 0.1
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lion"])
+def test_betas_are_those_of_the_run(name):
+    assert optimizer(dataclasses.replace(OPTIONS, optimizer=name, betas=(0.7, 0.8))).betas == [0.7, 0.8]

@@ -55,3 +55,22 @@ def test_checksums_are_those_of_sha256sum(tmp_path):
         file.seek(100)
         file.write(b"X")
     assert find_damage(tmp_path) == "training.json has another checksum than SHA256SUMS says"
+
+
+WHOLE = ("model.safetensors", "training.safetensors", "training.json")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_checksums_must_be_those_of_a_whole_checkpoint(name, tmp_path):
+    for other in {*WHOLE} - {name}:
+        (tmp_path / other).write_bytes(b"some")
+    write_checksums(tmp_path)
+    assert find_damage(tmp_path) == f"{name} is missing"
+    (tmp_path / name).write_bytes(b"not listed")
+    assert find_damage(tmp_path) == f"{name} is missing"
+
+
+def test_options_that_are_no_text_are_told(tmp_path):
+    (tmp_path / "options.toml").write_bytes(b"seed = 3 # \xff")
+    with pytest.raises(ValueError, match="options.toml must be TOML"):
+        read_options(tmp_path / "options.toml")

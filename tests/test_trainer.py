@@ -5,6 +5,7 @@ import math
 import re
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
@@ -188,6 +189,17 @@ class TestOptimizers:
             names = [n for n in found if not n.endswith("key_value_proj.bias")]
             assert near({n: found[n] for n in names}, {n: expected[n] + decayed[n] for n in names}, tolerance(1e-4))
 
+    def test_weights_decay_at_the_rate_of_their_step(self, tolerance):
+        mx.random.seed(1)
+        model = Transformer(dataclasses.replace(MODEL, share_embeddings=False))
+        rates = {"learning_rate": 0.1, "warmup_steps": 2, "weight_decay": 0.5}
+        trainer = Trainer(model, dataclasses.replace(OPTIONS, optimizer="adamw", **rates))
+        unread = model.source_embedding.weight[Tokenizer.start_id] + 0  # no source has it: it has no gradient
+        for _ in range(3):
+            trainer.update([make_batch()])
+        left = math.prod(1 - 0.5 * rate for rate in (0.05, 0.1, 0.1 * math.sqrt(2 / 3)))
+        assert mx.allclose(model.source_embedding.weight[Tokenizer.start_id], left * unread, rtol=tolerance(1e-5))
+
 
 class TestAccumulation:
     @pytest.mark.parametrize("count", [2, 3])
@@ -216,6 +228,13 @@ class TestAccumulation:
         twice = trainer.update([make_batch(), make_batch()])[0].item()
         once = make_trainer(learning_rate=1e-30).update([make_batch()])[0].item()
         assert twice != pytest.approx(once, rel=1e-6)
+
+    def test_batches_of_all_updates_are_numbered_on(self, tolerance):
+        """Dropout of the second batch of an update is not that of the first one of the next."""
+        single, double = make_trainer(learning_rate=1e-30), make_trainer(learning_rate=1e-30, accumulate=2)
+        losses = [single.update([make_batch()])[0].item() for _ in range(4)]
+        means = [double.update([make_batch()] * 2)[0].item() for _ in range(2)]
+        assert means == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=tolerance(1e-5))
 
 
 class TestLowPrecision:
@@ -272,6 +291,27 @@ class TestLowPrecision:
         norms = [trainer.update([make_batch()])[1].item() for trainer in (trainer, full)]
         assert norms[0] == pytest.approx(norms[1], rel=0.02)
 
+    def test_frozen_and_fixed_weights_are_in_low_precision_too(self, monkeypatch):
+        seen = set()
+
+        def look(model, *rest):
+            seen.update(array.dtype for array in arrays_of(model.parameters()).values())
+            return batch_loss(model, *rest)
+
+        monkeypatch.setattr(trainer_module, "batch_loss", look)
+        model = Transformer(MODEL)
+        freeze(model, ("encoder",))
+        Trainer(model, dataclasses.replace(OPTIONS, compute_dtype="bfloat16")).update([make_batch()])
+        assert seen == {mx.bfloat16}
+
+    def test_only_float16_needs_a_scale_which_is_never_below_1(self):
+        assert make_trainer(compute_dtype="bfloat16").scaling == {}
+        trainer = make_trainer(compute_dtype="float16")
+        trainer.scaling["scale"] = mx.array(1.0)
+        trainer.model.source_embedding.weight = trainer.model.source_embedding.weight * 1e6
+        trainer.update([make_batch()])
+        assert trainer.scaling["scale"].item() == 1
+
 
 class TestRecomputing:
     @pytest.mark.parametrize("name", SETTINGS)
@@ -312,6 +352,22 @@ class TestRecomputing:
         ]
         assert near(*kept, tolerance(1e-4))
 
+    def test_it_is_done_if_asked_for(self):
+        assert make_trainer(recompute=True).model.recompute and not make_trainer().model.recompute
+
+    def test_each_drop_of_each_layer_has_its_own_numbers(self):
+        class Twice(nn.Module):
+            def __call__(self, x, mask, memory=None):
+                return mx.stack([dropout.drop(x, 0.5), dropout.drop(x, 0.5)])
+
+        x, layers = mx.ones((20, 20)), [dropout.recomputed(Twice()) for _ in range(2)]
+        drawn = [dropped for layer in layers for dropped in layer(x, "causal")]
+        assert not any(mx.array_equal(drawn[i], drawn[j]) for i in range(4) for j in range(i))
+        mx.random.seed(0)
+        first = dropout.drop(x, 0.5)  # what is outside of a layer draws from MLX's own state again
+        mx.random.seed(0)
+        assert mx.array_equal(first, mx.random.bernoulli(0.5, x.shape) * 2)
+
 
 class TestFreezing:
     @pytest.mark.parametrize("part", ["encoder", "decoder", "embeddings", "output"])
@@ -346,6 +402,12 @@ class TestFreezing:
         other.restore(tmp_path)
         assert same_bits(other.model.parameters(), trainer.model.parameters())
         assert same_bits(other.optimizer.state, trainer.optimizer.state)
+
+    def test_the_bias_of_a_tied_output_layer_is_of_the_output(self):
+        model = Transformer(dataclasses.replace(MODEL, tie_output=True, output_bias=True))
+        freeze(model, ("output",))
+        assert "output_bias" not in model.trainable_parameters()
+        assert "source_embedding" in model.trainable_parameters()
 
 
 class TestDropout:
@@ -402,6 +464,15 @@ class TestState:
         assert near(found.trainable_parameters(), mean, tolerance(1e-6))
         assert not near(found.trainable_parameters(), kept[-1], 1e-4)
 
+    def test_the_scale_and_its_age_are_kept(self, tmp_path):
+        trainer, other = make_trainer(compute_dtype="float16"), make_trainer(compute_dtype="float16")
+        for _ in range(2):
+            trainer.update([make_batch()])
+        trainer.scaling["scale"] = mx.array(2.0**9)
+        trainer.write(tmp_path, Tokenizer.train(["ab"], ["ab"], 261))
+        other.restore(tmp_path)
+        assert {name: array.item() for name, array in other.scaling.items()} == {"scale": 2.0**9, "served": 2}
+
 
 def test_a_copy_task_is_learned():
     mx.random.seed(0)
@@ -417,3 +488,22 @@ def test_a_copy_task_is_learned():
     source = mx.array([[*ids, 1] for ids in unseen], mx.int32)
     results = generate_ids(trainer.kept_model(), source, SearchConfig(max_tokens=8))
     assert np.mean([best.ids == ids for (best, *_), ids in zip(results, unseen, strict=True)]) > 0.95
+
+
+def test_a_batch_without_a_token_changes_no_number_to_nan():
+    trainer = make_trainer()
+    loss, norm = trainer.update([Batch(np.array([[1, 0]], np.int32), np.zeros((1, 3), np.int32))])
+    assert (loss.item(), norm.item()) == (0, 0)
+    assert all(mx.isfinite(array).all().item() for array in arrays_of(trainer.model.parameters()).values())
+
+
+class TestRestoring:
+    def test_what_is_restored_no_longer_depends_on_the_files(self, tmp_path):
+        trainer, other = make_trainer(seed=1), make_trainer(seed=2)
+        trainer.update([make_batch()])
+        trainer.write(tmp_path, Tokenizer.train(["ab"], ["ab"], 261))
+        other.restore(tmp_path)
+        for path in tmp_path.glob("*.safetensors"):
+            path.write_bytes(b"")
+        assert same_bits(trainer.model.parameters(), other.model.parameters())
+        assert same_bits(trainer._beside(), other._beside())

@@ -30,9 +30,11 @@ from training_cases import (
 
 import mlx_transformer as mt
 from mlx_transformer import checkpoint, evaluation, optimizing, validation
+from mlx_transformer.config import SearchConfig, TaskConfig
 from mlx_transformer.corpora import Corpora, read_pairs
 from mlx_transformer.data import Corpus, stream
 from mlx_transformer.layout import split
+from mlx_transformer.learner import learner, new_config
 from mlx_transformer.model import Transformer
 from mlx_transformer.recipe import TrainingConfig
 from mlx_transformer.runs import Run, find_damage, step_of
@@ -258,6 +260,89 @@ class TestRun:
                 train(given)
             assert not Path(options.output).exists()
 
+    def test_an_update_takes_as_many_batches_as_asked(self, options, monkeypatch):
+        counts, real = [], Trainer.update
+        monkeypatch.setattr(Trainer, "update", lambda t, batches: counts.append(len(batches)) or real(t, batches))
+        train(dataclasses.replace(options, accumulate=3, steps=2))
+        assert counts == [3, 3]
+
+    def test_the_mean_is_of_no_more_checkpoints_than_asked(self, options):
+        """Of steps 8 and 12, though that of step 4 is kept."""
+        options = dataclasses.replace(options, average_checkpoints=2, keep=3, ema_decay=0.0, best_by="loss")
+        kept = {}
+
+        def report(entry):
+            if entry["event"] == "validation":
+                kept[entry["step"]] = arrays_of(mt.load(Path(options.output) / "last")[0].trainable_parameters())
+
+        train(options, report)
+        assert log_of(options.output, "validation")[-1]["best"]
+        mean = {name: (array + kept[12][name]) / 2 for name, array in kept[8].items()}
+        assert near(mt.load(Path(options.output) / "best")[0].trainable_parameters(), mean, 1e-6)
+
+    def test_a_better_validation_starts_patience_anew(self, options, monkeypatch):
+        scores = iter([2.0, 1.0, 3.0, 2.0, 4.0])
+        monkeypatch.setattr(Validator, "measure", lambda *_: {"loss": 0.0, "token_accuracy": next(scores)})
+        train(dataclasses.replace(options, steps=20, patience=2))
+        assert log_of(options.output, "end")[0]["reason"] == "steps"
+
+    def test_validation_translates_sentences_of_its_own_corpora(self, options):
+        path = Path(options.valid[0])
+        path.write_text("".join(line.replace("ab", "ba") for line in path.read_text().splitlines(keepends=True)))
+        train(dataclasses.replace(options, steps=1, bleu_sentences=3))
+        (entry,) = log_of(options.output, "validation")
+        pairs = [tuple(line.split("\t")) for line in path.read_text().splitlines()]
+        assert {(sample["source"], sample["reference"]) for sample in entry["samples"]} <= {*pairs}
+
+    def test_dates_of_validation_are_others_than_those_of_training(self, options, monkeypatch):
+        seen = []
+        monkeypatch.setattr(Validator, "__init__", lambda self, corpora, *rest: seen.append(corpora) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(dataclasses.replace(options, train=("dates",), valid=("dates",), max_length=64))
+        assert [pair.source for pair in seen[0].sample(5)] == [
+            pair.source for pair in Corpora(["dates:valid"]).sample(5)
+        ]
+
+    def test_steps_are_timed_without_validation(self, options, monkeypatch):
+        real = Validator.measure
+
+        def slow(validator, model):
+            now[0] += 1000
+            return real(validator, model)
+
+        now = [0.0]
+        monkeypatch.setattr("time.perf_counter", lambda: now.append(now.pop() + 1) or now[0])
+        monkeypatch.setattr(Validator, "measure", slow)
+        train(dataclasses.replace(options, log_every=3))
+        assert all(entry["seconds_left"] < 500 for entry in log_of(options.output, "step"))
+
+    @pytest.mark.parametrize("best_by", ["bleu", "chrf"])
+    def test_bleu_and_chrf_need_sacrebleu_before_anything_is_done(self, options, best_by, monkeypatch):
+        monkeypatch.setattr(evaluation, "has_sacrebleu", lambda: False)
+        with pytest.raises(ValueError, match="sacrebleu, which is not installed: pip install"):
+            train(dataclasses.replace(options, best_by=best_by, bleu_sentences=5))
+        assert not Path(options.output).exists()
+
+    def test_sentences_too_long_for_the_model_are_left_out(self, options, tmp_path):
+        """Which a model that is trained further may be less than the run's own limit."""
+        first = train(dataclasses.replace(options, steps=1))
+        own = {"num_layers": None, "dims": None, "mlp_dims": None, "vocab_size": 8000, "init": str(first)}
+        with open(options.train[0], "a") as file:
+            file.write(" ".join(["ab"] * 25) + "\tab\n")
+        train(dataclasses.replace(options, output=str(tmp_path / "further"), max_length=64, steps=1, **own))
+        (start,) = log_of(tmp_path / "further", "start")
+        assert (start["pairs"], start["too_long"]) == (72, 1)
+
+    def test_sources_begin_with_the_prefix(self, options, monkeypatch):
+        seen, real = [], Corpus.build
+        monkeypatch.setattr(
+            Corpus,
+            "build",
+            lambda *arguments, **named: seen.append(named["source_prefix"]) or real(*arguments, **named),
+        )
+        train(dataclasses.replace(options, source_prefix="ab ", steps=1))
+        assert seen == ["ab ", "ab "]
+
 
 @pytest.mark.cpu
 class TestResume:
@@ -437,8 +522,9 @@ class TestResume:
             train(other)
         train(dataclasses.replace(options, resume=True, steps=2, keep=5))
 
-    def test_a_schedule_that_ends_with_the_run_keeps_its_steps(self, options):
-        options = dataclasses.replace(options, schedule="cosine")
+    @pytest.mark.parametrize("schedule", ["cosine", "linear"])
+    def test_a_schedule_that_ends_with_the_run_keeps_its_steps(self, options, schedule):
+        options = dataclasses.replace(options, schedule=schedule)
         train(options)
         with pytest.raises(ValueError, match="but steps differ .* only keep may"):
             train(dataclasses.replace(options, resume=True, steps=20))
@@ -487,6 +573,84 @@ class TestResume:
         mx.random.seed(5)
         train(dataclasses.replace(options, steps=1))
         assert mx.random.uniform().item() == expected
+
+    def test_a_run_that_is_finished_is_left_as_it_is(self, options):
+        best = train(options)
+        files = {path: path.read_bytes() for path in Path(options.output).rglob("*.safetensors")}
+        assert train(dataclasses.replace(options, resume=True)) == best
+        assert files == {path: path.read_bytes() for path in Path(options.output).rglob("*.safetensors")}
+
+    def test_a_stop_right_after_a_validation_saves_nothing_more(self, options, monkeypatch):
+        saved, real = [], Run.save
+        monkeypatch.setattr(Run, "save", lambda run, *rest: saved.append(1) or real(run, *rest))
+
+        def stop(entry):
+            if entry["event"] == "validation":
+                signal.raise_signal(signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(options, stop)
+        assert len(saved) == 1 and [path.name for path in Run(options.output).checkpoints()] == ["last"]
+
+    def test_checkpoints_of_a_stop_do_not_push_out_those_of_validations(self, options):
+        options = dataclasses.replace(options, keep=2, log_every=1)
+
+        def stop(entry):
+            if entry["event"] == "step" and entry["step"] in (6, 7):
+                signal.raise_signal(signal.SIGINT)
+
+        for resume in (False, True):
+            with pytest.raises(KeyboardInterrupt):
+                train(dataclasses.replace(options, resume=resume), stop)
+        assert [step_of(path) for path in Run(options.output).checkpoints()] == [7, 4]
+
+    def test_a_checkpoint_damaged_a_second_time_is_set_aside_too(self, options):
+        train(options)
+        for _ in range(2):
+            (Path(options.output) / "last" / "training.json").write_text("{}")
+            train(dataclasses.replace(options, resume=True))
+        assert (Path(options.output) / "damaged-last" / "training.json").read_text() == "{}"
+
+    def test_a_first_checkpoint_that_cannot_be_written(self, options, monkeypatch):
+        def full(*_):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(Trainer, "write", full)
+        with pytest.raises(OSError, match="step 4 could not be written, and there was none before: make room"):
+            train(options)
+
+    def test_best_is_put_back_where_its_replacement_was_cut_off(self, options):
+        best = train(options)
+        best.rename(best.with_name(".best.old"))
+        assert train(dataclasses.replace(options, resume=True)) == best
+        assert isinstance(mt.load(best)[1], Tokenizer)
+
+    @pytest.mark.parametrize("side", [0, 1])
+    def test_the_fingerprint_tells_any_change(self, options, side):
+        tokenizer = Tokenizer.train(["ab cd"], ["ab cd"], 261)
+        pairs = [["ab", "cd"], ["cd", "ab"]]
+        first = Corpus.build(pairs, tokenizer).fingerprint
+        pairs[1][side] = "ef"
+        assert Corpus.build(pairs, tokenizer).fingerprint != first
+
+    def test_a_folder_that_was_moved_goes_on(self, options, tmp_path):
+        train(dataclasses.replace(options, steps=4))
+        Path(options.output).rename(tmp_path / "moved")
+        train(dataclasses.replace(options, output=str(tmp_path / "moved"), resume=True))
+        train(options)
+        assert same_run(options.output, tmp_path / "moved")
+
+    def test_several_damaged_checkpoints_are_passed_over(self, options, tmp_path):
+        options = dataclasses.replace(options, keep=3)
+        train(options)
+        harmed = dataclasses.replace(options, output=str(tmp_path / "harmed"))
+        train(harmed)
+        for name in ("last", "earlier/step-8"):
+            (Path(harmed.output) / name / "training.json").unlink()
+        train(dataclasses.replace(harmed, resume=True))
+        assert log_of(harmed.output, "start")[-1]["step"] == 4
+        assert same_run(options.output, harmed.output)
+        assert {"damaged-last", "damaged-step-8"} <= {path.name for path in Path(harmed.output).iterdir()}
 
 
 class TestFurther:
@@ -648,3 +812,95 @@ class TestDivergence:
         monkeypatch.setattr(Trainer, "update", lambda trainer, batches: (mx.array(math.inf), mx.array(1.0)))
         with pytest.raises(ValueError, match="Likely float16 overflowed: compute in bfloat16 or float32"):
             train(dataclasses.replace(options, compute_dtype="float16"))
+
+    def test_a_stop_does_not_keep_a_model_that_is_lost(self, options, monkeypatch):
+        real = Trainer.update
+
+        def update(trainer, batches):
+            loss, norm = real(trainer, batches)
+            if trainer.step == 3:
+                signal.raise_signal(signal.SIGINT)
+                return loss * math.nan, norm
+            return loss, norm
+
+        monkeypatch.setattr(Trainer, "update", update)
+        with pytest.raises((ValueError, KeyboardInterrupt)) as ended:
+            train(options)
+        assert "not finite any more at step 3" in str(ended.value)
+        assert not (Path(options.output) / "last").exists()
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in (4, 12, 8, 100):
+        (tmp_path / "earlier" / f"step-{step}").mkdir(parents=True)
+    assert [step_of(path) for path in Run(tmp_path).checkpoints()] == [100, 12, 8, 4]
+
+
+class TestLearner:
+    def test_a_new_model_is_what_the_options_say(self, options):
+        tokenizer = Tokenizer.train(["ab"], ["cd"], 261, shared=False)
+        rates = {"dropout": 0.1, "attention_dropout": 0.2, "activation_dropout": 0.3}
+        sizes = {"num_layers": 2, "decoder_layers": 1, "num_heads": 2, "activation": "gelu", "norm_first": False}
+        model = new_config(dataclasses.replace(options, **rates, **sizes), tokenizer)
+        assert {name: vars(model)[name] for name in rates} == rates
+        assert (model.dims, model.activation, model.share_embeddings) == (64, "gelu", False)
+        for stack, layers in ((model.encoder, 2), (model.decoder, 1)):
+            assert (stack.num_layers, stack.num_heads, stack.mlp_dims) == (layers, 2, 32)
+            assert (stack.norm_first, stack.final_norm) == (False, False)
+
+    def test_vocabularies_are_learned_from_their_own_sides(self, options, tmp_path):
+        (tmp_path / "pairs.tsv").write_text("ab ab\txy xy\n" * 9)
+        spec = f"en:fr={tmp_path / 'pairs.tsv'}"
+        config = dataclasses.replace(options, train=(spec,), shared_vocabulary=False)
+        _, tokenizer = learner(config, Corpora(config.train))
+        for side, own, other in ((tokenizer.source, "ab", "xy"), (tokenizer.target, "xy", "ab")):
+            assert len(side.tokenizer.encode(own).ids) < len(side.tokenizer.encode(other).ids)
+        config = tokenizer.config
+        assert (config.default_source_language, config.default_target_language) == ("en", "fr")
+
+    def test_search_tasks_and_rates_are_kept_through_init_and_resume(self, options, tmp_path):
+        model, tokenizer = mt.load(train(dataclasses.replace(options, steps=1)))
+        model.search_defaults = SearchConfig(beam_size=3, suppress_ids=(2,))
+        task = TaskConfig("turn", "turn: ", SearchConfig(beam_size=2))
+        model.tasks["turn"] = task
+        mt.save(tmp_path / "own", model, tokenizer)
+        own = {"num_layers": None, "dims": None, "mlp_dims": None, "vocab_size": 8000, "init": str(tmp_path / "own")}
+        rates = {"dropout": 0.3, "attention_dropout": 0.2, "activation_dropout": 0.4}
+        further = dataclasses.replace(options, **own, **rates, output=str(tmp_path / "further"), steps=1)
+        train(further)
+        train(dataclasses.replace(further, resume=True, steps=2))
+        for name in ("best", "last"):
+            folder = checkpoint.read_config(tmp_path / "further" / name)
+            assert (folder.search, folder.tasks) == (model.search_defaults, (task,))
+            assert folder.model == dataclasses.replace(model.config, **rates)
+
+
+@pytest.mark.parametrize("stopped", [2, 6])
+def test_a_stopped_run_that_is_to_end_where_it_is_is_validated(options, stopped):
+    def stop(entry):
+        if entry["event"] == "step" and entry["step"] == stopped:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, stop)
+    assert train(dataclasses.replace(options, resume=True, steps=stopped)).exists()
+    assert log_of(options.output, "validation")[-1]["step"] == stopped
+
+
+def test_sources_begin_with_the_prefix_of_the_tokenizer(options, tmp_path, monkeypatch):
+    """As they do in validation and in translating."""
+    model, tokenizer = mt.load(train(dataclasses.replace(options, steps=1)))
+    tokenizer.config = dataclasses.replace(tokenizer.config, source_prefix="ab ")
+    mt.save(tmp_path / "own", model, tokenizer)
+    prefixes, real = [], Corpus.build
+    monkeypatch.setattr(
+        Corpus, "build", lambda *args, **named: prefixes.append(named["source_prefix"]) or real(*args, **named)
+    )
+    own = {"num_layers": None, "dims": None, "mlp_dims": None, "vocab_size": 8000, "init": str(tmp_path / "own")}
+    train(dataclasses.replace(options, output=str(tmp_path / "further"), steps=1, **own))
+    assert prefixes == ["ab ", "ab "]
+
+
+def test_a_run_s_prefix_is_that_of_its_model(options):
+    _, tokenizer = mt.load(train(dataclasses.replace(options, steps=1, source_prefix="ab ")))
+    assert tokenizer.config.source_prefix == "ab "

@@ -86,3 +86,14 @@ def test_translations_are_compared_with_all_references_and_some_are_shown(valida
     monkeypatch.setattr(validation, "has_sacrebleu", lambda: False)
     results = validator.measure(model)
     assert results["exact_match"] == 0.5 and "bleu" not in results and results["samples"]
+
+
+def test_translations_are_from_and_into_the_languages_of_the_pairs(tmp_path, monkeypatch):
+    (tmp_path / "valid.tsv").write_text("ab\tcd\n")
+    corpora = Corpora([f"xx:yy={tmp_path / 'valid.tsv'}", f"xx:zz={tmp_path / 'valid.tsv'}"])
+    tokenizer = Tokenizer.train(["ab"], ["cd"], 270, source_languages=["xx"], target_languages=["yy", "zz"])
+    asked = {}
+    monkeypatch.setattr(validation, "generate", lambda *_, **options: asked.update(options) or ["cd", "cd"])
+    options = dataclasses.replace(OPTIONS, bleu_sentences=9)
+    Validator(corpora, Corpus.build(corpora, tokenizer), tokenizer, options)._translate(None)
+    assert asked == {"source_language": ["xx"] * 2, "target_language": ["yy", "zz"], "source_prefix": None}
