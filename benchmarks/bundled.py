@@ -18,9 +18,9 @@ import mlx.core as mx
 import mlx_transformer as mt
 from benchmarks.conditions import conditions
 from benchmarks.trained_model import SENTENCE, first_sentence
-from mlx_transformer.corpora import read_pairs
-from mlx_transformer.evaluation import corpus_scores, group_references
-from mlx_transformer.pretrained import find
+from mlx_transformer.data.parallel_corpus import read_pairs
+from mlx_transformer.metrics import corpus_scores, group_references
+from mlx_transformer.pretrained.loading import find
 
 FORMATS = {
     "float32": {},

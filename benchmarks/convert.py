@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.conditions import conditions
-from mlx_transformer.checkpoint import write_made
+from mlx_transformer.storage.safetensors import write_made
 
 # Size -> dims, layers, heads, width of the feed-forward network, pieces, and bytes that a shard should have at most.
 SIZES = {"nllb": (1024, 12, 16, 4096, 256206, 2**30), "tiny": (64, 2, 4, 128, 1000, 2**18)}

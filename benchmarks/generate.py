@@ -21,7 +21,7 @@ from benchmarks.conditions import conditions, facts
 from benchmarks.measure import Goal, goals_table, set_device, set_threads
 from benchmarks.random_weights import SOURCE_LENGTH, TOKENS, Options, Result
 from benchmarks.shapes import SHAPES
-from mlx_transformer.config import DTYPE_NAMES
+from mlx_transformer.config.model import DTYPE_NAMES
 
 RANDOM: dict[str, Callable[[str, Options], Result]] = {
     "throughput": random_weights.throughput,

@@ -18,7 +18,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlx_transformer as mt
-from mlx_transformer import search as search_module
+from mlx_transformer.decoding import beam_search
 
 VIEWS = {"AsStrided", "Broadcast", "BroadcastAxes", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice", "Split"}
 VIEWS |= {"Squeeze", "StopGradient", "Transpose", "Unflatten", "View"}
@@ -111,11 +111,11 @@ def by_layer(count: Callable[[int], Counter[str]], layers: int) -> tuple[Counter
 @contextmanager
 def counted_reads() -> Iterator[Counter[str] | None]:
     """Counts where the host reads from the device in a search ("reads") and steps ("steps"); None where it cannot."""
-    if "read" not in vars(search_module):
+    if "read" not in vars(beam_search):
         yield None
         return
     found: Counter[str] = Counter()
-    read, issue = search_module.read, mx.async_eval
+    read, issue = beam_search.read, mx.async_eval
 
     def counted_read(*arguments: Any, **options: Any) -> Any:
         found["reads"] += 1
@@ -125,7 +125,7 @@ def counted_reads() -> Iterator[Counter[str] | None]:
         found["steps"] += 1
         issue(*arrays)
 
-    with patch.object(search_module, "read", counted_read), patch.object(mx, "async_eval", counted_step):
+    with patch.object(beam_search, "read", counted_read), patch.object(mx, "async_eval", counted_step):
         yield found
 
 

@@ -6,11 +6,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from mlx_transformer.config import ModelConfig
-from mlx_transformer.data import Batch
-from mlx_transformer.positions import sinusoids
-from mlx_transformer.precision import find_dtype
-from mlx_transformer.recipe import TrainingConfig
+from mlx_transformer.config.model import ModelConfig
+from mlx_transformer.config.training import TrainingConfig
+from mlx_transformer.data.batch_sampler import Batch
+from mlx_transformer.model.positions import sinusoids
+from mlx_transformer.model.precision import find_dtype
 
 
 class MlxTransformer(nn.Module):

@@ -25,8 +25,8 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 import mlx_transformer as mt
 from benchmarks.conditions import conditions, facts
 from benchmarks.measure import Goal, goals_table, set_device, table
-from mlx_transformer.logs import Log, best_point, curve, read_log, run_names
-from mlx_transformer.recipe import TrainingConfig
+from mlx_transformer.config.training import TrainingConfig
+from mlx_transformer.plotting.learning_curves import Log, best_point, curve, read_log, run_names
 
 SPLITS = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
 BEAM_SIZE = 5
@@ -197,7 +197,7 @@ def report(runs: Sequence[Path], picture: Path | None) -> None:
     print(*dict.fromkeys(text for each in found.values() for text in each.get("signatures", [])), sep="\n")
     print(f"\n{curves_table(logs)}\n{goals_table(goals(list(found.values())))}")
     if picture:
-        from mlx_transformer.pictures import learning_curves, save
+        from mlx_transformer.plotting.figures import learning_curves, save
 
         save(learning_curves(runs), picture)
 

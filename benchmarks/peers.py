@@ -14,7 +14,7 @@ import numpy as np
 
 import mlx_transformer as mt
 from benchmarks.shapes import Shape
-from mlx_transformer.precision import find_dtype
+from mlx_transformer.model.precision import find_dtype
 
 EXACT = "float32"  # only in this type must a system's tokens be transformers' tokens
 

@@ -246,7 +246,9 @@ def reads(name: str, options: Options) -> Result:
             outputs = system.generate(source, beams, options.tokens)
         if found is None:
             return Result(
-                "- Left out: mlx_transformer.search has no function `read` through which all reads go.\n", [], []
+                "- Left out: mlx_transformer.decoding.beam_search has no function `read` through which all reads go.\n",
+                [],
+                [],
             )
         tokens = sum(map(len, outputs))
         row = {"setting": describe(beams, batch), "reads": found["reads"], "steps": found["steps"], "tokens": tokens}

@@ -20,7 +20,7 @@ from benchmarks.conditions import conditions, facts
 from benchmarks.kernels import as_on_a_gpu, step_kernels
 from benchmarks.measure import table
 from benchmarks.shapes import SHAPES, random_sources, write_checkpoint
-from mlx_transformer.config import ModelConfig
+from mlx_transformer.config.model import ModelConfig
 
 # Peak GB/s; 70 to 85 % of it can be reached. From pages that collect them, not from the vendor's: M1 to M4 agree in two
 # of these, M3 Ultra and M5 are approximate, and M5 Pro and Max are not known. "fewer cores": the smaller GPU of two.

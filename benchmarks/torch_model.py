@@ -18,15 +18,16 @@ from torch import nn
 from torch.nn import functional
 
 import mlx_transformer as mt
-from mlx_transformer.config import ModelConfig, StackConfig
-from mlx_transformer.corpora import Corpora
-from mlx_transformer.data import Batch, Corpus, stream
-from mlx_transformer.fields import to_dict
-from mlx_transformer.learner import learner
-from mlx_transformer.positions import sinusoids
-from mlx_transformer.recipe import TrainingConfig
-from mlx_transformer.runs import Run
-from mlx_transformer.validation import Validator
+from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.config.serialization import to_dict
+from mlx_transformer.config.training import TrainingConfig
+from mlx_transformer.data.batch_sampler import Batch, stream
+from mlx_transformer.data.dataset import Corpus
+from mlx_transformer.data.parallel_corpus import Corpora
+from mlx_transformer.model.positions import sinusoids
+from mlx_transformer.training.builders import learner
+from mlx_transformer.training.run_directory import Run
+from mlx_transformer.training.validation import Validator
 from mlx_transformer.weights.convert import load as convert
 
 

@@ -27,11 +27,11 @@ from benchmarks.generate import attempt
 from benchmarks.measure import Goal, goals_table, greatest_foreign, in_turn, set_device, set_threads, summary, table
 from benchmarks.peers import torch_device
 from benchmarks.random_weights import Result
-from mlx_transformer.config import ModelConfig, StackConfig
-from mlx_transformer.data import Batch
-from mlx_transformer.model import Transformer
-from mlx_transformer.recipe import TrainingConfig
-from mlx_transformer.trainer import Trainer
+from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.config.training import TrainingConfig
+from mlx_transformer.data.batch_sampler import Batch
+from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.training.train_state import Trainer
 
 OURS, MLX, TORCH = "mlx_transformer", "mlx.nn.Transformer", "torch.nn.Transformer"
 RATIOS = {MLX: (1.2, 1.2), TORCH: (0.75, 1.0)}  # how many times as fast as each we must be, and should be

@@ -9,7 +9,8 @@ import sys
 import click
 
 from mlx_transformer import __version__
-from mlx_transformer.cli import attention, convert, evaluate, files, generate, info, lines, plot, score, train
+from mlx_transformer.cli import input_lines, streams
+from mlx_transformer.cli.commands import attention, convert, evaluate, generate, info, plot, score, train
 
 # Words of MLX's errors where an allocation fails: on the CPU, on Metal, on CUDA.
 OUT_OF_MEMORY = ("malloc", "unable to allocate", "out of memory", "insufficient memory")
@@ -49,13 +50,13 @@ def describe(error: Exception, ctx: click.Context) -> str:
         return "The model does not fit in memory: take a smaller one, or a machine with more."
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return lines.printable(f"{where}{error.strerror}.")
-    return lines.printable(" ".join(str(error).split())) or type(error).__name__
+        return input_lines.printable(f"{where}{error.strerror}.")
+    return input_lines.printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def partial_results(ctx: click.Context) -> str:
     """Where the results of a run that failed are, if it wrote any to a file."""
-    return f" The results so far are in {ctx.meta[files.PARTIAL]}." if files.PARTIAL in ctx.meta else ""
+    return f" The results so far are in {ctx.meta[streams.PARTIAL]}." if streams.PARTIAL in ctx.meta else ""
 
 
 def flush_or_discard() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.config import BATCH_TOKENS, DTYPE_NAMES
+from mlx_transformer.config.model import DTYPE_NAMES
+from mlx_transformer.config.search import BATCH_TOKENS
 
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 

@@ -5,11 +5,9 @@ import ctypes.util
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from support.paths import ROOT
 
 # MLX's CPU back end on Linux calls whatever BLAS is loaded first; OpenBLAS is many times faster than the reference one.
 if sys.platform == "linux" and (_openblas := ctypes.util.find_library("openblas")):

@@ -11,13 +11,13 @@ from functools import partial
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
-from texts import EMOJI, SCRIPTS
-from tiny_families import MODELS, torch_model
-from tiny_pieces import auto_tokenizer, make, trained
-from tiny_tokenizers import m2m100, marian, plbart
+from support.texts import EMOJI, SCRIPTS
+from support.tiny_families import MODELS, torch_model
+from support.tiny_pieces import auto_tokenizer, make, trained
+from support.tiny_tokenizers import m2m100, marian, plbart
 
-from mlx_transformer import hub
 from mlx_transformer.cli import main
+from mlx_transformer.pretrained import hub
 from mlx_transformer.weights import convert
 
 pytestmark = pytest.mark.torch

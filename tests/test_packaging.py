@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL_FILES = ("README.md", "config.json", "model.safetensors", "tokenizer.json")
 
 

@@ -13,18 +13,18 @@ import termios
 import time
 from pathlib import Path
 
-import echo_model
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 from mlx.utils import tree_map
+from support import echo_model
+from support.paths import ROOT
 
 import mlx_transformer as mt
-from mlx_transformer.cli import main, report
-from mlx_transformer.cli.answers import Answer
-from mlx_transformer.cli.lines import Line
+from mlx_transformer.cli import main, run_stats
+from mlx_transformer.cli.input_lines import Line
+from mlx_transformer.cli.results import Answer
 
-ROOT = Path(__file__).resolve().parent.parent
 CONTROLS = (
     "nul\x00 escape\x1b[2J return\r feed\x0b\x0c separators\x1c\x1e next\x85 line\u2028 paragraph\u2029 mark\ufeff."
 )
@@ -272,7 +272,7 @@ class TestReport:
         monkeypatch.setattr("time.perf_counter", lambda: next(clock))
         monkeypatch.setattr(mx, "get_active_memory", lambda: 2_000_000)
         monkeypatch.setattr(mx, "get_peak_memory", lambda: 1_234_000_000)
-        counted = report.Report(time.perf_counter())
+        counted = run_stats.Report(time.perf_counter())
         answer = Answer(Line("Line 1", "a", {}), [mt.Hypothesis([1] * 1000, 0.0, "stop", "b")])
         assert list(counted.watch([answer, answer])) == [answer, answer]
         assert counted.lines() == (

@@ -1,6 +1,5 @@
-"""Torch checkpoints to model folders, or to models in memory: read, find the family, rename, check, save."""
+"""Converts torch checkpoints to model folders."""
 
-import hashlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -11,27 +10,29 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer import checkpoint as folders
-from mlx_transformer.config import QuantizationConfig, SearchConfig, TaskConfig
-from mlx_transformer.layout import split
-from mlx_transformer.model import Transformer
-from mlx_transformer.precision import DTYPES, check_dtype, find_dtype, make_ready, quantize_weights
-from mlx_transformer.tokenizer import Tokenizer
-from mlx_transformer.weights.families import FAMILIES
-from mlx_transformer.weights.plan import Plan, Report, make_plan, parameters
-from mlx_transformer.weights.readers import Checkpoint, read_checkpoint
-from mlx_transformer.weights.settings import (
+from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.config.model import QuantizationConfig
+from mlx_transformer.config.search import SearchConfig, TaskConfig
+from mlx_transformer.model.fused_projections import split
+from mlx_transformer.model.precision import DTYPES, check_dtype, find_dtype, make_ready
+from mlx_transformer.model.quantization import quantize_weights
+from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.storage import atomic, safetensors
+from mlx_transformer.storage.files import sha256
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+from mlx_transformer.weights.conversion_plan import Plan, Report, make_plan, parameters
+from mlx_transformer.weights.families.huggingface import FAMILIES
+from mlx_transformer.weights.formats.checkpoint import Checkpoint, read_checkpoint
+from mlx_transformer.weights.formats.tensors import quoted
+from mlx_transformer.weights.generation_config import (
     not_covered,
-    options,
     read_generation,
-    read_joined,
-    read_settings,
     search_config,
     start_id,
     task_configs,
 )
-from mlx_transformer.weights.tensors import quoted
-from mlx_transformer.weights.vocabularies import read_tokenizer
+from mlx_transformer.weights.source_config import options, read_joined, read_settings
+from mlx_transformer.weights.tokenizers.loading import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Prepared:
 
     def blank(self, quantize: int | None) -> Transformer:
         """A model to put its parameters into, quantised to so many bits."""
-        model = folders.blank(self.plan.config, self.search, self.tasks)
+        model = model_folder.blank(self.plan.config, self.search, self.tasks)
         if quantize is not None:
             quantize_weights(model, QuantizationConfig(quantize))
         return model
@@ -103,7 +104,7 @@ def convert(
         if dtype is not None:
             check_dtype(stored, found.plan.config, allow_overflow)
         model = found.blank(quantize)
-        with folders.replacing(destination) as new:
+        with atomic.replacing(destination) as new:
             # Hashing the files takes about as long as writing the numbers: both at a time.
             stop = threading.Event()
             with ThreadPoolExecutor(max_workers=1) as executor:
@@ -113,11 +114,11 @@ def convert(
                         _write(new, found.plan, stored, report)
                     else:
                         found.plan.fill(model, stored, report)
-                        folders.write_arrays(new / "model.safetensors", split(model.parameters()))
+                        safetensors.write_arrays(new / "model.safetensors", split(model.parameters()))
                     (new / "README.md").write_text(text.result())
                 finally:
                     stop.set()
-            folders.write_config(new, folders.describe(model))
+            model_folder.write_config(new, model_folder.describe(model))
             if found.tokenizer is not None:
                 found.tokenizer.save(new)
 
@@ -205,7 +206,7 @@ def _write(new: Path, plan: Plan, dtype: mx.Dtype, report: Report | None) -> Non
             if report is not None:
                 report(done, total)
 
-    folders.write_made(new / "model.safetensors", shapes, dtype, make)
+    safetensors.write_made(new / "model.safetensors", shapes, dtype, make)
 
 
 def card(plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | None, stop: threading.Event) -> str:
@@ -216,12 +217,3 @@ def card(plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | No
         "---\nlibrary_name: mlx_transformer\n---\n\n"
         f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in {numbers}:\n\n{files}\n"
     )
-
-
-def sha256(path: Path, stop: threading.Event) -> str:
-    """The hash of a file; if told to stop, of what was read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while not stop.is_set() and (part := file.read(1 << 20)):
-            digest.update(part)
-    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""`attention`: a text in, a picture of what the model looks at while it reads and translates it out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import mlx_transformer as mt
+from mlx_transformer.cli.options import (
+    chosen_task,
+    dtype_option,
+    load_with_tokenizer,
+    model_option,
+    overflow_option,
+    prefix_option,
+    revision_option,
+    source_language_option,
+    target_language_option,
+    task_option,
+    warn_truncated,
+)
+from mlx_transformer.cli.streams import check_paths
+
+
+@click.command("attention", short_help="A picture of attention weights.")
+@click.argument("text")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, writable=True),
+    required=True,
+    help="Picture to write; its name ends in .png, .svg or .pdf.",
+)
+@model_option
+@revision_option
+@click.option("--target", metavar="TEXT", help="The target to look at. Default: what the model generates.")
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(("encoder", "decoder", "cross")),
+    multiple=True,
+    help="Attention of the encoder, of the decoder to its own target, or across; may be repeated. Default: all.",
+)
+@click.option("--layer", "layers", type=int, multiple=True, help="Layer, from 0; may be repeated. Default: the last.")
+@click.option(
+    "--head", "heads", type=int, multiple=True, help="Head, from 0; may be repeated. Default: the mean of all."
+)
+@source_language_option
+@target_language_option
+@prefix_option
+@task_option
+@dtype_option
+@overflow_option
+def command(
+    text: str,
+    output: str,
+    model: str | None,
+    revision: str | None,
+    target: str | None,
+    kinds: tuple[str, ...],
+    layers: tuple[int, ...],
+    heads: tuple[int, ...],
+    source_language: str | None,
+    target_language: str | None,
+    source_prefix: str | None,
+    task: str | None,
+    dtype: str | None,
+    allow_overflow: bool,
+) -> None:
+    """Draw the attention weights of TEXT and its target: one panel for each kind, layer and head.
+
+    A row shows where one token looks, from white, not at all, to dark blue. Rows of the target are the tokens that the
+    decoder predicts, columns those that it has read.
+    """
+    from mlx_transformer.plotting.figures import attention_figure, check_format, save
+
+    check_format(output)
+    check_paths(output)
+    if not text.strip():
+        raise ValueError("TEXT must have a letter to look at: it is blank.")
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    search, prefix = chosen_task(network, task, source_prefix)
+    options = {"source_language": source_language, "target_language": target_language, "source_prefix": prefix}
+    source = source_ids(network, tokenizer, text, **options)
+    if target is None:
+        ids = generated_ids(network, tokenizer, text, search, **options)
+    else:
+        ids = given_ids(network, tokenizer, text, target, **options)
+    ids = [tokenizer.starts(1, target_language)[0].start_id, *ids]
+    save(attention_figure(network, tokenizer, source, ids, kinds, layers, heads), output)
+    click.echo(f"Picture: {output}")
+
+
+def source_ids(
+    model: mt.Transformer,
+    tokenizer: mt.Tokenizer,
+    text: str,
+    source_language: str | None,
+    target_language: str | None,
+    source_prefix: str | None,
+) -> list[int]:
+    """The source as the model reads it."""
+    from mlx_transformer.inference.batching import encode_sources, read_lines
+
+    prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
+    (ids,) = encode_sources(tokenizer, list(read_lines([text], prefix, source_language, target_language)))
+    return tokenizer.cut(ids, model.config.encoder.max_length)
+
+
+def generated_ids(
+    model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, search: mt.SearchConfig, **options: Any
+) -> list[int]:
+    """The best target that the model finds, with the end token if it has come to it."""
+    ((best, *_),) = mt.generate_hypotheses(model, tokenizer, [text], search, **options)
+    if best.truncated:
+        warn_truncated("TEXT")
+    return best.ids + ([model.config.eos_id] if best.finish_reason == "stop" else [])
+
+
+def given_ids(model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, target: str, **options: Any) -> list[int]:
+    """A given target as the model reads it, with the end token."""
+    (score,) = mt.score(model, tokenizer, [text], [target], **options)
+    if score.truncated:
+        warn_truncated("TEXT or --target")
+    return score.tokens

@@ -1,0 +1,118 @@
+"""`convert`: a torch checkpoint to a model folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+import mlx_transformer as mt
+from mlx_transformer.cli.options import overflow_option, revision_option
+
+LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
+
+
+@click.command("convert", short_help="A torch checkpoint to a model folder.")
+@click.argument("source", type=click.Path())
+@click.argument("destination", type=click.Path())
+@revision_option
+@click.option("--family", help="Family of the checkpoint, where the file does not tell it.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Type of the numbers stored. Default: the checkpoint's.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting that the checkpoint does not tell, or tells wrong; may be repeated.",
+)
+@click.option(
+    "--rename",
+    multiple=True,
+    metavar="REGEX=TEXT",
+    help="Rename tensors before they are looked up; may be repeated.",
+)
+@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits of each weight of linear layers and embeddings.")
+@overflow_option
+@click.option("--force", is_flag=True, help="Replace a model folder that is there already.")
+def command(
+    source: str,
+    destination: str,
+    revision: str | None,
+    family: str | None,
+    dtype: str | None,
+    settings: tuple[str, ...],
+    rename: tuple[str, ...],
+    quantize: str | None,
+    allow_overflow: bool,
+    force: bool,
+) -> None:
+    """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
+
+    SOURCE is a folder, a file, or owner/name on the hub. What lies beside the weights is read too: settings of the
+    model and of the search, and the tokenizer.
+
+    Checkpoints of torch.nn.Transformer do not tell everything: --set num_heads=8 --set pad_id=1 --set start_id=2 --set
+    eos_id=3, and if they are so norm_first=true and activation=gelu; --set encoder.num_heads=4 is for one side only. A
+    wrong NAME lists all names.
+
+    \b
+    mlx-transformer convert facebook/nllb-200-distilled-600M nllb --quantize 8
+    """  # noqa: D301 (click needs the backspace)
+    from mlx_transformer.pretrained.loading import find_checkpoint
+
+    values = {name: parse(value) for name, value in map(pair, settings)}
+    with ExitStack() as stack:
+        mt.convert(
+            find_checkpoint(source, revision),
+            destination,
+            family=family,
+            dtype=dtype,
+            settings=values,
+            rename=dict(map(pair, rename)),
+            quantize=int(quantize) if quantize else None,
+            allow_overflow=allow_overflow,
+            force=force,
+            report=progress(stack),
+        )
+
+
+def progress(stack: ExitStack) -> Callable[[int, int], None]:
+    """A progress bar on standard error, for large models on a terminal."""
+    bars: list[Any] = []
+
+    def report(done: int, total: int) -> None:
+        if total < LARGE or not sys.stderr.isatty():
+            return
+        if not bars:
+            bars.append(stack.enter_context(click.progressbar(length=total, label="Converting", file=sys.stderr)))
+        bars[0].update(done - bars[0].pos)
+
+    return report
+
+
+def pair(text: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE; of several equals signs the last counts."""
+    name, sign, value = text.rpartition("=")
+    if not sign:
+        raise click.UsageError(f"It must be NAME=VALUE, not {text!r}.")
+    return name, value
+
+
+def parse(value: str) -> Any:
+    """A number, true, false, none, or a word."""
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:
+        return words[value.lower()]
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

@@ -1,0 +1,161 @@
+"""`evaluate`: BLEU, chrF and exact matches of a model on a test set."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import click
+
+import mlx_transformer as mt
+from mlx_transformer.cli.input_lines import read_lines
+from mlx_transformer.cli.options import (
+    batch_option,
+    beam_option,
+    chosen_task,
+    dtype_option,
+    load_with_tokenizer,
+    model_option,
+    overflow_option,
+    penalty_option,
+    prefix_option,
+    revision_option,
+    search_config,
+    source_language_option,
+    target_language_option,
+    task_option,
+    warn_truncated,
+)
+from mlx_transformer.cli.run_stats import memory_option
+
+
+@click.command("evaluate", short_help="BLEU, chrF and exact matches on a test set.")
+@click.argument("spec", required=False)
+@model_option
+@revision_option
+@click.option("--sources", type=click.Path(), help="Instead of SPEC: file of sources, one a line.")
+@click.option("--references", type=click.Path(), multiple=True, help="File of references, one a line; may be repeated.")
+@source_language_option
+@target_language_option
+@prefix_option
+@task_option
+@beam_option
+@penalty_option
+@batch_option
+@memory_option
+@dtype_option
+@overflow_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def command(
+    spec: str | None,
+    model: str | None,
+    revision: str | None,
+    sources: str | None,
+    references: tuple[str, ...],
+    source_language: str | None,
+    target_language: str | None,
+    source_prefix: str | None,
+    task: str | None,
+    batch_tokens: int,
+    dtype: str | None,
+    allow_overflow: bool,
+    as_json: bool,
+    **search: Any,
+) -> None:
+    """Measure a model by BLEU and chrF (sacrebleu, with its signatures) and by exact matches.
+
+    SPEC is a file of SOURCE<tab>REFERENCE lines, SOURCE_FILE::REFERENCE_FILE, or `dates`; .gz or plain. A source that
+    stands on several lines is translated once and compared with all its references. SPEC may tell the languages, as in
+    `en:fr=FILE`.
+
+    --sources with --references takes each line for itself; a blank line in one of several files of references is no
+    reference. Without sacrebleu only exact matches are counted.
+    """
+    from mlx_transformer.metrics import corpus_scores, exact_match, has_sacrebleu
+
+    if (spec is None) == (sources is None) or bool(sources) != bool(references):
+        raise click.UsageError("Give either SPEC, or --sources with one or more --references.")
+    lines, groups, *told = read_spec(spec) if spec is not None else (*read_files(str(sources), references), None, None)
+    if not (scored := has_sacrebleu()):
+        click.echo("BLEU and chrF are left out, they need sacrebleu: pip install sacrebleu", err=True)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    defaults, prefix = chosen_task(network, task, source_prefix)
+    config = search_config(defaults, search | {"num_hypotheses": 1})
+    start = time.perf_counter()
+    found = mt.generate_hypotheses(
+        network,
+        tokenizer,
+        lines,
+        config,
+        source_language=source_language or told[0],
+        target_language=target_language or told[1],
+        source_prefix=prefix,
+        batch_tokens=batch_tokens,
+    )
+    hypotheses = best_texts(lines, progress(found, len(lines)))
+    seconds = time.perf_counter() - start
+    scores = corpus_scores(hypotheses, groups) if scored else {"exact_match": exact_match(hypotheses, groups)}
+    counts = {"sentences": len(lines), "references": sum(map(len, groups)), "seconds": round(seconds, 2)}
+    click.echo(json.dumps(scores | counts) if as_json else "\n".join(report(scores | counts)))
+
+
+def read_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, str | None]:
+    """Distinct sources, each with all its references, and the languages that the SPEC tells."""
+    from mlx_transformer.data.parallel_corpus import read_pairs
+    from mlx_transformer.metrics import group_references
+
+    read = read_pairs(spec, split="test")
+    return *group_references(read.pairs), read.source_language, read.target_language
+
+
+def read_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
+    """Lines of sources, each with the references that stand on its line."""
+    lines = list(read_lines(sources))
+    columns = [list(read_lines(path)) for path in references]
+    for path, column in zip(references, columns, strict=True):
+        if len(column) != len(lines):
+            raise ValueError(
+                f"Sources and references must be equally long: {sources} has {len(lines)} lines, {path} has "
+                f"{len(column)}; line them up again."
+            )
+    if not lines:
+        raise ValueError(f"{sources} must hold at least one source: it is empty.")
+    groups = [[text for text in row if text.strip()] for row in zip(*columns, strict=True)]
+    for number, (line, group) in enumerate(zip(lines, groups, strict=True), start=1):
+        if not line.strip() or not group:
+            raise ValueError(
+                f"Every line needs a source and a reference: line {number} of {sources} has no "
+                f"{'reference' if line.strip() else 'source'}."
+            )
+    return lines, groups
+
+
+def best_texts(lines: list[str], found: Iterable[list[mt.Hypothesis]]) -> list[str]:
+    """The best hypothesis of each line; a line that the model could not read to its end is told."""
+    texts = []
+    for line, (best, *_) in zip(lines, found, strict=True):
+        if best.truncated:
+            warn_truncated(f'"{line[:40]}..."')
+        texts.append(best.text or "")
+    return texts
+
+
+def progress(found: Iterator[Any], total: int) -> Iterable[Any]:
+    """A bar on standard error where that is a terminal."""
+    from tqdm import tqdm
+
+    bar: Iterable[Any] = tqdm(found, total=total, unit=" lines", file=sys.stderr, disable=not sys.stderr.isatty())
+    return bar
+
+
+def report(figures: dict[str, Any]) -> Iterator[str]:
+    """The figures for a reader, a line each."""
+    if "bleu" in figures:
+        yield f"BLEU         {figures['bleu']:.2f}   {figures['bleu_signature']}"
+        yield f"chrF         {figures['chrf']:.2f}   {figures['chrf_signature']}"
+    yield f"exact match  {figures['exact_match']:.2%}"
+    yield f"sentences    {figures['sentences']:,} with {figures['references']:,} references"
+    yield f"seconds      {figures['seconds']}"

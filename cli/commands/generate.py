@@ -1,0 +1,191 @@
+"""`generate`: text or JSON lines in, the model's hypotheses out, in order, as soon as they are there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import click
+
+import mlx_transformer as mt
+from mlx_transformer.cli.input_lines import OPTIONS, Line, parse_windows, split_lines
+from mlx_transformer.cli.options import (
+    SEARCH_OPTIONS,
+    alignments_option,
+    batch_option,
+    beam_option,
+    chosen_task,
+    dtype_option,
+    heads_option,
+    layers_option,
+    load_with_tokenizer,
+    model_option,
+    overflow_option,
+    penalty_option,
+    prefix_option,
+    revision_option,
+    search_config,
+    search_options,
+    source_language_option,
+    target_language_option,
+    task_option,
+    warn_truncated,
+)
+from mlx_transformer.cli.results import (
+    Answer,
+    answer_split,
+    answer_stream,
+    answer_whole,
+    check_options,
+    format_json,
+    format_text,
+    prepare_split,
+    prepare_stream,
+)
+from mlx_transformer.cli.run_stats import Report, memory_option, verbose_option
+from mlx_transformer.cli.streams import check_paths, input_option, open_input, output_option, with_progress, write
+
+# How results of --json look, below the options.
+FORMATS = """\b
+With --json each result is one line:
+  {"id": ..., "text": ..., "score": ..., "tokens": [...],
+   "finish_reason": "stop" or "length", "truncated": ...}
+with --scores also "token_scores", with --alignments "alignment": [[0, 0], ...];
+with --num-hypotheses 2 or more:
+  {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}
+with --split-sentences, where the score of a line is the sum of those of its
+sentences, and its finish_reason is "length" if that of one of them is:
+  {"id": ..., "text": ..., ..., "sentences": [{"source": ..., "text": ..., ...}, ...]}
+"""
+
+
+@click.command("generate", short_help="Lines in, hypotheses out.", epilog=FORMATS)
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@model_option
+@revision_option
+@input_option("source", "File to read; - is standard input.")
+@output_option
+@source_language_option
+@target_language_option
+@prefix_option
+@click.option("--target-prefix", metavar="TEXT", help="What targets begin with; it counts in no score and no length.")
+@task_option
+@beam_option
+@click.option("--num-hypotheses", type=int, help="Best hypotheses to give for each line. Default: the model's.")
+@penalty_option
+@search_options
+@click.option("--stream", is_flag=True, help="Write the text as it comes: one hypothesis, greedy or drawn at random.")
+@click.option(
+    "--split-sentences", is_flag=True, help="Split lines into sentences; then none is too long for the model."
+)
+@click.option(
+    "--sentence-language",
+    metavar="CODE",
+    help="Language whose rules tell where sentences end. Default: the source language, or else en.",
+)
+@batch_option
+@memory_option
+@click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text; with --json also those of tokens.")
+@alignments_option
+@layers_option
+@heads_option
+@click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below.")
+@click.option("--strict", is_flag=True, help="A source that is too long for the model is an error; else it is cut.")
+@dtype_option
+@overflow_option
+@verbose_option
+@click.pass_context
+def command(
+    context: click.Context,
+    texts: tuple[str, ...],
+    source: str | None,
+    output: str | None,
+    model: str | None,
+    revision: str | None,
+    dtype: str | None,
+    allow_overflow: bool,
+    source_prefix: str | None,
+    task: str | None,
+    stream: bool,
+    verbose: bool,
+    strict: bool,
+    **options: Any,
+) -> None:
+    """Generate from each TEXT, or from each line of --input or standard input.
+
+    One line out for each line in, in order, blank lines kept; with --num-hypotheses N, N lines for each line in, best
+    first (empty ones where the search found fewer). Only a newline separates lines. Standard input is answered as it
+    arrives, a file in large windows. Scores are natural logarithms, divided by length ** length penalty.
+
+    A --temperature above 0 draws targets at random instead of searching for the most probable one.
+
+    With --json an input line is a JSON string, or an object with "text" and perhaps "id", any value, which is handed
+    back, "source_language", "target_language" and "target_prefix"; a TEXT is plain.
+
+    With --split-sentences the white space of a line is kept, around its sentences and between them.
+    """
+    if texts and source is not None:
+        raise click.UsageError("Give TEXT or --input, not both.")
+    check_paths(output, *([] if texts else [source]))
+    check_options(options)
+    if stream:
+        options = prepare_stream({**options, "strict": strict, "verbose": verbose})
+    if options["split_sentences"]:
+        options = prepare_split(options)
+    windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    defaults, prefix = chosen_task(network, task, source_prefix)
+    config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
+    usual = {name: options[name] for name in OPTIONS}
+    lines = parse_windows(windows, options["as_json"] and not texts, "TEXT" if texts else "Line", usual)
+    if stream:
+        pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
+        write(output, answer_stream(lines, pieces), context)
+        return
+    report = Report()
+    answers = check_truncated(report.watch(answer(lines, network, tokenizer, config, prefix, options)), strict)
+    form = partial(format_json, tokenizer=tokenizer) if options["as_json"] else format_text
+    results = (form(each, config.num_hypotheses, options["scores"]) for each in answers)
+    write(output, with_progress(results, source, output), context)
+    if verbose:
+        click.echo(report.lines(), err=True)
+
+
+def answer(
+    lines: Iterable[list[Line]],
+    model: mt.Transformer,
+    tokenizer: mt.Tokenizer,
+    search: mt.SearchConfig,
+    prefix: str | None,
+    options: dict[str, Any],
+) -> Iterator[Answer]:
+    """Answer lines as the options ask, as wholes or sentence by sentence."""
+    alignment = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
+    generate = partial(
+        mt.generate_hypotheses,
+        model,
+        tokenizer,
+        search=search,
+        source_prefix=prefix,
+        batch_tokens=options["batch_tokens"],
+        alignment=alignment if options["alignments"] else None,
+        token_scores=options["scores"] and options["as_json"],
+    )
+    if options["split_sentences"]:
+        return answer_split(lines, generate, model, tokenizer, prefix, options["sentence_language"])
+    return answer_whole(lines, generate)
+
+
+def check_truncated(answers: Iterable[Answer], strict: bool) -> Iterator[Answer]:
+    """Tell of a line that the model could not read to its end; with --strict it is an error."""
+    for answer in answers:
+        if answer.hypotheses[0].truncated and strict:
+            raise ValueError(
+                f"{answer.line.name} is longer than the model can read: shorten it, give --split-sentences, or leave "
+                "out --strict to have it cut."
+            )
+        if answer.hypotheses[0].truncated:
+            warn_truncated(answer.line.name)
+        yield answer

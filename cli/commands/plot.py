@@ -1,0 +1,31 @@
+"""`plot`: the logs of training runs in, their learning curves out."""
+
+from __future__ import annotations
+
+import click
+
+from mlx_transformer.cli.streams import check_paths
+
+
+@click.command("plot", short_help="Learning curves of training runs.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, writable=True),
+    default="curves.png",
+    show_default=True,
+    help="Picture to write; its name ends in .png, .svg or .pdf.",
+)
+def command(runs: tuple[str, ...], output: str) -> None:
+    """Draw learning curves: loss, BLEU, chrF and learning rate by step, of one or several runs.
+
+    RUN is what `train --output` names; it may still be going on. A star marks the validation whose model is RUN/best.
+    The training loss contains label smoothing, the validation loss does not.
+    """
+    from mlx_transformer.plotting.figures import check_format, learning_curves, save
+
+    check_format(output)
+    check_paths(output)
+    save(learning_curves(runs), output)
+    click.echo(f"Picture: {output}")

@@ -1,0 +1,177 @@
+"""`score`: pairs of source and target in, how probable each target is out, in order, as soon as it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice, zip_longest
+from typing import NamedTuple
+
+import click
+
+import mlx_transformer as mt
+from mlx_transformer.cli.input_lines import Line, parse_windows, read_lines, read_windows, split_lines
+from mlx_transformer.cli.options import (
+    alignments_option,
+    chosen_task,
+    dtype_option,
+    heads_option,
+    layers_option,
+    load_with_tokenizer,
+    model_option,
+    overflow_option,
+    prefix_option,
+    revision_option,
+    source_language_option,
+    target_language_option,
+    task_option,
+    warn_truncated,
+)
+from mlx_transformer.cli.streams import check_paths, input_option, open_input, output_option, with_progress, write
+from mlx_transformer.config.search import BATCH_TOKENS
+
+WINDOW = 2048  # pairs of two files that are scored together
+
+
+class Pair(NamedTuple):
+    """A source and its target, and what messages call them."""
+
+    name: str
+    source: str
+    target: str
+
+
+@click.command("score", short_help="How probable given targets are.")
+@click.option("--source", "-s", type=click.Path(dir_okay=False), help="File of sources, one a line.")
+@click.option("--target", "-t", type=click.Path(dir_okay=False), help="File of their targets.")
+@input_option("path", "File of SOURCE<tab>TARGET lines; - is standard input.")
+@output_option
+@model_option
+@revision_option
+@source_language_option
+@target_language_option
+@prefix_option
+@task_option
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    default=BATCH_TOKENS,
+    show_default=True,
+    help="Padded tokens in one batch, of its longer side.",
+)
+@alignments_option
+@layers_option
+@heads_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a pair, with its tokens and their scores.")
+@dtype_option
+@overflow_option
+@click.pass_context
+def command(
+    context: click.Context,
+    source: str | None,
+    target: str | None,
+    path: str | None,
+    output: str | None,
+    model: str | None,
+    revision: str | None,
+    source_language: str | None,
+    target_language: str | None,
+    source_prefix: str | None,
+    task: str | None,
+    batch_tokens: int,
+    alignments: bool,
+    alignment_layers: tuple[int, ...],
+    alignment_heads: tuple[int, ...],
+    as_json: bool,
+    dtype: str | None,
+    allow_overflow: bool,
+) -> None:
+    """Score given targets: the natural logarithm of each one's probability, given its source, one line a pair.
+
+    Pairs are SOURCE<tab>TARGET lines of --input or standard input, or the lines of --source and --target; files are
+    plain or .gz. The end token counts; an empty target is the end token alone. With --alignments the score is followed
+    by a tab and pairs of source and target words, as 0-0 1-2. With --json a pair gives
+
+    \b
+    {"score": ..., "tokens": [...], "token_scores": [...], "truncated": ..., "alignment": [[0, 0], [1, 2]]}
+    """  # noqa: D301 (click needs the backspace)
+    if bool(source) != bool(target) or (source and path):
+        raise click.UsageError("Give --source with --target, or --input, or pairs on standard input.")
+    if (alignment_layers or alignment_heads) and not alignments:
+        raise click.UsageError("--alignment-layer and --alignment-head do nothing alone: give --alignments as well.")
+    check_paths(output, *((source, target) if source else (path,)))
+    windows = read_files(source, target) if source and target else read_pairs(path, context)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    _, prefix = chosen_task(network, task, source_prefix)
+    alignment = mt.AlignmentConfig(alignment_layers or None, alignment_heads or None)
+
+    def results() -> Iterator[bytes]:
+        for window in windows:
+            found = mt.score(
+                network,
+                tokenizer,
+                [pair.source for pair in window],
+                [pair.target for pair in window],
+                source_language=source_language,
+                target_language=target_language,
+                source_prefix=prefix,
+                alignment=alignment if alignments else None,
+                batch_tokens=batch_tokens,
+            )
+            for pair, score in zip(window, found, strict=True):
+                if score.truncated:
+                    warn_truncated(pair.name)
+                yield format_json(score, tokenizer) if as_json else format_text(score)
+
+    write(output, with_progress(results(), source or path, output), context)
+
+
+def read_pairs(path: str | None, context: click.Context) -> Iterator[list[Pair]]:
+    """The pairs of a file of two columns, or of standard input as they arrive."""
+    windows = split_lines(open_input(None, context)) if path is None else read_windows(path)
+    for window in parse_windows(windows, False, "Line"):
+        yield [split_pair(line) for line in window]
+
+
+def split_pair(line: Line) -> Pair:
+    """The two columns of a line."""
+    columns = line.text.split("\t")
+    if len(columns) != 2:
+        raise ValueError(
+            f"{line.name} must be a source, one tab and a target: it has {len(columns) - 1} tabs; correct the line."
+        )
+    return Pair(line.name, *columns)
+
+
+def read_files(source: str, target: str) -> Iterator[list[Pair]]:
+    """The pairs of two files, line by line."""
+    pairs = enumerate(zip_longest(read_lines(source), read_lines(target)), start=1)
+    while window := list(islice(pairs, WINDOW)):
+        for number, texts in window:
+            if None in texts:
+                shorter = (source, target)[texts.index(None)]
+                raise ValueError(
+                    f"--source and --target must have equally many lines: {shorter} ends after line {number - 1}; "
+                    "line them up again."
+                )
+        yield [Pair(f"Line {number}", *texts) for number, texts in window]
+
+
+def format_text(score: mt.Score) -> bytes:
+    """The score and, after a tab, the alignment where there is one."""
+    from mlx_transformer.inference.alignment import format_pharaoh
+
+    aligned = "" if score.alignment is None else f"\t{format_pharaoh(score.alignment)}"
+    return f"{score.score:.4f}{aligned}\n".encode()
+
+
+def format_json(score: mt.Score, tokenizer: mt.Tokenizer) -> bytes:
+    """All that is known of a pair in one line."""
+    result = {
+        "score": score.score,
+        "tokens": tokenizer.tokens(score.tokens),
+        "token_scores": score.token_scores,
+        "truncated": score.truncated,
+    }
+    aligned = {} if score.alignment is None else {"alignment": score.alignment}
+    return (json.dumps(result | aligned, ensure_ascii=False) + "\n").encode("utf-8", "replace")

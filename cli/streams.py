@@ -1,0 +1,106 @@
+"""The files and streams of commands that answer line by line: no result is lost, and no file is left half written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from mlx_transformer.cli.input_lines import read_windows
+
+PARTIAL = "mlx_transformer.partial"  # where the context says which file holds the results of a run that failed
+DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
+
+
+def none_if_dash(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
+    """- is standard input or output, as no path is."""
+    return None if path == "-" else path
+
+
+def input_option(name: str, help: str) -> Any:
+    """The option --input."""
+    return click.option("--input", "-i", name, type=click.Path(dir_okay=False), callback=none_if_dash, help=help)
+
+
+output_option = click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False, writable=True),
+    callback=none_if_dash,
+    help="File to write: results gather in OUTPUT.partial, which takes its place when all are there.",
+)
+
+
+def check_paths(output: str | None, *inputs: str | None) -> None:
+    """Refuse, before the model is loaded, what cannot work or would overwrite an input (None: standard input)."""
+    found = [os.fstat(0) if path is None else os.stat(path) for path in inputs]
+    if output is None:
+        return
+    if not Path(output).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--output needs an existing folder: {Path(output).parent} is none.")
+    for read in found:
+        for path in (Path(output), partial_path(output)):
+            if path.is_file() and os.path.samestat(path.stat(), read):
+                raise ValueError(f"--output must be another file than the input: both are {path}.")
+
+
+def open_input(source: str | None, context: click.Context) -> BinaryIO:
+    """What to read lines from: a file, open until the command ends, or standard input."""
+    if source is not None:
+        return context.with_resource(Path(source).open("rb"))
+    if sys.stdin.isatty():
+        click.echo("Reading lines from the terminal; Ctrl-D ends.", err=True)
+    return sys.stdin.buffer
+
+
+def with_progress(results: Iterable[bytes], source: str | None, output: str | None) -> Iterable[bytes]:
+    """A bar on standard error where that is a terminal that results do not go to, and the number of lines is known."""
+    shared = output is None and sys.stdout.isatty()
+    if source is None or not Path(source).is_file() or shared or not sys.stderr.isatty():
+        return results
+    from tqdm import tqdm
+
+    total = sum(map(len, read_windows(source)))
+    bar: Iterable[bytes] = tqdm(results, total=total, unit=" lines", file=sys.stderr)
+    return bar
+
+
+def write(output: str | None, results: Iterable[bytes], context: click.Context) -> None:
+    """Write the results as they come; a file that exists is replaced once all are there, a device written to."""
+    if output is None:
+        copy(results, sys.stdout.buffer)
+    elif is_device(Path(output)):
+        with Path(output).open("ab") as file:  # to append empties no file behind /dev/stdout
+            copy(results, file)
+    else:
+        path, partial = Path(output).resolve(), partial_path(output)
+        with partial.open("wb") as file:
+            context.meta[PARTIAL] = partial
+            copy(results, file)
+        if path.exists():
+            shutil.copymode(path, partial)
+        os.replace(partial, path)
+        del context.meta[PARTIAL]
+
+
+def partial_path(output: str) -> Path:
+    """Where results gather, beside the file that a link may lead to."""
+    path = Path(output).resolve()
+    return path.with_name(f"{path.name}.partial")
+
+
+def is_device(path: Path) -> bool:
+    """Whether a path is no regular file, or another name of an open one."""
+    return path.exists() and (not path.is_file() or path.absolute().parent in DEVICES)
+
+
+def copy(results: Iterable[bytes], stream: BinaryIO) -> None:
+    """Write and flush each result as it comes."""
+    for result in results:
+        stream.write(result)
+        stream.flush()

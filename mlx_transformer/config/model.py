@@ -1,0 +1,175 @@
+"""Configuration of a model: its stacks, its dimensions and how its weights are quantised."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlx_transformer.config.serialization import check_at_most, check_positive, check_shares, check_types
+
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+
+# Far more than any model has: a file that claims more would only fill the memory.
+STACK_LIMITS = {"num_layers": 1000, "num_heads": 1024, "mlp_dims": 2**17, "max_length": 2**22}
+
+STACK_LIMITS |= {"num_buckets": 2**16, "max_distance": 2**20}
+
+MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 2**17, "head_dims": 2**17}
+
+MAX_POSITIONS = 2**26  # numbers of a table of positions
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """One stack of layers: the encoder or the decoder.
+
+    Attributes:
+        num_layers: Number of layers.
+        num_heads: Attention heads of each layer.
+        mlp_dims: Width of the feed-forward network.
+        norm_first: Normalise before each sublayer (pre-norm) instead of after the residual sum (post-norm).
+        final_norm: Normalise once more after the last layer.
+        positions: "sinusoidal" rows are fixed, "learned" rows are trained; "relative" ones are a bias of attention for
+            each bucket of distances (T5, mT5, umT5).
+        max_length: Rows of the position table, the longest sequence in tokens.
+        scale_embeddings: Multiply token embeddings by sqrt(dims) before positions are added.
+        embedding_norm: Normalise embeddings "after" positions are added to them (BART, mBART) or "before" (the
+            decoder of Blenderbot-small).
+        residual_scale: Factor of a sublayer's input in the residual sum (JoeyNMT).
+        num_buckets: Buckets of relative positions.
+        max_distance: Relative positions further apart than this are alike.
+        bias_each_layer: Every layer has a table of relative positions of its own (umT5), instead of one for the stack.
+    """
+
+    num_layers: int
+    num_heads: int
+    mlp_dims: int
+    norm_first: bool = False
+    final_norm: bool = False
+    positions: Literal["sinusoidal", "learned", "relative", "none"] = "sinusoidal"
+    max_length: int = 512
+    scale_embeddings: bool = True
+    embedding_norm: Literal["none", "before", "after"] = "none"
+    residual_scale: float = 1.0
+    num_buckets: int = 32
+    max_distance: int = 128
+    bias_each_layer: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "num_layers", "num_heads", "mlp_dims", "max_length", "num_buckets", "max_distance")
+        check_at_most(self, STACK_LIMITS)
+        if self.positions == "relative" and (self.num_buckets < 4 or self.num_buckets % 2):
+            raise ValueError(f"num_buckets must be even and at least 4, not {self.num_buckets}.")
+        if self.positions == "relative" and self.max_distance <= self.num_buckets // 2:
+            raise ValueError(
+                f"max_distance must be more than half of num_buckets: {self.max_distance} is not more than "
+                f"{self.num_buckets // 2}."
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """An encoder-decoder Transformer.
+
+    Attributes:
+        source_vocab_size: Rows of the source embedding table.
+        target_vocab_size: Rows of the target embedding table, and the number of logits.
+        dims: Width of the residual stream.
+        encoder: The encoder's stack.
+        decoder: The decoder's stack.
+        head_dims: Width of one attention head; None for dims / num_heads.
+        share_embeddings: Source and target read one embedding table.
+        tie_output: The output layer is the target embedding table.
+        output_bias: The output layer has a bias.
+        attention_bias: The projections of attention have biases.
+        attention_out_bias: The last of these projections has one; None for the same as the others (OpenNMT-py).
+        attention_scale: Factor of the queries' products with the keys; None for head_dims ** -0.5 (T5 has 1).
+        mlp_bias: The feed-forward network has biases.
+        gated_mlp: The feed-forward network multiplies two projections, one of them activated (T5 v1.1, mT5).
+        norm: "layer" normalisation, "rms" without mean and bias (T5), or "deviation", which divides by the unbiased
+            standard deviation plus norm_eps (Annotated Transformer).
+        norm_bias: Normalisation has a bias.
+        norm_eps: Added to the variance in normalisation.
+        logit_scale: Factor of the last hidden state before the output layer (T5 v1.0 has dims ** -0.5).
+        activation: Non-linearity of the feed-forward network.
+        overflows_float16: Activations leave the range of float16 (T5), which is not used unless it is insisted on.
+        dropout: Share of activations dropped in training, on embeddings and on each sublayer's output.
+        attention_dropout: Share of attention's weights dropped in training.
+        activation_dropout: Share dropped in training inside the feed-forward network, after its non-linearity.
+        pad_id: Fills up short sequences on the right.
+        eos_id: Ends a sequence.
+        start_id: The decoder's first input.
+    """
+
+    source_vocab_size: int
+    target_vocab_size: int
+    dims: int
+    encoder: StackConfig
+    decoder: StackConfig
+    head_dims: int | None = None
+    share_embeddings: bool = True
+    tie_output: bool = True
+    output_bias: bool = False
+    attention_bias: bool = True
+    attention_out_bias: bool | None = None
+    attention_scale: float | None = None
+    mlp_bias: bool = True
+    gated_mlp: bool = False
+    norm: Literal["layer", "rms", "deviation"] = "layer"
+    norm_bias: bool = True
+    norm_eps: float = 1e-5
+    logit_scale: float = 1.0
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"] = "relu"
+    overflows_float16: bool = False
+    dropout: float = 0.1
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    pad_id: int = 0
+    eos_id: int = 1
+    start_id: int = 2
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_positive(self, "source_vocab_size", "target_vocab_size", "dims")
+        check_at_most(self, MODEL_LIMITS)
+        if self.head_dims is not None:
+            check_positive(self, "head_dims")
+        for stack in (self.encoder, self.decoder):
+            if stack.positions in ("sinusoidal", "learned") and stack.max_length * self.dims > MAX_POSITIONS:
+                raise ValueError(
+                    f"max_length x dims must be at most {MAX_POSITIONS}: {stack.max_length} x {self.dims} is more."
+                )
+            if self.head_dims is None and self.dims % stack.num_heads:
+                raise ValueError(f"num_heads must divide dims: {stack.num_heads} does not divide {self.dims}.")
+        if self.share_embeddings and self.source_vocab_size != self.target_vocab_size:
+            raise ValueError(
+                "Shared embeddings need vocabularies of one size: "
+                f"{self.source_vocab_size} is not {self.target_vocab_size}; set share_embeddings to false."
+            )
+        check_shares(self, "dropout", "attention_dropout", "activation_dropout")
+        smallest = min(self.source_vocab_size, self.target_vocab_size)
+        for name in ("pad_id", "eos_id", "start_id"):
+            if not 0 <= vars(self)[name] < (self.target_vocab_size if name == "start_id" else smallest):
+                raise ValueError(f"{name} must be a row of the vocabulary: {vars(self)[name]} is none of {smallest}.")
+        if self.norm == "rms" and self.norm_bias:
+            raise ValueError("norm 'rms' has no bias: set norm_bias to false.")
+        if self.norm == "deviation" and not self.norm_bias:
+            raise ValueError("norm 'deviation' has a bias: set norm_bias to true.")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How weights are stored in few bits: groups of neighbours share a scale and an offset.
+
+    Attributes:
+        bits: Bits of a weight.
+        group_size: Weights of a group.
+    """
+
+    bits: int
+    group_size: int = 64
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name, choices in (("bits", (4, 8)), ("group_size", (32, 64, 128))):
+            if vars(self)[name] not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {vars(self)[name]}.")

@@ -1,0 +1,1 @@
+"""Parallel corpora, and batches of sentence pairs for training."""

@@ -1,0 +1,1 @@
+"""Search over token ids: greedy decoding, beam search and sampling."""

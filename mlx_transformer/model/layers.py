@@ -1,0 +1,62 @@
+"""Building blocks of the network: activations, normalisation, and initialised linear layers and embeddings."""
+
+import math
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map
+
+ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "gelu_tanh": nn.gelu_approx,
+    "silu": nn.silu,
+    "tanh": mx.tanh,
+}
+
+
+class DeviationNorm(nn.Module):
+    """Normalisation by the unbiased standard deviation plus epsilon (Rush 2018, "The Annotated Transformer")."""
+
+    def __init__(self, dims: int, eps: float) -> None:
+        super().__init__()
+        self.weight = mx.ones(dims)
+        self.bias = mx.zeros(dims)
+        self.eps = eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Normalise each position, (rows, length, dims)."""
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return self.weight * centred / (x.std(axis=-1, keepdims=True, ddof=1) + self.eps) + self.bias
+
+
+NORMS = {
+    "layer": lambda config: nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias),
+    "rms": lambda config: nn.RMSNorm(config.dims, eps=config.norm_eps),
+    "deviation": lambda config: DeviationNorm(config.dims, config.norm_eps),
+}
+
+
+def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
+    """A linear layer with Glorot's uniform initialisation and no bias at first."""
+    layer = nn.Linear(input_dims, output_dims, bias)
+    limit = math.sqrt(6 / (input_dims + output_dims))
+    layer.weight = mx.random.uniform(-limit, limit, (output_dims, input_dims))
+    if bias:
+        layer.bias = mx.zeros(output_dims)
+    return layer
+
+
+def linears(input_dims: int, output_dims: int, bias: bool, count: int) -> nn.Linear:
+    """Several such layers as one, their rows one after another; each begins as it would alone."""
+    layers = [linear(input_dims, output_dims, bias) for _ in range(count)]
+    layers[0].update(tree_map(lambda *rows: mx.concatenate(list(rows)), *(layer.parameters() for layer in layers)))
+    return layers[0]
+
+
+def embedding(vocab_size: int, dims: int) -> nn.Embedding:
+    """Token embeddings of standard deviation dims**-0.5: of size one when scaled, and fit for an output layer."""
+    table = nn.Embedding(vocab_size, dims)
+    table.weight = mx.random.normal((vocab_size, dims), scale=dims**-0.5)
+    return table

@@ -1,0 +1,1 @@
+"""Figures: learning curves and attention maps."""

@@ -1,0 +1,1 @@
+"""Loading of pretrained models by path, by name or from the Hugging Face hub."""

@@ -1,0 +1,60 @@
+"""Reading and writing of safetensors files."""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import mlx.core as mx
+import numpy as np
+
+PIECE = 2**22  # numbers that are written at a time
+
+SAFETENSORS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+
+
+def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
+    """Write arrays to a safetensors file; OSError if they cannot all be written."""
+    try:
+        mx.save_safetensors(str(path), arrays, metadata=metadata or {})
+    except RuntimeError as error:
+        raise OSError(f"{path} could not be written whole, is the disk full? {error}") from None
+
+
+def write_made(
+    path: Path, shapes: dict[str, tuple[int, ...]], dtype: mx.Dtype, make: Callable[[str], Iterable[mx.array]]
+) -> None:
+    """Write arrays of one type to a safetensors file, each made in its turn: whole or in runs of its rows."""
+    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.size
+        header[name] = {"dtype": SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in shapes:
+            for array in make(name):
+                _append(file, array, dtype)
+            del array
+            mx.clear_cache()  # the buffers of what was written would be kept, of a large table too
+
+
+def _append(file: BinaryIO, array: mx.array, dtype: mx.Dtype) -> None:
+    """Write an array's numbers in another type, some rows at a time: neither a copy nor 2 GiB of bytes at once."""
+    rows = max(PIECE * len(array) // array.size, 1)
+    for part in mx.split(array, range(rows, len(array), rows)):
+        file.write(np.asarray(mx.contiguous(part.astype(dtype)).flatten().view(mx.uint8)).data)
+
+
+def read_arrays(path: Path) -> dict[str, mx.array]:
+    """The arrays of a safetensors file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: copy the model folder again.")
+    try:
+        arrays = mx.load(str(path), format="safetensors")
+    except RuntimeError as error:
+        raise ValueError(f"{path} must be a whole safetensors file, copy it again: {error}") from None
+    return cast(dict[str, mx.array], arrays)

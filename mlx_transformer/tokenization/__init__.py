@@ -1,0 +1,1 @@
+"""Tokenizers: vocabularies, languages and detokenisation."""

@@ -1,0 +1,68 @@
+"""Vocabularies of the Hugging Face tokenizers library."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from mlx_transformer.storage.files import read_bytes
+from mlx_transformer.tokenization.vocabulary import Vocabulary
+
+
+class TokenizersVocabulary(Vocabulary):
+    """A vocabulary of the `tokenizers` library, without what it would add, cut or pad by itself."""
+
+    kind = "tokenizers"
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
+        """Wrap a tokenizer, whose padding and truncation are turned off."""
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def size(self) -> int:
+        """See `Vocabulary`."""
+        return max(self.tokenizer.get_vocab().values(), default=-1) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """See `Vocabulary`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `Vocabulary`."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Vocabulary`."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def token(self, i: int) -> str:
+        """See `Vocabulary`."""
+        return self.tokenizer.id_to_token(i) or ""
+
+    def find(self, token: str) -> int | None:
+        """See `Vocabulary`."""
+        return self.tokenizer.token_to_id(token)
+
+    def write(self, folder: Path, prefix: str) -> dict[str, Any]:
+        """See `Vocabulary`."""
+        (folder / f"{prefix}tokenizer.json").write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
+        return {}
+
+    @classmethod
+    def read(cls, folder: Path, prefix: str, data: dict[str, Any]) -> "Vocabulary":
+        """See `Vocabulary`."""
+        path = folder / f"{prefix}tokenizer.json"
+        return cls(load_tokenizer(read_bytes(path), str(path)))
+
+
+def load_tokenizer(content: bytes, name: str) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json; ValueError, which calls it `name`, if it is damaged."""
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # The library raises nothing narrower.
+        reason = " ".join(str(error).split()).removesuffix(".")
+        raise ValueError(f"{name} must hold a tokenizer: {reason}; copy it again.") from None

@@ -1,0 +1,137 @@
+"""A kind of vocabulary: pieces of a sentencepiece model under ids of their own."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import sentencepiece
+
+from mlx_transformer.config.serialization import check_types, to_dict
+from mlx_transformer.storage.files import read_bytes
+from mlx_transformer.tokenization.vocabulary import SPACE, Splitter, Strip, Vocabulary, check_ids
+
+TAG = re.compile(">>.*?<<", re.DOTALL)
+
+FILES = {"model": "sentencepiece.model", "decoder": "sentencepiece_decoder.model"}  # in a model folder
+
+
+@dataclass(frozen=True)
+class SentencePieceVocabulary(Vocabulary):
+    """Pieces of a sentencepiece model under ids of their own.
+
+    Attributes:
+        ids: Piece -> id; a piece that is not in it is unknown.
+        unknown_id: The id of unknown pieces; an id without a piece reads as its.
+        added: Tokens that are found in a text before it is cut into pieces -> id.
+        strip: Those beside which white space is dropped -> on which side.
+        tags: ">>xx<<" at the beginning of a text is one piece (Marian).
+        join: Text is made of pieces by sentencepiece, or they are just set side by side (PLBart).
+        model: The model, as in its file.
+        decoder: Another model that makes text of pieces; None for the same.
+    """
+
+    kind = "sentencepiece"
+    ids: dict[str, int]
+    unknown_id: int
+    added: dict[str, int] = field(default_factory=dict)
+    strip: Strip = field(default_factory=dict)
+    tags: bool = False
+    join: Literal["sentencepiece", "plain"] = "sentencepiece"
+    model: bytes = b""
+    decoder: bytes | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_ids(self.ids, self.added, self.unknown_id)
+
+    @cached_property
+    def size(self) -> int:
+        """See `Vocabulary`."""
+        return max([self.unknown_id, *self.ids.values(), *self.added.values()]) + 1
+
+    @cached_property
+    def _splitter(self) -> Splitter:
+        return Splitter(self.added, self.strip)
+
+    @cached_property
+    def _encoder(self) -> sentencepiece.SentencePieceProcessor:
+        return load_sentencepiece(self.model)
+
+    @cached_property
+    def _decoder(self) -> sentencepiece.SentencePieceProcessor:
+        return self._encoder if self.decoder is None else load_sentencepiece(self.decoder)
+
+    @cached_property
+    def _pieces(self) -> dict[int, str]:
+        return {i: piece for table in (self.ids, self.added) for piece, i in table.items()}
+
+    def encode(self, text: str) -> list[int]:
+        """See `Vocabulary`."""
+        ids = []
+        for part in self._splitter.split(text):
+            if isinstance(part, int):
+                ids.append(part)
+                continue
+            pieces = []
+            if self.tags and (tag := TAG.match(part)):
+                pieces.append(tag[0])
+                part = part[tag.end() :]
+            pieces += self._encoder.encode(part, out_type=str)
+            ids += [self.ids.get(piece, self.unknown_id) for piece in pieces]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Vocabulary`."""
+        text = ""
+        pieces: list[str] = []
+        for i in ids:
+            if i in self._pieces:
+                pieces.append(self._pieces[i])
+            else:
+                text += self._joined(pieces) + self.token(self.unknown_id)
+                pieces = []
+        return (text + self._joined(pieces)).replace(SPACE, " ").strip()
+
+    def _joined(self, pieces: list[str]) -> str:
+        return "".join(pieces) if self.join == "plain" else self._decoder.decode_pieces(pieces)
+
+    def token(self, i: int) -> str:
+        """See `Vocabulary`."""
+        return self._pieces.get(i, "")
+
+    def find(self, token: str) -> int | None:
+        """See `Vocabulary`."""
+        return self.added.get(token, self.ids.get(token))
+
+    def write(self, folder: Path, prefix: str) -> dict[str, Any]:
+        """See `Vocabulary`."""
+        data = to_dict(self)
+        for name, file in FILES.items():
+            if (content := data.pop(name)) is not None:
+                (folder / f"{prefix}{file}").write_bytes(content)
+        return data | {"has_decoder": self.decoder is not None}
+
+    @classmethod
+    def read(cls, folder: Path, prefix: str, data: dict[str, Any]) -> "Vocabulary":
+        """See `Vocabulary`."""
+        names = ("model", "decoder") if data.get("has_decoder") else ("model",)
+        paths = {name: folder / f"{prefix}{FILES[name]}" for name in names}
+        models = {name: read_bytes(path) for name, path in paths.items()}
+        for name, path in paths.items():
+            load_sentencepiece(models[name], str(path))
+        return super().read(folder, prefix, {key: data[key] for key in data if key != "has_decoder"} | models)
+
+
+def load_sentencepiece(content: bytes, name: str = "A sentencepiece model") -> sentencepiece.SentencePieceProcessor:
+    """The model of a sentencepiece file; ValueError, which calls it `name`, if it is damaged."""
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=content)
+        # All pieces are asked for: one that is no UTF-8 would be noticed only when a text has it.
+        if content and model.id_to_piece(list(range(model.get_piece_size()))):
+            return model
+    except (RuntimeError, UnicodeDecodeError):
+        pass
+    raise ValueError(f"{name} must be a sentencepiece model: {len(content)} bytes are none; copy it again.")

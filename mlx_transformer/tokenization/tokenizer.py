@@ -1,0 +1,339 @@
+"""Text to token ids and back: vocabularies, what stands around texts, and languages."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlx_transformer.config.serialization import from_dict, to_dict
+from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.storage.files import read_json
+from mlx_transformer.tokenization.bpe_trainer import (
+    FIXED_TOKENS,
+    SPECIAL_TOKENS,
+    check_text,
+    language_token,
+    train_subwords,
+)
+from mlx_transformer.tokenization.bpe_vocabulary import MergesVocabulary
+from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
+from mlx_transformer.tokenization.languages import Languages, language_ids, missing, required
+from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
+from mlx_transformer.tokenization.vocabulary import ByteVocabulary, Vocabulary, WordVocabulary
+
+VOCABULARY_FILE = "vocabulary.json"
+KINDS: dict[str, type[Vocabulary]] = {
+    kind.kind: kind
+    for kind in (TokenizersVocabulary, SentencePieceVocabulary, ByteVocabulary, WordVocabulary, MergesVocabulary)
+}
+MAX_IDS = 2**22  # fifteen times the largest vocabulary known
+# What is cleaned up, in this order.
+CLEAN_UP = (
+    *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
+    (" ' ", "'"),
+    *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
+)
+
+
+class Start(NamedTuple):
+    """What a target begins with.
+
+    Attributes:
+        start_id: The decoder's first input.
+        first_id: The first token, whatever its probability; None for whichever is most probable.
+    """
+
+    start_id: int
+    first_id: int | None
+
+
+class Tokenizer:
+    """A source and a target vocabulary, or one for both, and what stands around texts.
+
+    Of the vocabularies that `train` makes the first entries are padding, end and start, after the bytes come languages,
+    and these are never read from text: "</s>" typed by a user is four characters like any other. Those of checkpoints
+    read it as the original does.
+    """
+
+    pad_id = TokenizerConfig.pad_id
+    eos_id = TokenizerConfig.eos_id
+    start_id = TokenizerConfig.start_id
+
+    def __init__(self, source: Vocabulary, target: Vocabulary | None = None, config: TokenizerConfig | None = None):
+        """Put vocabularies together; without a target, the source vocabulary serves both sides.
+
+        Raises:
+            ValueError: If a vocabulary does not fit the config.
+        """
+        self.config = TokenizerConfig() if config is None else config
+        self.source = source
+        self.target = source if target is None else target
+        self.source_vocab_size = self.config.source_vocab_size or self.source.size
+        self.target_vocab_size = self.config.target_vocab_size or self.target.size
+        self.pad_id, self.eos_id, self.start_id = self.config.pad_id, self.config.eos_id, self.config.start_id
+        self._skipped = frozenset(self.config.skip_ids)
+        own = self.config.ids()
+        self._check(self.source, self.source_vocab_size, own["source"])
+        self._check(self.target, self.target_vocab_size, own["target"])
+
+    def _check(self, vocabulary: Vocabulary, size: int, own: set[int]) -> None:
+        if _is_trained(self.config):
+            languages = {i: language_token(code) for code, i in self.config.languages.items()}
+            for i, token in (dict(enumerate(SPECIAL_TOKENS)) | languages).items():
+                if vocabulary.token(i) != token:
+                    raise ValueError(f"Id {i} of a trained vocabulary must be {token}: it is {vocabulary.token(i)!r}.")
+        if vocabulary.size > MAX_IDS:
+            raise ValueError(f"Ids of a vocabulary must be below {MAX_IDS}: the highest is {vocabulary.size - 1}.")
+        # A special token without a row in the model does no harm: it is left out of sources.
+        if extra := [i for i in range(size, vocabulary.size) if i not in self._skipped and vocabulary.token(i)]:
+            raise ValueError(
+                f"A vocabulary must fit its model: {vocabulary.token(extra[0])!r} has the id {extra[0]}, but the model "
+                f"only {size} ids; use the files that belong to the model."
+            )
+        if max(own, default=0) >= size:
+            raise ValueError(f"A tokenizer must fit its model: it writes the id {max(own)}, but there are only {size}.")
+
+    @property
+    def shared(self) -> bool:
+        """Whether source and target share one vocabulary."""
+        return self.source is self.target
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of the languages that the model knows, sorted."""
+        return sorted(self.config.languages)
+
+    def encode(self, text: str, source_language: str | None = None, target_language: str | None = None) -> list[int]:
+        """Give the source ids of a text; see `encode_batch`."""
+        return self.encode_batch([text], source_language, target_language)[0]
+
+    def encode_batch(
+        self, texts: Sequence[str], source_language: Languages = None, target_language: Languages = None
+    ) -> list[list[int]]:
+        """Give the source ids of each text, with all that stands around sources.
+
+        Args:
+            texts: Source texts.
+            source_language: The code of their language, or one for each; None for the checkpoint's own default.
+            target_language: The code of the language to generate, likewise; read where sources tell it.
+
+        Raises:
+            ValueError: If a text holds a lone surrogate, which no UTF-8 file can, or a language is missing or unknown.
+        """
+        config = self.config
+        languages = language_ids(config, "source", source_language, len(texts))
+        if config.target_language == "source":
+            texts = self._tagged(texts, target_language)
+        rows = self._encode(self.source, self.source_vocab_size, texts)
+        rows = [[*config.before_source, *row, *config.after_source] for row in rows]
+        if config.source_language == "none":
+            return rows
+        pairs = zip(required(config, "source", languages), rows, strict=True)
+        return [[i, *row] if config.source_language == "before" else [*row, i] for i, row in pairs]
+
+    def _tagged(self, texts: Sequence[str], target_language: Languages) -> list[str]:
+        """Texts that begin with the tag of their target language; one that is written there already is enough."""
+        tags = tuple(self.source.token(i) for i in self.config.languages.values())
+        tagged = []
+        for text, i in zip(texts, language_ids(self.config, "target", target_language, len(texts)), strict=True):
+            if i is None and not text.startswith(tags):
+                raise missing(self.config, "target")
+            tagged.append(text if i is None else f"{self.source.token(i)} {text}")
+        return tagged
+
+    @property
+    def num_after_source(self) -> int:
+        """How many ids stand after the text of every source."""
+        return len(self.config.after_source) + (self.config.source_language == "after")
+
+    def cut(self, ids: list[int], most: int) -> list[int]:
+        """Source ids, at most so many; what stands after the text is kept."""
+        after = self.num_after_source
+        return ids if len(ids) <= most else ids[: max(most - after, 0)] + ids[len(ids) - min(after, most) :]
+
+    def starts(self, count: int, target_language: Languages = None) -> list[Start]:
+        """What each of `count` targets begins with.
+
+        Args:
+            count: How many there are.
+            target_language: The code of their language, or one for each; None for the checkpoint's own default.
+
+        Raises:
+            ValueError: If a language is missing or unknown.
+        """
+        ids = language_ids(self.config, "target", target_language, count)
+        if self.config.target_language == "start":
+            return [Start(i, None) for i in required(self.config, "target", ids)]
+        if self.config.target_language == "first":
+            return [Start(self.start_id, i) for i in required(self.config, "target", ids)]
+        return [Start(self.start_id, None)] * count
+
+    def encode_target(self, text: str, target_language: str | None = None) -> list[int]:
+        """Give the target ids of a text; see `encode_target_batch`."""
+        return self.encode_target_batch([text], target_language)[0]
+
+    def encode_target_batch(self, texts: Sequence[str], target_language: Languages = None) -> list[list[int]]:
+        """Give the target ids of each text with all that stands around targets but the decoder's first input.
+
+        Raises:
+            ValueError: As `encode_batch`.
+        """
+        firsts = [start.first_id for start in self.starts(len(texts), target_language)]
+        before, after = self.config.before_target, self.config.after_target
+        rows = self._encode(self.target, self.target_vocab_size, texts)
+        return [
+            [*([] if first is None else [first]), *before, *row, *after]
+            for first, row in zip(firsts, rows, strict=True)
+        ]
+
+    def _encode(self, vocabulary: Vocabulary, size: int, texts: Sequence[str]) -> list[list[int]]:
+        for text in texts:
+            check_text(text)
+        rows = vocabulary.encode_batch(texts)
+        return rows if vocabulary.size <= size else [[i for i in row if i < size] for row in rows]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Give the text of target ids; special tokens are skipped, bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            ValueError: If an id is not in the target vocabulary.
+        """
+        text = self.target.decode([i for i in self._known(ids) if i not in self._skipped])
+        if self.config.clean_up:
+            for spaced, joined in CLEAN_UP:
+                text = text.replace(spaced, joined)
+        return text
+
+    def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
+        """Give the text of each row of target ids; see `decode`."""
+        return [self.decode(ids) for ids in batch]
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Give the pieces of target ids for display, special tokens included."""
+        return [self.target.token(i) for i in self._known(ids)]
+
+    def _known(self, ids: Iterable[int]) -> list[int]:
+        known = [int(i) for i in ids]
+        last = self.target_vocab_size - 1
+        for i in known:
+            if not 0 <= i <= last:
+                raise ValueError(f"A target id must lie in 0..{last}: got {i}; use the tokenizer saved with the model.")
+        return known
+
+    def save(self, folder: str | Path) -> None:
+        """Write `vocabulary.json` and the files of the vocabularies, such as `tokenizer.json`, into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        data: dict[str, Any] = {"config": to_dict(self.config), "source": _write(self.source, folder, "")}
+        if not self.shared:
+            data["target"] = _write(self.target, folder, "target_")
+        (folder / VOCABULARY_FILE).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def find(cls, folder: str | Path) -> "Tokenizer | None":
+        """The tokenizer that `save` wrote into a folder; None if the folder has none."""
+        names = (VOCABULARY_FILE, "tokenizer.json")
+        return cls.load(folder) if any((Path(folder) / name).exists() for name in names) else None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If the folder lacks a file.
+            ValueError: If a file is damaged or is not a tokenizer of this package.
+        """
+        folder = Path(folder)
+        data = _read(folder)
+        source = _vocabulary(folder, "", data["source"])
+        target = _vocabulary(folder, "target_", data["target"]) if "target" in data else None
+        config = from_dict(TokenizerConfig, data.get("config", {}), f"{folder / VOCABULARY_FILE}: config")
+        try:
+            return cls(source, target, config)
+        except ValueError as error:
+            name = "tokenizer.json" if _is_trained(config) else VOCABULARY_FILE
+            raise ValueError(f"{folder / name} must hold a tokenizer of this package: {error}") from None
+
+    @classmethod
+    def train(
+        cls,
+        sources: Iterable[str],
+        targets: Iterable[str],
+        vocab_size: int,
+        *,
+        shared: bool = True,
+        source_languages: Iterable[str] = (),
+        target_languages: Iterable[str] = (),
+    ) -> "Tokenizer":
+        """Learn vocabularies of at most `vocab_size` entries, fewer if the text does not yield as many.
+
+        The same texts give the same vocabulary.
+
+        Args:
+            sources: Source texts, all of which are held in memory.
+            targets: Target texts, likewise.
+            vocab_size: Most entries.
+            shared: One vocabulary for both sides.
+            source_languages: Codes of the sources' languages, whose tokens stand before sources; one is the default.
+            target_languages: Codes of the targets' languages, whose tokens are generated first; one is the default.
+
+        Raises:
+            ValueError: If there is no text, or `vocab_size` leaves no room beside special, byte and language tokens.
+        """
+        config = _config(set(source_languages), set(target_languages))
+        sides = ([*sources, *targets],) if shared else (list(sources), list(targets))
+        codes = list(config.languages)
+        trained = [TokenizersVocabulary(train_subwords(texts, vocab_size, codes)) for texts in sides]
+        return cls(trained[0], trained[-1], config)
+
+
+def _config(source_languages: set[str], target_languages: set[str]) -> TokenizerConfig:
+    """What stands around texts of a tokenizer that is trained for such languages."""
+    codes = sorted(source_languages | target_languages)
+    languages = {code: i for i, code in enumerate(codes, len(FIXED_TOKENS))}
+    return TokenizerConfig(
+        skip_ids=(*TokenizerConfig.skip_ids, *languages.values()),
+        languages=languages,
+        source_language="before" if source_languages else "none",
+        target_language="first" if target_languages else "none",
+        default_source_language=_only(source_languages),
+        default_target_language=_only(target_languages),
+    )
+
+
+def _is_trained(config: TokenizerConfig) -> bool:
+    """Whether a config is of those that `train` makes."""
+    codes = set(config.languages)
+    made = _config(
+        codes if config.source_language == "before" else set(), codes if config.target_language == "first" else set()
+    )
+    no_defaults = {"default_source_language": None, "default_target_language": None}
+    return to_dict(config) | no_defaults == to_dict(made) | no_defaults
+
+
+def _only(codes: set[str]) -> str | None:
+    return next(iter(codes)) if len(codes) == 1 else None
+
+
+def _write(vocabulary: Vocabulary, folder: Path, prefix: str) -> dict[str, Any]:
+    return {"kind": vocabulary.kind} | vocabulary.write(folder, prefix)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The contents of a folder's vocabulary.json; without one, trained vocabularies lie there."""
+    path = folder / VOCABULARY_FILE
+    if not path.exists():
+        sides = {"source": "tokenizer.json", "target": "target_tokenizer.json"}
+        kind = {"kind": TokenizersVocabulary.kind}
+        return {side: kind for side, name in sides.items() if side == "source" or (folder / name).exists()}
+    data = read_json(path)
+    if not isinstance(data, dict) or not {"config", "source"} <= data.keys() <= {"config", "source", "target"}:
+        raise ValueError(f"{path} must have config, source and perhaps target, and nothing else; copy it again.")
+    return data
+
+
+def _vocabulary(folder: Path, prefix: str, data: Any) -> Vocabulary:
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{folder / VOCABULARY_FILE}: a vocabulary is of kind {', '.join(KINDS)}, not {kind!r}.")
+    return KINDS[kind].read(folder, prefix, {key: value for key, value in data.items() if key != "kind"})

@@ -1,0 +1,274 @@
+"""Configurations: JSON there and back, and every rule that a value can break."""
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import pytest
+
+from mlx_transformer.config.folder import FolderConfig
+from mlx_transformer.config.model import ModelConfig, QuantizationConfig, StackConfig
+from mlx_transformer.config.search import SearchConfig, TaskConfig
+from mlx_transformer.config.serialization import from_dict, to_dict
+from mlx_transformer.config.training import OF_NEW_MODELS, PRESETS, Size, TrainingConfig
+
+STACK = StackConfig(num_layers=2, num_heads=4, mlp_dims=64)
+MODEL = ModelConfig(
+    source_vocab_size=300,
+    target_vocab_size=400,
+    dims=32,
+    encoder=STACK,
+    decoder=StackConfig(1, 2, 16, norm_first=True, final_norm=True, positions="learned", max_length=9),
+    share_embeddings=False,
+    head_dims=24,
+    dropout=0,
+    activation="silu",
+)
+SEARCH = SearchConfig(beam_size=4, num_hypotheses=2, max_tokens=9, early_stopping="never", suppress_ids=(0, 2))
+TRAINING = TrainingConfig(train=("a.tsv", "b::c"), valid=("dates",), output="run", best_by="bleu", seed=3)
+QUANTIZATION = QuantizationConfig(bits=4, group_size=32)
+TASK = TaskConfig("summarization", "summarize: ", SEARCH)
+FOLDER = FolderConfig(format_version=1, model=MODEL, search=SEARCH, quantization=QUANTIZATION, tasks=(TASK,))
+CONFIGS = [STACK, MODEL, SEARCH, TRAINING, QUANTIZATION, TASK, FOLDER]
+
+
+def kind_of(config):
+    return type(config).__name__
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_json_there_and_back(config):
+    assert from_dict(type(config), json.loads(json.dumps(to_dict(config))), "it") == config
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_a_config_is_frozen_and_hashable(config):
+    assert hash(config) == hash(dataclasses.replace(config))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, dataclasses.fields(config)[0].name, 1)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_fields_that_have_defaults_may_be_left_out(config):
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING and field.name != "share_embeddings":
+            data = {name: value for name, value in to_dict(config).items() if name != field.name}
+            if field.name == "beam_size":
+                data["num_hypotheses"] = 1
+            assert vars(from_dict(type(config), data, "it"))[field.name] == field.default
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_unknown_and_missing_fields_are_named(config):
+    data = to_dict(config)
+    with pytest.raises(ValueError, match="^it has unknown fields: beams, widht. The known ones are .*"):
+        from_dict(type(config), data | {"widht": 1, "beams": 2}, "it")
+    for field in dataclasses.fields(config):
+        if field.default is dataclasses.MISSING:
+            with pytest.raises(ValueError, match=f"^it lacks the fields {field.name}"):
+                from_dict(type(config), {k: v for k, v in data.items() if k != field.name}, "it")
+
+
+@pytest.mark.parametrize("data", [None, [], "text", 3])
+def test_a_config_is_an_object(data):
+    with pytest.raises(ValueError, match=f"^it must be an object with fields, not {data!r}".replace("[", r"\[")):
+        from_dict(ModelConfig, data, "it")
+    with pytest.raises(ValueError, match="^it: decoder must be (an object with fields|StackConfig), not "):
+        from_dict(ModelConfig, to_dict(MODEL) | {"decoder": data}, "it")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
+def test_no_field_takes_a_value_of_another_kind(config):
+    for field in dataclasses.fields(config):
+        for value in ({}, b"1", object()):
+            with pytest.raises(ValueError, match=f"^{field.name} must be .*, not "):
+                dataclasses.replace(config, **{field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        (STACK, "num_layers", True),
+        (STACK, "num_layers", 2.0),
+        (STACK, "num_layers", "2"),
+        (STACK, "num_layers", None),
+        (STACK, "norm_first", 1),
+        (STACK, "norm_first", "false"),
+        (STACK, "positions", "rotary"),
+        (STACK, "positions", None),
+        (MODEL, "norm_eps", "1e-5"),
+        (MODEL, "dropout", False),
+        (MODEL, "head_dims", 2.5),
+        (MODEL, "activation", "swish"),
+        (SEARCH, "early_stopping", "always"),
+        (SEARCH, "early_stopping", 1),
+        (SEARCH, "suppress_ids", (1, "2")),
+        (SEARCH, "suppress_ids", (1, True)),
+        (SEARCH, "max_tokens", False),
+        (TRAINING, "train", "a.tsv"),
+        (TRAINING, "best_by", "rouge"),
+    ],
+)
+def test_an_ill_typed_field_is_named_with_its_value(config, name, value):
+    told = repr(value).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not {told}"):
+        dataclasses.replace(config, **{name: value})
+
+
+def test_a_whole_number_is_a_float():
+    assert dataclasses.replace(SEARCH, length_penalty=2).length_penalty == 2
+
+
+def test_lists_of_json_become_tuples():
+    assert from_dict(SearchConfig, {"suppress_ids": [0, 2]}, "it").suppress_ids == (0, 2)
+    with pytest.raises(ValueError, match=r"^it: beam_size must be int, not \(1,\)"):
+        from_dict(SearchConfig, {"beam_size": [1]}, "it")
+
+
+def test_errors_of_a_nested_stack_name_its_place():
+    for side in ("encoder", "decoder"):
+        data = to_dict(MODEL)
+        data[side] = {**data[side], "num_layers": "six"}
+        with pytest.raises(ValueError, match=f"^config: model: {side}: num_layers must be int, not 'six'"):
+            from_dict(ModelConfig, data, "config: model")
+        data[side] = {"mlp_dims": 64}
+        with pytest.raises(ValueError, match=f"^model: {side} lacks the fields num_heads, num_layers"):
+            from_dict(ModelConfig, data, "model")
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "told"),
+    [
+        *[(STACK, {name: 0}, f"{name} must be more than 0, not 0") for name in ("num_layers", "num_heads", "mlp_dims")],
+        (STACK, {"num_layers": 1001}, "num_layers must be at most 1000, not 1001"),
+        *[
+            (STACK, {name: 10**12}, f"{name} must be at most [0-9]+, not 1000000000000")
+            for name in ("num_layers", "num_heads", "mlp_dims", "max_length", "num_buckets", "max_distance")
+        ],
+        *[
+            (MODEL, {name: 10**12}, f"{name} must be at most [0-9]+, not 1000000000000")
+            for name in ("source_vocab_size", "target_vocab_size", "dims", "head_dims")
+        ],
+        (
+            MODEL,
+            {"dims": 2**17, "encoder": replace(STACK, max_length=513)},
+            "max_length x dims must be at most 67108864",
+        ),
+        (STACK, {"max_length": -1}, "max_length must be more than 0, not -1"),
+        (MODEL, {"source_vocab_size": 0}, "source_vocab_size must be more than 0, not 0"),
+        (MODEL, {"target_vocab_size": -7}, "target_vocab_size must be more than 0, not -7"),
+        (MODEL, {"dims": 0}, "dims must be more than 0, not 0"),
+        (MODEL, {"head_dims": 0}, "head_dims must be more than 0, not 0"),
+        (MODEL, {"head_dims": None, "dims": 30}, "num_heads must divide dims: 4 does not divide 30"),
+        (MODEL, {"share_embeddings": True}, "vocabularies of one size: 300 is not 400; set share_embeddings to false"),
+        (MODEL, {"dropout": 1}, "dropout must be at least 0 and below 1, not 1"),
+        (MODEL, {"dropout": -0.1}, "dropout must be at least 0 and below 1, not -0.1"),
+        (MODEL, {"pad_id": -1}, "pad_id must be a row of the vocabulary: -1 is none of 300"),
+        (MODEL, {"eos_id": 400}, "eos_id must be a row of the vocabulary: 400 is none of 300"),
+        (MODEL, {"start_id": 1000}, "start_id must be a row of the vocabulary: 1000 is none of 300"),
+        (SEARCH, {"beam_size": 0}, "beam_size must be more than 0, not 0"),
+        (SEARCH, {"num_hypotheses": 0}, "num_hypotheses must be more than 0, not 0"),
+        (SEARCH, {"num_hypotheses": 5}, "num_hypotheses must not exceed beam_size: 5 is more than 4; .* larger beam"),
+        (SEARCH, {"max_tokens": 0}, "max_tokens must be more than 0, not 0"),
+        (SEARCH, {"min_tokens": -2}, "min_tokens must not be negative: -2"),
+        (SEARCH, {"max_length_ratio": 0.0}, "max_length_ratio must be more than 0, not 0"),
+        (SEARCH, {"min_length_ratio": -0.5}, "min_length_ratio must not be negative: -0.5"),
+        *[
+            (SEARCH, {"temperature": 1.0, **{name: -1}}, f"{name} must not be negative: -1")
+            for name in ("temperature", "top_k", "min_p", "seed")
+        ],
+        (SEARCH, {"temperature": 1e-39}, "temperature must be 0, or at least 1e-06, not 1e-39"),
+        (SEARCH, {"temperature": 1.0, "top_p": 0.0}, "top_p must be more than 0 and at most 1, not 0.0"),
+        (SEARCH, {"temperature": 1.0, "min_p": 1.5}, "min_p must be at most 1, not 1.5"),
+        (SEARCH, {"seed": 1 << 32}, "seed must be less than 2\\*\\*32, not 4294967296"),
+        (SEARCH, {"top_k": 5}, "top_k is for drawing at random: give a temperature above 0"),
+        (SEARCH, {"temperature": 1.0, "alternatives": True}, "alternatives are not drawn: leave out temperature 1.0"),
+        *[
+            (TRAINING, {name: 0}, f"{name} must be more than 0, not 0")
+            for name in ("steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "accumulate")
+        ],
+        *[
+            (TRAINING, {name: -1}, f"{name} must be more than 0, not -1")
+            for name in ("valid_every", "log_every", "max_length", "keep", "average_checkpoints")
+        ],
+        *[
+            (TRAINING, {name: -1}, f"{name} must not be negative: -1")
+            for name in ("weight_decay", "clip_norm", "samples", "patience")
+        ],
+        (TRAINING, {"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, not 1"),
+        (TRAINING, {"activation_dropout": -1}, "activation_dropout must be at least 0 and below 1, not -1"),
+        (MODEL, {"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, not 1"),
+        (TRAINING, {"betas": (0.9, 1.0)}, "betas must be two numbers, at least 0 and below 1, not .0.9, 1.0"),
+        (TRAINING, {"betas": (0.5, 0.9), "optimizer": "adafactor"}, "'adafactor' has no betas: leave them out"),
+        (TRAINING, {"betas": (0.9,)}, "betas must be two numbers"),
+        (TRAINING, {"weight_decay": 0.1}, "optimizer 'adam' has no weight decay: choose adamw"),
+        *[
+            (TRAINING, {"schedule": name, "steps": 9, "warmup_steps": 9}, "warmup_steps 9 is not less than steps 9")
+            for name in ("cosine", "linear")
+        ],
+        (TRAINING, {"bleu_sentences": 0, "best_by": "chrf"}, "best_by 'chrf' needs sentences to translate"),
+        (TRAINING, {"average_checkpoints": 5}, "keep 2 is less than average_checkpoints"),
+        (TRAINING, {"init": "it", "freeze": ("head",)}, "freeze takes encoder, .*: 'head' is none of them"),
+        (TRAINING, {"freeze": ("encoder",)}, "parts to freeze: give init as well"),
+        (TRAINING, {"init": "it", "preset": "tiny"}, "has its own preset: leave it out with init"),
+        (TRAINING, {"init": "it", "vocab_size": 9}, "has its own vocab_size: leave it out with init"),
+        (TRAINING, {"dims": 512, "num_heads": 7}, "num_heads must divide dims: 7 does not divide 512"),
+        (TRAINING, {"decoder_layers": 0}, "decoder_layers must be more than 0, not 0"),
+        (TRAINING, {"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, not 1.0"),
+        (TRAINING, {"ema_decay": 1}, "ema_decay must be at least 0 and below 1, not 1"),
+        (TRAINING, {"dropout": -0.5}, "dropout must be at least 0 and below 1, not -0.5"),
+        (TRAINING, {"preset": "huge"}, "preset must be one of tiny, small, base, big, not 'huge'"),
+        (TRAINING, {"train": ()}, "at least one corpus to train on"),
+        (TRAINING, {"valid": ()}, "one to validate on"),
+        (TRAINING, {"batch_tokens": 100}, "batch_tokens 100 is less than max_length 256"),
+        (TRAINING, {"seed": -1}, "seed must be at least 0 and below 2\\*\\*32, not -1"),
+        (TRAINING, {"seed": 1 << 32}, "seed must be at least 0 and below 2\\*\\*32, not 4294967296"),
+        (TRAINING, {"bleu_sentences": -1}, "bleu_sentences must not be negative: -1"),
+        (TRAINING, {"bleu_sentences": 0}, "best_by 'bleu' needs sentences to translate: bleu_sentences must not be 0"),
+        (QUANTIZATION, {"bits": 0}, "bits must be one of 4, 8, not 0"),
+        (QUANTIZATION, {"group_size": -1}, "group_size must be one of 32, 64, 128, not -1"),
+    ],
+)
+def test_every_rule(config, changes, told):
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(config, **changes)
+
+
+def test_the_largest_models_are_within_the_limits():
+    """ByT5 and MADLAD of 4,096 numbers, T5 with 128 heads and 65,536 of the network, LED with 16,384 positions."""
+    wide = StackConfig(48, 128, 65536, positions="relative", max_length=8192)
+    assert ModelConfig(256512, 256512, 4096, wide, wide, head_dims=128).dims == 4096
+    long = StackConfig(12, 16, 4096, positions="learned", max_length=16384)
+    assert ModelConfig(50265, 50265, 1024, long, long).encoder.max_length == 16384
+
+
+def test_heads_of_their_own_width_need_not_divide_dims():
+    assert dataclasses.replace(MODEL, dims=30).head_dims == 24
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_heads_of_64(name):
+    assert PRESETS[name].dims % 64 == 0 and PRESETS[name].layers > 0 and PRESETS[name].mlp_dims > 0
+
+
+def test_a_model_that_is_trained_further_has_its_own_form():
+    other = {"preset": "tiny", "norm_first": False, "activation": "gelu", "shared_vocabulary": False}
+    for name in OF_NEW_MODELS:
+        with pytest.raises(ValueError, match=f"has its own {name}: leave it out with init"):
+            replace(TRAINING, init="it", **{name: other.get(name, 4)})
+    assert {*OF_NEW_MODELS} == {
+        *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
+        *("vocab_size", "shared_vocabulary"),
+    }
+
+
+def test_limits_that_just_fit():
+    config = replace(TRAINING, keep=3, average_checkpoints=3, batch_tokens=256, max_length=256)
+    assert replace(config, schedule="cosine", steps=10, warmup_steps=9).warmup_steps == 9
+
+
+def test_the_size_is_the_preset_s_where_nothing_else_is_asked_for():
+    assert replace(TRAINING, preset="tiny").size == Size(2, 2, 128, 512, 2)
+    assert replace(TRAINING, preset="tiny", num_layers=4, dims=192).size == Size(4, 4, 192, 512, 3)
+    assert replace(TRAINING, decoder_layers=1, dims=32, mlp_dims=7).size == Size(3, 1, 32, 7, 1)
+    assert replace(TRAINING, num_heads=8).size.heads == 8

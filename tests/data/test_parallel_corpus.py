@@ -1,0 +1,228 @@
+"""Reading pairs loses or invents none, as often as they are read; SPECs tell files and languages."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+from support.peak_memory import growth
+
+from mlx_transformer.data.parallel_corpus import Corpora, Pair, read_pairs
+
+
+def write(path: Path, content: bytes) -> str:
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return str(path)
+
+
+def numbered(path: Path, count: int, first: int = 0) -> str:
+    return write(path, "".join(f"source {i}\ttarget {i}\n" for i in range(first, first + count)).encode())
+
+
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("last", [True, False])
+def test_files_give_the_same_pairs_however_written(tmp_path, ending, suffix, mark, last):
+    pairs = [("a cat", "un chat"), (" two\u2028lines\x0c\x85", "deux \x0b lignes"), ("3", "trois ")]
+
+    def file(name, lines):
+        content = ending.join(line.encode() for line in lines) + (ending if last else b"")
+        return write(tmp_path / (name + suffix), mark + content)
+
+    table = file("pairs.tsv", ["\t".join(pair) for pair in pairs])
+    two = file("en", [source for source, _ in pairs]) + "::" + file("fr", [target for _, target in pairs])
+    assert read_pairs(table) == read_pairs(two) == (pairs, 0, None, None)
+
+
+BAD_LINES = [
+    (b"no tab here", "one tab, between source and target, but has 0"),
+    (b"", "but has 0"),
+    (b"one\ttwo\tthree", "but has 2"),
+    (b"\tcible", "the source must not be empty"),
+    (b"source\t \xc2\xa0", "the target must not be empty"),
+    (b"source\tcible \xff", r"the target must be UTF-8, but b'\\xff' is not"),
+    (b"\xed\xa0\x80\tcible", "the source must be UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_bad_line_is_named_or_counted(tmp_path, line, message):
+    spec = write(tmp_path / "pairs.tsv", b"a\tb\n" + line + b"\nc\td\n" + line + b"\n")
+    with pytest.raises(ValueError, match=rf"pairs\.tsv, line 2: .*{message}.*--skip-bad-lines"):
+        read_pairs(spec)
+    assert read_pairs(spec, skip_bad_lines=True) == ([("a", "b"), ("c", "d")], 2, None, None)
+
+
+def test_bad_line_of_two_files_takes_its_partner_along(tmp_path):
+    source = write(tmp_path / "en", b"a\n\nc\nd\n")
+    target = write(tmp_path / "fr", b"A\nB\nC\t\xff\nD\n")
+    with pytest.raises(ValueError, match="en::.*fr, line 2: the source must not be empty"):
+        read_pairs(f"{source}::{target}")
+    assert read_pairs(f"{source}::{target}", skip_bad_lines=True) == ([("a", "A"), ("d", "D")], 2, None, None)
+
+
+def test_two_files_may_hold_tabs(tmp_path):
+    spec = write(tmp_path / "en", b"a\tb\n") + "::" + write(tmp_path / "fr", b"A\tB\n")
+    assert read_pairs(spec).pairs == [("a\tb", "A\tB")]
+
+
+@pytest.mark.parametrize(("first", "second", "ended"), [(3, 5, "source"), (5, 3, "target")])
+def test_lines_that_only_one_of_two_files_has_are_bad(tmp_path, first, second, ended):
+    spec = write(tmp_path / "en", b"a\n" * first) + "::" + write(tmp_path / "fr", b"b\n" * second)
+    with pytest.raises(ValueError, match=rf"en::.*fr, line 4: the {ended} file has no such line"):
+        read_pairs(spec)
+    assert read_pairs(spec, skip_bad_lines=True) == ([("a", "b")] * 3, 2, None, None)
+
+
+def test_file_without_pairs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"empty\.tsv must hold at least one pair: found none, 0 bad"):
+        read_pairs(write(tmp_path / "empty.tsv", b""))
+    with pytest.raises(ValueError, match="found none, 2 bad lines"):
+        read_pairs(write(tmp_path / "bad.tsv", b"x\ny\n"), skip_bad_lines=True)
+
+
+@pytest.mark.parametrize("spec", ["{}/none.tsv", "{}/none.gz", "{}/none.en::{}/none.fr"])
+def test_missing_file_is_named(tmp_path, spec):
+    good = write(tmp_path / "good.tsv", b"a\tb\n")
+    with pytest.raises(FileNotFoundError, match=r"there is no .*none\.[a-z]+;"):
+        Corpora([good, spec.format(tmp_path, tmp_path)])
+
+
+def test_damaged_gzip_is_named(tmp_path):
+    whole = gzip.compress("".join(f"{i * i}\t{i}\n" for i in range(5000)).encode())
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    for name, content in (
+        ("cut", whole[:-20]),
+        ("plain", b"a\tb\n"),
+        ("flipped", bytes(flipped)),
+        ("noise", whole[:10] + b"\xff" * 50),
+    ):
+        path = tmp_path / f"{name}.tsv.gz"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}\.tsv\.gz must be a whole gzip file"):
+            read_pairs(str(path), skip_bad_lines=True)
+
+
+def test_dates_are_held_out_by_split_or_by_name():
+    train = {target for _, target in read_pairs("dates").pairs}
+    valid = {target for _, target in read_pairs("dates", split="valid").pairs}
+    test = {target for _, target in read_pairs("dates:test").pairs}
+    assert not train & valid and not train & test and not valid & test
+    assert read_pairs("dates:valid").pairs == read_pairs("dates", split="valid").pairs
+    with pytest.raises(ValueError, match="got 'dev'"):
+        Corpora(["dates:dev"])
+
+
+# Several SPECs
+
+
+def test_corpora_are_read_one_after_the_other_as_often_as_wanted(tmp_path):
+    first, second = numbered(tmp_path / "a.tsv", 3), numbered(tmp_path / "b.tsv.gz", 2, first=3)
+    corpora = Corpora([first, "dates:valid", second])
+    dates = read_pairs("dates:valid").pairs
+    numbers = [(f"source {i}", f"target {i}") for i in range(5)]
+    for _ in range(2):
+        pairs = list(corpora)
+        assert pairs == [Pair(*pair) for pair in numbers[:3] + dates + numbers[3:]]
+    one, other = iter(corpora), iter(corpora)
+    assert [next(one), next(one), next(other), next(one)] == [Pair(*numbers[i]) for i in (0, 1, 0, 2)]
+
+
+def test_bad_lines_of_all_are_counted_anew_in_each_pass(tmp_path):
+    specs = [write(tmp_path / name, b"x\na\tb\n\n") for name in ("a.tsv", "b.tsv")]
+    corpora = Corpora(specs, skip_bad_lines=True)
+    assert corpora.skipped == 0
+    for _ in range(2):
+        assert list(corpora) == [Pair("a", "b")] * 2
+        assert corpora.skipped == 4
+    with pytest.raises(ValueError, match=r"a\.tsv, line 1: a line must have one tab"):
+        list(Corpora(specs))
+
+
+def test_one_corpus_without_pairs_is_refused_among_others(tmp_path):
+    corpora = Corpora([numbered(tmp_path / "a.tsv", 3), write(tmp_path / "b.tsv", b"")])
+    with pytest.raises(ValueError, match=r"b\.tsv must hold at least one pair"):
+        list(corpora)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 99, 100, 101, 1000])
+@pytest.mark.parametrize("size", [1, 2, 100, 1500])
+def test_a_sample_is_spread_evenly(tmp_path, size, count):
+    half = size // 2
+    specs = [numbered(tmp_path / "a.tsv", size - half)]
+    specs += [numbered(tmp_path / "b.tsv", half, first=size - half)] if half else []
+    sample = [int(pair.source.split()[1]) for pair in Corpora(specs).sample(count)]
+    assert len(sample) == min(size, count) and sample == sorted(set(sample))
+    if count:
+        gaps = [after - before for before, after in zip([-1, *sample], [*sample, size], strict=True)]
+        assert max(gaps) <= 3 * size / count + 1
+
+
+# Languages
+
+
+@pytest.mark.parametrize(
+    ("prefix", "source", "target"),
+    [("en:fr=", "en", "fr"), ("eng_Latn:zh-Hans=", "eng_Latn", "zh-Hans"), (":fr=", None, "fr"), ("en:=", "en", None)],
+)
+@pytest.mark.parametrize("kind", ["table", "two", "dates:test"])
+def test_a_spec_tells_languages(tmp_path, prefix, source, target, kind):
+    one = numbered(tmp_path / "pairs.tsv", 2)
+    plain = {"table": one, "two": f"{one}::{one}"}.get(kind, kind)
+    corpora = Corpora([prefix + plain])
+    expected = [Pair(*pair, source, target) for pair in read_pairs(plain).pairs]
+    assert list(corpora) == expected and expected
+    assert corpora.source_languages == [source] * (source is not None)
+    assert corpora.target_languages == [target] * (target is not None)
+    assert read_pairs(prefix + plain) == (read_pairs(plain).pairs, 0, source, target)
+
+
+def test_languages_of_several_specs_are_sorted(tmp_path):
+    path = numbered(tmp_path / "pairs.tsv", 1)
+    corpora = Corpora([f"{pair}={path}" for pair in ("en:fr", "en:de", "de:fr", "aa:cs", "zz:zh")])
+    assert corpora.source_languages == ["aa", "de", "en", "zz"]
+    assert corpora.target_languages == ["cs", "de", "fr", "zh"]
+    assert [pair[2:] for pair in corpora] == [("en", "fr"), ("en", "de"), ("de", "fr"), ("aa", "cs"), ("zz", "zh")]
+    assert Corpora([path]).source_languages == Corpora([path]).target_languages == []
+
+
+@pytest.mark.parametrize(("first", "second", "side"), [("en:fr=", "", "source"), ("en:fr=", "en:=", "target")])
+def test_either_all_specs_tell_a_language_or_none(tmp_path, first, second, side):
+    path = numbered(tmp_path / "pairs.tsv", 1)
+    with pytest.raises(ValueError, match=f"all corpora tell the {side}'s language or none does: {second}.*tells none"):
+        Corpora([first + path, second + path])
+
+
+@pytest.mark.parametrize("spec", ["", "::", "a::", "::b", "en:fr=", ":=dates", "en:fr=::b"])
+def test_a_spec_that_leaves_something_out_is_refused(spec):
+    with pytest.raises(ValueError, match=f"must have names: '{spec}' leaves one out; a SPEC is"):
+        Corpora([spec])
+
+
+def test_an_error_names_the_spec_with_its_languages(tmp_path):
+    path = write(tmp_path / "pairs.tsv", b"a\tb\nc\n")
+    with pytest.raises(ValueError, match=rf"^en:fr={path}, line 2: "):
+        list(Corpora([f"en:fr={path}"]))
+
+
+def test_a_file_may_be_named_like_a_spec_with_languages(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    numbered(tmp_path / "a:b=c.tsv", 1)
+    assert Corpora(["./a:b=c.tsv"]).source_languages == []
+    numbered(tmp_path / "dates", 1)
+    assert read_pairs("dates::dates").pairs == [("source 0\ttarget 0", "source 0\ttarget 0")]
+
+
+# Memory
+
+READ = """
+from mlx_transformer.data.parallel_corpus import Corpora
+corpora = Corpora([source])
+sum(1 for pair in corpora)
+corpora.sample(100)
+"""
+
+
+def test_reading_holds_no_more_than_a_sample(tmp_path):
+    assert growth(READ, numbered(tmp_path / "pairs.tsv", 200_000)) < 10e6

@@ -1,0 +1,854 @@
+"""What must hold for the search: plain loops, brute force and transformers find the same hypotheses and scores.
+
+And a sentence gets the same ones in any batch, whatever leaves it or grows meanwhile.
+"""
+
+import dataclasses
+import itertools
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.plain_search import CLOSE, Teacher, check_equals_plain, plain_search, with_end
+from support.tiny_models import SETTINGS, config, padded, random_model, random_sources, stack
+
+from mlx_transformer.config.model import QuantizationConfig
+from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.decoding import beam_search
+from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
+from mlx_transformer.model.fused_projections import join
+from mlx_transformer.model.quantization import quantize_weights
+from mlx_transformer.model.transformer import Transformer
+
+LENGTHS = (3, 7, 5, 4, 6)
+LENGTH_PENALTIES = (0, 0.6, 1, 2, -1)
+EARLY_STOPPING = (False, True, "never")
+SMALL = config(source_vocab_size=9, target_vocab_size=9, output_bias=True)
+
+
+@pytest.fixture(autouse=True)
+def uncompiled(request):
+    """Most tests compile nothing, for on a CPU every new trace costs seconds."""
+    if "compiled" not in request.node.name:
+        mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Some of its hypotheses end early, some late, some never."""
+    return random_model(SMALL, gain=2, eos_bias=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def other_model():
+    """Separate vocabularies, an output layer of its own, learned positions."""
+    return random_model(SETTINGS["learned_positions"], gain=2, eos_bias=2, seed=2)
+
+
+@pytest.fixture(params=["model", "other_model"])
+def any_model(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def sources(model):
+    return random_sources(model.config, LENGTHS, seed=5)
+
+
+@pytest.fixture(scope="module")
+def teacher(model):
+    return Teacher(model)
+
+
+def naive_greedy(model, source, limit):
+    """The most probable token at each step, without cache."""
+    ids = []
+    while len(ids) < limit:
+        logits = model(mx.array([source]), mx.array([[model.config.start_id, *ids]]))
+        ids.append(mx.argmax(logits[0, -1]).item())
+        if ids[-1] == model.config.eos_id:
+            break
+    return tuple(ids)
+
+
+def test_a_beam_of_one_is_the_naive_argmax(any_model):
+    model = any_model
+    sources = random_sources(model.config, LENGTHS, seed=5)
+    found = generate_ids(model, padded(sources, model.config), SearchConfig(max_tokens=12))
+    expected = [naive_greedy(model, source, limit=12) for source in sources]
+    assert [with_end(h, model.config.eos_id) for (h,) in found] == expected
+    assert len(set(map(len, expected))) > 1
+
+
+def teacher_forced(model, source, hypothesis, length_penalty, given=0):
+    """The score of a hypothesis from one pass over it, without the `given` tokens at its beginning."""
+    ids = with_end(hypothesis, model.config.eos_id)
+    logits = model(mx.array([source]), mx.array([[model.config.start_id, *ids[:-1]]]))
+    logits = np.array(logits[0], np.float64)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return logprobs[np.arange(len(ids)), ids][given:].sum() / (len(ids) - given) ** length_penalty
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("length_penalty", LENGTH_PENALTIES)
+def test_a_score_is_the_teacher_forced_score(any_model, beam_size, length_penalty, tolerance):
+    model = any_model
+    sources = random_sources(model.config, LENGTHS, seed=5)
+    search = SearchConfig(beam_size, beam_size, max_tokens=9, length_penalty=length_penalty)
+    reasons = set()
+    for source, hypotheses in zip(sources, generate_ids(model, padded(sources, model.config), search), strict=True):
+        for hypothesis in hypotheses:
+            expected = teacher_forced(model, source, hypothesis, length_penalty)
+            assert hypothesis.score == pytest.approx(expected, abs=tolerance(CLOSE))
+            reasons.add(hypothesis.finish_reason)
+    assert reasons == {"stop", "length"}
+
+
+# Content tokens, most tokens, and the number of sequences that there are: those that end, and those that are cut.
+@pytest.mark.parametrize("content, limit, count", [(3, 3, 1 + 3 + 9 * 4), (2, 4, 1 + 2 + 4 + 8 * 3)])
+@pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
+@pytest.mark.parametrize("length_penalty", LENGTH_PENALTIES)
+def test_a_wide_beam_is_brute_force(content, limit, count, early_stopping, length_penalty, tolerance):
+    vocab = 3 + content
+    model = random_model(config(source_vocab_size=vocab, target_vocab_size=vocab, output_bias=True), eos_bias=0.5)
+    teacher = Teacher(model)
+    source = random_sources(model.config, [5])[0]
+    eos_id = model.config.eos_id
+    tokens = [eos_id, *range(3, vocab)]
+    expected = []
+    for ids in itertools.chain(*(itertools.product(tokens, repeat=n) for n in range(1, limit + 1))):
+        if eos_id not in ids[:-1] and (ids[-1] == eos_id or len(ids) == limit):
+            logprob = sum(teacher(source, [ids[:i]])[0, token] for i, token in enumerate(ids))
+            expected.append((logprob / len(ids) ** length_penalty, ids))
+    expected.sort(reverse=True)
+    assert len(expected) == count
+
+    # Wide enough for all: no sequence is ever cut off, and none may stop the search before the last.
+    search = SearchConfig(count, count, limit, 0, length_penalty, early_stopping, suppress_ids=(0, 2))
+    found = generate_ids(model, mx.array([source]), search)[0]
+    assert {with_end(h, eos_id) for h in found} == {ids for _, ids in expected}
+    np.testing.assert_allclose([h.score for h in found], [score for score, _ in expected], atol=tolerance(CLOSE))
+
+
+@pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
+@pytest.mark.parametrize("length_penalty", LENGTH_PENALTIES)
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 4])
+def test_beam_search_is_the_plain_one(teacher, sources, beam_size, length_penalty, early_stopping, tolerance):
+    search = SearchConfig(beam_size, beam_size, 8, 0, length_penalty, early_stopping)
+    check_equals_plain(teacher, sources, search, tolerance)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize(
+    "changes",
+    [{"min_tokens": 4}, {"suppress_ids": (0, 4, 7)}, {"max_tokens": 1}, {"min_tokens": 8}, {"suppress_ids": (1,)}],
+    ids=str,
+)
+def test_constrained_search_is_the_plain_one(teacher, sources, beam_size, changes, tolerance):
+    search = dataclasses.replace(SearchConfig(beam_size, beam_size, 8), **changes)
+    check_equals_plain(teacher, sources, search, tolerance)
+
+
+@pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
+def test_the_plain_search_of_a_model_with_two_vocabularies(other_model, early_stopping, tolerance):
+    sources = random_sources(other_model.config, LENGTHS, seed=5)
+    search = SearchConfig(4, 3, 8, early_stopping=early_stopping)
+    check_equals_plain(Teacher(other_model), sources, search, tolerance)
+
+
+@pytest.mark.parametrize("length_penalty", [-0.3, -0.6, -1])
+def test_with_a_negative_penalty_shorter_is_better_so_nothing_is_gained_later(sources, length_penalty, tolerance):
+    teacher = Teacher(random_model(SMALL, gain=2, eos_bias=4, seed=5))
+    search = SearchConfig(3, 3, 12, 0, length_penalty, early_stopping="never")
+    check_equals_plain(teacher, sources, search, tolerance)
+
+
+@pytest.mark.parametrize("max_tokens", [32, 33, 70])
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_long_targets_outgrow_the_first_capacity(sources, beam_size, max_tokens, tolerance):
+    long = dataclasses.replace(SMALL, decoder=stack(max_length=70))
+    teacher = Teacher(random_model(long, gain=2, seed=2))
+    search = SearchConfig(beam_size, beam_size, max_tokens, suppress_ids=(1,))
+    assert check_equals_plain(teacher, sources[:2], search, tolerance) == [max_tokens] * 2
+
+
+def assert_same(actual, expected, tolerance):
+    for hypotheses, others in zip(actual, expected, strict=True):
+        assert [(h.ids, h.finish_reason) for h in hypotheses] == [(h.ids, h.finish_reason) for h in others]
+        scores = [[h.score for h in group] for group in (hypotheses, others)]
+        np.testing.assert_allclose(*scores, atol=tolerance(CLOSE))
+
+
+@pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
+@pytest.mark.parametrize("beam_size", [1, 3, 4])
+def test_a_sentence_in_any_batch_is_the_sentence_alone(model, sources, beam_size, early_stopping, tolerance):
+    search = SearchConfig(beam_size, beam_size, 20, early_stopping=early_stopping)
+    alone = [generate_ids(model, mx.array([source]), search)[0] for source in sources]
+    lengths = {len(hypothesis.ids) for hypotheses in alone for hypothesis in hypotheses}
+    assert len(lengths) >= 3, "the sentences must end at different steps"
+    assert_same(generate_ids(model, padded(sources, model.config), search), alone, tolerance)
+    assert_same(generate_ids(model, padded(sources[::-1], model.config, 16), search), alone[::-1], tolerance)
+    assert_same(generate_ids(model, padded(sources[1:3], model.config), search), alone[1:3], tolerance)
+
+
+@pytest.mark.parametrize("num_hypotheses", [1, 3, 4])
+def test_hypotheses_are_as_many_as_asked_for_distinct_and_best_first(model, sources, num_hypotheses):
+    search = SearchConfig(4, num_hypotheses, max_tokens=8)
+    best = generate_ids(model, padded(sources, model.config), dataclasses.replace(search, num_hypotheses=4))
+    for hypotheses, all_four in zip(generate_ids(model, padded(sources, model.config), search), best, strict=True):
+        assert hypotheses == all_four[:num_hypotheses]
+        assert len(hypotheses) == num_hypotheses
+        assert len({with_end(h, 1) for h in hypotheses}) == num_hypotheses
+        scores = [h.score for h in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+
+
+def test_fewer_hypotheses_where_no_more_exist(model, sources):
+    search = SearchConfig(4, 4, max_tokens=1, suppress_ids=tuple(range(2, 8)))
+    for hypotheses in generate_ids(model, padded(sources, model.config), search):
+        assert {with_end(h, 1) for h in hypotheses} == {(1,), (8,)}
+
+
+def test_limits_of_sources_hold_for_each(teacher, sources, tolerance):
+    limits = [1, 9, 2, 5, 3]
+    for beam_size in (1, 3):
+        for early_stopping in EARLY_STOPPING:
+            search = SearchConfig(beam_size, beam_size, early_stopping=early_stopping)
+            check_equals_plain(teacher, sources, search, tolerance, limits)
+
+
+def test_the_finish_reason_tells_an_end_from_a_cut(model, sources):
+    source = padded(sources, model.config)
+    for (hypothesis,) in generate_ids(model, source, SearchConfig(max_tokens=5, suppress_ids=(1,))):
+        assert (hypothesis.finish_reason, len(hypothesis.ids)) == ("length", 5)
+    for (hypothesis,) in generate_ids(model, source, SearchConfig(max_tokens=5, suppress_ids=(0, *range(2, 9)))):
+        assert (hypothesis.finish_reason, hypothesis.ids) == ("stop", [])
+
+
+def test_limits_never_exceed_the_positions(model, sources):
+    source = padded(sources, model.config)
+    endless = SearchConfig(suppress_ids=(model.config.eos_id,))
+    for limits in (None, [500] * len(sources)):
+        found = generate_ids(model, source, endless, limits)
+        assert [len(hypothesis.ids) for (hypothesis,) in found] == [40] * len(sources)
+
+
+def test_the_models_own_search_is_the_default(model, sources):
+    source = padded(sources, model.config)
+    ours = Transformer(SMALL, search_defaults=SearchConfig(3, 2, max_tokens=4))
+    ours.eval()
+    ours.update(model.parameters())
+    assert generate_ids(ours, source) == generate_ids(model, source, ours.search_defaults)
+
+
+def test_no_sources_give_no_hypotheses(model, sources):
+    assert generate_ids(model, padded(sources, model.config)[:0], SearchConfig()) == []
+
+
+def test_sources_longer_than_the_positions_are_refused(model):
+    with pytest.raises(ValueError, match="A source must be at most 40 tokens long, not 41: shorten or split it."):
+        generate_ids(model, mx.full((1, 41), 3))
+
+
+def test_compiled_search_is_the_uncompiled_one_and_sees_new_weights(sources, tolerance):
+    model = random_model(SMALL)
+    source = padded(sources, SMALL)
+    search = SearchConfig(3, 3, max_tokens=40, min_tokens=2, length_penalty=0.6, suppress_ids=(0,))
+    results = []
+    for seed in (0, 1):
+        model.update(random_model(SMALL, gain=2, seed=seed).parameters())
+        compiled = generate_ids(model, source, search)
+        mx.disable_compile()
+        results.append(generate_ids(model, source, search))
+        mx.enable_compile()
+        assert_same(compiled, results[-1], tolerance)
+    assert max(len(h.ids) for hypotheses in results[0] for h in hypotheses) > 32
+    assert results[0] != results[1]
+
+
+# Marian's name -> ours, inside a layer.
+MARIAN = {
+    "self_attn.q_proj": "self_attention.query_proj",
+    "self_attn.k_proj": "self_attention.key_proj",
+    "self_attn.v_proj": "self_attention.value_proj",
+    "self_attn.out_proj": "self_attention.out_proj",
+    "self_attn_layer_norm": "self_attention_residual.norm",
+    "encoder_attn.q_proj": "cross_attention.query_proj",
+    "encoder_attn.k_proj": "cross_attention.key_proj",
+    "encoder_attn.v_proj": "cross_attention.value_proj",
+    "encoder_attn.out_proj": "cross_attention.out_proj",
+    "encoder_attn_layer_norm": "cross_attention_residual.norm",
+    "fc1": "feed_forward.up_proj",
+    "fc2": "feed_forward.down_proj",
+    "final_layer_norm": "feed_forward_residual.norm",
+}
+MARIAN_PAD, MARIAN_EOS = 18, 0
+
+
+def marian_pair(activation, seed):
+    """A tiny random Marian of transformers, whose start token is its padding, and ours with the same weights."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    torch.set_num_threads(1)  # its threads wait for each other busily: on a loaded machine that takes minutes
+    theirs = transformers.MarianMTModel(
+        transformers.MarianConfig(
+            vocab_size=19,
+            d_model=16,
+            encoder_layers=2,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=20,
+            max_position_embeddings=40,
+            activation_function=activation,
+            scale_embedding=True,
+            pad_token_id=MARIAN_PAD,
+            eos_token_id=MARIAN_EOS,
+            decoder_start_token_id=MARIAN_PAD,
+            forced_eos_token_id=None,
+        )
+    ).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in theirs.named_parameters():
+        if "embed_positions" not in name:
+            deviation = 0.5 if name == "model.shared.weight" else 0.3
+            torch.nn.init.normal_(parameter, 1.0 if "norm.weight" in name else 0.0, deviation, generator=generator)
+    torch.nn.init.normal_(theirs.final_logits_bias, generator=generator)
+    theirs.final_logits_bias[0, MARIAN_EOS] = 6.0
+
+    state = theirs.state_dict()
+    table = theirs.model.encoder.embed_positions.weight  # sines in the left half, cosines in the right
+    weights = {"source_embedding.weight": state["model.shared.weight"], "output_bias": state["final_logits_bias"][0]}
+    weights |= {f"{name}.positions.weight": table for name in ("encoder", "decoder")}
+    for name, value in state.items():
+        if name.startswith(("model.encoder.layers", "model.decoder.layers")):
+            _, name, _, layer, part = name.split(".", 4)
+            part, kind = part.rsplit(".", 1)
+            weights[f"{name}.layers.{layer}.{MARIAN[part]}.{kind}"] = value
+    ours = random_model(
+        config(
+            encoder=stack(num_layers=2, num_heads=2, mlp_dims=24),
+            decoder=stack(num_layers=1, num_heads=4, mlp_dims=20),
+            output_bias=True,
+            activation={"swish": "silu", "relu": "relu"}[activation],
+            pad_id=MARIAN_PAD,
+            eos_id=MARIAN_EOS,
+            start_id=MARIAN_PAD,
+        )
+    )
+    arrays = {name: mx.array(value.detach().numpy()) for name, value in weights.items()}
+    ours.load_weights(list(join(arrays).items()))
+    return theirs, ours
+
+
+@pytest.fixture(scope="module", params=["swish", "relu"])
+def marian(request):
+    theirs, ours = marian_pair(request.param, seed=0)
+    sources = np.random.default_rng(0).integers(1, MARIAN_PAD, (6, 9))
+    for row, length in zip(sources, (9, 4, 7, 3, 8, 5), strict=True):
+        row[length - 1] = MARIAN_EOS
+        row[length:] = MARIAN_PAD
+    return theirs, ours, sources
+
+
+@pytest.mark.torch
+def test_logits_equal_those_of_transformers(marian, tolerance):
+    import torch
+
+    theirs, ours, sources = marian
+    target = np.random.default_rng(1).integers(0, 19, (len(sources), 7))
+    target[:, 0] = MARIAN_PAD
+    with torch.no_grad():
+        logits = theirs(
+            input_ids=torch.tensor(sources),
+            attention_mask=torch.tensor(sources != MARIAN_PAD).long(),
+            decoder_input_ids=torch.tensor(target),
+        ).logits
+    found = ours(mx.array(sources.astype(np.int32)), mx.array(target.astype(np.int32)))
+    np.testing.assert_allclose(np.array(found), logits.numpy(), atol=tolerance(CLOSE))
+
+
+def check_equals_transformers(marian, search, tolerance):
+    import torch
+
+    theirs, ours, sources = marian
+    output = theirs.generate(
+        torch.tensor(sources),
+        attention_mask=torch.tensor(sources != MARIAN_PAD).long(),
+        num_beams=search.beam_size,
+        num_return_sequences=search.num_hypotheses,
+        max_new_tokens=search.max_tokens,
+        min_length=search.min_tokens,  # counts the start token, but not the end token
+        length_penalty=search.length_penalty if search.beam_size > 1 else None,
+        early_stopping=search.early_stopping if search.beam_size > 1 else None,
+        suppress_tokens=list(search.suppress_ids),
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    expected = [tuple(i for i in row[1:].tolist() if i != MARIAN_PAD) for row in output.sequences]
+    found = generate_ids(ours, mx.array(sources.astype(np.int32)), search)
+    found = [hypothesis for hypotheses in found for hypothesis in hypotheses]
+    assert [with_end(hypothesis, MARIAN_EOS) for hypothesis in found] == expected
+    if search.beam_size > 1:  # greedy search of transformers gives no scores
+        scores = [hypothesis.score for hypothesis in found]
+        np.testing.assert_allclose(scores, output.sequences_scores.numpy(), atol=tolerance(CLOSE))
+    return {hypothesis.finish_reason for hypothesis in found}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0, 2.0])
+def test_beams_equal_those_of_transformers(marian, length_penalty, early_stopping, tolerance):
+    for beam_size, num_hypotheses in ((3, 1), (4, 4)):
+        search = SearchConfig(
+            beam_size, num_hypotheses, 8, 0, length_penalty, early_stopping, suppress_ids=(MARIAN_PAD,)
+        )
+        assert "stop" in check_equals_transformers(marian, search, tolerance)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("min_tokens", [0, 4])
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_limits_equal_those_of_transformers(marian, beam_size, min_tokens, tolerance):
+    search = SearchConfig(beam_size, max_tokens=6, min_tokens=min_tokens, suppress_ids=(MARIAN_PAD, 3))
+    check_equals_transformers(marian, search, tolerance)
+
+
+def test_padding_is_never_generated(model, sources):
+    eager = random_model(SMALL, gain=2, eos_bias=0, seed=1)
+    eager.output_bias = mx.where(mx.arange(9) == 0, 50.0, eager.output_bias)
+    for beam_size in (1, 3):
+        for hypotheses in generate_ids(eager, padded(sources, SMALL), SearchConfig(beam_size, beam_size, 6)):
+            assert all(0 not in hypothesis.ids for hypothesis in hypotheses)
+
+
+@pytest.mark.parametrize("beam_size, repetition_penalty", [(1, 1.0), (3, 1.0), (3, 1.5)])
+def test_each_source_may_have_a_start_and_a_forced_first_token_of_its_own(
+    model, sources, beam_size, repetition_penalty, tolerance
+):
+    search = SearchConfig(beam_size=beam_size, max_tokens=9, repetition_penalty=repetition_penalty)
+    starts, firsts = [2, 5, 3, 7, 2], [4, 4, 6, 3, 8]
+    batch = padded(sources, model.config)
+    found = generate_ids(model, batch, search, start_ids=starts, forced_bos_ids=firsts)
+    free = generate_ids(model, batch, search, start_ids=starts)
+    for row, (source, start, first) in enumerate(zip(sources, starts, firsts, strict=True)):
+        alone = Transformer(dataclasses.replace(model.config, start_id=start), search)
+        alone.update(model.parameters())
+        alone.eval()
+        for result, rules in ((found[row], {"forced_bos_id": first}), (free[row], {})):
+            (expected,) = generate_ids(alone, mx.array([source]), dataclasses.replace(search, **rules))
+            assert [h.ids for h in result] == [h.ids for h in expected]
+            np.testing.assert_allclose([h.score for h in result], [h.score for h in expected], atol=tolerance(CLOSE))
+        assert found[row][0].ids[0] == first
+    assert [h.ids for (h,) in free] != [h.ids for (h,) in generate_ids(model, batch, search)]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"start_ids": [2]}, {"start_ids": [2, 2, 2, 2, 9]}, {"forced_bos_ids": [0, 1, 2, 3, -1]}]
+)
+def test_starts_are_tokens_one_for_each_source(model, sources, changes):
+    with pytest.raises(ValueError, match="_ids must be 5 numbers from 0 to 8, one for each source"):
+        generate_ids(model, padded(sources, model.config), SearchConfig(max_tokens=3), **changes)
+
+
+PREFIXES = [[], [5], [4, 8, 3], [7, 1, 7], [3, 4, 5, 6, 7]]  # one with an end token in it, which ends nothing
+
+
+@pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
+@pytest.mark.parametrize("beam_size", [1, 3, 4])
+def test_a_search_goes_on_from_prefixes_as_the_plain_one(teacher, sources, beam_size, early_stopping, tolerance):
+    """They count in no score, no length and no limit, whether all of them, some or none were read at once."""
+    search = SearchConfig(beam_size, beam_size, 8, 3, 0.6, early_stopping)
+    for prefixes in (PREFIXES, [[*prefix, 6] for prefix in PREFIXES[::-1]], [[4, 8]] * 5):
+        check_equals_plain(teacher, sources, search, tolerance, prefixes=prefixes)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_forced_first_token_comes_before_a_prefix_and_only_once(model, teacher, sources, beam_size, tolerance):
+    free = SearchConfig(beam_size, beam_size, 6)
+    search = dataclasses.replace(free, forced_bos_id=6)
+    whole = [[], [6, 5], [6, 8, 3], [6, 7, 7], [6]]
+    check_equals_plain(teacher, sources, search, tolerance, prefixes=whole)
+    batch = padded(sources, model.config)
+    expected = generate_ids(model, batch, search, prefix_ids=whole)
+    assert expected == generate_ids(model, batch, search, prefix_ids=[[], [5], [8, 3], [7, 7], [6]])
+
+    firsts = [4, 4, 6, 3, 8]
+    whole = [[first, *prefix] for first, prefix in zip(firsts, [[7], *PREFIXES[1:]], strict=True)]
+    found = generate_ids(model, batch, search, forced_bos_ids=firsts, prefix_ids=[[7], *PREFIXES[1:]])
+    assert_same(found, generate_ids(model, batch, free, prefix_ids=whole), tolerance)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("prefixes", [None, PREFIXES], ids=["free", "prefixes"])
+def test_limits_that_follow_the_source_are_those_of_the_plain_search(teacher, sources, beam_size, prefixes, tolerance):
+    for ratios in ((1.5, 0.0), (1.5, 0.8), (2.0, 2.0), (0.2, 0.9)):
+        search = SearchConfig(beam_size, beam_size, max_length_ratio=ratios[0], min_length_ratio=ratios[1])
+        check_equals_plain(teacher, sources, search, tolerance, prefixes=prefixes)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+@pytest.mark.parametrize("lengths", [(0, 20, 33, 64, 72), (31, 32, 33, 40, 40), (63, 64, 65, 79, 70)])
+def test_prefixes_of_any_length_are_read(sources, beam_size, lengths, tolerance):
+    long = dataclasses.replace(SMALL, decoder=stack(max_length=80))
+    prefixes = [np.random.default_rng(n).integers(3, 9, n).tolist() for n in lengths]
+    search = SearchConfig(beam_size, beam_size, 10)
+    check_equals_plain(Teacher(random_model(long, gain=2, seed=2)), sources, search, tolerance, prefixes=prefixes)
+
+
+def test_a_prefix_leaves_room_for_one_token_at_least(model, sources):
+    source = padded(sources[:1], model.config)
+    (found,) = generate_ids(model, source, SearchConfig(suppress_ids=(1,)), prefix_ids=[[3] * 39])
+    assert (len(found[0].ids), found[0].finish_reason) == (40, "length")
+    for search, prefix in ((SearchConfig(), [3] * 40), (SearchConfig(forced_bos_id=4), [3] * 39)):
+        with pytest.raises(ValueError, match="40 tokens fill the decoder's 40 positions; shorten it"):
+            generate_ids(model, source, search, prefix_ids=[prefix])
+
+
+@pytest.mark.parametrize("begin", [generate_ids, lambda *asked, **more: next(stream_ids(*asked, **more))])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"forced_bos_ids": [1, 2]}, r"forced_bos_ids must be 1 numbers from 0 to 8, .* not \[1, 2\]"),
+        ({"prefix_ids": [[3], [4]]}, "prefix_ids must be 1 lists of token ids, one for each source, not 2"),
+        ({"prefix_ids": [[3], [4]], "forced_bos_ids": [5]}, "prefix_ids must be 1 lists"),
+        ({"prefix_ids": [[9]]}, r"prefix_ids must be token ids from 0 to 8, not \[9\]"),
+        ({"start_ids": [9]}, r"start_ids must be 1 numbers from 0 to 8, .* not \[9\]"),
+        ({"lines": [-1]}, r"lines must be 1 numbers from 0 to 4294967295, .* not \[-1\]"),
+    ],
+)
+def test_what_is_asked_for_is_checked_however_it_is_given(model, sources, begin, changes, message):
+    with pytest.raises(ValueError, match=message):
+        begin(model, padded(sources[:1], model.config), SearchConfig(max_tokens=3), **changes)
+
+
+RULES = {
+    "no_repeat_ngram_size": 4,
+    "source_no_repeat_ngram_size": 2,
+    "repetition_penalty": 1.2,
+    "bad_words": ((3, 4), (5,)),
+    "min_length_ratio": 2.0,
+}
+SEARCHES = {
+    "greedy": SearchConfig(),
+    "beam": SearchConfig(3, 3, length_penalty=0.6),
+    "sampling": SearchConfig(3, 2, temperature=0.7, top_k=6, top_p=0.95, seed=3),
+    "alternatives": SearchConfig(3, 3, alternatives=True),
+    "greedy with rules": SearchConfig(**RULES),
+    "beam with rules": SearchConfig(3, 3, **RULES),
+    "sampling with rules": SearchConfig(3, 3, temperature=1.0, min_p=0.02, **RULES),
+}
+
+
+def search_alone(model, sources, search, limits=None, prefixes=None, columns=0):
+    """Each source in a batch of its own."""
+    return [
+        generate_ids(
+            model,
+            padded([source], model.config, columns),
+            search,
+            limits and limits[row : row + 1],
+            prefix_ids=prefixes and prefixes[row : row + 1],
+            lines=[row],
+        )[0]
+        for row, source in enumerate(sources)
+    ]
+
+
+def leaving_model(eos_bias):
+    return random_model(dataclasses.replace(SMALL, decoder=stack(max_length=100)), gain=2, eos_bias=eos_bias, seed=1)
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_what_is_done_leaves_the_batch_and_changes_nothing(kind, monkeypatch, tolerance):
+    """Also at the steps at which the capacity grows: 32 and 64."""
+    model = leaving_model(eos_bias=3 if "rules" in kind else -2)
+    lengths = [3, 12, 5, 9, 10, 5, 7, 4, 6]
+    sources = random_sources(model.config, lengths, seed=5)
+    last = [32, 90, 31, 9, 70, 30, 64, 32, 29]
+    prefixes = [[], [4, 8, 3], [], [7], [5] * 40, [], [], [3, 6], []]
+    limits = [n - len(prefix) for n, prefix in zip(last, prefixes, strict=True)]
+    search = dataclasses.replace(SEARCHES[kind], suppress_ids=(1,) if "rules" not in kind else ())
+    sizes, step = [], beam_search.step
+
+    def counting(model, search, state, memory, request):
+        sizes.append(len(state.tokens))
+        return step(model, search, state, memory, request)
+
+    monkeypatch.setattr(beam_search, "step", counting)
+    found = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
+    monkeypatch.undo()
+    assert_same(found, search_alone(model, sources, search, limits, prefixes), tolerance)
+    if "rules" not in kind:  # where some end before their limits
+        assert [len(hypotheses[0].ids) for hypotheses in found] == last
+        assert sizes == [9] * 33 + [4] * 32 + [2] * 8 + [1] * 17
+    assert sizes[0] == 9 and sizes[-1] == 1 and set(sizes) <= {9, 4, 2, 1}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_of_these_rules_changes_something(rule):
+    """Else the test above would show nothing."""
+    model = leaving_model(eos_bias=3)
+    source = padded(random_sources(model.config, [5, 9, 7]), model.config)
+    search = dataclasses.replace(SEARCHES["beam with rules"], max_tokens=25)
+    free = dataclasses.replace(search, **{rule: vars(SearchConfig())[rule]})
+    assert generate_ids(model, source, free) != generate_ids(model, source, search)
+
+
+SETTINGS_PREFIXES = [[], [5, 6], [7], [8, 8, 8], [3]]
+BY_KIND = {
+    "greedy": (SEARCHES["greedy"], None),
+    "beam": (SEARCHES["beam"], None),
+    "sampling": (SEARCHES["sampling"], None),
+    "alternatives": (SEARCHES["alternatives"], SETTINGS_PREFIXES),
+    "prefix": (SEARCHES["beam"], SETTINGS_PREFIXES),
+}
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_neither_the_batch_nor_padding_changes_anything(setting, kind, tolerance):
+    model = random_model(SETTINGS[setting], gain=2, seed=1)
+    sources = random_sources(model.config, LENGTHS, seed=5)
+    search, prefixes = BY_KIND[kind]
+    search = dataclasses.replace(search, max_tokens=7)
+    alone = search_alone(model, sources, search, prefixes=prefixes)
+    for columns in (0, 13, 24):
+        found = generate_ids(model, padded(sources, model.config, columns), search, prefix_ids=prefixes)
+        assert_same(found, alone, tolerance)
+    order = [3, 0, 4, 2]
+    found = generate_ids(
+        model,
+        padded([sources[row] for row in order], model.config),
+        search,
+        prefix_ids=prefixes and [prefixes[row] for row in order],
+        lines=order,
+    )
+    assert_same(found, [alone[row] for row in order], tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting, kind", [("relative_positions", "sampling"), ("learned_positions", "prefix")])
+def test_every_kind_of_search_compiled_is_the_uncompiled_one(setting, kind, tolerance):
+    model = random_model(SETTINGS[setting], gain=2, seed=1)
+    source = padded(random_sources(model.config, (3, 7, 5, 4, 6, 2, 8, 4), seed=5), model.config)
+    search, prefixes = BY_KIND[kind]
+    prefixes = prefixes and [*prefixes, [4], [4, 4], [9]]
+    limits = [1, 2, 20, 3, 1, 2, 3, 1]  # so that some leave the batch
+    compiled = generate_ids(model, source, search, limits, prefix_ids=prefixes)
+    mx.disable_compile()
+    assert_same(compiled, generate_ids(model, source, search, limits, prefix_ids=prefixes), tolerance)
+    mx.enable_compile()
+
+
+def check_sound(model, kind):
+    """Hypotheses in any type of numbers: as many as asked for, of the vocabulary, with scores that are numbers."""
+    sources = random_sources(model.config, LENGTHS, seed=5)
+    search, prefixes = BY_KIND[kind]
+    search = dataclasses.replace(search, max_tokens=7)
+    found = generate_ids(model, padded(sources, model.config), search, prefix_ids=prefixes)
+    for hypotheses, prefix in zip(found, prefixes or [[]] * len(sources), strict=True):
+        assert len(hypotheses) == search.num_hypotheses
+        for hypothesis in hypotheses:
+            assert np.isfinite(hypothesis.score) and hypothesis.score <= 0
+            assert hypothesis.ids[: len(prefix)] == prefix
+            assert all(0 < i < model.config.target_vocab_size for i in hypothesis.ids)
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_half_precision_gives_sound_hypotheses(setting, kind):
+    for dtype in (mx.float16, mx.bfloat16):
+        model = random_model(SETTINGS[setting], gain=2, seed=1)
+        model.set_dtype(dtype)
+        assert model.dtype == dtype
+        check_sound(model, kind)
+
+
+@pytest.mark.parametrize("kind", BY_KIND)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_models_give_sound_hypotheses(bits, kind):
+    wide = stack(mlp_dims=64)
+    model = random_model(config(dims=32, encoder=wide, decoder=wide), gain=2, seed=1)
+    quantize_weights(model, QuantizationConfig(bits, 32))
+    check_sound(model, kind)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "beam", "sampling"])
+def test_hundreds_of_sentences_in_random_batches_are_the_same_alone(kind, tolerance):
+    model = random_model(config(output_bias=True), gain=2, eos_bias=2, seed=3)
+    search = dataclasses.replace(SEARCHES[kind], max_length_ratio=1.0, min_length_ratio=0.3, no_repeat_ngram_size=3)
+    count, rng = 120, np.random.default_rng(0)
+    sources = random_sources(model.config, 1 + rng.geometric(0.12, count).clip(0, 39), seed=1)
+    prefixes = [rng.integers(3, 19, rng.integers(1, 8)).tolist() if rng.random() < 0.3 else [] for _ in sources]
+    order, found = rng.permutation(count).tolist(), {}
+    while order:
+        rows, order = order[: (size := rng.integers(1, 33))], order[size:]
+        asked = {"prefix_ids": [prefixes[row] for row in rows], "lines": rows}
+        results = generate_ids(model, padded([sources[row] for row in rows], model.config), search, **asked)
+        found |= dict(zip(rows, results, strict=True))
+    assert_same([found[row] for row in range(count)], search_alone(model, sources, search, None, prefixes), tolerance)
+
+
+def test_what_is_drawn_depends_on_seed_and_line_and_nothing_else(model, sources, tolerance):
+    """The batch is tested above, with all the other searches."""
+    search = SearchConfig(3, 3, max_tokens=8, temperature=1.5)
+    same = padded([sources[1]] * 4, model.config)
+
+    def ids(search, lines):
+        return [[h.ids for h in hypotheses] for hypotheses in generate_ids(model, same, search, lines=lines)]
+
+    first = ids(search, [0, 1, 2, 1])
+    assert first[1] == first[3] == ids(search, [1, 5, 6, 7])[0]
+    drawn = [tuple(each) for line in first[:3] for each in line]
+    assert len(set(drawn)) >= 8, "of nine drawn at random hardly two are alike"
+    assert ids(dataclasses.replace(search, seed=1), [0, 1, 2, 1]) != first
+    assert ids(search, None) == ids(search, [0, 1, 2, 3])
+
+
+def test_whole_hypotheses_are_drawn_as_often_as_they_are_probable():
+    vocab, limit, rows, temperature = 6, 3, 600, 1.4
+    model = random_model(config(source_vocab_size=vocab, target_vocab_size=vocab, output_bias=True), eos_bias=0.5)
+    teacher, (source,) = Teacher(model), random_sources(model.config, [5])
+    expected, unfinished = {}, {(): 1.0}
+    for length in range(1, limit + 1):
+        for ids, probability in list(unfinished.items()):
+            weights = np.exp(teacher(source, [ids])[0] / temperature)
+            weights[[model.config.pad_id]] = 0
+            del unfinished[ids]
+            for token, weight in enumerate(weights / weights.sum()):
+                ended = token == model.config.eos_id or length == limit
+                (expected if ended else unfinished)[(*ids, token)] = probability * weight
+    assert sum(expected.values()) == pytest.approx(1)
+
+    search = SearchConfig(4, 4, limit, temperature=temperature)
+    found = generate_ids(model, mx.array([source] * rows), search)
+    drawn = [with_end(h, model.config.eos_id) for hypotheses in found for h in hypotheses]
+    likely = [ids for ids, probability in expected.items() if probability * len(drawn) >= 5]
+    counts = np.array([drawn.count(ids) for ids in likely])
+    means = np.array([expected[ids] for ids in likely]) * len(drawn)
+    assert len(likely) > 30 and counts.sum() > 0.95 * len(drawn) == 0.95 * 4 * rows
+    assert ((counts - means) ** 2 / means).sum() <= len(likely) + 4 * np.sqrt(2 * len(likely))
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_of_drawn_hypotheses_the_best_come_first_with_teacher_forced_scores(any_model, length_penalty, tolerance):
+    """Temperature, filters and prefixes enter no score."""
+    model = any_model
+    sources = random_sources(model.config, LENGTHS, seed=5)
+    search = SearchConfig(4, 4, max_tokens=8, length_penalty=length_penalty, temperature=1.7, top_k=7, top_p=0.97)
+    source = padded(sources, model.config)
+    found = generate_ids(model, source, search, prefix_ids=PREFIXES)
+    for row, hypotheses in enumerate(found):
+        scores = [h.score for h in hypotheses]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 4
+        given = len(PREFIXES[row])
+        expected = [teacher_forced(model, sources[row], h, length_penalty, given) for h in hypotheses]
+        np.testing.assert_allclose(scores, expected, atol=tolerance(CLOSE))
+    fewer = generate_ids(model, source, dataclasses.replace(search, num_hypotheses=2), prefix_ids=PREFIXES)
+    assert fewer == [hypotheses[:2] for hypotheses in found]
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 1e-4}, {"temperature": 1.0, "top_k": 1}], ids=str)
+def test_drawing_without_chance_is_greedy_search(any_model, changes, tolerance):
+    source = padded(random_sources(any_model.config, LENGTHS, seed=5), any_model.config)
+    drawn = generate_ids(any_model, source, SearchConfig(3, 3, max_tokens=8, **changes))
+    greedy = generate_ids(any_model, source, SearchConfig(max_tokens=8))
+    assert_same(drawn, [hypotheses * 3 for hypotheses in greedy], tolerance)
+
+
+@pytest.mark.parametrize("prefixes", [None, PREFIXES], ids=["free", "prefixes"])
+@pytest.mark.parametrize("forced", [None, 6])
+def test_alternatives_are_the_most_probable_first_tokens_each_with_a_greedy_rest(
+    model, teacher, sources, forced, prefixes, tolerance
+):
+    """First after the prefix or the forced token; in the order of the first tokens' probabilities."""
+    beams, limit = 4, 7
+    search = SearchConfig(beams, beams, limit, length_penalty=0, alternatives=True, forced_bos_id=forced)
+    found = generate_ids(model, padded(sources, model.config), search, prefix_ids=prefixes)
+    for source, prefix, hypotheses in zip(sources, prefixes or [[]] * 5, found, strict=True):
+        left = limit - 1 - (forced is not None and not prefix)  # a forced token counts where no prefix is
+        begun = prefix if forced is None else [forced, *prefix]
+        logprobs = teacher(source, [tuple(begun)])[0]
+        logprobs[model.config.pad_id] = -np.inf
+        firsts = np.argsort(-logprobs)[:beams].tolist()
+        assert [with_end(h, model.config.eos_id)[len(begun)] for h in hypotheses] == firsts
+        for first, hypothesis in zip(firsts, hypotheses, strict=True):
+            rest = [(0, (*begun, first))]
+            if first != model.config.eos_id:
+                rest, _ = plain_search(teacher, source, SearchConfig(length_penalty=0), left, (*begun, first))
+            ((score, ids),) = rest
+            assert with_end(hypothesis, model.config.eos_id) == ids
+            assert hypothesis.score == pytest.approx(logprobs[first] + score, abs=tolerance(CLOSE))
+    fewer = dataclasses.replace(search, num_hypotheses=2)
+    first_two = generate_ids(model, padded(sources, model.config), fewer, prefix_ids=prefixes)
+    assert first_two == [hypotheses[:2] for hypotheses in found]
+
+
+# What is asked for besides a source -> the search and what differs from source to source.
+STREAMED = {
+    "greedy": ({}, {}),
+    "one token": ({}, {"max_tokens": [1]}),
+    "a limit": ({"suppress_ids": (1,)}, {"max_tokens": [4]}),
+    "all positions": ({"suppress_ids": (1,), "max_tokens": None}, {}),
+    "the end first": ({"suppress_ids": (0, *range(2, 19))}, {}),
+    "start": ({}, {"start_ids": [5]}),
+    "forced": ({"forced_bos_id": 4, "forced_eos_id": 1}, {"forced_bos_ids": [7]}),
+    "prefix": ({"min_tokens": 3}, {"prefix_ids": [[5, 3, 4]]}),
+    "prefix after a forced token": ({}, {"prefix_ids": [[5, 3]], "forced_bos_ids": [4]}),
+    "a long prefix": ({"max_tokens": 6}, {"prefix_ids": [[6] * 31]}),
+    "drawn": ({"temperature": 1.2, "seed": 4}, {"lines": [8], "prefix_ids": [[5]]}),
+    "rules": ({"no_repeat_ngram_size": 2, "repetition_penalty": 1.4, "min_length_ratio": 1.0}, {}),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_streamed_tokens_are_those_of_the_hypothesis(setting):
+    model = random_model(SETTINGS[setting], gain=2, seed=1)
+    lengths = set()
+    for changes, asked in STREAMED.values():
+        search = SearchConfig(**{"max_tokens": 9, **changes})
+        for source in random_sources(model.config, LENGTHS[:2], seed=5):
+            ((hypothesis,),) = generate_ids(model, mx.array([source]), search, **asked)
+            assert list(stream_ids(model, mx.array([source]), search, **asked)) == hypothesis.ids
+            lengths.add(len(hypothesis.ids))
+    assert {0, 1, 4, 40} <= lengths
+
+
+def test_tokens_are_streamed_before_all_are_found(model, sources, monkeypatch):
+    steps, step = [], beam_search.step
+    monkeypatch.setattr(beam_search, "step", lambda *state: (steps.append(1), step(*state))[1])
+    search = SearchConfig(max_tokens=20, suppress_ids=(1,))
+    for given, _ in enumerate(stream_ids(model, padded(sources[:1], model.config), search), start=1):
+        assert len(steps) == min(given + 1, 20), "the next step is under way"
+
+
+@pytest.mark.parametrize("beam_size, rows", [(2, 1), (1, 2)])
+def test_only_one_hypothesis_of_one_source_can_be_streamed(model, sources, beam_size, rows):
+    source = padded(sources[:rows], model.config)
+    with pytest.raises(ValueError, match=f"beam_size {beam_size} and {rows} sources are too many"):
+        next(stream_ids(model, source, SearchConfig(beam_size)))
+
+
+@pytest.mark.parametrize("search", [SearchConfig(), SearchConfig(3, 3), SEARCHES["sampling"]], ids=["1", "3", "drawn"])
+@pytest.mark.parametrize("broken", ["not a number", "suppressed", "not a number later"])
+def test_a_search_that_finds_nothing_says_so(sources, search, broken):
+    model = random_model(SMALL, gain=2, eos_bias=3, seed=1)
+    forced = 4 if broken == "not a number later" else None
+    search = dataclasses.replace(search, max_tokens=5, forced_bos_id=forced)
+    if broken == "suppressed":
+        search = dataclasses.replace(search, suppress_ids=tuple(range(9)))
+    else:
+        model.output_bias[3] = np.nan
+    source = padded(sources[:2], model.config)
+    with pytest.raises(
+        ValueError, match="the model's logits are not numbers, or all tokens are suppressed; compute in"
+    ):
+        generate_ids(model, source, search)
+    if search.beam_size == 1:
+        with pytest.raises(ValueError, match="the model's logits are not numbers, or all tokens are suppressed"):
+            list(stream_ids(model, source[:1], search))

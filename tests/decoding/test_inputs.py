@@ -1,0 +1,107 @@
+"""What a search is asked for: limits, prefixes and random keys of each sentence, and what is refused."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.tiny_models import config, padded, random_model, random_sources, stack
+
+from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.decoding.inputs import PREFIX_MULTIPLE, keys, make_request, token_limit
+
+POSITIONS = 20
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(config(source_vocab_size=9, target_vocab_size=9, decoder=stack(max_length=POSITIONS)))
+
+
+def make(model, lengths, search=None, max_tokens=None, forced_bos_ids=None, prefixes=None, lines=None):
+    source = padded(random_sources(model.config, lengths), model.config)
+    prefixes = prefixes or [[]] * len(lengths)
+    return make_request(model, source, search or SearchConfig(), max_tokens, forced_bos_ids, prefixes, lines)
+
+
+@pytest.mark.parametrize(
+    "changes, length, limit",
+    [
+        ({}, 3, 56),
+        ({}, 30, 100),  # never more than the decoder has positions
+        ({"max_tokens": 7}, 3, 7),
+        ({"max_tokens": 700}, 3, 100),
+        ({"max_length_ratio": 1.5}, 5, 7),
+        ({"max_length_ratio": 1.5}, 1000, 100),
+        ({"max_length_ratio": 0.1}, 5, 1),
+        ({"max_length_ratio": 30.0}, 3, 90),  # more than the usual 2 x 3 + 50
+        ({"max_length_ratio": 2.0, "max_tokens": 8}, 3, 6),
+        ({"max_length_ratio": 2.0, "max_tokens": 8}, 5, 8),
+    ],
+)
+def test_the_most_tokens_of_a_target(changes, length, limit):
+    model = random_model(config(decoder=stack(max_length=100)))
+    assert token_limit(model, length, SearchConfig(**changes)) == limit
+
+
+def test_limits_count_the_tokens_of_each_source_without_padding_and_leave_room_for_the_prefix(model):
+    search = SearchConfig(2, max_length_ratio=2.0, min_length_ratio=0.5, min_tokens=2)
+    request, most = make(model, [3, 8, 5, 12], search, prefixes=[[], [3, 4, 5], [6], [7] * 18])
+    assert request.most[::2].tolist() == [[6], [16], [10], [2]]
+    assert request.least[::2].tolist() == [[2], [4], [2], [2]], "no more than the most"
+    assert request.prefix_lengths[::2].tolist() == [[0], [3], [1], [18]]
+    assert most == 20
+    request, most = make(model, [3, 8], search, max_tokens=[5, 1])
+    assert (request.most[::2].tolist(), request.least[::2].tolist(), most) == ([[5], [1]], [[2], [1]], 5)
+
+
+def test_rows_are_living_hypotheses_and_prefixes_have_few_widths(model):
+    prefixes = [[3, 4], [], [5] * 17]
+    request, _ = make(model, [3, 8, 5], SearchConfig(3), forced_bos_ids=[4, 5, 6], prefixes=prefixes, lines=[7, 1, 0])
+    assert request.prefix_ids.shape == (9, 2 * PREFIX_MULTIPLE)
+    assert request.first_ids.flatten().tolist() == [4, 4, 4, 5, 5, 5, 6, 6, 6]
+    for row, ids in enumerate(request.prefix_ids.tolist()):
+        prefix = prefixes[row // 3]
+        assert ids == prefix + [model.config.pad_id] * (len(ids) - len(prefix))
+    source = padded(random_sources(model.config, [3, 8, 5]), model.config)
+    assert request.source.tolist() == mx.repeat(source, 3, axis=0).tolist()
+    assert request.keys.tolist() == mx.repeat(keys(0, [7, 1, 0]), 3, axis=0).tolist()
+    widths = [make(model, [3], prefixes=[[3] * n])[0].prefix_ids.shape[1] for n in (0, 1, PREFIX_MULTIPLE)]
+    assert widths == [0, PREFIX_MULTIPLE, PREFIX_MULTIPLE]
+
+
+def test_no_two_lines_or_seeds_share_a_key():
+    lines, seeds = [*range(100), 2**31, 2**32 - 1], [*range(10), 2**32 - 1]
+    found = np.concatenate([np.array(keys(seed, lines)) for seed in seeds])
+    assert len(np.unique(found, axis=0)) == len(lines) * len(seeds)
+    assert len(np.unique(found[:, 1])) == len(found), "what position and hypothesis do not change differs already"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"max_tokens": [3]}, r"max_tokens must be 2 numbers from 1 to [0-9]+, one for each source, not \[3\]"),
+        ({"max_tokens": [3, 0]}, r"max_tokens must be 2 numbers from 1 to [0-9]+, .* not \[3, 0\]"),
+        ({"forced_bos_ids": [3]}, r"forced_bos_ids must be 2 numbers from 0 to 8, .* not \[3\]"),
+        ({"forced_bos_ids": [3, 9]}, r"forced_bos_ids must be 2 numbers from 0 to 8, .* not \[3, 9\]"),
+        ({"lines": [0, 1, 2]}, r"lines must be 2 numbers from 0 to 4294967295, .* not \[0, 1, 2\]"),
+        ({"lines": [0, -1]}, r"lines must be 2 numbers from 0 to 4294967295, .* not \[0, -1\]"),
+        ({"prefixes": [[3]]}, "prefix_ids must be 2 lists of token ids, one for each source, not 1"),
+        ({"prefixes": [[3], [4, 9]]}, r"prefix_ids must be token ids from 0 to 8, not \[4, 9\]"),
+        ({"prefixes": [[-1], []]}, r"prefix_ids must be token ids from 0 to 8, not \[-1\]"),
+        ({"prefixes": [[], [3] * 20]}, "leave room for more: 20 tokens fill the decoder's 20 positions; shorten it"),
+        (
+            {"search": SearchConfig(10, alternatives=True)},
+            "Alternatives are different tokens: beam_size 10 is more than the vocabulary's 9; ask for fewer",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_for(model, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(model, [3, 5], **changes)
+
+
+@pytest.mark.parametrize("ratio", ["max_length_ratio", "min_length_ratio"])
+def test_a_ratio_beyond_all_bounds_is_the_bound(ratio):
+    model = random_model(config())
+    search = SearchConfig(**{ratio: 1e308})
+    request, most = make_request(model, mx.array([[3, 4, 1]]), search, None, None, [[]], None)
+    assert (most, request.least.item()) == ((40, 0) if ratio == "max_length_ratio" else (40, 40))

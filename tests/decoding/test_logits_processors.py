@@ -1,0 +1,161 @@
+"""The rules that change log-probabilities, against loops over tokens, at every length of a history and compiled too."""
+
+import math
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support import tiny_models
+
+from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.decoding.inputs import Request
+from mlx_transformer.decoding.logits_processors import penalize, process
+
+VOCAB, ROWS, CAPACITY, START, EOS = 7, 5, 12, 2, 1
+NEVER = -math.inf
+MODEL = tiny_models.config(target_vocab_size=8, source_vocab_size=8, pad_id=VOCAB)  # padding lies past the scores
+
+
+def plain(logprobs, search, source, history, limit, first, prefix):
+    """The rules one after another, as transformers 5 has them, for one row; the history begins with the start token.
+
+    Then comes the prefix, which no limit counts.
+    """
+    scores = np.array(logprobs, np.float64)
+    length, history = len(history), list(history)
+    generated = length - len(prefix)
+    if generated < 1:
+        return np.where(np.arange(VOCAB) == prefix[length - 1], 0, NEVER)
+    if search.repetition_penalty != 1:
+        for token in set(history):
+            scores[token] *= search.repetition_penalty if scores[token] < 0 else 1 / search.repetition_penalty
+    size = search.no_repeat_ngram_size
+    for place in range(length - size + 1 if size else 0):
+        if history[place : place + size - 1] == history[length - size + 1 :]:
+            scores[history[place + size - 1]] = NEVER
+    size = search.source_no_repeat_ngram_size
+    for place in range(len(source) - size + 1 if size else 0):
+        if size <= length + 1 and source[place : place + size - 1] == history[length - size + 1 :]:
+            scores[source[place + size - 1]] = NEVER
+    for *begin, last in search.bad_words:
+        if length > len(begin) and history[length - len(begin) :] == begin:
+            scores[last] = NEVER
+    if generated < search.min_tokens:
+        scores[EOS] = NEVER
+    for rule, token, here in (
+        (search.forced_bos_id, first, length == 1),
+        (search.forced_eos_id, search.forced_eos_id, generated == limit),
+    ):
+        if rule is not None and here:
+            scores[:] = NEVER
+            scores[token] = 0
+    scores[list(search.suppress_ids)] = NEVER
+    if search.renormalize:
+        scores -= np.log(np.exp(scores).sum())
+    return scores
+
+
+def requests(source, most, least, first, prefixes):
+    """The request of sources, one row for each."""
+    places = max(map(len, prefixes))
+    padded = [prefix + [0] * (places - len(prefix)) for prefix in prefixes]
+    rows, columns = len(source), (most, [least] * len(source), first, padded, list(map(len, prefixes)))
+    most, least, first, prefixes, lengths = (mx.array(np.reshape(c, (rows, -1)).astype(np.int32)) for c in columns)
+    return Request(mx.array(source), most, least, first, prefixes, lengths, mx.zeros((rows, 2), mx.uint32))
+
+
+RULES = {
+    "ngram 1": {"no_repeat_ngram_size": 1},
+    "ngram 2": {"no_repeat_ngram_size": 2},
+    "ngram 3": {"no_repeat_ngram_size": 3},
+    "ngram longer than all": {"no_repeat_ngram_size": 40},
+    "source ngram 1": {"source_no_repeat_ngram_size": 1},
+    "source ngram 2": {"source_no_repeat_ngram_size": 2},
+    "source ngram 3": {"source_no_repeat_ngram_size": 3},
+    "source ngram longer than the source": {"source_no_repeat_ngram_size": 10},
+    "penalty": {"repetition_penalty": 1.7},
+    "reward": {"repetition_penalty": 0.5},
+    "words": {"bad_words": ((3,), (4, 5), (2, 6), (3, 3, 4), (5, 5, 5, 0))},
+    "minimum": {"min_tokens": 4},
+    "forced": {"forced_bos_id": 4, "forced_eos_id": 1},
+    "forced although bad": {"forced_bos_id": 4, "bad_words": ((4,),)},
+    "suppressed": {"suppress_ids": (0, 5)},
+    "all": {
+        "no_repeat_ngram_size": 3,
+        "source_no_repeat_ngram_size": 2,
+        "repetition_penalty": 1.3,
+        "bad_words": ((4, 5), (6,)),
+        "min_tokens": 3,
+        "forced_bos_id": 3,
+        "forced_eos_id": 1,
+        "suppress_ids": (0,),
+        "renormalize": True,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "rules, prefixed, compiled",
+    [
+        *((rules, prefixed, False) for rules in RULES for prefixed in (False, True)),
+        pytest.param("all", True, True, marks=pytest.mark.slow),
+    ],
+)
+def test_rules_are_those_of_plain_loops(rules, prefixed, compiled, tolerance):
+    search = SearchConfig(beam_size=2, **RULES[rules])
+    rng = np.random.default_rng(0)
+    history = rng.integers(2, VOCAB, (ROWS, CAPACITY + 1))
+    history[:, 0] = START
+    limits, first = np.array([3, 5, 12, 7, 4]), np.array([4, 3, 4, 6, 5])
+    source = rng.integers(2, VOCAB, (ROWS, 9))
+    source[:, 1:4] = history[:, 3:6]
+    source[:, 5] = START
+    lengths = (0, 1, 3, 7, 2) if prefixed else [0] * ROWS
+    prefixes = [past[1 : 1 + length].tolist() for past, length in zip(history, lengths, strict=True)]
+    request = requests(source, limits, search.min_tokens, first, prefixes)
+
+    def run(logits, request, history, length):
+        scores, normalizer = process(logits, search, MODEL, request, history, length)
+        return scores - normalizer
+
+    if compiled:
+        run = mx.compile(run)
+    else:
+        mx.disable_compile()
+    changed = 0
+    for length in range(1, CAPACITY + 1):
+        logits = rng.standard_normal((ROWS, VOCAB)) * 2
+        logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        found = np.array(
+            run(
+                mx.array(logits.astype(np.float32)),
+                request,
+                mx.array(history.astype(np.int32)),
+                mx.array(length, mx.int32),
+            )
+        )
+        expected = [
+            plain(row, search, read.tolist(), past[:length].tolist(), limit, token, prefix)
+            for row, read, past, limit, token, prefix in zip(
+                logprobs, source, history, limits, first, prefixes, strict=True
+            )
+        ]
+        np.testing.assert_allclose(found, expected, atol=tolerance(1e-5))
+        changed += int((np.abs(found - logprobs) > 1e-3).any())
+    mx.enable_compile()
+    assert (changed > 0) == (prefixed or "longer" not in rules)
+
+
+def test_positive_scores_are_divided_and_unfilled_places_do_not_count():
+    scores = mx.array([[1.0, -1.0, 2.0, -2.0]])
+    found = penalize(scores, 2.0, mx.array([[1, 2, 3, 0]]), mx.array(2))
+    assert found.tolist() == [[1.0, -2.0, 1.0, -2.0]]
+
+
+def test_ids_outside_the_vocabulary_do_nothing():
+    """They come from strangers' settings, and from sources whose vocabulary is larger; MLX checks no bounds."""
+    search = SearchConfig(source_no_repeat_ngram_size=1, bad_words=((3,), (10**6,), (2, 2**30)))
+    source = mx.array([[4, 10**6, 5 * 10**8]])
+    request = requests(source, [9], 0, [0], [[]])
+    found, _ = process(mx.zeros((1, VOCAB)), search, MODEL, request, mx.array([[START, 0, 0]]), mx.array(1))
+    assert [i for i, score in enumerate(found[0].tolist()) if score == NEVER] == [3, 4]

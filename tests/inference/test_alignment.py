@@ -1,0 +1,295 @@
+"""Alignments: the words of tokens for every kind of tokenizer, and pairs of words where attention is known."""
+
+import dataclasses
+import json
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.texts import CORPUS, TEXTS
+from support.tiny_models import config, random_model, stack
+from support.tiny_pieces import CASES, make, trained
+from support.tiny_tokenizers import m2m100, marian, plbart
+
+import mlx_transformer as mt
+from mlx_transformer.config.alignment import AlignmentConfig
+from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.inference.alignment import (
+    align,
+    as_tokens,
+    format_pharaoh,
+    source_words,
+    words_of_ids,
+    words_of_text,
+)
+from mlx_transformer.inference.batching import Line, encode_sources, encode_targets
+from mlx_transformer.inference.scoring import score
+from mlx_transformer.pretrained.loading import BUNDLED
+from mlx_transformer.tokenization.bpe_vocabulary import MergesVocabulary
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+from mlx_transformer.tokenization.vocabulary import WordVocabulary
+from mlx_transformer.weights.tokenizers.hf_pipeline import read_pieces
+from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECES
+
+# Words that every kind gives back as they are: of letters that all know.
+CLASSES = {marian: "MarianTokenizer", m2m100: "M2M100Tokenizer", plbart: "PLBartTokenizer"}
+SENTENCES = ["this is a translation of the text into another language", "  there is nothing  better than it ", "a"]
+
+
+PLAIN = TokenizerConfig(skip_ids=(0, 1, 2, 3))
+
+
+class TestAlign:
+    WEIGHTS = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.3, 0.1], [0.0, 0.0, 0.1, 0.9]])
+
+    def test_each_target_token_goes_with_what_it_attends_to_most(self):
+        assert align(self.WEIGHTS, [0, 1, 2, 3], [0, 1, 2]) == [(0, 1), (3, 0), (3, 2)]
+
+    def test_what_is_no_text_has_none_and_receives_none(self):
+        assert align(self.WEIGHTS, [None, 0, 1, None], [None, 0, 1]) == [(1, 0), (1, 1)]
+        assert align(self.WEIGHTS, [None, 0, 1], [0, None, None]) == [(1, 0)]
+        assert align(self.WEIGHTS, [None] * 4, [0, 1, 2]) == [] == align(self.WEIGHTS, [0, 1, 2, 3], [])
+
+    def test_tokens_of_one_word(self):
+        assert align(self.WEIGHTS, [0, 0, 1, 1], [0, 0, 0]) == [(0, 0), (1, 0)]
+
+    def test_pharaoh(self):
+        assert format_pharaoh([(0, 1), (12, 3)]) == "0-1 12-3" and format_pharaoh([]) == ""
+
+
+def read_pipeline(folder, name):
+    vocabulary, found = read_pieces(make(folder, trained(), name), {"model_type": CASES[name][2]})
+    return Tokenizer(vocabulary, None, TokenizerConfig(**found, start_id=0))
+
+
+def read_model(write, folder, **options):
+    write(folder, **options)
+    source, target, fields = SENTENCEPIECES[CLASSES[write]][1](folder)
+    sizes = {"source_vocab_size": source.size, "target_vocab_size": (target or source).size}
+    return Tokenizer(source, target, TokenizerConfig(**fields, **sizes))
+
+
+def whole_words():
+    words = sorted({word for text in SENTENCES for word in text.split()})
+    return Tokenizer(WordVocabulary({word: i for i, word in enumerate(words, start=4)}, 3), None, PLAIN)
+
+
+def letters():
+    """Each letter a piece, "@@" where the word goes on."""
+    pieces = [letter + sign for letter in "abcdefghijklmnopqrstuvwxyz" for sign in ("@@", "")]
+    return Tokenizer(MergesVocabulary({piece: i for i, piece in enumerate(pieces, start=4)}, 3, ()), None, PLAIN)
+
+
+KINDS = {
+    **{name: lambda folder, name=name: read_pipeline(folder, name) for name in CASES},
+    "marian": lambda folder: read_model(marian, folder),
+    "marian, two vocabularies": lambda folder: read_model(marian, folder, separate=True),
+    "marian, as it is": lambda folder: read_model(marian, folder, kind="as it is"),
+    "marian, bytes": lambda folder: read_model(marian, folder, kind="bpe with bytes"),
+    "m2m100": lambda folder: read_model(m2m100, folder),
+    "plbart": lambda folder: read_model(plbart, folder),
+    "trained": lambda folder: Tokenizer.train(CORPUS, CORPUS, 700),
+    "words": lambda folder: whole_words(),
+    "letters": lambda folder: letters(),
+}
+
+
+def languages(tokenizer):
+    """Codes where the tokenizer asks for them."""
+    code = min(tokenizer.languages, default=None)
+    sides = tokenizer.config.source_language, tokenizer.config.target_language
+    return [None if side == "none" else code for side in sides]
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def tokenizer(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer") / "files"
+    folder.mkdir()
+    return KINDS[request.param](folder)
+
+
+def both_sides(tokenizer, text, prefix=""):
+    """The ids of a text as a source with a prefix and as a target, and their words."""
+    line = Line(prefix + text, *languages(tokenizer), start=len(prefix))
+    source = tokenizer.encode(line.text, line.source_language, line.target_language)
+    (target,) = encode_targets(tokenizer, [line._replace(text=text)])
+    after = len(tokenizer.config.after_target)
+    words = words_of_text(lambda lines: encode_targets(tokenizer, lines), Line(text, *line[1:3]), target, after)
+    return (source, source_words(tokenizer, line, source)), (target, words)
+
+
+class TestWords:
+    @pytest.mark.parametrize("text", SENTENCES)
+    def test_of_a_text_and_of_generated_ids(self, tokenizer, text):
+        """Two ways, by encoding beginnings and by decoding them, lead to the same words."""
+        _, (ids, words) = both_sides(tokenizer, text)
+        assert words == words_of_ids(tokenizer, ids)
+        assert [word for word in dict.fromkeys(words) if word is not None] == list(range(len(text.split())))
+
+    @pytest.mark.parametrize("text", SENTENCES)
+    def test_of_a_source_are_those_of_a_target(self, tokenizer, text):
+        sides = both_sides(tokenizer, text)
+        assert all(len(ids) == len(words) for ids, words in sides)
+        told = [[pair for pair in zip(*side, strict=True) if pair[1] is not None] for side in sides]
+        assert told[0] == told[1] or not tokenizer.shared
+
+    def test_of_any_text(self, tokenizer):
+        for text in TEXTS:
+            if len(text) > 1000:
+                continue
+            for ids, words in both_sides(tokenizer, text):
+                told = [word for word in words if word is not None]
+                assert len(words) == len(ids) and told == sorted(told)
+                assert not told or 0 <= told[0] and told[-1] < len(text.split())
+            ids = ids[: len(ids) // 2 + 1]
+            words = words_of_ids(tokenizer, ids)
+            told = [word for word in words if word is not None]
+            assert told == sorted(told) and len(words) == len(ids)
+            assert {*range(len(tokenizer.decode(ids).split()))} >= {*told}
+
+    def test_unknown_characters_do_not_shift_words(self, tokenizer):
+        text = "this is\u4f60\u597d\U0001f600translation of \U0001f600 language"
+        for _, words in both_sides(tokenizer, text):
+            last = [word for word in words if word is not None][-1]
+            assert last == len(text.split()) - 1
+
+    def test_a_prefix_is_not_counted(self, tokenizer):
+        plain, prefixed = (
+            [word for word in both_sides(tokenizer, "this is a language", prefix)[0][1] if word is not None]
+            for prefix in ("", "translation of: ")
+        )
+        assert prefixed == plain
+
+    def test_what_stands_around_texts_has_none(self, tokenizer):
+        for special, (ids, words) in zip(
+            ({*tokenizer.config.after_source, *tokenizer.config.languages.values()}, {*tokenizer.config.after_target}),
+            both_sides(tokenizer, SENTENCES[0]),
+            strict=True,
+        ):
+            assert {i for i, word in zip(ids, words, strict=True) if word is not None}.isdisjoint(special)
+            assert words[0] in (0, None) and words[-1] == (None if special else 9)
+
+
+def test_words_that_what_follows_joins():
+    """Clean-up takes out the space of "do n't"."""
+    tokenizer = Tokenizer(
+        WordVocabulary({"do": 4, "n't": 5, "go": 6, ".": 7}, 3), None, dataclasses.replace(PLAIN, clean_up=True)
+    )
+    assert tokenizer.decode([4, 5, 6, 7, 1]) == "don't go."
+    assert words_of_ids(tokenizer, [4, 5, 6, 7, 1]) == [0, 0, 1, 1, None]
+
+
+def test_a_source_that_is_cut_keeps_its_words():
+    tokenizer = letters()
+    line = Line("abc de")
+    ids = tokenizer.cut(tokenizer.encode(line.text), 5)
+    assert source_words(tokenizer, line, ids) == [0, 0, 0, 1, None]
+    assert as_tokens([None, 0, 0, 1, None]) == [None, 1, 2, 3, None]
+
+
+STRAIGHT = AlignmentConfig(heads=(0,))
+
+
+def straight_model(tokenizer):
+    """A model whose first heads attend at each position to the same one of the source: positions are all they see."""
+    sizes = {"source_vocab_size": tokenizer.source_vocab_size, "target_vocab_size": tokenizer.target_vocab_size}
+    model = random_model(config(**sizes, dims=32, share_embeddings=False, decoder=stack(num_layers=2), encoder=stack()))
+    for layers in (model.encoder.layers, model.decoder.layers):
+        for layer in layers:
+            for part in (layer.self_attention.out_proj, layer.feed_forward.down_proj):
+                part.weight, part.bias = mx.zeros_like(part.weight), mx.zeros_like(part.bias)
+    for table in (model.source_embedding, model.target_embedding):
+        table.weight = mx.zeros_like(table.weight)
+    for layer in model.decoder.layers:
+        cross = layer.cross_attention
+        cross.query_proj.weight, cross.query_proj.bias = 8 * mx.eye(32), mx.zeros(32)
+        cross.key_value_proj.weight = mx.concatenate([8 * mx.eye(32), mx.zeros((32, 32))])
+        cross.key_value_proj.bias = mx.zeros(64)
+        cross.out_proj.weight, cross.out_proj.bias = mx.zeros((32, 32)), mx.zeros(32)
+    for module in model.modules():
+        if type(module).__name__ == "LayerNorm":
+            module.weight, module.bias = mx.ones(32), mx.zeros(32)
+    mx.eval(model.parameters())
+    return model
+
+
+@pytest.fixture
+def uncompiled():
+    """On a CPU every new trace costs seconds."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestKnownAttention:
+    def test_words_are_aligned_as_their_tokens_are(self):
+        tokenizer = letters()
+        model = straight_model(tokenizer)
+        sources, targets = ["abc de", "abc de", "a b c", "a b c"], ["abc de", "ab cde", "a b c", ""]
+        expected = [[(0, 0), (1, 1)], [(0, 0), (0, 1), (1, 1)], [(0, 0), (1, 1), (2, 2)], []]
+        found = [one.alignment for one in score(model, tokenizer, sources, targets, alignment=STRAIGHT)]
+        assert found == expected
+        tokens = score(model, tokenizer, sources, targets, alignment=dataclasses.replace(STRAIGHT, unit="tokens"))
+        assert [one.alignment for one in tokens] == [[(i, i) for i in range(count)] for count in (5, 5, 3, 0)]
+
+    def test_prefixes_are_passed_over(self):
+        tokenizer = letters()
+        model = straight_model(tokenizer)
+        (one,) = score(model, tokenizer, ["cd e"], ["ab cd e"], source_prefix="ab ", alignment=STRAIGHT)
+        # Nobody attends to the prefix: what would goes to the words nearest to it.
+        assert one.alignment == [(0, 0), (0, 1), (1, 2)]
+
+    def test_a_language_that_is_written_first(self):
+        config = dataclasses.replace(
+            PLAIN, languages={"xx": 2}, source_language="before", target_language="first", before_target=()
+        )
+        tokenizer = Tokenizer(letters().source, None, config)
+        codes = {"source_language": "xx", "target_language": "xx"}
+        (one,) = score(straight_model(tokenizer), tokenizer, ["a b"], ["a b"], **codes, alignment=STRAIGHT)
+        assert one.tokens[0] == 2 and one.alignment == [(0, 0), (1, 1)]
+
+    def test_padding_and_batch_mates_change_nothing(self):
+        tokenizer = letters()
+        model = random_model(straight_model(tokenizer).config)
+        rng = np.random.default_rng(0)
+        lines = [" ".join("abcdefg"[i] * 2 for i in rng.integers(0, 7, rng.integers(1, 9))) for _ in range(14)]
+        together = score(model, tokenizer, lines, lines[::-1], alignment=AlignmentConfig())
+        for one, source, target in zip(together, lines, lines[::-1], strict=True):
+            (own,) = score(model, tokenizer, [source], [target], alignment=AlignmentConfig())
+            assert one.alignment == own.alignment
+
+
+@pytest.mark.skipif(not (BUNDLED / "config.json").exists(), reason="the bundled model is not here")
+@pytest.mark.usefixtures("uncompiled")
+def test_the_bundled_model_aligns_plain_sentences():
+    model, tokenizer = mt.load()
+    sources = ["I like tea.", "Where is the station?", "Tom gave Mary a red car."]
+    targets = ["J'aime le thé.", "Où est la gare ?", "Tom a donné une voiture rouge à Mary."]
+    found = [set(one.alignment) for one in score(model, tokenizer, sources, targets, alignment=AlignmentConfig())]
+    assert {(2, 2)} <= found[0] and {(0, 0), (2, 2), (3, 3)} <= found[1]
+    assert {(0, 0), (1, 2), (5, 4), (4, 5), (2, 7)} <= found[2]
+
+
+def test_the_settings_are_plain_data():
+    assert json.loads(json.dumps(dataclasses.asdict(AlignmentConfig((1,), (0, 2))))) == {
+        "layers": [1],
+        "heads": [0, 2],
+        "unit": "words",
+    }
+    with pytest.raises(ValueError, match="unit"):
+        AlignmentConfig(unit="letters")
+
+
+def test_of_a_line_that_is_cut_no_more_is_encoded_than_is_read():
+    tokenizer, line = letters(), Line("a b c " * 500)
+    (whole,) = encode_sources(tokenizer, [line])
+    calls = []
+
+    def encode(lines):
+        calls.append(lines)
+        return encode_sources(tokenizer, lines)
+
+    words = words_of_text(encode, line, tokenizer.cut(whole, 20), tokenizer.num_after_source)
+    assert [word for word in words if word is not None] == list(range(19))
+    assert len(calls) == 20

@@ -1,0 +1,156 @@
+"""The weights of attention: those of the formula and of transformers, and what fused attention makes of them."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.tiny_families import MODELS, torch_model, torch_sources
+from support.tiny_models import SETTINGS, padded, random_model, random_sources, random_targets
+
+from mlx_transformer.inference.attention_weights import attention
+from mlx_transformer.model.attention import fused, softmax_weights
+from mlx_transformer.weights import convert
+
+LENGTHS = (3, 7, 5)
+
+
+@pytest.fixture(params=SETTINGS, scope="module")
+def model(request):
+    return random_model(SETTINGS[request.param])
+
+
+@pytest.fixture
+def source(model):
+    return padded(random_sources(model.config, LENGTHS), model.config)
+
+
+@pytest.fixture
+def target(model):
+    return random_targets(model.config, rows=len(LENGTHS), length=6)
+
+
+@pytest.fixture
+def close(tolerance):
+    def check(actual, expected, limit=1e-5):
+        np.testing.assert_allclose(np.array(actual), np.array(expected), rtol=tolerance(limit), atol=tolerance(limit))
+
+    return check
+
+
+@pytest.mark.parametrize("mask", ["causal", "boolean", "bias"])
+def test_the_formula(mask, close):
+    rng = np.random.default_rng(0)
+    queries, keys = (rng.standard_normal((2, 3, 5, 4)).astype(np.float32) for _ in range(2))
+    allowed = {"causal": np.tri(5, dtype=bool), "boolean": rng.random((2, 1, 1, 5)) < 0.7, "bias": True}[mask]
+    bias = rng.standard_normal((1, 3, 5, 5)).astype(np.float32) if mask == "bias" else 0
+    exponentials = np.where(allowed, np.exp(0.3 * np.einsum("bhqd,bhkd->bhqk", queries, keys) + bias), 0)
+    given = mask if mask == "causal" else mx.array(allowed) if mask == "boolean" else mx.array(bias)
+    found = softmax_weights(mx.array(queries), mx.array(keys), scale=0.3, mask=given)
+    close(found, exponentials / exponentials.sum(axis=-1, keepdims=True), 1e-6)
+
+
+def test_the_weights_make_what_fused_makes(model, source, target, close):
+    def unfused(queries, keys, values, **options):
+        return softmax_weights(queries, keys, **options) @ values
+
+    memory = model.encode(source, attend=unfused)
+    close(model.decode(target, memory, attend=unfused), model(source, target), 1e-4)
+
+
+def test_shapes_and_sums(model, source, target, close):
+    config = model.config
+    found = attention(model, source, target)
+    sizes = {"encoder": (7, 7), "decoder": (6, 6), "cross": (6, 7)}
+    for name, size in sizes.items():
+        stack = config.encoder if name == "encoder" else config.decoder
+        layers = getattr(found, name)
+        assert [layer.shape for layer in layers] == [(len(LENGTHS), stack.num_heads, *size)] * stack.num_layers
+        for layer in layers:
+            assert layer.dtype == mx.float32 and layer.min().item() >= 0
+            close(layer.sum(axis=-1), mx.ones(layer.shape[:-1]))
+
+
+def test_nothing_is_seen_of_padding_and_of_what_comes_later(model, source, target):
+    found = attention(model, source, target)
+    for row, length in enumerate(LENGTHS):
+        for layer in found.encoder + found.cross:
+            assert not layer[row, ..., length:].any() and (layer[row, ..., :length] > 0).all()
+    behind = mx.tril(mx.ones((6, 6), mx.bool_))
+    for layer in found.decoder:
+        assert ((layer > 0) == behind).all()
+
+
+def test_a_sentence_in_a_batch_is_the_sentence_alone(model, source, target, close):
+    together = attention(model, source, target)
+    for row, length in enumerate(LENGTHS):
+        alone = attention(model, source[row : row + 1, :length], target[row : row + 1])
+        for layer, own in zip(together.encoder, alone.encoder, strict=True):
+            close(layer[row, :, :length, :length], own[0])
+        for layer, own in zip(together.decoder + together.cross, alone.decoder + alone.cross, strict=True):
+            close(layer[row, ..., : own.shape[-1]], own[0])
+
+
+def test_several_targets_of_a_source(model, source, close):
+    target = random_targets(model.config, rows=3 * len(LENGTHS), length=4, seed=1)
+    found = attention(model, source, target)
+    repeated = attention(model, mx.repeat(source, 3, axis=0), target)
+    for name in ("decoder", "cross"):
+        for layer, expected in zip(getattr(found, name), getattr(repeated, name), strict=True):
+            close(layer, expected)
+
+
+def test_targets_that_cannot_be_dealt_to_sources(model, source):
+    with pytest.raises(ValueError, match="must be a multiple of those of sources, .*: 4 is none of 3"):
+        attention(model, source, random_targets(model.config, rows=4, length=3))
+
+
+def test_low_precision_is_looked_at_in_float32(source, target, model):
+    expected = attention(model, source, target)
+    low = random_model(model.config)
+    low.set_dtype(mx.float16)
+    for layer, exact in zip(attention(low, source, target).cross, expected.cross, strict=True):
+        assert layer.dtype == mx.float32 and mx.abs(layer - exact).max().item() < 0.02
+
+
+def test_who_stands_in_for_fused_sees_all_of_it(model, source, target):
+    calls = []
+
+    def counting(*arrays, **options):
+        calls.append(options["mask"])
+        return fused(*arrays, **options)
+
+    memory = model.encode(source, attend=counting)
+    assert len(calls) == model.config.encoder.num_layers
+    logits = model.decode(target, memory, attend=counting)
+    assert len(calls) == model.config.encoder.num_layers + 2 * model.config.decoder.num_layers
+    assert mx.array_equal(logits, model(source, target))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", MODELS)
+def test_the_weights_of_transformers(name, tmp_path, tolerance):
+    torch = pytest.importorskip("torch")
+    original = torch_model(name)
+    original.save_pretrained(tmp_path)
+    theirs = type(original).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ours = convert.load(tmp_path)[0]
+    source = torch_sources(theirs)
+    target = np.random.default_rng(1).integers(3, ours.config.target_vocab_size - 1, (len(source), 7))
+    tokens = source != theirs.config.pad_token_id
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.tensor(source),
+            attention_mask=torch.tensor(tokens.astype(np.int64)),
+            decoder_input_ids=torch.tensor(target),
+            output_attentions=True,
+        )
+    found = attention(ours, mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32)))
+    for kind, layers in (
+        ("encoder", expected.encoder_attentions),
+        ("decoder", expected.decoder_attentions),
+        ("cross", expected.cross_attentions),
+    ):
+        # Padding queries mean nothing; some originals count their positions otherwise.
+        real = tokens[:, None, :, None] if kind == "encoder" else True
+        for layer, own in zip(layers, getattr(found, kind), strict=True):
+            assert layer.numpy().std() > 0.02, "the weights must not be trivial"
+            assert np.abs(np.where(real, layer.numpy() - np.array(own), 0)).max() <= tolerance(1e-4)

@@ -1,0 +1,455 @@
+"""Texts in, texts out: order, blank lines, laziness, truncation, and results that do not depend on batching."""
+
+import dataclasses
+import logging
+import random
+from collections import Counter
+from functools import partial
+
+import mlx.core as mx
+import pytest
+
+from mlx_transformer.config.alignment import AlignmentConfig
+from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.decoding.beam_search import generate_ids
+from mlx_transformer.decoding.inputs import token_limit
+from mlx_transformer.inference import generation
+from mlx_transformer.inference.batching import BATCH_SIZES, Line, encode_beginnings, encode_sources
+from mlx_transformer.inference.generation import generate, generate_hypotheses, stream_generate
+from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+
+WORDS = ["ab", "cde", "fg", "hijk", "l", "mno"]
+LIMIT = 40  # source positions: no multiple of 16, so that the last padded length is an odd one
+GREEDY = SearchConfig(max_tokens=6)
+BEAM = SearchConfig(beam_size=3, num_hypotheses=2, max_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [" ".join(WORDS)] * 3
+    return Tokenizer.train(texts, texts, 300)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    mx.random.seed(3)
+    size = tokenizer.source_vocab_size
+    encoder = StackConfig(num_layers=1, num_heads=2, mlp_dims=32, max_length=LIMIT)
+    decoder = dataclasses.replace(encoder, max_length=12)
+    model = Transformer(ModelConfig(size, size, 32, encoder, decoder, tie_output=False), GREEDY)
+    # Weights that let the source decide: an untrained model would say the same to every one. The end is not rare.
+    model.decoder.layers[0].cross_attention.out_proj.weight *= 8
+    model.output.weight[model.config.eos_id] *= 3
+    model.eval()
+    return model
+
+
+@pytest.fixture
+def uncompiled():
+    """On a CPU every new trace costs seconds."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def make_lines(count, longest=12, seed=0):
+    """Texts of mixed lengths, no two alike in a row."""
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
+
+
+def essence(hypotheses):
+    return [(h.ids, h.text, h.finish_reason, h.truncated, pytest.approx(h.score, abs=2e-3)) for h in hypotheses]
+
+
+def alone(model, tokenizer, lines, search):
+    """Each line searched by itself, without any padding or filling up, by the function below."""
+    results = []
+    for line in lines:
+        ids = tokenizer.encode(line)
+        (hypotheses,) = generate_ids(model, mx.array([ids], mx.int32), search, [token_limit(model, len(ids), search)])
+        results.append([dataclasses.replace(h, text=tokenizer.decode(h.ids)) for h in hypotheses])
+    return results
+
+
+@pytest.fixture
+def shapes(monkeypatch):
+    """The shapes of the sources that reach the search."""
+    seen = Counter()
+
+    def counting(model, source, search, **asked):
+        seen[source.shape] += 1
+        return generate_ids(model, source, search, **asked)
+
+    monkeypatch.setattr(generation, "generate_ids", counting)
+    return seen
+
+
+class TestTexts:
+    def test_a_text_gives_a_text_and_a_list_a_list(self, model, tokenizer):
+        text = generate(model, tokenizer, "ab cde")
+        assert isinstance(text, str) and text
+        assert generate(model, tokenizer, ["ab cde"]) == [text]
+        assert generate(model, tokenizer, []) == []
+        assert generate(model, tokenizer, "") == "" and generate(model, tokenizer, ["", " \t"]) == ["", ""]
+
+    def test_the_text_is_that_of_the_best_hypothesis(self, model, tokenizer):
+        lines = make_lines(5)
+        best = [hypotheses[0] for hypotheses in generate_hypotheses(model, tokenizer, lines, BEAM)]
+        assert generate(model, tokenizer, lines, BEAM) == [h.text for h in best]
+        assert [tokenizer.decode(h.ids) for h in best] == [h.text for h in best]
+
+    def test_the_search_of_the_model_is_the_default(self, model, tokenizer):
+        default = list(generate_hypotheses(model, tokenizer, make_lines(4)))
+        assert default == list(generate_hypotheses(model, tokenizer, make_lines(4), model.search_defaults))
+        assert {len(hypotheses) for hypotheses in default} == {1}
+
+    def test_results_differ_between_lines(self, model, tokenizer):
+        """Else the tests of order below would show nothing."""
+        texts = [h[0].text for h in alone(model, tokenizer, make_lines(12), GREEDY)]
+        assert len(set(texts)) > 6
+
+    def test_n_best(self, model, tokenizer):
+        for hypotheses in generate_hypotheses(model, tokenizer, make_lines(6), BEAM):
+            assert len(hypotheses) == 2
+            assert hypotheses[0].score >= hypotheses[1].score
+            assert hypotheses[0].ids != hypotheses[1].ids
+
+
+class TestOrder:
+    def test_order_is_kept_over_mixed_lengths(self, model, tokenizer):
+        lines = make_lines(12)
+        expected = alone(model, tokenizer, lines, GREEDY)
+        got = list(generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=64))
+        assert [essence(h) for h in got] == [essence(h) for h in expected]
+
+    def test_blank_lines_give_one_empty_hypothesis_in_their_place(self, model, tokenizer, shapes):
+        lines = ["", *make_lines(2), "  ", "\t", *make_lines(1, seed=1), "", "\u3000"]
+        results = list(generate_hypotheses(model, tokenizer, lines, BEAM))
+        assert len(results) == len(lines)
+        for line, hypotheses in zip(lines, results, strict=True):
+            if line.strip():
+                assert len(hypotheses) == 2 and hypotheses[0].ids
+            else:
+                assert [(h.ids, h.text, h.score, h.finish_reason) for h in hypotheses] == [([], "", 0.0, "stop")]
+        assert sum(shapes.values()) == 1
+        shapes.clear()
+        assert [h.text for (h,) in generate_hypotheses(model, tokenizer, ["", " "], BEAM)] == ["", ""]
+        assert not shapes
+
+    def test_a_line_of_no_tokens_is_blank(self, model, tokenizer, monkeypatch):
+        """As one of invisible characters is to a vocabulary with no end token around sources."""
+        invisible, (line,) = "\u200b", make_lines(1)
+        encode = tokenizer.encode_batch
+        monkeypatch.setattr(
+            tokenizer, "encode_batch", lambda texts, *_: [[] if t == invisible else encode([t])[0] for t in texts]
+        )
+        expected = generate(model, tokenizer, line)
+        assert generate(model, tokenizer, [invisible, line, invisible]) == ["", expected, ""]
+        assert generate(model, tokenizer, [invisible]) == [""]
+
+    def test_no_lines(self, model, tokenizer):
+        assert list(generate_hypotheses(model, tokenizer, [])) == []
+
+
+class TestLaziness:
+    def test_lines_are_read_a_window_at_a_time(self, model, tokenizer, monkeypatch):
+        monkeypatch.setattr(generation, "WINDOW", 4)
+        read = []
+
+        def lines():
+            for line in make_lines(11):
+                read.append(line)
+                yield line
+
+        results = generate_hypotheses(model, tokenizer, lines(), GREEDY)
+        assert read == []
+        seen = []
+        for number, hypotheses in enumerate(results):
+            seen.append(hypotheses)
+            assert len(read) == min(4 * (number // 4 + 1), 11)
+        assert [essence(h) for h in seen] == [essence(h) for h in alone(model, tokenizer, make_lines(11), GREEDY)]
+
+    def test_endless_input(self, model, tokenizer, monkeypatch):
+        monkeypatch.setattr(generation, "WINDOW", 2)
+
+        def lines():
+            while True:
+                yield "ab"
+
+        results = generate_hypotheses(model, tokenizer, lines(), GREEDY)
+        assert next(results)[0].text == next(results)[0].text == next(results)[0].text
+
+    def test_results_come_before_the_window_is_all_searched(self, model, tokenizer, shapes):
+        lines = sorted(make_lines(8), key=len)
+        results = generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=16)
+        next(results)
+        assert sum(shapes.values()) == 1
+        list(results)
+        assert sum(shapes.values()) == 8
+
+
+class TestBatches:
+    @pytest.mark.parametrize("search", [GREEDY, BEAM], ids=["greedy", "beam"])
+    def test_results_do_not_depend_on_batches(self, model, tokenizer, search):
+        lines = make_lines(13, longest=14, seed=5)
+        expected = [essence(h) for h in alone(model, tokenizer, lines, search)]
+        for batch_tokens in (1, 100, 4096):
+            got = list(generate_hypotheses(model, tokenizer, lines, search, batch_tokens=batch_tokens))
+            assert [essence(h) for h in got] == expected
+
+    def test_limits_are_each_lines_own(self, model, tokenizer):
+        """Without max_tokens a long neighbour must not lengthen a short line's target."""
+        search = SearchConfig(suppress_ids=(1,))  # nothing ends before its limit
+        wide = dataclasses.replace(model.config.decoder, max_length=60)
+        mx.random.seed(0)
+        free = Transformer(dataclasses.replace(model.config, decoder=wide))
+        free.eval()
+        lines = ["ab", "ab ab"]
+        limits = [token_limit(free, len(tokenizer.encode(line)), search) for line in lines]
+        results = list(generate_hypotheses(free, tokenizer, lines, search))
+        assert [len(h.ids) for (h,) in results] == limits and limits[0] < limits[1] < 60
+        assert {h.finish_reason for (h,) in results} == {"length"}
+
+    def test_filler_rows_change_nothing(self, model, tokenizer, shapes):
+        lines = make_lines(5, longest=6)
+        results = list(generate_hypotheses(model, tokenizer, lines, BEAM))
+        assert list(shapes) == [(8, 16)]  # three rows to fill up
+        assert len(results) == 5
+        assert [essence(h) for h in results] == [essence(h) for h in alone(model, tokenizer, lines, BEAM)]
+
+    def test_batches_keep_to_their_budget(self, model, tokenizer, shapes):
+        lines = make_lines(30, longest=14)
+        for search, budget in ((GREEDY, 128), (BEAM, 192)):
+            list(generate_hypotheses(model, tokenizer, lines, search, batch_tokens=budget))
+            assert max(rows * length * search.beam_size for rows, length in shapes) <= budget
+            assert max(rows for rows, _ in shapes) > 1
+            shapes.clear()
+
+    def test_few_shapes_reach_the_search(self, model, tokenizer, monkeypatch):
+        shapes = Counter()
+
+        def nothing(model, source, search, max_tokens, **asked):
+            shapes[source.shape] += 1
+            assert len(max_tokens) == source.shape[0]
+            return [[generation.EMPTY]] * source.shape[0]
+
+        monkeypatch.setattr(generation, "generate_ids", nothing)
+        lines = make_lines(3000, longest=60)
+        assert len(list(generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=1024))) == 3000
+        lengths = {length for _, length in shapes}
+        assert lengths <= {16, 32, LIMIT}
+        assert all(rows in BATCH_SIZES for rows, _ in shapes)
+        assert len(shapes) <= 12 < sum(shapes.values())
+
+    @pytest.mark.parametrize("batch_tokens", [0, -5])
+    def test_an_impossible_budget(self, model, tokenizer, batch_tokens):
+        with pytest.raises(ValueError, match=f"batch_tokens must be more than 0, not {batch_tokens}"):
+            list(generate_hypotheses(model, tokenizer, ["ab"], batch_tokens=batch_tokens))
+
+
+class TestTruncation:
+    def lines(self, tokenizer):
+        word = next(word for word in WORDS if len(tokenizer.encode(f"{word} {word}")) == 3)
+        return [" ".join([word] * count) for count in (3, LIMIT - 1, LIMIT, 3 * LIMIT)]
+
+    def test_a_source_that_is_too_long_is_cut_and_flagged(self, model, tokenizer):
+        fits, exact, over, far = self.lines(tokenizer)
+        results = list(generate_hypotheses(model, tokenizer, [far, fits, over, exact], BEAM))
+        assert [[h.truncated for h in hypotheses] for hypotheses in results] == [
+            [True, True],
+            [False, False],
+            [True, True],
+            [False, False],
+        ]
+        # What is read is the beginning and the end token: as many words as fit.
+        texts = [[h.ids for h in hypotheses] for hypotheses in results]
+        assert texts[0] == texts[2] == texts[3]
+
+    @pytest.mark.parametrize("line", ["a " * 9000, "a" * 9000, " " * 9000, "a" + " " * 9000 + "b", "é" * 9000])
+    def test_of_an_enormous_line_only_the_beginning_is_read(self, tokenizer, line):
+        (ids,) = encode_beginnings(partial(encode_sources, tokenizer), [Line(line)], LIMIT)
+        whole = tokenizer.encode(line)
+        assert (len(ids) > LIMIT) == (len(whole) > LIMIT)
+        assert ids[: LIMIT - 1] == whole[: LIMIT - 1] and ids[-1] == whole[-1]
+
+
+class TestLanguages:
+    CODES = {"aa": 270, "bb": 271, "cc": 272}
+
+    @pytest.fixture
+    def multilingual(self, tokenizer):
+        def make(source="before", target="first", **changes):
+            config = TokenizerConfig(
+                languages=self.CODES, source_language=source, target_language=target, skip_ids=(0, 1, 2), **changes
+            )
+            return Tokenizer(tokenizer.source, None, config)
+
+        return make
+
+    @pytest.mark.parametrize("target", ["first", "start"])
+    @pytest.mark.parametrize("source", ["before", "after"])
+    def test_each_line_has_its_own(self, model, tokenizer, multilingual, source, target):
+        lines = ["", *make_lines(9)]
+        origins, goals = ["aa"] + ["aa", "bb", "cc"] * 3, ["bb"] + ["bb", "bb", "cc", "aa"] * 2 + ["cc"]
+        found = list(
+            generate_hypotheses(
+                model, multilingual(source, target), lines, BEAM, source_language=origins, target_language=goals
+            )
+        )
+        assert found[0] == [generation.EMPTY]
+        for line, origin, goal, hypotheses in list(zip(lines, origins, goals, found, strict=True))[1:]:
+            own, ids = [self.CODES[origin]], tokenizer.encode(line)
+            ids = own + ids if source == "before" else ids + own
+            rows = {"forced_bos_ids" if target == "first" else "start_ids": [self.CODES[goal]]}
+            limit = [token_limit(model, len(ids), BEAM)]
+            (expected,) = generate_ids(model, mx.array([ids], mx.int32), BEAM, limit, **rows)
+            assert [h.ids for h in hypotheses] == [h.ids for h in expected]
+            assert [h.score for h in hypotheses] == pytest.approx([h.score for h in expected], abs=2e-3)
+        assert len({h.text for hypotheses in found for h in hypotheses}) > 4
+
+    def test_one_for_all_lines_and_the_tokenizers_own(self, model, multilingual):
+        lines = make_lines(4)
+        tokenizer = multilingual(default_source_language="bb")
+        found = generate(model, tokenizer, lines, source_language="bb", target_language="cc")
+        assert found == generate(model, tokenizer, lines, source_language=["bb"] * 4, target_language=iter(["cc"] * 4))
+        assert found == generate(model, tokenizer, lines, target_language="cc")
+        assert found != generate(model, tokenizer, lines, target_language="aa")
+        assert found != generate(model, tokenizer, lines, source_language="aa", target_language="cc")
+
+    def test_what_cannot_be(self, model, tokenizer, multilingual):
+        with pytest.raises(ValueError, match="must be told the target's: --target-language aa on the command line"):
+            generate(model, multilingual(), "ab", source_language="aa")
+        with pytest.raises(ValueError, match="one for all lines or one for each: line 2 lacks one"):
+            generate(model, multilingual(), ["ab", "ab"], source_language=["aa"], target_language="bb")
+        with pytest.raises(ValueError, match="'ab' is none. Close to it are"):
+            generate(model, multilingual(), ["ab"], source_language="ab", target_language="bb")
+
+    def test_a_source_that_is_cut_keeps_its_language(self, model, multilingual, tokenizer):
+        line = "ab " * 60
+        for source in ("before", "after"):
+            ids = multilingual(source).encode(line, "cc", "aa")
+            kept = multilingual(source).cut(ids, LIMIT)
+            assert len(kept) == LIMIT and self.CODES["cc"] in kept and tokenizer.eos_id in kept
+            (expected,) = generate_ids(model, mx.array([kept], mx.int32), GREEDY, [6], forced_bos_ids=[270])
+            (found,) = generate_hypotheses(
+                model, multilingual(source), [line], GREEDY, source_language="cc", target_language="aa"
+            )
+            assert found[0].truncated and found[0].ids == expected[0].ids
+
+
+class TestSourcePrefix:
+    def test_it_stands_before_each_line_once(self, model, tokenizer):
+        lines = ["ab cde", "", "fg: ab cde", "hijk"]
+        whole = generate(model, tokenizer, ["fg: ab cde", "", "fg: ab cde", "fg: hijk"])
+        assert generate(model, tokenizer, lines, source_prefix="fg: ") == whole
+        own = Tokenizer(tokenizer.source, None, dataclasses.replace(tokenizer.config, source_prefix="fg: "))
+        assert generate(model, own, lines) == whole
+        assert generate(model, own, lines, source_prefix="") == generate(model, tokenizer, lines) != whole
+
+
+DRAWN = SearchConfig(3, 2, max_tokens=6, temperature=2.0, seed=7)
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestTargetPrefix:
+    @pytest.mark.parametrize("search", [GREEDY, BEAM, DRAWN], ids=["greedy", "beam", "drawn"])
+    def test_each_target_begins_with_its_own(self, model, tokenizer, search):
+        lines = make_lines(7)
+        prefixes = ["ab", None, "fg l", "", "  ", " ab cde ", "mno"]
+        found = list(generate_hypotheses(model, tokenizer, lines, search, target_prefix=prefixes, batch_tokens=100))
+        for number, (line, prefix, hypotheses) in enumerate(zip(lines, prefixes, found, strict=True)):
+            ids, text = tokenizer.encode(line), (prefix or "").strip()
+            begun = tokenizer.encode_target(text)[:-1] if text else []
+            asked = {"prefix_ids": [begun], "lines": [number]}
+            (expected,) = generate_ids(model, mx.array([ids], mx.int32), search, [6], **asked)
+            assert [h.ids for h in hypotheses] == [h.ids for h in expected]
+            assert [h.score for h in hypotheses] == pytest.approx([h.score for h in expected], abs=2e-3)
+            assert all(h.ids[: len(begun)] == begun and h.text.startswith(text) for h in hypotheses)
+        assert len(found) == 7
+
+    def test_one_for_all_lines_but_blank_ones(self, model, tokenizer):
+        lines = ["ab", "", "cde fg"]
+        found = generate(model, tokenizer, lines, target_prefix="mno")
+        assert found == generate(model, tokenizer, lines, target_prefix=["mno"] * 3)
+        assert [text.startswith("mno") for text in found] == [True, False, True] and found[1] == ""
+        assert found != generate(model, tokenizer, lines)
+        with pytest.raises(ValueError, match="one for all lines or one for each: line 3 lacks one"):
+            generate(model, tokenizer, lines, target_prefix=["mno", "mno"])
+
+    def test_one_that_leaves_no_room(self, model, tokenizer):
+        with pytest.raises(ValueError, match="fill the decoder's 12 positions; shorten it"):
+            generate(model, tokenizer, "ab", target_prefix="ab " * 40)
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestDrawing:
+    def test_what_is_drawn_does_not_depend_on_batches_and_windows(self, model, tokenizer, monkeypatch):
+        lines = ["", *make_lines(9), "ab", "ab", "ab"]
+        expected = list(generate_hypotheses(model, tokenizer, lines, DRAWN, batch_tokens=1))
+        assert len({h[0].text for h in expected[-3:]}) > 1, "a line that comes again is drawn anew"
+        for window in (4, 2048):
+            monkeypatch.setattr(generation, "WINDOW", window)
+            for batch_tokens in (100, 4096):
+                found = generate_hypotheses(model, tokenizer, lines, DRAWN, batch_tokens=batch_tokens)
+                assert [essence(h) for h in found] == [essence(h) for h in expected]
+        other = list(generate_hypotheses(model, tokenizer, lines, dataclasses.replace(DRAWN, seed=8)))
+        assert [h[0].text for h in other] != [h[0].text for h in expected]
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestStreaming:
+    @pytest.mark.parametrize("prefix", [None, "ab cde"])
+    @pytest.mark.parametrize("search", [GREEDY, dataclasses.replace(DRAWN, beam_size=1, num_hypotheses=1)])
+    def test_pieces_joined_are_the_text(self, model, tokenizer, search, prefix):
+        for line in ["", " ", *make_lines(6)]:
+            pieces = list(stream_generate(model, tokenizer, line, search, target_prefix=prefix))
+            assert "".join(pieces) == generate(model, tokenizer, line, search, target_prefix=prefix)
+            assert all(pieces) and bool(pieces) == bool(line.strip())
+            assert prefix is None or not pieces or len(pieces) > 2
+
+    def test_the_models_own_search_but_greedy_is_the_default(self, model, tokenizer):
+        beam = Transformer(model.config, BEAM)
+        beam.update(model.parameters())
+        beam.eval()
+        assert "".join(stream_generate(beam, tokenizer, "ab cde")) == generate(model, tokenizer, "ab cde", GREEDY)
+        with pytest.raises(ValueError, match="beam_size 3 and 1 sources are too many"):
+            next(stream_generate(beam, tokenizer, "ab cde", BEAM))
+
+    def test_a_text_that_is_cut_says_so_in_the_log(self, model, tokenizer, caplog):
+        with caplog.at_level(logging.WARNING):
+            for line in ("ab " * 30, "ab " * 3 * LIMIT):
+                assert not caplog.records
+                assert "".join(stream_generate(model, tokenizer, line)) == generate(model, tokenizer, line)
+        assert [record.message for record in caplog.records] == [
+            "Line 1 is longer than the model can read and was cut."
+        ]
+
+    def test_with_languages_and_a_source_prefix(self, model, tokenizer):
+        codes = {"aa": 270, "bb": 271}
+        config = TokenizerConfig(languages=codes, source_language="before", target_language="first", skip_ids=(0, 1, 2))
+        asked = {"source_language": "aa", "target_language": "bb", "source_prefix": "fg: ", "target_prefix": "ab"}
+        languages = Tokenizer(tokenizer.source, None, config)
+        assert "".join(stream_generate(model, languages, "l mno", **asked)) == generate(
+            model, languages, "l mno", **asked
+        )
+        with pytest.raises(ValueError, match="'cc' is none"):
+            next(stream_generate(model, languages, "l mno", **(asked | {"target_language": "cc"})))
+
+
+class TestReview:
+    def test_scores_of_tokens_and_alignments_are_there_when_asked_for(self, model, tokenizer):
+        search = dataclasses.replace(BEAM, length_penalty=0.0)
+        lines = ["", *make_lines(6), " "]
+        asked = {"alignment": AlignmentConfig(unit="tokens"), "token_scores": True}
+        for line, hypotheses in zip(lines, generate_hypotheses(model, tokenizer, lines, search, **asked), strict=True):
+            for h in hypotheses:
+                assert len(h.token_scores) == (len(h.ids) + (h.finish_reason == "stop") if line.strip() else 0)
+                assert sum(h.token_scores) == pytest.approx(h.score, abs=1e-4)
+                assert {j for _, j in h.alignment} <= set(range(len(h.ids)))
+                assert {i for i, _ in h.alignment} <= set(range(len(tokenizer.encode(line))))
+        plain = list(generate_hypotheses(model, tokenizer, lines, search))
+        assert {(h.token_scores, h.alignment) for hypotheses in plain for h in hypotheses} == {(None, None)}

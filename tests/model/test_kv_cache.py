@@ -1,0 +1,34 @@
+"""The decoder's cache: what is written where, and what may be attended to."""
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_transformer.model.kv_cache import Cache
+
+
+def empty_cache(capacity, num_layers=2):
+    layers = [mx.zeros((2, 3, 2, capacity, 4)) for _ in range(num_layers)]
+    return Cache(layers, mx.array(0, mx.int32))
+
+
+def test_positions_are_written_in_order_and_nowhere_else():
+    cache = empty_cache(capacity=6)
+    written = [mx.random.normal((2, 3, 2, n, 4)) for n in (1, 3, 1)]
+    for key_values in written:
+        updated = cache.update(1, key_values)
+        assert updated is cache.layers[1]
+        cache.length = cache.length + key_values.shape[3]
+    assert cache.capacity == 6
+    np.testing.assert_array_equal(cache.layers[1][:, :, :, :5], mx.concatenate(written, axis=3))
+    assert not cache.layers[1][:, :, :, 5:].any().item()
+    assert not cache.layers[0].any().item()
+
+
+def test_a_query_attends_to_what_is_filled_and_not_beyond_itself():
+    cache = empty_cache(capacity=6)
+    cache.length = mx.array(2, mx.int32)
+    expected = [[key <= 2 + query for key in range(6)] for query in range(3)]
+    mask = cache.mask(3)
+    assert mask.dtype == mx.bool_
+    assert mask.shape == (1, 1, 3, 6)
+    assert mask[0, 0].tolist() == expected

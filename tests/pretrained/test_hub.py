@@ -1,0 +1,484 @@
+"""Models of the hub: what is downloaded, kept and used again, with the real client against a server on loopback.
+
+The client reads its settings when it is imported, so each scene runs in a process of its own, with a home of its own.
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from support.checkpoint_files import safetensors_file, tensor, zip_file
+from support.hub_server import TOKEN, Hub
+from support.paths import ROOT
+from support.tiny_models import SETTINGS, random_model
+
+import mlx_transformer as mt
+from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.pretrained import hub
+from mlx_transformer.weights.formats import checkpoint as checkpoint_module
+from tests.weights.test_convert import SETTINGS_OF_BART, VOCAB, bart_tensors
+
+# Loads what it is told, and gives for each a number by which the weights are known, or the error.
+LOAD = """
+import json, sys
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+import mlx_transformer as mt
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        model, tokenizer = mt.load(name, revision=revision)
+        print(json.dumps(model.output_bias[0].item() if "output_bias" in model else "ours"), flush=True)
+    except (OSError, ValueError) as error:
+        print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
+"""
+# As the client's Rust part does when the network fails.
+FAILS = """
+import huggingface_hub
+def fail(*arguments, **options):
+    raise RuntimeError("Data processing error:\\nno route")
+huggingface_hub.hf_hub_download = fail
+"""
+# Takes its time to convert, and leaves a trace.
+SLOW = """
+import time
+from mlx_transformer.storage import safetensors
+write = safetensors.write_made
+def write_made(*arguments):
+    open("made", "a").write("once\\n")
+    time.sleep(1)
+    write(*arguments)
+safetensors.write_made = write_made
+"""
+# Dies when the new model folder is written, but not yet in its place.
+KILLED = """
+import os, signal
+from mlx_transformer.weights import convert
+def die(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+convert.card = die
+"""
+
+
+def model_files(mark=0.0, weights="model.safetensors", **settings):
+    """A checkpoint, the bias of whose output is `mark`, as files."""
+    tensors = bart_tensors() | {"final_logits_bias": mx.full((1, VOCAB), mark)}
+    config = {"config.json": json.dumps(SETTINGS_OF_BART | settings).encode(), "generation_config.json": b"{}"}
+    return config | {weights: safetensors(tensors)}
+
+
+def safetensors(tensors):
+    header, data = {}, b""
+    for name, array in tensors.items():
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [len(data), len(data) + array.nbytes]}
+        data += bytes(memoryview(array).cast("B"))
+    return safetensors_file(header, data)
+
+
+def torch_file(mark):
+    """The same as a torch file."""
+    entries = bart_tensors() | {"final_logits_bias": mx.full((1, VOCAB), mark)}
+    storages = {str(i): bytes(memoryview(array).cast("B")) for i, array in enumerate(entries.values())}
+    return zip_file({name: tensor(str(i), array.shape) for i, (name, array) in enumerate(entries.items())}, storages)
+
+
+@pytest.fixture
+def server():
+    hub = Hub()
+    yield hub
+    hub.stop()
+
+
+class Machine:
+    """A user's machine: a home, a working folder, and processes in it."""
+
+    def __init__(self, folder, server):
+        self.home, self.work, self.server = folder / "home", folder / "work", server
+        self.home.mkdir()
+        self.work.mkdir()
+        self.kept = self.home / ".cache" / "mlx_transformer"
+
+    def start(self, *arguments, limit=None, **variables):
+        inherited = {name: os.environ[name] for name in ("PATH", "LD_PRELOAD") if name in os.environ}
+        environment = {
+            "HOME": str(self.home),
+            "HF_ENDPOINT": self.server.endpoint,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "MLX_DISABLE_COMPILE": "1",
+        }
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=self.work,
+            env=inherited | environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
+        )
+
+    def run(self, *arguments, **options):
+        """Exit status, standard output, standard error."""
+        process = self.start(*arguments, **options)
+        out, err = process.communicate(timeout=60)
+        assert "Traceback" not in err, err
+        return process.returncode, out, err
+
+    def load(self, *models, first="", **options):
+        """For each model (name, or name and revision) its mark or its error; and standard error."""
+        pairs = [(model, None) if isinstance(model, str) else model for model in models]
+        status, out, err = self.run("-c", first + LOAD, json.dumps(pairs), **options)
+        assert status == 0, err
+        results = [json.loads(line) for line in out.splitlines()]
+        assert len(results) == len(models)
+        return (*results, err)
+
+    def files(self):
+        """What lies in the home and in the working folder."""
+        paths = [path for top in (self.home, self.work) for path in top.rglob("*") if not path.is_dir()]
+        return sorted(path.relative_to(self.home.parent).as_posix() for path in paths)
+
+
+@pytest.fixture
+def machine(tmp_path, server):
+    return Machine(tmp_path, server)
+
+
+def test_a_model_is_downloaded_and_converted_once(machine, server):
+    extra = ["pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "onnx/model.onnx", "README.md", "a.gguf"]
+    wanted = model_files(3.0) | {"target_vocab.json": b"{1}", "source.spm": b"spm"}
+    commit = server.publish("owner/name", wanted | dict.fromkeys(extra, b"?"))
+    assert machine.load("owner/name") == (3.0, "")
+    assert server.downloads("owner/name") == sorted(wanted)
+    before = len(server.requests)
+    assert machine.load("owner/name") == (3.0, "")
+    assert [path for _, path, _ in server.requests[before:]] == ["/api/models/owner/name"]
+    folder = machine.kept / "owner--name" / f"{commit}-{mt.__version__}"
+    assert {path.name for path in folder.iterdir()} >= {"README.md", "config.json", "model.safetensors"}
+    places = ("home/.cache/huggingface/", "home/.cache/mlx_transformer/owner--name/")
+    assert [path for path in machine.files() if not path.startswith(places)] == []
+    assert list(folder.parent.glob(".*new")) == []
+
+
+def test_without_a_network_the_last_conversion_is_loaded(machine, server):
+    server.publish("owner/name", model_files(3.0), "v1")
+    assert machine.load("owner/name", ("owner/name", "v1")) == (3.0, 3.0, "")
+    assert machine.load("owner/name", HF_HUB_OFFLINE="1") == (3.0, "")
+    server.stop()
+    *marks, missing, told = machine.load("owner/name", ("owner/name", "v1"), ("owner/name", "v2"))
+    assert marks == [3.0, 3.0]
+    assert missing.startswith(f"Unreachable: {server.endpoint}/owner/name cannot be reached: ")
+    assert missing.endswith("; check the network, or the path if owner/name is one.")
+    assert len(told.splitlines()) == 2 and "What was loaded last is used: " in told
+    other, told = machine.load("owner/other", HF_HUB_OFFLINE="1")
+    assert "owner/other cannot be reached: HF_HUB_OFFLINE is set; check the network, or the path" in other
+    assert told == ""
+
+
+def test_a_hub_that_is_slow_or_broken_is_as_good_as_none(machine, server):
+    server.publish("owner/name", model_files(3.0))
+    machine.load("owner/name")
+    repository = server.repositories["owner/name"]
+    for accident, reason in (
+        ({"delay": 2.0}, "timed out"),
+        ({"status": 503}, "503"),
+        ({"page": b"<html>Welcome to the hotel</html>"}, ""),
+        ({"page": b'{"id": "of another kind"}'}, "the answer names no commit"),
+    ):
+        vars(repository).update({"delay": 0.0, "status": None, "page": None} | accident)
+        server.repositories["owner/new"] = repository
+        old, new, told = machine.load("owner/name", "owner/new", HF_HUB_ETAG_TIMEOUT="1")
+        assert old == 3.0 and "What was loaded last is used" in told and len(told.splitlines()) == 1
+        assert "owner/new cannot be reached: " in new and reason in new and len(new.splitlines()) == 1
+
+
+def test_revisions(machine, server):
+    first = server.publish("owner/name", model_files(1.0), "v1", "a/branch")
+    server.publish("owner/name", model_files(2.0))
+    wanted = [("owner/name", revision) for revision in ("v1", None, "a/branch", first, "main", "", "v3")]
+    *marks, missing, told = machine.load(*wanted)
+    assert (marks, told) == ([1.0, 2.0, 1.0, 1.0, 2.0, 2.0], "")
+    assert missing == (
+        f"FileNotFoundError: A revision must be a branch, tag or commit of {server.endpoint}/owner/name: v3 is none; "
+        "check the name."
+    )
+    server.publish("owner/name", model_files(3.0))
+    assert machine.load(*wanted[:2]) == (1.0, 3.0, "")
+    server.stop()
+    assert machine.load(("owner/name", first)) == (1.0, "")  # the hub is not even asked
+
+
+def test_another_version_converts_anew_if_it_can(machine, server):
+    commit = server.publish("owner/name", model_files(3.0))
+    version = "import mlx_transformer\nmlx_transformer.__version__ = '{}'\n"
+    assert machine.load("owner/name", first=version.format("1.0")) == (3.0, "")
+    assert machine.load("owner/name", first=version.format("1.1")) == (3.0, "")
+    assert machine.load("owner/name", first=version.format("1.2"), HF_HUB_OFFLINE="1") == (3.0, "")
+    found = [path.name for path in (machine.kept / "owner--name").iterdir() if path.is_dir()]
+    assert sorted(found) == [f"{commit}-1.0", f"{commit}-1.1"]
+
+
+def test_a_download_that_is_cut_off(machine, server):
+    server.publish("owner/name", model_files(3.0), accidents=["cut", "503", "cut"])
+    result, _ = machine.load("owner/name")
+    assert result.startswith("Unreachable: ") and "503" in result and len(result.splitlines()) == 1
+    assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("Unreachable: ")
+    assert machine.load("owner/name", first=FAILS) == (
+        f"Unreachable: {server.endpoint}/owner/name cannot be reached: Data processing error: no route; check the "
+        "network, or the path if owner/name is one.",
+        "",
+    )
+    assert machine.load("owner/name")[0] == 3.0  # the client itself tries again after the second cut
+    assert server.downloads("owner/name").count("model.safetensors") == 4
+
+
+def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(machine, server):
+    commit = server.publish("owner/name", model_files(3.0), trickle=20.0)
+    process = machine.start("-c", LOAD, json.dumps([("owner/name", None)]))
+    wait_until(lambda: "model.safetensors" in server.downloads("owner/name"))
+    process.kill()
+    process.communicate()
+    server.repositories["owner/name"].trickle = 0.0
+    status, out, _ = machine.run("-c", KILLED + LOAD, json.dumps([("owner/name", None)]))
+    assert (status, out) == (-signal.SIGKILL, "")
+    folder = machine.kept / "owner--name" / f"{commit}-{mt.__version__}"
+    assert list(folder.parent.glob(f".{folder.name}.new-*")) and not folder.exists()
+    assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("Unreachable: ")
+    assert machine.load("owner/name") == (3.0, "")
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", folder.name, "ref-main"]
+
+
+def wait_until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_processes_at_once_do_the_work_once(machine, server):
+    server.publish("owner/name", model_files(3.0))
+    arguments = ("-c", SLOW + LOAD, json.dumps([("owner/name", None)]))
+    processes = [machine.start(*arguments) for _ in range(3)]
+    assert [process.communicate(timeout=60) for process in processes] == [("3.0\n", "")] * 3
+    assert (machine.work / "made").read_text() == "once\n"
+
+
+def test_private_and_gated_models_need_a_token(machine, server):
+    server.publish("owner/private", model_files(3.0), private=True)
+    server.publish("owner/gated", model_files(4.0), gated=True)
+    models = ("owner/private", "owner/gated", "owner/none")
+    *errors, told = machine.load(*models)
+    for name, error in zip(models, errors, strict=True):
+        if name == "owner/gated":
+            assert error == (
+                f"PermissionError: owner/gated is gated: ask for access at {server.endpoint}/owner/gated, then log in "
+                "with `hf auth login` or set HF_TOKEN."
+            )
+        else:
+            assert error == (
+                f"FileNotFoundError: A model must be a path or owner/name on the hub: there is neither a path {name} "
+                f"nor, for you, a model {server.endpoint}/{name}; check the name, or if it is private log in with "
+                "`hf auth login` or set HF_TOKEN."
+            )
+    assert told == ""
+    server.publish("owner/forbidden", model_files(), forbidden=True)
+    forbidden, _ = machine.load("owner/forbidden")
+    wrong, _ = machine.load("owner/private", HF_TOKEN="hf_wrong")
+    for error, name, reason in ((forbidden, "forbidden", "Not for you"), (wrong, "private", "Invalid credentials")):
+        assert error.startswith(f"PermissionError: The hub refuses {server.endpoint}/owner/{name}: ")
+        assert reason in error and "check your token" in error and len(error.splitlines()) == 1
+    private, gated, none, told = machine.load(*models, HF_TOKEN=TOKEN)
+    assert (private, gated, told) == (3.0, 4.0, "") and none == errors[2]
+    assert {token for _, path, token in server.requests if path.startswith("/cdn/")} == {None}
+
+
+def test_what_is_no_model_is_told_in_a_line(machine, server):
+    config = {"config.json": b"{}"}
+    server.publish("owner/tf", config | {"tf_model.h5": b"", "onnx/model.safetensors": b""})
+    server.publish("owner/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b""})
+    server.publish("owner/many", config | {"a.pt": b"", "b.pt": b"", "training_args.bin": b""})
+    server.publish("owner/gpt", model_files(model_type="gpt2"))
+    server.publish("owner/broken", model_files() | {"model.safetensors": b"no"})
+    none, adapter, many, family, broken, told = machine.load(
+        *(f"owner/{name}" for name in ("tf", "adapter", "many", "gpt", "broken"))
+    )
+    assert none.startswith("ValueError: A repository must hold weights that torch can read (.safetensors, ")
+    assert none.endswith("owner/tf has none: choose another.")
+    assert adapter.startswith("ValueError: An adapter is no whole model, and owner/adapter is one: merge it")
+    assert many.startswith("ValueError: A repository must hold one checkpoint, owner/many has a.pt, b.pt: download")
+    assert "model_type 'gpt2' of config.json is not covered" in family
+    assert broken.startswith("CheckpointError: ") and "model.safetensors" in broken
+    assert told == "" and list(machine.kept.glob("*/[0-9a-f]*")) == []
+
+
+def test_other_kinds_of_weights(machine, server):
+    tensors = bart_tensors() | {"final_logits_bias": mx.full((1, VOCAB), 5.0)}
+    halves = (dict(list(tensors.items())[:9]), dict(list(tensors.items())[9:]))
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = {"weight_map": {name: names[i] for i, half in enumerate(halves) for name in half}}
+    files = dict(zip(names, map(safetensors, halves), strict=True))
+    small = {name: data for name, data in model_files().items() if name.endswith(".json")}
+    files |= small | {"model.safetensors.index.json": json.dumps(index).encode()}
+    server.publish("owner/shards", files | {"pytorch_model.bin": torch_file(6.0), "model.fp16.safetensors": b""})
+    server.publish("owner/bin", small | {"pytorch_model.bin": torch_file(6.0), "training_args.bin": b""})
+    server.publish("owner/half", model_files(7.0, "model.fp16.safetensors"))
+    assert machine.load("owner/shards", "owner/bin", "owner/half") == (5.0, 6.0, 7.0, "")
+    assert server.downloads("owner/shards") == sorted(files)
+    assert server.downloads("owner/bin") == ["config.json", "generation_config.json", "pytorch_model.bin"]
+
+
+@pytest.fixture
+def our_files(tmp_path):
+    """A model folder of ours, with a tokenizer, as files."""
+    tokenizer = mt.Tokenizer.train(["one two three"] * 9, ["un deux trois"] * 9, vocab_size=270)
+    sizes = {"source_vocab_size": tokenizer.source_vocab_size, "target_vocab_size": tokenizer.target_vocab_size}
+    ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id, "start_id": tokenizer.start_id}
+    old = SETTINGS["post_norm"]
+    config = mt.ModelConfig(**sizes, **ids, dims=old.dims, encoder=old.encoder, decoder=old.decoder)
+    model_folder.save(tmp_path / "ours", random_model(config), tokenizer)
+    return {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
+
+
+def test_a_model_folder_of_ours_is_used_as_it_is(machine, server, our_files):
+    commit = server.publish("owner/ours", our_files)
+    assert machine.load("owner/ours") == ("ours", "")
+    folder = machine.kept / "owner--ours" / f"{commit}-{mt.__version__}"
+    assert folder.is_symlink() and machine.home.resolve() / ".cache" / "huggingface" in folder.resolve().parents
+    assert machine.load("owner/ours", HF_HUB_OFFLINE="1") == ("ours", "")
+    for path in folder.resolve().iterdir():
+        path.unlink()
+    folder.resolve().rmdir()
+    assert machine.load("owner/ours", HF_HUB_OFFLINE="1")[0].startswith("Unreachable: ")
+    assert machine.load("owner/ours") == ("ours", "")
+
+
+def test_a_path_comes_before_the_hub(machine, server, our_files):
+    server.publish("owner/name", model_files(3.0))
+    folder = machine.work / "owner" / "name"
+    folder.mkdir(parents=True)
+    for name, data in our_files.items():
+        (folder / name).write_bytes(data)
+    ours, of_path, no_name, revised, told = machine.load(
+        "owner/name", "./owner/name", "./owner/none", ("owner/name", "v1")
+    )
+    assert (ours, of_path, told) == ("ours", "ours", "")
+    assert no_name.startswith("FileNotFoundError: A model is a folder") and no_name.endswith("at owner/none.")
+    assert revised == "ValueError: Only a model of the hub has revisions: owner/name is none."
+    assert server.requests == []
+
+
+def test_full_disks(machine, server):
+    server.publish("owner/name", model_files(3.0))
+    error, _ = machine.load("owner/name", limit=4000)
+    hf = machine.home / ".cache" / "huggingface" / "hub"
+    assert error == f"OSError: owner/name cannot be downloaded to {hf}: File too large; set HF_HOME."
+    assert machine.load("owner/name", MLX_TRANSFORMER_CACHE=str(machine.home / "elsewhere"))[0] == 3.0
+    error, _ = machine.load("owner/name", limit=4000)
+    assert error == (
+        f"OSError: Models are kept in {machine.kept / 'owner--name'}, which fails: File too large; make room, or set "
+        "MLX_TRANSFORMER_CACHE."
+    )
+    assert [path.name for path in machine.kept.glob("*/*")] == [".lock"]
+
+
+def test_the_commands(machine, server, our_files):
+    first = server.publish("owner/ours", our_files, "v1")
+    server.publish("owner/ours", {"config.json": b"{}"})
+    server.publish("owner/torch", model_files(3.0), "v1")
+    server.publish("owner/torch", model_files(4.0))
+    run = ("-m", "mlx_transformer")
+    status, out, err = machine.run(*run, "generate", "--model", "owner/ours", "--revision", "v1", "one", "two")
+    assert (status, len(out.splitlines()), err) == (0, 2, "")
+    (machine.work / "test.tsv").write_text("one\tun\n")
+    status, out, err = machine.run(
+        *run, "evaluate", "--model", "owner/ours", "--revision", "v1", "--json", "test.tsv", HF_HUB_OFFLINE="1"
+    )
+    assert status == 0 and json.loads(out)["sentences"] == 1
+    status, out, err = machine.run(*run, "info", "owner/ours", "--revision", "v1", "--json")
+    assert status == 0 and Path(json.loads(out)["folder"]).name.startswith(first)
+    status, out, err = machine.run(*run, "convert", "owner/torch", "made", "--revision", "v1")
+    assert (status, out, err) == (0, "", "")
+    assert mt.load(machine.work / "made")[0].output_bias[0].item() == 3.0
+    for command in (("info", "owner/none"), ("convert", "owner/none", "other"), ("generate", "-m", "owner/none", "a")):
+        status, out, err = machine.run(*run, *command)
+        assert (status, out) == (1, "") and err.startswith("Error: A model must be a path or owner/name on the hub")
+        assert len(err.splitlines()) == 1
+
+
+def test_the_client_is_imported_only_for_a_model_of_the_hub(machine, our_files):
+    (machine.work / "model").mkdir()
+    for name, data in our_files.items():
+        (machine.work / "model" / name).write_bytes(data)
+    program = (
+        "import sys\nimport mlx_transformer as mt, mlx_transformer.cli\nmt.load('model')\n"
+        "print('huggingface_hub' in sys.modules)"
+    )
+    assert machine.run("-c", program)[:2] == (0, "False\n")
+
+
+def test_where_model_folders_are_kept(monkeypatch, tmp_path):
+    for name in ("MLX_TRANSFORMER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nowhere")
+    assert hub.cache_folder() == Path("/nowhere/.cache/mlx_transformer")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert hub.cache_folder() == Path("/cache/mlx_transformer")
+    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", "~/models")
+    assert hub.cache_folder() == Path("/nowhere/models")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLX_TRANSFORMER_CACHE", "models")
+    assert hub.cache_folder() == tmp_path / "models"
+
+
+@pytest.mark.parametrize("name", ["owner/name", "Helsinki-NLP/opus-mt-en-de", "a/b", "_a/b.c_d-e", "a/" + "b" * 96])
+def test_names(name):
+    assert hub.is_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["name", "", "/", "a/", "/b", "a/b/c", "./b", "../b", "~/b", "a/b--c", "a/b..c", "a/b.git", "a/-b", "a/b.", "a/b\n"]
+    + ["a/b c", "a\\b/c", "à/b", "a/" + "b" * 97, "hf://a/b", "a/b@v1"],
+)
+def test_what_is_no_name(name):
+    assert not hub.is_name(name)
+
+
+@pytest.mark.parametrize(
+    "chosen, left",
+    [
+        (["model.safetensors"], ["pytorch_model.bin", "model.safetensors.index.json"]),
+        (
+            ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json"],
+            ["model-00001-of-00002.safetensors", "optimizer.bin", "pytorch_model-1.bin"],
+        ),
+        (["pytorch_model.bin"], ["pytorch_model.fp16.bin", "model.fp16.safetensors"]),
+        (["best.pt"], ["model.fp16.safetensors"]),
+        (["model.fp16.safetensors"], ["pytorch_model.fp16.bin"]),
+        (
+            ["bpecodes", "dict.en.txt", "dict.fr.txt", "sentencepiece.bpe.model", "model.pt"],
+            ["README.md", "optimizer.pt"],
+        ),
+        (["config.yaml", "src_vocab.txt", "best.ckpt"], ["logs/last.ckpt"]),
+        (
+            ["special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer_config.json", "model.safetensors"],
+            ["trainer_state.json", "rust_model.ot", "tokenizer/tokenizer.json", "coreml/vocab.json", "a.gguf"],
+        ),
+        (["merges.txt", "source.spm", "target.spm", "target_vocab.json", "vocab.json", "model.bin"], ["tf_model.h5"]),
+    ],
+)
+def test_which_files_are_downloaded(chosen, left):
+    assert hub.choose("owner/name", [*left, *reversed(chosen)]) == chosen
+
+
+def test_the_order_of_weights_is_the_readers_own():
+    assert hub.PREFERRED == checkpoint_module.PREFERRED
+    assert set(hub.SUFFIXES) == set(checkpoint_module.SUFFIXES)

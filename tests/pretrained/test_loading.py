@@ -1,0 +1,73 @@
+"""Models by name: a folder, or the bundled model."""
+
+import gzip
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+from mlx.utils import tree_flatten
+
+import mlx_transformer as mt
+from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.cli import main
+from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.pretrained import loading
+
+STACK = StackConfig(num_layers=1, num_heads=2, mlp_dims=16, max_length=8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model_folder.save(tmp_path / "model", Transformer(ModelConfig(20, 20, 16, STACK, STACK)))
+    return tmp_path / "model"
+
+
+def test_a_folder_is_loaded_from_a_path_or_its_name(folder):
+    expected = dict(tree_flatten(model_folder.load(folder)[0].parameters()))
+    for name in (folder, str(folder)):
+        model, tokenizer = loading.load(name)
+        assert tokenizer is None and not model.training
+        assert all(mx.array_equal(array, expected[key]) for key, array in tree_flatten(model.parameters()))
+
+
+def test_the_type_is_handed_on(folder):
+    assert loading.load(folder, mx.float16)[0].dtype == mx.float16
+
+
+def test_without_a_name_it_is_the_bundled_model(folder, monkeypatch):
+    monkeypatch.setattr(loading, "BUNDLED", folder)
+    assert loading.find() == folder
+    assert loading.load()[0].config == model_folder.load(folder)[0].config
+
+
+def test_no_folder_is_an_error_that_names_it(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=f"or owner/name on the hub: there is none at {tmp_path / 'nowhere'}"):
+        loading.load(tmp_path / "nowhere")
+    monkeypatch.setattr(loading, "BUNDLED", tmp_path / "bundled")
+    with pytest.raises(FileNotFoundError, match=f"there is none at {tmp_path / 'bundled'}"):
+        loading.load()
+
+
+@pytest.mark.skipif(not loading.BUNDLED.is_dir(), reason="no model is bundled in this checkout")
+def test_the_bundled_model_translates():
+    model, tokenizer = mt.load()
+    french = mt.generate(model, tokenizer, ["Where is the station?", "The cat is black.", ""])
+    assert "gare" in french[0].lower() and french[1:] == ["Le chat est noir.", ""]
+
+
+@pytest.mark.skipif(not loading.BUNDLED.is_dir(), reason="no model is bundled in this checkout")
+def test_of_a_real_corpus_each_line_is_answered(shared_data):
+    with gzip.open(shared_data / "tatoeba-en-fr" / "dev.tsv.gz", "rt", encoding="utf-8") as file:
+        lines = [line.split("\t")[0] for line in file][:200]
+    lines[7:7] = ["", "  "]
+    result = CliRunner().invoke(main, ["generate", "--beam-size", "1"], input="\n".join(lines) + "\n")
+    answers = result.stdout.split("\n")
+    assert result.exit_code == 0 and len(answers) == len(lines) + 1
+    assert [bool(answer) for answer in answers[:-1]] == [bool(line.strip()) for line in lines]
+
+
+def test_of_a_training_run_the_best_model_is_proposed(folder, tmp_path):
+    folder.rename(tmp_path / "best")
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} is a training run, .*: use {tmp_path}/best"):
+        loading.find(tmp_path)

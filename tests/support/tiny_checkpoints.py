@@ -1,0 +1,52 @@
+"""Checkpoints as the hub has them, whole but tiny: random weights as transformers saves them, and tokenizers."""
+
+import json
+
+from support import tiny_tokenizers
+from support.texts import CORPUS
+from support.tiny_families import BART, MARIAN, T5, torch_model
+
+WIDTHS = {"d_model": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}  # such as can be quantised
+LENGTHS = {"min_length": 4, "max_length": 12}  # random weights would end at once, or never
+NLLB_CODES = ("deu_Latn", "eng_Latn", "fra_Latn")
+TASKS = {
+    "summarization": {"prefix": "summarize: ", "num_beams": 4, "max_length": 9},
+    "translation_en_to_fr": {"prefix": "translate English to French: ", "num_beams": 4, "max_length": 7},
+}
+
+
+def opus_mt(folder):
+    """Marian, for one pair of languages."""
+    tiny_tokenizers.marian(folder, languages=())
+    size = len(json.loads((folder / "vocab.json").read_text()))
+    ids = {"pad_token_id": size - 1, "decoder_start_token_id": size - 1}
+    return finish(folder, "marian", {**MARIAN, **WIDTHS, **ids, "vocab_size": size}, bad_words_ids=[[size - 1]])
+
+
+def nllb(folder):
+    """NLLB, whose tokenizer_config.json numbers the languages."""
+    model = tiny_tokenizers.train(tuple(CORPUS))
+    size = len(tiny_tokenizers.pieces(model)) + 1
+    tokens = dict(enumerate(("<s>", "<pad>", "</s>", "<unk>"))) | dict(enumerate((*NLLB_CODES, "<mask>"), start=size))
+    flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False) | {"special": True}
+    stated = {
+        "tokenizer_class": "NllbTokenizer",
+        "added_tokens_decoder": {str(i): flags | {"content": token} for i, token in tokens.items()},
+    }
+    tiny_tokenizers.write(folder, sentencepiece__bpe__model=model, tokenizer_config__json=stated)
+    return finish(folder, "nllb", {**BART, **WIDTHS, "vocab_size": max(tokens) + 1})
+
+
+def t5(folder):
+    """T5 with its tasks."""
+    model = tiny_tokenizers.train(tuple(CORPUS), pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    tiny_tokenizers.write(folder, spiece__model=model)
+    files = finish(folder, "t5", {**T5, "vocab_size": len(tiny_tokenizers.pieces(model)) + 100})
+    config = json.loads(files["config.json"]) | {"task_specific_params": TASKS}
+    return files | {"config.json": json.dumps(config).encode()}
+
+
+def finish(folder, name, settings, **generation):
+    """Save a model of a family with these settings beside its tokenizer, and give all files."""
+    torch_model(name, settings=settings, generation=LENGTHS | generation).save_pretrained(folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,0 +1,54 @@
+"""Grouping of references, BLEU, chrF and exact matches."""
+
+import pytest
+from sacrebleu.metrics import BLEU, CHRF
+
+from mlx_transformer import metrics
+from mlx_transformer.metrics import corpus_scores, exact_match, group_references
+
+HYPOTHESES = ["the cat sat on the mat", "a dog barks at night", "birds sing in the morning light"]
+REFERENCES = [
+    ["the cat sat on a mat", "a cat was sitting on the mat today"],
+    ["the dog barks at night"],
+    ["birds are singing in the morning", "birds sing in the light", "in the morning birds sing"],
+]
+
+
+def test_references_are_grouped_in_the_order_of_their_sources():
+    pairs = [("b", "1"), ("a", "2"), ("b", "3"), ("b", "1")]
+    assert group_references(pairs) == (["b", "a"], [["1", "3"], ["2"]])
+
+
+def test_one_reference_is_plain_sacrebleu():
+    first = [group[0] for group in REFERENCES]
+    scores = corpus_scores(HYPOTHESES, [[reference] for reference in first])
+    assert scores["bleu"] == BLEU().corpus_score(HYPOTHESES, [first]).score
+    assert scores["chrf"] == CHRF().corpus_score(HYPOTHESES, [first]).score
+    assert "nrefs:1|" in scores["bleu_signature"]
+
+
+def test_fewer_references_count_as_if_the_first_were_repeated():
+    scores = corpus_scores(HYPOTHESES, REFERENCES)
+    repeated = corpus_scores(HYPOTHESES, [(group + group[:1] * 3)[:3] for group in REFERENCES])
+    assert (scores["bleu"], scores["chrf"]) == (repeated["bleu"], repeated["chrf"])
+    assert scores["bleu"] > corpus_scores(HYPOTHESES, [group[:1] for group in REFERENCES])["bleu"]
+    assert "nrefs:var|" in scores["bleu_signature"]
+
+
+def test_exact_match_is_the_share_that_equals_any_reference():
+    assert exact_match(["x", "y", "z"], [["a", "x"], ["y"], ["zz"]]) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "references", "told"),
+    [([], [], "got 0 and 0"), (["a"], [["a"], ["b"]], "got 2 and 1"), (["a", "b"], [["a"], [""]], "number 2 has none")],
+)
+def test_what_has_no_score_is_refused(hypotheses, references, told):
+    with pytest.raises(ValueError, match=told):
+        corpus_scores(hypotheses, references)
+
+
+def test_without_sacrebleu_the_remedy_is_told(monkeypatch):
+    monkeypatch.setattr(metrics, "has_sacrebleu", lambda: False)
+    with pytest.raises(ValueError, match=r"pip install 'mlx_transformer\[train\]'"):
+        corpus_scores(["a"], [["a"]])

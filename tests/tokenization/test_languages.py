@@ -1,0 +1,152 @@
+"""Languages: where their tokens go, which codes are known, and what a user is told who gives none or a wrong one."""
+
+import dataclasses
+
+import pytest
+
+from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.tokenization.tokenizer import Start, Tokenizer
+from mlx_transformer.tokenization.vocabulary import WordVocabulary
+
+WORDS = ["<pad>", "</s>", "<s>", "<unk>", "a", "b", "<fra>", "<deu>", "<dan>", "en_XX", "fr_XX"]
+IDS = {word: i for i, word in enumerate(WORDS)}
+CODES = {"fra_Latn": 6, "deu_Latn": 7, "dan_Latn": 8}
+
+
+def tokenizer(**fields):
+    return Tokenizer(WordVocabulary(IDS, 3), None, TokenizerConfig(languages=CODES, **fields))
+
+
+def test_tokens_of_source_languages():
+    before = tokenizer(source_language="before", before_source=(2,))
+    assert before.encode_batch(["a b", "b"], ["fra_Latn", "deu_Latn"]) == [[6, 2, 4, 5, 1], [7, 2, 5, 1]]
+    after = tokenizer(source_language="after", after_source=(1, 2))
+    assert after.encode_batch(["a b", "", "b"], "dan_Latn") == [[4, 5, 1, 2, 8], [1, 2, 8], [5, 1, 2, 8]]
+    assert after.encode("a", "fra_Latn") == [4, 1, 2, 6]
+    assert tokenizer().encode_batch(["a"]) == [[4, 1]]
+
+
+def test_the_beginnings_of_targets():
+    start = tokenizer(target_language="start")
+    assert start.starts(2, ["fra_Latn", "deu_Latn"]) == [Start(6, None), Start(7, None)]
+    assert start.encode_target_batch(["a"], "fra_Latn") == [[4, 1]]
+    first = tokenizer(target_language="first", before_target=(2,))
+    assert first.starts(2, "dan_Latn") == [Start(2, 8), Start(2, 8)]
+    assert first.encode_target_batch(["a", "b"], ["fra_Latn", "deu_Latn"]) == [[6, 2, 4, 1], [7, 2, 5, 1]]
+    assert first.encode_target("b", "fra_Latn") == [6, 2, 5, 1]
+    assert tokenizer(pad_id=3, start_id=5).starts(3) == [Start(5, None)] * 3
+    tags = tokenizer(target_language="source")
+    assert tags.starts(1, "fra_Latn") == tags.starts(1) == [Start(2, None)]
+
+
+def test_a_tag_is_written_before_the_text_once():
+    tags = tokenizer(target_language="source")
+    assert tags.encode_batch(["a", "<deu> b"], None, "fra_Latn") == [[6, 4, 1], [6, 7, 5, 1]]
+    assert tags.encode_batch(["a", "<deu> b"], None, ["dan_Latn", None]) == [[8, 4, 1], [7, 5, 1]]
+    with pytest.raises(ValueError, match="must be told the target's"):
+        tags.encode_batch(["a", "<deu> b"], None, [None, "deu_Latn"])
+
+
+def test_defaults_of_the_checkpoint():
+    fields = {"default_source_language": "deu_Latn", "default_target_language": "fra_Latn"}
+    both = tokenizer(source_language="before", target_language="first", **fields)
+    assert both.encode_batch(["a", "b"], [None, "dan_Latn"]) == [[7, 4, 1], [8, 5, 1]]
+    assert both.starts(2, [None, "dan_Latn"]) == [Start(2, 6), Start(2, 8)]
+    tags = tokenizer(target_language="source", default_target_language="fra_Latn")
+    assert tags.encode("a") == [6, 4, 1]
+
+
+def test_a_missing_language():
+    both = tokenizer(source_language="before", target_language="first")
+    with pytest.raises(
+        ValueError, match="3 languages and must be told the source's: --source-language fra_Latn .*\"fra_"
+    ):
+        both.encode("a")
+    for target in (None, ["deu_Latn", None]):
+        with pytest.raises(
+            ValueError, match='target\'s: --target-language fra_Latn .* target_language="fra_Latn" in P'
+        ):
+            both.starts(2, target)
+    with pytest.raises(ValueError, match="must be told the target's"):
+        tokenizer(target_language="start").encode_target("a")
+    other = dataclasses.replace(both.config, languages={"xx": 6, "en": 7})
+    with pytest.raises(ValueError, match="--source-language en "):
+        Tokenizer(both.source, None, other).encode("a")
+
+
+@pytest.mark.parametrize(
+    ("code", "close"),
+    [
+        ("fra_Latin", "fra_Latn, "),
+        ("deu", "deu_Latn"),
+        ("DAN_LATN", "dan_Latn, "),
+        ("d", "dan_Latn, deu_Latn;"),
+        ("D", "dan_Latn, deu_Latn;"),
+        ("日", "dan_Latn, deu_Latn, fra_Latn;"),
+        ("", "dan_Latn, deu_Latn, fra_Latn;"),
+    ],
+)
+def test_an_unknown_language(code, close):
+    both = tokenizer(source_language="before", target_language="first", default_target_language="dan_Latn")
+    told = f"one of the 3 that the model knows: '{code}' is none. Close to it are {close}.*info lists all"
+    for call in (lambda: both.encode("a", code), lambda: both.starts(1, code), lambda: both.starts(1, [code])):
+        with pytest.raises(ValueError, match=told):
+            call()
+
+
+def test_languages_that_a_model_does_not_ask_for():
+    plain = tokenizer()
+    with pytest.raises(ValueError, match="does not ask for a source language: leave out 'fra_Latn'"):
+        plain.encode("a", "fra_Latn")
+    with pytest.raises(ValueError, match="does not ask for a target language: leave out 'xx'"):
+        plain.starts(2, [None, "xx"])
+    assert plain.encode_batch(["a"], [None]) == [[4, 1]]
+
+
+def test_a_wrong_number_of_languages():
+    both = tokenizer(source_language="before", target_language="first")
+    with pytest.raises(ValueError, match="source_language must be one code, or one for each text: 1 for 2 texts"):
+        both.encode_batch(["a", "b"], ["fra_Latn"])
+    with pytest.raises(ValueError, match="target_language must be one code, or one for each text: 2 for 1 texts"):
+        both.starts(1, ("fra_Latn", "fra_Latn"))
+
+
+def test_languages_are_listed():
+    assert tokenizer().languages == ["dan_Latn", "deu_Latn", "fra_Latn"]
+    assert Tokenizer(WordVocabulary(IDS, 3)).languages == []
+
+
+def test_a_cut_source_keeps_what_stands_after_the_text():
+    after = tokenizer(source_language="after", before_source=(2,))
+    ids = after.encode("a b a b", "deu_Latn")
+    assert ids == [2, 4, 5, 4, 5, 1, 7]
+    assert after.cut(ids, 7) == after.cut(ids, 100) == ids
+    assert after.cut(ids, 5) == [2, 4, 5, 1, 7]
+    assert after.cut(ids, 2) == [1, 7]
+    assert after.cut(ids, 1) == [7]
+    before = tokenizer(source_language="before")
+    assert before.cut(before.encode("a b a", "deu_Latn"), 3) == [7, 4, 1]
+    assert tokenizer(after_source=()).cut([4, 5, 4], 2) == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"languages": {}, "source_language": "before"}, "must know some: languages is empty"),
+        ({"languages": {}, "target_language": "first"}, "must know some: languages is empty"),
+        ({"default_source_language": "xx"}, "default_source_language must be one of .*: 'xx' is none"),
+        ({"default_target_language": "xx"}, "default_target_language must be one of .*: 'xx' is none"),
+        ({"source_language": "first"}, "source_language must be"),
+        ({"languages": {"a": "b"}}, "languages must be dict"),
+        ({"languages": {"a": True}}, "languages must be dict"),
+        ({"languages": {"a": -1}}, "must not be below 0"),
+        ({"skip_ids": (0, -1)}, "must not be below 0"),
+        ({"pad_id": -1}, "must not be below 0"),
+        ({"after_source": (-2,)}, "must not be below 0"),
+        ({"after_source": [1]}, "after_source must be tuple"),
+        ({"source_vocab_size": 0}, "source_vocab_size must be more than 0"),
+    ],
+)
+def test_configs_that_cannot_be(fields, told):
+    with pytest.raises(ValueError, match=told):
+        TokenizerConfig(**{"languages": CODES} | fields)

@@ -1,0 +1,271 @@
+"""Kinds of vocabulary: what goes in comes out, odd ids do no harm, and files of strangers are refused in one line."""
+
+import json
+
+import pytest
+import tokenizers
+from support.texts import CORPUS, TEXTS, random_texts
+from support.tiny_tokenizers import train
+
+from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.storage.files import MAX_BYTES, read_bytes
+from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
+from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
+from mlx_transformer.tokenization.tokenizer import KINDS, MAX_IDS, Tokenizer
+from mlx_transformer.tokenization.vocabulary import ByteVocabulary, Splitter, WordVocabulary
+
+ALL = TEXTS + random_texts(300)
+SPECIALS = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+CONFIG = TokenizerConfig(start_id=0)
+
+
+def model(**options):
+    """A sentencepiece model that spells anything, in bytes if need be."""
+    return train(tuple(CORPUS), **{"byte_fallback": True, "normalization_rule_name": "identity"} | options)
+
+
+def pieces(**fields):
+    content = model()
+    processor = load_sentencepiece(content)
+    ids = dict(SPECIALS)
+    for i in range(3, processor.get_piece_size()):
+        ids.setdefault(processor.id_to_piece(i), len(ids))
+    return SentencePieceVocabulary(**{"ids": ids, "unknown_id": 2, "added": SPECIALS, "model": content} | fields)
+
+
+def trained():
+    return Tokenizer.train(CORPUS, [], 400).source
+
+
+MAKERS = {
+    "tokenizers": trained,
+    "sentencepiece": lambda: pieces(strip={"<pad>": "both"}),
+    "bytes": lambda: ByteVocabulary(SPECIALS | {"<extra>": 260}, {"</s>": "left"}),
+    "words": lambda: WordVocabulary(SPECIALS | {"this": 3, "is": 4, "a": 5}, 2),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def vocabulary(request):
+    return MAKERS[request.param]()
+
+
+def test_what_is_saved_is_loaded(vocabulary, tmp_path):
+    other = WordVocabulary({"x": 4, "a": 0}, 1, "subwords")
+    saved = Tokenizer(vocabulary, other, TokenizerConfig(start_id=0, languages={"en": 3}, target_language="first"))
+    saved.save(tmp_path / "folder")
+    loaded = Tokenizer.load(tmp_path / "folder")
+    assert loaded.config == saved.config
+    assert type(loaded.source) is type(vocabulary) and loaded.target == other
+    assert loaded.source.size == vocabulary.size
+    assert loaded.encode_batch(ALL) == saved.encode_batch(ALL)
+    rows = vocabulary.encode_batch(ALL)
+    assert [loaded.source.decode(row) for row in rows] == [vocabulary.decode(row) for row in rows]
+    assert [loaded.source.token(i) for i in range(vocabulary.size)] == [
+        vocabulary.token(i) for i in range(vocabulary.size)
+    ]
+
+
+def test_a_shared_vocabulary_comes_back_shared(vocabulary, tmp_path):
+    Tokenizer(vocabulary, MAKERS["words"](), CONFIG).save(tmp_path)
+    Tokenizer(vocabulary, None, CONFIG).save(tmp_path)
+    assert Tokenizer.load(tmp_path).shared
+
+
+def test_pieces_are_found_by_id_and_by_name(vocabulary):
+    known = [i for i in range(vocabulary.size) if vocabulary.token(i) and vocabulary.find(vocabulary.token(i)) == i]
+    assert len(known) >= min(vocabulary.size, 4) and known[-1] == vocabulary.size - 1
+    assert vocabulary.find("no such piece") is None
+    assert vocabulary.token(vocabulary.size) == "" == vocabulary.token(10**6)
+
+
+def test_ids_without_a_meaning_do_no_harm(vocabulary):
+    for ids in ([vocabulary.size], [vocabulary.size + 7] * 3, list(range(vocabulary.size + 3))):
+        assert isinstance(vocabulary.decode(ids), str)
+    assert vocabulary.decode([]) == ""
+    assert vocabulary.encode("") == []
+
+
+def test_bytes_bring_back_any_text():
+    vocabulary = ByteVocabulary({})
+    for text in ALL:
+        assert vocabulary.decode(vocabulary.encode(text)) == text
+    assert vocabulary.encode("aé") == [100, 198, 172]
+    assert vocabulary.token(100) == "<0x61>"
+    assert vocabulary.decode([100, 198]) == "a"
+
+
+def test_pieces_bring_back_any_text():
+    vocabulary = pieces(added={}, model=model(remove_extra_whitespaces=False))
+    assert "<0xE4>" in vocabulary.ids
+    for text in ALL:
+        # Spaces at the ends go, and what marks a space reads as one.
+        assert vocabulary.decode(vocabulary.encode(text)) == text.replace("\u2581", " ").strip()
+
+
+def test_another_model_makes_the_text(tmp_path):
+    without_bytes = pieces(decoder=model(byte_fallback=False))
+    ids = pieces().encode("the 龍")
+    assert pieces().decode(ids) == "the 龍"
+    assert without_bytes.decode(ids) == "the <0xE9><0xBE><0x8D>"
+    Tokenizer(without_bytes, None, CONFIG).save(tmp_path)
+    assert Tokenizer.load(tmp_path).source == without_bytes
+
+
+@pytest.mark.parametrize(
+    ("join", "words", "text"),
+    [
+        ("words", ["a", "b@@", "\u2581c"], "a b@@ \u2581c"),
+        ("subwords", ["a", "b@@", "c@@", "d", "e@@"], "a bcd e"),
+        ("subwords", ["@@a", "b"], "@@a b"),
+        ("joiner", ["a", "\uffed,", "\uffed(\uffed", "b", "c\uffed", "d"], "a,(b cd"),
+        ("sentencepiece", ["\u2581a", "b", "\u2581c"], "ab c"),
+    ],
+)
+def test_how_words_are_joined(join, words, text):
+    vocabulary = WordVocabulary({word: i for i, word in enumerate(words)}, 0, join)
+    assert vocabulary.decode(range(len(words))) == text
+    assert vocabulary.encode(" ".join(words) + " other") == [*range(len(words)), 0]
+
+
+def test_added_tokens_cut_a_text():
+    splitter = Splitter({"<a>": 1, "<a><b>": 2, "a>": 3, "[": 4}, {"<a>": "both", "[": "right"})
+    assert list(splitter.split("x <a> y[ z[<a>  <a> <a><b> a>")) == ["x", 1, "y", 4, "z", 4, 1, 1, 2, " ", 3]
+    assert list(splitter.split("")) == []
+    assert list(splitter.split(" <a> ")) == [1]
+    assert list(Splitter({}, {}).split("<a>")) == ["<a>"]
+
+
+def test_an_added_token_has_its_id_for_itself():
+    vocabulary = pieces(added=SPECIALS | {"<new>": 50}, unknown_id=2)
+    assert vocabulary.encode("<new>") == [50] and vocabulary.token(50) == vocabulary.decode([50]) == "<new>"
+
+
+def test_what_a_tokenizer_json_adds_cuts_and_pads_is_off():
+    tokenizer = trained().tokenizer
+    plain = [encoding.ids for encoding in tokenizer.encode_batch(CORPUS[:3])]
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=50)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    assert TokenizersVocabulary(tokenizers.Tokenizer.from_str(tokenizer.to_str())).encode_batch(CORPUS[:3]) == plain
+
+
+def test_ids_that_the_model_lacks():
+    words = WordVocabulary({"<pad>": 0, "</s>": 1, "<s>": 2, "a": 3, "<mask>": 4}, 3)
+    fits = Tokenizer(words, None, TokenizerConfig(start_id=0, skip_ids=(0, 1, 4), source_vocab_size=4))
+    assert fits.encode("a <mask> a") == [3, 3, 1]
+    assert fits.encode_target("a <mask>") == [3, 4, 1]
+    with pytest.raises(ValueError, match="must fit its model: '<mask>' has the id 4, but the model only 4 ids"):
+        Tokenizer(words, None, TokenizerConfig(start_id=0, target_vocab_size=4))
+    dead = Tokenizer(words, None, TokenizerConfig(start_id=0, source_vocab_size=9, target_vocab_size=8))
+    assert (dead.source_vocab_size, dead.target_vocab_size) == (9, 8)
+    assert dead.decode([3, 7, 3]) == "a a" and dead.tokens([7, 3]) == ["", "a"]
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.7: got 8"):
+        dead.decode([8])
+    with pytest.raises(ValueError, match=f"must be below {MAX_IDS}: the highest is {MAX_IDS}"):
+        Tokenizer(WordVocabulary({"a": MAX_IDS}, 0), None, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"before_source": (9,)}, "writes the id 9, but there are only 5"),
+        ({"after_source": (5,)}, "writes the id 5, but there are only 5"),
+        ({"before_target": (9,)}, "writes the id 9, but there are only 6"),
+        ({"after_target": (6,)}, "writes the id 6, but there are only 6"),
+        ({"start_id": 6}, "writes the id 6, but there are only 6"),
+        ({"eos_id": 5}, "writes the id 5, but there are only 5"),
+        ({"pad_id": 5}, "writes the id 5, but there are only 5"),
+        ({"languages": {"en": 5}, "source_language": "before"}, "writes the id 5, but there are only 5"),
+        ({"languages": {"en": 5}, "target_language": "source"}, "writes the id 5, but there are only 5"),
+        ({"languages": {"en": 6}, "target_language": "start"}, "writes the id 6, but there are only 6"),
+        ({"languages": {"en": 6}, "target_language": "first"}, "writes the id 6, but there are only 6"),
+    ],
+)
+def test_ids_around_texts_that_the_model_lacks(fields, told):
+    source, target = (WordVocabulary({word: i for i, word in enumerate(words)}, 0) for words in ("abcde", "abcdef"))
+    with pytest.raises(ValueError, match=told):
+        Tokenizer(source, target, TokenizerConfig(**fields))
+
+
+def folder_of(path, kind):
+    Tokenizer(MAKERS[kind](), MAKERS[kind](), CONFIG).save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_tested(kind):
+    assert kind in MAKERS or kind == "merges"
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.model", "target_sentencepiece.model"])
+def test_a_damaged_or_missing_model(tmp_path, name, capfd):
+    folder = folder_of(tmp_path, "sentencepiece")
+    content = (folder / name).read_bytes()
+    for damaged in (b"", b"x", b"\x00" * 100, content[: len(content) // 2], content[:-1]):
+        (folder / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"[\\/]{name} must be a sentencepiece model: {len(damaged)} bytes are"):
+            Tokenizer.load(folder)
+    assert capfd.readouterr() == ("", "")
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"there is no .*[\\/]{name}; copy the folder again"):
+        Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "{}", '{"config": {}, "source": {}, "more": 1}', "\udcff", "[" * 10**5]
+)
+def test_a_damaged_vocabulary_file(tmp_path, text):
+    folder = folder_of(tmp_path, "words")
+    (folder / "vocabulary.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(
+        ValueError, match=r"vocabulary\.json must (be JSON|have config, source and perhaps target)"
+    ) as told:
+        Tokenizer.load(folder)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("words", {"kind": "wordz"}, "a vocabulary is of kind tokenizers, .*, not 'wordz'"),
+        ("words", {"kind": ["words"]}, "a vocabulary is of kind tokenizers"),
+        ("words", {"ids": {"a": "b"}}, "words: ids must be dict"),
+        ("words", {"ids": {"a": -1}}, "words: Ids of a vocabulary must not be below 0"),
+        ("words", {"unknown_id": -1}, "words: Ids of a vocabulary must not be below 0"),
+        ("words", {"unknown_id": 1.5}, "words: unknown_id must be int"),
+        ("words", {"join": "glue"}, "words: join must be"),
+        ("words", {"more": 1}, "words has unknown fields: more"),
+        ("bytes", {"added": {"": 1}}, "bytes: Added tokens must not be empty"),
+        ("bytes", {"added": {"<x>": -4}}, "bytes: Ids of a vocabulary must not be below 0"),
+        ("bytes", {"strip": {"</s>": "middle"}}, "bytes: strip must be dict"),
+        ("sentencepiece", {"tags": 1}, "sentencepiece: tags must be bool"),
+        ("sentencepiece", {"added": {"": 1}}, "sentencepiece: Added tokens must not be empty"),
+        ("sentencepiece", {"ids": {"a": -1}}, "sentencepiece: Ids of a vocabulary must not be below 0"),
+        ("sentencepiece", {"decoder": "other"}, "sentencepiece: decoder must be"),
+        ("sentencepiece", {"has_decoder": True}, "there is no .*sentencepiece_decoder.model"),
+    ],
+)
+def test_fields_that_cannot_be(tmp_path, kind, changes, told):
+    folder = folder_of(tmp_path, kind)
+    data = json.loads((folder / "vocabulary.json").read_text())
+    data["source"] |= changes
+    (folder / "vocabulary.json").write_text(json.dumps(data))
+    with pytest.raises((ValueError, FileNotFoundError), match=told) as caught:
+        Tokenizer.load(folder)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_config_that_cannot_be(tmp_path):
+    folder = folder_of(tmp_path, "words")
+    data = json.loads((folder / "vocabulary.json").read_text())
+    (folder / "vocabulary.json").write_text(json.dumps(data | {"config": data["config"] | {"skip_ids": [-1]}}))
+    with pytest.raises(ValueError, match=r"vocabulary\.json: config: Ids of a tokenizer's config must not be below 0"):
+        Tokenizer.load(folder)
+
+
+def test_a_file_that_is_far_too_large(tmp_path):
+    with (tmp_path / "vocabulary.json").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse
+    with pytest.raises(ValueError, match=f"at most {MAX_BYTES} bytes: .*vocabulary.json has {MAX_BYTES + 1}"):
+        read_bytes(tmp_path / "vocabulary.json")

@@ -1,0 +1,426 @@
+"""Every family of transformers' models, converted: the same logits, and the same hypotheses and scores."""
+
+import dataclasses
+import json
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from support.plain_search import with_end
+from support.tiny_families import MODELS, VOCAB, sparse, torch_model, torch_sources
+from support.training_cases import OPTIONS
+
+from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.data.batch_sampler import Batch
+from mlx_transformer.decoding.beam_search import generate_ids
+from mlx_transformer.model.fused_projections import split
+from mlx_transformer.model.layers import ACTIVATIONS as FUNCTIONS
+from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.weights import convert
+from mlx_transformer.weights.families.transforms import ACTIVATIONS, activation, gate_activation, gated
+
+pytestmark = pytest.mark.torch
+EARLY_STOPPING = (False, True, "never")
+
+
+@pytest.fixture(autouse=True)
+def uncompiled():
+    """On a CPU every new trace costs seconds."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def pair(request, tmp_path_factory):
+    theirs = torch_model(request.param)
+    folder = tmp_path_factory.mktemp("theirs") / "model"
+    theirs.save_pretrained(folder)
+    return request.param, theirs, convert.load(folder)[0]
+
+
+def save_shards(model, folder):
+    """A state dict in three files, as transformers 4 wrote it: tensors of one storage may be in several."""
+    import torch
+
+    state = model.state_dict()
+    weight_map = {name: f"pytorch_model-0000{1 + i % 3}-of-00003.bin" for i, name in enumerate(state)}
+    for shard in set(weight_map.values()):
+        torch.save({name: state[name] for name in state if weight_map[name] == shard}, folder / shard)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def save_state(model, folder, **options):
+    import torch
+
+    torch.save(model.state_dict(), folder / "pytorch_model.bin", **options)
+
+
+# Container -> what writes the weights of a model in it; the state dict of a .bin has every name of a shared tensor.
+CONTAINERS = {
+    "model.safetensors.index.json": lambda model, folder: model.save_pretrained(folder, max_shard_size=4000),
+    "pytorch_model.bin": save_state,
+    "legacy pytorch_model.bin": partial(save_state, _use_new_zipfile_serialization=False),
+    "pytorch_model.bin.index.json": save_shards,
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_holds_the_same_model(pair, container, tmp_path):
+    _, theirs, ours = pair
+    theirs.config.save_pretrained(tmp_path)
+    theirs.generation_config.save_pretrained(tmp_path)
+    CONTAINERS[container](theirs, tmp_path)
+    assert (tmp_path / container.split()[-1]).exists() and not (tmp_path / "model.safetensors").exists()
+    found = convert.load(tmp_path)[0]
+    assert found.search_defaults == ours.search_defaults
+    assert_same(ours, found)
+
+
+def save_tensors(theirs, folder, state, settings=None):
+    """A folder with these tensors, each under one name only, as safetensors have them."""
+    theirs.config.save_pretrained(folder)
+    if settings is not None:
+        (folder / "config.json").write_text(json.dumps(settings))
+    arrays = {name: mx.array(value.detach().numpy()) for name, value in state.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays, metadata={"format": "pt"})
+    return folder
+
+
+def assert_same(ours, found):
+    assert found.config == ours.config
+    arrays = dict(tree_flatten(ours.parameters()))
+    for name, array in tree_flatten(found.parameters()):
+        assert mx.array_equal(array, arrays.pop(name)), name
+    assert not arrays
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+def test_any_name_of_a_shared_table_may_be_kept(pair, kept, tmp_path):
+    _, theirs, ours = pair
+    names = {}
+    for name, value in theirs.state_dict().items():
+        names.setdefault(value.data_ptr(), []).append(name)
+    assert max(map(len, names.values())) > 1
+    kept = {shared[min(kept, len(shared) - 1)] for shared in names.values()}
+    state = {name: value for name, value in theirs.state_dict().items() if name in kept}
+    assert_same(ours, convert.load(save_tensors(theirs, tmp_path, state))[0])
+
+
+def check_logits(theirs, ours, source, target, limit):
+    found = np.array(ours(mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32))))
+    expected = logits_of(theirs, source, target)
+    assert np.abs(found - expected).max() <= limit
+    assert np.abs(expected).max() > 1, "the logits must not be trivial"
+
+
+def check_folder(theirs, folder, tolerance):
+    """Compare a folder's conversion with what transformers makes of it."""
+    theirs = type(theirs).from_pretrained(folder)
+    ours = convert.load(folder)[0]
+    source = torch_sources(theirs)
+    target = np.random.default_rng(1).integers(3, ours.config.target_vocab_size - 1, (len(source), 9))
+    check_logits(theirs, ours, source, target, tolerance(1e-4))
+    return ours
+
+
+def test_an_output_layer_of_its_own(pair, tmp_path, tolerance):
+    import torch
+
+    _, theirs, _ = pair
+    state = theirs.state_dict() | {"lm_head.weight": torch.randn(theirs.lm_head.weight.shape)}
+    assert not check_folder(theirs, save_tensors(theirs, tmp_path, state), tolerance).config.tie_output
+
+
+def test_a_base_model_without_head_and_prefix(pair, tmp_path, tolerance):
+    _, theirs, _ = pair
+    base = {name: value for name, value in theirs.state_dict().items() if name.split(".")[0] in theirs._modules}
+    state = {name.removeprefix("model."): value for name, value in base.items() if not name.startswith("lm_head")}
+    ours = check_folder(theirs, save_tensors(theirs, tmp_path, state), tolerance)
+    assert ours.config.tie_output and not ours.config.output_bias
+
+
+# Model -> tensors of old files that nothing reads.
+LEFTOVERS = {
+    "marian": ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"],
+    "m2m100": ["model.encoder.embed_positions.weights", "model.decoder.embed_positions.weights"],
+    "pegasus": ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"],
+    "t5": ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
+    "mt5": ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
+}
+
+
+@pytest.mark.parametrize("name", LEFTOVERS)
+def test_leftovers_of_old_files_change_nothing(name, tmp_path):
+    import torch
+
+    theirs = torch_model(name)
+    plain, old = tmp_path / "plain", tmp_path / "old"
+    theirs.save_pretrained(plain)
+    theirs.save_pretrained(old)
+    (old / "model.safetensors").unlink()
+    tables = {key: theirs.state_dict().get(key, torch.randn(8, 3)) for key in LEFTOVERS[name]}
+    torch.save(theirs.state_dict() | tables, old / "pytorch_model.bin")
+    assert_same(convert.load(plain)[0], convert.load(old)[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["marian", "bart", "plbart", "mbart", "m2m100", "pegasus", "blenderbot", "blenderbot-small"]
+)
+def test_what_a_config_leaves_out(name, tmp_path, tolerance):
+    check_sparse(name, tmp_path, tolerance)
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5", "umt5"])
+def test_what_a_config_of_relative_positions_leaves_out(name, tmp_path, tolerance):
+    ours = check_sparse(name, tmp_path, tolerance)
+    assert (ours.config.pad_id, ours.config.eos_id) == (0, 1)
+
+
+def check_sparse(name, folder, tolerance):
+    """A config.json of sizes and tokens alone means the same to us as to transformers."""
+    settings = sparse(name)
+    theirs = torch_model(name, settings=settings)
+    if name in ("t5", "mt5", "umt5"):
+        settings = {key: value for key, value in settings.items() if key not in ("pad_token_id", "eos_token_id")}
+    save_tensors(theirs, folder, theirs.state_dict(), settings | {"model_type": theirs.config.model_type})
+    theirs = type(theirs).from_pretrained(folder)
+    ours = convert.load(folder)[0]
+    # As long as a table of positions is, and relative ones have no end: far distances share buckets.
+    source = np.random.default_rng(0).integers(3, VOCAB - 1, (2, 600 if "d_kv" in settings else 40))
+    target = np.random.default_rng(1).integers(3, VOCAB - 1, (2, 38))
+    check_logits(theirs, ours, source, target, tolerance(1e-4))
+    assert epsilons(theirs) == {ours.config.norm_eps}
+    return ours
+
+
+def epsilons(theirs):
+    norms = [vars(module) for module in theirs.modules() if type(module).__name__.endswith("Norm")]
+    return {norm.get("eps", norm.get("variance_epsilon")) for norm in norms}
+
+
+def test_normalisation_and_positions_are_of_the_same_kind(pair):
+    """What logits of random models hardly show."""
+    _, theirs, ours = pair
+    assert epsilons(theirs) == {ours.config.norm_eps}
+    learned = any("embed_positions" in name and value.requires_grad for name, value in theirs.named_parameters())
+    assert learned == any("positions" in name for name, _ in tree_flatten(ours.trainable_parameters()))
+    limits = {vars(theirs.config).get("max_position_embeddings", ours.config.encoder.max_length)}
+    assert {ours.config.encoder.max_length, ours.config.decoder.max_length} == limits
+
+
+SIZES = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings")
+SIZES += ("d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "relative_attention_num_buckets")
+
+
+def test_a_config_of_other_sizes_than_the_tensors_is_refused(pair, tmp_path):
+    _, theirs, ours = pair
+    theirs.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    computed = "max_position_embeddings" if ours.config.encoder.positions == "sinusoidal" else None
+    for key in settings.keys() & set(SIZES) - {computed}:
+        for other in {settings[key] + 2, max(settings[key] - 1, 1)} - {settings[key]}:
+            (tmp_path / "config.json").write_text(json.dumps(settings | {key: other}))
+            with pytest.raises(ValueError, match=r"\.$"):
+                convert.load(tmp_path)
+
+
+def logits_of(theirs, source, target):
+    import torch
+
+    with torch.no_grad():
+        return theirs(
+            input_ids=torch.tensor(source),
+            attention_mask=torch.tensor(source != theirs.config.pad_token_id).long(),
+            decoder_input_ids=torch.tensor(target),
+        ).logits.numpy()
+
+
+def test_logits_equal_those_of_transformers(pair, tolerance):
+    name, theirs, ours = pair
+    source = torch_sources(theirs)
+    target = np.random.default_rng(1).integers(3, ours.config.target_vocab_size - 1, (len(source), 12))
+    target[:, 0] = ours.config.start_id
+    check_logits(theirs, ours, source, target, tolerance(1e-4))
+
+
+def test_no_padding_and_one_token_sources_too(pair, tolerance):
+    name, theirs, ours = pair
+    source = np.array([[theirs.config.eos_token_id]])
+    target = np.array([[ours.config.start_id, 5, 3]])
+    found = np.array(ours(mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32))))
+    assert np.abs(found - logits_of(theirs, source, target)).max() <= tolerance(1e-4)
+
+
+def with_padding(theirs):
+    """What transformers must suppress for equal terms: here padding is never generated."""
+    return sorted({theirs.config.pad_token_id, *(theirs.generation_config.suppress_tokens or [])})
+
+
+def generated(theirs, source, search, **settings):
+    """What transformers generates with its own settings: ids without start and padding, and scores."""
+    import torch
+
+    beam = search.beam_size > 1
+    output = theirs.generate(
+        torch.tensor(source),
+        attention_mask=torch.tensor(source != theirs.config.pad_token_id).long(),
+        num_beams=search.beam_size,
+        num_return_sequences=search.num_hypotheses,
+        length_penalty=search.length_penalty if beam else None,
+        early_stopping=search.early_stopping if beam else None,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        suppress_tokens=with_padding(theirs),
+        **settings,
+    )
+    rows = []
+    for row in output.sequences.tolist():
+        ids = row[1:]
+        eos_id = theirs.config.eos_token_id
+        # A forced first token may be the end token, which ends nothing for transformers' beams but is told apart here.
+        end = ids.index(eos_id) + 1 if eos_id in ids else len(ids)
+        rows.append(tuple(ids[:end]))
+    return rows, output.sequences_scores.numpy() if beam else None
+
+
+def check_equals(theirs, ours, source, search, tolerance):
+    """Compare hypotheses and scores with those of transformers; gives what they are and why they ended."""
+    expected, scores = generated(theirs, source, search)
+    found = [h for group in generate_ids(ours, mx.array(source.astype(np.int32)), search) for h in group]
+    assert [with_end(hypothesis, theirs.config.eos_token_id) for hypothesis in found] == expected
+    if scores is not None:
+        np.testing.assert_allclose([h.score for h in found], scores, atol=tolerance(1e-4))
+    return {h.finish_reason for h in found}
+
+
+@pytest.mark.parametrize("beam_size, num_hypotheses", [(1, 1), (3, 1), (4, 4)])
+def test_hypotheses_equal_those_of_transformers(pair, beam_size, num_hypotheses, tolerance):
+    _, theirs, ours = pair
+    source = torch_sources(theirs)
+    for length_penalty in (0.0, 0.6, 2.0) if beam_size > 1 else (1.0,):
+        for early_stopping in EARLY_STOPPING if beam_size > 1 else (False,):
+            search = dataclasses.replace(
+                ours.search_defaults,
+                beam_size=beam_size,
+                num_hypotheses=num_hypotheses,
+                length_penalty=length_penalty,
+                early_stopping=early_stopping,
+            )
+            assert check_equals(theirs, ours, source, search, tolerance) <= {"stop", "length"}
+
+
+def test_the_search_of_the_checkpoint_is_the_default(pair, tolerance):
+    """Its own settings, none overridden, in one call of each library."""
+    import torch
+
+    name, theirs, ours = pair
+    source = torch_sources(theirs, seed=3)
+    theirs.generation_config.num_beams = 2
+    rows = theirs.generate(
+        torch.tensor(source),
+        attention_mask=torch.tensor(source != theirs.config.pad_token_id).long(),
+        suppress_tokens=with_padding(theirs),
+    ).tolist()
+    theirs.generation_config.num_beams = 1
+    found = generate_ids(
+        ours, mx.array(source.astype(np.int32)), dataclasses.replace(ours.search_defaults, beam_size=2)
+    )
+    for (hypothesis,), row in zip(found, rows, strict=True):
+        assert row[1 : 1 + len(hypothesis.ids)] == hypothesis.ids
+    assert ours.search_defaults.max_tokens == 8
+
+
+# Rules that read the tokens before, with the names that transformers gives them; the prefixes below bring them to bear.
+HISTORY = ({"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}, {"bad_words_ids": [[6, 5, 9], [11], [10, 7, 12]]})
+PREFIXES = ([6, 5], [10, 7, 10, 7], [])
+
+
+@pytest.mark.parametrize("rules", HISTORY, ids=lambda rules: next(iter(rules)))
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("name", ["bart", "marian", "t5", "m2m100", "mbart-50"])
+def test_after_a_prefix_hypotheses_equal_those_of_transformers(name, beam_size, rules, tmp_path, tolerance):
+    """Here in one batch, there in one for each prefix, for all its rows must be of one length."""
+    import torch
+
+    theirs = torch_model(name)
+    theirs.save_pretrained(tmp_path / "model")
+    ours = convert.load(tmp_path / "model")[0]
+    source = torch_sources(theirs)
+    ours_rules = {"bad_words" if key == "bad_words_ids" else key: value for key, value in rules.items()}
+    if "bad_words" in ours_rules:
+        ours_rules["bad_words"] = tuple(map(tuple, rules["bad_words_ids"]))
+    search = dataclasses.replace(
+        ours.search_defaults, beam_size=beam_size, num_hypotheses=beam_size, max_tokens=7, min_tokens=4, **ours_rules
+    )
+    prefixes = [PREFIXES[row % len(PREFIXES)] for row in range(len(source))]
+    found = generate_ids(ours, mx.array(source.astype(np.int32)), search, prefix_ids=prefixes)
+    first = [] if search.forced_bos_id is None else [search.forced_bos_id]
+    for prefix in PREFIXES:
+        rows = [row for row, other in enumerate(prefixes) if other == prefix]
+        begun = [ours.config.start_id, *(first + prefix if prefix else [])]
+        settings = {"min_length": None, "min_new_tokens": 3, "max_length": None, "max_new_tokens": 7, **rules}
+        given = dict(settings, decoder_input_ids=torch.tensor([begun] * len(rows)))
+        expected, scores = generated(theirs, source[rows], search, **given)
+        hypotheses = [hypothesis for row in rows for hypothesis in found[row]]
+        assert [with_end(hypothesis, theirs.config.eos_token_id) for hypothesis in hypotheses] == expected
+        if scores is not None:
+            np.testing.assert_allclose([h.score for h in hypotheses], scores, atol=tolerance(1e-4))
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_sequences_of_the_source_are_not_repeated(beam_size, tmp_path, tolerance):
+    theirs = torch_model("blenderbot", seed=1)
+    tokens = [3, 4, 5, theirs.config.eos_token_id]  # so few that sequences of three come again
+    theirs.generation_config.suppress_tokens = [i for i in range(VOCAB) if i not in tokens]
+    theirs.save_pretrained(tmp_path / "model")
+    ours = convert.load(tmp_path / "model")[0]
+    source = torch_sources(theirs)
+    source[source > 2] = 3 + source[source > 2] % 2
+    search = dataclasses.replace(ours.search_defaults, beam_size=beam_size, num_hypotheses=beam_size)
+    check_equals(theirs, ours, source, search, tolerance)
+    assert search.source_no_repeat_ngram_size == 3
+    free = dataclasses.replace(search, source_no_repeat_ngram_size=0)
+    ids = mx.array(source.astype(np.int32))
+    assert generate_ids(ours, ids, free) != generate_ids(ours, ids, search), "the rule must forbid something"
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "relu", "gelu", "silu", "tanh"])
+def test_an_activation_is_the_one_of_its_name(name, tolerance):
+    import torch
+    from transformers.activations import ACT2FN
+
+    x = np.linspace(-6, 6, 1001, dtype=np.float32)
+    found = np.array(FUNCTIONS[activation(name)](mx.array(x)))
+    np.testing.assert_allclose(found, ACT2FN[name](torch.tensor(x)).numpy(), atol=tolerance(1e-6))
+
+
+@pytest.mark.parametrize("said", ["relu", "gelu", "gated-relu", "gated-gelu", "gated-silu", "gated-gelu_new"])
+def test_a_gated_activation_is_that_of_transformers(said):
+    import transformers
+
+    theirs = transformers.T5Config(feed_forward_proj=said)
+    assert (gate_activation(said), gated(said)) == (activation(theirs.dense_act_fn), theirs.is_gated_act)
+
+
+def test_every_family_is_trained_further(pair):
+    """All parameters move but key biases, which softmax cancels, and the loss falls."""
+    _, _, ours = pair
+    model = model_folder.blank(dataclasses.replace(ours.config, dropout=0.0), ours.search_defaults)
+    model.update(ours.parameters())
+    rng = np.random.default_rng(0)
+    source = np.full((4, 7), model.config.eos_id, np.int32)
+    source[:, :6] = rng.integers(5, VOCAB, (4, 6))
+    target = np.concatenate([np.full((4, 1), model.config.start_id), source], axis=1).astype(np.int32)
+    options = dataclasses.replace(OPTIONS, learning_rate=1e-3, warmup_steps=1, schedule="constant", clip_norm=0.0)
+    trainer = Trainer(model, options)
+    before = {name: array + 0 for name, array in split(model.trainable_parameters()).items()}
+    losses = [trainer.update([Batch(source, target)])[0].item() for _ in range(6)]
+    after = split(model.trainable_parameters())
+    still = {name for name in before if mx.array_equal(before[name], after[name])}
+    assert [name for name in still if not name.endswith("key_proj.bias")] == []
+    assert losses[-1] < losses[0]

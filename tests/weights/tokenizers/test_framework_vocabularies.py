@@ -1,0 +1,343 @@
+"""Vocabularies of fairseq, OpenNMT-py and JoeyNMT: ids in the order of their files, and the text back."""
+
+import io
+import logging
+
+import pytest
+import sentencepiece
+from support.texts import CORPUS, SCRIPTS, TEXTS
+
+from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.tokenization.bpe_vocabulary import MergesVocabulary, chat_words, cut
+from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+from mlx_transformer.tokenization.vocabulary import WordVocabulary
+from mlx_transformer.weights.formats.pickled_objects import Stub
+from mlx_transformer.weights.tokenizers.framework_vocabularies import joining, read_codes, read_words
+
+MERGES = ("l o", "lo w", "e r</w>", "low er</w>", "n e")
+
+
+def stub(name, **state):
+    made = Stub(name)
+    made.state.update(state)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model():
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=written,
+        vocab_size=700,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return written.getvalue()
+
+
+def pieces(model):
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
+
+
+def write(folder, **files):
+    """Files with "__" in their names for a full stop."""
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        (folder / name.replace("__", ".")).write_bytes(data)
+
+
+def read(folder, family, extras):
+    source, target, fields = read_words(folder, family, extras)
+    return Tokenizer(source, target, TokenizerConfig(pad_id=1, eos_id=2, **fields))
+
+
+def assert_kept(folder, tokenizer):
+    """What is saved comes back the same."""
+    tokenizer.save(folder / "saved")
+    loaded = Tokenizer.load(folder / "saved")
+    assert loaded.config == tokenizer.config
+    assert loaded.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+    assert loaded.encode_target_batch(TEXTS) == tokenizer.encode_target_batch(TEXTS)
+    rows = tokenizer.encode_target_batch(TEXTS)
+    assert loaded.decode_batch(rows) == tokenizer.decode_batch(rows)
+
+
+FAIRSEQ = {
+    "namespace": {"args": stub("argparse.Namespace", source_lang="en", target_lang="fr")},
+    "nested": {
+        "args": None,
+        "cfg": {"task": {"source_lang": "en", "target_lang": "fr"}, "model": {"source_lang": "x"}},
+    },
+    "model": {"cfg": {"model": stub("argparse.Namespace", source_lang="en", target_lang="fr")}},
+}
+
+
+@pytest.mark.parametrize("case", FAIRSEQ)
+def test_fairseq(tmp_path, case):
+    write(tmp_path, dict__en__txt="the 12\ncat 3\ndo@@ 2\ng 1\nmadeupword0000 0\n", dict__fr__txt="le 5\nchat 2\r\n")
+    tokenizer = read(tmp_path, "fairseq", FAIRSEQ[case])
+    assert tokenizer.encode_batch(["the  cat\tdo@@ g", "a </s> madeupword0000", ""]) == [
+        [4, 5, 6, 7, 2],
+        [3, 2, 8, 2],
+        [2],
+    ]
+    assert tokenizer.encode_target("le chat noir") == [4, 5, 3, 2]
+    assert tokenizer.decode([2, 0, 1, 4, 5, 3, 2]) == "le chat <unk>"
+    assert (tokenizer.source_vocab_size, tokenizer.target_vocab_size) == (9, 6)
+    assert tokenizer.source.decode([6, 7, 4]) == "dog the"
+    assert_kept(tmp_path, tokenizer)
+
+
+def test_fairseq_joined(tmp_path):
+    """One dictionary serves both sides; equal ones are one, too."""
+    write(tmp_path, dict__txt="a 2\nb 1\n")
+    assert read(tmp_path, "fairseq", {}).shared
+    write(tmp_path, dict__source__txt="a 2\nb 1\n", dict__target__txt="a 2\nb 1\n")
+    assert read(tmp_path, "fairseq", {}).shared
+    write(tmp_path, dict__target__txt="b 2\na 1\n")
+    tokenizer = read(tmp_path, "fairseq", {})
+    assert (tokenizer.encode("a b"), tokenizer.encode_target("a b")) == ([4, 5, 2], [5, 4, 2])
+
+
+def test_fairseq_overwrites(tmp_path):
+    write(tmp_path, dict__txt="a 2\n<unk> 3 #fairseq:overwrite\na 1 #fairseq:overwrite\nb 1\n")
+    assert read(tmp_path, "fairseq", {}).encode("a b c") == [6, 7, 5, 2]
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("a 2\na 1\n", "must stand once in .*'a' stands twice"),
+        ("a 2\nb\n", "must be a word and its count: 'b' is not"),
+        ("a 2\n\n", "must be a word and its count: '' is not"),
+        (b"\xff 2\n", "must be text in UTF-8"),
+    ],
+)
+def test_damaged_dictionary(tmp_path, lines, message):
+    write(tmp_path, dict__txt=lines)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, "fairseq", {})
+
+
+def test_fairseq_sides_are_not_told(tmp_path):
+    write(tmp_path, dict__en__txt="a 2\n", dict__fr__txt="b 1\n")
+    with pytest.raises(
+        ValueError, match="which of dict.en.txt, dict.fr.txt is of which side: call them dict.source.txt"
+    ):
+        read(tmp_path, "fairseq", {})
+
+
+def test_no_files(tmp_path):
+    for family in ("fairseq", "opennmt-py", "joeynmt", "torch"):
+        assert read_words(tmp_path, family, {}) is None
+
+
+def test_fairseq_with_sentencepiece(tmp_path, model):
+    """Pieces of the model under the ids of the dictionary; text back as it was."""
+    listed = list(reversed(pieces(model)))
+    write(tmp_path, dict__txt="".join(f"{piece} 1\n" for piece in listed), sentencepiece__bpe__model=model)
+    tokenizer = read(tmp_path, "fairseq", {})
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    ids = {piece: i for i, piece in enumerate(listed, 4)}
+    for text in TEXTS:
+        expected = [ids.get(piece, 3) for piece in processor.encode(text, out_type=str)]
+        assert tokenizer.encode(text) == [*expected, 2]
+    assert (
+        tokenizer.decode(tokenizer.encode("this is a translation of the text")) == "this is a translation of the text"
+    )
+    assert isinstance(tokenizer.source, SentencePieceVocabulary)
+    assert_kept(tmp_path, tokenizer)
+    write(tmp_path, sentencepiece__bpe__model=b"none")
+    with pytest.raises(ValueError, match=r"sentencepiece\.bpe\.model must be a sentencepiece model"):
+        read(tmp_path, "fairseq", {})
+
+
+CODES = {
+    "subword-nmt": "#version: 0.2\n" + "".join(f"{merge}\n" for merge in MERGES),
+    "fastBPE": "".join(f"{merge} {9 - rank}\n" for rank, merge in enumerate(MERGES)),
+}
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_fairseq_with_codes(tmp_path, case):
+    write(tmp_path, dict__txt="lower 9\nlow@@ 8\nest 1\ne@@ 1\ns@@ 1\nt 1\nlow 1\n", bpecodes=CODES[case])
+    tokenizer = read(tmp_path, "fairseq", {})
+    assert tokenizer.encode_batch(["lower lowest", " low x"]) == [[4, 5, 7, 8, 9, 2], [3, 3, 3, 2]]
+    assert tokenizer.decode([5, 7, 8, 9, 4, 2]) == "lowest lower"
+    assert tokenizer.decode([4, 5]) == "lower low"
+    assert_kept(tmp_path, tokenizer)
+
+
+def test_codes_of_another_kind(tmp_path):
+    for content in ("l o\nlo w\n", "#version: 0.1\nl o\n", ""):
+        write(tmp_path, codes=content)
+        with pytest.raises(ValueError, match="BPE codes must begin with #version: 0.2"):
+            read_codes(tmp_path / "codes")
+
+
+def test_cut():
+    """The pair that was learned first is merged first, all of its places from the left."""
+    ranks = {tuple(merge.split()): rank for rank, merge in enumerate(MERGES)}
+    assert cut("lower", ranks) == ["lower"]
+    assert cut("lowlow", ranks) == ["low@@", "lo@@", "w"]
+    assert cut("newer", ranks) == ["ne@@", "w@@", "er"]
+    assert cut("x", ranks) == ["x"]
+    assert cut("aaaaa", {("a", "a"): 0}) == ["aa@@", "aa@@", "a"]
+
+
+def test_merges_must_be_pairs():
+    with pytest.raises(ValueError, match="two pieces with a space between: 'abc' is not"):
+        MergesVocabulary({"a": 0}, 0, ("abc",))
+
+
+def test_unfinished_words():
+    """A target that ends within a word: fairseq drops the sign, Blenderbot-small does not."""
+    ids = {"a@@": 0, "b": 1}
+    assert MergesVocabulary(ids, 1, ()).decode([0, 1, 0]) == "ab a"
+    assert MergesVocabulary(ids, 1, (), chat=True).decode([0, 1, 0]) == "ab a@@"
+    assert MergesVocabulary(ids, 1, ()).decode([9, 0, 1]) == "b ab"
+
+
+def test_chat_words():
+    assert list(chat_words("Don't!  Go\nthere.")) == ["don", "'", "t", "!", "go", "__newln__", "there", "."]
+
+
+def test_many_words_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr("mlx_transformer.tokenization.bpe_vocabulary.MAX_CACHED", 3)
+    vocabulary = MergesVocabulary({"a": 0, "b": 1, "c": 2, "d": 3}, 0, ())
+    assert vocabulary.encode("a b c d d c b a") == [0, 1, 2, 3, 3, 2, 1, 0]
+    assert len(vocabulary._cut) <= 3
+
+
+WORDS = {"src": ["<unk>", "<blank>", "a", "b\uffed"], "tgt": ["<blank>", "<unk>", "<s>", "</s>", "x", "\uffedy"]}
+
+
+def field(words):
+    return stub("torchtext.data.field.Field", vocab=stub("torchtext.vocab.Vocab", itos=words, stoi={}), lower=False)
+
+
+OPENNMT = {
+    "lists": WORDS | {"data_task": "seq2seq", "decoder_start_token": "<s>"},
+    "multi fields": {side: stub("onmt.TextMultiField", fields=[(side, field(words))]) for side, words in WORDS.items()},
+    "fields": {side: field(words) for side, words in WORDS.items()},
+    "pairs": [(side, stub("torchtext.vocab.Vocab", itos=words)) for side, words in WORDS.items()],
+}
+
+
+@pytest.mark.parametrize("case", OPENNMT)
+def test_opennmt(tmp_path, case):
+    """Nothing stands around sources; targets end."""
+    tokenizer = read(tmp_path, "opennmt-py", {"vocab": OPENNMT[case]})
+    assert tokenizer.encode_batch(["a b\uffed c", ""]) == [[2, 3, 0], []]
+    assert tokenizer.encode_target("x \uffedy z") == [4, 5, 1, 3]
+    assert tokenizer.decode([2, 4, 5, 1, 3, 0]) == "xy <unk>"
+    assert_kept(tmp_path, tokenizer)
+
+
+def test_lists_that_hold_one_list_many_times(tmp_path):
+    shared = [0]
+    for _ in range(9):
+        shared = [shared] * 50
+    endless = {}
+    endless["fields"] = [endless] * 50
+    good = {"fields": [shared, shared, ["<unk>", "a"]]}
+    assert read_words(tmp_path, "opennmt-py", {"vocab": {"src": shared, "tgt": endless}}) is None
+    assert read_words(tmp_path, "opennmt-py", {"vocab": {"src": good, "tgt": good}})[0].size == 2
+
+
+@pytest.mark.parametrize(
+    "vocab", [None, {"src": ["<unk>"]}, {"src": [], "tgt": []}, "text", [("src", 1, 2)], {"src": stub("a"), "tgt": 3}]
+)
+def test_opennmt_without_lists(tmp_path, vocab):
+    assert read_words(tmp_path, "opennmt-py", {"vocab": vocab}) is None
+
+
+def test_opennmt_nested_too_deep(tmp_path):
+    deep = ["<unk>"]
+    for _ in range(20):
+        deep = stub("Field", vocab=deep)
+    assert read_words(tmp_path, "opennmt-py", {"vocab": {"src": deep, "tgt": deep}}) is None
+
+
+def test_opennmt_with_subwords(tmp_path, model):
+    """Each side's model is named in the options, by a path of the machine that it was trained on."""
+    listed = ["<unk>", "<blank>", "<s>", "</s>", *pieces(model)]
+    lowers = ["<unk>", "<blank>", "<s>", "</s>", "lower", "low@@"]
+    write(tmp_path, src__model=model, bpe__tgt="#version: 0.2\n" + "\n".join(MERGES) + "\n")
+    options = {
+        "src_subword_model": "/data/run/src.model",
+        "src_subword_type": "sentencepiece",
+        "tgt_subword_model": "C:\\data\\bpe.tgt",
+        "tgt_subword_type": "bpe",
+    }
+    extras = {"vocab": {"src": listed, "tgt": lowers}, "opt": stub("argparse.Namespace", **options)}
+    tokenizer = read(tmp_path, "opennmt-py", extras)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    for text in SCRIPTS:
+        expected = [listed.index(piece) if piece in listed else 0 for piece in processor.encode(text, out_type=str)]
+        assert tokenizer.encode(text) == expected
+    assert tokenizer.encode_target("lowlower") == [5, 4, 3]
+
+
+def test_opennmt_without_unknown(tmp_path):
+    with pytest.raises(ValueError, match="must have <unk> for what it does not know"):
+        read_words(tmp_path, "opennmt-py", {"vocab": {"src": ["a"], "tgt": ["b"]}})
+
+
+JOEY = """
+data:
+  src: {lang: en, level: %s, voc_file: "runs/en.voc", tokenizer_type: x, tokenizer_cfg: {model_file: runs/%s}}
+  trg: {lang: fr, level: word, tokenizer_cfg: {codes: null}}
+model: {encoder: {num_layers: 1}}
+"""
+
+
+def test_joeynmt(tmp_path):
+    """Special tokens first, whether the file has them or not."""
+    write(tmp_path, config__yaml=JOEY % ("word", "none"), en__voc="the\r\ncat\r\n")
+    write(tmp_path, src_vocab__txt="other\n", trg_vocab__txt="<unk>\n<pad>\n<s>\n</s>\nle\nchat\n")
+    tokenizer = read(tmp_path, "joeynmt", {})
+    assert tokenizer.encode_batch(["the cat dog", ""]) == [[4, 5, 0, 3], [3]]
+    assert tokenizer.encode_target("le chat") == [4, 5, 3]
+    assert tokenizer.decode([2, 4, 5, 0, 3, 1]) == "le chat <unk>"
+    assert_kept(tmp_path, tokenizer)
+    (tmp_path / "en.voc").unlink()
+    assert read(tmp_path, "joeynmt", {}).encode("other") == [4, 3]
+    (tmp_path / "trg_vocab.txt").unlink()
+    assert read_words(tmp_path, "joeynmt", {}) is None
+
+
+def test_joeynmt_with_sentencepiece(tmp_path, model):
+    write(tmp_path, config__yaml=JOEY % ("bpe", "spm.model"), spm__model=model, trg_vocab__txt="x\n")
+    write(tmp_path, en__voc="".join(f"{piece}\n" for piece in pieces(model)))
+    tokenizer = read(tmp_path, "joeynmt", {})
+    ids = {piece: i for i, piece in enumerate(pieces(model), 4)}
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    for text in SCRIPTS:
+        expected = [ids.get(piece, 0) for piece in processor.encode(text, out_type=str)]
+        assert tokenizer.encode(text) == [*expected, 3]
+
+
+def test_joeynmt_with_characters(tmp_path, caplog):
+    """The weights are converted all the same."""
+    write(tmp_path, config__yaml=JOEY % ("char", "none"), src_vocab__txt="a\n", trg_vocab__txt="b\n")
+    with caplog.at_level(logging.WARNING):
+        assert read_words(tmp_path, "joeynmt", {}) is None
+    assert "its texts are split into characters" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["a", "b"], "words"),
+        (["a@@", "b", "c@@"], "subwords"),
+        (["\u2581a", "b"], "sentencepiece"),
+        (["a\uffed", "b@@", "\uffedc"], "joiner"),
+    ],
+)
+def test_joining(words, expected):
+    assert joining(words) == expected
+    assert WordVocabulary({word: i for i, word in enumerate(words)}, 0, expected).join == expected

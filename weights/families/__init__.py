@@ -1,0 +1,1 @@
+"""Checkpoint families: how each one names its tensors and what its configuration means."""

@@ -1,0 +1,205 @@
+"""Families of checkpoints as tables: whose parameter is whose, and what a family's settings mean.
+
+Adding a family is a row in FAMILIES and a test. Names are those of the files without wrappers such as "model.".
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from mlx_transformer.weights.families import transforms
+from mlx_transformer.weights.families.fairseq import FAIRSEQ_NAMES
+from mlx_transformer.weights.families.frameworks import FRAMEWORKS
+from mlx_transformer.weights.families.spec import (
+    OUTPUT_BIAS,
+    POST_NORM,
+    PRE_NORM,
+    Family,
+    Names,
+    attention,
+    named,
+    stacks,
+)
+
+# BART and all whose names are like BART's, which are those of fairseq.
+TABLES: Names = {
+    "source_embedding.weight": [f"{name}.weight" for name in ("encoder.embed_tokens", "shared", "lm_head")]
+    + ["decoder.embed_tokens.weight"],
+    "target_embedding.weight": [f"{name}.weight" for name in ("decoder.embed_tokens", "shared", "lm_head")]
+    + ["encoder.embed_tokens.weight"],
+    "output.weight": "lm_head.weight",
+}
+BART_NAMES: Names = {**FAIRSEQ_NAMES, **TABLES, "output.bias": ("final_logits_bias", transforms.flat)}
+
+
+def learned(offset: int) -> Names:
+    """Learned positions that begin after some rows that nothing reads."""
+    return named("{side}.positions.weight", "{side}.embed_positions.weight", transforms.skip(offset))
+
+
+BART_FIELDS = {
+    "dims": "d_model",
+    "encoder.num_layers": "encoder_layers",
+    "decoder.num_layers": "decoder_layers",
+    "encoder.num_heads": "encoder_attention_heads",
+    "decoder.num_heads": "decoder_attention_heads",
+    "encoder.mlp_dims": "encoder_ffn_dim",
+    "decoder.mlp_dims": "decoder_ffn_dim",
+    "max_length": "max_position_embeddings",
+    "scale_embeddings": ("scale_embedding", False),
+    "activation": ("activation_function", "gelu", transforms.activation),
+    "pad_id": "pad_token_id",
+    "eos_id": transforms.first("eos_token_id"),
+}
+SCALED_FIELDS = {**BART_FIELDS, "scale_embeddings": ("scale_embedding", True)}
+COMPUTED_POSITIONS = ("*.embed_positions.weight*",)
+BART_KEYWORDS: dict[str, Any] = {"fields": BART_FIELDS, "presence": OUTPUT_BIAS}
+BART = Family(
+    BART_NAMES | learned(2),
+    constants=POST_NORM | {"positions": "learned", "embedding_norm": "after"},
+    model_types=("bart",),
+    **BART_KEYWORDS,
+)
+
+# T5 and its relatives.
+T5_ENCODER: Names = {
+    **attention("self_attention", "layer.0.SelfAttention", "q", "k", "v", "o"),
+    "self_attention_residual.norm": "layer.0.layer_norm",
+    "self_attention.relative_bias": "layer.0.SelfAttention.relative_attention_bias",
+    "feed_forward.gate_proj": "layer.1.DenseReluDense.wi_0",
+    "feed_forward.up_proj": ["layer.1.DenseReluDense.wi_1", "layer.1.DenseReluDense.wi"],
+    "feed_forward.down_proj": "layer.1.DenseReluDense.wo",
+    "feed_forward_residual.norm": "layer.1.layer_norm",
+}
+T5_DECODER: Names = {
+    **T5_ENCODER,
+    **attention("cross_attention", "layer.1.EncDecAttention", "q", "k", "v", "o"),
+    "cross_attention_residual.norm": "layer.1.layer_norm",
+    "feed_forward.gate_proj": "layer.2.DenseReluDense.wi_0",
+    "feed_forward.up_proj": ["layer.2.DenseReluDense.wi_1", "layer.2.DenseReluDense.wi"],
+    "feed_forward.down_proj": "layer.2.DenseReluDense.wo",
+    "feed_forward_residual.norm": "layer.2.layer_norm",
+}
+T5_NAMES: Names = {
+    **stacks(T5_ENCODER, T5_DECODER, "encoder.block.{i}", "decoder.block.{i}"),
+    **TABLES,
+    "encoder.relative_bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    "decoder.relative_bias": "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+    "encoder.norm": "encoder.final_layer_norm",
+    "decoder.norm": "decoder.final_layer_norm",
+}
+T5_FIELDS = {
+    "dims": "d_model",
+    "head_dims": "d_kv",
+    "mlp_dims": "d_ff",
+    "num_heads": "num_heads",
+    "encoder.num_layers": "num_layers",
+    "decoder.num_layers": lambda settings: settings.get("num_decoder_layers") or settings["num_layers"],
+    "num_buckets": ("relative_attention_num_buckets", 32),
+    "max_distance": ("relative_attention_max_distance", 128),
+    "norm_eps": ("layer_norm_epsilon", 1e-6),
+    "activation": ("feed_forward_proj", "relu", transforms.gate_activation),
+    "gated_mlp": ("feed_forward_proj", "relu", transforms.gated),
+    "logit_scale": transforms.scale_if_tied,
+    "pad_id": ("pad_token_id", 0),
+    "eos_id": transforms.first("eos_token_id", 1),
+}
+MT5_FIELDS = {
+    **{ours: theirs for ours, theirs in T5_FIELDS.items() if ours != "logit_scale"},
+    "activation": ("feed_forward_proj", "gated-gelu", transforms.gate_activation),
+    "gated_mlp": ("feed_forward_proj", "gated-gelu", transforms.gated),
+}
+T5_CONSTANTS = {
+    **PRE_NORM,
+    "norm": "rms",
+    "norm_bias": False,
+    "attention_bias": False,
+    "attention_scale": 1.0,
+    "mlp_bias": False,
+    "positions": "relative",
+    "max_length": 8192,  # there is no table that ends: this only bounds memory
+    "scale_embeddings": False,
+    "overflows_float16": True,
+}
+T5_KEYWORDS: dict[str, Any] = {"ignored": ("*.EncDecAttention.relative_attention_bias.weight",)}
+
+FAMILIES: dict[str, Family] = {
+    "marian": Family(
+        BART_NAMES,
+        constants=POST_NORM,
+        rows=transforms.halves,
+        ignored=COMPUTED_POSITIONS,
+        model_types=("marian",),
+        **BART_KEYWORDS,
+    ),
+    "bart": BART,
+    "plbart": replace(BART, fields=SCALED_FIELDS, model_types=("plbart",)),
+    "mbart": Family(
+        BART_NAMES | learned(2),
+        constants=PRE_NORM | {"positions": "learned", "embedding_norm": "after"},
+        model_types=("mbart",),
+        **BART_KEYWORDS,
+    ),
+    "m2m100": Family(
+        BART_NAMES,
+        {**SCALED_FIELDS, "activation": ("activation_function", "relu", transforms.activation)},
+        constants=PRE_NORM,
+        rows=transforms.spread_after_padding,
+        ignored=COMPUTED_POSITIONS,
+        model_types=("m2m_100",),
+    ),
+    "pegasus": Family(
+        BART_NAMES,
+        constants=PRE_NORM,
+        rows=transforms.halves,
+        ignored=COMPUTED_POSITIONS,
+        model_types=("pegasus",),
+        **BART_KEYWORDS,
+    ),
+    "blenderbot": Family(
+        BART_NAMES | learned(0),
+        constants=PRE_NORM | {"positions": "learned"},
+        model_types=("blenderbot",),
+        **BART_KEYWORDS,
+    ),
+    "blenderbot-small": Family(
+        BART_NAMES | learned(0),
+        # The decoder's embeddings are normalised before positions are added, which undoes any scale.
+        constants=POST_NORM
+        | {
+            "positions": "learned",
+            "encoder.embedding_norm": "after",
+            "decoder.embedding_norm": "before",
+            "decoder.scale_embeddings": False,
+        },
+        model_types=("blenderbot-small",),
+        **BART_KEYWORDS,
+    ),
+    "t5": Family(T5_NAMES, T5_FIELDS, T5_CONSTANTS, ("t5",), **T5_KEYWORDS),
+    "mt5": Family(T5_NAMES, MT5_FIELDS, T5_CONSTANTS, ("mt5",), **T5_KEYWORDS),
+    "umt5": Family(
+        T5_NAMES,
+        MT5_FIELDS | {"logit_scale": transforms.scale_if_tied},
+        T5_CONSTANTS | {"bias_each_layer": True},
+        ("umt5",),
+        **T5_KEYWORDS,
+    ),
+}
+
+FAMILIES |= FRAMEWORKS
+
+# model_type -> why it is not converted.
+REFUSED = {
+    "led": "its encoder has windows and global attention",
+    "longt5": "its encoder has local and transient-global attention",
+    "pegasus_x": "its encoder has block-local and global attention",
+    "bigbird_pegasus": "its encoder has block-sparse attention",
+    "nllb-moe": "its feed-forward networks are mixtures of experts",
+    "switch_transformers": "its feed-forward networks are mixtures of experts",
+    "t5gemma": "it has rotary positions, grouped queries and soft-capped scores",
+    "t5gemma2": "it has rotary positions, grouped queries and merged attention",
+    "prophetnet": "its decoder predicts several tokens at once",
+    "xlm-prophetnet": "its decoder predicts several tokens at once",
+    "encoder-decoder": "its encoder and decoder are models of other kinds",
+    "whisper": "its sources are sound",
+    "speech_to_text": "its sources are sound",
+}

@@ -1,0 +1,1 @@
+"""File formats of torch checkpoints, read without torch."""

@@ -1,0 +1,220 @@
+"""What a pickle may hold: plain containers, tensors, and inert Stubs for everything else.
+
+CALLS lists the only functions that a pickle can reach, all of them of this module or plain containers.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlx_transformer.weights.formats.tensors import (
+    DTYPES,
+    ITEMSIZE,
+    CheckpointError,
+    Storage,
+    Tensor,
+    make_tensor,
+    quoted,
+)
+
+MAX_DEPTH = 100
+SCALARS = (str, bytes, int, float, bool, type(None))
+STORAGES = {
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
+    "Untyped": None,
+}
+
+
+class Stub:
+    """What stands for a class, a function or an object of one: it remembers what it was given and does nothing.
+
+    Attributes:
+        name: "module.Class".
+        args: What it was called with; None for the class or function itself.
+        state: Its attributes.
+        items: What was appended or added to it.
+        mapping: What was set in it by key.
+    """
+
+    __slots__ = ("name", "args", "state", "items", "mapping")
+
+    def __init__(self, name: str, args: tuple[Any, ...] | None = None) -> None:
+        self.name = name
+        self.args = args
+        self.state: dict[Any, Any] = {}
+        self.items: list[Any] = []
+        self.mapping: dict[Any, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Stub {quoted(self.name)}>"
+
+
+def as_key(value: Any) -> Any:
+    """A value as a key of a dict: what cannot be hashed in a short time is put into a Stub."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return Stub("key", (value,))
+    if isinstance(value, (*SCALARS, Stub)):
+        return value
+    if isinstance(value, tuple) and len(value) <= 16 and all(isinstance(part, SCALARS) for part in value):
+        return value
+    return Stub("key", (value,))
+
+
+def make_dict(entries: Any = ()) -> dict[Any, Any]:
+    """A dict of a dict's entries or of pairs."""
+    if isinstance(entries, dict):
+        return dict(entries)
+    return {as_key(key): value for key, value in entries}
+
+
+def make_set(values: Any = ()) -> set[Any]:
+    """A set of what can be hashed in a short time."""
+    return {as_key(value) for value in values}
+
+
+def _bytes(text: str, codec: str = "latin1") -> bytes:
+    if codec not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise CheckpointError(f"text in its pickle must be latin1, utf-8 or ascii, not {quoted(codec)}")
+    return text.encode(codec)
+
+
+def _reconstructed(kind: Stub, *base: Any) -> Stub:
+    return Stub(kind.name, base)
+
+
+def make_storage(pid: Any, file: Path | None) -> Storage | Stub:
+    """What a persistent id names: a storage, or a Stub for a kind of storage that holds no plain numbers.
+
+    Legacy files of whole modules also name classes by it, with their source text, which is left alone.
+    """
+    if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], Stub):
+        return pid[1]
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
+        raise CheckpointError("its pickle must name storages as ('storage', class, key, location, size)")
+    kind, key, numel = pid[1], pid[2], pid[4]
+    if not isinstance(kind, Stub) or type(key) is not str or type(numel) is not int or not 0 <= numel < 2**60:
+        raise CheckpointError("its pickle must name storages by class, key and a size below 2**60")
+    short = kind.name.rpartition(".")[2].removesuffix("Storage").lstrip("_")
+    if not kind.name.startswith("torch.") or short not in STORAGES:
+        return Stub(kind.name, pid)
+    return Storage(key, STORAGES[short], numel, file=file)
+
+
+def view_storage(storage: Storage, view: Any) -> Storage:
+    """The part of a storage that a legacy file's view (key, offset, size) covers."""
+    _, offset, numel = view
+    if type(offset) is not int or type(numel) is not int or not 0 <= offset <= offset + numel <= storage.numel:
+        raise CheckpointError(f"a view must lie inside its storage {quoted(storage.key)}")
+    itemsize = 1 if storage.dtype is None else ITEMSIZE[storage.dtype]
+    return replace(storage, numel=numel, start=offset * itemsize)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None) -> Tensor:
+    if not isinstance(storage, Storage):
+        name = quoted(storage.name) if isinstance(storage, Stub) else type(storage).__name__
+        raise CheckpointError(f"a tensor must be of a plain storage, not {name}", "save the tensors as plain numbers")
+    if len(rest) > 2 and isinstance(rest[2], dict) and any(rest[2].values()):
+        raise CheckpointError("a tensor must not be a conjugated or negated view", "save it after .resolve_conj()")
+    return make_tensor(storage, dtype or storage.dtype or "uint8", offset, shape, strides)
+
+
+def _tensor_of_type(
+    storage: Any, offset: Any, shape: Any, strides: Any, gradient: Any, hooks: Any, dtype: Stub, *rest: Any
+) -> Tensor:
+    name = dtype.name.removeprefix("torch.")
+    if name not in DTYPES:
+        raise CheckpointError(f"a tensor's type must be one of {', '.join(DTYPES)}, not {quoted(name)}")
+    return _tensor(storage, offset, shape, strides, gradient, hooks, *rest, dtype=name)
+
+
+def _same(tensor: Any, *rest: Any) -> Any:
+    return tensor
+
+
+def _subclass(function: Stub, kind: Any, arguments: tuple[Any, ...], state: Any) -> Any:
+    if function.name not in TENSORS:
+        return Stub(function.name, arguments)
+    return TENSORS[function.name](*arguments)
+
+
+TENSORS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_type,
+    "torch._utils._rebuild_parameter": _same,
+    "torch._utils._rebuild_parameter_with_state": _same,
+    "torch.nn.parameter.Parameter": _same,
+    "torch.nn.parameter.Buffer": _same,
+}
+# The only functions that a pickle can reach, all of this module. All other names become Stubs.
+CALLS: dict[str, Callable[..., Any]] = {
+    **TENSORS,
+    "torch._tensor._rebuild_from_type_v2": _subclass,
+    "torch.Size": tuple,
+    "collections.OrderedDict": make_dict,
+    "collections.Counter": make_dict,
+    "collections.defaultdict": lambda factory=None, entries=(): make_dict(entries),
+    "builtins.dict": make_dict,
+    "builtins.list": list,
+    "builtins.tuple": tuple,
+    "builtins.set": make_set,
+    "builtins.frozenset": make_set,
+    "_codecs.encode": _bytes,
+    "copyreg._reconstructor": _reconstructed,
+}
+
+
+def plain(value: Any) -> Any:
+    """A value with its argparse Namespaces and OmegaConf trees as dicts, lists and values; all else as it is.
+
+    Raises:
+        CheckpointError: If it is nested more than a hundred deep.
+    """
+    return _plain(value, {}, 0)
+
+
+def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"its settings must be nested at most {MAX_DEPTH} deep")
+    if isinstance(value, Stub):
+        value = _unwrapped(value)
+    if id(value) in done:
+        return done[id(value)]
+    if isinstance(value, dict):
+        result: Any = done.setdefault(id(value), {})
+        result.update((key, _plain(part, done, depth + 1)) for key, part in value.items())
+    elif isinstance(value, list):
+        result = done.setdefault(id(value), [])
+        result.extend(_plain(part, done, depth + 1) for part in value)
+    elif isinstance(value, tuple):
+        result = done[id(value)] = tuple(_plain(part, done, depth + 1) for part in value)
+    else:
+        result = value
+    return result
+
+
+def _unwrapped(stub: Stub) -> Any:
+    """What a Namespace or a node of OmegaConf holds."""
+    value: Any = stub
+    for _ in range(MAX_DEPTH):
+        if not isinstance(value, Stub):
+            break
+        if value.name == "argparse.Namespace":
+            return value.state
+        inner = "_content" if "_content" in value.state else "_val"
+        if not value.name.startswith("omegaconf.") or inner not in value.state:
+            break
+        value = value.state[inner]
+    return value

@@ -1,0 +1,301 @@
+"""Pickles read as data: a small machine of its own that knows no import and calls nothing named by the file.
+
+What it does not know becomes an inert Stub. The parsing of opcodes is the standard library's disassembler.
+"""
+
+import codecs
+import mmap
+import pickletools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from mlx_transformer.weights.formats.pickled_objects import (
+    CALLS,
+    Stub,
+    as_key,
+    make_dict,
+    make_set,
+    make_storage,
+    view_storage,
+)
+from mlx_transformer.weights.formats.tensors import CheckpointError, Storage, Tensor, quoted
+
+# Every opcode costs one step and what it makes costs more, by its size. A dictionary of 250,000 words costs 2 million.
+MAX_STEPS = 10_000_000
+COST_OF_OBJECT, COST_OF_MEMO, COST_OF_TENSOR = 8, 3, 64
+BYTES_PER_STEP = 16
+MAX_TEXT, MAX_LINE = 2**26, 2**20
+
+LITERALS = frozenset(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 "
+    "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+)
+STRINGS = frozenset(("STRING", "BINSTRING", "SHORT_BINSTRING"))
+PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+# The disassembler's codecs, loaded now so that nothing at all is imported while a file is read.
+CODECS = [codecs.lookup(name) for name in ("ascii", "latin-1", "utf-8", "raw-unicode-escape", "unicode-escape")]
+BUILTINS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # how Python 2 names them
+
+
+class _Reader:
+    """A file for the disassembler that never gives more than a limit at once."""
+
+    def __init__(self, data: bytes | mmap.mmap, position: int) -> None:
+        self.data = data
+        self.position = position
+
+    def tell(self) -> int:
+        return self.position
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_TEXT:
+            raise CheckpointError(f"a text in its pickle must have at most {MAX_TEXT} bytes, not {size}")
+        part = self.data[self.position : self.position + size]
+        self.position += len(part)
+        return part
+
+    def readline(self) -> bytes:
+        end = self.data.find(b"\n", self.position, self.position + MAX_LINE) + 1
+        return self.read((end or self.position + MAX_LINE) - self.position)
+
+
+def read_pickle(
+    data: bytes | mmap.mmap, start: int = 0, path: Path | None = None
+) -> tuple[Any, dict[str, Storage], int]:
+    """Read the pickle that begins at `start`.
+
+    Returns:
+        The object, of plain containers, Tensors and Stubs; the storages that it names, by key; where it ends.
+
+    Raises:
+        CheckpointError: If it is damaged or larger than any checkpoint's.
+    """
+    machine, reader = _Machine(path), _Reader(data, start)
+    try:
+        return machine.run(reader), machine.storages, reader.position
+    except CheckpointError:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, DeprecationWarning) as error:
+        raise CheckpointError(f"its pickle must be whole, but reading stopped: {quoted(str(error))}") from None
+
+
+class _Machine:
+    """The stack, the marks in it and the memo of one pickle."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # what lies under each mark
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
+        self.steps = 0
+
+    def run(self, file: _Reader) -> Any:
+        for opcode, value, _ in pickletools.genops(cast(Any, file)):
+            name, argument = opcode.name, cast(Any, value)
+            self.spend(1)
+            if name in LITERALS:
+                self.push_literal(argument)
+            elif name in PUTS:
+                self.put(len(self.memo) if name == "MEMOIZE" else argument)
+            elif name in GETS:
+                self.stack.append(self.memo[argument])
+            elif name in OPCODES:
+                OPCODES[name](self, argument)
+            elif name in CONSTANTS:
+                self.stack.append(CONSTANTS[name])
+            elif name in STRINGS:
+                self.push_literal(_python2_text(argument))
+            elif name == "STOP":
+                return self.stack.pop()
+            else:
+                raise CheckpointError(f"its pickle must not use the opcode {name}")
+        raise CheckpointError("its pickle must end with STOP")
+
+    def spend(self, steps: int) -> None:
+        self.steps += steps
+        if self.steps > MAX_STEPS:
+            raise CheckpointError(
+                f"its pickle must take at most {MAX_STEPS} steps to read",
+                "save the state dict alone, with torch.save(model.state_dict(), ...)",
+            )
+
+    def push(self, value: Any, cost: int = COST_OF_OBJECT) -> None:
+        self.spend(cost)
+        self.stack.append(value)
+
+    def push_literal(self, value: Any) -> None:
+        if isinstance(value, int) and value.bit_length() > 8192:
+            raise CheckpointError("a number in its pickle must have at most 8192 bits")
+        self.spend(_cost_of_copy(value))
+        self.stack.append(value)
+
+    def put(self, index: int) -> None:
+        self.spend(COST_OF_MEMO)
+        self.memo[index] = self.stack[-1]
+
+    def pop_mark(self) -> list[Any]:
+        values, self.stack = self.stack, self.below.pop()
+        return values
+
+    def drop_mark(self, _: Any) -> None:
+        self.pop_mark()
+
+    def mark(self, _: Any) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+        self.spend(COST_OF_OBJECT)
+
+    def pop(self, _: Any) -> None:
+        if self.stack:
+            del self.stack[-1]
+        else:
+            self.pop_mark()
+
+    def tuple_of(self, count: int | None) -> None:
+        if count is None:
+            return self.push(tuple(self.pop_mark()))
+        if len(self.stack) < count:
+            raise CheckpointError(f"its pickle must have {count} values for a tuple, not {len(self.stack)}")
+        values = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return self.push(values)
+
+    def extend(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Stub):
+            target.items.extend(values)
+        elif isinstance(target, list):
+            target.extend(values)
+        elif isinstance(target, set):
+            target.update(as_key(value) for value in values)
+        else:
+            raise CheckpointError(f"its pickle must append to a list, not to {type(target).__name__}")
+
+    def set_items(self, values: list[Any]) -> None:
+        target = self.stack[-1]
+        entries = target.mapping if isinstance(target, Stub) else target
+        if not isinstance(entries, dict) or len(values) % 2:
+            raise CheckpointError(f"its pickle must set pairs in a dict, not {len(values)} in {type(entries).__name__}")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            entries[as_key(key)] = value
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def find(self, name: str) -> None:
+        module, _, attribute = name.partition(" ")
+        self.push(Stub(f"{BUILTINS.get(module, module)}.{attribute}"))
+
+    def find_by_stack(self, _: Any) -> None:
+        attribute, module = self.stack.pop(), self.stack.pop()
+        if type(module) is not str or type(attribute) is not str:
+            raise CheckpointError("its pickle must name a class by two texts")
+        self.find(f"{module} {attribute}")
+
+    def call(self, function: Any, arguments: Any) -> None:
+        if not isinstance(function, Stub) or not isinstance(arguments, tuple):
+            raise CheckpointError(f"its pickle must call a class with a tuple, not {type(function).__name__}")
+        known = CALLS.get(function.name) if function.args is None else None
+        if known is None:
+            return self.push(Stub(function.name, arguments))
+        self.spend(sum(map(_cost_of_copy, arguments)))
+        value = known(*arguments)
+        return self.push(value, COST_OF_TENSOR if isinstance(value, Tensor) else COST_OF_OBJECT)
+
+    def reduce(self, _: Any) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.call(function, arguments)
+
+    def reduce_with_names(self, _: Any) -> None:
+        names, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        if not isinstance(names, dict) or not isinstance(arguments, tuple):
+            raise CheckpointError("its pickle must call a class with a tuple and a dict")
+        self.call(function, (*arguments, names) if names else arguments)
+
+    def call_marked(self, _: Any) -> None:
+        function, *arguments = self.pop_mark()
+        self.call(function, tuple(arguments))
+
+    def call_named(self, name: str) -> None:
+        arguments = tuple(self.pop_mark())
+        self.find(name)
+        self.call(self.stack.pop(), arguments)
+
+    def build(self, _: Any) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Stub):
+            # An object with slots has a pair of dicts, of which either may be None.
+            pair = isinstance(state, tuple) and len(state) == 2 and all(isinstance(s, dict | None) for s in state)
+            for part in state if pair else (state,):
+                entries = part if isinstance(part, dict) else {} if part is None else {"": part}
+                self.spend(len(entries))
+                target.state.update(entries)
+        elif not isinstance(target, dict | Tensor):  # an OrderedDict's _metadata and a tensor's attributes are dropped
+            raise CheckpointError(f"its pickle must give a state to an object, not to {type(target).__name__}")
+
+    def persistent(self, _: Any) -> None:
+        pid = self.stack.pop()
+        storage = make_storage(pid, self.path)
+        if isinstance(storage, Storage):
+            if self.storages.setdefault(storage.key, storage) != storage:
+                raise CheckpointError(f"storage {quoted(storage.key)} must have one size and type throughout")
+            if len(pid) == 6 and pid[5] is not None:
+                storage = view_storage(storage, pid[5])
+        self.push(storage, COST_OF_TENSOR)
+
+
+def _python2_text(text: str) -> str:
+    """A byte string of Python 2, which the disassembler gives as latin-1, as the utf-8 that it most often is."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+def _cost_of_copy(value: Any) -> int:
+    if isinstance(value, str | bytes | bytearray):
+        return len(value) // BYTES_PER_STEP
+    return len(value) if isinstance(value, list | tuple | dict | set) else 0
+
+
+def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda machine, version: None,
+    "FRAME": lambda machine, length: None,
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": _Machine.drop_mark,
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push(set()),
+    "LIST": lambda machine, _: machine.push(machine.pop_mark()),
+    "TUPLE": lambda machine, _: machine.tuple_of(None),
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "DICT": lambda machine, _: machine.push(make_dict(_pairs(machine.pop_mark()))),
+    "FROZENSET": lambda machine, _: machine.push(make_set(machine.pop_mark())),
+    "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
+    "APPENDS": lambda machine, _: machine.extend(machine.pop_mark()),
+    "ADDITEMS": lambda machine, _: machine.extend(machine.pop_mark()),
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
+    "GLOBAL": _Machine.find,
+    "STACK_GLOBAL": _Machine.find_by_stack,
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.reduce,
+    "NEWOBJ_EX": _Machine.reduce_with_names,
+    "OBJ": _Machine.call_marked,
+    "INST": _Machine.call_named,
+    "BUILD": _Machine.build,
+    "BINPERSID": _Machine.persistent,
+}

@@ -1,0 +1,1 @@
+"""Conversion of the tokenizers that accompany checkpoints."""

@@ -1,0 +1,163 @@
+"""The files beside a vocabulary in a folder: which tokens are special, and which are found in text before it is cut."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken
+
+from mlx_transformer.storage.files import read_bytes
+from mlx_transformer.weights.formats.containers import read_json
+
+Token = str | AddedToken
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+EXTRA = "extra_special_tokens"
+OLD_EXTRA = "additional_special_tokens"
+MAX_ADDED = 100_000
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the files of a tokenizer say.
+
+    Attributes:
+        folder: Where they lie.
+        options: tokenizer_config.json, and what special_tokens_map.json adds to it.
+        added: Tokens that are found in a text before it is cut into pieces, by their ids.
+        stored: tokenizer.json; None if there is none.
+    """
+
+    folder: Path
+    options: dict[str, Any]
+    added: dict[int, AddedToken]
+    stored: dict[str, Any] | None
+
+    def number(self, name: str, default: int) -> int:
+        """An option that counts something."""
+        value = self.options.get(name, default)
+        if type(value) is not int or not 0 <= value <= MAX_ADDED:
+            raise ValueError(f"{name} of a tokenizer must be a number up to {MAX_ADDED}: {self.folder} has {value!r}.")
+        return value
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says; nothing if there is none."""
+    options = _read(folder / "tokenizer_config.json") or {}
+    if OLD_EXTRA in options and not options.get(EXTRA):
+        options[EXTRA] = options.pop(OLD_EXTRA)
+    return options
+
+
+def read_files(folder: Path) -> Files:
+    """The files of a folder's tokenizer; where there are none, nothing.
+
+    Raises:
+        ValueError: If one is damaged.
+    """
+    options, stored = read_options(folder), _read(folder / "tokenizer.json")
+    if "added_tokens_decoder" in options:
+        told = options["added_tokens_decoder"]
+        if not isinstance(told, dict) or not all(key.isdecimal() for key in told):
+            raise ValueError(
+                f"added_tokens_decoder must map ids to tokens: {folder} has something else; copy it again."
+            )
+        return Files(folder, options, {int(i): _added(token, folder) for i, token in told.items()}, stored)
+    for key, value in (_read(folder / "special_tokens_map.json") or {}).items():
+        options[key] = _added(value | {"special": True}, folder) if isinstance(value, dict) and key != EXTRA else value
+    special = {name_of(token) for token in (*named_tokens(options, {}, {}).values(), *_tokens(options.get(EXTRA)))}
+    added = {
+        i: AddedToken(token, normalized=token not in special, special=token in special)
+        for token, i in (_read(folder / "added_tokens.json") or {}).items()
+    }
+    for token in (stored or {}).get("added_tokens") or []:
+        added[_id(token, folder)] = _added(token, folder)
+    return Files(folder, options, added, stored)
+
+
+def named_tokens(
+    options: dict[str, Any], defaults: dict[str, str], mask: dict[str, bool], added: dict[int, AddedToken] | None = None
+) -> dict[str, Token]:
+    """The tokens that have a purpose, by the names of NAMED.
+
+    Args:
+        options: What tokenizer_config.json says; null takes a default away.
+        defaults: What the class of the tokenizer says.
+        mask: The flags of a mask that is given as plain text.
+        added: Tokens with flags, which take the place of equal ones.
+    """
+    flagged = {token.content: token for token in (added or {}).values()}
+    stated = {key: _token(options[key]) for key in NAMED if options.get(key) is not None}
+    found: dict[str, Token] = {key: flagged.get(name_of(token), token) for key, token in stated.items()}
+    found |= {key: token for key, token in defaults.items() if key not in options}
+    if mask and isinstance(found.get("mask_token"), str):
+        found["mask_token"] = AddedToken(name_of(found["mask_token"]), **mask)
+    return {key: found[key] for key in NAMED if key in found}
+
+
+def extra_tokens(files: Files, own: list[Token], told: list[Token] | None = None) -> list[Token]:
+    """Special tokens without a purpose of their own: those of the files, else those of the class.
+
+    Args:
+        files: The files, which may name some.
+        own: Those that the class of the tokenizer has by itself.
+        told: Those of a sentencepiece model.
+    """
+    if EXTRA in files.options:
+        return _tokens(files.options[EXTRA])
+    also = _tokens(files.options.get(OLD_EXTRA)) if told is None else told
+    return own + [token for token in also if name_of(token) not in own]
+
+
+def added_tokens(files: Files, named: dict[str, Token], extra: list[Token]) -> list[AddedToken]:
+    """All tokens that are found in text first, in the order in which they get ids where they have none yet."""
+    tokens: list[Token] = [files.added[i] for i in sorted(files.added)]
+    known = {name_of(token) for token in tokens}
+    for token in (*named.values(), *extra):
+        if name_of(token) not in known and token not in tokens:
+            tokens.append(token)
+    purposes = {name_of(token) for token in named.values()}
+    return [_flagged(token, purposes) for token in tokens]
+
+
+def _flagged(token: Token, purposes: set[str]) -> AddedToken:
+    if isinstance(token, str):
+        return AddedToken(token, special=True)
+    if token.content in purposes:
+        token.special = True
+    return token
+
+
+def name_of(token: Token) -> str:
+    """The text of a token."""
+    return token if isinstance(token, str) else token.content
+
+
+def _tokens(value: Any) -> list[Token]:
+    values = list(value.values()) if isinstance(value, dict) else value or []
+    if not isinstance(values, list):
+        raise ValueError(f"Special tokens must be a list: a tokenizer_config.json has {str(values)[:60]!r}.")
+    return [_token(item) for item in values]
+
+
+def _token(value: Any) -> Token:
+    return value if isinstance(value, str | AddedToken) else _added(value, None)
+
+
+def _added(value: Any, folder: Path | None) -> AddedToken:
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise ValueError(f"A token must be text, with flags or without: {folder or 'a file'} has {str(value)[:60]!r}.")
+    return AddedToken(value["content"], **{flag: value[flag] for flag in FLAGS if type(value.get(flag)) is bool})
+
+
+def _id(token: Any, folder: Path) -> int:
+    i = token.get("id") if isinstance(token, dict) else None
+    if type(i) is not int or i < 0:
+        raise ValueError(
+            f"An added token must have an id: one of {folder / 'tokenizer.json'} has {i!r}; copy it again."
+        )
+    return i
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_json(read_bytes(path), str(path)) if path.exists() else None
