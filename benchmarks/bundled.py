@@ -20,7 +20,7 @@ from benchmarks.conditions import conditions
 from benchmarks.trained_model import SENTENCE, first_sentence
 from mlx_transformer.data.parallel_corpus import read_pairs
 from mlx_transformer.metrics import corpus_scores, group_references
-from mlx_transformer.pretrained.loading import find
+from mlx_transformer.pretrained.loading import find_model
 
 FORMATS = {
     "float32": {},
@@ -48,7 +48,7 @@ def main(
     original, _ = mt.load(model)
     signature = ""
     with tempfile.TemporaryDirectory() as scratch:
-        for name, folder in stored(find(model), Path(scratch)) if formats else [("as it is", find(model))]:
+        for name, folder in stored(find_model(model), Path(scratch)) if formats else [("as it is", find_model(model))]:
             network, tokenizer = mt.load(folder)
             if tokenizer is None:
                 raise click.ClickException(f"{folder} needs a tokenizer.")

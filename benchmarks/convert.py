@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.conditions import conditions
-from mlx_transformer.storage.safetensors import write_made
+from mlx_transformer.storage.safetensors import write_streamed
 
 # Size -> dims, layers, heads, width of the feed-forward network, pieces, and bytes that a shard should have at most.
 SIZES = {"nllb": (1024, 12, 16, 4096, 256206, 2**30), "tiny": (64, 2, 4, 128, 1000, 2**18)}
@@ -190,7 +190,7 @@ def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], most: int) ->
     generator, index = np.random.default_rng(0), {}
     for number, shard in enumerate(shards, 1):
         path = folder / f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_made(
+        write_streamed(
             path, shard, mx.float32, lambda name: [mx.array(generator.random(shapes[name], np.float32) / 10 - 0.05)]
         )
         index |= dict.fromkeys(shard, path.name)

@@ -115,7 +115,7 @@ def counted_reads() -> Iterator[Counter[str] | None]:
         yield None
         return
     found: Counter[str] = Counter()
-    read, issue = beam_search.read, mx.async_eval
+    read, issue = beam_search.to_host, mx.async_eval
 
     def counted_read(*arguments: Any, **options: Any) -> Any:
         found["reads"] += 1
@@ -125,7 +125,7 @@ def counted_reads() -> Iterator[Counter[str] | None]:
         found["steps"] += 1
         issue(*arrays)
 
-    with patch.object(beam_search, "read", counted_read), patch.object(mx, "async_eval", counted_step):
+    with patch.object(beam_search, "to_host", counted_read), patch.object(mx, "async_eval", counted_step):
         yield found
 
 

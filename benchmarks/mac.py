@@ -34,7 +34,7 @@ from benchmarks.roofline import FORMATS, Work, held_bytes, step_bytes
 from benchmarks.shapes import SHAPES, Shape, random_sources, variation, write_checkpoint
 from benchmarks.train import Options, speed
 from benchmarks.trained_model import first_sentence, own_sentences
-from mlx_transformer.cli.commands.info import describe as describe_model
+from mlx_transformer.cli.commands.info import model_facts as describe_model
 
 ROOT = Path(__file__).resolve().parent.parent
 # Name -> the type that is computed in, and bits of the weights.

@@ -9,8 +9,8 @@ import mlx.optimizers as optim
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.batch_sampler import Batch
-from mlx_transformer.model.positions import sinusoids
-from mlx_transformer.model.precision import find_dtype
+from mlx_transformer.model.positions import sinusoidal_positions
+from mlx_transformer.model.precision import parse_dtype
 
 
 class MlxTransformer(nn.Module):
@@ -29,7 +29,7 @@ class MlxTransformer(nn.Module):
             config.encoder.mlp_dims,
             config.dropout,
         )
-        self._rows = sinusoids(max(config.encoder.max_length, config.decoder.max_length), config.dims)
+        self._rows = sinusoidal_positions(max(config.encoder.max_length, config.decoder.max_length), config.dims)
 
     def __call__(self, source: mx.array, target: mx.array) -> mx.array:
         """Logits of every next target token, (batch, target_length, vocab)."""
@@ -46,7 +46,7 @@ class MlxTrainer:
     """Its training step: Adam, clipping, smoothing by mlx.nn.losses. In low precision weights and all are low."""
 
     def __init__(self, model: MlxTransformer, config: TrainingConfig) -> None:
-        model.set_dtype(find_dtype(config.compute_dtype))
+        model.set_dtype(parse_dtype(config.compute_dtype))
         self.model, self.config = model.train(), config
         self.optimizer = optim.Adam(config.learning_rate, betas=[0.9, 0.98], eps=1e-9, bias_correction=True)
         self.optimizer.init(model.trainable_parameters())

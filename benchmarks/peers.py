@@ -14,7 +14,7 @@ import numpy as np
 
 import mlx_transformer as mt
 from benchmarks.shapes import Shape
-from mlx_transformer.model.precision import find_dtype
+from mlx_transformer.model.precision import parse_dtype
 
 EXACT = "float32"  # only in this type must a system's tokens be transformers' tokens
 
@@ -199,7 +199,7 @@ class MlxExamples:
         self.name, self.exact = "mlx-examples T5", dtype == EXACT
         self.model = load_example(examples, folder / "config.json")
         arrays = self.model.sanitize(mx.load(str(folder / "model.safetensors")))
-        self.model.load_weights([(name, array.astype(find_dtype(dtype))) for name, array in arrays.items()])
+        self.model.load_weights([(name, array.astype(parse_dtype(dtype))) for name, array in arrays.items()])
         mx.eval(self.model.parameters())
 
     def can(self, beams: int, batch: int) -> bool:

@@ -21,12 +21,12 @@ import mlx_transformer as mt
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.serialization import to_dict
 from mlx_transformer.config.training import TrainingConfig
-from mlx_transformer.data.batch_sampler import Batch, stream
-from mlx_transformer.data.dataset import Corpus
-from mlx_transformer.data.parallel_corpus import Corpora
-from mlx_transformer.model.positions import sinusoids
-from mlx_transformer.training.builders import learner
-from mlx_transformer.training.run_directory import Run
+from mlx_transformer.data.batch_sampler import Batch, iterate_batches
+from mlx_transformer.data.dataset import TokenizedCorpus
+from mlx_transformer.data.parallel_corpus import ParallelCorpora
+from mlx_transformer.model.positions import sinusoidal_positions
+from mlx_transformer.training.builders import build_model_and_tokenizer
+from mlx_transformer.training.run_directory import RunDirectory
 from mlx_transformer.training.validation import Validator
 from mlx_transformer.weights.convert import load as convert
 
@@ -51,7 +51,9 @@ class TorchTransformer(nn.Module):
             final_norm(config, config.decoder),
         )
         length = max(config.encoder.max_length, config.decoder.max_length)
-        self.register_buffer("rows", torch.tensor(np.array(sinusoids(length, config.dims))), persistent=False)
+        self.register_buffer(
+            "rows", torch.tensor(np.array(sinusoidal_positions(length, config.dims))), persistent=False
+        )
         self.register_buffer("later", torch.ones(length, length, dtype=torch.bool).triu(1), persistent=False)
         initialise(self)
 
@@ -178,12 +180,12 @@ def train(config: TrainingConfig, device: str, report: Callable[[dict[str, Any]]
         ValueError: If torch's weights are converted to a model of another shape.
     """
     torch.manual_seed(config.seed)
-    run = Run(config.output)
-    training, validation = Corpora(config.train), Corpora(config.valid)
-    ours, tokenizer = learner(config, training)
+    run = RunDirectory(config.output)
+    training, validation = ParallelCorpora(config.train), ParallelCorpora(config.valid)
+    ours, tokenizer = build_model_and_tokenizer(config, training)
     theirs = TorchTransformer(ours.config)
     trainer = TorchTrainer(theirs, config, device)
-    corpus, valid = (Corpus.build(pairs, tokenizer, config.max_length) for pairs in (training, validation))
+    corpus, valid = (TokenizedCorpus.build(pairs, tokenizer, config.max_length) for pairs in (training, validation))
     validator = Validator(validation, valid, tokenizer, config)
     with run.log.open("w") as log:
 
@@ -196,7 +198,7 @@ def train(config: TrainingConfig, device: str, report: Callable[[dict[str, Any]]
         record("start", parameters=parameters, pairs=len(corpus), steps=config.steps, config=to_dict(config))
         losses: list[torch.Tensor] = []
         best = -math.inf
-        for _, batch in islice(stream(corpus, config.batch_tokens, config.seed), config.steps):
+        for _, batch in islice(iterate_batches(corpus, config.batch_tokens, config.seed), config.steps):
             losses.append(trainer.update([batch])[0])
             last = trainer.step == config.steps
             if trainer.step % config.log_every == 0 or last:

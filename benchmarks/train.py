@@ -31,7 +31,7 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.train_state import TrainState
 
 OURS, MLX, TORCH = "mlx_transformer", "mlx.nn.Transformer", "torch.nn.Transformer"
 RATIOS = {MLX: (1.2, 1.2), TORCH: (0.75, 1.0)}  # how many times as fast as each we must be, and should be
@@ -112,7 +112,7 @@ class Options:
 
 def ours(options: Options) -> Updates:
     """This package."""
-    trainer, batch = Trainer(Transformer(options.model), options.recipe), options.batch
+    trainer, batch = TrainState(Transformer(options.model), options.recipe), options.batch
 
     def update(count: int) -> float:
         for _ in range(count):

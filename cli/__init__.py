@@ -29,7 +29,7 @@ class CommandLine(click.Group):
             return result
         except KeyboardInterrupt:
             flush_or_discard()
-            click.echo("Interrupted." + partial_results(ctx), err=True)
+            click.echo("Interrupted." + partial_results_note(ctx), err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             flush_or_discard()
@@ -38,10 +38,10 @@ class CommandLine(click.Group):
             if isinstance(error, RuntimeError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
                 raise
             flush_or_discard()
-            raise click.ClickException(describe(error, ctx) + partial_results(ctx)) from error
+            raise click.ClickException(describe_error(error, ctx) + partial_results_note(ctx)) from error
 
 
-def describe(error: Exception, ctx: click.Context) -> str:
+def describe_error(error: Exception, ctx: click.Context) -> str:
     """Put an error in one line that a terminal shows as it is."""
     if isinstance(error, (MemoryError, RuntimeError)):
         options = main.commands[ctx.invoked_subcommand].params if ctx.invoked_subcommand else []
@@ -50,13 +50,17 @@ def describe(error: Exception, ctx: click.Context) -> str:
         return "The model does not fit in memory: take a smaller one, or a machine with more."
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return input_lines.printable(f"{where}{error.strerror}.")
-    return input_lines.printable(" ".join(str(error).split())) or type(error).__name__
+        return input_lines.escape_control_characters(f"{where}{error.strerror}.")
+    return input_lines.escape_control_characters(" ".join(str(error).split())) or type(error).__name__
 
 
-def partial_results(ctx: click.Context) -> str:
+def partial_results_note(ctx: click.Context) -> str:
     """Where the results of a run that failed are, if it wrote any to a file."""
-    return f" The results so far are in {ctx.meta[streams.PARTIAL]}." if streams.PARTIAL in ctx.meta else ""
+    return (
+        f" The results so far are in {ctx.meta[streams.PARTIAL_PATH_KEY]}."
+        if streams.PARTIAL_PATH_KEY in ctx.meta
+        else ""
+    )
 
 
 def flush_or_discard() -> None:

@@ -123,7 +123,7 @@ def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.Search
     return dataclasses.replace(defaults, **changes)
 
 
-def chosen_task(model: mt.Transformer, name: str | None, prefix: str | None) -> tuple[mt.SearchConfig, str | None]:
+def select_task(model: mt.Transformer, name: str | None, prefix: str | None) -> tuple[mt.SearchConfig, str | None]:
     """The search of a task and what its sources begin with; without a task, the model's own search."""
     if name is None:
         return model.search_defaults, prefix

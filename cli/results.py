@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import Line
+from mlx_transformer.cli.input_lines import InputLine
 
-Generate = Callable[..., Iterator[list[Any]]]  # generate_hypotheses, with all but lines and their languages
+GenerateFunction = Callable[..., Iterator[list[Any]]]  # generate_hypotheses, with all but lines and their languages
 
 
-class Answer(NamedTuple):
+class LineResult(NamedTuple):
     """What is generated from a line.
 
     Attributes:
@@ -25,12 +25,12 @@ class Answer(NamedTuple):
         sentences: Its sentences, each with its best hypothesis; None where lines are not split.
     """
 
-    line: Line
+    line: InputLine
     hypotheses: list[mt.Hypothesis]
     sentences: list[tuple[str, mt.Hypothesis]] | None = None
 
 
-def answer_whole(windows: Iterable[list[Line]], generate: Generate) -> Iterator[Answer]:
+def generate_lines(windows: Iterable[list[InputLine]], generate: GenerateFunction) -> Iterator[LineResult]:
     """Answer each line as a whole."""
     count = 0
     for window in windows:
@@ -42,11 +42,11 @@ def answer_whole(windows: Iterable[list[Line]], generate: Generate) -> Iterator[
             first_line=count,
         )
         for line, hypotheses in zip(window, found, strict=True):
-            yield Answer(line, hypotheses)
+            yield LineResult(line, hypotheses)
         count += len(window)
 
 
-def answer_stream(windows: Iterable[list[Line]], stream: Callable[..., Iterator[str]]) -> Iterator[bytes]:
+def stream_lines(windows: Iterable[list[InputLine]], stream: Callable[..., Iterator[str]]) -> Iterator[bytes]:
     """The text of each line in pieces, as they come; a newline inside a text would break the count of lines."""
     for number, line in enumerate(chain.from_iterable(windows)):
         languages = {"source_language": line.source_language, "target_language": line.target_language}
@@ -55,33 +55,43 @@ def answer_stream(windows: Iterable[list[Line]], stream: Callable[..., Iterator[
         yield b"\n"
 
 
-def answer_split(
-    windows: Iterable[list[Line]],
-    generate: Generate,
+def generate_sentences(
+    windows: Iterable[list[InputLine]],
+    generate: GenerateFunction,
     model: mt.Transformer,
     tokenizer: mt.Tokenizer,
     prefix: str | None,
     language: str | None,
-) -> Iterator[Answer]:
+) -> Iterator[LineResult]:
     """Answer each line sentence by sentence; the rules of `language`, or of the line's own, tell where these end."""
-    from mlx_transformer.inference.sentence_splitting import Paragraph, by_paragraph, combine, fits, split
+    from mlx_transformer.inference.sentence_splitting import (
+        Paragraph,
+        combine_hypotheses,
+        fits_model,
+        generate_paragraphs,
+        split_paragraph,
+    )
 
     limit = model.config.encoder.max_length
     before = tokenizer.config.source_prefix if prefix is None else prefix
 
-    def paragraph(line: Line) -> Paragraph:
+    def paragraph(line: InputLine) -> Paragraph:
         if line.target_prefix:
             raise ValueError(f"{line.name} cannot be split and have a target prefix: leave out one of them.")
         codes = (line.source_language, line.target_language)
-        found = split(line.text, lambda text: fits(before + text, limit, tokenizer, *codes), language or codes[0])
+        found = split_paragraph(
+            line.text, lambda text: fits_model(before + text, limit, tokenizer, *codes), language or codes[0]
+        )
         return found._replace(source_language=codes[0], target_language=codes[1])
 
     count = 0
     for window in windows:
-        found = by_paragraph(map(paragraph, window), partial(generate, first_line=count))
+        found = generate_paragraphs(map(paragraph, window), partial(generate, first_line=count))
         for line, (sentences, parts) in zip(window, found, strict=True):
             best = [hypotheses[0] for hypotheses in parts]
-            yield Answer(line, [combine(sentences, best)], list(zip(sentences.sentences, best, strict=True)))
+            yield LineResult(
+                line, [combine_hypotheses(sentences, best)], list(zip(sentences.sentences, best, strict=True))
+            )
             count += len(best)
 
 
@@ -102,13 +112,13 @@ def check_options(options: dict[str, Any]) -> None:
 
 def prepare_split(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a search for one hypothesis; an error, before the model is loaded, where no line can be split."""
-    from mlx_transformer.inference.sentence_splitting import segmenter
+    from mlx_transformer.inference.sentence_splitting import load_segmenter
 
     for name in ("num_hypotheses", "target_prefix", "alternatives"):
         if options[name] not in (None, 1):
             option = name.replace("_", "-")
             raise click.UsageError(f"--split-sentences gives one text for each line: leave out --{option}.")
-    segmenter()
+    load_segmenter()
     return options | {"num_hypotheses": 1}
 
 
@@ -125,7 +135,7 @@ def prepare_stream(options: dict[str, Any]) -> dict[str, Any]:
     return options | {"beam_size": 1, "num_hypotheses": 1}
 
 
-def format_text(answer: Answer, count: int, scores: bool) -> bytes:
+def format_text(answer: LineResult, count: int, scores: bool) -> bytes:
     """`count` lines, with tabs between score, text and alignment; a newline inside a text becomes a space."""
     from mlx_transformer.inference.alignment import format_pharaoh
 
@@ -139,16 +149,18 @@ def format_text(answer: Answer, count: int, scores: bool) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
 
-def format_json(answer: Answer, count: int, scores: bool, tokenizer: mt.Tokenizer) -> bytes:
+def format_json(answer: LineResult, count: int, scores: bool, tokenizer: mt.Tokenizer) -> bytes:
     """One line; the single best hypothesis lies flat in the object, an n-best list under "hypotheses"."""
-    rows = [describe(hypothesis, tokenizer) for hypothesis in answer.hypotheses]
+    rows = [hypothesis_fields(hypothesis, tokenizer) for hypothesis in answer.hypotheses]
     result = answer.line.fields | (rows[0] if count == 1 else {"hypotheses": rows})
     if answer.sentences is not None:
-        result["sentences"] = [{"source": source} | describe(best, tokenizer) for source, best in answer.sentences]
+        result["sentences"] = [
+            {"source": source} | hypothesis_fields(best, tokenizer) for source, best in answer.sentences
+        ]
     return (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
-def describe(hypothesis: mt.Hypothesis, tokenizer: mt.Tokenizer) -> dict[str, Any]:
+def hypothesis_fields(hypothesis: mt.Hypothesis, tokenizer: mt.Tokenizer) -> dict[str, Any]:
     """A hypothesis as plain data."""
     asked = {"token_scores": hypothesis.token_scores, "alignment": hypothesis.alignment}
     return {

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import click
 
-from mlx_transformer.cli.results import Answer
+from mlx_transformer.cli.results import LineResult
 
 UNITS = {"K": 1, "M": 2, "G": 3, "T": 4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
 
 
-class Size(click.ParamType[int]):
+class MemorySize(click.ParamType[int]):
     """A number of bytes with its unit: 512MB, 1.5GB, 4GiB."""
 
     name = "size"
@@ -42,7 +42,7 @@ def limit_memory(context: click.Context, parameter: click.Parameter, size: int |
 
 memory_option = click.option(
     "--memory-limit",
-    type=Size(),
+    type=MemorySize(),
     metavar="SIZE",
     callback=limit_memory,
     expose_value=False,
@@ -53,7 +53,7 @@ verbose_option = click.option("--verbose", is_flag=True, help="At the end, tell 
 
 
 @dataclass
-class Report:
+class RunStats:
     """Counts answers, and seconds from when it is made."""
 
     start: float = field(default_factory=time.perf_counter)
@@ -61,7 +61,7 @@ class Report:
     sentences: int = 0
     tokens: int = 0
 
-    def watch(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+    def watch(self, answers: Iterable[LineResult]) -> Iterator[LineResult]:
         """Count answers as they pass."""
         for answer in answers:
             self.first = self.first or time.perf_counter() - self.start

@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 
 import click
 
-from mlx_transformer.cli.input_lines import read_windows
+from mlx_transformer.cli.input_lines import read_line_windows
 
-PARTIAL = "mlx_transformer.partial"  # where the context says which file holds the results of a run that failed
+PARTIAL_PATH_KEY = "mlx_transformer.partial"  # where the context says which file holds the results of a run that failed
 DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 
 
@@ -65,27 +65,27 @@ def with_progress(results: Iterable[bytes], source: str | None, output: str | No
         return results
     from tqdm import tqdm
 
-    total = sum(map(len, read_windows(source)))
+    total = sum(map(len, read_line_windows(source)))
     bar: Iterable[bytes] = tqdm(results, total=total, unit=" lines", file=sys.stderr)
     return bar
 
 
-def write(output: str | None, results: Iterable[bytes], context: click.Context) -> None:
+def write_results(output: str | None, results: Iterable[bytes], context: click.Context) -> None:
     """Write the results as they come; a file that exists is replaced once all are there, a device written to."""
     if output is None:
-        copy(results, sys.stdout.buffer)
+        copy_results(results, sys.stdout.buffer)
     elif is_device(Path(output)):
         with Path(output).open("ab") as file:  # to append empties no file behind /dev/stdout
-            copy(results, file)
+            copy_results(results, file)
     else:
         path, partial = Path(output).resolve(), partial_path(output)
         with partial.open("wb") as file:
-            context.meta[PARTIAL] = partial
-            copy(results, file)
+            context.meta[PARTIAL_PATH_KEY] = partial
+            copy_results(results, file)
         if path.exists():
             shutil.copymode(path, partial)
         os.replace(partial, path)
-        del context.meta[PARTIAL]
+        del context.meta[PARTIAL_PATH_KEY]
 
 
 def partial_path(output: str) -> Path:
@@ -99,7 +99,7 @@ def is_device(path: Path) -> bool:
     return path.exists() and (not path.is_file() or path.absolute().parent in DEVICES)
 
 
-def copy(results: Iterable[bytes], stream: BinaryIO) -> None:
+def copy_results(results: Iterable[bytes], stream: BinaryIO) -> None:
     """Write and flush each result as it comes."""
     for result in results:
         stream.write(result)

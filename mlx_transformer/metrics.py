@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-REMEDY = "pip install 'mlx_transformer[train]'"
+INSTALL_HINT = "pip install 'mlx_transformer[train]'"
 
 
 def group_references(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[list[str]]]:
@@ -31,12 +31,12 @@ def check_sacrebleu() -> None:
         ValueError: If sacrebleu is not installed.
     """
     if not has_sacrebleu():
-        raise ValueError(f"BLEU and chrF need sacrebleu, which is not installed: {REMEDY}.")
+        raise ValueError(f"BLEU and chrF need sacrebleu, which is not installed: {INSTALL_HINT}.")
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """The share, 0 to 1, of hypotheses that are one of their references, letter for letter."""
-    check_counts(hypotheses, references)
+    check_reference_counts(hypotheses, references)
     return sum(text in group for text, group in zip(hypotheses, references, strict=True)) / len(hypotheses)
 
 
@@ -59,7 +59,7 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     check_sacrebleu()
     from sacrebleu.metrics import BLEU, CHRF
 
-    streams = reference_streams(references)
+    streams = to_reference_streams(references)
     scores: dict[str, Any] = {}
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
         scores[name] = metric.corpus_score(list(hypotheses), streams).score
@@ -67,7 +67,7 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     return scores | {"exact_match": matches}
 
 
-def check_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def check_reference_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     """Refuse what would give a number without a meaning."""
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(
@@ -79,7 +79,7 @@ def check_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
             raise ValueError(f"Every sentence needs a reference that is not empty: number {number} has none.")
 
 
-def reference_streams(references: Sequence[Sequence[str]]) -> list[list[Any]]:
+def to_reference_streams(references: Sequence[Sequence[str]]) -> list[list[Any]]:
     """Turn groups into sacrebleu's streams: stream i holds reference i of each sentence, None where there are fewer."""
     width = max(len(group) for group in references)
     return [[group[i] if i < len(group) else None for group in references] for i in range(width)]

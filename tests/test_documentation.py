@@ -24,12 +24,12 @@ import mlx_transformer as mt
 from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import generate, train
 from mlx_transformer.pretrained import hub
-from mlx_transformer.pretrained.loading import BUNDLED
-from mlx_transformer.training.run_directory import Run
+from mlx_transformer.pretrained.loading import BUNDLED_MODEL
+from mlx_transformer.training.run_directory import RunDirectory
 from mlx_transformer.weights.families.huggingface import FAMILIES
 
 README = (ROOT / "README.md").read_text()
-bundled = pytest.mark.skipif(not (BUNDLED / "config.json").exists(), reason="the bundled model is not here")
+bundled = pytest.mark.skipif(not (BUNDLED_MODEL / "config.json").exists(), reason="the bundled model is not here")
 
 
 def section(heading: str) -> str:
@@ -119,15 +119,15 @@ def test_every_way_to_train_can_be_typed(tmp_path, monkeypatch):
         context = train.command.make_context("train", arguments)
         given = {name: value for name, value in context.params.items() if train.is_given(context, name)}
         if not given.get("resume"):
-            assert train.run_config(given).output == given["output"]
+            assert train.make_training_config(given).output == given["output"]
 
 
 @bundled
 def test_pictures_are_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Run("runs/dates").folder.mkdir(parents=True)
+    RunDirectory("runs/dates").folder.mkdir(parents=True)
     entries = [{"event": "step", "step": step, "loss": 5 / step} for step in (1, 2)]
-    Run("runs/dates").log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    RunDirectory("runs/dates").log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     commands = re.findall(r"^mlx-transformer ((?:plot|attention) .*)$", README, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
@@ -145,7 +145,7 @@ def test_the_table_of_models_is_complete_and_its_commands_can_be_typed():
     assert len(commands) == len(rows) - 1
     for command in commands:
         options = generate.command.make_context("generate", ["--model", *command]).params
-        assert hub.is_name(options["model"]) or command == ["checkpoint.pt"]
+        assert hub.is_repository_id(options["model"]) or command == ["checkpoint.pt"]
         assert options["texts"] or options["source"] == "articles.txt" or command == ["checkpoint.pt"]
 
 

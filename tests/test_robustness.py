@@ -22,8 +22,8 @@ from support.paths import ROOT
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main, run_stats
-from mlx_transformer.cli.input_lines import Line
-from mlx_transformer.cli.results import Answer
+from mlx_transformer.cli.input_lines import InputLine
+from mlx_transformer.cli.results import LineResult
 
 CONTROLS = (
     "nul\x00 escape\x1b[2J return\r feed\x0b\x0c separators\x1c\x1e next\x85 line\u2028 paragraph\u2029 mark\ufeff."
@@ -272,8 +272,8 @@ class TestReport:
         monkeypatch.setattr("time.perf_counter", lambda: next(clock))
         monkeypatch.setattr(mx, "get_active_memory", lambda: 2_000_000)
         monkeypatch.setattr(mx, "get_peak_memory", lambda: 1_234_000_000)
-        counted = run_stats.Report(time.perf_counter())
-        answer = Answer(Line("Line 1", "a", {}), [mt.Hypothesis([1] * 1000, 0.0, "stop", "b")])
+        counted = run_stats.RunStats(time.perf_counter())
+        answer = LineResult(InputLine("Line 1", "a", {}), [mt.Hypothesis([1] * 1000, 0.0, "stop", "b")])
         assert list(counted.watch([answer, answer])) == [answer, answer]
         assert counted.lines() == (
             "2 sentences, 2,000 tokens in 2.00 s (1,000 tokens a second), the first answer after 0.50 s.\n"

@@ -11,23 +11,23 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_transformer.checkpoints.model_folder import differences
+from mlx_transformer.checkpoints.model_folder import describe_mismatches
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.serialization import from_dict
-from mlx_transformer.model.fused_projections import names_in_files, names_in_memory, split
+from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.weights.families.huggingface import FAMILIES, REFUSED
 from mlx_transformer.weights.families.spec import Family
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
-from mlx_transformer.weights.parameter_map import ConversionError, Names, plain_names
+from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap, strip_wrappers
 
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
 SIDES = ("encoder", "decoder")
-Report = Callable[[int, int], None]  # of the bytes done so far, and all bytes
-LEFTOVERS = ("*.version",)  # of fairseq, which many checkpoints descend from
+ProgressCallback = Callable[[int, int], None]  # of the bytes done so far, and all bytes
+IGNORED_TENSORS = ("*.version",)  # of fairseq, which many checkpoints descend from
 # Setting -> the parameter of ours, and its side, that has this size, for files that do not say.
-SIZES = {
+SIZE_FIELDS = {
     "source_vocab_size": ("source_embedding.weight", 0),
     "target_vocab_size": ("target_embedding.weight", 0),
     "dims": ("source_embedding.weight", 1),
@@ -39,7 +39,7 @@ SIZES = {
 
 
 @dataclass
-class Plan:
+class ConversionPlan:
     """A conversion that was checked: everything is known, nothing is read.
 
     Attributes:
@@ -51,25 +51,25 @@ class Plan:
 
     family: str
     config: ModelConfig
-    makers: dict[str, Callable[[], mx.array]]
-    names: Names
+    loaders: dict[str, Callable[[], mx.array]]
+    names: ParameterMap
 
     def parts(self, ours: str) -> Iterator[mx.array]:
         """A parameter of ours, some rows at a time where it is a tensor of the file as it stands."""
         name, function = self.names.find(ours) or (None, None)
         if name is None or function is not None:
-            yield self.makers[ours]()
+            yield self.loaders[ours]()
         else:
             yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[name].pieces())
 
-    def fill(self, model: Transformer, dtype: mx.Dtype | None = None, report: Report | None = None) -> None:
+    def fill(self, model: Transformer, dtype: mx.Dtype | None = None, report: ProgressCallback | None = None) -> None:
         """Read the parameters of a model, one at a time; what is quantised in it is quantised as it comes."""
         if dtype is not None:
             model.set_dtype(dtype)
         layers = dict(model.named_modules())
         done, total = 0, sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
         weights: list[tuple[str, mx.array]] = []
-        for name in names_in_memory(self.makers):
+        for name in fused_names(self.loaders):
             parts = {name: self._read(name, dtype)}
             layer = layers[name.rpartition(".")[0]]
             if name.endswith(".weight") and isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
@@ -85,14 +85,14 @@ class Plan:
     def _read(self, name: str, dtype: mx.Dtype | None) -> mx.array:
         """What a model in memory has by this name."""
         rows: list[mx.array] = []
-        for ours in names_in_files(name):
-            rows.append(self.makers[ours]())
+        for ours in split_names(name):
+            rows.append(self.loaders[ours]())
             mx.eval(rows)  # or the tensor that it is a part of would be held until the end
         array = mx.concatenate(rows)
         return array if dtype is None else array.astype(dtype)
 
 
-def detect(names: Iterable[str], settings: dict[str, Any], family: str | None = None) -> str:
+def detect_family(names: Iterable[str], settings: dict[str, Any], family: str | None = None) -> str:
     """The name of the family.
 
     Raises:
@@ -119,7 +119,7 @@ def detect(names: Iterable[str], settings: dict[str, Any], family: str | None = 
     )
 
 
-def make_plan(
+def plan_conversion(
     checkpoint: Checkpoint,
     settings: dict[str, Any],
     *,
@@ -127,7 +127,7 @@ def make_plan(
     rename: dict[str, str] | None = None,
     overrides: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
-) -> Plan:
+) -> ConversionPlan:
     """Find out what a checkpoint holds and where each of its tensors goes.
 
     Args:
@@ -142,19 +142,19 @@ def make_plan(
         ConversionError: If tensors are missing, unexpected or misshapen: all of them are told.
         ValueError: If the family is not covered or a setting is unknown, missing or wrong.
     """
-    kind = detect(plain_names(checkpoint.tensors, rename or {}), settings, family)
+    kind = detect_family(strip_wrappers(checkpoint.tensors, rename or {}), settings, family)
     row = FAMILIES[kind]
-    names = Names(checkpoint, row, rename or {})
-    tied, read = ties(names)
+    names = ParameterMap(checkpoint, row, rename or {})
+    tied, read = find_tied_tensors(names)
     # What comes later counts more.
     overrides = overrides or {}
-    stated = from_settings(row, settings, known=overrides)
-    config = build(defaults_of(names, row), tied, defaults or {}, row.constants, stated, overrides)
+    stated = fields_from_config(row, settings, known=overrides)
+    config = build(family_defaults(names, row), tied, defaults or {}, row.constants, stated, overrides)
     check_sizes(config, checkpoint)
-    return Plan(kind, config, check(names, row, config, read), names)
+    return ConversionPlan(kind, config, check_complete(names, row, config, read), names)
 
 
-def ties(names: Names) -> tuple[dict[str, Any], set[str]]:
+def find_tied_tensors(names: ParameterMap) -> tuple[dict[str, Any], set[str]]:
     """Which of the tables of embeddings and the output layer are one, and the tensors that this was found out from."""
     tables = [names.candidates(f"{name}.weight") for name in ("source_embedding", "target_embedding", "output")]
     source, target, output = (found[0] if found else None for found in tables)
@@ -171,13 +171,13 @@ def ties(names: Names) -> tuple[dict[str, Any], set[str]]:
     return settings, {name for name in read if name is not None}
 
 
-def defaults_of(names: Names, family: Family) -> dict[str, Any]:
+def family_defaults(names: ParameterMap, family: Family) -> dict[str, Any]:
     """What shapes and the presence of tensors say."""
     found: dict[str, Any] = {
         setting: there if names.find(ours) is not None else absent
         for setting, (ours, there, absent) in family.presence.items()
     }
-    for setting, (ours, side) in SIZES.items():
+    for setting, (ours, side) in SIZE_FIELDS.items():
         shape = names.shape(ours)
         if shape is not None and side < len(shape):
             found[setting] = shape[side]
@@ -187,7 +187,7 @@ def defaults_of(names: Names, family: Family) -> dict[str, Any]:
     return found
 
 
-def from_settings(family: Family, settings: dict[str, Any], known: Iterable[str] = ()) -> dict[str, Any]:
+def fields_from_config(family: Family, settings: dict[str, Any], known: Iterable[str] = ()) -> dict[str, Any]:
     """Our settings out of theirs, but for those that are known already."""
     for key, covered in family.allowed.items():
         if settings.get(key) not in (None, *covered):
@@ -242,38 +242,41 @@ def build(*layers: dict[str, Any]) -> ModelConfig:
     return from_dict(ModelConfig, data, "The model of the checkpoint")
 
 
-def check(names: Names, family: Family, config: ModelConfig, read: set[str]) -> dict[str, Callable[[], mx.array]]:
+def check_complete(
+    names: ParameterMap, family: Family, config: ModelConfig, read: set[str]
+) -> dict[str, Callable[[], mx.array]]:
     """Where each parameter of the model comes from, once all are there and nothing else is.
 
     Raises:
         ConversionError: If they are not.
     """
-    makers: dict[str, Callable[[], mx.array]] = {}
+    loaders: dict[str, Callable[[], mx.array]] = {}
     missing, misshapen, used = [], [], set(read)
-    for ours, wanted in parameters(config).items():
+    for ours, wanted in parameter_shapes(config).items():
         found = names.find(ours)
         if found is not None:
             used.add(found[0])
-            makers[ours] = partial(names.read, ours)
+            loaders[ours] = partial(names.read, ours)
             if (shape := names.shape(ours)) != wanted:
                 misshapen.append(f"{found[0]} {shape} instead of {wanted}")
-        elif ours.endswith("positions.weight") and config_of(config, ours).positions == "sinusoidal":
-            makers[ours] = partial(family.rows, config, config_of(config, ours))
+        elif ours.endswith("positions.weight") and stack_config(config, ours).positions == "sinusoidal":
+            loaders[ours] = partial(family.rows, config, stack_config(config, ours))
         else:
             missing.append(ours)
     unexpected = [
         theirs
         for plain, theirs in names.plain.items()
-        if theirs not in used and not any(fnmatchcase(plain, pattern) for pattern in (*LEFTOVERS, *family.ignored))
+        if theirs not in used
+        and not any(fnmatchcase(plain, pattern) for pattern in (*IGNORED_TENSORS, *family.ignored))
     ]
-    if told := differences(missing, unexpected, misshapen):
+    if told := describe_mismatches(missing, unexpected, misshapen):
         raise ConversionError(f"The tensors do not fit the family: {told}.", missing, unexpected)
-    return makers
+    return loaders
 
 
-def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The parameters of a model and their shapes; nothing is computed."""
-    return {name: array.shape for name, array in split(Transformer(config).parameters()).items()}
+    return {name: array.shape for name, array in split_projections(Transformer(config).parameters()).items()}
 
 
 def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
@@ -291,6 +294,6 @@ def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
                 raise ConversionError(f"{name} {vars(values)[name]} does not fit the checkpoint's tensors: check it.")
 
 
-def config_of(config: ModelConfig, ours: str) -> StackConfig:
+def stack_config(config: ModelConfig, ours: str) -> StackConfig:
     """The stack that a parameter belongs to."""
     return config.encoder if ours.startswith("encoder.") else config.decoder

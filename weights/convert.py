@@ -13,32 +13,32 @@ import mlx.core as mx
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
-from mlx_transformer.model.fused_projections import split
-from mlx_transformer.model.precision import DTYPES, check_dtype, find_dtype, make_ready
+from mlx_transformer.model.fused_projections import split_projections
+from mlx_transformer.model.precision import DTYPES, check_dtype, parse_dtype, prepare_for_inference
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import atomic, safetensors
 from mlx_transformer.storage.files import sha256
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.weights.conversion_plan import Plan, Report, make_plan, parameters
+from mlx_transformer.weights.conversion_plan import ConversionPlan, ProgressCallback, parameter_shapes, plan_conversion
 from mlx_transformer.weights.families.huggingface import FAMILIES
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, read_checkpoint
-from mlx_transformer.weights.formats.tensors import quoted
+from mlx_transformer.weights.formats.tensors import quote
 from mlx_transformer.weights.generation_config import (
-    not_covered,
-    read_generation,
+    decoder_start_id,
+    read_generation_config,
     search_config,
-    start_id,
     task_configs,
+    unsupported_settings,
 )
-from mlx_transformer.weights.source_config import options, read_joined, read_settings
+from mlx_transformer.weights.source_config import read_config, read_joeynmt_options, training_options
 from mlx_transformer.weights.tokenizers.loading import read_tokenizer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Prepared:
+class PreparedCheckpoint:
     """What a checkpoint becomes.
 
     Attributes:
@@ -48,14 +48,14 @@ class Prepared:
         tokenizer: Its tokenizer, None if it has none.
     """
 
-    plan: Plan
+    plan: ConversionPlan
     search: SearchConfig
     tasks: tuple[TaskConfig, ...]
     tokenizer: Tokenizer | None
 
     def blank(self, quantize: int | None) -> Transformer:
         """A model to put its parameters into, quantised to so many bits."""
-        model = model_folder.blank(self.plan.config, self.search, self.tasks)
+        model = model_folder.uninitialized_model(self.plan.config, self.search, self.tasks)
         if quantize is not None:
             quantize_weights(model, QuantizationConfig(quantize))
         return model
@@ -72,7 +72,7 @@ def convert(
     quantize: int | None = None,
     allow_overflow: bool = False,
     force: bool = False,
-    report: Report | None = None,
+    report: ProgressCallback | None = None,
 ) -> None:
     """Make a model folder from a torch checkpoint, one tensor at a time; torch is not needed.
 
@@ -99,26 +99,26 @@ def convert(
     if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
         raise FileExistsError(f"{destination} is there already: choose another name, or force its replacement.")
     with read_checkpoint(source) as checkpoint:
-        found = prepare(checkpoint, source, family, rename, settings)
-        stored = find_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
+        found = prepare_checkpoint(checkpoint, source, family, rename, settings)
+        stored = parse_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
         if dtype is not None:
             check_dtype(stored, found.plan.config, allow_overflow)
         model = found.blank(quantize)
-        with atomic.replacing(destination) as new:
+        with atomic.atomic_replace(destination) as new:
             # Hashing the files takes about as long as writing the numbers: both at a time.
             stop = threading.Event()
             with ThreadPoolExecutor(max_workers=1) as executor:
-                text = executor.submit(card, found.plan, checkpoint, stored, quantize, stop)
+                text = executor.submit(model_card, found.plan, checkpoint, stored, quantize, stop)
                 try:
                     if quantize is None:
-                        _write(new, found.plan, stored, report)
+                        _write_weights(new, found.plan, stored, report)
                     else:
                         found.plan.fill(model, stored, report)
-                        safetensors.write_arrays(new / "model.safetensors", split(model.parameters()))
+                        safetensors.write_arrays(new / "model.safetensors", split_projections(model.parameters()))
                     (new / "README.md").write_text(text.result())
                 finally:
                     stop.set()
-            model_folder.write_config(new, model_folder.describe(model))
+            model_folder.write_config(new, model_folder.folder_config(model))
             if found.tokenizer is not None:
                 found.tokenizer.save(new)
 
@@ -140,33 +140,33 @@ def load(
         ValueError: If the checkpoint is damaged, or of no known family.
     """
     with read_checkpoint(source) as checkpoint:
-        found = prepare(checkpoint, Path(source), family, rename, settings)
+        found = prepare_checkpoint(checkpoint, Path(source), family, rename, settings)
         model = found.blank(quantize)
         found.plan.fill(model)
-        make_ready(model, dtype, stored=stored_dtype(checkpoint), allow_overflow=allow_overflow)
+        prepare_for_inference(model, dtype, stored=stored_dtype(checkpoint), allow_overflow=allow_overflow)
     return model, found.tokenizer
 
 
-def inspect(source: str | Path) -> dict[str, Any]:
+def inspect_checkpoint(source: str | Path) -> dict[str, Any]:
     """The family of a checkpoint and the types of its numbers, for a person to read; no tensor is read."""
     with read_checkpoint(source) as checkpoint:
-        plan = prepare(checkpoint, Path(source)).plan
+        plan = prepare_checkpoint(checkpoint, Path(source)).plan
         return {"family": plan.family, "stored_dtype": sorted({t.dtype for t in checkpoint.tensors.values()})}
 
 
-def prepare(
+def prepare_checkpoint(
     checkpoint: Checkpoint,
     source: Path,
     family: str | None = None,
     rename: dict[str, str] | None = None,
     settings: dict[str, Any] | None = None,
-) -> Prepared:
+) -> PreparedCheckpoint:
     """Find out what a checkpoint becomes; nothing but small files and tied tables is read."""
-    told = read_settings(source)
-    generation = read_generation(source, told)
-    start = start_id(told, generation)
-    stated = told or read_joined(source) or options(checkpoint.extras)
-    plan = make_plan(
+    told = read_config(source)
+    generation = read_generation_config(source, told)
+    start = decoder_start_id(told, generation)
+    stated = told or read_joeynmt_options(source) or training_options(checkpoint.extras)
+    plan = plan_conversion(
         checkpoint,
         stated,
         family=family,
@@ -175,13 +175,13 @@ def prepare(
         defaults={} if start is None else {"start_id": start},
     )
     search = search_config(generation)
-    if left := not_covered(generation) if told else []:
-        logger.warning("Generation settings that are not followed: %s.", ", ".join(map(quoted, left)))
+    if left := unsupported_settings(generation) if told else []:
+        logger.warning("Generation settings that are not followed: %s.", ", ".join(map(quote, left)))
     rules = {} if told else FAMILIES[plan.family].search
     own = {ours: stated.get(rule) if isinstance(rule, str) else rule for ours, rule in rules.items()}
     search = replace(search, **{ours: value for ours, value in own.items() if value is not None})
     tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
-    return Prepared(plan, search, task_configs(told, generation), tokenizer)
+    return PreparedCheckpoint(plan, search, task_configs(told, generation), tokenizer)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
@@ -192,9 +192,9 @@ def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     return DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
 
 
-def _write(new: Path, plan: Plan, dtype: mx.Dtype, report: Report | None) -> None:
+def _write_weights(new: Path, plan: ConversionPlan, dtype: mx.Dtype, report: ProgressCallback | None) -> None:
     """Write the parameters that a model is to have, without ever holding them all."""
-    shapes = parameters(plan.config)
+    shapes = parameter_shapes(plan.config)
     total = sum(mx.zeros(shape, dtype).nbytes for shape in shapes.values())
     done = 0
 
@@ -206,10 +206,12 @@ def _write(new: Path, plan: Plan, dtype: mx.Dtype, report: Report | None) -> Non
             if report is not None:
                 report(done, total)
 
-    safetensors.write_made(new / "model.safetensors", shapes, dtype, make)
+    safetensors.write_streamed(new / "model.safetensors", shapes, dtype, make)
 
 
-def card(plan: Plan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | None, stop: threading.Event) -> str:
+def model_card(
+    plan: ConversionPlan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | None, stop: threading.Event
+) -> str:
     """The README.md of a converted model; no longer of use if told to stop."""
     numbers = str(dtype).removeprefix("mlx.core.") + (f", quantised to {quantize} bits" if quantize else "")
     files = "\n".join(f"- {path.name}: sha256 {sha256(path, stop)}" for path in checkpoint.files)

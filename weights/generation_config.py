@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_transformer.config.search import SearchConfig, TaskConfig
-from mlx_transformer.weights.source_config import _beside
+from mlx_transformer.weights.source_config import read_sibling_json
 
 # Generation settings that are followed, or change nothing.
-FOLLOWED = {
+SUPPORTED = {
     *("_from_model_config", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id"),
     *("decoder_start_token_id", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams"),
     *("num_return_sequences", "length_penalty", "early_stopping", "no_repeat_ngram_size", "repetition_penalty"),
@@ -19,7 +19,7 @@ FOLLOWED = {
 }
 
 # Those that are not, and what they are where they ask for nothing; others of transformers ask for nothing when empty.
-NEUTRAL = {
+NEUTRAL_VALUES = {
     **dict.fromkeys(("num_beam_groups", "encoder_repetition_penalty", "guidance_scale"), 1),
     **dict.fromkeys(("do_sample", "diversity_penalty", "penalty_alpha", "sequence_bias", "forced_decoder_ids")),
     **dict.fromkeys(("begin_suppress_tokens", "exponential_decay_length_penalty", "stop_strings", "constraints")),
@@ -27,22 +27,22 @@ NEUTRAL = {
 }
 
 # Where one token is followed, of a list the first.
-SINGLE = ("eos_token_id", "decoder_start_token_id", "forced_eos_token_id")
+SINGLE_TOKEN_KEYS = ("eos_token_id", "decoder_start_token_id", "forced_eos_token_id")
 
 
-def read_generation(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def read_generation_config(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Generation settings: of generation_config.json, or where there is none those of an old config.json."""
-    found = _beside(path, "generation_config.json")
+    found = read_sibling_json(path, "generation_config.json")
     if found is None:
-        return {key: value for key, value in settings.items() if key in FOLLOWED or key in NEUTRAL}
+        return {key: value for key, value in settings.items() if key in SUPPORTED or key in NEUTRAL_VALUES}
     return found
 
 
-def start_id(settings: dict[str, Any], generation: dict[str, Any]) -> int | None:
+def decoder_start_id(settings: dict[str, Any], generation: dict[str, Any]) -> int | None:
     """The decoder's first input, as transformers finds it."""
     for key in ("decoder_start_token_id", "bos_token_id"):
         for source in (generation, settings):
-            if type(found := _single(source.get(key))) is int:
+            if type(found := _first_id(source.get(key))) is int:
                 return found
     return None
 
@@ -75,13 +75,13 @@ def _search_config(stated: dict[str, Any]) -> SearchConfig:
         "source_no_repeat_ngram_size": stated.get("encoder_no_repeat_ngram_size", 0),
         "repetition_penalty": stated.get("repetition_penalty", 1.0),
         "forced_bos_id": stated.get("forced_bos_token_id"),
-        "forced_eos_id": _single(stated.get("forced_eos_token_id")),
+        "forced_eos_id": _first_id(stated.get("forced_eos_token_id")),
         "renormalize": stated.get("renormalize_logits", False),
     }
     if values["max_tokens"] is not None:
         values["min_tokens"] = min(values["min_tokens"], values["max_tokens"])
     forced = {values["forced_bos_id"], values["forced_eos_id"]}
-    eos_id = _single(stated.get("eos_token_id"))
+    eos_id = _first_id(stated.get("eos_token_id"))
     words = [tuple(word) for word in stated.get("bad_words_ids", []) if word and list(word) != [eos_id]]
     # A forced token may still come where it is forced, but one that is suppressed never.
     never = {word[0] for word in words if len(word) == 1 and word[0] not in forced}
@@ -100,11 +100,15 @@ def task_configs(settings: dict[str, Any], generation: dict[str, Any]) -> tuple[
     )
 
 
-def not_covered(generation: dict[str, Any]) -> list[str]:
+def unsupported_settings(generation: dict[str, Any]) -> list[str]:
     """Generation settings that a search of ours does not follow."""
-    left = {key for key, value in generation.items() if key not in FOLLOWED and value and value != NEUTRAL.get(key)}
-    return sorted(left | {key for key in SINGLE if isinstance(ids := generation.get(key), list) and len(ids) > 1})
+    left = {
+        key for key, value in generation.items() if key not in SUPPORTED and value and value != NEUTRAL_VALUES.get(key)
+    }
+    return sorted(
+        left | {key for key in SINGLE_TOKEN_KEYS if isinstance(ids := generation.get(key), list) and len(ids) > 1}
+    )
 
 
-def _single(ids: Any) -> Any:
+def _first_id(ids: Any) -> Any:
     return ids[0] if isinstance(ids, list) and ids else ids

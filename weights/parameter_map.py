@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_transformer.weights.families.spec import Family, Source
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "transformer.")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "transformer.")
 MAX_LAYERS = 1000
 
 
@@ -27,14 +27,14 @@ class ConversionError(ValueError):
         self.unexpected = sorted(unexpected)
 
 
-class Names:
+class ParameterMap:
     """Our parameters and the tensors of a checkpoint that may hold them."""
 
     def __init__(self, checkpoint: Checkpoint, family: Family, rename: dict[str, str]) -> None:
         self.checkpoint = checkpoint
-        self.plain = plain_names(checkpoint.tensors, rename)
+        self.plain = strip_wrappers(checkpoint.tensors, rename)
         numbers = [int(number) for name in self.plain for number in re.findall(r"\d+", name)]
-        self.sources = expand(family.names, layers=min(max(numbers, default=0) + 1, MAX_LAYERS))
+        self.sources = expand_layers(family.names, layers=min(max(numbers, default=0) + 1, MAX_LAYERS))
         self.aliases = checkpoint.aliases()
 
     def find(self, ours: str) -> tuple[str, Callable | None] | None:
@@ -81,7 +81,7 @@ class Names:
         return [self.plain[name] for name in names if name in self.plain]
 
 
-def plain_names(names: Iterable[str], rename: dict[str, str]) -> dict[str, str]:
+def strip_wrappers(names: Iterable[str], rename: dict[str, str]) -> dict[str, str]:
     """Names without the wrappers that a model was saved in -> the names as they are."""
     plain: dict[str, str] = {}
     for name in names:
@@ -91,7 +91,7 @@ def plain_names(names: Iterable[str], rename: dict[str, str]) -> dict[str, str]:
                 short = re.sub(pattern, replacement, short)
             except (re.error, IndexError) as error:
                 raise ValueError(f"rename must hold regular expressions: {pattern!r} is none, {error}.") from None
-        while wrapper := next((wrapper for wrapper in WRAPPERS if short.startswith(wrapper)), None):
+        while wrapper := next((wrapper for wrapper in WRAPPER_PREFIXES if short.startswith(wrapper)), None):
             short = short[len(wrapper) :]
         if short in plain:
             raise ConversionError(f"Names must be distinct: {plain[short]} and {name} both mean {short}.")
@@ -99,7 +99,7 @@ def plain_names(names: Iterable[str], rename: dict[str, str]) -> dict[str, str]:
     return plain
 
 
-def expand(names: dict[str, Source], layers: int) -> dict[str, list[Any]]:
+def expand_layers(names: dict[str, Source], layers: int) -> dict[str, list[Any]]:
     """Every parameter that a model may have -> the tensors, best first, that may hold it."""
 
     def spell(source: Source, layer: int, leaf: str) -> list[Any]:

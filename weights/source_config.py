@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.weights.formats.containers import read_json
-from mlx_transformer.weights.formats.pickled_objects import plain
+from mlx_transformer.weights.formats.pickled_objects import to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -17,18 +17,18 @@ MAX_OPTIONS = 10_000
 MAX_NAME = 1000
 
 # Where training programs keep the options of the model, in the order of trust.
-OPTIONS = (("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("config",))
+OPTION_KEYS = (("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("config",))
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """The config.json beside a checkpoint or in its folder; nothing if there is none, or it is no model's.
 
     The end token is that of the generation settings, as in transformers.
     """
-    found = _beside(path, "config.json") or {}
+    found = read_sibling_json(path, "config.json") or {}
     if "model_type" not in found:
         return {}
-    end = (_beside(path, "generation_config.json") or {}).get("eos_token_id")
+    end = (read_sibling_json(path, "generation_config.json") or {}).get("eos_token_id")
     return found if end is None else found | {"eos_token_id": end}
 
 
@@ -53,33 +53,33 @@ def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
         # All of these come of values with tags that they do not fit.
         raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}.") from None
     found = data.get(section) if isinstance(data, dict) else None
-    return flattened(found) if isinstance(found, dict) else {}
+    return flatten_options(found) if isinstance(found, dict) else {}
 
 
-def read_joined(path: Path) -> dict[str, Any]:
+def read_joeynmt_options(path: Path) -> dict[str, Any]:
     """The options of the model in the config.yaml beside a checkpoint, and as "testing_..." those of its search."""
     model, testing = (read_yaml(path, section) for section in ("model", "testing"))
     return model and model | {f"testing_{key}": value for key, value in testing.items()}
 
 
-def _beside(path: Path, name: str) -> dict[str, Any] | None:
+def read_sibling_json(path: Path, name: str) -> dict[str, Any] | None:
     """A JSON file in the folder of a checkpoint."""
     file = (path if path.is_dir() else path.parent) / name
     return read_json(read_bytes(file), str(file)) if file.exists() else None
 
 
-def options(extras: dict[str, Any]) -> dict[str, Any]:
+def training_options(extras: dict[str, Any]) -> dict[str, Any]:
     """The options of the training program that a checkpoint file itself holds; nothing if there are none."""
-    for keys in OPTIONS:
+    for keys in OPTION_KEYS:
         found: Any = extras
         for key in keys:
-            found = plain(found.get(key)) if isinstance(found, dict) else None
+            found = to_plain(found.get(key)) if isinstance(found, dict) else None
         if isinstance(found, dict) and found:
-            return flattened(found) | {"vocab": plain(extras.get("vocab"))}
+            return flatten_options(found) | {"vocab": to_plain(extras.get("vocab"))}
     return {}
 
 
-def flattened(options: dict[Any, Any]) -> dict[str, Any]:
+def flatten_options(options: dict[Any, Any]) -> dict[str, Any]:
     """Options of sections as "section_option".
 
     Raises:

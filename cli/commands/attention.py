@@ -8,13 +8,13 @@ import click
 
 import mlx_transformer as mt
 from mlx_transformer.cli.options import (
-    chosen_task,
     dtype_option,
     load_with_tokenizer,
     model_option,
     overflow_option,
     prefix_option,
     revision_option,
+    select_task,
     source_language_option,
     target_language_option,
     task_option,
@@ -80,19 +80,19 @@ def command(
     if not text.strip():
         raise ValueError("TEXT must have a letter to look at: it is blank.")
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
-    search, prefix = chosen_task(network, task, source_prefix)
+    search, prefix = select_task(network, task, source_prefix)
     options = {"source_language": source_language, "target_language": target_language, "source_prefix": prefix}
-    source = source_ids(network, tokenizer, text, **options)
+    source = encode_source(network, tokenizer, text, **options)
     if target is None:
-        ids = generated_ids(network, tokenizer, text, search, **options)
+        ids = generate_target(network, tokenizer, text, search, **options)
     else:
-        ids = given_ids(network, tokenizer, text, target, **options)
+        ids = encode_target(network, tokenizer, text, target, **options)
     ids = [tokenizer.starts(1, target_language)[0].start_id, *ids]
     save(attention_figure(network, tokenizer, source, ids, kinds, layers, heads), output)
     click.echo(f"Picture: {output}")
 
 
-def source_ids(
+def encode_source(
     model: mt.Transformer,
     tokenizer: mt.Tokenizer,
     text: str,
@@ -101,14 +101,14 @@ def source_ids(
     source_prefix: str | None,
 ) -> list[int]:
     """The source as the model reads it."""
-    from mlx_transformer.inference.batching import encode_sources, read_lines
+    from mlx_transformer.inference.batching import encode_sources, make_source_lines
 
     prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    (ids,) = encode_sources(tokenizer, list(read_lines([text], prefix, source_language, target_language)))
-    return tokenizer.cut(ids, model.config.encoder.max_length)
+    (ids,) = encode_sources(tokenizer, list(make_source_lines([text], prefix, source_language, target_language)))
+    return tokenizer.truncate_source(ids, model.config.encoder.max_length)
 
 
-def generated_ids(
+def generate_target(
     model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, search: mt.SearchConfig, **options: Any
 ) -> list[int]:
     """The best target that the model finds, with the end token if it has come to it."""
@@ -118,7 +118,7 @@ def generated_ids(
     return best.ids + ([model.config.eos_id] if best.finish_reason == "stop" else [])
 
 
-def given_ids(model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, target: str, **options: Any) -> list[int]:
+def encode_target(model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, target: str, **options: Any) -> list[int]:
     """A given target as the model reads it, with the end token."""
     (score,) = mt.score(model, tokenizer, [text], [target], **options)
     if score.truncated:

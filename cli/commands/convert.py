@@ -65,25 +65,25 @@ def command(
     \b
     mlx-transformer convert facebook/nllb-200-distilled-600M nllb --quantize 8
     """  # noqa: D301 (click needs the backspace)
-    from mlx_transformer.pretrained.loading import find_checkpoint
+    from mlx_transformer.pretrained.loading import find_torch_checkpoint
 
-    values = {name: parse(value) for name, value in map(pair, settings)}
+    values = {name: parse_value(value) for name, value in map(parse_pair, settings)}
     with ExitStack() as stack:
         mt.convert(
-            find_checkpoint(source, revision),
+            find_torch_checkpoint(source, revision),
             destination,
             family=family,
             dtype=dtype,
             settings=values,
-            rename=dict(map(pair, rename)),
+            rename=dict(map(parse_pair, rename)),
             quantize=int(quantize) if quantize else None,
             allow_overflow=allow_overflow,
             force=force,
-            report=progress(stack),
+            report=progress_bar(stack),
         )
 
 
-def progress(stack: ExitStack) -> Callable[[int, int], None]:
+def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:
     """A progress bar on standard error, for large models on a terminal."""
     bars: list[Any] = []
 
@@ -97,7 +97,7 @@ def progress(stack: ExitStack) -> Callable[[int, int], None]:
     return report
 
 
-def pair(text: str) -> tuple[str, str]:
+def parse_pair(text: str) -> tuple[str, str]:
     """The two sides of NAME=VALUE; of several equals signs the last counts."""
     name, sign, value = text.rpartition("=")
     if not sign:
@@ -105,7 +105,7 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def parse(value: str) -> Any:
+def parse_value(value: str) -> Any:
     """A number, true, false, none, or a word."""
     words = {"true": True, "false": False, "none": None}
     if value.lower() in words:

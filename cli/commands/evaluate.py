@@ -15,7 +15,6 @@ from mlx_transformer.cli.input_lines import read_lines
 from mlx_transformer.cli.options import (
     batch_option,
     beam_option,
-    chosen_task,
     dtype_option,
     load_with_tokenizer,
     model_option,
@@ -24,6 +23,7 @@ from mlx_transformer.cli.options import (
     prefix_option,
     revision_option,
     search_config,
+    select_task,
     source_language_option,
     target_language_option,
     task_option,
@@ -78,11 +78,13 @@ def command(
 
     if (spec is None) == (sources is None) or bool(sources) != bool(references):
         raise click.UsageError("Give either SPEC, or --sources with one or more --references.")
-    lines, groups, *told = read_spec(spec) if spec is not None else (*read_files(str(sources), references), None, None)
+    lines, groups, *told = (
+        read_test_spec(spec) if spec is not None else (*read_test_files(str(sources), references), None, None)
+    )
     if not (scored := has_sacrebleu()):
         click.echo("BLEU and chrF are left out, they need sacrebleu: pip install sacrebleu", err=True)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
-    defaults, prefix = chosen_task(network, task, source_prefix)
+    defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()
     found = mt.generate_hypotheses(
@@ -95,14 +97,14 @@ def command(
         source_prefix=prefix,
         batch_tokens=batch_tokens,
     )
-    hypotheses = best_texts(lines, progress(found, len(lines)))
+    hypotheses = best_texts(lines, show_progress(found, len(lines)))
     seconds = time.perf_counter() - start
     scores = corpus_scores(hypotheses, groups) if scored else {"exact_match": exact_match(hypotheses, groups)}
     counts = {"sentences": len(lines), "references": sum(map(len, groups)), "seconds": round(seconds, 2)}
-    click.echo(json.dumps(scores | counts) if as_json else "\n".join(report(scores | counts)))
+    click.echo(json.dumps(scores | counts) if as_json else "\n".join(format_report(scores | counts)))
 
 
-def read_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, str | None]:
+def read_test_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, str | None]:
     """Distinct sources, each with all its references, and the languages that the SPEC tells."""
     from mlx_transformer.data.parallel_corpus import read_pairs
     from mlx_transformer.metrics import group_references
@@ -111,7 +113,7 @@ def read_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, str | 
     return *group_references(read.pairs), read.source_language, read.target_language
 
 
-def read_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
+def read_test_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
     """Lines of sources, each with the references that stand on its line."""
     lines = list(read_lines(sources))
     columns = [list(read_lines(path)) for path in references]
@@ -143,7 +145,7 @@ def best_texts(lines: list[str], found: Iterable[list[mt.Hypothesis]]) -> list[s
     return texts
 
 
-def progress(found: Iterator[Any], total: int) -> Iterable[Any]:
+def show_progress(found: Iterator[Any], total: int) -> Iterable[Any]:
     """A bar on standard error where that is a terminal."""
     from tqdm import tqdm
 
@@ -151,7 +153,7 @@ def progress(found: Iterator[Any], total: int) -> Iterable[Any]:
     return bar
 
 
-def report(figures: dict[str, Any]) -> Iterator[str]:
+def format_report(figures: dict[str, Any]) -> Iterator[str]:
     """The figures for a reader, a line each."""
     if "bleu" in figures:
         yield f"BLEU         {figures['bleu']:.2f}   {figures['bleu_signature']}"

@@ -10,13 +10,12 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import OPTIONS, Line, parse_windows, split_lines
+from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, iterate_lines, parse_lines
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     alignments_option,
     batch_option,
     beam_option,
-    chosen_task,
     dtype_option,
     heads_option,
     layers_option,
@@ -28,27 +27,35 @@ from mlx_transformer.cli.options import (
     revision_option,
     search_config,
     search_options,
+    select_task,
     source_language_option,
     target_language_option,
     task_option,
     warn_truncated,
 )
 from mlx_transformer.cli.results import (
-    Answer,
-    answer_split,
-    answer_stream,
-    answer_whole,
+    LineResult,
     check_options,
     format_json,
     format_text,
+    generate_lines,
+    generate_sentences,
     prepare_split,
     prepare_stream,
+    stream_lines,
 )
-from mlx_transformer.cli.run_stats import Report, memory_option, verbose_option
-from mlx_transformer.cli.streams import check_paths, input_option, open_input, output_option, with_progress, write
+from mlx_transformer.cli.run_stats import RunStats, memory_option, verbose_option
+from mlx_transformer.cli.streams import (
+    check_paths,
+    input_option,
+    open_input,
+    output_option,
+    with_progress,
+    write_results,
+)
 
 # How results of --json look, below the options.
-FORMATS = """\b
+JSON_FORMATS = """\b
 With --json each result is one line:
   {"id": ..., "text": ..., "score": ..., "tokens": [...],
    "finish_reason": "stop" or "length", "truncated": ...}
@@ -61,7 +68,7 @@ sentences, and its finish_reason is "length" if that of one of them is:
 """
 
 
-@click.command("generate", short_help="Lines in, hypotheses out.", epilog=FORMATS)
+@click.command("generate", short_help="Lines in, hypotheses out.", epilog=JSON_FORMATS)
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @model_option
 @revision_option
@@ -134,33 +141,35 @@ def command(
         options = prepare_stream({**options, "strict": strict, "verbose": verbose})
     if options["split_sentences"]:
         options = prepare_split(options)
-    windows = [[os.fsencode(text) for text in texts]] if texts else split_lines(open_input(source, context))
+    windows = [[os.fsencode(text) for text in texts]] if texts else iterate_lines(open_input(source, context))
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
-    defaults, prefix = chosen_task(network, task, source_prefix)
+    defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
-    usual = {name: options[name] for name in OPTIONS}
-    lines = parse_windows(windows, options["as_json"] and not texts, "TEXT" if texts else "Line", usual)
+    usual = {name: options[name] for name in LINE_OPTIONS}
+    lines = parse_lines(windows, options["as_json"] and not texts, "TEXT" if texts else "Line", usual)
     if stream:
         pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
-        write(output, answer_stream(lines, pieces), context)
+        write_results(output, stream_lines(lines, pieces), context)
         return
-    report = Report()
-    answers = check_truncated(report.watch(answer(lines, network, tokenizer, config, prefix, options)), strict)
+    report = RunStats()
+    answers = check_truncated(
+        report.watch(generate_results(lines, network, tokenizer, config, prefix, options)), strict
+    )
     form = partial(format_json, tokenizer=tokenizer) if options["as_json"] else format_text
     results = (form(each, config.num_hypotheses, options["scores"]) for each in answers)
-    write(output, with_progress(results, source, output), context)
+    write_results(output, with_progress(results, source, output), context)
     if verbose:
         click.echo(report.lines(), err=True)
 
 
-def answer(
-    lines: Iterable[list[Line]],
+def generate_results(
+    lines: Iterable[list[InputLine]],
     model: mt.Transformer,
     tokenizer: mt.Tokenizer,
     search: mt.SearchConfig,
     prefix: str | None,
     options: dict[str, Any],
-) -> Iterator[Answer]:
+) -> Iterator[LineResult]:
     """Answer lines as the options ask, as wholes or sentence by sentence."""
     alignment = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
     generate = partial(
@@ -174,11 +183,11 @@ def answer(
         token_scores=options["scores"] and options["as_json"],
     )
     if options["split_sentences"]:
-        return answer_split(lines, generate, model, tokenizer, prefix, options["sentence_language"])
-    return answer_whole(lines, generate)
+        return generate_sentences(lines, generate, model, tokenizer, prefix, options["sentence_language"])
+    return generate_lines(lines, generate)
 
 
-def check_truncated(answers: Iterable[Answer], strict: bool) -> Iterator[Answer]:
+def check_truncated(answers: Iterable[LineResult], strict: bool) -> Iterator[LineResult]:
     """Tell of a line that the model could not read to its end; with --strict it is an error."""
     for answer in answers:
         if answer.hypotheses[0].truncated and strict:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import printable
+from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import revision_option
 
 # Head sizes that Metal's fused attention takes in MLX 0.32: for at most 8 queries (a decode step), and for more.
@@ -25,38 +25,38 @@ FUSED_LONG = (64, 72, 80, 96, 128)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(folder: str | None, revision: str | None, as_json: bool) -> None:
     """Tell what MODEL holds (model folder, torch checkpoint, owner/name on the hub); without it, the bundled model."""
-    from mlx_transformer.pretrained.loading import find
+    from mlx_transformer.pretrained.loading import find_model
 
-    path = find(folder, revision)
-    facts = stored(path) | describe(*mt.load(path))
-    click.echo(json.dumps(facts) if as_json else "\n".join(map(printable, report(facts))))
+    path = find_model(folder, revision)
+    facts = folder_facts(path) | model_facts(*mt.load(path))
+    click.echo(json.dumps(facts) if as_json else "\n".join(map(escape_control_characters, format_facts(facts))))
 
 
-def stored(folder: Path) -> dict[str, Any]:
+def folder_facts(folder: Path) -> dict[str, Any]:
     """The facts that only the files tell."""
     from mlx_transformer.checkpoints.model_folder import read_config
     from mlx_transformer.config.serialization import to_dict
-    from mlx_transformer.pretrained.loading import is_torch
+    from mlx_transformer.pretrained.loading import is_torch_checkpoint
     from mlx_transformer.storage.safetensors import read_arrays
-    from mlx_transformer.weights.convert import inspect
+    from mlx_transformer.weights.convert import inspect_checkpoint
 
-    if is_torch(folder):
-        return {"folder": str(folder), "format_version": None, "quantization": None} | inspect(folder)
+    if is_torch_checkpoint(folder):
+        return {"folder": str(folder), "format_version": None, "quantization": None} | inspect_checkpoint(folder)
     config = read_config(folder)
     return {
         "folder": str(folder),
         "format_version": config.format_version,
         "quantization": to_dict(config)["quantization"],
-        "stored_dtype": dtypes(read_arrays(folder / "model.safetensors").values()),
+        "stored_dtype": dtype_names(read_arrays(folder / "model.safetensors").values()),
     }
 
 
-def dtypes(arrays: Iterable[Any]) -> list[str]:
+def dtype_names(arrays: Iterable[Any]) -> list[str]:
     """The names of the arrays' types."""
     return sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays})
 
 
-def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str, Any]:
+def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str, Any]:
     """The facts as plain data."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
@@ -71,7 +71,7 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
     return {
         # Of a model that is never evaluated: quantised weights pack several parameters in a number.
         "parameters": mt.Transformer(model.config).num_parameters,
-        "dtype": dtypes(arrays),
+        "dtype": dtype_names(arrays),
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
         "metal": mx.metal.is_available(),
         "fused_attention": {
@@ -86,7 +86,7 @@ def describe(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str,
     }
 
 
-def report(facts: dict[str, Any]) -> Iterator[str]:
+def format_facts(facts: dict[str, Any]) -> Iterator[str]:
     """The facts for a reader, a line each."""
     config = facts["config"]
     quantized = f", quantised to {facts['quantization']['bits']} bits" if facts["quantization"] else ""
@@ -94,33 +94,33 @@ def report(facts: dict[str, Any]) -> Iterator[str]:
     yield f"folder            {facts['folder']} ({kind})"
     yield f"stored in         {', '.join(facts['stored_dtype'])}{quantized}"
     yield f"parameters        {facts['parameters']:,} in {', '.join(facts['dtype'])}"
-    yield f"vocabulary        {vocabulary(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
+    yield f"vocabulary        {vocabulary_facts(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
     for side in ("encoder", "decoder"):
-        yield f"{side:<17} {stack(config, config[side])}"
+        yield f"{side:<17} {stack_facts(config, config[side])}"
     for side, cover in facts["fused_attention"].items():
         step, long = ("fused" if cover[kind] else "not fused" for kind in ("step", "long"))
         yield f"{side} attention head size {cover['head_dims']}; on Metal {step} for a step, {long} for many positions"
     yield f"device            {facts['device']}, Metal {'available' if facts['metal'] else 'not available'}"
     if facts["languages"]:
-        yield from wrapped("languages", f"{len(facts['languages'])}: {' '.join(facts['languages'])}")
+        yield from wrap_field("languages", f"{len(facts['languages'])}: {' '.join(facts['languages'])}")
     for name, task in facts["tasks"].items():
         yield f"task              {name}: sources begin with {task['source_prefix']!r}"
-    yield from wrapped("search defaults", ", ".join(f"{name} {it}" for name, it in facts["search_defaults"].items()))
+    yield from wrap_field("search defaults", ", ".join(f"{name} {it}" for name, it in facts["search_defaults"].items()))
 
 
-def wrapped(name: str, text: str) -> list[str]:
+def wrap_field(name: str, text: str) -> list[str]:
     """A fact in as many lines as it takes."""
     return textwrap.wrap(text, 100, initial_indent=f"{name:<18}", subsequent_indent=" " * 18, break_on_hyphens=False)
 
 
-def vocabulary(config: dict[str, Any]) -> str:
+def vocabulary_facts(config: dict[str, Any]) -> str:
     """Sizes of the vocabularies."""
     if config["share_embeddings"]:
         return f"{config['source_vocab_size']:,} pieces, shared"
     return f"{config['source_vocab_size']:,} source and {config['target_vocab_size']:,} target pieces"
 
 
-def stack(config: dict[str, Any], side: dict[str, Any]) -> str:
+def stack_facts(config: dict[str, Any], side: dict[str, Any]) -> str:
     """One stack in a line."""
     norm = "pre-norm" if side["norm_first"] else "post-norm"
     return (

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import Line, parse_windows, read_lines, read_windows, split_lines
+from mlx_transformer.cli.input_lines import InputLine, iterate_lines, parse_lines, read_line_windows, read_lines
 from mlx_transformer.cli.options import (
     alignments_option,
-    chosen_task,
     dtype_option,
     heads_option,
     layers_option,
@@ -22,18 +21,26 @@ from mlx_transformer.cli.options import (
     overflow_option,
     prefix_option,
     revision_option,
+    select_task,
     source_language_option,
     target_language_option,
     task_option,
     warn_truncated,
 )
-from mlx_transformer.cli.streams import check_paths, input_option, open_input, output_option, with_progress, write
+from mlx_transformer.cli.streams import (
+    check_paths,
+    input_option,
+    open_input,
+    output_option,
+    with_progress,
+    write_results,
+)
 from mlx_transformer.config.search import BATCH_TOKENS
 
-WINDOW = 2048  # pairs of two files that are scored together
+PAIRS_PER_WINDOW = 2048  # pairs of two files that are scored together
 
 
-class Pair(NamedTuple):
+class TextPair(NamedTuple):
     """A source and its target, and what messages call them."""
 
     name: str
@@ -100,9 +107,9 @@ def command(
     if (alignment_layers or alignment_heads) and not alignments:
         raise click.UsageError("--alignment-layer and --alignment-head do nothing alone: give --alignments as well.")
     check_paths(output, *((source, target) if source else (path,)))
-    windows = read_files(source, target) if source and target else read_pairs(path, context)
+    windows = read_pair_files(source, target) if source and target else read_pairs(path, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
-    _, prefix = chosen_task(network, task, source_prefix)
+    _, prefix = select_task(network, task, source_prefix)
     alignment = mt.AlignmentConfig(alignment_layers or None, alignment_heads or None)
 
     def results() -> Iterator[bytes]:
@@ -121,32 +128,32 @@ def command(
             for pair, score in zip(window, found, strict=True):
                 if score.truncated:
                     warn_truncated(pair.name)
-                yield format_json(score, tokenizer) if as_json else format_text(score)
+                yield format_score_json(score, tokenizer) if as_json else format_score(score)
 
-    write(output, with_progress(results(), source or path, output), context)
+    write_results(output, with_progress(results(), source or path, output), context)
 
 
-def read_pairs(path: str | None, context: click.Context) -> Iterator[list[Pair]]:
+def read_pairs(path: str | None, context: click.Context) -> Iterator[list[TextPair]]:
     """The pairs of a file of two columns, or of standard input as they arrive."""
-    windows = split_lines(open_input(None, context)) if path is None else read_windows(path)
-    for window in parse_windows(windows, False, "Line"):
+    windows = iterate_lines(open_input(None, context)) if path is None else read_line_windows(path)
+    for window in parse_lines(windows, False, "Line"):
         yield [split_pair(line) for line in window]
 
 
-def split_pair(line: Line) -> Pair:
+def split_pair(line: InputLine) -> TextPair:
     """The two columns of a line."""
     columns = line.text.split("\t")
     if len(columns) != 2:
         raise ValueError(
             f"{line.name} must be a source, one tab and a target: it has {len(columns) - 1} tabs; correct the line."
         )
-    return Pair(line.name, *columns)
+    return TextPair(line.name, *columns)
 
 
-def read_files(source: str, target: str) -> Iterator[list[Pair]]:
+def read_pair_files(source: str, target: str) -> Iterator[list[TextPair]]:
     """The pairs of two files, line by line."""
     pairs = enumerate(zip_longest(read_lines(source), read_lines(target)), start=1)
-    while window := list(islice(pairs, WINDOW)):
+    while window := list(islice(pairs, PAIRS_PER_WINDOW)):
         for number, texts in window:
             if None in texts:
                 shorter = (source, target)[texts.index(None)]
@@ -154,10 +161,10 @@ def read_files(source: str, target: str) -> Iterator[list[Pair]]:
                     f"--source and --target must have equally many lines: {shorter} ends after line {number - 1}; "
                     "line them up again."
                 )
-        yield [Pair(f"Line {number}", *texts) for number, texts in window]
+        yield [TextPair(f"Line {number}", *texts) for number, texts in window]
 
 
-def format_text(score: mt.Score) -> bytes:
+def format_score(score: mt.Score) -> bytes:
     """The score and, after a tab, the alignment where there is one."""
     from mlx_transformer.inference.alignment import format_pharaoh
 
@@ -165,7 +172,7 @@ def format_text(score: mt.Score) -> bytes:
     return f"{score.score:.4f}{aligned}\n".encode()
 
 
-def format_json(score: mt.Score, tokenizer: mt.Tokenizer) -> bytes:
+def format_score_json(score: mt.Score, tokenizer: mt.Tokenizer) -> bytes:
     """All that is known of a pair in one line."""
     result = {
         "score": score.score,

@@ -15,7 +15,7 @@ import mlx_transformer as mt
 from mlx_transformer.config.training import PRESETS, TrainingConfig
 
 
-class Parts(click.ParamType[tuple[str, ...]]):
+class CommaSeparated(click.ParamType[tuple[str, ...]]):
     """Names separated by commas."""
 
     name = "parts"
@@ -25,13 +25,13 @@ class Parts(click.ParamType[tuple[str, ...]]):
         return value if isinstance(value, tuple) else tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def descriptions() -> dict[str, str]:
+def option_descriptions() -> dict[str, str]:
     """The help of each option: the Attributes section of TrainingConfig's docstring."""
     _, _, section = inspect.cleandoc(TrainingConfig.__doc__ or "").partition("Attributes:\n")
     return dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE))
 
 
-def option(field: dataclasses.Field[Any], text: str) -> Any:
+def train_option(field: dataclasses.Field[Any], text: str) -> Any:
     """The click option of one field; its default stands in the dataclass only."""
     flag = "--" + field.name.replace("_", "-")
     if field.name in ("train", "valid"):
@@ -42,13 +42,13 @@ def option(field: dataclasses.Field[Any], text: str) -> Any:
         flag = f"{flag}/--no-{flag[2:]}" if field.default else flag
         return click.option(flag, is_flag=True, default=field.default, show_default=True, help=text)
     if field.name == "freeze":
-        return click.option(flag, type=Parts(), default=(), help=text)
+        return click.option(flag, type=CommaSeparated(), default=(), help=text)
     if field.name == "betas":
         return click.option(flag, type=float, nargs=2, default=field.default, show_default=True, help=text)
-    return click.option(flag, type=kind_of(field), default=field.default, show_default=True, help=text)
+    return click.option(flag, type=option_type(field), default=field.default, show_default=True, help=text)
 
 
-def kind_of(field: dataclasses.Field[Any]) -> Any:
+def option_type(field: dataclasses.Field[Any]) -> Any:
     """What click makes of an option's text."""
     if field.name == "preset":
         return click.Choice(list(PRESETS))
@@ -58,16 +58,16 @@ def kind_of(field: dataclasses.Field[Any]) -> Any:
     return next(kind for kind in kinds if kind is not type(None))
 
 
-def options(function: Any) -> Any:
+def train_options(function: Any) -> Any:
     """Add an option for each field, in the order of the dataclass."""
-    texts = descriptions()
+    texts = option_descriptions()
     for field in reversed(dataclasses.fields(TrainingConfig)):
-        function = option(field, texts.get(field.name, ""))(function)
+        function = train_option(field, texts.get(field.name, ""))(function)
     return function
 
 
 @click.command("train", short_help="Parallel text to a model folder.")
-@options
+@train_options
 @click.option("--config", "file", type=click.Path(), help="A TOML file of options, `name = value` lines.")
 @click.option("--json", "as_json", is_flag=True, help="Progress as JSON lines on standard output.")
 @click.pass_context
@@ -85,7 +85,7 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
     with a checkpoint to resume from.
     """
     given = {name: value for name, value in fields.items() if is_given(context, name)}
-    config = run_config(given, file)
+    config = make_training_config(given, file)
     progress: Any = JsonLines() if as_json else Progress(config)
     try:
         best = mt.train(config, report=progress)
@@ -100,19 +100,19 @@ def is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def run_config(given: dict[str, Any], file: str | None = None) -> TrainingConfig:
+def make_training_config(given: dict[str, Any], file: str | None = None) -> TrainingConfig:
     """A new run of the options given and of those in a file, or a former one with these changed."""
     from mlx_transformer.config.serialization import from_dict
-    from mlx_transformer.training.run_directory import options_of, read_options
+    from mlx_transformer.training.run_directory import read_options_file, run_options
 
-    merged = (read_options(file) if file is not None else {}) | given
+    merged = (read_options_file(file) if file is not None else {}) | given
     resume = merged.get("resume", False)
     needed = ["output"] if resume else ["train", "valid", "output"]
     if not isinstance(merged.get("output", ""), str):
         raise ValueError(f"{file}: output must be a text, the folder of the run, not {merged['output']!r}.")
     if missing := [f"--{name}" for name in needed if not merged.get(name)]:
         raise click.UsageError(f"Missing {', '.join(missing)}: only --resume goes without --train and --valid.")
-    former = dataclasses.asdict(options_of(merged["output"])) if resume else {}
+    former = dataclasses.asdict(run_options(merged["output"])) if resume else {}
     return from_dict(TrainingConfig, former | merged, file) if file else TrainingConfig(**former | merged)
 
 

@@ -14,11 +14,11 @@ from mlx_transformer.config.folder import FolderConfig
 from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.serialization import from_dict, to_dict
-from mlx_transformer.model.fused_projections import join, split
-from mlx_transformer.model.precision import find_dtype, make_ready
-from mlx_transformer.model.quantization import dequantize, quantization, quantize_weights
+from mlx_transformer.model.fused_projections import fuse_projections, split_projections
+from mlx_transformer.model.precision import parse_dtype, prepare_for_inference
+from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.storage.atomic import replacing
+from mlx_transformer.storage.atomic import atomic_replace
 from mlx_transformer.storage.files import read_json
 from mlx_transformer.storage.safetensors import read_arrays, write_arrays
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -47,31 +47,31 @@ def save(
         OSError: If the folder cannot be written; what was there is untouched.
         ValueError: If `dtype` or `quantize` is none of these, or the widths do not allow to quantise.
     """
-    stored = blank(model.config, model.search_defaults, model.tasks.values())
-    if (held := quantization(model)) is not None:
+    stored = uninitialized_model(model.config, model.search_defaults, model.tasks.values())
+    if (held := quantization_of(model)) is not None:
         quantize_weights(stored, held)
     stored.update(model.parameters())
     if dtype is not None:
-        stored.set_dtype(find_dtype(dtype))
+        stored.set_dtype(parse_dtype(dtype))
     if quantize is not None:
         dequantize(stored)
         quantize_weights(stored, QuantizationConfig(quantize))
-    with replacing(Path(folder)) as new:
-        write(new, stored, tokenizer)
+    with atomic_replace(Path(folder)) as new:
+        write_model_files(new, stored, tokenizer)
 
 
-def write(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
+def write_model_files(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
     """Write a model's files into a folder that exists."""
-    write_config(folder, describe(model))
-    write_arrays(folder / "model.safetensors", split(model.parameters()))
+    write_config(folder, folder_config(model))
+    write_arrays(folder / "model.safetensors", split_projections(model.parameters()))
     if tokenizer is not None:
         tokenizer.save(folder)
 
 
-def describe(model: Transformer) -> FolderConfig:
+def folder_config(model: Transformer) -> FolderConfig:
     """What the config.json of a model's folder says."""
     tasks = tuple(model.tasks.values())
-    return FolderConfig(FORMAT_VERSION, model.config, model.search_defaults, quantization(model), tasks)
+    return FolderConfig(FORMAT_VERSION, model.config, model.search_defaults, quantization_of(model), tasks)
 
 
 def write_config(folder: Path, config: FolderConfig) -> None:
@@ -101,7 +101,7 @@ def load(
     """
     folder = Path(folder)
     config = read_config(folder)
-    model = blank(config.model, config.search, config.tasks)
+    model = uninitialized_model(config.model, config.search, config.tasks)
     if config.quantization is not None:
         quantize_weights(model, config.quantization)
     read_weights(model, folder / "model.safetensors")
@@ -109,7 +109,7 @@ def load(
         quantize_weights(model, QuantizationConfig(quantize))
     elif config.quantization is not None and quantize not in (None, config.quantization.bits):
         raise ValueError(f"{folder} is quantised to {config.quantization.bits} bits already: leave out quantize.")
-    make_ready(model, dtype, allow_overflow=allow_overflow)
+    prepare_for_inference(model, dtype, allow_overflow=allow_overflow)
     tokenizer = Tokenizer.find(folder)
     if tokenizer is not None:
         _check_vocabulary(model.config, tokenizer, folder)
@@ -136,16 +136,16 @@ def read_config(folder: Path) -> FolderConfig:
     return from_dict(FolderConfig, data, str(path))
 
 
-def blank(config: ModelConfig, search: SearchConfig, tasks: Iterable[TaskConfig] = ()) -> Transformer:
+def uninitialized_model(config: ModelConfig, search: SearchConfig, tasks: Iterable[TaskConfig] = ()) -> Transformer:
     """A model to put weights into; the random numbers of the caller go on as if it had not been made."""
-    with same_random_state():
+    with preserve_random_state():
         model = Transformer(config, search)
     model.tasks.update((task.name, task) for task in tasks)
     return model
 
 
 @contextmanager
-def same_random_state() -> Iterator[None]:
+def preserve_random_state() -> Iterator[None]:
     """Leave MLX's random state as it was before the block."""
     high, low = np.array(cast(Any, mx.random.state)[0]).tolist()
     try:
@@ -158,26 +158,28 @@ def read_weights(model: nn.Module, path: Path) -> None:
     """Put the arrays of a safetensors file into a model; ValueError if they are not those that it has."""
     weights = read_arrays(path)
     _check_weights(model, weights, path)
-    model.load_weights(list(join(weights).items()))
+    model.load_weights(list(fuse_projections(weights).items()))
 
 
 def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -> None:
     """Report all names and shapes in which a file differs from the model."""
-    wanted = split(model.parameters())
+    wanted = split_projections(model.parameters())
     misshapen = [
         f"{name} {weights[name].shape} instead of {wanted[name].shape}"
         for name in sorted(wanted.keys() & weights.keys())
         if weights[name].shape != wanted[name].shape
     ]
-    found = differences(sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys()), misshapen)
+    found = describe_mismatches(
+        sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys()), misshapen
+    )
     if found:
         raise ValueError(f"{path} does not hold the arrays that its config.json asks for: {found}.")
 
 
-def differences(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+def describe_mismatches(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
     """How the arrays of a file differ from those of a model: how many in each way, and a few names; empty if not."""
     ways = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    return "; ".join(f"{len(names)} {way} ({_shortened(names)})" for way, names in ways.items() if names)
+    return "; ".join(f"{len(names)} {way} ({_abbreviate(names)})" for way, names in ways.items() if names)
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:
@@ -196,6 +198,6 @@ def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -
             )
 
 
-def _shortened(names: list[str], most: int = 4) -> str:
+def _abbreviate(names: list[str], most: int = 4) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest

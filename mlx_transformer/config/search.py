@@ -71,7 +71,7 @@ class SearchConfig:
     alternatives: bool = False
 
     @property
-    def joint(self) -> bool:
+    def is_beam_search(self) -> bool:
         """Whether the beams of a sentence compete; otherwise each goes its own way."""
         return self.beam_size > 1 and not self.temperature and not self.alternatives
 

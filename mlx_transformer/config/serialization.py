@@ -38,29 +38,31 @@ def from_dict(kind: type[Config], data: Any, name: str) -> Config:
         elif nested and value is not None:
             values[key] = from_dict(nested, value, f"{name}: {key}")
         else:
-            values[key] = _frozen(value)
+            values[key] = _to_tuples(value)
     try:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _frozen(value: Any) -> Any:
+def _to_tuples(value: Any) -> Any:
     """Tuples for the lists of JSON."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
-def _matches(value: Any, kind: Any) -> bool:
+def _has_type(value: Any, kind: Any) -> bool:
     """Whether `value` is of the annotated `kind`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return any(_matches(value, arg) for arg in args)
+        return any(_has_type(value, arg) for arg in args)
     if origin is Literal:
         return type(value) is str and value in args
     if origin is dict:
-        return isinstance(value, dict) and all(_matches(k, args[0]) and _matches(v, args[1]) for k, v in value.items())
+        return isinstance(value, dict) and all(
+            _has_type(k, args[0]) and _has_type(v, args[1]) for k, v in value.items()
+        )
     if origin is tuple:
-        return isinstance(value, tuple) and all(_matches(item, args[0]) for item in value)
+        return isinstance(value, tuple) and all(_has_type(item, args[0]) for item in value)
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind
@@ -70,7 +72,7 @@ def check_types(config: Any) -> None:
     """Refuse a field whose value is not of the annotated kind."""
     for item in dataclasses.fields(config):
         value = vars(config)[item.name]
-        if not _matches(value, item.type):
+        if not _has_type(value, item.type):
             kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
             raise ValueError(f"{item.name} must be {kind}, not {reprlib.repr(value)}.")
         if isinstance(value, float) and not math.isfinite(value):

@@ -6,14 +6,14 @@ from typing import Literal
 from mlx_transformer.config.serialization import check_positive, check_shares, check_types
 
 # What can be frozen -> its places in the model.
-PARTS = {
+FREEZABLE_PARTS = {
     "encoder": ("encoder",),
     "decoder": ("decoder",),
     "embeddings": ("source_embedding", "target_embedding"),
     "output": ("output", "output_bias"),
 }
 # What makes a new model, and is settled where one is trained further.
-OF_NEW_MODELS = (
+NEW_MODEL_OPTIONS = (
     *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
     *("vocab_size", "shared_vocabulary"),
 )
@@ -157,13 +157,13 @@ class TrainingConfig:
     def _check_model(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}.")
-        if unknown := [name for name in self.freeze if name not in PARTS]:
-            raise ValueError(f"freeze takes {', '.join(PARTS)}: {unknown[0]!r} is none of them.")
+        if unknown := [name for name in self.freeze if name not in FREEZABLE_PARTS]:
+            raise ValueError(f"freeze takes {', '.join(FREEZABLE_PARTS)}: {unknown[0]!r} is none of them.")
         if self.freeze and self.init is None:
             raise ValueError("Only a model that has learned something has parts to freeze: give init as well.")
         if self.init is not None:
             defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
-            if given := [name for name in OF_NEW_MODELS if vars(self)[name] != defaults[name]]:
+            if given := [name for name in NEW_MODEL_OPTIONS if vars(self)[name] != defaults[name]]:
                 raise ValueError(f"A model that is trained further has its own {given[0]}: leave it out with init.")
             return
         for name in ("num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads"):
@@ -183,16 +183,16 @@ class TrainingConfig:
             )
 
     @property
-    def size(self) -> "Size":
+    def size(self) -> "ModelSize":
         """The size of a new model: the preset's, where nothing else is asked for."""
         preset = PRESETS[self.preset]
         layers, dims = self.num_layers or preset.layers, self.dims or preset.dims
         heads = self.num_heads or max(dims // 64, 1)
-        return Size(layers, self.decoder_layers or layers, dims, self.mlp_dims or preset.mlp_dims, heads)
+        return ModelSize(layers, self.decoder_layers or layers, dims, self.mlp_dims or preset.mlp_dims, heads)
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """The size of a model to train."""
 
     layers: int

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlx_transformer.data.bucketing import Shape, choose_shapes, rungs
-from mlx_transformer.data.dataset import Corpus, _windows
+from mlx_transformer.data.bucketing import BatchShape, bucket_lengths, choose_batch_shapes
+from mlx_transformer.data.dataset import TokenizedCorpus, shuffle_windows
 
 
 class Batch(NamedTuple):
@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     target: np.ndarray
 
 
-class Position(NamedTuple):
+class BatchPosition(NamedTuple):
     """Where a batch stands in the data: its epoch, its number in that epoch, and which pairs of the corpus it holds."""
 
     epoch: int
@@ -29,8 +29,8 @@ class Position(NamedTuple):
     members: np.ndarray
 
 
-def batches(
-    corpus: Corpus, batch_tokens: int, *, seed: int | None = None, epoch: int = 0, skip: int = 0
+def validation_batches(
+    corpus: TokenizedCorpus, batch_tokens: int, *, seed: int | None = None, epoch: int = 0, skip: int = 0
 ) -> Iterator[Batch]:
     """Cut a corpus into batches of about `batch_tokens` positions a side; every pair comes once.
 
@@ -46,13 +46,13 @@ def batches(
         epoch: Number of the pass over the corpus.
         skip: How many batches at the beginning to pass over; they are not filled.
     """
-    for place in islice(_Plan(corpus, batch_tokens).places(seed, epoch), skip, None):
-        yield _fill(corpus, place)
+    for place in islice(BatchSampler(corpus, batch_tokens).places(seed, epoch), skip, None):
+        yield _make_batch(corpus, place)
 
 
-def stream(
-    corpus: Corpus, batch_tokens: int, seed: int, *, skip: int = 0, every: int = 1
-) -> Iterator[tuple[Position, Batch]]:
+def iterate_batches(
+    corpus: TokenizedCorpus, batch_tokens: int, seed: int, *, skip: int = 0, every: int = 1
+) -> Iterator[tuple[BatchPosition, Batch]]:
     """The batches of one epoch after the other, without end, each with where it stands.
 
     Args:
@@ -62,34 +62,34 @@ def stream(
         skip: How many batches to pass over; however many epochs they make, this takes no longer than a part of one.
         every: Give the first batch after those, and from there only each `every`-th: the share of a process.
     """
-    plan = _Plan(corpus, batch_tokens)
+    plan = BatchSampler(corpus, batch_tokens)
     first_epoch, skip = divmod(skip, len(plan))
     places = (
-        (Position(epoch, number, place.members), place)
+        (BatchPosition(epoch, number, place.members), place)
         for epoch in count(first_epoch)
         for number, place in enumerate(plan.places(seed, epoch))
     )
     for position, place in islice(places, skip, None, every):
-        yield position, _fill(corpus, place)
+        yield position, _make_batch(corpus, place)
 
 
-class _Place(NamedTuple):
+class BatchSpec(NamedTuple):
     """A batch yet to be filled: which pairs are in it, and its shape."""
 
     members: np.ndarray
-    shape: Shape
+    shape: BatchShape
 
 
-class _Plan:
+class BatchSampler:
     """How a corpus is cut into batches; the shapes and their number are the same in every epoch."""
 
-    def __init__(self, corpus: Corpus, batch_tokens: int) -> None:
+    def __init__(self, corpus: TokenizedCorpus, batch_tokens: int) -> None:
         self.corpus = corpus
-        self.sources, self.targets = rungs(corpus.source.longest), rungs(corpus.target.longest - 1)
+        self.sources, self.targets = bucket_lengths(corpus.source.longest), bucket_lengths(corpus.target.longest - 1)
         counts = np.zeros((len(self.sources), len(self.targets)), np.int64)
-        for window in _windows(len(corpus)):
+        for window in shuffle_windows(len(corpus)):
             np.add.at(counts, self._cells(window), 1)
-        self.shapes, self.numbers = choose_shapes(counts, self.sources, self.targets, batch_tokens)
+        self.shapes, self.numbers = choose_batch_shapes(counts, self.sources, self.targets, batch_tokens)
         self.sizes = np.bincount(self.numbers.ravel(), counts.ravel(), len(self.shapes)).astype(int)
 
     def _cells(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,13 +109,13 @@ class _Plan:
                 total += rest > 0
         return total
 
-    def places(self, seed: int | None, epoch: int) -> Iterator[_Place]:
+    def places(self, seed: int | None, epoch: int) -> Iterator[BatchSpec]:
         """The batches of an epoch in order; memory holds those of a window."""
         rng = None if seed is None else np.random.default_rng((seed, epoch))
         # The windows of an epoch take pairs from all over the corpus, so that corpora one after the other mix.
-        factor, summand = (1, 0) if rng is None else _affine(rng, len(self.corpus))
+        factor, summand = (1, 0) if rng is None else _random_permutation(rng, len(self.corpus))
         queues = [np.empty(0, np.int64)] * len(self.shapes)
-        for window in _windows(len(self.corpus)):
+        for window in shuffle_windows(len(self.corpus)):
             members = (factor * window + summand) % len(self.corpus)
             if rng is not None:
                 rng.shuffle(members)
@@ -126,21 +126,21 @@ class _Plan:
                 rng.shuffle(places)
             yield from places
 
-    def _deal(self, queues: list[np.ndarray], last: bool) -> Iterator[_Place]:
+    def _deal(self, queues: list[np.ndarray], last: bool) -> Iterator[BatchSpec]:
         """Take full batches from the queues of shapes; of the last window what is left moves to larger shapes."""
         for number, shape in enumerate(self.shapes):
             queue = queues[number]
             whole = len(queue) // shape.rows * shape.rows
             for members in queue[:whole].reshape(-1, shape.rows):
-                yield _Place(members, shape)
+                yield BatchSpec(members, shape)
             queues[number] = rest = queue[whole:]
             if last and shape.larger is not None:
                 queues[shape.larger] = np.append(rest, queues[shape.larger])
             elif last and len(rest):
-                yield _Place(rest, shape)
+                yield BatchSpec(rest, shape)
 
 
-def _affine(rng: np.random.Generator, size: int) -> tuple[int, int]:
+def _random_permutation(rng: np.random.Generator, size: int) -> tuple[int, int]:
     """A factor and a summand: i -> (factor * i + summand) % size permutes the numbers below `size` without memory."""
     factor = int(rng.integers(1, size + 1))
     while math.gcd(factor, size) > 1:
@@ -148,7 +148,7 @@ def _affine(rng: np.random.Generator, size: int) -> tuple[int, int]:
     return factor, int(rng.integers(size))
 
 
-def _fill(corpus: Corpus, place: _Place) -> Batch:
+def _make_batch(corpus: TokenizedCorpus, place: BatchSpec) -> Batch:
     rows, source_length, target_length, _ = place.shape
     filled = len(place.members)
     source = np.full((rows, source_length), corpus.pad_id, np.int32)

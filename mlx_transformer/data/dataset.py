@@ -11,17 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_transformer.data.parallel_corpus import Pair
+from mlx_transformer.data.parallel_corpus import SentencePair
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-CHUNK = 8192  # pairs that are tokenised at once
+CHUNK_SIZE = 8192  # pairs that are tokenised at once
 
-CHECKED = 2**20  # ids whose checksum is computed at once
-WINDOW = 2**18  # pairs that are dealt to batches at once
+CHECKSUMMED_BYTES = 2**20  # ids whose checksum is computed at once
+SHUFFLE_WINDOW = 2**18  # pairs that are dealt to batches at once
 
 
 @dataclass(frozen=True)
-class Sentences:
+class TokenSequences:
     """Token ids of many sentences end to end: sentence i is `ids[offsets[i] : offsets[i + 1]]`."""
 
     ids: np.ndarray
@@ -37,7 +37,7 @@ class Sentences:
     @cached_property
     def longest(self) -> int:
         """Number of ids of the longest sentence."""
-        return max(int(self.lengths(window).max()) for window in _windows(len(self)))
+        return max(int(self.lengths(window).max()) for window in shuffle_windows(len(self)))
 
     def rows(self, members: np.ndarray, length: int, pad_id: int) -> np.ndarray:
         """Give sentences as rows padded on the right, int32 (members, length)."""
@@ -48,7 +48,7 @@ class Sentences:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TokenizedCorpus:
     """Pairs as token ids.
 
     Attributes:
@@ -59,8 +59,8 @@ class Corpus:
         eos_id: The only id of rows that fill up a batch.
     """
 
-    source: Sentences
-    target: Sentences
+    source: TokenSequences
+    target: TokenSequences
     dropped: int
     pad_id: int
     eos_id: int
@@ -68,13 +68,13 @@ class Corpus:
     @classmethod
     def build(
         cls,
-        pairs: Iterable[Pair | tuple[str, str]],
+        pairs: Iterable[SentencePair | tuple[str, str]],
         tokenizer: Tokenizer,
         max_tokens: int = 256,
         *,
         source_prefix: str = "",
         folder: str | Path | None = None,
-    ) -> "Corpus":
+    ) -> "TokenizedCorpus":
         """Tokenise pairs, without those that are too long; ids are held in temporary files, not in memory.
 
         Args:
@@ -91,11 +91,11 @@ class Corpus:
         pairs = iter(pairs)
         total = 0
         with ExitStack() as files:
-            source = _Writer(files, folder, tokenizer.source_vocab_size)
-            target = _Writer(files, folder, tokenizer.target_vocab_size)
-            while chunk := [Pair(*pair) for pair in islice(pairs, CHUNK)]:
+            source = _SequenceWriter(files, folder, tokenizer.source_vocab_size)
+            target = _SequenceWriter(files, folder, tokenizer.target_vocab_size)
+            while chunk := [SentencePair(*pair) for pair in islice(pairs, CHUNK_SIZE)]:
                 total += len(chunk)
-                rows = _encode(chunk, tokenizer, source_prefix)
+                rows = _encode_pairs(chunk, tokenizer, source_prefix)
                 kept = [row for row in rows if len(row[0]) <= max_tokens and len(row[1]) - 1 <= max_tokens]
                 source.write([ids for ids, _ in kept])
                 target.write([ids for _, ids in kept])
@@ -113,8 +113,8 @@ class Corpus:
         """What tells it from another: number of pairs and a checksum of ids."""
         total = 0
         for ids in (self.source.ids, self.target.ids):
-            for first in range(0, len(ids), CHECKED):
-                total = zlib.crc32(ids[first : first + CHECKED].tobytes(), total)
+            for first in range(0, len(ids), CHECKSUMMED_BYTES):
+                total = zlib.crc32(ids[first : first + CHECKSUMMED_BYTES].tobytes(), total)
         return [len(self), total]
 
     @property
@@ -123,7 +123,9 @@ class Corpus:
         return len(self.target.ids) - len(self)
 
 
-def _encode(chunk: list[Pair], tokenizer: Tokenizer, prefix: str) -> Iterator[tuple[list[int], list[int]]]:
+def _encode_pairs(
+    chunk: list[SentencePair], tokenizer: Tokenizer, prefix: str
+) -> Iterator[tuple[list[int], list[int]]]:
     """Give the ids of each pair's source and target."""
     sources, targets, source_languages, target_languages = map(list, zip(*chunk, strict=True))
     sources = [text if text.startswith(prefix) else prefix + text for text in sources]
@@ -134,7 +136,7 @@ def _encode(chunk: list[Pair], tokenizer: Tokenizer, prefix: str) -> Iterator[tu
         yield source, [start.start_id, *target]
 
 
-class _Writer:
+class _SequenceWriter:
     """Appends sentences to files without a name, whose contents the memory then maps."""
 
     def __init__(self, files: ExitStack, folder: str | Path | None, vocab_size: int) -> None:
@@ -150,18 +152,18 @@ class _Writer:
         self.ends.write(ends[1:].tobytes())
         self.ids.write(np.fromiter(chain.from_iterable(rows), self.dtype).tobytes())
 
-    def sentences(self) -> Sentences:
+    def sentences(self) -> TokenSequences:
         for file in (self.ids, self.ends):
             file.flush()
         # Plain arrays: a memmap hands its class on to all that is computed from it.
         ids, offsets = (
             np.asarray(np.memmap(file, kind, "r")) for file, kind in ((self.ids, self.dtype), (self.ends, np.int64))
         )
-        return Sentences(ids, offsets)
+        return TokenSequences(ids, offsets)
 
 
-def _windows(size: int) -> Iterator[np.ndarray]:
+def shuffle_windows(size: int) -> Iterator[np.ndarray]:
     """The numbers from 0 to `size` - 1, cut into equal parts of at most WINDOW."""
-    parts = -(-size // WINDOW)
+    parts = -(-size // SHUFFLE_WINDOW)
     for part in range(parts):
         yield np.arange(size * part // parts, size * (part + 1) // parts)

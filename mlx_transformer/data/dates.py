@@ -89,7 +89,7 @@ def date_pairs(split: str = "train", *, size: int | None = None, seed: int = 0) 
     if not 1 <= size <= len(members):
         raise ValueError(f"The {split} split of dates gives 1 to {len(members)} pairs: got size {size}.")
     rng = random.Random(f"{split} {seed}")
-    return [(write(day, rng), day.isoformat()) for day in rng.sample(members, size)]
+    return [(format_date(day, rng), day.isoformat()) for day in rng.sample(members, size)]
 
 
 def split_of(day: date) -> str:
@@ -97,13 +97,13 @@ def split_of(day: date) -> str:
     return {0: "valid", 1: "test"}.get(zlib.crc32(day.isoformat().encode()) % 20, "train")
 
 
-def write(day: date, rng: random.Random) -> str:
+def format_date(day: date, rng: random.Random) -> str:
     """Write a date in a random form: "Tuesday, the third of March nineteen eighty-seven", "3-Mar-1987"."""
     month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
     text = rng.choice(FORMS).format(
         day=day.day,
-        nth=f"{day.day}{suffix(day.day)}",
-        ordinal=ordinal(day.day),
+        nth=f"{day.day}{ordinal_suffix(day.day)}",
+        ordinal=ordinal_words(day.day),
         number=day.month,
         month=month,
         mon=month[:3],
@@ -115,7 +115,7 @@ def write(day: date, rng: random.Random) -> str:
     return rng.choice(CASES)(text)
 
 
-def cardinal(number: int) -> str:
+def cardinal_words(number: int) -> str:
     """Spell 1 to 99: 87 is "eighty-seven"."""
     if number < 20:
         return UNITS[number]
@@ -123,13 +123,13 @@ def cardinal(number: int) -> str:
     return f"{TENS[tens]}-{UNITS[unit]}" if unit else TENS[tens]
 
 
-def ordinal(number: int) -> str:
+def ordinal_words(number: int) -> str:
     """Spell the place 1 to 39: 23 is "twenty-third"."""
-    head, hyphen, last = cardinal(number).rpartition("-")
+    head, hyphen, last = cardinal_words(number).rpartition("-")
     return head + hyphen + IRREGULAR.get(last, f"{last}th")
 
 
-def suffix(number: int) -> str:
+def ordinal_suffix(number: int) -> str:
     """Give the ending of the place in figures: 1st, 2nd, 3rd, 11th."""
     return "th" if 10 < number % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
@@ -138,7 +138,7 @@ def spoken_year(year: int, rng: random.Random) -> str:
     """Say a year as read aloud: "nineteen oh five", "two thousand and five", "twenty fifteen"."""
     century, rest = divmod(year, 100)
     if century == 20 and (rest < 10 or rng.random() < 0.3):
-        return f"two thousand and {cardinal(rest)}" if rest else "two thousand"
+        return f"two thousand and {cardinal_words(rest)}" if rest else "two thousand"
     if not rest:
-        return f"{cardinal(century)} hundred"
-    return f"{cardinal(century)} {'oh ' if rest < 10 else ''}{cardinal(rest)}"
+        return f"{cardinal_words(century)} hundred"
+    return f"{cardinal_words(century)} {'oh ' if rest < 10 else ''}{cardinal_words(rest)}"

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from .dates import date_pairs
 
-BOM = b"\xef\xbb\xbf"
-LANGUAGES = re.compile(r"([\w-]*):([\w-]*)=")
-GRAMMAR = "a SPEC is FILE.tsv, A::B or dates, after SOURCE:TARGET= where it tells languages"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+LANGUAGE_PREFIX = re.compile(r"([\w-]*):([\w-]*)=")
+SPEC_SYNTAX = "a SPEC is FILE.tsv, A::B or dates, after SOURCE:TARGET= where it tells languages"
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """A source and its target, with the codes of their languages where those are told."""
 
     source: str
@@ -24,7 +24,7 @@ class Pair(NamedTuple):
     target_language: str | None = None
 
 
-class Spec(NamedTuple):
+class CorpusSpec(NamedTuple):
     """A SPEC taken apart.
 
     Attributes:
@@ -42,7 +42,7 @@ class Spec(NamedTuple):
     target_language: str | None
 
 
-class Corpora:
+class ParallelCorpora:
     """The pairs of some SPECs, one after the other: read anew, line by line, each time they are iterated.
 
     Attributes:
@@ -67,25 +67,25 @@ class Corpora:
             ValueError: If a SPEC is none, or only some tell their languages. Also from each iteration: if a line is bad
                 (also one that only the longer of two files has), or if a file is empty or damaged.
         """
-        self.specs = [_parse(spec, split) for spec in specs]
-        self.source_languages = _codes("source", {spec.text: spec.source_language for spec in self.specs})
-        self.target_languages = _codes("target", {spec.text: spec.target_language for spec in self.specs})
+        self.specs = [_parse_spec(spec, split) for spec in specs]
+        self.source_languages = _language_codes("source", {spec.text: spec.source_language for spec in self.specs})
+        self.target_languages = _language_codes("target", {spec.text: spec.target_language for spec in self.specs})
         self.skip_bad_lines = skip_bad_lines
         self.skipped = 0
 
-    def __iter__(self) -> Iterator[Pair]:
+    def __iter__(self) -> Iterator[SentencePair]:
         skipped = 0
         for spec in self.specs:
-            for pair in _read(spec, self.skip_bad_lines):
+            for pair in _read_spec(spec, self.skip_bad_lines):
                 if pair is None:
                     skipped += 1
                 else:
                     yield pair
         self.skipped = skipped
 
-    def sample(self, count: int) -> list[Pair]:
+    def sample(self, count: int) -> list[SentencePair]:
         """Choose pairs evenly spread over the whole, in order: `count`, or all where there are fewer."""
-        chosen: list[Pair] = []
+        chosen: list[SentencePair] = []
         step = 1
         for number, pair in enumerate(self):
             if number % step == 0:
@@ -107,14 +107,14 @@ class TextPairs(NamedTuple):
 
 def read_pairs(spec: str, *, split: str = "train", skip_bad_lines: bool = False) -> TextPairs:
     """Read all pairs that one SPEC names; arguments and errors are those of `Corpora`."""
-    corpora = Corpora([spec], split=split, skip_bad_lines=skip_bad_lines)
+    corpora = ParallelCorpora([spec], split=split, skip_bad_lines=skip_bad_lines)
     pairs = [(pair.source, pair.target) for pair in corpora]
     (parsed,) = corpora.specs
     return TextPairs(pairs, corpora.skipped, parsed.source_language, parsed.target_language)
 
 
-def _parse(text: str, split: str) -> Spec:
-    codes = LANGUAGES.match(text)
+def _parse_spec(text: str, split: str) -> CorpusSpec:
+    codes = LANGUAGE_PREFIX.match(text)
     source_language, target_language = codes.groups() if codes else (None, None)
     names = text[codes.end() :] if codes else text
     task, colon, named = names.partition(":")
@@ -125,14 +125,14 @@ def _parse(text: str, split: str) -> Spec:
         source, two_files, target = names.partition("::")
         files = [source, target] if two_files else [source]
     if "" in files or (codes and not (source_language or target_language)):
-        raise ValueError(f"Files and languages must have names: {text!r} leaves one out; {GRAMMAR}.")
+        raise ValueError(f"Files and languages must have names: {text!r} leaves one out; {SPEC_SYNTAX}.")
     for path in files:
         if not Path(path).exists():
-            raise FileNotFoundError(f"A file of pairs must exist: there is no {path}; {GRAMMAR}.")
-    return Spec(text, files, split, source_language or None, target_language or None)
+            raise FileNotFoundError(f"A file of pairs must exist: there is no {path}; {SPEC_SYNTAX}.")
+    return CorpusSpec(text, files, split, source_language or None, target_language or None)
 
 
-def _codes(side: str, told: dict[str, str | None]) -> list[str]:
+def _language_codes(side: str, told: dict[str, str | None]) -> list[str]:
     """The languages that SPECs tell of a side, sorted."""
     codes = {code for code in told.values() if code is not None}
     silent = [spec for spec, code in told.items() if code is None]
@@ -144,12 +144,12 @@ def _codes(side: str, told: dict[str, str | None]) -> list[str]:
     return sorted(codes)
 
 
-def _read(spec: Spec, skip_bad_lines: bool) -> Iterator[Pair | None]:
+def _read_spec(spec: CorpusSpec, skip_bad_lines: bool) -> Iterator[SentencePair | None]:
     """Give each pair, None for a bad line that is left out."""
     good = bad = 0
-    for number, columns in enumerate(_columns(spec), 1):
+    for number, columns in enumerate(_read_columns(spec), 1):
         try:
-            pair = Pair(*_texts(columns), spec.source_language, spec.target_language)
+            pair = SentencePair(*_decode_columns(columns), spec.source_language, spec.target_language)
         except ValueError as error:
             if not skip_bad_lines:
                 remedy = "correct the line, or leave such out with --skip-bad-lines"
@@ -163,27 +163,27 @@ def _read(spec: Spec, skip_bad_lines: bool) -> Iterator[Pair | None]:
         raise ValueError(f"{spec.text} must hold at least one pair: found none, {bad} bad lines.")
 
 
-def _columns(spec: Spec) -> Iterator[Sequence[bytes | None]]:
+def _read_columns(spec: CorpusSpec) -> Iterator[Sequence[bytes | None]]:
     """Give the columns of each line; two files make two columns, None where one of them has ended."""
     if not spec.files:
         return ([source.encode(), target.encode()] for source, target in date_pairs(spec.split))
     if len(spec.files) == 2:
-        return zip_longest(*map(_lines, spec.files))
-    return (line.split(b"\t") for line in _lines(spec.files[0]))
+        return zip_longest(*map(_read_text_lines, spec.files))
+    return (line.split(b"\t") for line in _read_text_lines(spec.files[0]))
 
 
-def _lines(path: str) -> Iterator[bytes]:
+def _read_text_lines(path: str) -> Iterator[bytes]:
     """Give the lines of a file; only a line feed ends one, after a carriage return or not."""
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             for number, line in enumerate(file):
-                line = line.removeprefix(BOM) if number == 0 else line
+                line = line.removeprefix(BYTE_ORDER_MARK) if number == 0 else line
                 yield line.removesuffix(b"\n").removesuffix(b"\r")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} must be a whole gzip file: {error}; copy it anew.") from error
 
 
-def _texts(columns: Sequence[bytes | None]) -> tuple[str, str]:
+def _decode_columns(columns: Sequence[bytes | None]) -> tuple[str, str]:
     """Give source and target; ValueError, which says what is wrong with the line, if it is bad."""
     if len(columns) != 2:
         raise ValueError(f"a line must have one tab, between source and target, but has {len(columns) - 1}")

@@ -30,21 +30,23 @@ class Hypothesis:
     alignment: list[tuple[int, int]] | None = None
 
 
-def trace_back(links: np.ndarray, places: np.ndarray, lengths: np.ndarray, vocab: int) -> np.ndarray:
-    """The tokens of finished hypotheses, (batch, hypotheses, steps); those from a hypothesis' length on mean nothing.
+def backtrace(backpointers: np.ndarray, last: np.ndarray, lengths: np.ndarray, vocab: int) -> np.ndarray:
+    """Follow backpointers from the last token of each finished hypothesis to its first.
 
     Args:
-        links: For each step the place of each living hypothesis, beam of its parent x vocab + its newest token, (steps,
-            batch, beams).
-        places: The last place of each finished hypothesis, (batch, hypotheses).
-        lengths: At how many tokens it finished, (batch, hypotheses).
+        backpointers: For each step and beam, parent beam x vocab + token, (steps, batch, beams).
+        last: The backpointer at which each hypothesis finished, (batch, hypotheses).
+        lengths: Number of tokens of each hypothesis, (batch, hypotheses).
         vocab: Size of the vocabulary.
+
+    Returns:
+        Token ids, (batch, hypotheses, steps); entries beyond a hypothesis' length are undefined.
     """
-    ids = np.zeros((*places.shape, len(links)), np.int64)
-    place = places
-    for step in reversed(range(len(links))):
-        place = np.where(lengths == step + 1, places, place)
-        ids[..., step] = place % vocab
+    ids = np.zeros((*last.shape, len(backpointers)), np.int64)
+    current = last
+    for step in reversed(range(len(backpointers))):
+        current = np.where(lengths == step + 1, last, current)
+        ids[..., step] = current % vocab
         if step:
-            place = np.take_along_axis(links[step - 1], place // vocab, axis=1)
+            current = np.take_along_axis(backpointers[step - 1], current // vocab, axis=1)
     return ids

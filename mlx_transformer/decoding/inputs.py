@@ -12,13 +12,13 @@ from mlx_transformer.model.transformer import Transformer
 PREFIX_MULTIPLE = 16  # prefixes are padded to a multiple: few shapes to compile
 
 
-class Request(NamedTuple):
+class DecodingInputs(NamedTuple):
     """What is asked for, a row for each living hypothesis; the rules of a SearchConfig are the same for all rows.
 
     Attributes:
         source: Source token ids, padded on the right, (rows, source_length).
-        most: Most tokens to generate, (rows, 1).
-        least: Fewest, (rows, 1).
+        max_new_tokens: Most tokens to generate, (rows, 1).
+        min_new_tokens: Fewest, (rows, 1).
         first_ids: The first token, where the search forces one, (rows, 1).
         prefix_ids: Tokens that the target begins with, padded on the right, (rows, places).
         prefix_lengths: How many of them, (rows, 1).
@@ -26,15 +26,15 @@ class Request(NamedTuple):
     """
 
     source: mx.array
-    most: mx.array
-    least: mx.array
+    max_new_tokens: mx.array
+    min_new_tokens: mx.array
     first_ids: mx.array
     prefix_ids: mx.array
     prefix_lengths: mx.array
     keys: mx.array
 
 
-def make_request(
+def make_decoding_inputs(
     model: Transformer,
     source: mx.array,
     search: SearchConfig,
@@ -42,7 +42,7 @@ def make_request(
     forced_bos_ids: list[int] | None,
     prefixes: list[list[int]],
     lines: list[int] | None,
-) -> tuple[Request, int]:
+) -> tuple[DecodingInputs, int]:
     """The request of a batch, with the usual values for what is not given; see `search.generate_ids`.
 
     Returns:
@@ -56,12 +56,15 @@ def make_request(
     lengths = [0] * batch  # to count them, the host would wait for the device
     if ratio or not max_tokens:
         lengths = np.array((source != config.pad_id).sum(axis=1)).tolist()
-    wanted = max_tokens or [token_limit(model, length, search) for length in lengths]
-    check_numbers("max_tokens", wanted, batch, 1, 2**31)
-    check_prefixes(prefixes, batch, model)
-    most = [min(n, config.decoder.max_length - len(prefix)) for n, prefix in zip(wanted, prefixes, strict=True)]
-    least = [
-        min(n, max(search.min_tokens, int(min(ratio * length, n)))) for n, length in zip(most, lengths, strict=True)
+    wanted = max_tokens or [max_target_tokens(model, length, search) for length in lengths]
+    check_per_source("max_tokens", wanted, batch, 1, 2**31)
+    _check_prefixes(prefixes, batch, model)
+    max_new_tokens = [
+        min(n, config.decoder.max_length - len(prefix)) for n, prefix in zip(wanted, prefixes, strict=True)
+    ]
+    min_new_tokens = [
+        min(n, max(search.min_tokens, int(min(ratio * length, n))))
+        for n, length in zip(max_new_tokens, lengths, strict=True)
     ]
     if search.alternatives and search.beam_size > config.target_vocab_size:
         raise ValueError(
@@ -69,24 +72,24 @@ def make_request(
             f"{config.target_vocab_size}; ask for fewer."
         )
     first = forced_bos_ids or [search.forced_bos_id or 0] * batch
-    check_numbers("forced_bos_ids", first, batch, 0, config.target_vocab_size - 1)
+    check_per_source("forced_bos_ids", first, batch, 0, config.target_vocab_size - 1)
     places = -(-max(map(len, prefixes)) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
     numbers = lines or list(range(batch))
-    check_numbers("lines", numbers, batch, 0, 2**32 - 1)
-    by_sentence = Request(
+    check_per_source("lines", numbers, batch, 0, 2**32 - 1)
+    by_sentence = DecodingInputs(
         source=source,
-        most=column(most),
-        least=column(least),
-        first_ids=column(first),
+        max_new_tokens=_column(max_new_tokens),
+        min_new_tokens=_column(min_new_tokens),
+        first_ids=_column(first),
         prefix_ids=mx.array([[*p, *[config.pad_id] * (places - len(p))] for p in prefixes], mx.int32),
-        prefix_lengths=column([len(prefix) for prefix in prefixes]),
-        keys=keys(search.seed, numbers),
+        prefix_lengths=_column([len(prefix) for prefix in prefixes]),
+        keys=random_keys(search.seed, numbers),
     )
-    rows = Request(*(mx.repeat(array, search.beam_size, axis=0) for array in by_sentence))
-    return rows, max(n + len(prefix) for n, prefix in zip(most, prefixes, strict=True))
+    rows = DecodingInputs(*(mx.repeat(array, search.beam_size, axis=0) for array in by_sentence))
+    return rows, max(n + len(prefix) for n, prefix in zip(max_new_tokens, prefixes, strict=True))
 
 
-def token_limit(model: Transformer, source_length: int, search: SearchConfig) -> int:
+def max_target_tokens(model: Transformer, source_length: int, search: SearchConfig) -> int:
     """The most tokens that the target of a source of `source_length` tokens may have."""
     limits = [model.config.decoder.max_length]
     if search.max_tokens is not None:
@@ -98,24 +101,26 @@ def token_limit(model: Transformer, source_length: int, search: SearchConfig) ->
     return min(limits)
 
 
-def column(values: Sequence[int]) -> mx.array:
+def _column(values: Sequence[int]) -> mx.array:
     """A number for each sentence, (batch, 1)."""
     return mx.array(list(values), mx.int32)[:, None]
 
 
-def keys(seed: int, lines: Sequence[int]) -> mx.array:
+def random_keys(seed: int, lines: Sequence[int]) -> mx.array:
     """A random key for each line of a seed, uint32 (batch, 2)."""
     pairs = mx.array([(line, seed) for line in lines], mx.uint32)
     return mx.vmap(lambda pair: mx.random.split(pair)[0])(pairs)
 
 
-def check_numbers(name: str, values: Sequence[int], count: int, least: int, most: int) -> None:
-    """Refuse what is not one number for each source, from `least` to `most`."""
-    if len(values) != count or not all(least <= value <= most for value in values):
-        raise ValueError(f"{name} must be {count} numbers from {least} to {most}, one for each source, not {values}.")
+def check_per_source(name: str, values: Sequence[int], count: int, minimum: int, maximum: int) -> None:
+    """Refuse what is not one number for each source, from `minimum` to `maximum`."""
+    if len(values) != count or not all(minimum <= value <= maximum for value in values):
+        raise ValueError(
+            f"{name} must be {count} numbers from {minimum} to {maximum}, one for each source, not {values}."
+        )
 
 
-def check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) -> None:
+def _check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) -> None:
     """Refuse prefixes that are not token ids, or that leave no room for another token."""
     config = model.config
     if len(prefixes) != batch:

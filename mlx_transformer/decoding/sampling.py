@@ -6,10 +6,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.search import MAX_BEAM_SIZE, SearchConfig
-from mlx_transformer.decoding.logits_processors import NEVER
-from mlx_transformer.model.positions import numbers
+from mlx_transformer.decoding.logits_processors import NEG_INF
+from mlx_transformer.model.positions import constant_arange
 
-CHUNK = 128  # values that are looked at together when the largest are sought
+CHUNK_SIZE = 128  # values that are looked at together when the largest are sought
 
 
 def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -21,33 +21,33 @@ def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     if k == 1:
         places = mx.argmax(values, axis=-1, keepdims=True)
         return mx.take_along_axis(values, places, axis=-1), places
-    if values.shape[1] <= k * CHUNK:
-        return _sorted(values, k)
-    _, chunks = _sorted(_maxima(values), k)
+    if values.shape[1] <= k * CHUNK_SIZE:
+        return _top_k_sorted(values, k)
+    _, chunks = _top_k_sorted(_chunk_maxima(values), k)
     # The chunks by their places, so that of equal values the lower place is found first.
-    places = (mx.sort(chunks, axis=-1)[..., None] * CHUNK + numbers(CHUNK, np.uint32)).flatten(1)
+    places = (mx.sort(chunks, axis=-1)[..., None] * CHUNK_SIZE + constant_arange(CHUNK_SIZE, np.uint32)).flatten(1)
     there = places < values.shape[1]
     places = mx.where(there, places, 0)  # a place past the end, though worth nothing, would be read somewhere
     candidates = mx.take_along_axis(values, places, axis=1)
-    best, order = _sorted(mx.where(there, candidates, NEVER), k)
+    best, order = _top_k_sorted(mx.where(there, candidates, NEG_INF), k)
     return best, mx.take_along_axis(places, order, axis=1)
 
 
-def _sorted(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
+def _top_k_sorted(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     places = mx.argsort(-values, axis=-1)[:, :k]
     return mx.take_along_axis(values, places, axis=-1), places
 
 
-def _maxima(values: mx.array) -> mx.array:
+def _chunk_maxima(values: mx.array) -> mx.array:
     """The largest value of each chunk of each row, (rows, chunks); the last chunk may be short."""
-    whole = values.shape[1] // CHUNK * CHUNK
-    maxima = values[:, :whole].reshape(values.shape[0], -1, CHUNK).max(axis=-1)
+    whole = values.shape[1] // CHUNK_SIZE * CHUNK_SIZE
+    maxima = values[:, :whole].reshape(values.shape[0], -1, CHUNK_SIZE).max(axis=-1)
     if whole == values.shape[1]:
         return maxima
     return mx.concatenate([maxima, values[:, whole:].max(axis=-1, keepdims=True)], axis=1)
 
 
-def draw(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.array) -> mx.array:
+def sample(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.array) -> mx.array:
     """One token of each row, drawn from the probabilities that temperature, top_k, top_p and min_p leave.
 
     Args:
@@ -63,8 +63,8 @@ def draw(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.arra
     """
     rows, vocab = scores.shape
     scores = scores / search.temperature
-    scores = mx.where(scores < _threshold(scores, search), NEVER, scores)
-    beams = numbers(rows) % search.beam_size
+    scores = mx.where(scores < _threshold(scores, search), NEG_INF, scores)
+    beams = constant_arange(rows) % search.beam_size
     counters = mx.stack([length * MAX_BEAM_SIZE + beams, mx.zeros_like(beams)], axis=1).astype(mx.uint32)
     noise = mx.vmap(lambda key: mx.random.gumbel((vocab,), key=key))(keys ^ counters)
     return mx.argmax(scores + noise, axis=-1, keepdims=True)
@@ -73,7 +73,7 @@ def draw(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.arra
 def _threshold(scores: mx.array, search: SearchConfig) -> mx.array | float:
     """What a score must reach to be drawn, (rows, 1), as transformers has it: top_k, of these top_p, of these min_p."""
     if not search.top_k and search.top_p == 1 and search.min_p == 0:
-        return NEVER
+        return NEG_INF
     if not search.top_k and search.top_p == 1:
         return scores.max(axis=-1, keepdims=True) + math.log(search.min_p)
     best, _ = top_k(scores, min(search.top_k or scores.shape[1], scores.shape[1]))

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from mlx_transformer.model.attention import Attend, fused, softmax_weights
+from mlx_transformer.model.attention import AttentionFunction, attention_weights, scaled_dot_product_attention
 from mlx_transformer.model.transformer import Transformer
 
 
@@ -36,31 +36,31 @@ def attention(model: Transformer, source: mx.array, target: mx.array) -> Attenti
     Raises:
         ValueError: If rows is no multiple of batch, or if a sequence is longer than its stack has positions.
     """
-    check_rows(source, target)
+    check_target_rows(source, target)
     encoder: list[mx.array] = []
     decoder: list[mx.array] = []
-    memory = model.encode(source, attend=watched(encoder, source.shape[1]))
-    model.decode(target, memory, attend=watched(decoder, target.shape[1]))
+    memory = model.encode(source, attend=record_attention(encoder, source.shape[1]))
+    model.decode(target, memory, attend=record_attention(decoder, target.shape[1]))
     return AttentionWeights(encoder, decoder[::2], decoder[1::2])  # a decoder layer attends to itself, then across
 
 
-def watched(seen: list[mx.array], length: int) -> Attend:
+def record_attention(seen: list[mx.array], length: int) -> AttentionFunction:
     """Fused attention that also appends its weights, (rows, num_heads, length, keys), to a list.
 
     They are computed when they are evaluated; those that nobody asks for cost nothing.
     """
 
     def attend(queries: mx.array, keys: mx.array, values: mx.array, **options: Any) -> mx.array:
-        weights = softmax_weights(queries, keys, **options)
+        weights = attention_weights(queries, keys, **options)
         # The rows of one source are folded into its queries.
         unfolded = weights.reshape(*weights.shape[:2], -1, length, weights.shape[-1]).swapaxes(1, 2)
         seen.append(unfolded.flatten(0, 1))
-        return fused(queries, keys, values, **options)
+        return scaled_dot_product_attention(queries, keys, values, **options)
 
     return attend
 
 
-def check_rows(source: mx.array, target: mx.array) -> None:
+def check_target_rows(source: mx.array, target: mx.array) -> None:
     """Refuse targets that cannot be dealt to the sources: the fold of rows into queries would mix them."""
     if not source.shape[0] or target.shape[0] % source.shape[0]:
         raise ValueError(

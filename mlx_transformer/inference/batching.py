@@ -8,15 +8,15 @@ import mlx.core as mx
 
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-WINDOW = 2048  # lines that are read ahead and sorted by length
+READ_AHEAD = 2048  # lines that are read ahead and sorted by length
 LENGTH_MULTIPLE = 16  # of padded lengths, for fused attention on Metal; longer ones are 2 or 3 x a power of 2 of it
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64  # a line with more than this for each position of the model is surely too long for it
-PerLine = str | Iterable[str | None] | None  # a text for all lines, or one for each
+PerLineText = str | Iterable[str | None] | None  # a text for all lines, or one for each
 Result = TypeVar("Result")
 
 
-class Line(NamedTuple):
+class SourceLine(NamedTuple):
     """A source text and what is known of its target.
 
     Attributes:
@@ -34,13 +34,13 @@ class Line(NamedTuple):
     start: int = 0
 
 
-def read_lines(
+def make_source_lines(
     texts: Iterable[str],
     prefix: str,
-    source_language: PerLine = None,
-    target_language: PerLine = None,
-    target_prefix: PerLine = None,
-) -> Iterator[Line]:
+    source_language: PerLineText = None,
+    target_language: PerLineText = None,
+    target_prefix: PerLineText = None,
+) -> Iterator[SourceLine]:
     """Each text with what belongs to it and the source prefix, unless it begins with it; a blank one stays blank."""
     columns = [
         repeat(each) if each is None or isinstance(each, str) else iter(each)
@@ -55,21 +55,21 @@ def read_lines(
             ) from None
         blank = not text.strip()
         before = "" if blank or text.startswith(prefix) else prefix
-        yield Line("" if blank else before + text, source, target, begun, len(before))
+        yield SourceLine("" if blank else before + text, source, target, begun, len(before))
 
 
-def encode_sources(tokenizer: Tokenizer, lines: list[Line]) -> list[list[int]]:
+def encode_sources(tokenizer: Tokenizer, lines: list[SourceLine]) -> list[list[int]]:
     """The source ids of each line."""
     return tokenizer.encode_batch(*_columns(lines))
 
 
-def encode_targets(tokenizer: Tokenizer, lines: list[Line]) -> list[list[int]]:
+def encode_targets(tokenizer: Tokenizer, lines: list[SourceLine]) -> list[list[int]]:
     """The target ids of each line, whose text is a target."""
     texts, _, languages = _columns(lines)
     return tokenizer.encode_target_batch(texts, languages)
 
 
-def encode_prefixes(tokenizer: Tokenizer, lines: list[Line]) -> list[list[int]]:
+def encode_prefixes(tokenizer: Tokenizer, lines: list[SourceLine]) -> list[list[int]]:
     """The target ids that the target of each line begins with, often none."""
     texts = [(line.target_prefix or "").strip() for line in lines]
     after = len(tokenizer.config.after_target)
@@ -77,7 +77,7 @@ def encode_prefixes(tokenizer: Tokenizer, lines: list[Line]) -> list[list[int]]:
     return [row[: len(row) - after] if text else [] for row, text in zip(rows, texts, strict=True)]
 
 
-def _columns(lines: list[Line]) -> tuple[list[str], list[str | None], list[str | None]]:
+def _columns(lines: list[SourceLine]) -> tuple[list[str], list[str | None], list[str | None]]:
     return (
         [line.text for line in lines],
         [line.source_language for line in lines],
@@ -85,8 +85,8 @@ def _columns(lines: list[Line]) -> tuple[list[str], list[str | None], list[str |
     )
 
 
-def encode_beginnings(
-    encode: Callable[[list[Line]], list[list[int]]], lines: list[Line], limit: int
+def encode_truncated(
+    encode: Callable[[list[SourceLine]], list[list[int]]], lines: list[SourceLine], limit: int
 ) -> list[list[int]]:
     """The ids of each line; of one that is far longer than `limit` tokens, only a beginning that is still longer."""
     most = CHARACTERS_PER_TOKEN * limit
@@ -97,7 +97,7 @@ def encode_beginnings(
     return ids
 
 
-def pack(lengths: Sequence[int], limit: int, positions: int) -> list[list[int]]:
+def batch_by_length(lengths: Sequence[int], limit: int, positions: int) -> list[list[int]]:
     """Deal numbers to batches of like length, of at most `positions` padded positions.
 
     Args:
@@ -114,14 +114,14 @@ def pack(lengths: Sequence[int], limit: int, positions: int) -> list[list[int]]:
         size = 1
         for candidate in BATCH_SIZES:
             longest = lengths[order[min(candidate, len(order)) - 1]]
-            if candidate * padded(longest, limit) <= positions:
+            if candidate * padded_length(longest, limit) <= positions:
                 size = candidate
         batches.append(order[:size])
         order = order[size:]
     return sorted(batches, key=min)
 
 
-def padded(length: int, limit: int) -> int:
+def padded_length(length: int, limit: int) -> int:
     """One of the few lengths that are compiled: 16, 32, 48, 64, 96, 128, 192 and so on."""
     multiple = LENGTH_MULTIPLE
     while 4 * multiple < length:
@@ -129,17 +129,17 @@ def padded(length: int, limit: int) -> int:
     return min(-(-length // multiple) * multiple, limit)
 
 
-def batch_size(count: int) -> int:
+def padded_batch_size(count: int) -> int:
     """One of the few sizes that are compiled."""
     return next((size for size in BATCH_SIZES if size >= count), count)
 
 
-def as_rows(rows: list[list[int]], length: int, pad_id: int) -> mx.array:
+def pad_ids(rows: list[list[int]], length: int, pad_id: int) -> mx.array:
     """Ids padded on the right, int32 (rows, length)."""
     return mx.array([ids + [pad_id] * (length - len(ids)) for ids in rows], mx.int32)
 
 
-def in_order(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:
+def reorder(numbered: Iterable[tuple[int, Result]]) -> Iterator[Result]:
     """Results that come with their numbers, 0 and up in any order: each as soon as all before it are there."""
     ready: dict[int, Result] = {}
     given = 0

@@ -13,33 +13,33 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.decoding.inputs import token_limit
-from mlx_transformer.inference.alignment import as_tokens, source_words, words_of_ids
+from mlx_transformer.decoding.inputs import max_target_tokens
+from mlx_transformer.inference.alignment import source_word_indices, token_indices, word_indices_of_ids
 from mlx_transformer.inference.batching import (
-    WINDOW,
-    Line,
-    PerLine,
-    as_rows,
-    batch_size,
-    encode_beginnings,
+    READ_AHEAD,
+    PerLineText,
+    SourceLine,
+    batch_by_length,
     encode_prefixes,
     encode_sources,
-    in_order,
-    pack,
-    padded,
-    read_lines,
+    encode_truncated,
+    make_source_lines,
+    pad_ids,
+    padded_batch_size,
+    padded_length,
+    reorder,
 )
-from mlx_transformer.inference.scoring import Pair, score_pairs
+from mlx_transformer.inference.scoring import EncodedPair, score_pairs
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
-from mlx_transformer.tokenization.tokenizer import Start, Tokenizer
+from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
-Review = Callable[[list["Source"], list[list[Hypothesis]]], list[list[Hypothesis]]]
+Rescore = Callable[[list["EncodedSource"], list[list[Hypothesis]]], list[list[Hypothesis]]]
 logger = logging.getLogger(__name__)
-EMPTY = Hypothesis(ids=[], score=0.0, finish_reason="stop", text="")
+EMPTY_HYPOTHESIS = Hypothesis(ids=[], score=0.0, finish_reason="stop", text="")
 
 
-class Source(NamedTuple):
+class EncodedSource(NamedTuple):
     """A source as the model reads it.
 
     Attributes:
@@ -52,10 +52,10 @@ class Source(NamedTuple):
     """
 
     ids: list[int]
-    start: Start
+    start: DecoderStart
     prefix_ids: list[int]
     number: int
-    line: Line
+    line: SourceLine
     truncated: bool = False
 
 
@@ -66,10 +66,10 @@ def generate(
     text: str,
     search: SearchConfig | None = None,
     *,
-    source_language: PerLine = ...,
-    target_language: PerLine = ...,
+    source_language: PerLineText = ...,
+    target_language: PerLineText = ...,
     source_prefix: str | None = ...,
-    target_prefix: PerLine = ...,
+    target_prefix: PerLineText = ...,
     batch_tokens: int = ...,
 ) -> str: ...
 
@@ -81,10 +81,10 @@ def generate(
     text: list[str],
     search: SearchConfig | None = None,
     *,
-    source_language: PerLine = ...,
-    target_language: PerLine = ...,
+    source_language: PerLineText = ...,
+    target_language: PerLineText = ...,
     source_prefix: str | None = ...,
-    target_prefix: PerLine = ...,
+    target_prefix: PerLineText = ...,
     batch_tokens: int = ...,
 ) -> list[str]: ...
 
@@ -95,10 +95,10 @@ def generate(
     text: str | list[str],
     search: SearchConfig | None = None,
     *,
-    source_language: PerLine = None,
-    target_language: PerLine = None,
+    source_language: PerLineText = None,
+    target_language: PerLineText = None,
     source_prefix: str | None = None,
-    target_prefix: PerLine = None,
+    target_prefix: PerLineText = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> str | list[str]:
     """The best target of a text, or of each of several.
@@ -135,10 +135,10 @@ def generate_hypotheses(
     lines: Iterable[str],
     search: SearchConfig | None = None,
     *,
-    source_language: PerLine = None,
-    target_language: PerLine = None,
+    source_language: PerLineText = None,
+    target_language: PerLineText = None,
     source_prefix: str | None = None,
-    target_prefix: PerLine = None,
+    target_prefix: PerLineText = None,
     batch_tokens: int = BATCH_TOKENS,
     alignment: AlignmentConfig | None = None,
     token_scores: bool = False,
@@ -172,12 +172,12 @@ def generate_hypotheses(
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
     search = search or model.search_defaults
     prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    rows = read_lines(lines, prefix, source_language, target_language, target_prefix)
-    reviewed = partial(_reviewed, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
-    empty = replace(EMPTY, token_scores=[] if reviewed else None, alignment=[] if alignment else None)
-    while window := list(islice(rows, WINDOW)):
-        sources = _sources(model, tokenizer, window, first_line)
-        yield from _window(model, tokenizer, sources, search, batch_tokens, reviewed, empty)
+    rows = make_source_lines(lines, prefix, source_language, target_language, target_prefix)
+    reviewed = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
+    empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if reviewed else None, alignment=[] if alignment else None)
+    while window := list(islice(rows, READ_AHEAD)):
+        sources = _encode_lines(model, tokenizer, window, first_line)
+        yield from _generate_window(model, tokenizer, sources, search, batch_tokens, reviewed, empty)
         first_line += len(window)
 
 
@@ -211,24 +211,24 @@ def stream_generate(
     """
     search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
     prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    lines = list(read_lines([text], prefix, source_language, target_language, target_prefix))
-    (source,) = _sources(model, tokenizer, lines, line)
+    lines = list(make_source_lines([text], prefix, source_language, target_language, target_prefix))
+    (source,) = _encode_lines(model, tokenizer, lines, line)
     if source.truncated:
         logger.warning("Line %d is longer than the model can read and was cut.", line + 1)
     if source.ids:
         detokenizer = Detokenizer(tokenizer)
-        asked = _asked(model, [source], search)
+        asked = _search_arguments(model, [source], search)
         yield from filter(None, map(detokenizer.add, stream_ids(model, search=search, **asked)))
         yield from filter(None, [detokenizer.finish()])
 
 
-def _window(
+def _generate_window(
     model: Transformer,
     tokenizer: Tokenizer,
-    sources: list[Source],
+    sources: list[EncodedSource],
     search: SearchConfig,
     batch_tokens: int,
-    reviewed: Review | None,
+    reviewed: Rescore | None,
     empty: Hypothesis,
 ) -> Iterator[list[Hypothesis]]:
     """Search sources in batches of like length; results in order."""
@@ -237,9 +237,9 @@ def _window(
 
     def found() -> Iterator[tuple[int, list[Hypothesis]]]:
         yield from ((i, [empty]) for i, source in enumerate(sources) if not source.ids)
-        for places in pack([len(sources[i].ids) for i in written], limit, positions):
+        for places in batch_by_length([len(sources[i].ids) for i in written], limit, positions):
             batch = [sources[written[place]] for place in places]
-            results = _search(model, batch, search)
+            results = _search_batch(model, batch, search)
             results = reviewed(batch, results) if reviewed else results
             for place, source, hypotheses in zip(places, batch, results, strict=True):
                 texts = tokenizer.decode_batch(h.ids for h in hypotheses)
@@ -249,43 +249,49 @@ def _window(
                 )
             mx.clear_cache()  # buffers of shapes that may not come again
 
-    return in_order(found())
+    return reorder(found())
 
 
-def _sources(model: Transformer, tokenizer: Tokenizer, lines: list[Line], number: int) -> list[Source]:
+def _encode_lines(
+    model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine], number: int
+) -> list[EncodedSource]:
     """What the model reads of each line, the first of which has this number; nothing of a blank one."""
     limit = model.config.encoder.max_length
     written = [line for line in lines if line.text]
     encoded = zip(
-        encode_beginnings(partial(encode_sources, tokenizer), written, limit),
+        encode_truncated(partial(encode_sources, tokenizer), written, limit),
         tokenizer.starts(len(written), [line.target_language for line in written]),
         encode_prefixes(tokenizer, written),
         strict=True,
     )
-    sources: list[Source] = []
+    sources: list[EncodedSource] = []
     for line in lines:
-        ids, start, prefix = next(encoded) if line.text else ([], Start(0, None), [])
-        sources.append(Source(tokenizer.cut(ids, limit), start, prefix, number + len(sources), line, len(ids) > limit))
+        ids, start, prefix = next(encoded) if line.text else ([], DecoderStart(0, None), [])
+        sources.append(
+            EncodedSource(
+                tokenizer.truncate_source(ids, limit), start, prefix, number + len(sources), line, len(ids) > limit
+            )
+        )
     return sources
 
 
-def _search(model: Transformer, sources: list[Source], search: SearchConfig) -> list[list[Hypothesis]]:
+def _search_batch(model: Transformer, sources: list[EncodedSource], search: SearchConfig) -> list[list[Hypothesis]]:
     """Search sources as one batch of a size that is compiled once; rows to fill it up end after one token."""
-    missing = batch_size(len(sources)) - len(sources)
+    missing = padded_batch_size(len(sources)) - len(sources)
     filled = sources + [sources[0]._replace(ids=[model.config.eos_id])] * missing
-    asked = _asked(model, filled, search)
+    asked = _search_arguments(model, filled, search)
     asked["max_tokens"][len(sources) :] = [1] * missing
     return generate_ids(model, search=search, **asked)[: len(sources)]
 
 
-def _asked(model: Transformer, sources: list[Source], search: SearchConfig) -> dict[str, Any]:
+def _search_arguments(model: Transformer, sources: list[EncodedSource], search: SearchConfig) -> dict[str, Any]:
     """The arguments of a search that differ from source to source."""
     config = model.config
-    length = padded(max(len(source.ids) for source in sources), config.encoder.max_length)
+    length = padded_length(max(len(source.ids) for source in sources), config.encoder.max_length)
     forced = [source.start.first_id for source in sources if source.start.first_id is not None]
     return {
-        "source": as_rows([source.ids for source in sources], length, config.pad_id),
-        "max_tokens": [token_limit(model, len(source.ids), search) for source in sources],
+        "source": pad_ids([source.ids for source in sources], length, config.pad_id),
+        "max_tokens": [max_target_tokens(model, len(source.ids), search) for source in sources],
         "start_ids": [source.start.start_id for source in sources],
         "forced_bos_ids": forced or None,
         "prefix_ids": [source.prefix_ids for source in sources],
@@ -293,16 +299,16 @@ def _asked(model: Transformer, sources: list[Source], search: SearchConfig) -> d
     }
 
 
-def _reviewed(
+def _rescore(
     model: Transformer,
     tokenizer: Tokenizer,
     alignment: AlignmentConfig | None,
     positions: int,
-    sources: list[Source],
+    sources: list[EncodedSource],
     found: list[list[Hypothesis]],
 ) -> list[list[Hypothesis]]:
     """Hypotheses with what a teacher-forced pass over them tells."""
-    pairs = [_pair(model, tokenizer, s, h, alignment) for s, row in zip(sources, found, strict=True) for h in row]
+    pairs = [_make_pair(model, tokenizer, s, h, alignment) for s, row in zip(sources, found, strict=True) for h in row]
     scores = score_pairs(model, pairs, alignment, positions)
     return [
         [replace(h, token_scores=s.token_scores, alignment=s.alignment) for h, s in zip(row, scores, strict=False)]
@@ -310,16 +316,22 @@ def _reviewed(
     ]
 
 
-def _pair(
-    model: Transformer, tokenizer: Tokenizer, source: Source, hypothesis: Hypothesis, alignment: AlignmentConfig | None
-) -> Pair:
+def _make_pair(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    source: EncodedSource,
+    hypothesis: Hypothesis,
+    alignment: AlignmentConfig | None,
+) -> EncodedPair:
     """A source and a hypothesis as the model reads them."""
     end = [model.config.eos_id] if hypothesis.finish_reason == "stop" else []
-    pair = Pair(source.ids, [source.start.start_id, *hypothesis.ids, *end])
+    pair = EncodedPair(source.ids, [source.start.start_id, *hypothesis.ids, *end])
     if alignment is None:
         return pair
     words = (
-        source_words(tokenizer, source.line, source.ids),
-        words_of_ids(tokenizer, hypothesis.ids) + [None] * len(end),
+        source_word_indices(tokenizer, source.line, source.ids),
+        word_indices_of_ids(tokenizer, hypothesis.ids) + [None] * len(end),
     )
-    return pair._replace(units=words if alignment.unit == "words" else (as_tokens(words[0]), as_tokens(words[1])))
+    return pair._replace(
+        units=words if alignment.unit == "words" else (token_indices(words[0]), token_indices(words[1]))
+    )

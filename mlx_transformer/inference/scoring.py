@@ -11,24 +11,30 @@ import numpy as np
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS
-from mlx_transformer.inference.alignment import Units, align, as_tokens, source_words, words_of_text
-from mlx_transformer.inference.attention_weights import check_rows, watched
+from mlx_transformer.inference.alignment import (
+    WordIndices,
+    align,
+    source_word_indices,
+    token_indices,
+    word_indices_of_text,
+)
+from mlx_transformer.inference.attention_weights import check_target_rows, record_attention
 from mlx_transformer.inference.batching import (
-    WINDOW,
-    Line,
-    PerLine,
-    as_rows,
-    batch_size,
-    encode_beginnings,
+    READ_AHEAD,
+    PerLineText,
+    SourceLine,
+    batch_by_length,
     encode_sources,
     encode_targets,
-    in_order,
-    pack,
-    padded,
-    read_lines,
+    encode_truncated,
+    make_source_lines,
+    pad_ids,
+    padded_batch_size,
+    padded_length,
+    reorder,
 )
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.tokenization.tokenizer import Start, Tokenizer
+from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
 MAX_LOGITS = 2**27  # of one batch, half a gigabyte: a large vocabulary makes batches smaller
 
@@ -52,7 +58,7 @@ class Score:
     alignment: list[tuple[int, int]] | None = None
 
 
-class Pair(NamedTuple):
+class EncodedPair(NamedTuple):
     """A source and its target, as the model reads them.
 
     Attributes:
@@ -67,7 +73,7 @@ class Pair(NamedTuple):
     target: list[int]
     forced: bool = False
     truncated: bool = False
-    units: tuple[Units, Units] = ([], [])
+    units: tuple[WordIndices, WordIndices] = ([], [])
 
     @property
     def length(self) -> int:
@@ -95,7 +101,7 @@ def score_ids(
         ValueError: If rows is no multiple of batch, a sequence is longer than its stack has positions, or the decoder
             has no such layer or head.
     """
-    check_rows(source, target)
+    check_target_rows(source, target)
     layers, heads = ((), ()) if alignment is None else alignment.choice(model.config.decoder)
     scores, *attention = model.compiled(_token_scores, layers, heads)(source, target)
     return scores, attention[0] if attention else None
@@ -107,7 +113,7 @@ def _token_scores(
     read, wanted = target[:, :-1], target[:, 1:]
     seen: list[mx.array] = []
     memory = model.encode(source)
-    logits = model.decode(read, memory, attend=watched(seen, read.shape[1])).astype(mx.float32)
+    logits = model.decode(read, memory, attend=record_attention(seen, read.shape[1])).astype(mx.float32)
     chosen = mx.take_along_axis(logits, wanted[..., None], axis=-1).squeeze(-1)
     tokens = mx.cumsum(wanted != model.config.pad_id, axis=1, reverse=True) > 0  # text may hold that token too
     scores = mx.where(tokens, chosen - mx.logsumexp(logits, axis=-1), 0.0)
@@ -123,8 +129,8 @@ def score(
     sources: Iterable[str],
     targets: Iterable[str],
     *,
-    source_language: PerLine = None,
-    target_language: PerLine = None,
+    source_language: PerLineText = None,
+    target_language: PerLineText = None,
     source_prefix: str | None = None,
     alignment: AlignmentConfig | None = None,
     batch_tokens: int = BATCH_TOKENS,
@@ -155,13 +161,13 @@ def score(
     if isinstance(sources, str) or isinstance(targets, str):
         raise ValueError("sources and targets must be several texts, not one: put it in a list.")
     prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    pairs = _paired(read_lines(sources, prefix, source_language, target_language), targets)
-    while window := list(islice(pairs, WINDOW)):
-        yield from score_pairs(model, _encode(model, tokenizer, window, alignment), alignment, batch_tokens)
+    pairs = _pair_lines(make_source_lines(sources, prefix, source_language, target_language), targets)
+    while window := list(islice(pairs, READ_AHEAD)):
+        yield from score_pairs(model, _encode_window(model, tokenizer, window, alignment), alignment, batch_tokens)
         mx.clear_cache()  # buffers of shapes that may not come again
 
 
-def _paired(lines: Iterable[Line], targets: Iterable[str]) -> Iterator[tuple[Line, Line]]:
+def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator[tuple[SourceLine, SourceLine]]:
     """Each source with its target, whose language it knows."""
     for number, (line, target) in enumerate(zip_longest(lines, targets), start=1):
         if line is None or target is None:
@@ -170,53 +176,60 @@ def _paired(lines: Iterable[Line], targets: Iterable[str]) -> Iterator[tuple[Lin
         yield line, line._replace(text=target if target.strip() else "", start=0)
 
 
-def _encode(
-    model: Transformer, tokenizer: Tokenizer, lines: list[tuple[Line, Line]], alignment: AlignmentConfig | None
-) -> list[Pair]:
+def _encode_window(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    lines: list[tuple[SourceLine, SourceLine]],
+    alignment: AlignmentConfig | None,
+) -> list[EncodedPair]:
     """What the model reads of each source and its target: cut to its positions, and never empty."""
     limit, most, end = model.config.encoder.max_length, model.config.decoder.max_length, [model.config.eos_id]
     sources, targets = (list(side) for side in zip(*lines, strict=True))
-    source_ids = encode_beginnings(partial(encode_sources, tokenizer), sources, limit)
-    target_ids = encode_beginnings(partial(_encode_targets, model, tokenizer), targets, most)
+    source_ids = encode_truncated(partial(encode_sources, tokenizer), sources, limit)
+    target_ids = encode_truncated(partial(_encode_targets, model, tokenizer), targets, most)
     pairs = []
-    for source, target, start in zip(source_ids, target_ids, _starts(model, tokenizer, targets), strict=True):
-        read, written = tokenizer.cut(source, limit) or end, [start.start_id, *(target[:most] or end)]
+    for source, target, start in zip(source_ids, target_ids, _decoder_starts(model, tokenizer, targets), strict=True):
+        read, written = tokenizer.truncate_source(source, limit) or end, [start.start_id, *(target[:most] or end)]
         truncated = len(source) > limit or len(target) > most
-        pairs.append(Pair(read, written, start.first_id is not None, truncated))
+        pairs.append(EncodedPair(read, written, start.first_id is not None, truncated))
     if alignment is None:
         return pairs
-    units = [_units(model, tokenizer, *each, alignment) for each in zip(pairs, lines, strict=True)]
+    units = [_word_indices(model, tokenizer, *each, alignment) for each in zip(pairs, lines, strict=True)]
     return [pair._replace(units=each) for pair, each in zip(pairs, units, strict=True)]
 
 
-def _starts(model: Transformer, tokenizer: Tokenizer, lines: list[Line]) -> list[Start]:
+def _decoder_starts(model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine]) -> list[DecoderStart]:
     """What generation would begin each target with."""
     starts = tokenizer.starts(len(lines), [line.target_language for line in lines])
     forced = model.search_defaults.forced_bos_id
     return [start._replace(first_id=forced) if start.first_id is None else start for start in starts]
 
 
-def _encode_targets(model: Transformer, tokenizer: Tokenizer, lines: list[Line]) -> list[list[int]]:
+def _encode_targets(model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine]) -> list[list[int]]:
     """The target ids of each line, with the first token that generation would force."""
-    rows = zip(encode_targets(tokenizer, lines), _starts(model, tokenizer, lines), strict=True)
+    rows = zip(encode_targets(tokenizer, lines), _decoder_starts(model, tokenizer, lines), strict=True)
     return [ids if first is None or ids[:1] == [first] else [first, *ids] for ids, (_, first) in rows]
 
 
-def _units(
-    model: Transformer, tokenizer: Tokenizer, pair: Pair, lines: tuple[Line, Line], alignment: AlignmentConfig
-) -> tuple[Units, Units]:
+def _word_indices(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    pair: EncodedPair,
+    lines: tuple[SourceLine, SourceLine],
+    alignment: AlignmentConfig,
+) -> tuple[WordIndices, WordIndices]:
     """The words, or tokens, that the ids of a pair belong to."""
     source, target = lines
     after = len(tokenizer.config.after_target)
     words = (
-        source_words(tokenizer, source, pair.source),
-        words_of_text(partial(_encode_targets, model, tokenizer), target, pair.target[1:], after),
+        source_word_indices(tokenizer, source, pair.source),
+        word_indices_of_text(partial(_encode_targets, model, tokenizer), target, pair.target[1:], after),
     )
-    return words if alignment.unit == "words" else (as_tokens(words[0]), as_tokens(words[1]))
+    return words if alignment.unit == "words" else (token_indices(words[0]), token_indices(words[1]))
 
 
 def score_pairs(
-    model: Transformer, pairs: list[Pair], alignment: AlignmentConfig | None, positions: int
+    model: Transformer, pairs: list[EncodedPair], alignment: AlignmentConfig | None, positions: int
 ) -> Iterator[Score]:
     """Score pairs, in batches of like length and at most so many positions; in order.
 
@@ -228,34 +241,34 @@ def score_pairs(
     positions = min(positions, MAX_LOGITS // config.target_vocab_size)
 
     def found() -> Iterator[tuple[int, Score]]:
-        for batch in pack([pair.length for pair in pairs], limit, positions):
-            yield from zip(batch, _batch(model, [pairs[i] for i in batch], alignment), strict=True)
+        for batch in batch_by_length([pair.length for pair in pairs], limit, positions):
+            yield from zip(batch, _score_batch(model, [pairs[i] for i in batch], alignment), strict=True)
             mx.clear_cache()  # buffers of shapes that may not come again
 
-    return in_order(found())
+    return reorder(found())
 
 
-def _batch(model: Transformer, pairs: list[Pair], alignment: AlignmentConfig | None) -> list[Score]:
+def _score_batch(model: Transformer, pairs: list[EncodedPair], alignment: AlignmentConfig | None) -> list[Score]:
     """Score pairs as one batch of a shape that is compiled once; rows to fill it up are an end token each."""
     config = model.config
-    filler = Pair([config.eos_id], [config.start_id, config.eos_id])
-    rows = pairs + [filler] * (batch_size(len(pairs)) - len(pairs))
-    source_length = padded(max(len(pair.source) for pair in pairs), config.encoder.max_length)
-    target_length = padded(max(len(pair.target) - 1 for pair in pairs), config.decoder.max_length)
+    filler = EncodedPair([config.eos_id], [config.start_id, config.eos_id])
+    rows = pairs + [filler] * (padded_batch_size(len(pairs)) - len(pairs))
+    source_length = padded_length(max(len(pair.source) for pair in pairs), config.encoder.max_length)
+    target_length = padded_length(max(len(pair.target) - 1 for pair in pairs), config.decoder.max_length)
     scores, attention = score_ids(
         model,
-        as_rows([pair.source for pair in rows], source_length, config.pad_id),
-        as_rows([pair.target for pair in rows], target_length + 1, config.pad_id),
+        pad_ids([pair.source for pair in rows], source_length, config.pad_id),
+        pad_ids([pair.target for pair in rows], target_length + 1, config.pad_id),
         alignment,
     )
     found = np.array(scores)
     if not np.isfinite(found).all():
         raise ValueError("Scores must be numbers: the model's logits are none; compute in float32.")
     weights = [None] * len(rows) if attention is None else np.array(attention)
-    return [_score(*each) for each in zip(pairs, found, weights, strict=False)]
+    return [_make_score(*each) for each in zip(pairs, found, weights, strict=False)]
 
 
-def _score(pair: Pair, scores: np.ndarray, weights: np.ndarray | None) -> Score:
+def _make_score(pair: EncodedPair, scores: np.ndarray, weights: np.ndarray | None) -> Score:
     own = scores[: len(pair.target) - 1].tolist()
     if pair.forced:
         own[0] = 0.0

@@ -15,17 +15,17 @@ from typing import NamedTuple
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-BLOCK = 10_000  # characters that are split at a time: sentencex takes quadratic time where there is no white space
+BLOCK_SIZE = 10_000  # characters that are split at a time: sentencex takes quadratic time where there is no white space
 CHARACTERS_PER_TOKEN = 16  # a text with more for each position of the model is cut without being tokenised
 LONGEST_LETTER = 32  # code points that are one letter or sign for the eye
 CLAUSE = re.compile(r"[.!?…,;:)\]–—،؛؟।]\s+|[。！？、，；：]\s*")
-SPACES = re.compile(r"\s+")
+WHITESPACE = re.compile(r"\s+")
 # Scripts that set no space between words: South-East Asian ones, Tibetan, Chinese and Japanese.
-UNSPACED = re.compile(
+UNSPACED_SCRIPTS = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 # What sentencex calls languages of which it knows more than of others, by the codes of ISO 639-3.
-CODES = dict(
+LANGUAGE_CODES = dict(
     pair.split("=")
     for pair in """
     amh=am ara=ar arb=ar ben=bn bul=bg cat=ca ces=cs dan=da deu=de ell=el eng=en spa=es fin=fi fra=fr glg=gl guj=gu
@@ -51,7 +51,7 @@ class Paragraph(NamedTuple):
     target_language: str | None = None
 
 
-def split(text: str, fits: Callable[[str], bool], language: str | None = None) -> Paragraph:
+def split_paragraph(text: str, fits: Callable[[str], bool], language: str | None = None) -> Paragraph:
     """Split a text into sentences, each of which fits, without losing a character.
 
     Args:
@@ -65,8 +65,8 @@ def split(text: str, fits: Callable[[str], bool], language: str | None = None) -
     """
     sentences: list[str] = []
     spaces = [""]
-    code = CODES.get(name := re.split("[_-]", language or "en")[0].lower(), name)
-    for part in (part for sentence in _sentences(text, code) for part in _cut(sentence, fits)):
+    code = LANGUAGE_CODES.get(name := re.split("[_-]", language or "en")[0].lower(), name)
+    for part in (part for sentence in _sentences(text, code) for part in _split_long_sentence(sentence, fits)):
         if stripped := part.strip():
             before, _, after = part.partition(stripped)
             spaces[-1] += before
@@ -77,7 +77,7 @@ def split(text: str, fits: Callable[[str], bool], language: str | None = None) -
     return Paragraph(sentences, spaces) if sentences else Paragraph([""], [text, ""])
 
 
-def fits(
+def fits_model(
     text: str,
     limit: int,
     tokenizer: Tokenizer,
@@ -90,7 +90,7 @@ def fits(
     return len(tokenizer.encode(text, source_language, target_language)) <= limit
 
 
-def join(paragraph: Paragraph, texts: Sequence[str]) -> str:
+def join_sentences(paragraph: Paragraph, texts: Sequence[str]) -> str:
     """Put what was made of the sentences of a paragraph together, with its white space between them.
 
     Where the paragraph has no space because its script sets none, but what was made of it is of another script, a
@@ -100,13 +100,17 @@ def join(paragraph: Paragraph, texts: Sequence[str]) -> str:
     joined = spaces[0] + texts[0]
     for place in range(1, len(texts)):
         space = spaces[place]
-        if not space and _unspaced(sources[place - 1], sources[place]) and not _unspaced(joined, texts[place]):
+        if (
+            not space
+            and _is_unspaced_boundary(sources[place - 1], sources[place])
+            and not _is_unspaced_boundary(joined, texts[place])
+        ):
             space = " "
         joined += space + texts[place]
     return joined + spaces[-1]
 
 
-def combine(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hypothesis:
+def combine_hypotheses(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hypothesis:
     """The hypotheses of the sentences of a paragraph as one, without scores of tokens.
 
     Its score is the sum of theirs; it is truncated, or reached a length, if one of them is or did. Words are counted
@@ -118,27 +122,27 @@ def combine(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hypothesis:
         ids=[i for part in parts for i in part.ids],
         score=sum(part.score for part in parts),
         finish_reason="stop" if ended else "length",
-        text=join(paragraph, [part.text or "" for part in parts]),
+        text=join_sentences(paragraph, [part.text or "" for part in parts]),
         truncated=any(part.truncated for part in parts),
         token_scores=None,
-        alignment=_shifted(paragraph, parts),
+        alignment=_shift_alignment(paragraph, parts),
     )
 
 
-def _shifted(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> list[tuple[int, int]] | None:
+def _shift_alignment(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> list[tuple[int, int]] | None:
     """The aligned words of all sentences, each counted from the beginning of the paragraph."""
     if all(part.alignment is None for part in parts):
         return None
     pairs = set()
     for number, part in enumerate(parts):
         source = "".join(map(str.__add__, paragraph.spaces[:number], paragraph.sentences)) + paragraph.spaces[number]
-        target = join(paragraph, [*(p.text or "" for p in parts[:number]), "x"]).rstrip()[:-1]
+        target = join_sentences(paragraph, [*(p.text or "" for p in parts[:number]), "x"]).rstrip()[:-1]
         words = [len(text.split()) - bool(text and not text[-1].isspace()) for text in (source, target)]
         pairs |= {(words[0] + i, words[1] + j) for i, j in part.alignment or []}
     return sorted(pairs)
 
 
-def by_paragraph(
+def generate_paragraphs(
     paragraphs: Iterable[Paragraph], generate: Callable[..., Iterator[list[Hypothesis]]]
 ) -> Iterator[tuple[Paragraph, list[list[Hypothesis]]]]:
     """Each paragraph with the hypotheses of its sentences, in order, as soon as all are there.
@@ -164,7 +168,7 @@ def by_paragraph(
         yield paragraph, [first, *islice(found, len(paragraph.sentences) - 1)]
 
 
-def segmenter() -> Callable[[str, str], list[str]]:
+def load_segmenter() -> Callable[[str, str], list[str]]:
     """The function of sentencex that splits the text of a language; ValueError if it is not installed."""
     try:
         from sentencex import segment
@@ -176,8 +180,8 @@ def segmenter() -> Callable[[str, str], list[str]]:
 
 def _sentences(text: str, code: str) -> Iterator[str]:
     """Sentences with the white space around them; joined they are the text."""
-    segment = segmenter()
-    start, size = 0, BLOCK
+    segment = load_segmenter()
+    start, size = 0, BLOCK_SIZE
     while start < len(text):
         found = segment(code, text[start : start + size])
         if start + size < len(text):
@@ -186,35 +190,35 @@ def _sentences(text: str, code: str) -> Iterator[str]:
                 continue
             found.pop()  # it may go on in the next block
         yield from found
-        start, size = start + sum(map(len, found)), BLOCK
+        start, size = start + sum(map(len, found)), BLOCK_SIZE
 
 
-def _cut(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
+def _split_long_sentence(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
     """Parts of a sentence that fit, with the white space around them; a single character is taken to fit."""
     stripped = text.strip()
     if len(stripped) < 2 or fits(stripped):
         yield text
     else:
-        place = _place(text)
-        yield from _cut(text[:place], fits)
-        yield from _cut(text[place:], fits)
+        place = _split_position(text)
+        yield from _split_long_sentence(text[:place], fits)
+        yield from _split_long_sentence(text[place:], fits)
 
 
-def _place(text: str) -> int:
+def _split_position(text: str) -> int:
     """Where to cut: after a clause in the middle half, else after white space, else between characters."""
     middle, quarter = len(text) // 2, len(text) // 4
-    for found in (CLAUSE.finditer(text, quarter, len(text) - quarter), SPACES.finditer(text)):
+    for found in (CLAUSE.finditer(text, quarter, len(text) - quarter), WHITESPACE.finditer(text)):
         if places := [end for match in found if (end := match.end()) < len(text)]:
             return min(places, key=lambda place: abs(place - middle))
     near = range(middle, max(middle - LONGEST_LETTER, 0), -1)
-    return next((place for place in near if not _in_letter(text, place)), middle)
+    return next((place for place in near if not _inside_grapheme(text, place)), middle)
 
 
-def _in_letter(text: str, place: int) -> bool:
+def _inside_grapheme(text: str, place: int) -> bool:
     """Whether what follows is a mark, or joined, to what is before."""
     return unicodedata.category(text[place])[0] == "M" or "\u200d" in text[place - 1 : place + 1]
 
 
-def _unspaced(before: str, after: str) -> bool:
+def _is_unspaced_boundary(before: str, after: str) -> bool:
     """Whether one of the characters that meet is of a script without spaces."""
-    return bool(UNSPACED.search(before[-1:] + after[:1]))
+    return bool(UNSPACED_SCRIPTS.search(before[-1:] + after[:1]))

@@ -5,17 +5,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.model.dropout import drop
+from mlx_transformer.model.dropout import dropout
 
-Attend = Callable[..., mx.array]  # takes and gives what `fused` does
+AttentionFunction = Callable[..., mx.array]  # takes and gives what `fused` does
 
 
-def fused(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str) -> mx.array:
+def scaled_dot_product_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str
+) -> mx.array:
     """softmax(queries keys^T scale + mask) values, in one kernel on a GPU (Vaswani et al. 2017, equation 1)."""
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
-def softmax_weights(queries: mx.array, keys: mx.array, scale: float, mask: mx.array | str) -> mx.array:
+def attention_weights(queries: mx.array, keys: mx.array, scale: float, mask: mx.array | str) -> mx.array:
     """softmax(queries keys^T scale + mask) in float32.
 
     Args:
@@ -31,10 +33,10 @@ def softmax_weights(queries: mx.array, keys: mx.array, scale: float, mask: mx.ar
     return mx.softmax(scores, axis=-1)
 
 
-def dropping(rate: float) -> Attend:
+def attention_with_dropout(rate: float) -> AttentionFunction:
     """Attention that drops a share of its weights, as it is done in training; at a rate of 0 the fused one."""
 
     def attend(queries: mx.array, keys: mx.array, values: mx.array, **options: Any) -> mx.array:
-        return drop(softmax_weights(queries, keys, **options).astype(values.dtype), rate) @ values
+        return dropout(attention_weights(queries, keys, **options).astype(values.dtype), rate) @ values
 
-    return attend if rate else fused
+    return attend if rate else scaled_dot_product_attention

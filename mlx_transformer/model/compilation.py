@@ -11,7 +11,7 @@ from mlx.utils import tree_map
 MAX_COMPILED = 32  # functions that a model keeps the traces of
 
 
-def guarded(model: nn.Module, function: Callable) -> Callable:
+def restore_weights_on_error(model: nn.Module, function: Callable) -> Callable:
     """A compiled function that gives the model its weights back if tracing breaks off, which leaves placeholders."""
     weights = tree_map(lambda array: array, model.parameters())
 
@@ -25,11 +25,13 @@ def guarded(model: nn.Module, function: Callable) -> Callable:
     return guard
 
 
-def compiled(model: nn.Module, kept: dict[Any, Callable], function: Callable, options: tuple[Any, ...]) -> Callable:
+def compile_with_weights(
+    model: nn.Module, kept: dict[Any, Callable], function: Callable, options: tuple[Any, ...]
+) -> Callable:
     """`function(model, *options, ...)` under `mx.compile`; `kept` holds those of earlier calls."""
     key = (function, options, model.training)
     if key not in kept:
         if len(kept) == MAX_COMPILED:
             del kept[next(iter(kept))]  # the oldest
         kept[key] = mx.compile(functools.partial(function, model, *options), inputs=[model.state])
-    return guarded(model, kept[key])
+    return restore_weights_on_error(model, kept[key])

@@ -10,28 +10,28 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-JOINED, KEYS, VALUES = ".key_value_proj.", ".key_proj.", ".value_proj."
+FUSED, KEY, VALUE = ".key_value_proj.", ".key_proj.", ".value_proj."
 
 
-def split(tree: Any) -> dict[str, mx.array]:
+def split_projections(tree: Any) -> dict[str, mx.array]:
     """The arrays of a model, or of a tree like it, by their names in files; nothing is computed."""
     arrays: dict[str, mx.array] = {}
     for name, array in dict(tree_flatten(tree)).items():
-        names = names_in_files(name)
+        names = split_names(name)
         arrays |= {name: array} if names == [name] else zip(names, mx.split(array, len(names)), strict=True)
     return arrays
 
 
-def join(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
+def fuse_projections(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
     """The opposite of `split`: a model's arrays by their names in memory; nothing is computed."""
-    return {name: mx.concatenate([arrays[part] for part in names_in_files(name)]) for name in names_in_memory(arrays)}
+    return {name: mx.concatenate([arrays[part] for part in split_names(name)]) for name in fused_names(arrays)}
 
 
-def names_in_memory(names: Iterable[str]) -> list[str]:
+def fused_names(names: Iterable[str]) -> list[str]:
     """The names in memory of what has these names in files."""
-    return list(dict.fromkeys(name.replace(KEYS, JOINED).replace(VALUES, JOINED) for name in names))
+    return list(dict.fromkeys(name.replace(KEY, FUSED).replace(VALUE, FUSED) for name in names))
 
 
-def names_in_files(name: str) -> list[str]:
+def split_names(name: str) -> list[str]:
     """The names in files, in the order of rows, of what has this name in memory."""
-    return [name.replace(JOINED, part) for part in (KEYS, VALUES)] if JOINED in name else [name]
+    return [name.replace(FUSED, part) for part in (KEY, VALUE)] if FUSED in name else [name]

@@ -2,10 +2,10 @@
 
 import mlx.core as mx
 
-from mlx_transformer.model.positions import numbers
+from mlx_transformer.model.positions import constant_arange
 
 
-class Cache:
+class KVCache:
     """Preallocated keys and values of the decoder's self-attention.
 
     Attributes:
@@ -24,12 +24,12 @@ class Cache:
         """Most positions that fit."""
         return self.layers[0].shape[3]
 
-    def update(self, layer: int, key_values: mx.array) -> mx.array:
+    def update_and_fetch(self, layer: int, key_values: mx.array) -> mx.array:
         """Write keys and values of the next positions; returns the layer's whole array."""
         self.layers[layer] = mx.slice_update(self.layers[layer], key_values, self.length, axes=(3,))
         return self.layers[layer]
 
     def mask(self, queries: int) -> mx.array:
         """Which positions the next `queries` ones may attend to, (1, 1, queries, capacity)."""
-        positions = self.length + numbers(queries)
-        return (numbers(self.capacity) <= positions[:, None])[None, None]
+        positions = self.length + constant_arange(queries)
+        return (constant_arange(self.capacity) <= positions[:, None])[None, None]

@@ -16,7 +16,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
 }
 
 
-class DeviationNorm(nn.Module):
+class StdNorm(nn.Module):
     """Normalisation by the unbiased standard deviation plus epsilon (Rush 2018, "The Annotated Transformer")."""
 
     def __init__(self, dims: int, eps: float) -> None:
@@ -34,7 +34,7 @@ class DeviationNorm(nn.Module):
 NORMS = {
     "layer": lambda config: nn.LayerNorm(config.dims, eps=config.norm_eps, bias=config.norm_bias),
     "rms": lambda config: nn.RMSNorm(config.dims, eps=config.norm_eps),
-    "deviation": lambda config: DeviationNorm(config.dims, config.norm_eps),
+    "deviation": lambda config: StdNorm(config.dims, config.norm_eps),
 }
 
 
@@ -48,7 +48,7 @@ def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
     return layer
 
 
-def linears(input_dims: int, output_dims: int, bias: bool, count: int) -> nn.Linear:
+def fused_linear(input_dims: int, output_dims: int, bias: bool, count: int) -> nn.Linear:
     """Several such layers as one, their rows one after another; each begins as it would alone."""
     layers = [linear(input_dims, output_dims, bias) for _ in range(count)]
     layers[0].update(tree_map(lambda *rows: mx.concatenate(list(rows)), *(layer.parameters() for layer in layers)))

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 
 
-def numbers(count: int, dtype: type = np.int32) -> mx.array:
+def constant_arange(count: int, dtype: type = np.int32) -> mx.array:
     """0, 1, 2 and so on: a constant in a compiled function, where mx.arange would be a kernel of each call."""
     return mx.array(np.arange(count, dtype=dtype))
 
@@ -17,14 +17,14 @@ def check_length(name: str, length: int, limit: int) -> None:
         raise ValueError(f"A {name} must be at most {limit} tokens long, not {length}: shorten or split it.")
 
 
-def sinusoids(length: int, dims: int) -> mx.array:
+def sinusoidal_positions(length: int, dims: int) -> mx.array:
     """Fixed position rows, sines in even columns and cosines in odd ones (Vaswani et al. 2017, section 3.5)."""
     angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, dims, 2) / dims)
     table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)[:, :dims]
     return mx.array(table.astype(np.float32))
 
 
-def buckets(count: int, max_distance: int, two_sided: bool) -> tuple[int, ...]:
+def relative_position_buckets(count: int, max_distance: int, two_sided: bool) -> tuple[int, ...]:
     """The bucket of each distance (key - query) from -max_distance to max_distance (Raffel et al. 2020, section 2.1).
 
     Near distances have buckets of their own, far ones share logarithmically more; a decoder sees only what is behind.
@@ -39,7 +39,7 @@ def buckets(count: int, max_distance: int, two_sided: bool) -> tuple[int, ...]:
     return tuple(found.tolist())
 
 
-def relative_mask(
+def relative_position_bias(
     table: Callable[[mx.array], mx.array], buckets: tuple[int, ...], mask: mx.array, start: mx.array | int, queries: int
 ) -> mx.array:
     """A bias of attention by distance, very low where the mask forbids, (batch or 1, num_heads, queries, keys).
@@ -52,7 +52,7 @@ def relative_mask(
         queries: Number of queries.
     """
     furthest = len(buckets) // 2
-    distances = numbers(mask.shape[-1]) - (start + numbers(queries))[:, None]
+    distances = constant_arange(mask.shape[-1]) - (start + constant_arange(queries))[:, None]
     found = mx.array(list(buckets))[mx.clip(distances, -furthest, furthest) + furthest]
     bias = table(found).transpose(2, 0, 1)[None]
     return mx.where(mask, bias, mx.finfo(bias.dtype).min)

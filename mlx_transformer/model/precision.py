@@ -10,10 +10,10 @@ from mlx_transformer.model.transformer import Transformer
 
 DTYPES: dict[str, mx.Dtype] = {name: vars(mx)[name] for name in DTYPE_NAMES}
 
-FIRST_WITH_BFLOAT16 = 15  # of Apple's GPU generations: M1 is 13, M2 is 14, M3 is 15
+FIRST_NATIVE_BFLOAT16 = 15  # of Apple's GPU generations: M1 is 13, M2 is 14, M3 is 15
 
 
-def find_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
+def parse_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
     """A type of numbers by its name."""
     if isinstance(dtype, mx.Dtype):
         return dtype
@@ -37,7 +37,7 @@ def choose_dtype(stored: mx.Dtype, config: ModelConfig, on_cpu: bool, architectu
     if on_cpu:
         return mx.float32
     apple = re.match(r"applegpu_g(\d+)", architecture)
-    emulated = apple is not None and int(apple[1]) < FIRST_WITH_BFLOAT16
+    emulated = apple is not None and int(apple[1]) < FIRST_NATIVE_BFLOAT16
     if config.overflows_float16 and stored != mx.float32:
         return mx.float32 if emulated else mx.bfloat16
     return mx.float16 if emulated and stored == mx.bfloat16 else stored
@@ -52,7 +52,7 @@ def check_dtype(dtype: mx.Dtype, config: ModelConfig, allow_overflow: bool) -> N
         )
 
 
-def make_ready(
+def prepare_for_inference(
     model: Transformer,
     dtype: mx.Dtype | str | None = None,
     *,
@@ -75,7 +75,7 @@ def make_ready(
         dequantize(model)
     architecture = "" if on_cpu else str(mx.device_info()["architecture"])
     usual = choose_dtype(stored or model.dtype, model.config, on_cpu, architecture)
-    wanted = usual if dtype is None else find_dtype(dtype)
+    wanted = usual if dtype is None else parse_dtype(dtype)
     check_dtype(wanted, model.config, allow_overflow)
     model.set_dtype(wanted)
     model.eval()

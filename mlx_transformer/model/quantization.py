@@ -26,7 +26,7 @@ def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
     nn.quantize(model, config.group_size, config.bits, class_predicate=chosen)
 
 
-def quantization(model: nn.Module) -> QuantizationConfig | None:
+def quantization_of(model: nn.Module) -> QuantizationConfig | None:
     """How a model is quantised, None if it is not."""
     for module in model.modules():
         if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):

@@ -15,12 +15,18 @@ from mlx.utils import tree_reduce
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.model.attention import Attend, dropping, fused
-from mlx_transformer.model.compilation import compiled
-from mlx_transformer.model.dropout import drop, recomputed
-from mlx_transformer.model.kv_cache import Cache
-from mlx_transformer.model.layers import ACTIVATIONS, NORMS, embedding, linear, linears
-from mlx_transformer.model.positions import buckets, check_length, numbers, relative_mask, sinusoids
+from mlx_transformer.model.attention import AttentionFunction, attention_with_dropout, scaled_dot_product_attention
+from mlx_transformer.model.compilation import compile_with_weights
+from mlx_transformer.model.dropout import dropout, grad_checkpoint
+from mlx_transformer.model.kv_cache import KVCache
+from mlx_transformer.model.layers import ACTIVATIONS, NORMS, embedding, fused_linear, linear
+from mlx_transformer.model.positions import (
+    check_length,
+    constant_arange,
+    relative_position_bias,
+    relative_position_buckets,
+    sinusoidal_positions,
+)
 
 
 class Memory(NamedTuple):
@@ -46,7 +52,7 @@ class Attention(nn.Module):
         width = stack.num_heads * self.head_dims
         out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
         self.query_proj = linear(config.dims, width, config.attention_bias)
-        self.key_value_proj = linears(config.dims, width, config.attention_bias, count=2)
+        self.key_value_proj = fused_linear(config.dims, width, config.attention_bias, count=2)
         self.out_proj = linear(width, config.dims, out_bias)
 
     def split_heads(self, x: mx.array, batch: int) -> mx.array:
@@ -58,7 +64,13 @@ class Attention(nn.Module):
         heads = self.key_value_proj(x).reshape(*x.shape[:2], 2, -1, self.head_dims)
         return heads.transpose(0, 3, 2, 1, 4)
 
-    def __call__(self, x: mx.array, key_values: mx.array, mask: mx.array | str, attend: Attend = fused) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        key_values: mx.array,
+        mask: mx.array | str,
+        attend: AttentionFunction = scaled_dot_product_attention,
+    ) -> mx.array:
         """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims)."""
         # The beams of a sentence fold into its query length: they all read one memory.
         queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
@@ -87,7 +99,7 @@ class FeedForward(nn.Module):
         inner = self.activation(self.gate_proj(x) if "gate_proj" in self else self.up_proj(x))
         if "gate_proj" in self:
             inner = inner * self.up_proj(x)
-        return self.down_proj(drop(inner, self.dropout) if self.training else inner)
+        return self.down_proj(dropout(inner, self.dropout) if self.training else inner)
 
 
 class Residual(nn.Module):
@@ -104,11 +116,11 @@ class Residual(nn.Module):
         """Add what the sublayer makes of x, (rows, length, dims)."""
         scaled = x if self.scale == 1 else x * self.scale
         added = sublayer(self.norm(x) if self.norm_first else x)
-        total = scaled + (drop(added, self.dropout) if self.training else added)
+        total = scaled + (dropout(added, self.dropout) if self.training else added)
         return total if self.norm_first else self.norm(total)
 
 
-def as_they_are(key_values: mx.array) -> mx.array:
+def identity(key_values: mx.array) -> mx.array:
     """Remember nothing: attend to the keys and values of these positions alone."""
     return key_values
 
@@ -130,22 +142,22 @@ class Layer(nn.Module):
         self,
         x: mx.array,
         mask: mx.array | str,
-        remember: Callable[[mx.array], mx.array] = as_they_are,
+        update_cache: Callable[[mx.array], mx.array] = identity,
         memory: tuple[mx.array, mx.array] | None = None,
-        attend: Attend = fused,
+        attend: AttentionFunction = scaled_dot_product_attention,
     ) -> mx.array:
         """Run one layer.
 
         Args:
             x: (rows, length, dims).
             mask: What self-attention may attend to.
-            remember: Takes the keys and values of x and returns those of all positions so far.
+            update_cache: Takes the keys and values of x and returns those of all positions so far.
             memory: What cross-attention reads, in a decoder: keys and values, and their mask.
             attend: Computes attention, first self-attention, then cross-attention.
         """
 
         def self_attention(x: mx.array) -> mx.array:
-            return self.self_attention(x, remember(self.self_attention.key_values(x)), mask, attend)
+            return self.self_attention(x, update_cache(self.self_attention.key_values(x)), mask, attend)
 
         x = self.self_attention_residual(x, self_attention)
         if memory is not None:
@@ -162,14 +174,14 @@ class Stack(nn.Module):
         if stack.positions in ("sinusoidal", "learned"):
             self.positions = nn.Embedding(stack.max_length, config.dims)
         if stack.positions == "sinusoidal":
-            self.positions.weight = sinusoids(stack.max_length, config.dims)
+            self.positions.weight = sinusoidal_positions(stack.max_length, config.dims)
             self.positions.freeze()
         self.dropout = config.dropout
         self.layers = [Layer(config, stack, cross) for _ in range(stack.num_layers)]
         if stack.positions == "relative":
             for module in [layer.self_attention for layer in self.layers] if stack.bias_each_layer else [self]:
                 module.relative_bias = nn.Embedding(stack.num_buckets, stack.num_heads)
-            self.buckets = buckets(stack.num_buckets, stack.max_distance, two_sided=not cross)
+            self.buckets = relative_position_buckets(stack.num_buckets, stack.max_distance, two_sided=not cross)
         if stack.embedding_norm != "none":
             self.embedding_norm = NORMS[config.norm](config)
         self.norm_before_positions = stack.embedding_norm == "before"
@@ -182,17 +194,20 @@ class Stack(nn.Module):
         if "embedding_norm" in self and self.norm_before_positions:
             x = self.embedding_norm(x)
         if "positions" in self:
-            x = x + self.positions(start + numbers(x.shape[1]))
+            x = x + self.positions(start + constant_arange(x.shape[1]))
         if "embedding_norm" in self and not self.norm_before_positions:
             x = self.embedding_norm(x)
-        return drop(x, self.dropout) if self.training else x
+        return dropout(x, self.dropout) if self.training else x
 
     def masks(self, mask: mx.array, start: mx.array | int, queries: int) -> list[mx.array]:
         """For each layer what self-attention may attend to: the mask, or a bias by distance that contains it."""
         if "relative_bias" in self:
-            return [relative_mask(self.relative_bias, self.buckets, mask, start, queries)] * len(self.layers)
+            return [relative_position_bias(self.relative_bias, self.buckets, mask, start, queries)] * len(self.layers)
         tables = [layer.self_attention.get("relative_bias") for layer in self.layers]
-        return [mask if table is None else relative_mask(table, self.buckets, mask, start, queries) for table in tables]
+        return [
+            mask if table is None else relative_position_bias(table, self.buckets, mask, start, queries)
+            for table in tables
+        ]
 
     def normalize(self, x: mx.array) -> mx.array:
         """The final normalisation, where the stack has one."""
@@ -239,14 +254,18 @@ class Transformer(nn.Module):
         Raises:
             ValueError: If a sequence is longer than its stack has positions.
         """
-        return self.logits(self.hidden(source, target))
+        return self.logits(self.hidden_states(source, target))
 
-    def hidden(self, source: mx.array, target: mx.array) -> mx.array:
+    def hidden_states(self, source: mx.array, target: mx.array) -> mx.array:
         """What the output layer makes `model(source, target)` of, (batch, target_length, dims)."""
-        attend = dropping(self.config.attention_dropout) if self.training else fused
+        attend = (
+            attention_with_dropout(self.config.attention_dropout) if self.training else scaled_dot_product_attention
+        )
         return self._decode(target, self.encode(source, attend=attend), attend=attend)
 
-    def encode(self, source: mx.array, mask: mx.array | None = None, attend: Attend = fused) -> Memory:
+    def encode(
+        self, source: mx.array, mask: mx.array | None = None, attend: AttentionFunction = scaled_dot_product_attention
+    ) -> Memory:
         """Read a batch of sources.
 
         Args:
@@ -262,13 +281,19 @@ class Transformer(nn.Module):
         mask = (tokens if mask is None else mask)[:, None, None]
         x = self.encoder.embed(self.source_embedding(source))
         for layer, visible in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
-            x = self._through(layer)(x, visible, attend=attend)
+            x = self._maybe_checkpoint(layer)(x, visible, attend=attend)
         x = self.encoder.normalize(x)
         key_values = [layer.cross_attention.key_values(x) for layer in self.decoder.layers]
         # Contiguous, or attention would copy them in every decode step.
         return Memory([mx.contiguous(layer) for layer in key_values], mask)
 
-    def decode(self, target: mx.array, memory: Memory, cache: Cache | None = None, attend: Attend = fused) -> mx.array:
+    def decode(
+        self,
+        target: mx.array,
+        memory: Memory,
+        cache: KVCache | None = None,
+        attend: AttentionFunction = scaled_dot_product_attention,
+    ) -> mx.array:
         """Logits of the tokens that follow each target position.
 
         Args:
@@ -286,27 +311,35 @@ class Transformer(nn.Module):
         """
         return self.logits(self._decode(target, memory, cache, attend))
 
-    def _decode(self, target: mx.array, memory: Memory, cache: Cache | None = None, attend: Attend = fused) -> mx.array:
+    def _decode(
+        self,
+        target: mx.array,
+        memory: Memory,
+        cache: KVCache | None = None,
+        attend: AttentionFunction = scaled_dot_product_attention,
+    ) -> mx.array:
         check_length("target", target.shape[1], self.config.decoder.max_length)
         start = 0 if cache is None else cache.length
         x = self.decoder.embed(self._target_embedding(target), start)
         masks = self._masks(target.shape[1], cache)
         for index, layer in enumerate(self.decoder.layers):
-            remember = as_they_are if cache is None else functools.partial(cache.update, index)
-            x = self._through(layer)(x, masks[index], remember, (memory.key_values[index], memory.mask), attend)
+            update_cache = identity if cache is None else functools.partial(cache.update_and_fetch, index)
+            x = self._maybe_checkpoint(layer)(
+                x, masks[index], update_cache, (memory.key_values[index], memory.mask), attend
+            )
         if cache is not None:
             cache.length = cache.length + target.shape[1]
         x = self.decoder.normalize(x)
         return x if self.config.logit_scale == 1 else x * self.config.logit_scale
 
-    def _through(self, layer: Layer) -> Callable[..., mx.array]:
-        return recomputed(layer) if self.recompute and self.training else layer
+    def _maybe_checkpoint(self, layer: Layer) -> Callable[..., mx.array]:
+        return grad_checkpoint(layer) if self.recompute and self.training else layer
 
-    def new_cache(self, rows: int, capacity: int) -> Cache:
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache for `rows` sequences of up to `capacity` tokens."""
         head_dims = self.decoder.layers[0].self_attention.head_dims
         shape = (rows, self.config.decoder.num_heads, 2, capacity, head_dims)
-        return Cache([mx.zeros(shape, self.dtype) for _ in self.decoder.layers], mx.array(0, mx.int32))
+        return KVCache([mx.zeros(shape, self.dtype) for _ in self.decoder.layers], mx.array(0, mx.int32))
 
     @property
     def num_parameters(self) -> int:
@@ -320,9 +353,9 @@ class Transformer(nn.Module):
 
     def compiled(self, function: Callable, *options: Any) -> Callable:
         """`function(model, *options, ...)`, compiled; the weights are inputs, so that later updates are seen."""
-        return compiled(self, self._compiled, function, options)
+        return compile_with_weights(self, self._compiled, function, options)
 
-    def _masks(self, queries: int, cache: Cache | None) -> list[mx.array] | list[str]:
+    def _masks(self, queries: int, cache: KVCache | None) -> list[mx.array] | list[str]:
         """For each decoder layer what may be attended to: without a cache, the positions up to the query's own."""
         if cache is not None:
             return self.decoder.masks(cache.mask(queries), cache.length, queries)
@@ -341,9 +374,9 @@ class Transformer(nn.Module):
             return self.output.weight, self.output.get("bias")
         return self._target_embedding.weight, self.get("output_bias")
 
-    def logits(self, hidden: mx.array) -> mx.array:
+    def logits(self, hidden_states: mx.array) -> mx.array:
         """What the output layer makes of `hidden`, (..., dims) -> (..., target_vocab_size)."""
         if "output" in self:
-            return self.output(hidden)
-        logits = self._target_embedding.as_linear(hidden)
+            return self.output(hidden_states)
+        logits = self._target_embedding.as_linear(hidden_states)
         return logits + self.output_bias if "output_bias" in self else logits

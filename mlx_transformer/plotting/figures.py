@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.inference.attention_weights import AttentionWeights, attention
-from mlx_transformer.metrics import REMEDY
+from mlx_transformer.metrics import INSTALL_HINT
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.plotting.learning_curves import Log, best_point, curve, read_log, run_names
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -27,9 +27,9 @@ try:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    from mlx_transformer.plotting.fonts import lettering, pieces, width
+    from mlx_transformer.plotting.fonts import piece_labels, render_labels, text_width
 except ModuleNotFoundError as error:
-    raise ValueError(f"Pictures need matplotlib, which is not installed: {REMEDY}.") from error
+    raise ValueError(f"Pictures need matplotlib, which is not installed: {INSTALL_HINT}.") from error
 
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 200
@@ -53,7 +53,7 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 
 # Kind of attention -> what it is called, and what its rows (queries) and columns (keys) are.
-KINDS = {
+ATTENTION_KINDS = {
     "encoder": ("encoder self-attention", "source", "source"),
     "cross": ("cross-attention", "target", "source"),
     "decoder": ("decoder self-attention", "target", "target so far"),
@@ -66,7 +66,7 @@ MANY = 10_000  # cells of a panel, which .svg and .pdf then hold as an image, no
 TICKS = (0, 0.05, 0.2, 0.5, 1)
 
 
-class Panel(NamedTuple):
+class AttentionPanel(NamedTuple):
     """A matrix of attention weights.
 
     Attributes:
@@ -130,18 +130,18 @@ def learning_curves(runs: Sequence[str | Path]) -> Figure:
     for place, title in enumerate(titles, start=1):
         axes = figure.add_subplot(rows, columns, place, sharex=figure.axes[0] if figure.axes else None)
         for number, log in enumerate(logs):
-            _draw(axes, log, *PANELS[title], style(number))
-        _dress(axes, title, "step" if place > len(titles) - columns else "")
+            _draw_curve(axes, log, *PANELS[title], line_style(number))
+        _format_axes(axes, title, "step" if place > len(titles) - columns else "")
     _add_legend(figure, logs, run_names(runs))
     return figure
 
 
-def style(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """How the lines of one run differ from those of others."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
 
 
-def _draw(axes: Axes, log: Log, field: str, events: tuple[str, ...], own: dict[str, Any]) -> None:
+def _draw_curve(axes: Axes, log: Log, field: str, events: tuple[str, ...], own: dict[str, Any]) -> None:
     """The curves of a run in a panel, with a star on the validation that was kept as the best."""
     for event in events:
         points = curve(log, event, field)
@@ -150,7 +150,7 @@ def _draw(axes: Axes, log: Log, field: str, events: tuple[str, ...], own: dict[s
         axes.plot(*best, **own | LOOKS["best"])
 
 
-def _dress(axes: Axes, title: str, label: str) -> None:
+def _format_axes(axes: Axes, title: str, label: str) -> None:
     """Title, ticks and grid of a panel of curves; values that lie far apart on a logarithmic scale."""
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel(label, fontsize=9)
@@ -170,8 +170,8 @@ def _dress(axes: Axes, title: str, label: str) -> None:
 
 def _add_legend(figure: Figure, logs: Sequence[Log], names: list[str]) -> None:
     """The runs by colour, then what the kinds of lines are, above all panels."""
-    texts, families = lettering(names, longest=60)
-    runs = [Line2D([], [], linewidth=2.5, **style(number)) for number in range(len(names))]
+    texts, families = render_labels(names, longest=60)
+    runs = [Line2D([], [], linewidth=2.5, **line_style(number)) for number in range(len(names))]
     validated = any(curve(log, "validation", "loss") for log in logs)
     kinds = {"training": "step"} | ({"validation": "validation", "best validation": "best"} if validated else {})
     grey = [Line2D([], [], **{"color": "0.3"} | LOOKS[kind]) for kind in kinds.values()]
@@ -181,7 +181,7 @@ def _add_legend(figure: Figure, logs: Sequence[Log], names: list[str]) -> None:
         handles=runs + grey,
         labels=labels,
         loc="outside upper left",
-        ncols=max(1, min(len(labels), room // (max(map(width, labels)) + 7))),
+        ncols=max(1, min(len(labels), room // (max(map(text_width, labels)) + 7))),
         prop={"family": families, "size": 9},
         frameon=False,
     )
@@ -215,39 +215,45 @@ def attention_figure(
     Raises:
         ValueError: If there is no such kind, layer or head, or the picture would be too large.
     """
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"Kinds of attention are {', '.join(KINDS)}: {unknown[0]!r} is none.")
+    if unknown := [kind for kind in kinds if kind not in ATTENTION_KINDS]:
+        raise ValueError(f"Kinds of attention are {', '.join(ATTENTION_KINDS)}: {unknown[0]!r} is none.")
     weights = attention(model, mx.array([source], mx.int32), mx.array([target[:-1]], mx.int32))
-    chosen = [kind for kind in KINDS if kind in (kinds or KINDS)]
-    rows = arrange([panel for kind in chosen for panel in panels(weights, kind, layers, heads)])
-    texts, families = lettering(pieces(tokenizer.source, source) + pieces(tokenizer.target, target), longest=24)
+    chosen = [kind for kind in ATTENTION_KINDS if kind in (kinds or ATTENTION_KINDS)]
+    rows = arrange_panels([panel for kind in chosen for panel in select_panels(weights, kind, layers, heads)])
+    texts, families = render_labels(
+        piece_labels(tokenizer.source, source) + piece_labels(tokenizer.target, target), longest=24
+    )
     read, written = texts[: len(source)], texts[len(source) :]
     labels = {"source": read, "target": written[1:], "target so far": written[:-1]}
-    return _draw_panels(rows, labels, 0.4 * max(map(width, texts)) + 2, families)
+    return _draw_panel_grid(rows, labels, 0.4 * max(map(text_width, texts)) + 2, families)
 
 
-def panels(weights: AttentionWeights, kind: str, layers: Sequence[int], heads: Sequence[int]) -> Iterator[Panel]:
+def select_panels(
+    weights: AttentionWeights, kind: str, layers: Sequence[int], heads: Sequence[int]
+) -> Iterator[AttentionPanel]:
     """The panels of a kind of attention; ValueError if it has no such layer or head."""
     stack = weights._asdict()[kind]
     for layer in layers or [len(stack) - 1]:
         check_number("layer", kind, layer, len(stack))
         matrices = np.array(stack[layer][0])
         if not heads:
-            yield Panel(kind, f"layer {layer}, mean of heads", matrices.mean(axis=0))
+            yield AttentionPanel(kind, f"layer {layer}, mean of heads", matrices.mean(axis=0))
         for head in heads:
             check_number("head", kind, head, len(matrices))
-            yield Panel(kind, f"layer {layer}, head {head}", matrices[head])
+            yield AttentionPanel(kind, f"layer {layer}, head {head}", matrices[head])
 
 
 def check_number(name: str, kind: str, number: int, count: int) -> None:
     """Refuse a layer or head that a model does not have."""
     if not 0 <= number < count:
-        raise ValueError(f"A {name} of {KINDS[kind][0]} must be one of 0 to {count - 1}: {number} is none.")
+        raise ValueError(f"A {name} of {ATTENTION_KINDS[kind][0]} must be one of 0 to {count - 1}: {number} is none.")
 
 
-def arrange(found: Sequence[Panel]) -> list[list[Panel]]:
+def arrange_panels(found: Sequence[AttentionPanel]) -> list[list[AttentionPanel]]:
     """Rows of panels: those that have the same queries stand abreast."""
-    groups = [[panel for panel in found if KINDS[panel.kind][1] == queries] for queries in ("source", "target")]
+    groups = [
+        [panel for panel in found if ATTENTION_KINDS[panel.kind][1] == queries] for queries in ("source", "target")
+    ]
     return [group[i : i + ABREAST] for group in groups for i in range(0, len(group), ABREAST)]
 
 
@@ -262,7 +268,9 @@ def cell_size(across: float, down: float) -> float:
     return min(most, max(least, ROOM / max(across, down)))
 
 
-def _draw_panels(rows: list[list[Panel]], labels: dict[str, list[str]], margin: float, families: list[str]) -> Figure:
+def _draw_panel_grid(
+    rows: list[list[AttentionPanel]], labels: dict[str, list[str]], margin: float, families: list[str]
+) -> Figure:
     """Rows of panels of which all cells have one size; the margin for labels, left and above, is in cells, too."""
     widths = [max(9, *(panel.weights.shape[1] for panel in column if panel)) + margin for column in zip_longest(*rows)]
     heights = [max(panel.weights.shape[0] for panel in row) + margin + 3 for row in rows]
@@ -283,9 +291,9 @@ def _draw_panels(rows: list[list[Panel]], labels: dict[str, list[str]], margin: 
     return figure
 
 
-def _draw_panel(axes: Axes, panel: Panel, labels: dict[str, list[str]], letters: dict[str, Any]) -> QuadMesh:
+def _draw_panel(axes: Axes, panel: AttentionPanel, labels: dict[str, list[str]], letters: dict[str, Any]) -> QuadMesh:
     """A matrix as coloured cells, dark where attention is high; grey where the decoder cannot look yet."""
-    name, rows, columns = KINDS[panel.kind]
+    name, rows, columns = ATTENTION_KINDS[panel.kind]
     queries, keys = panel.weights.shape
     mesh = axes.pcolormesh(
         np.ma.masked_where(np.triu(np.full((queries, keys), panel.kind == "decoder"), 1), panel.weights),

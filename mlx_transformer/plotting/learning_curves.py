@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.training.run_directory import Run
+from mlx_transformer.training.run_directory import RunDirectory
 
 Log = list[dict[str, Any]]
 Point = tuple[float, float]  # a step and a value
@@ -18,7 +18,7 @@ def read_log(folder: str | Path) -> Log:
         FileNotFoundError: If there is no log.
         ValueError: If it holds no losses yet.
     """
-    run = Run(folder)
+    run = RunDirectory(folder)
     if not run.log.is_file():
         raise FileNotFoundError(f"A run must have a log: there is no {run.log}; give the --output of a training.")
     log = run.entries()

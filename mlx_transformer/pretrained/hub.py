@@ -17,29 +17,41 @@ from mlx_transformer import __version__
 
 logger = logging.getLogger(__name__)
 
-NAME = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
-COMMIT = re.compile(r"[0-9a-f]{40}")
-SMALL = (
+REPOSITORY_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
+COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
+CONFIG_FILES = (
     *("config.json", "generation_config.json", "config.yaml", "*tokenizer*.json", "special_tokens_map.json"),
     *("added_tokens.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "dict*.txt", "*.spm", "*.model"),
     *("bpecodes", "code", "*.codes"),
 )
-PREFERRED = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-BESIDE = ("adapter_", "training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")  # no weights of a model
-LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+PREFERRED_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+NON_MODEL_PREFIXES = (
+    "adapter_",
+    "training_args.",
+    "optimizer.",
+    "scheduler.",
+    "scaler.",
+    "rng_state",
+)  # no weights of a model
+LOGIN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 
 
-class Unreachable(OSError):
+class HubUnreachableError(OSError):
     """The hub gives no answer, or is not to be asked."""
 
 
-def is_name(text: str) -> bool:
+def is_repository_id(text: str) -> bool:
     """Whether a text can be owner/name of a repository."""
-    return NAME.fullmatch(text) is not None
+    return REPOSITORY_ID.fullmatch(text) is not None
 
 
-def fetch(name: str, revision: str | None, make: Callable[[Path, Path], None]) -> Path:
+def fetch_model(name: str, revision: str | None, make: Callable[[Path, Path], None]) -> Path:
     """The model folder made of a repository: of its newest commit if the hub can be asked, else the last one made.
 
     Args:
@@ -55,21 +67,21 @@ def fetch(name: str, revision: str | None, make: Callable[[Path, Path], None]) -
     """
     home = cache_folder() / name.replace("/", "--")
     record = home / f"ref-{quote(revision or 'main', safe='')}"
-    if COMMIT.fullmatch(revision or "") and (pinned := home / f"{revision}-{__version__}").exists():
+    if COMMIT_HASH.fullmatch(revision or "") and (pinned := home / f"{revision}-{__version__}").exists():
         return pinned
     try:
-        commit, names = ask(name, revision)
+        commit, names = resolve_revision(name, revision)
         folder = home / f"{commit}-{__version__}"  # another version may convert otherwise
-        if read_record(record) != folder:
-            with locked(home):
+        if read_last_used(record) != folder:
+            with lock_folder(home):
                 if not folder.exists():
                     make(download(name, commit, names), folder)
-                write_record(record, folder)
+                write_last_used(record, folder)
         return folder
-    except Unreachable as error:
+    except HubUnreachableError as error:
         from huggingface_hub import constants
 
-        last = read_record(record)
+        last = read_last_used(record)
         if last is None:
             raise
         if not constants.HF_HUB_OFFLINE:
@@ -84,7 +96,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mlx_transformer"
 
 
-def ask(name: str, revision: str | None) -> tuple[str, list[str]]:
+def resolve_revision(name: str, revision: str | None) -> tuple[str, list[str]]:
     """The commit of a revision, and the names of its files.
 
     Raises:
@@ -92,9 +104,9 @@ def ask(name: str, revision: str | None) -> tuple[str, list[str]]:
     """
     from huggingface_hub import HfApi, constants
 
-    with explained(name, revision):
+    with translate_hub_errors(name, revision):
         info = HfApi().model_info(name, revision=revision or None, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        if not COMMIT.fullmatch(info.sha or ""):
+        if not COMMIT_HASH.fullmatch(info.sha or ""):
             raise ValueError("the answer names no commit")
     return str(info.sha), [file.rfilename for file in info.siblings or []]
 
@@ -108,26 +120,26 @@ def download(name: str, commit: str, names: list[str]) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    files = choose(name, names)
-    with explained(name, commit):
+    files = choose_files(name, names)
+    with translate_hub_errors(name, commit):
         # One by one, so that Ctrl-C need not wait for the others.
         return [Path(hf_hub_download(name, file, revision=commit)) for file in files][-1]
 
 
-def choose(name: str, names: list[str]) -> list[str]:
+def choose_files(name: str, names: list[str]) -> list[str]:
     """Which files of a repository to download: settings, those of the tokenizer, and one set of weights, named last."""
     names = sorted(file for file in names if "/" not in file)
-    weights = next((file for file in PREFERRED if file in names), None) or _only_weights(name, names)
+    weights = next((file for file in PREFERRED_WEIGHTS if file in names), None) or _single_weights_file(name, names)
     stem, suffix = os.path.splitext(weights.removesuffix(".index.json"))
     shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
     shards = [file for file in names if shard.fullmatch(file)] if weights.endswith(".index.json") else []
-    small = [file for file in names if any(fnmatch(file, pattern) for pattern in SMALL)]
+    small = [file for file in names if any(fnmatch(file, pattern) for pattern in CONFIG_FILES)]
     return [*small, *shards, weights]
 
 
-def _only_weights(name: str, names: list[str]) -> str:
+def _single_weights_file(name: str, names: list[str]) -> str:
     """The one file of weights that has another name; half the precision only where there is nothing else."""
-    found = [file for file in names if file.endswith(SUFFIXES) and not file.startswith(BESIDE)]
+    found = [file for file in names if file.endswith(WEIGHT_SUFFIXES) and not file.startswith(NON_MODEL_PREFIXES)]
     found = [file for file in found if ".fp16." not in file] or found
     found = [file for file in found if file.endswith(".safetensors")] or found
     if len(found) == 1:
@@ -140,17 +152,18 @@ def _only_weights(name: str, names: list[str]) -> str:
     if any(file.startswith("adapter_") for file in names):
         raise ValueError(f"An adapter is no whole model, and {name} is one: merge it into its model and save that.")
     raise ValueError(
-        f"A repository must hold weights that torch can read ({', '.join(SUFFIXES)}), {name} has none: choose another."
+        f"A repository must hold weights that torch can read ({', '.join(WEIGHT_SUFFIXES)}), {name} has none: "
+        "choose another."
     )
 
 
-def read_record(record: Path) -> Path | None:
+def read_last_used(record: Path) -> Path | None:
     """The folder that was last loaded for a revision, if it is still there."""
     folder = record.parent / record.read_text() if record.exists() else None
     return folder if folder and (folder / "config.json").exists() else None
 
 
-def write_record(record: Path, folder: Path) -> None:
+def write_last_used(record: Path, folder: Path) -> None:
     """Remember the folder of a revision, for when the hub cannot be asked."""
     new = record.with_name(f".{record.name}")
     new.write_text(folder.name)
@@ -158,7 +171,7 @@ def write_record(record: Path, folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Let one process at a time work in a folder; when it ends in whatever way, the next goes on."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,17 +187,17 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def explained(name: str, revision: str | None) -> Iterator[None]:
+def translate_hub_errors(name: str, revision: str | None) -> Iterator[None]:
     """Turn what huggingface_hub raises into one line: what must hold, what was found, what to do."""
     from huggingface_hub import errors
 
     try:
         yield
     except (OSError, ValueError, RuntimeError, errors.HTTPError) as error:  # of Python, its Rust and its HTTP library
-        raise explain(error, name, revision) from error
+        raise describe_hub_error(error, name, revision) from error
 
 
-def explain(error: BaseException, name: str, revision: str | None) -> OSError:
+def describe_hub_error(error: BaseException, name: str, revision: str | None) -> OSError:
     """The line for an error of huggingface_hub."""
     from huggingface_hub import constants, errors
 
@@ -194,7 +207,7 @@ def explain(error: BaseException, name: str, revision: str | None) -> OSError:
     reason = " ".join(str(error).split()) or type(error).__name__
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     if isinstance(error, errors.GatedRepoError):
-        return PermissionError(f"{name} is gated: ask for access at {address}, then {LOGIN}.")
+        return PermissionError(f"{name} is gated: ask for access at {address}, then {LOGIN_HINT}.")
     if isinstance(error, errors.RevisionNotFoundError):
         return FileNotFoundError(
             f"A revision must be a branch, tag or commit of {address}: {revision or 'main'} is none; check the name."
@@ -202,12 +215,14 @@ def explain(error: BaseException, name: str, revision: str | None) -> OSError:
     if isinstance(error, errors.RepositoryNotFoundError):
         return FileNotFoundError(
             f"A model must be a path or owner/name on the hub: there is neither a path {name} nor, for you, a model "
-            f"{address}; check the name, or if it is private {LOGIN}."
+            f"{address}; check the name, or if it is private {LOGIN_HINT}."
         )
     if 400 <= status < 500 and status not in (408, 429):
-        return PermissionError(f"The hub refuses {address}: {reason}; check your token, {LOGIN}.")
+        return PermissionError(f"The hub refuses {address}: {reason}; check your token, {LOGIN_HINT}.")
     if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError | TimeoutError):
         return OSError(f"{name} cannot be downloaded to {constants.HF_HUB_CACHE}: {error.strerror}; set HF_HOME.")
     if constants.HF_HUB_OFFLINE:
         reason = "HF_HUB_OFFLINE is set"
-    return Unreachable(f"{address} cannot be reached: {reason}; check the network, or the path if {name} is one.")
+    return HubUnreachableError(
+        f"{address} cannot be reached: {reason}; check the network, or the path if {name} is one."
+    )

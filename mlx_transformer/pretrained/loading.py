@@ -13,8 +13,8 @@ from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.convert import convert as convert
 from mlx_transformer.weights.convert import load as load_torch
 
-BUNDLED = Path(weights.__file__).parent / "pretrained" / "en-fr"
-TORCH_FILES = ("*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.ckpt")
+BUNDLED_MODEL = Path(weights.__file__).parent / "pretrained" / "en-fr"
+TORCH_PATTERNS = ("*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.ckpt")
 
 
 def load(
@@ -44,12 +44,12 @@ def load(
         OSError: If the hub refuses or cannot be reached, or the disk is full.
         ValueError: If it does not hold a whole model, or a checkpoint of no known family.
     """
-    path = find(model, revision)
-    read = load_torch if is_torch(path) else model_folder.load
+    path = find_model(model, revision)
+    read = load_torch if is_torch_checkpoint(path) else model_folder.load
     return read(path, dtype=dtype, quantize=quantize, allow_overflow=allow_overflow)
 
 
-def find(model: str | Path | None = None, revision: str | None = None) -> Path:
+def find_model(model: str | Path | None = None, revision: str | None = None) -> Path:
     """The folder or file of a model; one of the hub is downloaded and converted.
 
     Raises:
@@ -57,9 +57,9 @@ def find(model: str | Path | None = None, revision: str | None = None) -> Path:
         OSError: See `load`.
         ValueError: If a revision is asked for of a path.
     """
-    if of_hub(model, revision):
-        return hub.fetch(str(model), revision, keep)
-    path = BUNDLED if model is None else Path(model)
+    if fetch_from_hub(model, revision):
+        return hub.fetch_model(str(model), revision, convert_to_cache)
+    path = BUNDLED_MODEL if model is None else Path(model)
     if (path / "best" / "config.json").exists() and not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} is a training run, which holds models: use {path / 'best'}.")
     if not path.exists():
@@ -70,26 +70,30 @@ def find(model: str | Path | None = None, revision: str | None = None) -> Path:
     return path
 
 
-def find_checkpoint(source: str | Path, revision: str | None = None) -> Path:
+def find_torch_checkpoint(source: str | Path, revision: str | None = None) -> Path:
     """The path of a torch checkpoint; one of the hub is downloaded.
 
     Raises:
         OSError: See `load`.
         ValueError: If a revision is asked for of a path.
     """
-    return hub.download(str(source), *hub.ask(str(source), revision)) if of_hub(source, revision) else Path(source)
+    return (
+        hub.download(str(source), *hub.resolve_revision(str(source), revision))
+        if fetch_from_hub(source, revision)
+        else Path(source)
+    )
 
 
-def of_hub(model: str | Path | None, revision: str | None) -> bool:
+def fetch_from_hub(model: str | Path | None, revision: str | None) -> bool:
     """Whether a model is one of the hub: a path that exists comes first."""
-    if isinstance(model, str) and hub.is_name(model) and not Path(model).exists():
+    if isinstance(model, str) and hub.is_repository_id(model) and not Path(model).exists():
         return True
     if revision is not None:
         raise ValueError(f"Only a model of the hub has revisions: {model or 'the bundled model'} is none.")
     return False
 
 
-def keep(weights: Path, folder: Path) -> None:
+def convert_to_cache(weights: Path, folder: Path) -> None:
     """Make a model folder of downloaded files; if they are one, a link to them, to be light on the disk."""
     if not atomic.is_model_folder(weights.parent):
         convert(weights, folder)
@@ -100,9 +104,9 @@ def keep(weights: Path, folder: Path) -> None:
     new.replace(folder)
 
 
-def is_torch(path: Path) -> bool:
+def is_torch_checkpoint(path: Path) -> bool:
     """Whether a path is a torch checkpoint and not a model folder."""
     if path.is_file():
         return True
-    holds_weights = any(next(path.glob(pattern), None) for pattern in TORCH_FILES)
+    holds_weights = any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS)
     return holds_weights and not atomic.is_model_folder(path)

@@ -12,11 +12,11 @@ from pathlib import Path
 from mlx_transformer.storage import atomic
 from mlx_transformer.storage.files import read_json
 
-FULL_SYNC = vars(fcntl).get("F_FULLFSYNC")  # on macOS fsync leaves data in the disk's own memory
+F_FULLFSYNC = vars(fcntl).get("F_FULLFSYNC")  # on macOS fsync leaves data in the disk's own memory
 
 
 @contextmanager
-def replacing(folder: Path, retired: Path | None = None) -> Iterator[Path]:
+def atomic_replace(folder: Path, retired: Path | None = None) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` once the block is done without an error.
 
     Args:
@@ -29,34 +29,34 @@ def replacing(folder: Path, retired: Path | None = None) -> Iterator[Path]:
     folder = folder.resolve()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder)):
         raise FileExistsError(f"{folder} is there already and is no model folder: choose another name.")
-    old = retired or _old(folder)
+    old = retired or _backup_path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{glob.escape(folder.name)}.new-*"):
-        with claimed(left) as mine:
+        with try_lock(left) as mine:
             if mine:
                 shutil.rmtree(left, ignore_errors=True)
     new = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
     new.mkdir()
     try:
-        with claimed(new):
+        with try_lock(new):
             yield new
         for path in (new, *new.rglob("*")):
-            sync(path)
+            fsync(path)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         new.rename(folder)
         for path in {folder.parent, old.parent}:
-            sync(path)
+            fsync(path)
     finally:
-        recover(folder, old)
+        restore_interrupted_replacement(folder, old)
         shutil.rmtree(new, ignore_errors=True)
     if retired is None:
         shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
+def try_lock(folder: Path) -> Iterator[bool]:
     """Whether a folder is no other process's, nor another thread's, for as long as the block runs."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -78,33 +78,33 @@ def is_model_folder(folder: Path) -> bool:
     return isinstance(data, dict) and "format_version" in data
 
 
-def recover(folder: Path, old: Path | None = None) -> None:
+def restore_interrupted_replacement(folder: Path, old: Path | None = None) -> None:
     """Put back a folder whose replacement was cut off between two renames."""
-    old = old or _old(folder)
+    old = old or _backup_path(folder)
     if old.exists() and not folder.exists():
         old.rename(folder)
 
 
-def _old(folder: Path) -> Path:
+def _backup_path(folder: Path) -> Path:
     """Where a folder is while the new one takes its place."""
     return folder.with_name(f".{folder.name}.old")
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Ask the system to have a file or folder on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if FULL_SYNC is None:
+        if F_FULLFSYNC is None:
             os.fsync(descriptor)
         else:
-            fcntl.fcntl(descriptor, FULL_SYNC)
+            fcntl.fcntl(descriptor, F_FULLFSYNC)
     finally:
         os.close(descriptor)
 
 
-def replace_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a file that is there whole or as it was."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
-    atomic.sync(new)
+    atomic.fsync(new)
     new.replace(path)

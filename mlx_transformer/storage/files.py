@@ -6,14 +6,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-CHUNK = 2**20
+CHUNK_SIZE = 2**20
 
 
-def checksum(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_SIZE):
             digest.update(chunk)
     return digest.hexdigest()
 

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO, cast
 import mlx.core as mx
 import numpy as np
 
-PIECE = 2**22  # numbers that are written at a time
+NUMBERS_PER_WRITE = 2**22  # numbers that are written at a time
 
-SAFETENSORS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+SAFETENSORS_DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 
 
 def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
@@ -22,7 +22,7 @@ def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, st
         raise OSError(f"{path} could not be written whole, is the disk full? {error}") from None
 
 
-def write_made(
+def write_streamed(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype: mx.Dtype, make: Callable[[str], Iterable[mx.array]]
 ) -> None:
     """Write arrays of one type to a safetensors file, each made in its turn: whole or in runs of its rows."""
@@ -30,21 +30,21 @@ def write_made(
     end = 0
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * dtype.size
-        header[name] = {"dtype": SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name in shapes:
             for array in make(name):
-                _append(file, array, dtype)
+                _write_array(file, array, dtype)
             del array
             mx.clear_cache()  # the buffers of what was written would be kept, of a large table too
 
 
-def _append(file: BinaryIO, array: mx.array, dtype: mx.Dtype) -> None:
+def _write_array(file: BinaryIO, array: mx.array, dtype: mx.Dtype) -> None:
     """Write an array's numbers in another type, some rows at a time: neither a copy nor 2 GiB of bytes at once."""
-    rows = max(PIECE * len(array) // array.size, 1)
+    rows = max(NUMBERS_PER_WRITE * len(array) // array.size, 1)
     for part in mx.split(array, range(rows, len(array), rows)):
         file.write(np.asarray(mx.contiguous(part.astype(dtype)).flatten().view(mx.uint8)).data)
 

@@ -31,7 +31,7 @@ def language_token(code: str) -> str:
     return f"<2{code}>"
 
 
-def train_subwords(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = ()) -> tokenizers.Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = ()) -> tokenizers.Tokenizer:
     """Learn merges over the frequent characters, then set the fixed tokens and those of languages before them.
 
     Args:

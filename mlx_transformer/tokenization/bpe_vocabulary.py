@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from mlx_transformer.config.serialization import check_types
-from mlx_transformer.tokenization.vocabulary import Splitter, Vocabulary
+from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, Vocabulary
 
-END = "</w>"  # marks the last character of a word in merges
-GOES_ON = "@@"
+END_OF_WORD = "</w>"  # marks the last character of a word in merges
+CONTINUATION = "@@"
 NEW_LINE = "__newln__"
 # White space by Unicode, which the separators U+001C to U+001F are not.
 SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -20,7 +20,7 @@ MAX_CACHED = 100_000  # words
 
 
 @dataclass(frozen=True)
-class MergesVocabulary(Vocabulary):
+class BPEVocabulary(Vocabulary):
     """Subwords in the notation of subword-nmt.
 
     Attributes:
@@ -56,8 +56,8 @@ class MergesVocabulary(Vocabulary):
         return {tuple(merge.split(" ")): rank for rank, merge in enumerate(self.merges)}
 
     @cached_property
-    def _splitter(self) -> Splitter:
-        return Splitter(self.added, {})
+    def _splitter(self) -> AddedTokenSplitter:
+        return AddedTokenSplitter(self.added, {})
 
     @cached_property
     def _cut(self) -> dict[str, list[int]]:
@@ -74,7 +74,7 @@ class MergesVocabulary(Vocabulary):
             if isinstance(part, int):
                 ids.append(part)
                 continue
-            for word in chat_words(part) if self.chat else part.split():
+            for word in split_chat_words(part) if self.chat else part.split():
                 ids += self._word(word)
         return ids
 
@@ -82,14 +82,14 @@ class MergesVocabulary(Vocabulary):
         if word not in self._cut:
             if len(self._cut) >= MAX_CACHED:
                 self._cut.clear()
-            self._cut[word] = [self.ids.get(piece, self.unknown_id) for piece in cut(word, self._ranks)]
+            self._cut[word] = [self.ids.get(piece, self.unknown_id) for piece in apply_merges(word, self._ranks)]
         return self._cut[word]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`."""
         text = " ".join(self._pieces.get(i, self.token(self.unknown_id)) for i in ids)
         # A target that ends in the middle of a word ends with the sign in the one original, not in the other.
-        return (text if self.chat else f"{text} ").replace(f"{GOES_ON} ", "").strip()
+        return (text if self.chat else f"{text} ").replace(f"{CONTINUATION} ", "").strip()
 
     def token(self, i: int) -> str:
         """See `Vocabulary`."""
@@ -100,7 +100,7 @@ class MergesVocabulary(Vocabulary):
         return self.added.get(token, self.ids.get(token))
 
 
-def chat_words(text: str) -> Iterator[str]:
+def split_chat_words(text: str) -> Iterator[str]:
     """Words of a text in lower case, punctuation apart."""
     for found in CHAT_WORD.findall(text):
         word = CHAT_MARK.sub(r" \1", found).replace("'", " ' ")
@@ -108,20 +108,20 @@ def chat_words(text: str) -> Iterator[str]:
         yield from (part.lower() for part in word.split(" ") if part)
 
 
-def cut(word: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
+def apply_merges(word: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
     """The pieces of a word: of all neighbours those of the lowest rank are merged, until none is left to merge."""
-    pieces = [*word[:-1], word[-1] + END]
+    pieces = [*word[:-1], word[-1] + END_OF_WORD]
     while len(pieces) > 1:
         pairs = zip(pieces, pieces[1:], strict=False)
         best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
         if best not in ranks:
             break
-        pieces = merged(pieces, *best)
-    pieces[-1] = pieces[-1].removesuffix(END)
-    return [*(piece + GOES_ON for piece in pieces[:-1]), pieces[-1]]
+        pieces = merge_pair(pieces, *best)
+    pieces[-1] = pieces[-1].removesuffix(END_OF_WORD)
+    return [*(piece + CONTINUATION for piece in pieces[:-1]), pieces[-1]]
 
 
-def merged(pieces: list[str], left: str, right: str) -> list[str]:
+def merge_pair(pieces: list[str], left: str, right: str) -> list[str]:
     """Pieces with each `left` and the `right` after it made one, from the left."""
     result = []
     place = 0

@@ -7,12 +7,12 @@ on, a space that cleaning up may take away.
 import re
 
 from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
-from mlx_transformer.tokenization.tokenizer import CLEAN_UP, Tokenizer
+from mlx_transformer.tokenization.tokenizer import CLEAN_UP_RULES, Tokenizer
 
-BYTE = re.compile("<0x[0-9A-F]{2}>")
-UNSURE = re.compile("[\ufffd@]+\\Z")  # the end of a text that may change: U+FFFD may be half a character, "@@" goes
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+INCOMPLETE = re.compile("[\ufffd@]+\\Z")  # the end of a text that may change: U+FFFD may be half a character, "@@" goes
 WINDOW = 64  # ids that are decoded together; of more, those that have become text for good are dropped
-SEAMS = 8  # places that are tried for a cut of the window
+CLEAN_UP_BOUNDARIES = 8  # places that are tried for a cut of the window
 
 
 class Detokenizer:
@@ -28,7 +28,7 @@ class Detokenizer:
         self._in_runs = isinstance(tokenizer.target, TokenizersVocabulary)
         self._ids: list[int] = []  # that the text of the next one may depend on
         self._given = 0  # characters of their text that were passed on
-        self._held = [""] * len(CLEAN_UP)
+        self._held = [""] * len(CLEAN_UP_RULES)
 
     def add(self, i: int) -> str:
         """The text that has become sure with one more id, often none.
@@ -43,8 +43,8 @@ class Detokenizer:
         if self._is_byte(i):
             return ""
         text = self._text(self._ids)
-        new = self._pass_on(text, len(UNSURE.sub("", text)))
-        if len(self._ids) > WINDOW and len(self._ids) % SEAMS == 0:
+        new = self._pass_on(text, len(INCOMPLETE.sub("", text)))
+        if len(self._ids) > WINDOW and len(self._ids) % CLEAN_UP_BOUNDARIES == 0:
             self._drop(text)
         return self._clean_up(new)
 
@@ -60,7 +60,7 @@ class Detokenizer:
 
     def _is_byte(self, i: int) -> bool:
         """Whether its text depends on all the bytes beside it: `tokenizers` reads a run of them as a whole."""
-        return self._in_runs and BYTE.fullmatch(self._tokenizer.target.token(i)) is not None
+        return self._in_runs and BYTE_TOKEN.fullmatch(self._tokenizer.target.token(i)) is not None
 
     def _pass_on(self, text: str, end: int) -> str:
         start, self._given = self._given, max(self._given, end)
@@ -69,9 +69,9 @@ class Detokenizer:
     def _drop(self, text: str) -> None:
         """Forget the first ids, if the others have a sure character by themselves: what comes after it is the same."""
         middle = len(self._ids) // 2
-        for place in range(middle, middle + SEAMS):
+        for place in range(middle, middle + CLEAN_UP_BOUNDARIES):
             rest = self._text(self._ids[place:])
-            if UNSURE.sub("", rest):
+            if INCOMPLETE.sub("", rest):
                 self._ids, self._given = self._ids[place:], self._given - (len(text) - len(rest))
                 return
 
@@ -79,7 +79,7 @@ class Detokenizer:
         """Replace as `Tokenizer.decode` does; the beginning of what may have to be replaced waits for the rest."""
         if not self._tokenizer.config.clean_up:
             return text
-        for number, (spaced, joined) in enumerate(CLEAN_UP):
+        for number, (spaced, joined) in enumerate(CLEAN_UP_RULES):
             text = (self._held[number] + text).replace(spaced, joined)
             lengths = range(len(spaced) - 1, 0, -1)
             held = 0 if last else next((n for n in lengths if text.endswith(spaced[:n])), 0)

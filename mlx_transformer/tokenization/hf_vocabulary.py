@@ -56,10 +56,10 @@ class TokenizersVocabulary(Vocabulary):
     def read(cls, folder: Path, prefix: str, data: dict[str, Any]) -> "Vocabulary":
         """See `Vocabulary`."""
         path = folder / f"{prefix}tokenizer.json"
-        return cls(load_tokenizer(read_bytes(path), str(path)))
+        return cls(load_hf_tokenizer(read_bytes(path), str(path)))
 
 
-def load_tokenizer(content: bytes, name: str) -> tokenizers.Tokenizer:
+def load_hf_tokenizer(content: bytes, name: str) -> tokenizers.Tokenizer:
     """The tokenizer of a tokenizer.json; ValueError, which calls it `name`, if it is damaged."""
     try:
         return tokenizers.Tokenizer.from_buffer(content)

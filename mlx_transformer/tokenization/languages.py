@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
 
-Languages = str | Sequence[str | None] | None  # a code for all texts, or one for each; None for the default
+LanguageCodes = str | Sequence[str | None] | None  # a code for all texts, or one for each; None for the default
 
 
-def language_ids(config: TokenizerConfig, side: str, given: Languages, count: int) -> list[int | None]:
+def resolve_language_ids(config: TokenizerConfig, side: str, given: LanguageCodes, count: int) -> list[int | None]:
     """The id of each text's language; None where none is given and none is the default.
 
     Args:
@@ -30,10 +30,10 @@ def language_ids(config: TokenizerConfig, side: str, given: Languages, count: in
         return [None] * count
     default = config.default_source_language if side == "source" else config.default_target_language
     chosen = [default if code is None else code for code in codes]
-    return [None if code is None else language_id(config, code) for code in chosen]
+    return [None if code is None else language_token_id(config, code) for code in chosen]
 
 
-def language_id(config: TokenizerConfig, code: str) -> int:
+def language_token_id(config: TokenizerConfig, code: str) -> int:
     """The id of a language; ValueError, which names like codes, if the model does not know it."""
     if code in config.languages:
         return config.languages[code]
@@ -50,15 +50,15 @@ def language_id(config: TokenizerConfig, code: str) -> int:
     )
 
 
-def required(config: TokenizerConfig, side: str, ids: Sequence[int | None]) -> list[int]:
+def require_language(config: TokenizerConfig, side: str, ids: Sequence[int | None]) -> list[int]:
     """Ids of languages, none of which is missing; ValueError, which says how to give one, otherwise."""
     found = [i for i in ids if i is not None]
     if len(found) < len(ids):
-        raise missing(config, side)
+        raise missing_language_error(config, side)
     return found
 
 
-def missing(config: TokenizerConfig, side: str) -> ValueError:
+def missing_language_error(config: TokenizerConfig, side: str) -> ValueError:
     """The error of a text whose language is not told."""
     example = "fra_Latn" if "fra_Latn" in config.languages else min(config.languages)
     return ValueError(

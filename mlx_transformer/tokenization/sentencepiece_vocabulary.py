@@ -11,11 +11,17 @@ import sentencepiece
 
 from mlx_transformer.config.serialization import check_types, to_dict
 from mlx_transformer.storage.files import read_bytes
-from mlx_transformer.tokenization.vocabulary import SPACE, Splitter, Strip, Vocabulary, check_ids
+from mlx_transformer.tokenization.vocabulary import (
+    SPACE_SYMBOL,
+    AddedTokenSplitter,
+    StripRule,
+    Vocabulary,
+    check_vocabulary_ids,
+)
 
-TAG = re.compile(">>.*?<<", re.DOTALL)
+LANGUAGE_TAG = re.compile(">>.*?<<", re.DOTALL)
 
-FILES = {"model": "sentencepiece.model", "decoder": "sentencepiece_decoder.model"}  # in a model folder
+MODEL_FILES = {"model": "sentencepiece.model", "decoder": "sentencepiece_decoder.model"}  # in a model folder
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class SentencePieceVocabulary(Vocabulary):
     ids: dict[str, int]
     unknown_id: int
     added: dict[str, int] = field(default_factory=dict)
-    strip: Strip = field(default_factory=dict)
+    strip: StripRule = field(default_factory=dict)
     tags: bool = False
     join: Literal["sentencepiece", "plain"] = "sentencepiece"
     model: bytes = b""
@@ -45,7 +51,7 @@ class SentencePieceVocabulary(Vocabulary):
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_ids(self.ids, self.added, self.unknown_id)
+        check_vocabulary_ids(self.ids, self.added, self.unknown_id)
 
     @cached_property
     def size(self) -> int:
@@ -53,8 +59,8 @@ class SentencePieceVocabulary(Vocabulary):
         return max([self.unknown_id, *self.ids.values(), *self.added.values()]) + 1
 
     @cached_property
-    def _splitter(self) -> Splitter:
-        return Splitter(self.added, self.strip)
+    def _splitter(self) -> AddedTokenSplitter:
+        return AddedTokenSplitter(self.added, self.strip)
 
     @cached_property
     def _encoder(self) -> sentencepiece.SentencePieceProcessor:
@@ -76,7 +82,7 @@ class SentencePieceVocabulary(Vocabulary):
                 ids.append(part)
                 continue
             pieces = []
-            if self.tags and (tag := TAG.match(part)):
+            if self.tags and (tag := LANGUAGE_TAG.match(part)):
                 pieces.append(tag[0])
                 part = part[tag.end() :]
             pieces += self._encoder.encode(part, out_type=str)
@@ -93,7 +99,7 @@ class SentencePieceVocabulary(Vocabulary):
             else:
                 text += self._joined(pieces) + self.token(self.unknown_id)
                 pieces = []
-        return (text + self._joined(pieces)).replace(SPACE, " ").strip()
+        return (text + self._joined(pieces)).replace(SPACE_SYMBOL, " ").strip()
 
     def _joined(self, pieces: list[str]) -> str:
         return "".join(pieces) if self.join == "plain" else self._decoder.decode_pieces(pieces)
@@ -109,7 +115,7 @@ class SentencePieceVocabulary(Vocabulary):
     def write(self, folder: Path, prefix: str) -> dict[str, Any]:
         """See `Vocabulary`."""
         data = to_dict(self)
-        for name, file in FILES.items():
+        for name, file in MODEL_FILES.items():
             if (content := data.pop(name)) is not None:
                 (folder / f"{prefix}{file}").write_bytes(content)
         return data | {"has_decoder": self.decoder is not None}
@@ -118,7 +124,7 @@ class SentencePieceVocabulary(Vocabulary):
     def read(cls, folder: Path, prefix: str, data: dict[str, Any]) -> "Vocabulary":
         """See `Vocabulary`."""
         names = ("model", "decoder") if data.get("has_decoder") else ("model",)
-        paths = {name: folder / f"{prefix}{FILES[name]}" for name in names}
+        paths = {name: folder / f"{prefix}{MODEL_FILES[name]}" for name in names}
         models = {name: read_bytes(path) for name, path in paths.items()}
         for name, path in paths.items():
             load_sentencepiece(models[name], str(path))

@@ -13,29 +13,34 @@ from mlx_transformer.tokenization.bpe_trainer import (
     SPECIAL_TOKENS,
     check_text,
     language_token,
-    train_subwords,
+    train_bpe,
 )
-from mlx_transformer.tokenization.bpe_vocabulary import MergesVocabulary
+from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
 from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
-from mlx_transformer.tokenization.languages import Languages, language_ids, missing, required
+from mlx_transformer.tokenization.languages import (
+    LanguageCodes,
+    missing_language_error,
+    require_language,
+    resolve_language_ids,
+)
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from mlx_transformer.tokenization.vocabulary import ByteVocabulary, Vocabulary, WordVocabulary
 
 VOCABULARY_FILE = "vocabulary.json"
 KINDS: dict[str, type[Vocabulary]] = {
     kind.kind: kind
-    for kind in (TokenizersVocabulary, SentencePieceVocabulary, ByteVocabulary, WordVocabulary, MergesVocabulary)
+    for kind in (TokenizersVocabulary, SentencePieceVocabulary, ByteVocabulary, WordVocabulary, BPEVocabulary)
 }
 MAX_IDS = 2**22  # fifteen times the largest vocabulary known
 # What is cleaned up, in this order.
-CLEAN_UP = (
+CLEAN_UP_RULES = (
     *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
     (" ' ", "'"),
     *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
 )
 
 
-class Start(NamedTuple):
+class DecoderStart(NamedTuple):
     """What a target begins with.
 
     Attributes:
@@ -77,7 +82,7 @@ class Tokenizer:
         self._check(self.target, self.target_vocab_size, own["target"])
 
     def _check(self, vocabulary: Vocabulary, size: int, own: set[int]) -> None:
-        if _is_trained(self.config):
+        if _has_trained_layout(self.config):
             languages = {i: language_token(code) for code, i in self.config.languages.items()}
             for i, token in (dict(enumerate(SPECIAL_TOKENS)) | languages).items():
                 if vocabulary.token(i) != token:
@@ -108,7 +113,7 @@ class Tokenizer:
         return self.encode_batch([text], source_language, target_language)[0]
 
     def encode_batch(
-        self, texts: Sequence[str], source_language: Languages = None, target_language: Languages = None
+        self, texts: Sequence[str], source_language: LanguageCodes = None, target_language: LanguageCodes = None
     ) -> list[list[int]]:
         """Give the source ids of each text, with all that stands around sources.
 
@@ -121,23 +126,25 @@ class Tokenizer:
             ValueError: If a text holds a lone surrogate, which no UTF-8 file can, or a language is missing or unknown.
         """
         config = self.config
-        languages = language_ids(config, "source", source_language, len(texts))
+        languages = resolve_language_ids(config, "source", source_language, len(texts))
         if config.target_language == "source":
             texts = self._tagged(texts, target_language)
         rows = self._encode(self.source, self.source_vocab_size, texts)
         rows = [[*config.before_source, *row, *config.after_source] for row in rows]
         if config.source_language == "none":
             return rows
-        pairs = zip(required(config, "source", languages), rows, strict=True)
+        pairs = zip(require_language(config, "source", languages), rows, strict=True)
         return [[i, *row] if config.source_language == "before" else [*row, i] for i, row in pairs]
 
-    def _tagged(self, texts: Sequence[str], target_language: Languages) -> list[str]:
+    def _tagged(self, texts: Sequence[str], target_language: LanguageCodes) -> list[str]:
         """Texts that begin with the tag of their target language; one that is written there already is enough."""
         tags = tuple(self.source.token(i) for i in self.config.languages.values())
         tagged = []
-        for text, i in zip(texts, language_ids(self.config, "target", target_language, len(texts)), strict=True):
+        for text, i in zip(
+            texts, resolve_language_ids(self.config, "target", target_language, len(texts)), strict=True
+        ):
             if i is None and not text.startswith(tags):
-                raise missing(self.config, "target")
+                raise missing_language_error(self.config, "target")
             tagged.append(text if i is None else f"{self.source.token(i)} {text}")
         return tagged
 
@@ -146,12 +153,12 @@ class Tokenizer:
         """How many ids stand after the text of every source."""
         return len(self.config.after_source) + (self.config.source_language == "after")
 
-    def cut(self, ids: list[int], most: int) -> list[int]:
+    def truncate_source(self, ids: list[int], most: int) -> list[int]:
         """Source ids, at most so many; what stands after the text is kept."""
         after = self.num_after_source
         return ids if len(ids) <= most else ids[: max(most - after, 0)] + ids[len(ids) - min(after, most) :]
 
-    def starts(self, count: int, target_language: Languages = None) -> list[Start]:
+    def starts(self, count: int, target_language: LanguageCodes = None) -> list[DecoderStart]:
         """What each of `count` targets begins with.
 
         Args:
@@ -161,18 +168,18 @@ class Tokenizer:
         Raises:
             ValueError: If a language is missing or unknown.
         """
-        ids = language_ids(self.config, "target", target_language, count)
+        ids = resolve_language_ids(self.config, "target", target_language, count)
         if self.config.target_language == "start":
-            return [Start(i, None) for i in required(self.config, "target", ids)]
+            return [DecoderStart(i, None) for i in require_language(self.config, "target", ids)]
         if self.config.target_language == "first":
-            return [Start(self.start_id, i) for i in required(self.config, "target", ids)]
-        return [Start(self.start_id, None)] * count
+            return [DecoderStart(self.start_id, i) for i in require_language(self.config, "target", ids)]
+        return [DecoderStart(self.start_id, None)] * count
 
     def encode_target(self, text: str, target_language: str | None = None) -> list[int]:
         """Give the target ids of a text; see `encode_target_batch`."""
         return self.encode_target_batch([text], target_language)[0]
 
-    def encode_target_batch(self, texts: Sequence[str], target_language: Languages = None) -> list[list[int]]:
+    def encode_target_batch(self, texts: Sequence[str], target_language: LanguageCodes = None) -> list[list[int]]:
         """Give the target ids of each text with all that stands around targets but the decoder's first input.
 
         Raises:
@@ -200,7 +207,7 @@ class Tokenizer:
         """
         text = self.target.decode([i for i in self._known(ids) if i not in self._skipped])
         if self.config.clean_up:
-            for spaced, joined in CLEAN_UP:
+            for spaced, joined in CLEAN_UP_RULES:
                 text = text.replace(spaced, joined)
         return text
 
@@ -224,9 +231,9 @@ class Tokenizer:
         """Write `vocabulary.json` and the files of the vocabularies, such as `tokenizer.json`, into a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        data: dict[str, Any] = {"config": to_dict(self.config), "source": _write(self.source, folder, "")}
+        data: dict[str, Any] = {"config": to_dict(self.config), "source": _write_vocabulary(self.source, folder, "")}
         if not self.shared:
-            data["target"] = _write(self.target, folder, "target_")
+            data["target"] = _write_vocabulary(self.target, folder, "target_")
         (folder / VOCABULARY_FILE).write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -244,14 +251,14 @@ class Tokenizer:
             ValueError: If a file is damaged or is not a tokenizer of this package.
         """
         folder = Path(folder)
-        data = _read(folder)
-        source = _vocabulary(folder, "", data["source"])
-        target = _vocabulary(folder, "target_", data["target"]) if "target" in data else None
+        data = _read_vocabularies(folder)
+        source = _load_vocabulary(folder, "", data["source"])
+        target = _load_vocabulary(folder, "target_", data["target"]) if "target" in data else None
         config = from_dict(TokenizerConfig, data.get("config", {}), f"{folder / VOCABULARY_FILE}: config")
         try:
             return cls(source, target, config)
         except ValueError as error:
-            name = "tokenizer.json" if _is_trained(config) else VOCABULARY_FILE
+            name = "tokenizer.json" if _has_trained_layout(config) else VOCABULARY_FILE
             raise ValueError(f"{folder / name} must hold a tokenizer of this package: {error}") from None
 
     @classmethod
@@ -280,14 +287,14 @@ class Tokenizer:
         Raises:
             ValueError: If there is no text, or `vocab_size` leaves no room beside special, byte and language tokens.
         """
-        config = _config(set(source_languages), set(target_languages))
+        config = _trained_config(set(source_languages), set(target_languages))
         sides = ([*sources, *targets],) if shared else (list(sources), list(targets))
         codes = list(config.languages)
-        trained = [TokenizersVocabulary(train_subwords(texts, vocab_size, codes)) for texts in sides]
+        trained = [TokenizersVocabulary(train_bpe(texts, vocab_size, codes)) for texts in sides]
         return cls(trained[0], trained[-1], config)
 
 
-def _config(source_languages: set[str], target_languages: set[str]) -> TokenizerConfig:
+def _trained_config(source_languages: set[str], target_languages: set[str]) -> TokenizerConfig:
     """What stands around texts of a tokenizer that is trained for such languages."""
     codes = sorted(source_languages | target_languages)
     languages = {code: i for i, code in enumerate(codes, len(FIXED_TOKENS))}
@@ -296,30 +303,30 @@ def _config(source_languages: set[str], target_languages: set[str]) -> Tokenizer
         languages=languages,
         source_language="before" if source_languages else "none",
         target_language="first" if target_languages else "none",
-        default_source_language=_only(source_languages),
-        default_target_language=_only(target_languages),
+        default_source_language=_single_language(source_languages),
+        default_target_language=_single_language(target_languages),
     )
 
 
-def _is_trained(config: TokenizerConfig) -> bool:
+def _has_trained_layout(config: TokenizerConfig) -> bool:
     """Whether a config is of those that `train` makes."""
     codes = set(config.languages)
-    made = _config(
+    made = _trained_config(
         codes if config.source_language == "before" else set(), codes if config.target_language == "first" else set()
     )
     no_defaults = {"default_source_language": None, "default_target_language": None}
     return to_dict(config) | no_defaults == to_dict(made) | no_defaults
 
 
-def _only(codes: set[str]) -> str | None:
+def _single_language(codes: set[str]) -> str | None:
     return next(iter(codes)) if len(codes) == 1 else None
 
 
-def _write(vocabulary: Vocabulary, folder: Path, prefix: str) -> dict[str, Any]:
+def _write_vocabulary(vocabulary: Vocabulary, folder: Path, prefix: str) -> dict[str, Any]:
     return {"kind": vocabulary.kind} | vocabulary.write(folder, prefix)
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def _read_vocabularies(folder: Path) -> dict[str, Any]:
     """The contents of a folder's vocabulary.json; without one, trained vocabularies lie there."""
     path = folder / VOCABULARY_FILE
     if not path.exists():
@@ -332,7 +339,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return data
 
 
-def _vocabulary(folder: Path, prefix: str, data: Any) -> Vocabulary:
+def _load_vocabulary(folder: Path, prefix: str, data: Any) -> Vocabulary:
     kind = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{folder / VOCABULARY_FILE}: a vocabulary is of kind {', '.join(KINDS)}, not {kind!r}.")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from mlx_transformer.config.serialization import check_types, from_dict, to_dict
 
-SPACE = "\u2581"  # sentencepiece's sign for a space
+SPACE_SYMBOL = "\u2581"  # sentencepiece's sign for a space
 
 SUBWORD = re.compile("@@ |@@$")  # subword-nmt's sign that the word goes on
 
@@ -18,7 +18,7 @@ JOINER = re.compile(" ?\uffed ?")  # OpenNMT's sign that no space was here
 
 NUM_BYTE_SPECIALS = 3
 
-Strip = dict[str, Literal["left", "right", "both"]]
+StripRule = dict[str, Literal["left", "right", "both"]]
 
 
 class Vocabulary(ABC):
@@ -77,11 +77,11 @@ class ByteVocabulary(Vocabulary):
 
     kind = "bytes"
     added: dict[str, int]
-    strip: Strip = field(default_factory=dict)
+    strip: StripRule = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_ids({}, self.added)
+        check_vocabulary_ids({}, self.added)
 
     @cached_property
     def size(self) -> int:
@@ -89,8 +89,8 @@ class ByteVocabulary(Vocabulary):
         return max(255 + NUM_BYTE_SPECIALS, *self.added.values()) + 1
 
     @cached_property
-    def _splitter(self) -> "Splitter":
-        return Splitter(self.added, self.strip)
+    def _splitter(self) -> "AddedTokenSplitter":
+        return AddedTokenSplitter(self.added, self.strip)
 
     @cached_property
     def _pieces(self) -> dict[int, bytes]:
@@ -136,7 +136,7 @@ class WordVocabulary(Vocabulary):
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_ids(self.ids, {}, self.unknown_id)
+        check_vocabulary_ids(self.ids, {}, self.unknown_id)
 
     @cached_property
     def size(self) -> int:
@@ -158,7 +158,7 @@ class WordVocabulary(Vocabulary):
             return SUBWORD.sub("", text)
         if self.join == "joiner":
             return JOINER.sub("", text)
-        return text.replace(" ", "").replace(SPACE, " ").strip() if self.join == "sentencepiece" else text
+        return text.replace(" ", "").replace(SPACE_SYMBOL, " ").strip() if self.join == "sentencepiece" else text
 
     def token(self, i: int) -> str:
         """See `Vocabulary`."""
@@ -169,10 +169,10 @@ class WordVocabulary(Vocabulary):
         return self.ids.get(token)
 
 
-class Splitter:
+class AddedTokenSplitter:
     """Cuts texts at added tokens, of those that begin at one place at the longest."""
 
-    def __init__(self, added: dict[str, int], strip: Strip):
+    def __init__(self, added: dict[str, int], strip: StripRule):
         """Tokens -> ids, and those beside which white space is dropped -> on which side."""
         self.added, self.strip = added, strip
         longest_first = sorted(added, key=len, reverse=True)
@@ -193,7 +193,7 @@ class Splitter:
                 yield part
 
 
-def check_ids(ids: dict[str, int], added: dict[str, int], unknown_id: int = 0) -> None:
+def check_vocabulary_ids(ids: dict[str, int], added: dict[str, int], unknown_id: int = 0) -> None:
     """Refuse ids below 0, and an added token that would be found everywhere."""
     if min(unknown_id, *ids.values(), *added.values(), 0) < 0:
         raise ValueError("Ids of a vocabulary must not be below 0: one of them is.")

@@ -8,18 +8,20 @@ import mlx.core as mx
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.config.training import PARTS, TrainingConfig
-from mlx_transformer.data.parallel_corpus import Corpora
-from mlx_transformer.model.precision import check_dtype, find_dtype
+from mlx_transformer.config.training import FREEZABLE_PARTS, TrainingConfig
+from mlx_transformer.data.parallel_corpus import ParallelCorpora
+from mlx_transformer.model.precision import check_dtype, parse_dtype
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained.loading import load
 from mlx_transformer.tokenization.bpe_trainer import check_vocab_size
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-TOKENIZER_PAIRS = 500_000  # a vocabulary is learned from so many pairs at most, evenly spread
+TOKENIZER_SAMPLE_SIZE = 500_000  # a vocabulary is learned from so many pairs at most, evenly spread
 
 
-def learner(config: TrainingConfig, training: Corpora, last: Path | None = None) -> tuple[Transformer, Tokenizer]:
+def build_model_and_tokenizer(
+    config: TrainingConfig, training: ParallelCorpora, last: Path | None = None
+) -> tuple[Transformer, Tokenizer]:
     """The model of a run, in float32, and its tokenizer.
 
     Args:
@@ -33,34 +35,36 @@ def learner(config: TrainingConfig, training: Corpora, last: Path | None = None)
     """
     if last is not None:
         folder = model_folder.read_config(last)
-        model = model_folder.blank(folder.model, folder.search, folder.tasks)
+        model = model_folder.uninitialized_model(folder.model, folder.search, folder.tasks)
         tokenizer: Tokenizer | None = Tokenizer.load(last)
     elif config.init is not None:
-        model, tokenizer = _further(config)
+        model, tokenizer = _pretrained_model(config)
     else:
         check_vocab_size(config.vocab_size, len({*training.source_languages, *training.target_languages}))
         tokenizer = _new_tokenizer(config, training)
-        model = Transformer(new_config(config, tokenizer), SearchConfig(suppress_ids=(tokenizer.start_id,)))
+        model = Transformer(new_model_config(config, tokenizer), SearchConfig(suppress_ids=(tokenizer.start_id,)))
     if tokenizer is None:
         raise ValueError(f"A model that is trained further needs its tokenizer: {config.init} has none.")
     if config.source_prefix:
         tokenizer.config = replace(tokenizer.config, source_prefix=config.source_prefix)
-    check_dtype(find_dtype(config.compute_dtype), model.config, allow_overflow=False)
-    freeze(model, config.freeze)
+    check_dtype(parse_dtype(config.compute_dtype), model.config, allow_overflow=False)
+    freeze_parts(model, config.freeze)
     return model, tokenizer
 
 
-def _further(config: TrainingConfig) -> tuple[Transformer, Tokenizer | None]:
+def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer | None]:
     """A model that has learned something, with the dropout of this run."""
     source, tokenizer = load(config.init, dtype="float32")
     rates = {name: vars(config)[name] for name in ("dropout", "attention_dropout", "activation_dropout")}
-    model = model_folder.blank(replace(source.config, **rates), source.search_defaults, source.tasks.values())
+    model = model_folder.uninitialized_model(
+        replace(source.config, **rates), source.search_defaults, source.tasks.values()
+    )
     model.update(source.parameters())
     return model, tokenizer
 
 
-def _new_tokenizer(config: TrainingConfig, training: Corpora) -> Tokenizer:
-    pairs = training.sample(TOKENIZER_PAIRS)
+def _new_tokenizer(config: TrainingConfig, training: ParallelCorpora) -> Tokenizer:
+    pairs = training.sample(TOKENIZER_SAMPLE_SIZE)
     return Tokenizer.train(
         [pair.source for pair in pairs],
         [pair.target for pair in pairs],
@@ -71,7 +75,7 @@ def _new_tokenizer(config: TrainingConfig, training: Corpora) -> Tokenizer:
     )
 
 
-def new_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
+def new_model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
     """What a new model is: with a tied output layer and positions for sentences of the greatest length."""
     size = config.size
     encoder = StackConfig(
@@ -100,14 +104,14 @@ def new_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
     )
 
 
-def freeze(model: Transformer, parts: tuple[str, ...]) -> None:
+def freeze_parts(model: Transformer, parts: tuple[str, ...]) -> None:
     """Keep parts of a model as they are.
 
     Raises:
         ValueError: If the model has no such part, or nothing is left to train.
     """
     for part in parts:
-        names = [name for name in PARTS[part] if name in model]
+        names = [name for name in FREEZABLE_PARTS[part] if name in model]
         if not names:
             raise ValueError(f"This model has no {part} of its own to freeze: its output layer is the embeddings.")
         for name in names:

@@ -7,8 +7,8 @@ import mlx.core as mx
 
 from mlx_transformer.model.transformer import Transformer
 
-WHOLE = 2**27  # so many logits, half a gigabyte, are computed at once
-PIECE = 2**24  # where there are more, so many at a time, and the next only when these are done with
+MAX_UNCHUNKED_LOGITS = 2**27  # so many logits, half a gigabyte, are computed at once
+CHUNK_LOGITS = 2**24  # where there are more, so many at a time, and the next only when these are done with
 
 
 def token_losses(logits: mx.array, targets: mx.array, label_smoothing: float = 0.0) -> mx.array:
@@ -39,18 +39,18 @@ def batch_loss(
         target: Token ids with the decoder's first input, int32 (batch, target_length + 1), padded likewise.
         label_smoothing: See `token_losses`.
     """
-    wanted = target[:, 1:].flatten()
-    real = (wanted != model.config.pad_id).astype(mx.float32)
-    hidden = model.hidden(source, target[:, :-1]).flatten(0, 1)
-    return summed_loss(hidden, *model.output_layer, wanted, real, label_smoothing), real.sum()
+    labels = target[:, 1:].flatten()
+    mask = (labels != model.config.pad_id).astype(mx.float32)
+    hidden_states = model.hidden_states(source, target[:, :-1]).flatten(0, 1)
+    return chunked_cross_entropy(hidden_states, *model.output_layer, labels, mask, label_smoothing), mask.sum()
 
 
-def summed_loss(
-    hidden: mx.array,
+def chunked_cross_entropy(
+    hidden_states: mx.array,
     weight: mx.array,
     bias: mx.array | None,
     targets: mx.array,
-    real: mx.array,
+    mask: mx.array,
     label_smoothing: float = 0.0,
 ) -> mx.array:
     """The sum of `token_losses` of an output layer, whose logits are never all in memory.
@@ -58,27 +58,27 @@ def summed_loss(
     The gradient is computed with the loss, while the logits are there.
 
     Args:
-        hidden: What the output layer reads, (tokens, dims).
+        hidden_states: What the output layer reads, (tokens, dims).
         weight: Its matrix, (vocab, dims).
         bias: Its bias, (vocab,), if it has one.
         targets: Token ids, int32 (tokens,).
-        real: 1 for tokens that count, 0 for padding, float32 (tokens,).
+        mask: 1 for tokens that count, 0 for padding, float32 (tokens,).
         label_smoothing: See `token_losses`.
     """
 
     @mx.custom_function
-    def loss(hidden: mx.array, *output: mx.array) -> tuple[mx.array, ...]:
+    def loss(hidden_states: mx.array, *output: mx.array) -> tuple[mx.array, ...]:
         total = mx.zeros(())
         rows: list[mx.array] = []
         sums: list[mx.array] = []
         center = [array.astype(mx.float32).mean(axis=0) for array in output]
-        for piece in pieces(len(targets), len(weight)):
+        for piece in chunk_sizes(len(targets), len(weight)):
             # Wait for the piece before, or the logits of several would be in memory.
-            (read,) = mx.depends([hidden[piece]], [total, *rows[-1:], *sums])
-            logits, mean = (_linear(read, *layer) for layer in (output, center))
-            losses, slopes = _losses_and_slopes(logits, targets[piece, None], mean[:, None], label_smoothing)
-            total = total + (losses * real[piece]).sum()
-            slopes = (slopes * real[piece, None]).astype(hidden.dtype)
+            (read,) = mx.depends([hidden_states[piece]], [total, *rows[-1:], *sums])
+            logits, mean = (_project(read, *layer) for layer in (output, center))
+            losses, slopes = _losses_and_gradients(logits, targets[piece, None], mean[:, None], label_smoothing)
+            total = total + (losses * mask[piece]).sum()
+            slopes = (slopes * mask[piece, None]).astype(hidden_states.dtype)
             rows.append(slopes @ output[0])
             found = [(slopes.T @ read).astype(mx.float32), slopes.astype(mx.float32).sum(axis=0)][: len(output)]
             sums = [before + new for before, new in zip(sums, found, strict=True)] if sums else found
@@ -92,23 +92,23 @@ def summed_loss(
             (cotangents[0] * gradient).astype(array.dtype) for gradient, array in zip(outputs[1:], primals, strict=True)
         )
 
-    found = cast(tuple[mx.array, ...], loss(hidden, weight, *([] if bias is None else [bias])))
+    found = cast(tuple[mx.array, ...], loss(hidden_states, weight, *([] if bias is None else [bias])))
     return found[0]
 
 
-def pieces(tokens: int, vocab: int) -> Iterator[slice]:
+def chunk_sizes(tokens: int, vocab: int) -> Iterator[slice]:
     """Cut tokens into pieces whose logits fit in memory."""
-    size = tokens if tokens * vocab <= WHOLE else max(PIECE // vocab, 1)
+    size = tokens if tokens * vocab <= MAX_UNCHUNKED_LOGITS else max(CHUNK_LOGITS // vocab, 1)
     return (slice(first, first + size) for first in range(0, tokens, max(size, 1)))
 
 
-def _linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
+def _project(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """A linear layer, in float32: (tokens, dims) -> (tokens, outputs), or (tokens,) for a weight of one row."""
     product = (x @ weight.T.astype(x.dtype)).astype(mx.float32)
     return product if bias is None else product + bias.astype(mx.float32)
 
 
-def _losses_and_slopes(
+def _losses_and_gradients(
     logits: mx.array, targets: mx.array, mean: mx.array, smoothing: float
 ) -> tuple[mx.array, mx.array]:
     """The losses, (tokens,), of targets, (tokens, 1), and their derivatives by the logits, (tokens, vocab).
@@ -126,5 +126,5 @@ def _losses_and_slopes(
         sums = exponentials.sum(axis=-1, keepdims=True)
         normaliser, probabilities = largest + mx.log(sums), exponentials / sums
     losses = normaliser - (1 - smoothing) * correct - smoothing * mean
-    wanted = mx.where(mx.arange(vocab) == targets, 1 - smoothing + smoothing / vocab, smoothing / vocab)
-    return losses.squeeze(-1), probabilities - wanted
+    smoothed_labels = mx.where(mx.arange(vocab) == targets, 1 - smoothing + smoothing / vocab, smoothing / vocab)
+    return losses.squeeze(-1), probabilities - smoothed_labels

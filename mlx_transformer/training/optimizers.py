@@ -14,10 +14,10 @@ SCHEDULES: dict[str, Callable[[mx.array, mx.array, int], mx.array]] = {
     "linear": lambda step, done, warmup: 1 - done,
     "constant": lambda step, done, warmup: mx.ones_like(done),
 }
-Rate = Callable[[mx.array], mx.array]
+Schedule = Callable[[mx.array], mx.array]
 
 
-def learning_rate(config: TrainingConfig) -> Rate:
+def make_schedule(config: TrainingConfig) -> Schedule:
     """The rate of an update, by the number of those before it: rising for `warmup_steps`, then falling."""
     warmup, falling = config.warmup_steps, SCHEDULES[config.schedule]
 
@@ -29,7 +29,7 @@ def learning_rate(config: TrainingConfig) -> Rate:
     return rate
 
 
-LARGE = 2**20  # numbers of a parameter
+LARGE_PARAMETER = 2**20  # numbers of a parameter
 
 
 class Adam(optim.Adam):
@@ -38,7 +38,7 @@ class Adam(optim.Adam):
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """See `mlx.optimizers.Optimizer`."""
         updated = super().apply_single(gradient, parameter, state)
-        if parameter.size < LARGE:
+        if parameter.size < LARGE_PARAMETER:
             return updated
         # Moments and weight in one kernel would all need new memory: let the weight follow when the moments are there.
         first, second = mx.depends([state["m"], state["v"]], [gradient])
@@ -47,15 +47,15 @@ class Adam(optim.Adam):
         return parameter - self.learning_rate * (first / corrections[0]) / scale
 
 
-def _adam(config: TrainingConfig, rate: Rate) -> optim.Optimizer:
+def _adam(config: TrainingConfig, rate: Schedule) -> optim.Optimizer:
     return Adam(rate, betas=list(config.betas), eps=1e-9, bias_correction=True)
 
 
-def _adafactor(config: TrainingConfig, rate: Rate) -> optim.Optimizer:
+def _adafactor(config: TrainingConfig, rate: Schedule) -> optim.Optimizer:
     return optim.Adafactor(rate, scale_parameter=False, relative_step=False)  # the rate is the schedule's
 
 
-def _lion(config: TrainingConfig, rate: Rate) -> optim.Optimizer:
+def _lion(config: TrainingConfig, rate: Schedule) -> optim.Optimizer:
     return optim.Lion(rate, betas=list(config.betas))
 
 
@@ -63,6 +63,6 @@ def _lion(config: TrainingConfig, rate: Rate) -> optim.Optimizer:
 OPTIMIZERS = {"adam": _adam, "adamw": _adam, "adafactor": _adafactor, "lion": _lion}
 
 
-def optimizer(config: TrainingConfig) -> optim.Optimizer:
+def make_optimizer(config: TrainingConfig) -> optim.Optimizer:
     """The optimizer of a run, with its schedule."""
-    return OPTIMIZERS[config.optimizer](config, learning_rate(config))
+    return OPTIMIZERS[config.optimizer](config, make_schedule(config))

@@ -14,8 +14,8 @@ from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.storage import atomic
-from mlx_transformer.storage.atomic import replace_text
-from mlx_transformer.storage.files import checksum
+from mlx_transformer.storage.atomic import atomic_write_text
+from mlx_transformer.storage.files import sha256_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,10 +24,10 @@ else:
 
 logger = logging.getLogger(__name__)
 
-CHECKSUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+CHECKSUM_FILE = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
-class Run:
+class RunDirectory:
     """The folder of a run."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -38,7 +38,7 @@ class Run:
 
     def recover(self) -> None:
         """Put right what a former process was cut off in."""
-        atomic.recover(self.best)
+        atomic.restore_interrupted_replacement(self.best)
 
     @contextmanager
     def claimed(self, first: bool) -> Iterator[None]:
@@ -48,7 +48,7 @@ class Run:
             BlockingIOError: If another one does.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic.claimed(self.folder) if first else nullcontext(True) as mine:
+        with atomic.try_lock(self.folder) if first else nullcontext(True) as mine:
             if not mine:
                 raise BlockingIOError(f"{self.folder} is being trained by another process: end that one first.")
             try:
@@ -59,7 +59,7 @@ class Run:
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints, whole or not, the newest first."""
-        earlier = sorted(self.earlier.glob("step-[0-9]*"), key=step_of, reverse=True)
+        earlier = sorted(self.earlier.glob("step-[0-9]*"), key=checkpoint_step, reverse=True)
         return [*([self.last] if self.last.exists() else []), *earlier]
 
     def newest(self, set_aside: bool = True) -> Path | None:
@@ -70,7 +70,7 @@ class Run:
         """
         damaged: dict[Path, str] = {}
         for path in self.checkpoints():
-            if (damage := find_damage(path)) is None:
+            if (damage := find_damaged_files(path)) is None:
                 break
             damaged[path] = damage
         else:
@@ -98,27 +98,27 @@ class Run:
         """
         retired = None
         if self.last.exists():
-            retired = self.earlier / f"step-{step_of(self.last)}"
+            retired = self.earlier / f"step-{checkpoint_step(self.last)}"
             shutil.rmtree(retired, ignore_errors=True)
             self.earlier.mkdir(exist_ok=True)
-        with atomic.replacing(self.last, retired) as new:
+        with atomic.atomic_replace(self.last, retired) as new:
             write(new)
             write_checksums(new)
         _, *earlier = self.checkpoints()
-        for path in set(earlier) - set(of_validations(earlier, every)[: keep - 1]):
+        for path in set(earlier) - set(validation_checkpoints(earlier, every)[: keep - 1]):
             shutil.rmtree(path, ignore_errors=True)
 
     def begin(self, config: TrainingConfig, step: int, conditions: dict[str, str]) -> None:
         """Write all options as TOML, by which a run can be repeated, and cut off the log what will be done again."""
-        remarks = [f"# {name}: {quoted(value)[1:-1]}" for name, value in conditions.items()]
+        remarks = [f"# {name}: {quote_toml(value)[1:-1]}" for name, value in conditions.items()]
         options = [
-            f"{name} = {quoted(value)}"
+            f"{name} = {quote_toml(value)}"
             for name, value in to_dict(config).items()
             if value is not None and name != "resume"
         ]
-        replace_text(self.options, "\n".join([*remarks, *options]) + "\n")
+        atomic_write_text(self.options, "\n".join([*remarks, *options]) + "\n")
         kept = [entry for entry in self.entries() if entry["step"] <= step] if step else []
-        replace_text(self.log, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+        atomic_write_text(self.log, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
 
     def entries(self) -> list[dict[str, Any]]:
         """What the log says; a line that was cut off is left out."""
@@ -134,23 +134,23 @@ class Run:
         return found
 
 
-def quoted(value: Any) -> str:
+def quote_toml(value: Any) -> str:
     """A value as both JSON and TOML have it."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def step_of(checkpoint_folder: Path) -> int:
+def checkpoint_step(checkpoint_folder: Path) -> int:
     """The step of a checkpoint: earlier ones have it in their names."""
     named = re.fullmatch(r"step-(\d+)", checkpoint_folder.name)
     return int(named[1]) if named else model_folder.read_json(checkpoint_folder / "training.json")["step"]
 
 
-def of_validations(checkpoints: list[Path], every: int) -> list[Path]:
+def validation_checkpoints(checkpoints: list[Path], every: int) -> list[Path]:
     """Those of checkpoints that were written after a validation, not because a run was stopped."""
-    return [path for path in checkpoints if step_of(path) % every == 0]
+    return [path for path in checkpoints if checkpoint_step(path) % every == 0]
 
 
-def read_options(path: str | Path) -> dict[str, Any]:
+def read_options_file(path: str | Path) -> dict[str, Any]:
     """The options in a TOML file, such as a run's own.
 
     Raises:
@@ -166,38 +166,38 @@ def read_options(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be TOML, a line `name = value` for each option: {error}.") from None
 
 
-def options_of(folder: str | Path) -> TrainingConfig:
+def run_options(folder: str | Path) -> TrainingConfig:
     """The options of a run that was started.
 
     Raises:
         FileNotFoundError: If there is no run.
         ValueError: If its options.toml is damaged.
     """
-    path = Run(folder).options
+    path = RunDirectory(folder).options
     if not path.exists():
         raise FileNotFoundError(f"There is no run to resume in {folder}: start one, without resume.")
-    return from_dict(TrainingConfig, read_options(path), str(path))
+    return from_dict(TrainingConfig, read_options_file(path), str(path))
 
 
 def write_checksums(folder: Path) -> None:
     """Write the checksum of every file of a folder."""
-    sums = [f"{checksum(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
-    (folder / CHECKSUMS).write_text("".join(sums), encoding="utf-8")
+    sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / CHECKSUM_FILE).write_text("".join(sums), encoding="utf-8")
 
 
-def find_damage(folder: Path) -> str | None:
+def find_damaged_files(folder: Path) -> str | None:
     """Why a checkpoint is not what was written; None if it is."""
-    path = folder / CHECKSUMS
+    path = folder / CHECKSUM_FILE
     if not path.exists():
-        return f"it has no {CHECKSUMS}"
+        return f"it has no {CHECKSUM_FILE}"
     try:
         lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
         listed = {name: digest for digest, name in lines}
     except ValueError:
-        return f"{CHECKSUMS} cannot be read"
+        return f"{CHECKSUM_FILE} cannot be read"
     for name in ("model.safetensors", "training.safetensors", "training.json", *listed):
         if name not in listed or not (folder / name).is_file():
             return f"{name} is missing"
-        if checksum(folder / name) != listed[name]:
-            return f"{name} has another checksum than {CHECKSUMS} says"
+        if sha256_of(folder / name) != listed[name]:
+            return f"{name} has another checksum than {CHECKSUM_FILE} says"
     return None

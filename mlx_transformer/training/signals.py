@@ -24,7 +24,7 @@ class Interruption:
 
 
 @contextmanager
-def deferred() -> Iterator[Interruption]:
+def defer_signals() -> Iterator[Interruption]:
     """Note the first signal to end; a second one of its kind acts at once. Elsewhere than in the main thread, none."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():

@@ -7,19 +7,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.data.batch_sampler import Batch, Position
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.data.batch_sampler import Batch, BatchPosition
+from mlx_transformer.training.train_state import TrainState
 
-Read = list[tuple[Position, Batch]]
+HostMetrics = list[tuple[BatchPosition, Batch]]
 
 
-class Meter:
+class StepMetrics:
     """Counts steps between two lines of the log."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: TrainState) -> None:
         """Begin with the losses that a stopped run had not yet told."""
         self.trainer = trainer
-        self._latest: tuple[int, Read] = (trainer.step, [])
+        self._latest: tuple[int, HostMetrics] = (trainer.step, [])
         self._unchecked: mx.array | None = None
         self._restart()
         self.losses += [mx.array(loss) for loss in trainer.progress.pop("losses", [])]
@@ -31,7 +31,7 @@ class Meter:
         self.losses: list[mx.array] = []
         mx.reset_peak_memory()
 
-    def add(self, read: Read, results: tuple[mx.array, mx.array]) -> None:
+    def add(self, read: HostMetrics, results: tuple[mx.array, mx.array]) -> None:
         """Count a step, which need not have been computed yet, and check the one before it, which has.
 
         Raises:
@@ -88,7 +88,7 @@ class Meter:
     def diverged(self) -> str:
         """Where a loss stopped being a number, and what likely made it so."""
         (step, read), config = self._latest, self.trainer.config
-        where = "; ".join(described(place, batch) for place, batch in read)
+        where = "; ".join(describe_batch(place, batch) for place, batch in read)
         if config.compute_dtype == "float16":
             likely = "float16 overflowed: compute in bfloat16 or float32"
         elif step <= config.warmup_steps or not config.clip_norm:
@@ -99,7 +99,7 @@ class Meter:
         return f"The loss is not finite any more at step {step}, {where}. Likely {likely}{before}."
 
 
-def described(place: Position, batch: Batch) -> str:
+def describe_batch(place: BatchPosition, batch: Batch) -> str:
     """Which batch it is, and the first of its pairs."""
     pairs = ", ".join(str(i) for i in place.members[:3]) + " and so on" * (len(place.members) > 3)
     shape = " x ".join(map(str, batch.source.shape))

@@ -12,21 +12,21 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.batch_sampler import Batch
-from mlx_transformer.model.fused_projections import join
-from mlx_transformer.model.precision import find_dtype
+from mlx_transformer.model.fused_projections import fuse_projections
+from mlx_transformer.model.precision import parse_dtype
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import safetensors
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training.losses import batch_loss
-from mlx_transformer.training.optimizers import learning_rate, optimizer
+from mlx_transformer.training.optimizers import make_optimizer, make_schedule
 
 # Gradients in float16 are computed of a loss so many times as large, lest small ones vanish (Micikevicius et al. 2018).
-FIRST_SCALE, GREATEST_SCALE = 2.0**15, 2.0**24
-STEPS_TO_DOUBLE = 1000  # without an overflow, then the scale doubles; an overflow halves it
-Sums = dict[str, Any]  # gradients, loss and number of tokens of some batches, added up
+INITIAL_LOSS_SCALE, MAX_LOSS_SCALE = 2.0**15, 2.0**24
+LOSS_SCALE_INTERVAL = 1000  # without an overflow, then the scale doubles; an overflow halves it
+GradientSums = dict[str, Any]  # gradients, loss and number of tokens of some batches, added up
 
 
-class Trainer:
+class TrainState:
     """Everything that changes in a run, and the compiled step that changes it.
 
     Attributes:
@@ -44,16 +44,16 @@ class Trainer:
         self.step = 0
         self.progress: dict[str, Any] = {}
         self.group = mx.distributed.init()
-        self.optimizer, self._rate = optimizer(config), learning_rate(config)
+        self.optimizer, self._rate = make_optimizer(config), make_schedule(config)
         trained = model.trainable_parameters()
         self.optimizer.init(trained)
         self.average = tree_map(mx.array, trained) if config.ema_decay else {}
         halves = config.compute_dtype == "float16"
-        self.scaling = {"scale": mx.array(FIRST_SCALE), "served": mx.array(0)} if halves else {}
+        self.scaling = {"scale": mx.array(INITIAL_LOSS_SCALE), "served": mx.array(0)} if halves else {}
         self.state = [model.state, self.optimizer.state, self.average, self.scaling, mx.random.state]
         model.recompute = config.recompute
-        self._kept_model = model_folder.blank(model.config, model.search_defaults, model.tasks.values())
-        self._dtype = find_dtype(config.compute_dtype)
+        self._kept_model = model_folder.uninitialized_model(model.config, model.search_defaults, model.tasks.values())
+        self._dtype = parse_dtype(config.compute_dtype)
         self._pending: tuple[mx.array, ...] = ()
         self._add, self._apply, self._once = (self._compiled(call) for call in (self.add, self.apply, self.once))
 
@@ -63,7 +63,7 @@ class Trainer:
     def update(self, batches: Sequence[Batch]) -> tuple[mx.array, mx.array]:
         """One optimizer update from one or several batches; returns loss and gradient norm, not yet evaluated."""
         self.model.train()
-        sums: Sums = {}
+        sums: GradientSums = {}
         for number, batch in enumerate(batches):
             self._seed(number)
             arrays = mx.array(batch.source), mx.array(batch.target)
@@ -87,7 +87,7 @@ class Trainer:
         """An update from one batch."""
         return self.apply(self.add({}, source, target))
 
-    def add(self, sums: Sums, source: mx.array, target: mx.array) -> Sums:
+    def add(self, sums: GradientSums, source: mx.array, target: mx.array) -> GradientSums:
         """Add the gradients of a batch, its loss and its number of tokens."""
         weights, trained = self.model.parameters(), self.model.trainable_parameters()
 
@@ -110,7 +110,7 @@ class Trainer:
         """The factor of a sum of losses: where they are scaled, that of their mean over as many as a batch may have."""
         return self.scaling["scale"] / self.config.batch_tokens if self.scaling else 1.0
 
-    def apply(self, sums: Sums) -> tuple[mx.array, mx.array]:
+    def apply(self, sums: GradientSums) -> tuple[mx.array, mx.array]:
         """Update weights, optimizer and average by gradients that were added up; returns loss and gradient norm."""
         # All tokens weigh alike, whichever process and batch they are in: the sums are divided, not means.
         loss, tokens = (mx.distributed.all_sum(sums[name], group=self.group) for name in ("loss", "tokens"))
@@ -158,9 +158,9 @@ class Trainer:
         self.optimizer.state.update(chosen[1])
         self.average.update(chosen[2])
         served = mx.where(finite, self.scaling["served"] + 1, 0)
-        grown = served == STEPS_TO_DOUBLE
+        grown = served == LOSS_SCALE_INTERVAL
         factor = mx.where(finite, mx.where(grown, 2.0, 1.0), 0.5)
-        self.scaling["scale"] = mx.clip(self.scaling["scale"] * factor, 1, GREATEST_SCALE)
+        self.scaling["scale"] = mx.clip(self.scaling["scale"] * factor, 1, MAX_LOSS_SCALE)
         self.scaling["served"] = mx.where(grown, 0, served)
 
     def kept_model(self, earlier: Iterable[Path] = ()) -> Transformer:
@@ -185,20 +185,20 @@ class Trainer:
         """The trained weights, or their moving average, of a checkpoint."""
         if self.average:
             state = safetensors.read_arrays(folder / "training.safetensors")
-            return _filled({"average": self.average}, state)["average"]
-        weights = join(safetensors.read_arrays(folder / "model.safetensors"))
-        return _filled(self.model.trainable_parameters(), weights)
+            return _fill_tree({"average": self.average}, state)["average"]
+        weights = fuse_projections(safetensors.read_arrays(folder / "model.safetensors"))
+        return _fill_tree(self.model.trainable_parameters(), weights)
 
     def write(self, folder: Path, tokenizer: Tokenizer | None) -> None:
         """Write into a folder a model, and beside it all else that is needed to go on from here."""
-        model_folder.write(folder, self.model, tokenizer)
+        model_folder.write_model_files(folder, self.model, tokenizer)
         safetensors.write_arrays(folder / "training.safetensors", dict(tree_flatten(self._beside())))
         (folder / "training.json").write_text(json.dumps({"step": self.step} | self.progress) + "\n")
 
     def restore(self, folder: Path) -> None:
         """Go back to where `write` was called."""
         model_folder.read_weights(self.model, folder / "model.safetensors")
-        state = _filled(self._beside(), safetensors.read_arrays(folder / "training.safetensors"))
+        state = _fill_tree(self._beside(), safetensors.read_arrays(folder / "training.safetensors"))
         self.optimizer.state.update(state["optimizer"])
         self.average.update(state["average"])
         self.scaling.update(state["scaling"])
@@ -211,6 +211,6 @@ class Trainer:
         return {"optimizer": self.optimizer.state, "average": self.average, "scaling": self.scaling}
 
 
-def _filled(tree: dict, arrays: dict[str, mx.array]) -> dict:
+def _fill_tree(tree: dict, arrays: dict[str, mx.array]) -> dict:
     """A tree like this one, of arrays by their names; frozen modules have empty places in it, which no file has."""
     return tree_map_with_path(lambda name, _: arrays[name], tree)

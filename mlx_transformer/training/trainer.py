@@ -20,25 +20,25 @@ from mlx_transformer import __version__
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.serialization import to_dict
 from mlx_transformer.config.training import TrainingConfig
-from mlx_transformer.data.batch_sampler import Batch, Position, stream
-from mlx_transformer.data.dataset import Corpus
-from mlx_transformer.data.parallel_corpus import Corpora
+from mlx_transformer.data.batch_sampler import Batch, BatchPosition, iterate_batches
+from mlx_transformer.data.dataset import TokenizedCorpus
+from mlx_transformer.data.parallel_corpus import ParallelCorpora
 from mlx_transformer.metrics import check_sacrebleu
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.training.builders import learner
-from mlx_transformer.training.run_directory import Run, of_validations, options_of, step_of
-from mlx_transformer.training.signals import Interruption, deferred
-from mlx_transformer.training.step_metrics import Meter
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.builders import build_model_and_tokenizer
+from mlx_transformer.training.run_directory import RunDirectory, checkpoint_step, run_options, validation_checkpoints
+from mlx_transformer.training.signals import Interruption, defer_signals
+from mlx_transformer.training.step_metrics import StepMetrics
+from mlx_transformer.training.train_state import TrainState
 from mlx_transformer.training.validation import Validator
 
 logger = logging.getLogger(__name__)
-Report = Callable[[dict[str, Any]], None]
-Record = Callable[..., None]
+LogCallback = Callable[[dict[str, Any]], None]
+LogEntry = Callable[..., None]
 
 
-def train(config: TrainingConfig, report: Report | None = None) -> Path:
+def train(config: TrainingConfig, report: LogCallback | None = None) -> Path:
     """Train a model, from scratch, from another one, or from where its run was; returns the folder of the best one.
 
     SIGINT and SIGTERM end a run after the step that is being taken, with a checkpoint; a second one ends it at once.
@@ -56,14 +56,14 @@ def train(config: TrainingConfig, report: Report | None = None) -> Path:
     """
     if config.best_by in ("bleu", "chrf"):
         check_sacrebleu()
-    run = Run(config.output)
+    run = RunDirectory(config.output)
     with run.claimed(first=mx.distributed.init().rank() == 0):
         interruption = _train(run, config, report)
     interruption.end()
     return run.best
 
 
-def _train(run: Run, config: TrainingConfig, report: Report | None) -> Interruption:
+def _train(run: RunDirectory, config: TrainingConfig, report: LogCallback | None) -> Interruption:
     """Train in a folder that is ours; tells whether somebody asked to end."""
     first = mx.distributed.init().rank() == 0
     if first:
@@ -73,34 +73,34 @@ def _train(run: Run, config: TrainingConfig, report: Report | None) -> Interrupt
     elif run.checkpoints():
         raise FileExistsError(f"{run.folder} holds a run already: resume it, or choose another output.")
     training, validation = (
-        Corpora(specs, split=split, skip_bad_lines=config.skip_bad_lines)
+        ParallelCorpora(specs, split=split, skip_bad_lines=config.skip_bad_lines)
         for specs, split in ((config.train, "train"), (config.valid, "valid"))
     )
     last = run.newest(set_aside=first)
-    with model_folder.same_random_state():
+    with model_folder.preserve_random_state():
         mx.random.seed(config.seed)
-        model, tokenizer = learner(config, training, last)
-        trainer = Trainer(model, config)
+        model, tokenizer = build_model_and_tokenizer(config, training, last)
+        trainer = TrainState(model, config)
         if last is not None:
             trainer.restore(last)
         if trainer.step > config.steps:
             raise ValueError(
                 f"steps must not be less than the run has done: {config.steps} is less than {trainer.step}."
             )
-        corpora = [_tokenised(pairs, trainer, tokenizer) for pairs in (training, validation)]
+        corpora = [_tokenize_corpora(pairs, trainer, tokenizer) for pairs in (training, validation)]
         _check_same_corpora(trainer, corpora)
         validator = Validator(validation, corpora[1], tokenizer, config)
-        with _log(run, trainer, report) as record, deferred() as interruption:
-            Loop(run, trainer, tokenizer, validator, record, interruption).go(corpora[0])
+        with _make_logger(run, trainer, report) as record, defer_signals() as interruption:
+            Trainer(run, trainer, tokenizer, validator, record, interruption).fit(corpora[0])
     return interruption
 
 
-def _tokenised(corpora: Corpora, trainer: Trainer, tokenizer: Tokenizer) -> Corpus:
+def _tokenize_corpora(corpora: ParallelCorpora, trainer: TrainState, tokenizer: Tokenizer) -> TokenizedCorpus:
     """Pairs as ids, without those that are too long for the run or for the model."""
     config, model = trainer.config, trainer.model.config
     prefix = tokenizer.config.source_prefix
     limit = min(config.max_length, model.encoder.max_length, model.decoder.max_length)
-    corpus = Corpus.build(corpora, tokenizer, limit, source_prefix=prefix, folder=config.output)
+    corpus = TokenizedCorpus.build(corpora, tokenizer, limit, source_prefix=prefix, folder=config.output)
     if corpora.skipped:
         names = ", ".join(spec.text for spec in corpora.specs)
         logger.warning("%d bad lines of %s were skipped.", corpora.skipped, names)
@@ -109,7 +109,7 @@ def _tokenised(corpora: Corpora, trainer: Trainer, tokenizer: Tokenizer) -> Corp
 
 def _check_same_run(config: TrainingConfig) -> None:
     """Refuse to resume with options that would make it another run."""
-    former = options_of(config.output)
+    former = run_options(config.output)
     ending = former.schedule in ("cosine", "linear")
     free = {"output", "resume", "keep", *([] if ending else ["steps"])}
     old, new = to_dict(former), to_dict(config)
@@ -120,7 +120,7 @@ def _check_same_run(config: TrainingConfig) -> None:
         )
 
 
-def _check_same_corpora(trainer: Trainer, corpora: list[Corpus]) -> None:
+def _check_same_corpora(trainer: TrainState, corpora: list[TokenizedCorpus]) -> None:
     """Refuse to resume on other data than the run began with."""
     now = [corpus.fingerprint for corpus in corpora]
     if trainer.progress.setdefault("corpora", now) != now:
@@ -131,10 +131,10 @@ def _check_same_corpora(trainer: Trainer, corpora: list[Corpus]) -> None:
 
 
 @contextmanager
-def _log(run: Run, trainer: Trainer, report: Report | None) -> Iterator[Record]:
+def _make_logger(run: RunDirectory, trainer: TrainState, report: LogCallback | None) -> Iterator[LogEntry]:
     """Prepare the run folder, and give the function that writes an entry of its log."""
     if trainer.group.rank() == 0:
-        run.begin(trainer.config, trainer.step, conditions())
+        run.begin(trainer.config, trainer.step, environment_info())
     with run.log.open("a", encoding="utf-8") as log:
 
         def record(event: str, **values: Any) -> None:
@@ -150,7 +150,7 @@ def _log(run: Run, trainer: Trainer, report: Report | None) -> Iterator[Record]:
         yield record
 
 
-def conditions() -> dict[str, str]:
+def environment_info() -> dict[str, str]:
     """What a run depends on besides its options."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -162,29 +162,29 @@ def conditions() -> dict[str, str]:
     }
 
 
-class Loop:
+class Trainer:
     """Update, log, validate and save until the last step, or until somebody asks to end."""
 
     def __init__(
         self,
-        run: Run,
-        trainer: Trainer,
+        run: RunDirectory,
+        trainer: TrainState,
         tokenizer: Tokenizer,
         validator: Validator,
-        record: Record,
+        record: LogEntry,
         interruption: Interruption,
     ) -> None:
         self.run, self.trainer, self.tokenizer, self.config = run, trainer, tokenizer, trainer.config
         self.validator, self.interruption = validator, interruption
         self.first = trainer.group.rank() == 0  # of several processes this one alone logs, validates and saves
         self.record = record if self.first else lambda event, **values: None
-        self.meter = Meter(trainer)
+        self.meter = StepMetrics(trainer)
 
-    def go(self, corpus: Corpus) -> None:
+    def fit(self, corpus: TokenizedCorpus) -> None:
         """Train to the end."""
         trainer, config = self.trainer, self.config
         sizes = {"parameters": trainer.model.num_parameters, "pairs": len(corpus), "too_long": corpus.dropped}
-        self.record("start", **sizes, steps=config.steps, config=to_dict(config), conditions=conditions())
+        self.record("start", **sizes, steps=config.steps, config=to_dict(config), conditions=environment_info())
         if trainer.step == config.steps and trainer.progress.get("validated") != trainer.step:
             self._validate()  # it was stopped here, and is to go no further
         updates = self._updates(corpus)
@@ -199,13 +199,15 @@ class Loop:
                 return self._stop()
         self.record("end", reason="patience" if self._stale else "steps", best_score=trainer.progress.get("best_score"))
 
-    def _updates(self, corpus: Corpus) -> Iterator[tuple[list[tuple[Position, Batch]], tuple[mx.array, mx.array]]]:
+    def _updates(
+        self, corpus: TokenizedCorpus
+    ) -> Iterator[tuple[list[tuple[BatchPosition, Batch]], tuple[mx.array, mx.array]]]:
         """Take one step after the other: what was read, and loss and gradient norm."""
         # The position in the data follows from the step alone: a resumed run passes over what was read. Of several
         # processes (mlx.launch) each takes its share of the batches.
         config, rank, size = self.config, self.trainer.group.rank(), self.trainer.group.size()
         skip = self.trainer.step * config.accumulate * size + rank
-        placed = stream(corpus, config.batch_tokens, config.seed, skip=skip, every=size)
+        placed = iterate_batches(corpus, config.batch_tokens, config.seed, skip=skip, every=size)
         while read := list(islice(placed, config.accumulate)):
             yield read, self.trainer.update([batch for _, batch in read])
 
@@ -255,7 +257,7 @@ class Loop:
 
     def _earlier(self) -> Sequence[Path]:
         """The checkpoints that the model to validate is the mean of, besides the present weights."""
-        before = of_validations(self.run.checkpoints(), self.config.valid_every)
+        before = validation_checkpoints(self.run.checkpoints(), self.config.valid_every)
         return before[: self.config.average_checkpoints - 1]
 
     def _save(self) -> None:
@@ -267,7 +269,7 @@ class Loop:
         try:
             self.run.save(write, self.config.keep, self.config.valid_every)
         except OSError as error:
-            before = [f"that of step {step_of(path)} is whole" for path in self.run.checkpoints()[:1]]
+            before = [f"that of step {checkpoint_step(path)} is whole" for path in self.run.checkpoints()[:1]]
             raise OSError(
                 f"The checkpoint of step {self.trainer.step} could not be written, "
                 f"{before[0] if before else 'and there was none before'}: make room, then resume. {error}"
@@ -277,7 +279,7 @@ class Loop:
         """Save where the run is, unless that was just done."""
         if self.first:
             checkpoints = self.run.checkpoints()
-            if not checkpoints or step_of(checkpoints[0]) < self.trainer.step:
+            if not checkpoints or checkpoint_step(checkpoints[0]) < self.trainer.step:
                 self.meter.check()
                 self._save()
         self.record("stopped", signal=self.interruption.signal)

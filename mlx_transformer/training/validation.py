@@ -9,22 +9,24 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.training import TrainingConfig
-from mlx_transformer.data.batch_sampler import batches
-from mlx_transformer.data.dataset import Corpus
-from mlx_transformer.data.parallel_corpus import Corpora, Pair
+from mlx_transformer.data.batch_sampler import validation_batches
+from mlx_transformer.data.dataset import TokenizedCorpus
+from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair
 from mlx_transformer.inference.generation import generate
 from mlx_transformer.metrics import corpus_scores, exact_match, has_sacrebleu
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.training.losses import pieces, token_losses
+from mlx_transformer.training.losses import chunk_sizes, token_losses
 
 
 class Validator:
     """The pairs that a run is validated on."""
 
-    def __init__(self, corpora: Corpora, corpus: Corpus, tokenizer: Tokenizer, config: TrainingConfig) -> None:
+    def __init__(
+        self, corpora: ParallelCorpora, corpus: TokenizedCorpus, tokenizer: Tokenizer, config: TrainingConfig
+    ) -> None:
         self.corpus, self.tokenizer, self.config = corpus, tokenizer, config
-        self.sources, self.references = group(corpora, config.bleu_sentences)
+        self.sources, self.references = sample_references(corpora, config.bleu_sentences)
 
     def measure(self, model: Transformer) -> dict[str, Any]:
         """Loss, accuracy and, of the first sentences, the scores of greedy translations and a few samples.
@@ -60,10 +62,10 @@ class Validator:
         return {name: scores[name] for name in ("bleu", "chrf", "exact_match")} | {"samples": samples}
 
 
-def group(pairs: Iterable[Pair], count: int) -> tuple[list[Pair], list[list[str]]]:
+def sample_references(pairs: Iterable[SentencePair], count: int) -> tuple[list[SentencePair], list[list[str]]]:
     """The first distinct sources, and all references of each."""
     references: dict[tuple, dict[str, None]] = {}
-    first: dict[tuple, Pair] = {}
+    first: dict[tuple, SentencePair] = {}
     for pair in pairs if count else ():
         key = pair.source, pair.source_language, pair.target_language
         if key in first or len(first) < count:
@@ -72,25 +74,25 @@ def group(pairs: Iterable[Pair], count: int) -> tuple[list[Pair], list[list[str]
     return list(first.values()), [list(texts) for texts in references.values()]
 
 
-def validate(model: Transformer, corpus: Corpus, batch_tokens: int) -> dict[str, float]:
+def validate(model: Transformer, corpus: TokenizedCorpus, batch_tokens: int) -> dict[str, float]:
     """Loss without label smoothing (nats a token) and share of tokens predicted right, by teacher forcing."""
-    measure = model.compiled(_measures)
+    measure = model.compiled(_batch_metrics)
     totals = mx.zeros(3)
-    for batch in batches(corpus, batch_tokens):
+    for batch in validation_batches(corpus, batch_tokens):
         totals = totals + measure(mx.array(batch.source), mx.array(batch.target))
         mx.async_eval(totals)
     loss, correct, tokens = np.array(totals).tolist()
     return {"loss": loss / tokens, "token_accuracy": correct / tokens}
 
 
-def _measures(model: Transformer, source: mx.array, target: mx.array) -> mx.array:
+def _batch_metrics(model: Transformer, source: mx.array, target: mx.array) -> mx.array:
     """Sum of losses, number of tokens predicted right, number of tokens."""
-    hidden, wanted = model.hidden(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten()
-    real = wanted != model.config.pad_id
+    hidden_states, labels = model.hidden_states(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten()
+    mask = labels != model.config.pad_id
     totals = mx.zeros(3)
-    for piece in pieces(len(wanted), model.config.target_vocab_size):
-        logits, counted = model.logits(mx.depends([hidden[piece]], [totals])[0]), real[piece]
-        losses = token_losses(logits, wanted[piece])
-        correct = logits.argmax(axis=-1) == wanted[piece]
+    for piece in chunk_sizes(len(labels), model.config.target_vocab_size):
+        logits, counted = model.logits(mx.depends([hidden_states[piece]], [totals])[0]), mask[piece]
+        losses = token_losses(logits, labels[piece])
+        correct = logits.argmax(axis=-1) == labels[piece]
         totals = totals + mx.stack([(losses * counted).sum(), (correct & counted).sum(), counted.sum()])
     return totals

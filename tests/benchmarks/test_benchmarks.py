@@ -108,13 +108,13 @@ def test_kernels_of_a_step_are_those_of_one_step(beams):
 
 
 def test_reads_and_steps_are_counted(monkeypatch):
-    monkeypatch.setattr(beam_search, "read", lambda *arrays: arrays, raising=False)
+    monkeypatch.setattr(beam_search, "to_host", lambda *arrays: arrays, raising=False)
     with kernels.counted_reads() as found:
-        beam_search.read(mx.array(1))
+        beam_search.to_host(mx.array(1))
         mx.async_eval(mx.array(1))
         mx.async_eval(mx.array(1))
     assert found == Counter(reads=1, steps=2)
-    monkeypatch.delattr(beam_search, "read")
+    monkeypatch.delattr(beam_search, "to_host")
     with kernels.counted_reads() as found:
         assert found is None
 

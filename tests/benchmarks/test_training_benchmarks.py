@@ -18,7 +18,7 @@ from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.data.dates import date_pairs
 from mlx_transformer.plotting.learning_curves import curve, read_log
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.train_state import TrainState
 
 torch = pytest.importorskip("torch")
 torch_model = pytest.importorskip("benchmarks.torch_model")
@@ -90,7 +90,7 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_torch_makes_the_updates_that_we_make(norm_first, tmp_path, tolerance):
     theirs, ours = twins(model_config(norm_first), tmp_path)
-    trainers = Trainer(ours, RECIPE), torch_model.TorchTrainer(theirs, RECIPE)
+    trainers = TrainState(ours, RECIPE), torch_model.TorchTrainer(theirs, RECIPE)
     clipped = set()
     for number in range(5):
         batches = [padded_batch(number), replace(TINY, rows=2).batch]
@@ -226,7 +226,7 @@ def test_sentences_are_lower_cased_and_tokenised_but_references_are_as_they_were
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_both_systems_run_from_files_to_tables(norm_first, data, tmp_path, monkeypatch, tiny_recipe):
     read = {"ours": [], "torch": []}
-    for name, trainer in (("ours", Trainer), ("torch", torch_model.TorchTrainer)):
+    for name, trainer in (("ours", TrainState), ("torch", torch_model.TorchTrainer)):
         update = trainer.update
         monkeypatch.setattr(
             trainer, "update", lambda self, batches, n=name, u=update: (read[n].append(batches), u(self, batches))[1]

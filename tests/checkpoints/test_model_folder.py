@@ -21,10 +21,10 @@ from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.model import ModelConfig, QuantizationConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model import precision, quantization
-from mlx_transformer.model.fused_projections import split
+from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import atomic
-from mlx_transformer.storage.atomic import replacing
+from mlx_transformer.storage.atomic import atomic_replace
 from mlx_transformer.storage.files import MAX_BYTES
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def folder(tmp_path, model, tokenizer):
 
 
 def arrays_of(model):
-    return split(model.parameters())
+    return split_projections(model.parameters())
 
 
 def same_bits(first, second):
@@ -173,7 +173,7 @@ class TestQuantization:
         config = json.loads((path / "config.json").read_text())
         assert config["quantization"] == {"bits": bits, "group_size": 64}
         assert json.loads((folder / "config.json").read_text())["quantization"] is None
-        assert quantization.quantization(model) is None  # saving leaves the model as it is
+        assert quantization.quantization_of(model) is None  # saving leaves the model as it is
 
     def test_positions_and_norms_are_kept(self, quantized, model):
         stored = mx.load(str(quantized[0] / "model.safetensors"))
@@ -188,7 +188,7 @@ class TestQuantization:
     def test_on_the_cpu_it_is_dequantised_and_near(self, quantized, model):
         path, bits = quantized
         loaded, _ = model_folder.load(path)
-        assert quantization.quantization(loaded) is None
+        assert quantization.quantization_of(loaded) is None
         assert {array.dtype for array in arrays_of(loaded).values()} == {mx.float32}
         assert {name: a.shape for name, a in arrays_of(loaded).items()} == {
             name: a.shape for name, a in arrays_of(model).items()
@@ -224,7 +224,7 @@ class TestQuantization:
         quantization.quantize_weights(model, QuantizationConfig(bits))
         model_folder.save(tmp_path / "other", model, quantize=12 - bits)
         assert model_folder.read_config(tmp_path / "other").quantization == QuantizationConfig(12 - bits)
-        assert quantization.quantization(model) == QuantizationConfig(bits)
+        assert quantization.quantization_of(model) == QuantizationConfig(bits)
 
     def test_float16_and_quantised(self, tmp_path, model):
         model_folder.save(tmp_path / "both", model, dtype="float16", quantize=8)
@@ -397,13 +397,13 @@ class TestReplacing:
     @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
     def test_an_exception_leaves_the_old_folder(self, folder, tmp_path, kind):
         before = contents(tmp_path)
-        with pytest.raises(kind, match="in between"), atomic.replacing(folder) as new:
+        with pytest.raises(kind, match="in between"), atomic.atomic_replace(folder) as new:
             (new / "config.json").write_text("half")
             raise kind("in between")
         assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
 
     def test_an_exception_leaves_nothing_where_nothing_was(self, tmp_path):
-        with pytest.raises(RuntimeError), atomic.replacing(tmp_path / "new"):
+        with pytest.raises(RuntimeError), atomic.atomic_replace(tmp_path / "new"):
             raise RuntimeError
         assert list(tmp_path.iterdir()) == []
 
@@ -417,13 +417,13 @@ class TestReplacing:
             return rename(self, target)
 
         monkeypatch.setattr(Path, "rename", failing)
-        with pytest.raises(OSError, match="no rename"), atomic.replacing(folder) as new:
+        with pytest.raises(OSError, match="no rename"), atomic.atomic_replace(folder) as new:
             (new / "file").write_text("new")
         assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
 
     def test_until_the_block_is_done_the_old_one_is_there(self, folder):
         before = contents(folder)
-        with atomic.replacing(folder) as new:
+        with atomic.atomic_replace(folder) as new:
             assert new.parent == folder.parent  # on the same disk, so that a rename is enough
             (new / "file").write_text("new")
             assert contents(folder) == before
@@ -433,15 +433,15 @@ class TestReplacing:
         for leftover in (".model.new-1f", ".model.new-2e", ".model.old"):
             (tmp_path / leftover).mkdir()
             (tmp_path / leftover / "junk").write_text("junk")
-        with atomic.replacing(folder) as new:
+        with atomic.atomic_replace(folder) as new:
             (new / "file").write_text("new")
         assert contents(tmp_path) == {Path("model/file"): b"new"}
         assert list(tmp_path.iterdir()) == [folder]
 
     def test_two_at_once_do_not_mix(self, tmp_path):
-        with atomic.replacing(tmp_path / "model") as one:
+        with atomic.atomic_replace(tmp_path / "model") as one:
             (one / "file").write_text("one")
-            with atomic.replacing(tmp_path / "model") as other:
+            with atomic.atomic_replace(tmp_path / "model") as other:
                 (other / "file").write_text("other")
             assert contents(tmp_path / "model") == {Path("file"): b"other"}
             (one / "config.json").write_text("{}")
@@ -450,14 +450,14 @@ class TestReplacing:
     def test_recover_after_a_cut_between_two_renames(self, folder, tmp_path):
         before = contents(folder)
         folder.rename(tmp_path / ".model.old")
-        atomic.recover(folder)
+        atomic.restore_interrupted_replacement(folder)
         assert contents(folder) == before and list(tmp_path.iterdir()) == [folder]
 
     def test_recover_keeps_a_folder_that_is_there(self, folder, tmp_path):
         before = contents(folder)
-        atomic.recover(folder)
+        atomic.restore_interrupted_replacement(folder)
         (tmp_path / ".model.old").mkdir()
-        atomic.recover(folder)
+        atomic.restore_interrupted_replacement(folder)
         assert contents(folder) == before
 
 
@@ -518,7 +518,7 @@ def test_a_rename_that_fails_puts_back_what_was_to_be_kept(tmp_path, monkeypatch
         return real(path, target)
 
     monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match="broken"), replacing(folder, retired) as new:
+    with pytest.raises(OSError, match="broken"), atomic_replace(folder, retired) as new:
         (new / "config.json").write_text("{}")
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
     assert (folder / "config.json").read_text() == '{"format_version": 1}'

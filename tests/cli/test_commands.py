@@ -171,18 +171,18 @@ class TestLines:
         assert echo("generate", stdin=b"\xef\xbb\xbfone\r\n\r\ntwo\r\n").stdout_bytes == b"ONE\n\nTWO\n"
 
     def test_windows_of_input_join_without_a_seam(self, echo, monkeypatch):
-        monkeypatch.setattr("mlx_transformer.cli.input_lines.WINDOW_BYTES", 3)
+        monkeypatch.setattr("mlx_transformer.cli.input_lines.READ_BYTES", 3)
         stdin = "".join(f"line {i}\n" * (i % 3) for i in range(50)).encode()
         assert echo("generate", stdin=stdin).stdout_bytes == stdin.upper()
 
     def test_a_byte_order_mark_alone_is_no_line(self, echo, monkeypatch):
-        monkeypatch.setattr("mlx_transformer.cli.input_lines.WINDOW_BYTES", 2)
+        monkeypatch.setattr("mlx_transformer.cli.input_lines.READ_BYTES", 2)
         assert echo("generate", stdin=b"\xef\xbb\xbf").stdout == ""
         assert echo("generate", stdin=b"\xef\xbb\xbfone").stdout == "ONE\n"
 
     def test_a_byte_order_mark_is_stripped_from_the_first_line_of_a_stream_only(self):
         mark = b"\xef\xbb\xbf"
-        assert list(input_lines.split_lines(io.BytesIO(mark + b"a\n" + mark + b"b"))) == [[b"a"], [mark + b"b"]]
+        assert list(input_lines.iterate_lines(io.BytesIO(mark + b"a\n" + mark + b"b"))) == [[b"a"], [mark + b"b"]]
 
     def test_a_long_line_is_joined_once(self):
         class Pieces(io.BytesIO):
@@ -193,7 +193,7 @@ class TestLines:
 
         line = b"x" * (1 << 20)
         start = time.process_time()
-        assert list(input_lines.split_lines(Pieces(line))) == [[line]]
+        assert list(input_lines.iterate_lines(Pieces(line))) == [[line]]
         assert time.process_time() - start < 2  # a quarter of a second; joining at each piece copies 64 GiB
 
     def test_texts_of_the_command_line(self, echo):
@@ -357,8 +357,8 @@ class TestErrors:
         def fail(*arguments, **options):
             raise RuntimeError("[malloc] Unable to allocate 4294967296 bytes.")
 
-        monkeypatch.setattr("mlx_transformer.pretrained.loading.find_checkpoint", fail)
-        monkeypatch.setattr("mlx_transformer.pretrained.loading.find", fail)
+        monkeypatch.setattr("mlx_transformer.pretrained.loading.find_torch_checkpoint", fail)
+        monkeypatch.setattr("mlx_transformer.pretrained.loading.find_model", fail)
         arguments = [tmp_path, tmp_path / "new"][: 1 + (command == "convert")]
         line = error_line(echo(command, *arguments, status=1))
         assert "does not fit in memory" in line and "--batch-tokens" not in line
@@ -706,7 +706,7 @@ class TestScore:
         assert json.loads(echo("score", "--json", stdin="é a\té".encode()).stdout) == expected
 
     def test_windows_of_two_files_join_without_a_seam(self, echo, two_files, monkeypatch):
-        monkeypatch.setattr("mlx_transformer.cli.commands.score.WINDOW", 3)
+        monkeypatch.setattr("mlx_transformer.cli.commands.score.PAIRS_PER_WINDOW", 3)
         options = two_files("".join("a" * i + "\n" for i in range(10)), "\n" * 10)
         assert echo("score", *options).stdout == "".join(f"{-float(i):.4f}\n" for i in range(10)).replace("-0.", "0.")
 

@@ -10,7 +10,7 @@ from mlx_transformer.config.folder import FolderConfig
 from mlx_transformer.config.model import ModelConfig, QuantizationConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.serialization import from_dict, to_dict
-from mlx_transformer.config.training import OF_NEW_MODELS, PRESETS, Size, TrainingConfig
+from mlx_transformer.config.training import NEW_MODEL_OPTIONS, PRESETS, ModelSize, TrainingConfig
 
 STACK = StackConfig(num_layers=2, num_heads=4, mlp_dims=64)
 MODEL = ModelConfig(
@@ -253,10 +253,10 @@ def test_presets_have_heads_of_64(name):
 
 def test_a_model_that_is_trained_further_has_its_own_form():
     other = {"preset": "tiny", "norm_first": False, "activation": "gelu", "shared_vocabulary": False}
-    for name in OF_NEW_MODELS:
+    for name in NEW_MODEL_OPTIONS:
         with pytest.raises(ValueError, match=f"has its own {name}: leave it out with init"):
             replace(TRAINING, init="it", **{name: other.get(name, 4)})
-    assert {*OF_NEW_MODELS} == {
+    assert {*NEW_MODEL_OPTIONS} == {
         *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
         *("vocab_size", "shared_vocabulary"),
     }
@@ -268,7 +268,7 @@ def test_limits_that_just_fit():
 
 
 def test_the_size_is_the_preset_s_where_nothing_else_is_asked_for():
-    assert replace(TRAINING, preset="tiny").size == Size(2, 2, 128, 512, 2)
-    assert replace(TRAINING, preset="tiny", num_layers=4, dims=192).size == Size(4, 4, 192, 512, 3)
-    assert replace(TRAINING, decoder_layers=1, dims=32, mlp_dims=7).size == Size(3, 1, 32, 7, 1)
+    assert replace(TRAINING, preset="tiny").size == ModelSize(2, 2, 128, 512, 2)
+    assert replace(TRAINING, preset="tiny", num_layers=4, dims=192).size == ModelSize(4, 4, 192, 512, 3)
+    assert replace(TRAINING, decoder_layers=1, dims=32, mlp_dims=7).size == ModelSize(3, 1, 32, 7, 1)
     assert replace(TRAINING, num_heads=8).size.heads == 8

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from mlx_transformer.data.bucketing import MIN_BATCHES, MIN_SHARE, choose_shapes, rungs
+from mlx_transformer.data.bucketing import MIN_BATCH_SHARE, MIN_BATCHES, bucket_lengths, choose_batch_shapes
 
 
 def test_lengths_are_padded_by_at_most_a_quarter():
-    assert rungs(33).tolist() == [4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 33]
-    assert rungs(32)[-2:].tolist() == [28, 32]
-    assert rungs(2).tolist() == [2]
-    long = rungs(100_000)
+    assert bucket_lengths(33).tolist() == [4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 33]
+    assert bucket_lengths(32)[-2:].tolist() == [28, 32]
+    assert bucket_lengths(2).tolist() == [2]
+    long = bucket_lengths(100_000)
     assert (long[3:] <= 1.25 * long[2:-1]).all() and long[-1] == 100_000
 
 
@@ -18,7 +18,7 @@ def random_counts(seed, longest=(256, 200)):
     """How many of 20,000 pairs have such lengths, and these lengths."""
     rng = np.random.default_rng(seed)
     common = rng.normal(2.6, 0.7, 20_000)
-    sources, targets = map(rungs, longest)
+    sources, targets = map(bucket_lengths, longest)
     cells = [
         np.searchsorted(lengths, np.clip(np.exp(common + rng.normal(0, 0.2, 20_000)), 2, lengths[-1]))
         for lengths in (sources, targets)
@@ -36,7 +36,7 @@ def octave(source_length, target_length):
 @pytest.mark.parametrize("seed", range(3))
 def test_shapes_hold_their_pairs_within_an_octave(seed, batch_tokens):
     counts, sources, targets = random_counts(seed)
-    shapes, numbers = choose_shapes(counts, sources, targets, batch_tokens)
+    shapes, numbers = choose_batch_shapes(counts, sources, targets, batch_tokens)
     for s, t in zip(*np.nonzero(counts), strict=True):
         shape = shapes[numbers[s, t]]
         assert sources[s] <= shape.source_length and targets[t] <= shape.target_length
@@ -55,12 +55,12 @@ def test_shapes_hold_their_pairs_within_an_octave(seed, batch_tokens):
         inside = sum(
             counts[numbers == number].sum() for number, shape in enumerate(shapes) if octave(*shape[1:3]) == one
         )
-        assert len([shape for shape in shapes if octave(*shape[1:3]) == one]) <= 1 / MIN_SHARE + 1
+        assert len([shape for shape in shapes if octave(*shape[1:3]) == one]) <= 1 / MIN_BATCH_SHARE + 1
         assert all(shape.rows <= inside for shape in shapes if octave(*shape[1:3]) == one)
 
 
 def test_a_few_pairs_make_no_large_batch():
     counts = np.zeros((3, 3), int)
     counts[0, 1] = 5
-    shapes, _ = choose_shapes(counts, rungs(8), rungs(8), 4096)
+    shapes, _ = choose_batch_shapes(counts, bucket_lengths(8), bucket_lengths(8), 4096)
     assert shapes == [(5, 4, 6, None)]

@@ -12,9 +12,9 @@ from mlx_transformer.data.dates import (
     FORMS,
     MONTHS,
     WEEKDAYS,
-    cardinal,
+    cardinal_words,
     date_pairs,
-    ordinal,
+    ordinal_words,
     split_of,
     spoken_year,
 )
@@ -22,7 +22,7 @@ from mlx_transformer.data.dates import (
 DAYS = {
     form: day
     for day in range(1, 32)
-    for form in (ordinal(day), f"{day}", f"{day}st", f"{day}nd", f"{day}rd", f"{day}th")
+    for form in (ordinal_words(day), f"{day}", f"{day}st", f"{day}nd", f"{day}rd", f"{day}th")
 }
 YEARS = {f"{year}": year for year in range(1900, 2100)}
 for year in range(1900, 2100):
@@ -94,11 +94,11 @@ def test_texts_are_varied_and_short():
     ("number", "words"), [(1, "first"), (12, "twelfth"), (20, "twentieth"), (23, "twenty-third"), (30, "thirtieth")]
 )
 def test_places_in_words(number, words):
-    assert ordinal(number) == words
+    assert ordinal_words(number) == words
 
 
 def test_numbers_and_years_in_words():
-    assert (cardinal(9), cardinal(40), cardinal(87)) == ("nine", "forty", "eighty-seven")
+    assert (cardinal_words(9), cardinal_words(40), cardinal_words(87)) == ("nine", "forty", "eighty-seven")
     rng = random.Random(0)
     assert {spoken_year(year, rng) for year in (1900, 1905, 1987, 2000, 2005)} == {
         "nineteen hundred",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.peak_memory import growth
 
-from mlx_transformer.data.parallel_corpus import Corpora, Pair, read_pairs
+from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair, read_pairs
 
 
 def write(path: Path, content: bytes) -> str:
@@ -85,7 +85,7 @@ def test_file_without_pairs_is_refused(tmp_path):
 def test_missing_file_is_named(tmp_path, spec):
     good = write(tmp_path / "good.tsv", b"a\tb\n")
     with pytest.raises(FileNotFoundError, match=r"there is no .*none\.[a-z]+;"):
-        Corpora([good, spec.format(tmp_path, tmp_path)])
+        ParallelCorpora([good, spec.format(tmp_path, tmp_path)])
 
 
 def test_damaged_gzip_is_named(tmp_path):
@@ -111,7 +111,7 @@ def test_dates_are_held_out_by_split_or_by_name():
     assert not train & valid and not train & test and not valid & test
     assert read_pairs("dates:valid").pairs == read_pairs("dates", split="valid").pairs
     with pytest.raises(ValueError, match="got 'dev'"):
-        Corpora(["dates:dev"])
+        ParallelCorpora(["dates:dev"])
 
 
 # Several SPECs
@@ -119,29 +119,29 @@ def test_dates_are_held_out_by_split_or_by_name():
 
 def test_corpora_are_read_one_after_the_other_as_often_as_wanted(tmp_path):
     first, second = numbered(tmp_path / "a.tsv", 3), numbered(tmp_path / "b.tsv.gz", 2, first=3)
-    corpora = Corpora([first, "dates:valid", second])
+    corpora = ParallelCorpora([first, "dates:valid", second])
     dates = read_pairs("dates:valid").pairs
     numbers = [(f"source {i}", f"target {i}") for i in range(5)]
     for _ in range(2):
         pairs = list(corpora)
-        assert pairs == [Pair(*pair) for pair in numbers[:3] + dates + numbers[3:]]
+        assert pairs == [SentencePair(*pair) for pair in numbers[:3] + dates + numbers[3:]]
     one, other = iter(corpora), iter(corpora)
-    assert [next(one), next(one), next(other), next(one)] == [Pair(*numbers[i]) for i in (0, 1, 0, 2)]
+    assert [next(one), next(one), next(other), next(one)] == [SentencePair(*numbers[i]) for i in (0, 1, 0, 2)]
 
 
 def test_bad_lines_of_all_are_counted_anew_in_each_pass(tmp_path):
     specs = [write(tmp_path / name, b"x\na\tb\n\n") for name in ("a.tsv", "b.tsv")]
-    corpora = Corpora(specs, skip_bad_lines=True)
+    corpora = ParallelCorpora(specs, skip_bad_lines=True)
     assert corpora.skipped == 0
     for _ in range(2):
-        assert list(corpora) == [Pair("a", "b")] * 2
+        assert list(corpora) == [SentencePair("a", "b")] * 2
         assert corpora.skipped == 4
     with pytest.raises(ValueError, match=r"a\.tsv, line 1: a line must have one tab"):
-        list(Corpora(specs))
+        list(ParallelCorpora(specs))
 
 
 def test_one_corpus_without_pairs_is_refused_among_others(tmp_path):
-    corpora = Corpora([numbered(tmp_path / "a.tsv", 3), write(tmp_path / "b.tsv", b"")])
+    corpora = ParallelCorpora([numbered(tmp_path / "a.tsv", 3), write(tmp_path / "b.tsv", b"")])
     with pytest.raises(ValueError, match=r"b\.tsv must hold at least one pair"):
         list(corpora)
 
@@ -152,7 +152,7 @@ def test_a_sample_is_spread_evenly(tmp_path, size, count):
     half = size // 2
     specs = [numbered(tmp_path / "a.tsv", size - half)]
     specs += [numbered(tmp_path / "b.tsv", half, first=size - half)] if half else []
-    sample = [int(pair.source.split()[1]) for pair in Corpora(specs).sample(count)]
+    sample = [int(pair.source.split()[1]) for pair in ParallelCorpora(specs).sample(count)]
     assert len(sample) == min(size, count) and sample == sorted(set(sample))
     if count:
         gaps = [after - before for before, after in zip([-1, *sample], [*sample, size], strict=True)]
@@ -170,8 +170,8 @@ def test_a_sample_is_spread_evenly(tmp_path, size, count):
 def test_a_spec_tells_languages(tmp_path, prefix, source, target, kind):
     one = numbered(tmp_path / "pairs.tsv", 2)
     plain = {"table": one, "two": f"{one}::{one}"}.get(kind, kind)
-    corpora = Corpora([prefix + plain])
-    expected = [Pair(*pair, source, target) for pair in read_pairs(plain).pairs]
+    corpora = ParallelCorpora([prefix + plain])
+    expected = [SentencePair(*pair, source, target) for pair in read_pairs(plain).pairs]
     assert list(corpora) == expected and expected
     assert corpora.source_languages == [source] * (source is not None)
     assert corpora.target_languages == [target] * (target is not None)
@@ -180,36 +180,36 @@ def test_a_spec_tells_languages(tmp_path, prefix, source, target, kind):
 
 def test_languages_of_several_specs_are_sorted(tmp_path):
     path = numbered(tmp_path / "pairs.tsv", 1)
-    corpora = Corpora([f"{pair}={path}" for pair in ("en:fr", "en:de", "de:fr", "aa:cs", "zz:zh")])
+    corpora = ParallelCorpora([f"{pair}={path}" for pair in ("en:fr", "en:de", "de:fr", "aa:cs", "zz:zh")])
     assert corpora.source_languages == ["aa", "de", "en", "zz"]
     assert corpora.target_languages == ["cs", "de", "fr", "zh"]
     assert [pair[2:] for pair in corpora] == [("en", "fr"), ("en", "de"), ("de", "fr"), ("aa", "cs"), ("zz", "zh")]
-    assert Corpora([path]).source_languages == Corpora([path]).target_languages == []
+    assert ParallelCorpora([path]).source_languages == ParallelCorpora([path]).target_languages == []
 
 
 @pytest.mark.parametrize(("first", "second", "side"), [("en:fr=", "", "source"), ("en:fr=", "en:=", "target")])
 def test_either_all_specs_tell_a_language_or_none(tmp_path, first, second, side):
     path = numbered(tmp_path / "pairs.tsv", 1)
     with pytest.raises(ValueError, match=f"all corpora tell the {side}'s language or none does: {second}.*tells none"):
-        Corpora([first + path, second + path])
+        ParallelCorpora([first + path, second + path])
 
 
 @pytest.mark.parametrize("spec", ["", "::", "a::", "::b", "en:fr=", ":=dates", "en:fr=::b"])
 def test_a_spec_that_leaves_something_out_is_refused(spec):
     with pytest.raises(ValueError, match=f"must have names: '{spec}' leaves one out; a SPEC is"):
-        Corpora([spec])
+        ParallelCorpora([spec])
 
 
 def test_an_error_names_the_spec_with_its_languages(tmp_path):
     path = write(tmp_path / "pairs.tsv", b"a\tb\nc\n")
     with pytest.raises(ValueError, match=rf"^en:fr={path}, line 2: "):
-        list(Corpora([f"en:fr={path}"]))
+        list(ParallelCorpora([f"en:fr={path}"]))
 
 
 def test_a_file_may_be_named_like_a_spec_with_languages(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     numbered(tmp_path / "a:b=c.tsv", 1)
-    assert Corpora(["./a:b=c.tsv"]).source_languages == []
+    assert ParallelCorpora(["./a:b=c.tsv"]).source_languages == []
     numbered(tmp_path / "dates", 1)
     assert read_pairs("dates::dates").pairs == [("source 0\ttarget 0", "source 0\ttarget 0")]
 

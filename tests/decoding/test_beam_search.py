@@ -16,7 +16,7 @@ from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding import beam_search
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
-from mlx_transformer.model.fused_projections import join
+from mlx_transformer.model.fused_projections import fuse_projections
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
 
@@ -340,7 +340,7 @@ def marian_pair(activation, seed):
         )
     )
     arrays = {name: mx.array(value.detach().numpy()) for name, value in weights.items()}
-    ours.load_weights(list(join(arrays).items()))
+    ours.load_weights(list(fuse_projections(arrays).items()))
     return theirs, ours
 
 

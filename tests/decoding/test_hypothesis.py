@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlx_transformer.decoding.hypothesis import trace_back
+from mlx_transformer.decoding.hypothesis import backtrace
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from mlx_transformer.decoding.hypothesis import trace_back
 )
 def test_links_lead_back_to_the_tokens_of_every_hypothesis(batch, beams, vocab, steps):
     rng = np.random.default_rng(steps)
-    links = np.zeros((steps, batch, beams), np.int32)
+    backpointers = np.zeros((steps, batch, beams), np.int32)
     finished = [[] for _ in range(batch)]  # (length, last link, its tokens)
     for row in range(batch):
         living = [()] * beams
@@ -23,11 +23,11 @@ def test_links_lead_back_to_the_tokens_of_every_hypothesis(batch, beams, vocab, 
                 extended.append((parent * vocab + token, (*living[parent], token)))
                 ended = int(rng.integers(vocab))  # a candidate that ends here is none of the living
                 finished[row].append((step + 1, parent * vocab + ended, (*living[parent], ended)))
-            links[step, row] = [link for link, _ in extended]
+            backpointers[step, row] = [link for link, _ in extended]
             living = [ids for _, ids in extended]
         finished[row] += [(0, 0, ())]  # as where there is none yet
     lengths, places = (np.array([[entry[i] for entry in row] for row in finished]) for i in (0, 1))
-    found = trace_back(links, places, lengths, vocab)
+    found = backtrace(backpointers, places, lengths, vocab)
     assert found.shape == (*places.shape, steps)
     for row, entries in enumerate(finished):
         for k, (length, _, ids) in enumerate(entries):

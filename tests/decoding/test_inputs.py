@@ -6,7 +6,7 @@ import pytest
 from support.tiny_models import config, padded, random_model, random_sources, stack
 
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding.inputs import PREFIX_MULTIPLE, keys, make_request, token_limit
+from mlx_transformer.decoding.inputs import PREFIX_MULTIPLE, make_decoding_inputs, max_target_tokens, random_keys
 
 POSITIONS = 20
 
@@ -19,7 +19,7 @@ def model():
 def make(model, lengths, search=None, max_tokens=None, forced_bos_ids=None, prefixes=None, lines=None):
     source = padded(random_sources(model.config, lengths), model.config)
     prefixes = prefixes or [[]] * len(lengths)
-    return make_request(model, source, search or SearchConfig(), max_tokens, forced_bos_ids, prefixes, lines)
+    return make_decoding_inputs(model, source, search or SearchConfig(), max_tokens, forced_bos_ids, prefixes, lines)
 
 
 @pytest.mark.parametrize(
@@ -39,18 +39,22 @@ def make(model, lengths, search=None, max_tokens=None, forced_bos_ids=None, pref
 )
 def test_the_most_tokens_of_a_target(changes, length, limit):
     model = random_model(config(decoder=stack(max_length=100)))
-    assert token_limit(model, length, SearchConfig(**changes)) == limit
+    assert max_target_tokens(model, length, SearchConfig(**changes)) == limit
 
 
 def test_limits_count_the_tokens_of_each_source_without_padding_and_leave_room_for_the_prefix(model):
     search = SearchConfig(2, max_length_ratio=2.0, min_length_ratio=0.5, min_tokens=2)
-    request, most = make(model, [3, 8, 5, 12], search, prefixes=[[], [3, 4, 5], [6], [7] * 18])
-    assert request.most[::2].tolist() == [[6], [16], [10], [2]]
-    assert request.least[::2].tolist() == [[2], [4], [2], [2]], "no more than the most"
+    request, max_new_tokens = make(model, [3, 8, 5, 12], search, prefixes=[[], [3, 4, 5], [6], [7] * 18])
+    assert request.max_new_tokens[::2].tolist() == [[6], [16], [10], [2]]
+    assert request.min_new_tokens[::2].tolist() == [[2], [4], [2], [2]], "no more than the most"
     assert request.prefix_lengths[::2].tolist() == [[0], [3], [1], [18]]
-    assert most == 20
-    request, most = make(model, [3, 8], search, max_tokens=[5, 1])
-    assert (request.most[::2].tolist(), request.least[::2].tolist(), most) == ([[5], [1]], [[2], [1]], 5)
+    assert max_new_tokens == 20
+    request, max_new_tokens = make(model, [3, 8], search, max_tokens=[5, 1])
+    assert (request.max_new_tokens[::2].tolist(), request.min_new_tokens[::2].tolist(), max_new_tokens) == (
+        [[5], [1]],
+        [[2], [1]],
+        5,
+    )
 
 
 def test_rows_are_living_hypotheses_and_prefixes_have_few_widths(model):
@@ -63,14 +67,14 @@ def test_rows_are_living_hypotheses_and_prefixes_have_few_widths(model):
         assert ids == prefix + [model.config.pad_id] * (len(ids) - len(prefix))
     source = padded(random_sources(model.config, [3, 8, 5]), model.config)
     assert request.source.tolist() == mx.repeat(source, 3, axis=0).tolist()
-    assert request.keys.tolist() == mx.repeat(keys(0, [7, 1, 0]), 3, axis=0).tolist()
+    assert request.keys.tolist() == mx.repeat(random_keys(0, [7, 1, 0]), 3, axis=0).tolist()
     widths = [make(model, [3], prefixes=[[3] * n])[0].prefix_ids.shape[1] for n in (0, 1, PREFIX_MULTIPLE)]
     assert widths == [0, PREFIX_MULTIPLE, PREFIX_MULTIPLE]
 
 
 def test_no_two_lines_or_seeds_share_a_key():
     lines, seeds = [*range(100), 2**31, 2**32 - 1], [*range(10), 2**32 - 1]
-    found = np.concatenate([np.array(keys(seed, lines)) for seed in seeds])
+    found = np.concatenate([np.array(random_keys(seed, lines)) for seed in seeds])
     assert len(np.unique(found, axis=0)) == len(lines) * len(seeds)
     assert len(np.unique(found[:, 1])) == len(found), "what position and hypothesis do not change differs already"
 
@@ -103,5 +107,5 @@ def test_what_cannot_be_asked_for(model, changes, message):
 def test_a_ratio_beyond_all_bounds_is_the_bound(ratio):
     model = random_model(config())
     search = SearchConfig(**{ratio: 1e308})
-    request, most = make_request(model, mx.array([[3, 4, 1]]), search, None, None, [[]], None)
-    assert (most, request.least.item()) == ((40, 0) if ratio == "max_length_ratio" else (40, 40))
+    request, max_new_tokens = make_decoding_inputs(model, mx.array([[3, 4, 1]]), search, None, None, [[]], None)
+    assert (max_new_tokens, request.min_new_tokens.item()) == ((40, 0) if ratio == "max_length_ratio" else (40, 40))

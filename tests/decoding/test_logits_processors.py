@@ -8,8 +8,8 @@ import pytest
 from support import tiny_models
 
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding.inputs import Request
-from mlx_transformer.decoding.logits_processors import penalize, process
+from mlx_transformer.decoding.inputs import DecodingInputs
+from mlx_transformer.decoding.logits_processors import process_logits, repetition_penalty
 
 VOCAB, ROWS, CAPACITY, START, EOS = 7, 5, 12, 2, 1
 NEVER = -math.inf
@@ -55,13 +55,20 @@ def plain(logprobs, search, source, history, limit, first, prefix):
     return scores
 
 
-def requests(source, most, least, first, prefixes):
+def requests(source, max_new_tokens, min_new_tokens, first, prefixes):
     """The request of sources, one row for each."""
     places = max(map(len, prefixes))
     padded = [prefix + [0] * (places - len(prefix)) for prefix in prefixes]
-    rows, columns = len(source), (most, [least] * len(source), first, padded, list(map(len, prefixes)))
-    most, least, first, prefixes, lengths = (mx.array(np.reshape(c, (rows, -1)).astype(np.int32)) for c in columns)
-    return Request(mx.array(source), most, least, first, prefixes, lengths, mx.zeros((rows, 2), mx.uint32))
+    rows, columns = (
+        len(source),
+        (max_new_tokens, [min_new_tokens] * len(source), first, padded, list(map(len, prefixes))),
+    )
+    max_new_tokens, min_new_tokens, first, prefixes, lengths = (
+        mx.array(np.reshape(c, (rows, -1)).astype(np.int32)) for c in columns
+    )
+    return DecodingInputs(
+        mx.array(source), max_new_tokens, min_new_tokens, first, prefixes, lengths, mx.zeros((rows, 2), mx.uint32)
+    )
 
 
 RULES = {
@@ -115,7 +122,7 @@ def test_rules_are_those_of_plain_loops(rules, prefixed, compiled, tolerance):
     request = requests(source, limits, search.min_tokens, first, prefixes)
 
     def run(logits, request, history, length):
-        scores, normalizer = process(logits, search, MODEL, request, history, length)
+        scores, normalizer = process_logits(logits, search, MODEL, request, history, length)
         return scores - normalizer
 
     if compiled:
@@ -148,7 +155,7 @@ def test_rules_are_those_of_plain_loops(rules, prefixed, compiled, tolerance):
 
 def test_positive_scores_are_divided_and_unfilled_places_do_not_count():
     scores = mx.array([[1.0, -1.0, 2.0, -2.0]])
-    found = penalize(scores, 2.0, mx.array([[1, 2, 3, 0]]), mx.array(2))
+    found = repetition_penalty(scores, 2.0, mx.array([[1, 2, 3, 0]]), mx.array(2))
     assert found.tolist() == [[1.0, -2.0, 1.0, -2.0]]
 
 
@@ -157,5 +164,5 @@ def test_ids_outside_the_vocabulary_do_nothing():
     search = SearchConfig(source_no_repeat_ngram_size=1, bad_words=((3,), (10**6,), (2, 2**30)))
     source = mx.array([[4, 10**6, 5 * 10**8]])
     request = requests(source, [9], 0, [0], [[]])
-    found, _ = process(mx.zeros((1, VOCAB)), search, MODEL, request, mx.array([[START, 0, 0]]), mx.array(1))
+    found, _ = process_logits(mx.zeros((1, VOCAB)), search, MODEL, request, mx.array([[START, 0, 0]]), mx.array(1))
     assert [i for i, score in enumerate(found[0].tolist()) if score == NEVER] == [3, 4]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding.inputs import keys
-from mlx_transformer.decoding.sampling import CHUNK, draw, top_k
+from mlx_transformer.decoding.inputs import random_keys
+from mlx_transformer.decoding.sampling import CHUNK_SIZE, sample, top_k
 
 NEVER = -np.inf
 FILTERS = [
@@ -24,7 +24,9 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
-@pytest.mark.parametrize("length", [1, 5, CHUNK, CHUNK + 1, 2 * CHUNK, 8 * CHUNK, 8 * CHUNK + 1, 3001])
+@pytest.mark.parametrize(
+    "length", [1, 5, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE, 8 * CHUNK_SIZE, 8 * CHUNK_SIZE + 1, 3001]
+)
 @pytest.mark.parametrize("distinct", [2, 1000, None])
 def test_top_k_are_the_first_of_a_stable_sort(k, length, distinct):
     """With ties (few distinct values, which come again in other chunks) the lower place comes first."""
@@ -45,7 +47,7 @@ def test_no_place_lies_past_the_end_whatever_the_order_of_equal_values(monkeypat
     """MLX checks no bounds, and does not promise for every device that its sort is stable."""
     argsort = mx.argsort
     monkeypatch.setattr(mx, "argsort", lambda values, axis: values.shape[1] - 1 - argsort(values[:, ::-1], axis=axis))
-    length = 8 * CHUNK + 1
+    length = 8 * CHUNK_SIZE + 1
     values = np.full((2, length), NEVER, np.float32)
     values[0, -1] = values[1, 0] = 1
     found, places = (np.array(array) for array in top_k(mx.array(values), 8))
@@ -75,8 +77,8 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(filters):
     scores[5] = NEVER
     expected = probabilities(scores, **filters) * draws
     search = SearchConfig(beams, beams, **filters)
-    key = mx.repeat(keys(0, range(draws // beams)), beams, axis=0)
-    found = draw(mx.broadcast_to(mx.array(scores), (draws, 12)), search, key, mx.array(3))
+    key = mx.repeat(random_keys(0, range(draws // beams)), beams, axis=0)
+    found = sample(mx.broadcast_to(mx.array(scores), (draws, 12)), search, key, mx.array(3))
     assert (found.shape, found.dtype) == ((draws, 1), mx.uint32)
     counts = np.bincount(np.array(found)[:, 0], minlength=12)
     possible = expected > 0
@@ -94,7 +96,7 @@ def drawable(scores, search, monkeypatch):
     found = []
     for token in range(vocab):
         spike = mx.where(mx.arange(vocab) == token, 1e6, 0.0)
-        tokens = draw(mx.array(scores), search, mx.zeros((rows, 2), mx.uint32), mx.array(1))
+        tokens = sample(mx.array(scores), search, mx.zeros((rows, 2), mx.uint32), mx.array(1))
         found.append(np.array(tokens)[:, 0] == token)
     return np.array(found).T
 
@@ -137,8 +139,8 @@ def test_a_draw_does_not_depend_on_other_rows():
     scores = mx.array(np.random.default_rng(0).normal(size=(len(lines) * beams, 50)).astype(np.float32))
 
     def drawn(rows, lines):
-        key = mx.repeat(keys(5, lines), beams, axis=0)
-        return draw(mx.take(scores, mx.array(list(rows)), axis=0), search, key, mx.array(2)).flatten().tolist()
+        key = mx.repeat(random_keys(5, lines), beams, axis=0)
+        return sample(mx.take(scores, mx.array(list(rows)), axis=0), search, key, mx.array(2)).flatten().tolist()
 
     whole = drawn(range(len(lines) * beams), lines)
     for i, line in enumerate(lines):
@@ -153,7 +155,7 @@ def test_every_seed_line_position_and_hypothesis_has_noise_of_its_own():
     search = SearchConfig(beams, beams, temperature=1.0)
     drawn = []
     for seed, position in itertools.product(seeds, positions):
-        key = mx.repeat(keys(seed, lines), beams, axis=0)
-        drawn += draw(mx.zeros((len(key), vocab)), search, key, mx.array(position)).flatten().tolist()
+        key = mx.repeat(random_keys(seed, lines), beams, axis=0)
+        drawn += sample(mx.zeros((len(key), vocab)), search, key, mx.array(position)).flatten().tolist()
     assert len(drawn) == len(seeds) * len(positions) * len(lines) * beams == 320
     assert len(set(drawn)) > 310

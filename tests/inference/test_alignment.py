@@ -16,19 +16,19 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.inference.alignment import (
     align,
-    as_tokens,
     format_pharaoh,
-    source_words,
-    words_of_ids,
-    words_of_text,
+    source_word_indices,
+    token_indices,
+    word_indices_of_ids,
+    word_indices_of_text,
 )
-from mlx_transformer.inference.batching import Line, encode_sources, encode_targets
+from mlx_transformer.inference.batching import SourceLine, encode_sources, encode_targets
 from mlx_transformer.inference.scoring import score
-from mlx_transformer.pretrained.loading import BUNDLED
-from mlx_transformer.tokenization.bpe_vocabulary import MergesVocabulary
+from mlx_transformer.pretrained.loading import BUNDLED_MODEL
+from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
-from mlx_transformer.weights.tokenizers.hf_pipeline import read_pieces
+from mlx_transformer.weights.tokenizers.hf_pipeline import read_hf_tokenizer
 from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECES
 
 # Words that every kind gives back as they are: of letters that all know.
@@ -58,7 +58,7 @@ class TestAlign:
 
 
 def read_pipeline(folder, name):
-    vocabulary, found = read_pieces(make(folder, trained(), name), {"model_type": CASES[name][2]})
+    vocabulary, found = read_hf_tokenizer(make(folder, trained(), name), {"model_type": CASES[name][2]})
     return Tokenizer(vocabulary, None, TokenizerConfig(**found, start_id=0))
 
 
@@ -77,7 +77,7 @@ def whole_words():
 def letters():
     """Each letter a piece, "@@" where the word goes on."""
     pieces = [letter + sign for letter in "abcdefghijklmnopqrstuvwxyz" for sign in ("@@", "")]
-    return Tokenizer(MergesVocabulary({piece: i for i, piece in enumerate(pieces, start=4)}, 3, ()), None, PLAIN)
+    return Tokenizer(BPEVocabulary({piece: i for i, piece in enumerate(pieces, start=4)}, 3, ()), None, PLAIN)
 
 
 KINDS = {
@@ -110,12 +110,14 @@ def tokenizer(request, tmp_path_factory):
 
 def both_sides(tokenizer, text, prefix=""):
     """The ids of a text as a source with a prefix and as a target, and their words."""
-    line = Line(prefix + text, *languages(tokenizer), start=len(prefix))
+    line = SourceLine(prefix + text, *languages(tokenizer), start=len(prefix))
     source = tokenizer.encode(line.text, line.source_language, line.target_language)
     (target,) = encode_targets(tokenizer, [line._replace(text=text)])
     after = len(tokenizer.config.after_target)
-    words = words_of_text(lambda lines: encode_targets(tokenizer, lines), Line(text, *line[1:3]), target, after)
-    return (source, source_words(tokenizer, line, source)), (target, words)
+    words = word_indices_of_text(
+        lambda lines: encode_targets(tokenizer, lines), SourceLine(text, *line[1:3]), target, after
+    )
+    return (source, source_word_indices(tokenizer, line, source)), (target, words)
 
 
 class TestWords:
@@ -123,7 +125,7 @@ class TestWords:
     def test_of_a_text_and_of_generated_ids(self, tokenizer, text):
         """Two ways, by encoding beginnings and by decoding them, lead to the same words."""
         _, (ids, words) = both_sides(tokenizer, text)
-        assert words == words_of_ids(tokenizer, ids)
+        assert words == word_indices_of_ids(tokenizer, ids)
         assert [word for word in dict.fromkeys(words) if word is not None] == list(range(len(text.split())))
 
     @pytest.mark.parametrize("text", SENTENCES)
@@ -142,7 +144,7 @@ class TestWords:
                 assert len(words) == len(ids) and told == sorted(told)
                 assert not told or 0 <= told[0] and told[-1] < len(text.split())
             ids = ids[: len(ids) // 2 + 1]
-            words = words_of_ids(tokenizer, ids)
+            words = word_indices_of_ids(tokenizer, ids)
             told = [word for word in words if word is not None]
             assert told == sorted(told) and len(words) == len(ids)
             assert {*range(len(tokenizer.decode(ids).split()))} >= {*told}
@@ -176,15 +178,15 @@ def test_words_that_what_follows_joins():
         WordVocabulary({"do": 4, "n't": 5, "go": 6, ".": 7}, 3), None, dataclasses.replace(PLAIN, clean_up=True)
     )
     assert tokenizer.decode([4, 5, 6, 7, 1]) == "don't go."
-    assert words_of_ids(tokenizer, [4, 5, 6, 7, 1]) == [0, 0, 1, 1, None]
+    assert word_indices_of_ids(tokenizer, [4, 5, 6, 7, 1]) == [0, 0, 1, 1, None]
 
 
 def test_a_source_that_is_cut_keeps_its_words():
     tokenizer = letters()
-    line = Line("abc de")
-    ids = tokenizer.cut(tokenizer.encode(line.text), 5)
-    assert source_words(tokenizer, line, ids) == [0, 0, 0, 1, None]
-    assert as_tokens([None, 0, 0, 1, None]) == [None, 1, 2, 3, None]
+    line = SourceLine("abc de")
+    ids = tokenizer.truncate_source(tokenizer.encode(line.text), 5)
+    assert source_word_indices(tokenizer, line, ids) == [0, 0, 0, 1, None]
+    assert token_indices([None, 0, 0, 1, None]) == [None, 1, 2, 3, None]
 
 
 STRAIGHT = AlignmentConfig(heads=(0,))
@@ -260,7 +262,7 @@ class TestKnownAttention:
             assert one.alignment == own.alignment
 
 
-@pytest.mark.skipif(not (BUNDLED / "config.json").exists(), reason="the bundled model is not here")
+@pytest.mark.skipif(not (BUNDLED_MODEL / "config.json").exists(), reason="the bundled model is not here")
 @pytest.mark.usefixtures("uncompiled")
 def test_the_bundled_model_aligns_plain_sentences():
     model, tokenizer = mt.load()
@@ -282,7 +284,7 @@ def test_the_settings_are_plain_data():
 
 
 def test_of_a_line_that_is_cut_no_more_is_encoded_than_is_read():
-    tokenizer, line = letters(), Line("a b c " * 500)
+    tokenizer, line = letters(), SourceLine("a b c " * 500)
     (whole,) = encode_sources(tokenizer, [line])
     calls = []
 
@@ -290,6 +292,6 @@ def test_of_a_line_that_is_cut_no_more_is_encoded_than_is_read():
         calls.append(lines)
         return encode_sources(tokenizer, lines)
 
-    words = words_of_text(encode, line, tokenizer.cut(whole, 20), tokenizer.num_after_source)
+    words = word_indices_of_text(encode, line, tokenizer.truncate_source(whole, 20), tokenizer.num_after_source)
     assert [word for word in words if word is not None] == list(range(19))
     assert len(calls) == 20

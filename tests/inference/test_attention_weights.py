@@ -7,7 +7,7 @@ from support.tiny_families import MODELS, torch_model, torch_sources
 from support.tiny_models import SETTINGS, padded, random_model, random_sources, random_targets
 
 from mlx_transformer.inference.attention_weights import attention
-from mlx_transformer.model.attention import fused, softmax_weights
+from mlx_transformer.model.attention import attention_weights, scaled_dot_product_attention
 from mlx_transformer.weights import convert
 
 LENGTHS = (3, 7, 5)
@@ -44,13 +44,13 @@ def test_the_formula(mask, close):
     bias = rng.standard_normal((1, 3, 5, 5)).astype(np.float32) if mask == "bias" else 0
     exponentials = np.where(allowed, np.exp(0.3 * np.einsum("bhqd,bhkd->bhqk", queries, keys) + bias), 0)
     given = mask if mask == "causal" else mx.array(allowed) if mask == "boolean" else mx.array(bias)
-    found = softmax_weights(mx.array(queries), mx.array(keys), scale=0.3, mask=given)
+    found = attention_weights(mx.array(queries), mx.array(keys), scale=0.3, mask=given)
     close(found, exponentials / exponentials.sum(axis=-1, keepdims=True), 1e-6)
 
 
 def test_the_weights_make_what_fused_makes(model, source, target, close):
     def unfused(queries, keys, values, **options):
-        return softmax_weights(queries, keys, **options) @ values
+        return attention_weights(queries, keys, **options) @ values
 
     memory = model.encode(source, attend=unfused)
     close(model.decode(target, memory, attend=unfused), model(source, target), 1e-4)
@@ -116,7 +116,7 @@ def test_who_stands_in_for_fused_sees_all_of_it(model, source, target):
 
     def counting(*arrays, **options):
         calls.append(options["mask"])
-        return fused(*arrays, **options)
+        return scaled_dot_product_attention(*arrays, **options)
 
     memory = model.encode(source, attend=counting)
     assert len(calls) == model.config.encoder.num_layers

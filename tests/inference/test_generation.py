@@ -14,9 +14,9 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.decoding.beam_search import generate_ids
-from mlx_transformer.decoding.inputs import token_limit
+from mlx_transformer.decoding.inputs import max_target_tokens
 from mlx_transformer.inference import generation
-from mlx_transformer.inference.batching import BATCH_SIZES, Line, encode_beginnings, encode_sources
+from mlx_transformer.inference.batching import BATCH_SIZES, SourceLine, encode_sources, encode_truncated
 from mlx_transformer.inference.generation import generate, generate_hypotheses, stream_generate
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -70,7 +70,9 @@ def alone(model, tokenizer, lines, search):
     results = []
     for line in lines:
         ids = tokenizer.encode(line)
-        (hypotheses,) = generate_ids(model, mx.array([ids], mx.int32), search, [token_limit(model, len(ids), search)])
+        (hypotheses,) = generate_ids(
+            model, mx.array([ids], mx.int32), search, [max_target_tokens(model, len(ids), search)]
+        )
         results.append([dataclasses.replace(h, text=tokenizer.decode(h.ids)) for h in hypotheses])
     return results
 
@@ -209,7 +211,7 @@ class TestBatches:
         free = Transformer(dataclasses.replace(model.config, decoder=wide))
         free.eval()
         lines = ["ab", "ab ab"]
-        limits = [token_limit(free, len(tokenizer.encode(line)), search) for line in lines]
+        limits = [max_target_tokens(free, len(tokenizer.encode(line)), search) for line in lines]
         results = list(generate_hypotheses(free, tokenizer, lines, search))
         assert [len(h.ids) for (h,) in results] == limits and limits[0] < limits[1] < 60
         assert {h.finish_reason for (h,) in results} == {"length"}
@@ -235,7 +237,7 @@ class TestBatches:
         def nothing(model, source, search, max_tokens, **asked):
             shapes[source.shape] += 1
             assert len(max_tokens) == source.shape[0]
-            return [[generation.EMPTY]] * source.shape[0]
+            return [[generation.EMPTY_HYPOTHESIS]] * source.shape[0]
 
         monkeypatch.setattr(generation, "generate_ids", nothing)
         lines = make_lines(3000, longest=60)
@@ -271,7 +273,7 @@ class TestTruncation:
 
     @pytest.mark.parametrize("line", ["a " * 9000, "a" * 9000, " " * 9000, "a" + " " * 9000 + "b", "é" * 9000])
     def test_of_an_enormous_line_only_the_beginning_is_read(self, tokenizer, line):
-        (ids,) = encode_beginnings(partial(encode_sources, tokenizer), [Line(line)], LIMIT)
+        (ids,) = encode_truncated(partial(encode_sources, tokenizer), [SourceLine(line)], LIMIT)
         whole = tokenizer.encode(line)
         assert (len(ids) > LIMIT) == (len(whole) > LIMIT)
         assert ids[: LIMIT - 1] == whole[: LIMIT - 1] and ids[-1] == whole[-1]
@@ -300,12 +302,12 @@ class TestLanguages:
                 model, multilingual(source, target), lines, BEAM, source_language=origins, target_language=goals
             )
         )
-        assert found[0] == [generation.EMPTY]
+        assert found[0] == [generation.EMPTY_HYPOTHESIS]
         for line, origin, goal, hypotheses in list(zip(lines, origins, goals, found, strict=True))[1:]:
             own, ids = [self.CODES[origin]], tokenizer.encode(line)
             ids = own + ids if source == "before" else ids + own
             rows = {"forced_bos_ids" if target == "first" else "start_ids": [self.CODES[goal]]}
-            limit = [token_limit(model, len(ids), BEAM)]
+            limit = [max_target_tokens(model, len(ids), BEAM)]
             (expected,) = generate_ids(model, mx.array([ids], mx.int32), BEAM, limit, **rows)
             assert [h.ids for h in hypotheses] == [h.ids for h in expected]
             assert [h.score for h in hypotheses] == pytest.approx([h.score for h in expected], abs=2e-3)
@@ -332,7 +334,7 @@ class TestLanguages:
         line = "ab " * 60
         for source in ("before", "after"):
             ids = multilingual(source).encode(line, "cc", "aa")
-            kept = multilingual(source).cut(ids, LIMIT)
+            kept = multilingual(source).truncate_source(ids, LIMIT)
             assert len(kept) == LIMIT and self.CODES["cc"] in kept and tokenizer.eos_id in kept
             (expected,) = generate_ids(model, mx.array([kept], mx.int32), GREEDY, [6], forced_bos_ids=[270])
             (found,) = generate_hypotheses(

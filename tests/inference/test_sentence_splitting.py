@@ -10,7 +10,14 @@ from support.texts import TEXTS, random_texts
 
 from mlx_transformer.decoding.beam_search import Hypothesis
 from mlx_transformer.inference import sentence_splitting
-from mlx_transformer.inference.sentence_splitting import Paragraph, by_paragraph, combine, fits, join, split
+from mlx_transformer.inference.sentence_splitting import (
+    Paragraph,
+    combine_hypotheses,
+    fits_model,
+    generate_paragraphs,
+    join_sentences,
+    split_paragraph,
+)
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 pytest.importorskip("sentencex")
@@ -38,7 +45,7 @@ def hypotheses(*texts, **changes):
 
 class TestSplit:
     def test_sentences_and_the_white_space_between_them(self):
-        found = split(PROSE, shorter_than(1000))
+        found = split_paragraph(PROSE, shorter_than(1000))
         assert found.sentences == [
             "Dr. Smith came at 3.30 on Friday.",
             "Did he stay?",
@@ -52,70 +59,80 @@ class TestSplit:
     @pytest.mark.parametrize("most", [1, 7, 60, 10_000])
     def test_nothing_is_lost_and_every_sentence_fits(self, most):
         for text in [PROSE, *TEXTS, *random_texts(500, longest=150)]:
-            found = split(text, shorter_than(most))
-            assert whole(found) == text == join(found, found.sentences)
+            found = split_paragraph(text, shorter_than(most))
+            assert whole(found) == text == join_sentences(found, found.sentences)
             assert found.sentences and all(sentence == sentence.strip() for sentence in found.sentences)
             assert max(map(len, found.sentences)) <= most
             assert all(found.sentences) or not text.strip()
 
     @pytest.mark.parametrize("blank", ["", " ", "\t\n ", "\u3000"])
     def test_a_blank_text_is_one_empty_sentence(self, blank):
-        assert split(blank, shorter_than(0)) == Paragraph([""], [blank, ""])
+        assert split_paragraph(blank, shorter_than(0)) == Paragraph([""], [blank, ""])
 
     @pytest.mark.parametrize("code", ["de", "de_DE", "deu_Latn", "de-AT"])
     def test_the_rules_of_a_language(self, code):
         text = "Am 3. Mai kam er, d. h. Hr. Müller. Er ging."
-        german = split(text, shorter_than(1000), code).sentences
+        german = split_paragraph(text, shorter_than(1000), code).sentences
         assert (
-            german == ["Am 3. Mai kam er, d. h. Hr. Müller.", "Er ging."] != split(text, shorter_than(1000)).sentences
+            german
+            == ["Am 3. Mai kam er, d. h. Hr. Müller.", "Er ging."]
+            != split_paragraph(text, shorter_than(1000)).sentences
         )
 
     @pytest.mark.parametrize("code", ["", "xx", "zzz_Zzzz", "nonsense"])
     def test_an_unknown_language_is_split_like_english(self, code):
-        assert split(PROSE, shorter_than(1000), code) == split(PROSE, shorter_than(1000), "en")
+        assert split_paragraph(PROSE, shorter_than(1000), code) == split_paragraph(PROSE, shorter_than(1000), "en")
 
     def test_where_no_space_is_set(self):
-        found = split("我能吞下玻璃。你好！世界", shorter_than(1000), "zho_Hans")
+        found = split_paragraph("我能吞下玻璃。你好！世界", shorter_than(1000), "zho_Hans")
         assert found.sentences == ["我能吞下玻璃。", "你好！", "世界"] and set(found.spaces) == {""}
 
     def test_a_long_text_is_split_as_a_whole_one(self, monkeypatch):
         text = "".join(f"Sentence {number} is here. " for number in range(400))
-        expected = split(text, shorter_than(1000))
+        expected = split_paragraph(text, shorter_than(1000))
         for block in (10, 100, 1000):  # the first is shorter than a sentence
-            monkeypatch.setattr(sentence_splitting, "BLOCK", block)
-            assert split(text, shorter_than(1000)) == expected
+            monkeypatch.setattr(sentence_splitting, "BLOCK_SIZE", block)
+            assert split_paragraph(text, shorter_than(1000)) == expected
         assert len(expected.sentences) == 400
 
     def test_a_long_text_is_read_in_blocks(self, monkeypatch):
         """In one piece it would take time that grows with the square of its length."""
         lengths = []
-        segment = sentence_splitting.segmenter()
+        segment = sentence_splitting.load_segmenter()
         monkeypatch.setattr(
-            sentence_splitting, "segmenter", lambda: lambda code, text: lengths.append(len(text)) or segment(code, text)
+            sentence_splitting,
+            "load_segmenter",
+            lambda: lambda code, text: lengths.append(len(text)) or segment(code, text),
         )
-        split("我能吞下玻璃。" * 10_000, shorter_than(1000), "zh")
-        assert max(lengths) == sentence_splitting.BLOCK and sum(lengths) < 71_000
+        split_paragraph("我能吞下玻璃。" * 10_000, shorter_than(1000), "zh")
+        assert max(lengths) == sentence_splitting.BLOCK_SIZE and sum(lengths) < 71_000
 
 
 class TestCuts:
     def test_at_a_clause_else_at_white_space_else_anywhere(self):
         clauses = "one two three four, five six seven eight nine ten eleven"
-        assert split(clauses, shorter_than(40)).sentences == [
+        assert split_paragraph(clauses, shorter_than(40)).sentences == [
             "one two three four,",
             "five six seven eight nine ten eleven",
         ]
-        assert split("one two  three four", shorter_than(12)).sentences == ["one two", "three four"]
-        assert split("x" * 20, shorter_than(12)).sentences == ["x" * 10] * 2
-        assert split("我能吞下玻璃，而不伤身体", shorter_than(8)).sentences == ["我能吞下玻璃，", "而不伤身体"]
+        assert split_paragraph("one two  three four", shorter_than(12)).sentences == ["one two", "three four"]
+        assert split_paragraph("x" * 20, shorter_than(12)).sentences == ["x" * 10] * 2
+        assert split_paragraph("我能吞下玻璃，而不伤身体", shorter_than(8)).sentences == [
+            "我能吞下玻璃，",
+            "而不伤身体",
+        ]
 
     def test_numbers_are_no_clauses(self):
-        assert split("about 1,000,000.50 or so", shorter_than(20)).sentences == ["about", "1,000,000.50 or so"]
+        assert split_paragraph("about 1,000,000.50 or so", shorter_than(20)).sentences == [
+            "about",
+            "1,000,000.50 or so",
+        ]
 
     def test_a_mark_stays_with_its_letter(self):
         text = "e\u0301" * 9
-        assert all(part[0] == "e" for part in split(text, shorter_than(6)).sentences)
+        assert all(part[0] == "e" for part in split_paragraph(text, shorter_than(6)).sentences)
         family = "👨\u200d👩\u200d👧" * 4
-        assert {part[0] + part[-1] for part in split(family, shorter_than(10)).sentences} == {"👨👧"}
+        assert {part[0] + part[-1] for part in split_paragraph(family, shorter_than(10)).sentences} == {"👨👧"}
 
     @pytest.mark.parametrize("unit", ["x", "word ", "some words, ", "長", "\u0301", '"Well. ', "(", "a.b"])
     def test_the_cost_of_a_long_text(self, unit):
@@ -129,22 +146,22 @@ class TestCuts:
 
         start = time.process_time()
         text = unit * (LONG // len(unit))
-        assert whole(split(text, counted)) == text
+        assert whole(split_paragraph(text, counted)) == text
         assert time.process_time() - start < 3
         assert read < 12 * LONG
 
     def test_many_blanks(self):
-        found = split("a" + " " * LONG + "b", shorter_than(10))
+        found = split_paragraph("a" + " " * LONG + "b", shorter_than(10))
         assert found.sentences == ["a", "b"] and found.spaces[1] == " " * LONG
 
     def test_the_limit_counts_all_that_a_model_reads(self):
         tokenizer = Tokenizer.train(["ab cd ef"] * 3, ["ab cd ef"], 300)
         text = "ab cd ef"
         count = len(tokenizer.encode(text))
-        assert fits(text, count, tokenizer) and not fits(text, count - 1, tokenizer)
+        assert fits_model(text, count, tokenizer) and not fits_model(text, count - 1, tokenizer)
 
     def test_a_text_that_is_far_too_long_is_not_tokenised(self):
-        assert not fits("x" * LONG, 512, None)
+        assert not fits_model("x" * LONG, 512, None)
 
 
 class TestJoin:
@@ -159,14 +176,14 @@ class TestJoin:
         ],
     )
     def test_spaces_between_scripts(self, source, texts, joined):
-        assert join(split(source, shorter_than(1000)), texts) == joined
+        assert join_sentences(split_paragraph(source, shorter_than(1000)), texts) == joined
 
     def test_parts_of_a_word_stay_joined(self):
-        assert join(split("x" * 20, shorter_than(12)), ["a", "b"]) == "ab"
+        assert join_sentences(split_paragraph("x" * 20, shorter_than(12)), ["a", "b"]) == "ab"
 
     def test_a_paragraph_of_hypotheses(self):
         parts = hypotheses("A b.", "C.", score=-0.5)
-        found = combine(Paragraph(["a.", "c."], ["  ", "\t", ""]), parts)
+        found = combine_hypotheses(Paragraph(["a.", "c."], ["  ", "\t", ""]), parts)
         assert found == Hypothesis([65, 67], -1.0, "stop", "  A b.\tC.", truncated=False)
 
     @pytest.mark.parametrize(
@@ -186,12 +203,15 @@ class TestJoin:
     )
     def test_words_are_counted_through_the_paragraph(self, sentences, spaces, texts, pairs, expected):
         parts = [Hypothesis([], 0.0, "stop", text, alignment=own) for text, own in zip(texts, pairs, strict=True)]
-        assert combine(Paragraph(sentences, spaces), parts).alignment == expected
+        assert combine_hypotheses(Paragraph(sentences, spaces), parts).alignment == expected
 
     def test_one_that_is_cut_short_tells_of_all(self):
         paragraph = Paragraph(["a", "b"], [""] * 3)
-        assert combine(paragraph, hypotheses("A") + hypotheses("B", finish_reason="length")).finish_reason == "length"
-        assert combine(paragraph, hypotheses("A", truncated=True) + hypotheses("B")).truncated
+        assert (
+            combine_hypotheses(paragraph, hypotheses("A") + hypotheses("B", finish_reason="length")).finish_reason
+            == "length"
+        )
+        assert combine_hypotheses(paragraph, hypotheses("A", truncated=True) + hypotheses("B")).truncated
 
 
 class TestParagraphs:
@@ -214,7 +234,7 @@ class TestParagraphs:
             Paragraph([f"s{i}.{j}" for j in range(n)], [" "] * (n + 1), f"from{i}", f"to{i}")
             for i, n in enumerate(counts)
         ]
-        found = list(by_paragraph(paragraphs, self.upper(ahead)))
+        found = list(generate_paragraphs(paragraphs, self.upper(ahead)))
         assert [paragraph for paragraph, _ in found] == paragraphs
         for i, (paragraph, parts) in enumerate(found):
             texts = [best.text for (best,) in parts]
@@ -228,17 +248,17 @@ class TestParagraphs:
                 read.append(None)
                 yield Paragraph(["a", "b"], [""] * 3)
 
-        found = by_paragraph(paragraphs(), self.upper(6))
+        found = generate_paragraphs(paragraphs(), self.upper(6))
         assert read == []
         for number in range(10):
             next(found)
             assert len(read) == 3 * (number // 3 + 1)
 
     def test_none(self):
-        assert list(by_paragraph([], self.upper(3))) == []
+        assert list(generate_paragraphs([], self.upper(3))) == []
 
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencex", None)
     with pytest.raises(ValueError, match="sentencex must be installed: it is not; pip install sentencex"):
-        split("a", shorter_than(5))
+        split_paragraph("a", shorter_than(5))

@@ -11,8 +11,8 @@ from support.tiny_models import SETTINGS, config, padded, random_model, random_s
 
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.model import QuantizationConfig
-from mlx_transformer.model.fused_projections import join, split
-from mlx_transformer.model.layers import linear, linears
+from mlx_transformer.model.fused_projections import fuse_projections, split_projections
+from mlx_transformer.model.layers import fused_linear, linear
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
 
@@ -30,7 +30,7 @@ def same_bits(first, second):
 
 
 def test_keys_and_values_are_those_of_the_two_projections_of_the_file(model, tolerance):
-    arrays = {name.removeprefix(f"{CROSS}."): array for name, array in split(model.parameters()).items()}
+    arrays = {name.removeprefix(f"{CROSS}."): array for name, array in split_projections(model.parameters()).items()}
     attention = model.decoder.layers[0].cross_attention
     x = mx.random.normal((2, 5, model.config.dims), key=mx.random.key(0))
     found = attention.key_values(x)
@@ -60,14 +60,14 @@ def test_the_memory_of_a_source_is_contiguous(model):
 
 def test_a_model_is_split_and_joined_in_whatever_order(model):
     arrays = dict(tree_flatten(model.parameters()))
-    files = split(model.parameters())
+    files = split_projections(model.parameters())
     assert not any("key_value" in name for name in files)
     for name in ("key_proj", "value_proj"):
         assert {key.replace(name, "query_proj") for key in files if name in key} == {
             key for key in files if "query_proj" in key
         }
-    assert same_bits(join(files), arrays)
-    assert same_bits(join(dict(reversed(files.items()))), arrays)
+    assert same_bits(fuse_projections(files), arrays)
+    assert same_bits(fuse_projections(dict(reversed(files.items()))), arrays)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -75,7 +75,7 @@ def test_quantised_rows_are_those_of_each_matrix_alone(tmp_path, bits):
     model = random_model(WIDE)
     model_folder.save(tmp_path / "model", model, quantize=bits)
     stored = mx.load(str(tmp_path / "model" / "model.safetensors"))
-    for name, array in split(model.parameters()).items():
+    for name, array in split_projections(model.parameters()).items():
         if name.endswith(("key_proj.weight", "value_proj.weight")):
             layer = name.removesuffix("weight")
             alone = zip(("weight", "scales", "biases"), mx.quantize(array, 64, bits), strict=True)
@@ -104,7 +104,7 @@ def test_what_differs_is_told_by_its_name_in_the_file(tmp_path):
 
 
 def test_each_half_begins_as_a_matrix_of_its_own():
-    arrays = split(Transformer(config(dims=64, head_dims=16)).parameters())
+    arrays = split_projections(Transformer(config(dims=64, head_dims=16)).parameters())
     limit = math.sqrt(6 / (64 + 32))
     for part in ("query_proj", "key_proj", "value_proj"):
         largest = mx.abs(arrays[f"{CROSS}.{part}.weight"]).max().item()
@@ -112,7 +112,7 @@ def test_each_half_begins_as_a_matrix_of_its_own():
     mx.random.seed(5)
     apart = [linear(8, 4, bias=True) for _ in range(2)]
     mx.random.seed(5)
-    joined = linears(8, 4, bias=True, count=2)
+    joined = fused_linear(8, 4, bias=True, count=2)
     for leaf in ("weight", "bias"):
         assert mx.array_equal(joined[leaf], mx.concatenate([layer[leaf] for layer in apart]))
 
@@ -125,6 +125,6 @@ def test_loading_needs_no_more_memory_than_a_few_arrays_beside_the_model(tmp_pat
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     model, _ = model_folder.load(tmp_path / "model")
-    size = sum(array.nbytes for array in split(model.parameters()).values())
+    size = sum(array.nbytes for array in split_projections(model.parameters()).values())
     assert size <= mx.get_peak_memory() - before < 1.2 * size
     assert mx.get_active_memory() - before < 1.01 * size

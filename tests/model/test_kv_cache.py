@@ -3,19 +3,19 @@
 import mlx.core as mx
 import numpy as np
 
-from mlx_transformer.model.kv_cache import Cache
+from mlx_transformer.model.kv_cache import KVCache
 
 
 def empty_cache(capacity, num_layers=2):
     layers = [mx.zeros((2, 3, 2, capacity, 4)) for _ in range(num_layers)]
-    return Cache(layers, mx.array(0, mx.int32))
+    return KVCache(layers, mx.array(0, mx.int32))
 
 
 def test_positions_are_written_in_order_and_nowhere_else():
     cache = empty_cache(capacity=6)
     written = [mx.random.normal((2, 3, 2, n, 4)) for n in (1, 3, 1)]
     for key_values in written:
-        updated = cache.update(1, key_values)
+        updated = cache.update_and_fetch(1, key_values)
         assert updated is cache.layers[1]
         cache.length = cache.length + key_values.shape[3]
     assert cache.capacity == 6

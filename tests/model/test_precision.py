@@ -36,12 +36,12 @@ def test_what_a_model_is_computed_in(stored, model, on_cpu, architecture, wanted
 def test_float16_is_refused_for_a_model_that_overflows_it_unless_it_is_insisted_on():
     model = random_model(WIDE)
     with pytest.raises(ValueError, match="overflow float16: use bfloat16 or float32, or insist with --allow-overflow"):
-        precision.make_ready(model, "float16")
+        precision.prepare_for_inference(model, "float16")
     assert model.dtype == F32
-    precision.make_ready(model, "float16", allow_overflow=True)
+    precision.prepare_for_inference(model, "float16", allow_overflow=True)
     assert model.dtype == F16
     plain = random_model(PLAIN)
-    precision.make_ready(plain, "float16")
+    precision.prepare_for_inference(plain, "float16")
     assert plain.dtype == F16
 
 
@@ -84,7 +84,7 @@ def test_widths_that_cannot_be_quantised_are_named():
 
 
 def test_a_type_by_its_name():
-    assert precision.find_dtype("bfloat16") == precision.find_dtype(BF16) == BF16
+    assert precision.parse_dtype("bfloat16") == precision.parse_dtype(BF16) == BF16
     with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, not 'int8'"):
-        precision.find_dtype("int8")
+        precision.parse_dtype("int8")
     assert np.array(mx.zeros(2, precision.DTYPES["float16"])).dtype == np.float16

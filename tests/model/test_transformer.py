@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 from support.tiny_models import SETTINGS, config, padded, random_model, random_sources, random_targets, stack
 
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.model.fused_projections import join, split
-from mlx_transformer.model.kv_cache import Cache
+from mlx_transformer.model.fused_projections import fuse_projections, split_projections
+from mlx_transformer.model.kv_cache import KVCache
 from mlx_transformer.model.transformer import Memory, Transformer, sinusoids
 
 LENGTHS = (3, 7, 5)
@@ -49,7 +49,7 @@ def cached_logits(model, target, memory, pieces, capacity):
     for length in pieces:
         if start + length > cache.capacity:
             room = [(0, 0), (0, 0), (0, 0), (0, cache.capacity), (0, 0)]
-            cache = Cache([mx.pad(layer, room) for layer in cache.layers], cache.length)
+            cache = KVCache([mx.pad(layer, room) for layer in cache.layers], cache.length)
         logits.append(model.decode(target[:, start : start + length], memory, cache))
         start += length
     assert cache.length.item() == target.shape[1]
@@ -110,8 +110,8 @@ def test_every_source_position_is_seen(model, source, target):
 def test_gradients_reach_every_trainable_parameter(model, source, target):
     weights = mx.random.normal((*target.shape, model.config.target_vocab_size), key=mx.random.key(1))
     _, gradients = nn.value_and_grad(model, lambda: (model(source, target) * weights).sum())()
-    largest = {name: mx.abs(value).max().item() for name, value in split(gradients).items()}
-    assert largest.keys() == split(model.trainable_parameters()).keys()
+    largest = {name: mx.abs(value).max().item() for name, value in split_projections(gradients).items()}
+    assert largest.keys() == split_projections(model.trainable_parameters()).keys()
     for name, value in largest.items():
         if name.endswith("key_proj.bias"):
             assert value < 1e-3, f"{name}: softmax is blind to a constant"
@@ -244,15 +244,15 @@ def test_parameters_have_the_names_of_the_file_format():
     shared = {"source_embedding.weight", "encoder.positions.weight", "decoder.positions.weight"}
     shared |= layer_names("encoder.layers.0", "self_attention")
     shared |= layer_names("decoder.layers.0", "self_attention", "cross_attention")
-    assert set(split(Transformer(SETTINGS["post_norm"]).parameters())) == shared
+    assert set(split_projections(Transformer(SETTINGS["post_norm"]).parameters())) == shared
 
     final_norms = linear_names("encoder", "norm") | linear_names("decoder", "norm")
     pre_norm = shared | layer_names("encoder.layers.1", "self_attention") | final_norms | {"output_bias"}
-    assert set(split(Transformer(SETTINGS["pre_norm"]).parameters())) == pre_norm
+    assert set(split_projections(Transformer(SETTINGS["pre_norm"]).parameters())) == pre_norm
 
     separate = shared | layer_names("decoder.layers.1", "self_attention", "cross_attention") | final_norms
     separate |= {"target_embedding.weight", "output.weight", "output.bias"}
-    assert set(split(Transformer(SETTINGS["learned_positions"]).parameters())) == separate
+    assert set(split_projections(Transformer(SETTINGS["learned_positions"]).parameters())) == separate
 
 
 def test_without_biases_no_parameter_is_one(model):
@@ -291,7 +291,7 @@ def from_torch(state, config):
                     weights[f"{layer}.{ours}_residual.norm.{kind}"] = state[f"{layer}.norm{number}.{kind}"]
                 weights[f"{layer}.feed_forward.up_proj.{kind}"] = state[f"{layer}.linear1.{kind}"]
                 weights[f"{layer}.feed_forward.down_proj.{kind}"] = state[f"{layer}.linear2.{kind}"]
-    return list(join({name: mx.array(value.detach().numpy()) for name, value in weights.items()}).items())
+    return list(fuse_projections({name: mx.array(value.detach().numpy()) for name, value in weights.items()}).items())
 
 
 @pytest.mark.torch
@@ -338,11 +338,11 @@ def test_equals_torch_nn_transformer(norm_first, depths, activation, close):
         return embedding[ids] * dims**0.5 + table[: ids.shape[1]]
 
     padding = torch.tensor(np.array(source == ours.config.pad_id))
-    hidden = theirs(
+    hidden_states = theirs(
         embed(source),
         embed(target),
         tgt_mask=torch.ones(6, 6).triu(1).bool(),
         src_key_padding_mask=padding,
         memory_key_padding_mask=padding,
     )
-    close(ours(source, target), (hidden @ output.T).detach().numpy())
+    close(ours(source, target), (hidden_states @ output.T).detach().numpy())

@@ -62,7 +62,7 @@ def run(tmp_path):
 @pytest.fixture
 def only_matplotlibs_font(monkeypatch):
     """As where no font is installed but the one that comes with matplotlib."""
-    monkeypatch.setattr(fonts_module, "installed", lambda: [fonts_module.FONT])
+    monkeypatch.setattr(fonts_module, "installed_fonts", lambda: [fonts_module.DEFAULT_FONT])
 
 
 @pytest.fixture
@@ -193,13 +193,18 @@ class TestLearningCurves:
 class TestLettering:
     def test_pieces_as_a_reader_knows_them(self):
         words = WordVocabulary({"\u2581the": 0, " a": 1, "\uffed,": 2, "<0xE4>": 3, "<0x41>": 4, "</s>": 5}, 0)
-        assert fonts_module.pieces(words, range(6)) == ["\u2423the", "\u2423a", "\u25a0,", "<0xE4>", "A", "</s>"]
-        assert fonts_module.pieces(ByteVocabulary({"</s>": 1}), [1, 75, 35, 231]) == ["</s>", "H", "\u2423", "<0xE4>"]
+        assert fonts_module.piece_labels(words, range(6)) == ["\u2423the", "\u2423a", "\u25a0,", "<0xE4>", "A", "</s>"]
+        assert fonts_module.piece_labels(ByteVocabulary({"</s>": 1}), [1, 75, 35, 231]) == [
+            "</s>",
+            "H",
+            "\u2423",
+            "<0xE4>",
+        ]
 
     def test_bytes_spelled_as_letters_are_undone(self):
         vocabulary = TokenizersVocabulary(tokenizers.Tokenizer.from_str(byte_level()))
         ids = vocabulary.encode(" the été")
-        assert "".join(fonts_module.pieces(vocabulary, [0, *ids])) == "<s>\u2423the\u2423été"
+        assert "".join(fonts_module.piece_labels(vocabulary, [0, *ids])) == "<s>\u2423the\u2423été"
         assert "Ġ" in "".join(map(vocabulary.token, ids))
 
     @pytest.mark.parametrize(
@@ -217,14 +222,14 @@ class TestLettering:
         ],
     )
     def test_what_no_font_has_is_shown_by_code_or_if_invisible_not_at_all(self, text, expected):
-        assert fonts_module.shown(text, set("abc")) == expected
+        assert fonts_module.visible_text(text, set("abc")) == expected
 
     def test_known_joiners_are_kept_where_they_shape_letters_and_told_where_they_stand_alone(self):
-        assert fonts_module.shown("می\u200cخ", set("می\u200cخ")) == "می\u200cخ"
-        assert fonts_module.shown("\u200c", {"\u200c"}) == "U+200C"
+        assert fonts_module.visible_text("می\u200cخ", set("می\u200cخ")) == "می\u200cخ"
+        assert fonts_module.visible_text("\u200c", {"\u200c"}) == "U+200C"
 
     def test_what_no_installed_font_has_is_told_once(self, only_matplotlibs_font, caplog):
-        texts, families = fonts_module.lettering(["中", "中文字", "語", "a\n"], longest=60)
+        texts, families = fonts_module.render_labels(["中", "中文字", "語", "a\n"], longest=60)
         assert texts == ["U+4E2D", "U+4E2D U+6587 U+5B57", "U+8A9E", "a U+000A"]
         assert families == ["DejaVu Sans"]
         (message,) = caplog.messages
@@ -232,36 +237,42 @@ class TestLettering:
         assert "fontlist-*.json" in message
 
     def test_nothing_is_told_where_nothing_is_missing(self, caplog):
-        texts, families = fonts_module.lettering(["très", "мир", "a\u200d", "b\n"], longest=9)
+        texts, families = fonts_module.render_labels(["très", "мир", "a\u200d", "b\n"], longest=9)
         assert texts == ["très", "мир", "a\u200d", "b U+000A"] and families == ["DejaVu Sans"]
         assert caplog.messages == []
 
     def test_a_font_is_found_that_has_what_the_first_lacks(self, caplog):
         letter = "\u1d81"  # in STIXGeneral, which matplotlib brings, too
-        texts, (first, second) = fonts_module.lettering([f"a{letter}"], longest=9)
-        assert texts == [f"a{letter}"] and first == fonts_module.FONT
-        assert fonts_module.covered(first, {letter}) == set() and fonts_module.covered(second, {letter}) == {letter}
+        texts, (first, second) = fonts_module.render_labels([f"a{letter}"], longest=9)
+        assert texts == [f"a{letter}"] and first == fonts_module.DEFAULT_FONT
+        assert fonts_module.covered_characters(first, {letter}) == set() and fonts_module.covered_characters(
+            second, {letter}
+        ) == {letter}
         assert caplog.messages == []
 
     def test_few_fonts_are_taken(self, monkeypatch):
         fonts = {"DejaVu Sans": "a", "One": "中", "Two": "文字", "Three": "中文", "Four": "字"}
-        monkeypatch.setattr(fonts_module, "installed", lambda: list(fonts))
-        monkeypatch.setattr(fonts_module, "covered", lambda name, letters: letters & set(fonts[name]))
-        assert fonts_module.lettering(["a中文字"], longest=9) == (["a中文字"], ["DejaVu Sans", "Two", "One"])
+        monkeypatch.setattr(fonts_module, "installed_fonts", lambda: list(fonts))
+        monkeypatch.setattr(fonts_module, "covered_characters", lambda name, letters: letters & set(fonts[name]))
+        assert fonts_module.render_labels(["a中文字"], longest=9) == (["a中文字"], ["DejaVu Sans", "Two", "One"])
 
     def test_a_font_without_letters_of_its_own_is_not_taken(self):
-        texts, families = fonts_module.lettering(["\u0378"], longest=9)  # not assigned
+        texts, families = fonts_module.render_labels(["\u0378"], longest=9)  # not assigned
         assert (texts, families) == (["U+0378"], ["DejaVu Sans"])
-        assert "Last Resort High-Efficiency" not in fonts_module.installed()
+        assert "Last Resort High-Efficiency" not in fonts_module.installed_fonts()
 
     def test_a_font_that_is_gone_has_nothing(self):
-        assert fonts_module.covered("No Such Font", {"a"}) == set()
+        assert fonts_module.covered_characters("No Such Font", {"a"}) == set()
 
     def test_long_texts_are_cut(self):
-        assert fonts_module.lettering(["x" * 9, "x" * 10], longest=9).texts == ["x" * 9, "x" * 8 + "…"]
+        assert fonts_module.render_labels(["x" * 9, "x" * 10], longest=9).texts == ["x" * 9, "x" * 8 + "…"]
 
     def test_wide_letters_count_twice(self):
-        assert (fonts_module.width("abc"), fonts_module.width("中文"), fonts_module.width("")) == (3, 4, 0)
+        assert (fonts_module.text_width("abc"), fonts_module.text_width("中文"), fonts_module.text_width("")) == (
+            3,
+            4,
+            0,
+        )
 
 
 SOURCE = ["the", "cat", "sat", "</s>"]
@@ -380,7 +391,7 @@ class TestAttention:
     @pytest.mark.parametrize("ending", BEGINNINGS)
     def test_any_text_is_drawn_without_a_warning(self, tmp_path, monkeypatch, caplog, fonts, ending):
         if fonts == "one":
-            monkeypatch.setattr(fonts_module, "installed", lambda: [fonts_module.FONT])
+            monkeypatch.setattr(fonts_module, "installed_fonts", lambda: [fonts_module.DEFAULT_FONT])
         texts = [*SCRIPTS, *EMOJI, *FORMS, *CONTROLS, *SPACES, "$x^2$", "\\alpha", "$"]
         source = [text[i : i + 6] for text in texts for i in range(0, min(len(text), 24), 6)]
         path = tmp_path / f"attention.{ending}"
@@ -548,7 +559,7 @@ class TestAttentionCommand:
 
     def test_kinds_are_those_that_can_be_drawn(self):
         (option,) = [option for option in attention.command.params if option.name == "kinds"]
-        assert set(option.type.choices) == figures.KINDS.keys()
+        assert set(option.type.choices) == figures.ATTENTION_KINDS.keys()
 
     def test_what_no_font_has_is_told_in_one_line(self, tmp_path):
         program = (

@@ -440,7 +440,7 @@ def test_where_model_folders_are_kept(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["owner/name", "Helsinki-NLP/opus-mt-en-de", "a/b", "_a/b.c_d-e", "a/" + "b" * 96])
 def test_names(name):
-    assert hub.is_name(name)
+    assert hub.is_repository_id(name)
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_names(name):
     + ["a/b c", "a\\b/c", "à/b", "a/" + "b" * 97, "hf://a/b", "a/b@v1"],
 )
 def test_what_is_no_name(name):
-    assert not hub.is_name(name)
+    assert not hub.is_repository_id(name)
 
 
 @pytest.mark.parametrize(
@@ -476,9 +476,9 @@ def test_what_is_no_name(name):
     ],
 )
 def test_which_files_are_downloaded(chosen, left):
-    assert hub.choose("owner/name", [*left, *reversed(chosen)]) == chosen
+    assert hub.choose_files("owner/name", [*left, *reversed(chosen)]) == chosen
 
 
 def test_the_order_of_weights_is_the_readers_own():
-    assert hub.PREFERRED == checkpoint_module.PREFERRED
-    assert set(hub.SUFFIXES) == set(checkpoint_module.SUFFIXES)
+    assert hub.PREFERRED_WEIGHTS == checkpoint_module.PREFERRED_FILES
+    assert set(hub.WEIGHT_SUFFIXES) == set(checkpoint_module.WEIGHT_SUFFIXES)

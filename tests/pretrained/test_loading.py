@@ -36,27 +36,27 @@ def test_the_type_is_handed_on(folder):
 
 
 def test_without_a_name_it_is_the_bundled_model(folder, monkeypatch):
-    monkeypatch.setattr(loading, "BUNDLED", folder)
-    assert loading.find() == folder
+    monkeypatch.setattr(loading, "BUNDLED_MODEL", folder)
+    assert loading.find_model() == folder
     assert loading.load()[0].config == model_folder.load(folder)[0].config
 
 
 def test_no_folder_is_an_error_that_names_it(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=f"or owner/name on the hub: there is none at {tmp_path / 'nowhere'}"):
         loading.load(tmp_path / "nowhere")
-    monkeypatch.setattr(loading, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(loading, "BUNDLED_MODEL", tmp_path / "bundled")
     with pytest.raises(FileNotFoundError, match=f"there is none at {tmp_path / 'bundled'}"):
         loading.load()
 
 
-@pytest.mark.skipif(not loading.BUNDLED.is_dir(), reason="no model is bundled in this checkout")
+@pytest.mark.skipif(not loading.BUNDLED_MODEL.is_dir(), reason="no model is bundled in this checkout")
 def test_the_bundled_model_translates():
     model, tokenizer = mt.load()
     french = mt.generate(model, tokenizer, ["Where is the station?", "The cat is black.", ""])
     assert "gare" in french[0].lower() and french[1:] == ["Le chat est noir.", ""]
 
 
-@pytest.mark.skipif(not loading.BUNDLED.is_dir(), reason="no model is bundled in this checkout")
+@pytest.mark.skipif(not loading.BUNDLED_MODEL.is_dir(), reason="no model is bundled in this checkout")
 def test_of_a_real_corpus_each_line_is_answered(shared_data):
     with gzip.open(shared_data / "tatoeba-en-fr" / "dev.tsv.gz", "rt", encoding="utf-8") as file:
         lines = [line.split("\t")[0] for line in file][:200]
@@ -70,4 +70,4 @@ def test_of_a_real_corpus_each_line_is_answered(shared_data):
 def test_of_a_training_run_the_best_model_is_proposed(folder, tmp_path):
     folder.rename(tmp_path / "best")
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} is a training run, .*: use {tmp_path}/best"):
-        loading.find(tmp_path)
+        loading.find_model(tmp_path)

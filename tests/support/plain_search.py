@@ -7,7 +7,7 @@ import numpy as np
 from support.tiny_models import padded
 
 from mlx_transformer.decoding.beam_search import generate_ids
-from mlx_transformer.decoding.inputs import token_limit
+from mlx_transformer.decoding.inputs import max_target_tokens
 
 CLOSE = 1e-4  # where two candidates are nearer than this, either may win
 
@@ -96,7 +96,7 @@ def check_equals_plain(teacher, sources, search, tolerance, limits=None, prefixe
     model = teacher.model
     prefixes = prefixes or [[]] * len(sources)
     found = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
-    limits = limits or [token_limit(model, len(source), search) for source in sources]
+    limits = limits or [max_target_tokens(model, len(source), search) for source in sources]
     lengths = []
     for source, hypotheses, limit, prefix in zip(sources, found, limits, prefixes, strict=True):
         limit = min(limit, model.config.decoder.max_length - len(prefix))

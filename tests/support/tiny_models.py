@@ -5,7 +5,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
-from mlx_transformer.model.fused_projections import join, split
+from mlx_transformer.model.fused_projections import fuse_projections, split_projections
 from mlx_transformer.model.transformer import Transformer
 
 
@@ -81,7 +81,7 @@ def random_model(config, seed=0, gain=1.0, eos_bias=0.0):
     model.eval()
     rng = np.random.default_rng(seed)
     values = {}
-    in_files = tree_unflatten(list(split(model.trainable_parameters()).items()))
+    in_files = tree_unflatten(list(split_projections(model.trainable_parameters()).items()))
     for name, old in tree_flatten(in_files):
         value = rng.standard_normal(old.shape)
         if name.endswith("norm.weight"):
@@ -93,7 +93,7 @@ def random_model(config, seed=0, gain=1.0, eos_bias=0.0):
         elif "positions" not in name:
             value = 1.2 * value / np.sqrt(old.shape[-1])
         values[name] = mx.array(value.astype(np.float32))
-    model.update(tree_unflatten(list(join(values).items())))
+    model.update(tree_unflatten(list(fuse_projections(values).items())))
     if config.output_bias:
         bias = model.output_bias if config.tie_output else model.output.bias
         bias[config.eos_id] = eos_bias

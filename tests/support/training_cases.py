@@ -12,7 +12,7 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.train_state import TrainState
 
 STACK = StackConfig(num_layers=1, num_heads=2, mlp_dims=32, norm_first=True, final_norm=True, max_length=16)
 MODEL = ModelConfig(source_vocab_size=20, target_vocab_size=20, dims=32, encoder=STACK, decoder=STACK, dropout=0.2)
@@ -50,7 +50,7 @@ def make_batch(rows=4, length=6, seed=0):
 
 def make_trainer(seed=1, **changes):
     mx.random.seed(seed)
-    return Trainer(Transformer(MODEL), dataclasses.replace(OPTIONS, **changes))
+    return TrainState(Transformer(MODEL), dataclasses.replace(OPTIONS, **changes))
 
 
 def run_options(folder, **changes):

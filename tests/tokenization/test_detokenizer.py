@@ -89,7 +89,7 @@ def pieces(tokenizer, ids):
 def test_joined_it_is_the_text_of_all_ids(tokenizer, clean_up, window, monkeypatch):
     """Also where nearly all ids before the newest were forgotten."""
     monkeypatch.setattr(detokenizer_module, "WINDOW", window)
-    monkeypatch.setattr(detokenizer_module, "SEAMS", min(window, detokenizer_module.SEAMS))
+    monkeypatch.setattr(detokenizer_module, "CLEAN_UP_BOUNDARIES", min(window, detokenizer_module.CLEAN_UP_BOUNDARIES))
     tokenizer = cleaned(tokenizer, clean_up)
     for ids in rows(tokenizer):
         assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
@@ -100,7 +100,7 @@ def test_it_comes_as_early_as_is_safe(tokenizer):
     tokenizer = cleaned(tokenizer)
     runs = isinstance(tokenizer.target, TokenizersVocabulary)
     for ids in encode(tokenizer, SCRIPTS + FORMS + EMOJI):
-        if runs and any(detokenizer_module.BYTE.fullmatch(token) for token in tokenizer.tokens(ids)):
+        if runs and any(detokenizer_module.BYTE_TOKEN.fullmatch(token) for token in tokenizer.tokens(ids)):
             continue
         given = ""
         for place, piece in enumerate(pieces(tokenizer, ids)[:-1], start=1):

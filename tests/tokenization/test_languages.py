@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
-from mlx_transformer.tokenization.tokenizer import Start, Tokenizer
+from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
 
 WORDS = ["<pad>", "</s>", "<s>", "<unk>", "a", "b", "<fra>", "<deu>", "<dan>", "en_XX", "fr_XX"]
@@ -28,15 +28,15 @@ def test_tokens_of_source_languages():
 
 def test_the_beginnings_of_targets():
     start = tokenizer(target_language="start")
-    assert start.starts(2, ["fra_Latn", "deu_Latn"]) == [Start(6, None), Start(7, None)]
+    assert start.starts(2, ["fra_Latn", "deu_Latn"]) == [DecoderStart(6, None), DecoderStart(7, None)]
     assert start.encode_target_batch(["a"], "fra_Latn") == [[4, 1]]
     first = tokenizer(target_language="first", before_target=(2,))
-    assert first.starts(2, "dan_Latn") == [Start(2, 8), Start(2, 8)]
+    assert first.starts(2, "dan_Latn") == [DecoderStart(2, 8), DecoderStart(2, 8)]
     assert first.encode_target_batch(["a", "b"], ["fra_Latn", "deu_Latn"]) == [[6, 2, 4, 1], [7, 2, 5, 1]]
     assert first.encode_target("b", "fra_Latn") == [6, 2, 5, 1]
-    assert tokenizer(pad_id=3, start_id=5).starts(3) == [Start(5, None)] * 3
+    assert tokenizer(pad_id=3, start_id=5).starts(3) == [DecoderStart(5, None)] * 3
     tags = tokenizer(target_language="source")
-    assert tags.starts(1, "fra_Latn") == tags.starts(1) == [Start(2, None)]
+    assert tags.starts(1, "fra_Latn") == tags.starts(1) == [DecoderStart(2, None)]
 
 
 def test_a_tag_is_written_before_the_text_once():
@@ -51,7 +51,7 @@ def test_defaults_of_the_checkpoint():
     fields = {"default_source_language": "deu_Latn", "default_target_language": "fra_Latn"}
     both = tokenizer(source_language="before", target_language="first", **fields)
     assert both.encode_batch(["a", "b"], [None, "dan_Latn"]) == [[7, 4, 1], [8, 5, 1]]
-    assert both.starts(2, [None, "dan_Latn"]) == [Start(2, 6), Start(2, 8)]
+    assert both.starts(2, [None, "dan_Latn"]) == [DecoderStart(2, 6), DecoderStart(2, 8)]
     tags = tokenizer(target_language="source", default_target_language="fra_Latn")
     assert tags.encode("a") == [6, 4, 1]
 
@@ -120,10 +120,10 @@ def test_a_cut_source_keeps_what_stands_after_the_text():
     after = tokenizer(source_language="after", before_source=(2,))
     ids = after.encode("a b a b", "deu_Latn")
     assert ids == [2, 4, 5, 4, 5, 1, 7]
-    assert after.cut(ids, 7) == after.cut(ids, 100) == ids
-    assert after.cut(ids, 5) == [2, 4, 5, 1, 7]
-    assert after.cut(ids, 2) == [1, 7]
-    assert after.cut(ids, 1) == [7]
+    assert after.truncate_source(ids, 7) == after.truncate_source(ids, 100) == ids
+    assert after.truncate_source(ids, 5) == [2, 4, 5, 1, 7]
+    assert after.truncate_source(ids, 2) == [1, 7]
+    assert after.truncate_source(ids, 1) == [7]
     before = tokenizer(source_language="before")
     assert before.cut(before.encode("a b a", "deu_Latn"), 3) == [7, 4, 1]
     assert tokenizer(after_source=()).cut([4, 5, 4], 2) == [4, 5]

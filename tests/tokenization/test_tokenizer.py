@@ -10,7 +10,7 @@ import mlx_transformer as mt
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.bpe_trainer import BYTE_TOKENS, FIXED_TOKENS, check_vocab_size
-from mlx_transformer.tokenization.tokenizer import Start, Tokenizer
+from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
 ENGLISH = [f"the {animal} don't see {count} dogs." for animal in ("cat", "dog", "bird") for count in range(40)]
 FRENCH = [f"l'{animal} n'a vu que {count} chiens !" for animal in ("oiseau", "âne", "ours") for count in range(40)]
@@ -267,7 +267,7 @@ def test_languages_stand_before_sources_and_first_in_targets(tmp_path, shared):
         assert tokenizer.encode_batch(["the cat", "the cat"], ["en", "fr"]) == [[i, *text, 1] for i in (EN, FR)]
         target = tokenizer.encode_target("l'ours", "fr")[1:-1]
         assert tokenizer.encode_target_batch(["l'ours"], "zh-Hans") == [[ZH, *target, 1]]
-        assert tokenizer.starts(2, ["fr", "zh-Hans"]) == [Start(2, FR), Start(2, ZH)]
+        assert tokenizer.starts(2, ["fr", "zh-Hans"]) == [DecoderStart(2, FR), DecoderStart(2, ZH)]
         assert tokenizer.decode([2, FR, *target, 1, 0]) == "l'ours"
         with pytest.raises(ValueError, match="must be told the source's"):
             tokenizer.encode("the cat")

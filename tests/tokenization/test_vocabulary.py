@@ -12,7 +12,7 @@ from mlx_transformer.storage.files import MAX_BYTES, read_bytes
 from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
 from mlx_transformer.tokenization.tokenizer import KINDS, MAX_IDS, Tokenizer
-from mlx_transformer.tokenization.vocabulary import ByteVocabulary, Splitter, WordVocabulary
+from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, ByteVocabulary, WordVocabulary
 
 ALL = TEXTS + random_texts(300)
 SPECIALS = {"<pad>": 0, "</s>": 1, "<unk>": 2}
@@ -129,11 +129,11 @@ def test_how_words_are_joined(join, words, text):
 
 
 def test_added_tokens_cut_a_text():
-    splitter = Splitter({"<a>": 1, "<a><b>": 2, "a>": 3, "[": 4}, {"<a>": "both", "[": "right"})
+    splitter = AddedTokenSplitter({"<a>": 1, "<a><b>": 2, "a>": 3, "[": 4}, {"<a>": "both", "[": "right"})
     assert list(splitter.split("x <a> y[ z[<a>  <a> <a><b> a>")) == ["x", 1, "y", 4, "z", 4, 1, 1, 2, " ", 3]
     assert list(splitter.split("")) == []
     assert list(splitter.split(" <a> ")) == [1]
-    assert list(Splitter({}, {}).split("<a>")) == ["<a>"]
+    assert list(AddedTokenSplitter({}, {}).split("<a>")) == ["<a>"]
 
 
 def test_an_added_token_has_its_id_for_itself():

@@ -15,10 +15,10 @@ from support.paths import ROOT, TESTS
 from support.training_cases import MODEL, OPTIONS, log_of, make_batch, near, same_bits, write_corpora
 
 from mlx_transformer.data.batch_sampler import Batch
-from mlx_transformer.model.fused_projections import split
+from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.training.run_directory import step_of
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.run_directory import checkpoint_step
+from mlx_transformer.training.train_state import TrainState
 
 STEPS = 2
 PROGRAM = f"""
@@ -52,7 +52,7 @@ ring = pytest.mark.skipif(sys.platform != "linux", reason="needs the ring back e
 
 def new_trainer():
     mx.random.seed(1)
-    return Trainer(Transformer(dataclasses.replace(MODEL, dropout=0.0)), OPTIONS)
+    return TrainState(Transformer(dataclasses.replace(MODEL, dropout=0.0)), OPTIONS)
 
 
 def batch_of(step, rank):
@@ -61,7 +61,7 @@ def batch_of(step, rank):
 
 
 def save(trainer, path):
-    mx.save_safetensors(path, split({"model": trainer.model.parameters(), "average": trainer.average}))
+    mx.save_safetensors(path, split_projections({"model": trainer.model.parameters(), "average": trainer.average}))
 
 
 def free_ports(count):
@@ -119,4 +119,4 @@ def test_two_processes_end_a_run_together(tmp_path):
     start_two(RUN, [[str(tmp_path / "any")]] * 2)
     (ended,) = log_of(tmp_path / "run", "end")
     assert (ended["step"], ended["reason"]) == (8, "patience")
-    assert step_of(tmp_path / "run" / "last") == 8
+    assert checkpoint_step(tmp_path / "run" / "last") == 8

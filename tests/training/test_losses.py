@@ -16,7 +16,7 @@ from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training import losses as losses_module
-from mlx_transformer.training.losses import batch_loss, pieces, summed_loss, token_losses
+from mlx_transformer.training.losses import batch_loss, chunk_sizes, chunked_cross_entropy, token_losses
 
 
 def gradients_of(model, batch, smoothing=0.1):
@@ -76,22 +76,22 @@ class TestSummedLoss:
 
     def inputs(self, dtype=mx.float32):
         rng = np.random.default_rng(0)
-        hidden, weight, bias = (
+        hidden_states, weight, bias = (
             mx.array(rng.standard_normal(shape).astype(np.float32)).astype(dtype) for shape in ((37, 16), (50, 16), 50)
         )
-        return [hidden, weight, bias], mx.array(rng.integers(0, 50, 37)), mx.array((np.arange(37) % 5 > 0) * 1.0)
+        return [hidden_states, weight, bias], mx.array(rng.integers(0, 50, 37)), mx.array((np.arange(37) % 5 > 0) * 1.0)
 
     def both(self, smoothing, bias=True, dtype=mx.float32):
         arrays, targets, real = self.inputs(dtype)
         arrays = arrays if bias else arrays[:2]
 
-        def plain(hidden, weight, bias=None):
-            logits = hidden.astype(mx.float32) @ weight.astype(mx.float32).T
+        def plain(hidden_states, weight, bias=None):
+            logits = hidden_states.astype(mx.float32) @ weight.astype(mx.float32).T
             logits = logits if bias is None else logits + bias.astype(mx.float32)
             return 3 * (token_losses(logits, targets, smoothing) * real).sum()
 
-        def ours(hidden, weight, bias=None):
-            return 3 * summed_loss(hidden, weight, bias, targets, real, smoothing)
+        def ours(hidden_states, weight, bias=None):
+            return 3 * chunked_cross_entropy(hidden_states, weight, bias, targets, real, smoothing)
 
         places = tuple(range(len(arrays)))
         return [mx.value_and_grad(call, argnums=places)(*arrays) for call in (plain, ours)]
@@ -101,27 +101,29 @@ class TestSummedLoss:
     @pytest.mark.parametrize("piece", [None, 500, 1])
     def test_value_and_gradients_are_those_of_the_plain_loss(self, smoothing, bias, piece, monkeypatch, tolerance):
         if piece is not None:
-            monkeypatch.setattr(losses_module, "WHOLE", 1)
-            monkeypatch.setattr(losses_module, "PIECE", piece)
-            assert len(list(pieces(37, 50))) == {500: 4, 1: 37}[piece]
+            monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
+            monkeypatch.setattr(losses_module, "CHUNK_LOGITS", piece)
+            assert len(list(chunk_sizes(37, 50))) == {500: 4, 1: 37}[piece]
         (plain, plain_gradients), (value, gradients) = self.both(smoothing, bias)
         assert value.item() == pytest.approx(plain.item(), rel=tolerance(1e-6))
         assert near(list(gradients), list(plain_gradients), tolerance(1e-5))
 
     def test_compiled_it_is_the_same(self, monkeypatch, tolerance):
-        monkeypatch.setattr(losses_module, "WHOLE", 1)
-        monkeypatch.setattr(losses_module, "PIECE", 500)
+        monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
+        monkeypatch.setattr(losses_module, "CHUNK_LOGITS", 500)
         arrays, targets, real = self.inputs()
 
         def value_and_gradient(weight):
-            return mx.value_and_grad(lambda w: summed_loss(arrays[0], w, arrays[2], targets, real, 0.1))(weight)
+            return mx.value_and_grad(lambda w: chunked_cross_entropy(arrays[0], w, arrays[2], targets, real, 0.1))(
+                weight
+            )
 
         plain, compiled = value_and_gradient(arrays[1]), mx.compile(value_and_gradient)(arrays[1])
         assert near(list(plain), list(compiled), tolerance(1e-5))
 
     def test_low_precision_adds_up_in_float32(self, monkeypatch):
-        monkeypatch.setattr(losses_module, "WHOLE", 1)
-        monkeypatch.setattr(losses_module, "PIECE", 1)
+        monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
+        monkeypatch.setattr(losses_module, "CHUNK_LOGITS", 1)
         (_, exact), (_, gradients) = self.both(0.1, dtype=mx.bfloat16)
         assert [array.dtype for array in gradients] == [mx.bfloat16] * 3
         for found, wanted in zip(gradients, exact, strict=True):
@@ -152,14 +154,16 @@ print(mx.get_peak_memory() - before)
 
     def test_large_logits_do_not_overflow(self, tolerance):
         rng = np.random.default_rng(0)
-        hidden, weight = (mx.array(rng.standard_normal(shape).astype(np.float32)) for shape in ((5, 16), (50, 16)))
+        hidden_states, weight = (
+            mx.array(rng.standard_normal(shape).astype(np.float32)) for shape in ((5, 16), (50, 16))
+        )
         targets, real = mx.array(rng.integers(0, 50, 5)), mx.ones(5)
 
         def ours(weight):
-            return summed_loss(100 * hidden, weight, None, targets, real, 0.1)
+            return chunked_cross_entropy(100 * hidden_states, weight, None, targets, real, 0.1)
 
         def plain(weight):
-            return token_losses(100 * hidden @ weight.T, targets, 0.1).sum()
+            return token_losses(100 * hidden_states @ weight.T, targets, 0.1).sum()
 
         (value, gradient), (expected, wanted) = (mx.value_and_grad(call)(weight) for call in (ours, plain))
         assert value.item() == pytest.approx(expected.item(), rel=tolerance(1e-5))
@@ -167,19 +171,25 @@ print(mx.get_peak_memory() - before)
 
     def test_many_pieces_add_up_in_float32(self, monkeypatch):
         """In bfloat16 a sum of equal numbers stops growing at some hundreds of them."""
-        monkeypatch.setattr(losses_module, "WHOLE", 1)
-        monkeypatch.setattr(losses_module, "PIECE", 2)
-        hidden, weight, bias = mx.ones((600, 2), mx.bfloat16), mx.zeros((2, 2), mx.bfloat16), mx.zeros(2, mx.bfloat16)
+        monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
+        monkeypatch.setattr(losses_module, "CHUNK_LOGITS", 2)
+        hidden_states, weight, bias = (
+            mx.ones((600, 2), mx.bfloat16),
+            mx.zeros((2, 2), mx.bfloat16),
+            mx.zeros(2, mx.bfloat16),
+        )
         targets, real = mx.zeros(600, mx.int32), mx.ones(600)
-        call = mx.value_and_grad(lambda *output: summed_loss(hidden, *output, targets, real), argnums=(0, 1))
+        call = mx.value_and_grad(
+            lambda *output: chunked_cross_entropy(hidden_states, *output, targets, real), argnums=(0, 1)
+        )
         _, gradients = call(weight, bias)
         for gradient in gradients:  # each token's is the probability, 1/2, less 1 for the target
             assert mx.abs(gradient).astype(mx.float32).min().item() == pytest.approx(300, rel=0.01)
 
     def test_pieces_hold_so_many_logits(self):
-        assert [len(range(2**20)[piece]) for piece in pieces(2**17, 2**10)] == [2**17]
-        assert {len(range(2**20)[piece]) for piece in pieces(2**18, 2**10)} == {2**14}
-        assert list(pieces(0, 10)) == []
+        assert [len(range(2**20)[piece]) for piece in chunk_sizes(2**17, 2**10)] == [2**17]
+        assert {len(range(2**20)[piece]) for piece in chunk_sizes(2**18, 2**10)} == {2**14}
+        assert list(chunk_sizes(0, 10)) == []
 
 
 class TestBatchLoss:

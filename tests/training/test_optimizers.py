@@ -9,13 +9,13 @@ import pytest
 from support.training_cases import OPTIONS, near
 
 from mlx_transformer.training import optimizers
-from mlx_transformer.training.optimizers import SCHEDULES, Adam, learning_rate, optimizer
+from mlx_transformer.training.optimizers import SCHEDULES, Adam, make_optimizer, make_schedule
 
 
 def rate(step, **changes):
     """The rate of the step of this number, from 1."""
     options = {"learning_rate": 0.5, "warmup_steps": 100, "steps": 1100} | changes
-    return learning_rate(dataclasses.replace(OPTIONS, **options))(mx.array(step - 1)).item()
+    return make_schedule(dataclasses.replace(OPTIONS, **options))(mx.array(step - 1)).item()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -46,7 +46,7 @@ def test_large_parameters_are_updated_as_small_ones_are(monkeypatch, tolerance):
     gradients = [{"w": mx.array(rng.standard_normal((4, 8)).astype(np.float32))} for _ in range(3)]
     results = []
     for large in (1, 2**20):
-        monkeypatch.setattr(optimizers, "LARGE", large)
+        monkeypatch.setattr(optimizers, "LARGE_PARAMETER", large)
         adam, weights = Adam(0.1, betas=[0.8, 0.9], eps=1e-2, bias_correction=True), {"w": mx.zeros((4, 8))}
         for gradient in gradients:
             weights = adam.apply_gradients(gradient, weights)
@@ -56,4 +56,4 @@ def test_large_parameters_are_updated_as_small_ones_are(monkeypatch, tolerance):
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "lion"])
 def test_betas_are_those_of_the_run(name):
-    assert optimizer(dataclasses.replace(OPTIONS, optimizer=name, betas=(0.7, 0.8))).betas == [0.7, 0.8]
+    assert make_optimizer(dataclasses.replace(OPTIONS, optimizer=name, betas=(0.7, 0.8))).betas == [0.7, 0.8]

@@ -9,7 +9,13 @@ import pytest
 from support.training_cases import OPTIONS
 
 from mlx_transformer.config.serialization import to_dict
-from mlx_transformer.training.run_directory import Run, find_damage, options_of, read_options, write_checksums
+from mlx_transformer.training.run_directory import (
+    RunDirectory,
+    find_damaged_files,
+    read_options_file,
+    run_options,
+    write_checksums,
+)
 
 
 def test_options_are_the_same_after_writing_and_reading(tmp_path):
@@ -23,17 +29,17 @@ def test_options_are_the_same_after_writing_and_reading(tmp_path):
         source_prefix="translate: ",
         keep=5,
     )
-    Run(tmp_path).begin(strange, 0, {"command": "train --source-prefix 'a\nb \x7f'", "mlx": "1"})
+    RunDirectory(tmp_path).begin(strange, 0, {"command": "train --source-prefix 'a\nb \x7f'", "mlx": "1"})
     text = (tmp_path / "options.toml").read_text()
     assert text.startswith("# command: train --source-prefix 'a\\nb \\u007f'\n# mlx: 1\n")
-    assert options_of(tmp_path) == strange
-    assert read_options(tmp_path / "options.toml").keys() == {
+    assert run_options(tmp_path) == strange
+    assert read_options_file(tmp_path / "options.toml").keys() == {
         name for name, value in to_dict(strange).items() if value is not None and name != "resume"
     }
 
 
 def test_the_log_is_cut_where_a_run_goes_on(tmp_path):
-    run = Run(tmp_path)
+    run = RunDirectory(tmp_path)
     entries = [{"event": "step", "step": step, "text": "a\u2028b\x85ü"} for step in (2, 4, 6)]
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
     run.log.write_bytes((lines + '5\n[]\n{"event": "ü').encode()[:-1])  # killed while it wrote a letter
@@ -48,13 +54,13 @@ def test_checksums_are_those_of_sha256sum(tmp_path):
     for name in ("model.safetensors", "training.safetensors", "training.json"):
         (tmp_path / name).write_bytes(name.encode() * 300_000)
     write_checksums(tmp_path)
-    assert find_damage(tmp_path) is None
+    assert find_damaged_files(tmp_path) is None
     done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0
     with (tmp_path / "training.json").open("r+b") as file:
         file.seek(100)
         file.write(b"X")
-    assert find_damage(tmp_path) == "training.json has another checksum than SHA256SUMS says"
+    assert find_damaged_files(tmp_path) == "training.json has another checksum than SHA256SUMS says"
 
 
 WHOLE = ("model.safetensors", "training.safetensors", "training.json")
@@ -65,12 +71,12 @@ def test_checksums_must_be_those_of_a_whole_checkpoint(name, tmp_path):
     for other in {*WHOLE} - {name}:
         (tmp_path / other).write_bytes(b"some")
     write_checksums(tmp_path)
-    assert find_damage(tmp_path) == f"{name} is missing"
+    assert find_damaged_files(tmp_path) == f"{name} is missing"
     (tmp_path / name).write_bytes(b"not listed")
-    assert find_damage(tmp_path) == f"{name} is missing"
+    assert find_damaged_files(tmp_path) == f"{name} is missing"
 
 
 def test_options_that_are_no_text_are_told(tmp_path):
     (tmp_path / "options.toml").write_bytes(b"seed = 3 # \xff")
     with pytest.raises(ValueError, match="options.toml must be TOML"):
-        read_options(tmp_path / "options.toml")
+        read_options_file(tmp_path / "options.toml")

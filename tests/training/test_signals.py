@@ -5,13 +5,13 @@ import threading
 
 import pytest
 
-from mlx_transformer.training.signals import SIGNALS, deferred
+from mlx_transformer.training.signals import SIGNALS, defer_signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_first_signal_is_kept_and_then_ends_as_it_would_have(number):
     before = signal.getsignal(number)
-    with deferred() as interruption:
+    with defer_signals() as interruption:
         assert interruption.signal is None
         interruption.end()
         signal.raise_signal(number)
@@ -23,7 +23,7 @@ def test_the_first_signal_is_kept_and_then_ends_as_it_would_have(number):
 
 
 def test_a_second_interrupt_acts_at_once():
-    with deferred():
+    with defer_signals():
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -34,7 +34,7 @@ def test_in_another_thread_handlers_stay_as_they_are():
     seen = []
 
     def work():
-        with deferred() as interruption:
+        with defer_signals() as interruption:
             seen.append((signal.getsignal(signal.SIGINT), interruption.signal))
 
     thread = threading.Thread(target=work)
@@ -44,7 +44,7 @@ def test_in_another_thread_handlers_stay_as_they_are():
 
 
 def test_the_other_signal_is_kept_after_one():
-    with deferred() as interruption:
+    with defer_signals() as interruption:
         signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler

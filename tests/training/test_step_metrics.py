@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from support.training_cases import make_batch, make_trainer
 
-from mlx_transformer.data.batch_sampler import Position
+from mlx_transformer.data.batch_sampler import BatchPosition
 from mlx_transformer.training import step_metrics
-from mlx_transformer.training.step_metrics import Meter
-from mlx_transformer.training.train_state import FIRST_SCALE
+from mlx_transformer.training.step_metrics import StepMetrics
+from mlx_transformer.training.train_state import INITIAL_LOSS_SCALE
 
 
 def read(count=4):
-    return [(Position(0, 1, np.arange(count)), make_batch())]
+    return [(BatchPosition(0, 1, np.arange(count)), make_batch())]
 
 
 def test_figures_are_those_since_the_last_reading(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(step_metrics, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     trainer = make_trainer(steps=10)
-    meter, told = Meter(trainer), []
+    meter, told = StepMetrics(trainer), []
     for seconds in (4, 2):
         for _ in range(2):
             trainer.step += 1
@@ -38,22 +38,24 @@ def test_figures_are_those_since_the_last_reading(monkeypatch):
 
 
 def test_a_huge_loss_has_a_perplexity_too():
-    meter = Meter(make_trainer())
+    meter = StepMetrics(make_trainer())
     meter.add(read(), (mx.array(1000.0), mx.array(1.0)))
     assert meter.read()["perplexity"] == pytest.approx(math.exp(100))
 
 
 def test_the_scale_of_float16_is_told():
-    for changes, scales in (({}, []), ({"compute_dtype": "float16"}, [FIRST_SCALE])):
-        meter = Meter(make_trainer(**changes))
+    for changes, scales in (({}, []), ({"compute_dtype": "float16"}, [INITIAL_LOSS_SCALE])):
+        meter = StepMetrics(make_trainer(**changes))
         meter.add(read(), (mx.array(1.0), mx.array(1.0)))
         assert [value for name, value in meter.read().items() if name.startswith("loss_")] == scales
 
 
-@pytest.mark.parametrize("look", [Meter.check, Meter.read, lambda meter: meter.add(read(), (mx.array(1.0),) * 2)])
+@pytest.mark.parametrize(
+    "look", [StepMetrics.check, StepMetrics.read, lambda meter: meter.add(read(), (mx.array(1.0),) * 2)]
+)
 def test_a_loss_that_is_not_finite_is_told_by_all_that_look(look):
     trainer = make_trainer()
-    meter = Meter(trainer)
+    meter = StepMetrics(trainer)
     trainer.step = 7
     meter.add(read(), (mx.array(math.nan), mx.array(1.0)))
     trainer.step = 8
@@ -63,7 +65,7 @@ def test_a_loss_that_is_not_finite_is_told_by_all_that_look(look):
 
 def told_at(step, count=4, **changes):
     trainer = make_trainer(warmup_steps=4, **changes)
-    meter, trainer.step = Meter(trainer), step
+    meter, trainer.step = StepMetrics(trainer), step
     meter.add(read(count), (mx.array(1.0), mx.array(1.0)))
     return meter.diverged()
 

@@ -17,14 +17,14 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.decoding.beam_search import generate_ids
 from mlx_transformer.model import dropout
-from mlx_transformer.model.fused_projections import split
+from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training import train_state
-from mlx_transformer.training.builders import freeze
+from mlx_transformer.training.builders import freeze_parts
 from mlx_transformer.training.losses import batch_loss
 from mlx_transformer.training.optimizers import OPTIMIZERS
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.train_state import TrainState
 
 
 def gradients_of(model, batch, smoothing=0.1):
@@ -63,7 +63,7 @@ class TestStep:
             mx.random.seed(1)
             model = Transformer(dataclasses.replace(MODEL, dropout=dropout))
             # A rate too low to change a weight: what differs is dropout.
-            trainer = Trainer(model, dataclasses.replace(OPTIONS, seed=seed, learning_rate=1e-30))
+            trainer = TrainState(model, dataclasses.replace(OPTIONS, seed=seed, learning_rate=1e-30))
             found = []
             for step in range(3):
                 found.append(trainer.update([batch])[0].item())
@@ -89,7 +89,7 @@ class TestStep:
         model = Transformer(dataclasses.replace(MODEL, dropout=0.0))
         expected, gradients = gradients_of(model, make_batch())
         norm = math.sqrt(sum((array**2).sum().item() for array in arrays_of(gradients).values()))
-        trainer = Trainer(model, dataclasses.replace(OPTIONS, clip_norm=clip_norm))
+        trainer = TrainState(model, dataclasses.replace(OPTIONS, clip_norm=clip_norm))
         loss, told = trainer.update([make_batch()])
         assert loss.item() == pytest.approx(expected.item(), rel=tolerance(1e-5))
         assert told.item() == pytest.approx(norm, rel=tolerance(1e-4))
@@ -126,10 +126,12 @@ class TestStep:
     def test_every_other_parameter_moves(self):
         """But a key's bias, which softmax cancels."""
         trainer = make_trainer()
-        before = {name: mx.array(array) for name, array in split(trainer.model.trainable_parameters()).items()}
+        before = {
+            name: mx.array(array) for name, array in split_projections(trainer.model.trainable_parameters()).items()
+        }
         for step in range(2):
             trainer.update([make_batch(seed=step)])
-        after = split(trainer.model.trainable_parameters())
+        after = split_projections(trainer.model.trainable_parameters())
         still = [name for name in before if mx.array_equal(before[name], after[name])]
         assert [name for name in still if not name.endswith("key_proj.bias")] == []
 
@@ -182,7 +184,7 @@ class TestOptimizers:
             expected = arrays_of(reference.apply_gradients(gradients, weights))
             decayed = {n: decay * 1e-2 * a if a.ndim == 1 else 0 for n, a in arrays_of(weights).items()}
             options = dataclasses.replace(OPTIONS, weight_decay=decay, **changes)
-            trainer = Trainer(model, options)
+            trainer = TrainState(model, options)
             trainer.update([make_batch()])
             found = arrays_of(trainer.model.trainable_parameters())
             # Rounding decides where a gradient is next to nothing, of a key's bias: these optimizers look at its sign.
@@ -193,7 +195,7 @@ class TestOptimizers:
         mx.random.seed(1)
         model = Transformer(dataclasses.replace(MODEL, share_embeddings=False))
         rates = {"learning_rate": 0.1, "warmup_steps": 2, "weight_decay": 0.5}
-        trainer = Trainer(model, dataclasses.replace(OPTIONS, optimizer="adamw", **rates))
+        trainer = TrainState(model, dataclasses.replace(OPTIONS, optimizer="adamw", **rates))
         unread = model.source_embedding.weight[Tokenizer.start_id] + 0  # no source has it: it has no gradient
         for _ in range(3):
             trainer.update([make_batch()])
@@ -212,14 +214,17 @@ class TestAccumulation:
         for read in (batches, [joined(batches)]):
             mx.random.seed(1)
             model = Transformer(dataclasses.replace(MODEL, dropout=0.0))
-            trainer = Trainer(model, dataclasses.replace(OPTIONS, accumulate=len(read)))
+            trainer = TrainState(model, dataclasses.replace(OPTIONS, accumulate=len(read)))
             for _ in range(2):
                 loss, norm = trainer.update(read)
             results.append((loss.item(), norm.item(), trainer.model.trainable_parameters()))
         (loss, norm, weights), (other_loss, other_norm, other_weights) = results
         assert loss == pytest.approx(other_loss, rel=tolerance(1e-4))
         assert norm == pytest.approx(other_norm, rel=tolerance(1e-3))
-        kept = [{n: a for n, a in split(tree).items() if "key_proj.bias" not in n} for tree in (weights, other_weights)]
+        kept = [
+            {n: a for n, a in split_projections(tree).items() if "key_proj.bias" not in n}
+            for tree in (weights, other_weights)
+        ]
         assert near(*kept, tolerance(1e-3))
         assert not near(weights, plain.trainable_parameters(), 1e-3)
 
@@ -271,7 +276,7 @@ class TestLowPrecision:
         assert trainer.scaling["served"].item() == 1
 
     def test_the_scale_doubles_after_a_while_and_halves_at_an_overflow(self, monkeypatch):
-        monkeypatch.setattr(train_state, "STEPS_TO_DOUBLE", 2)
+        monkeypatch.setattr(train_state, "LOSS_SCALE_INTERVAL", 2)
         trainer = make_trainer(compute_dtype="float16")
         scales = []
         for _ in range(4):
@@ -300,8 +305,8 @@ class TestLowPrecision:
 
         monkeypatch.setattr(train_state, "batch_loss", look)
         model = Transformer(MODEL)
-        freeze(model, ("encoder",))
-        Trainer(model, dataclasses.replace(OPTIONS, compute_dtype="bfloat16")).update([make_batch()])
+        freeze_parts(model, ("encoder",))
+        TrainState(model, dataclasses.replace(OPTIONS, compute_dtype="bfloat16")).update([make_batch()])
         assert seen == {mx.bfloat16}
 
     def test_only_float16_needs_a_scale_which_is_never_below_1(self):
@@ -343,11 +348,15 @@ class TestRecomputing:
         for recompute in (True, False):
             mx.random.seed(1)
             model = Transformer(dataclasses.replace(MODEL, dropout=0.0))
-            trainers.append(Trainer(model, dataclasses.replace(OPTIONS, recompute=recompute)))
+            trainers.append(TrainState(model, dataclasses.replace(OPTIONS, recompute=recompute)))
             for step in range(2):
                 trainers[-1].update([make_batch(seed=step)])
         kept = [
-            {n: a for n, a in split(trainer.model.trainable_parameters()).items() if "key_proj.bias" not in n}
+            {
+                n: a
+                for n, a in split_projections(trainer.model.trainable_parameters()).items()
+                if "key_proj.bias" not in n
+            }
             for trainer in trainers
         ]
         assert near(*kept, tolerance(1e-4))
@@ -358,13 +367,13 @@ class TestRecomputing:
     def test_each_drop_of_each_layer_has_its_own_numbers(self):
         class Twice(nn.Module):
             def __call__(self, x, mask, memory=None):
-                return mx.stack([dropout.drop(x, 0.5), dropout.drop(x, 0.5)])
+                return mx.stack([dropout.dropout(x, 0.5), dropout.dropout(x, 0.5)])
 
-        x, layers = mx.ones((20, 20)), [dropout.recomputed(Twice()) for _ in range(2)]
+        x, layers = mx.ones((20, 20)), [dropout.grad_checkpoint(Twice()) for _ in range(2)]
         drawn = [dropped for layer in layers for dropped in layer(x, "causal")]
         assert not any(mx.array_equal(drawn[i], drawn[j]) for i in range(4) for j in range(i))
         mx.random.seed(0)
-        first = dropout.drop(x, 0.5)  # what is outside of a layer draws from MLX's own state again
+        first = dropout.dropout(x, 0.5)  # what is outside of a layer draws from MLX's own state again
         mx.random.seed(0)
         assert mx.array_equal(first, mx.random.bernoulli(0.5, x.shape) * 2)
 
@@ -376,7 +385,7 @@ class TestFreezing:
         pattern = {"embeddings": r"\w+_embedding\."}.get(part, part)
         config = dataclasses.replace(MODEL, share_embeddings=False, tie_output=part == "embeddings", output_bias=True)
         trainer = self.trained(config, (part,))
-        before, after = self.before, split(trainer.model.parameters())
+        before, after = self.before, split_projections(trainer.model.parameters())
         moved = {name for name in before if not mx.array_equal(before[name], after[name])}
         frozen = {name for name in before if re.match(pattern, name)}
         still = {name for name in before if name.endswith("key_proj.bias") or "positions" in name}
@@ -385,9 +394,9 @@ class TestFreezing:
 
     def trained(self, config, parts):
         model = Transformer(config)
-        self.before = {name: array + 0 for name, array in split(model.parameters()).items()}
-        freeze(model, parts)
-        trainer = Trainer(model, OPTIONS)
+        self.before = {name: array + 0 for name, array in split_projections(model.parameters()).items()}
+        freeze_parts(model, parts)
+        trainer = TrainState(model, OPTIONS)
         for step in range(2):
             trainer.update([make_batch(seed=step)])
         return trainer
@@ -397,15 +406,15 @@ class TestFreezing:
         assert same_bits(trainer.kept_model().encoder.parameters(), trainer.model.encoder.parameters())
         trainer.write(tmp_path, Tokenizer.train(["ab"], ["ab"], 261))
         model = Transformer(MODEL)
-        freeze(model, ("encoder",))
-        other = Trainer(model, OPTIONS)
+        freeze_parts(model, ("encoder",))
+        other = TrainState(model, OPTIONS)
         other.restore(tmp_path)
         assert same_bits(other.model.parameters(), trainer.model.parameters())
         assert same_bits(other.optimizer.state, trainer.optimizer.state)
 
     def test_the_bias_of_a_tied_output_layer_is_of_the_output(self):
         model = Transformer(dataclasses.replace(MODEL, tie_output=True, output_bias=True))
-        freeze(model, ("output",))
+        freeze_parts(model, ("output",))
         assert "output_bias" not in model.trainable_parameters()
         assert "source_embedding" in model.trainable_parameters()
 
@@ -426,11 +435,11 @@ class TestDropout:
 
     def test_what_is_left_makes_up_for_what_is_dropped(self):
         x = mx.ones((200, 100))
-        dropped = np.array(dropout.drop(x, 0.25))
+        dropped = np.array(dropout.dropout(x, 0.25))
         assert np.unique(dropped) == pytest.approx([0, 1 / 0.75])
         assert dropped.mean() == pytest.approx(1, abs=0.02)
-        assert dropout.drop(x, 0.0) is x
-        assert dropout.drop(x.astype(mx.float16), 0.5).dtype == mx.float16
+        assert dropout.dropout(x, 0.0) is x
+        assert dropout.dropout(x.astype(mx.float16), 0.5).dtype == mx.float16
 
 
 class TestState:
@@ -477,7 +486,7 @@ class TestState:
 def test_a_copy_task_is_learned():
     mx.random.seed(0)
     model = Transformer(dataclasses.replace(MODEL, dropout=0.0, source_vocab_size=10, target_vocab_size=10))
-    trainer = Trainer(model, dataclasses.replace(OPTIONS, warmup_steps=30, learning_rate=8e-3, ema_decay=0.9))
+    trainer = TrainState(model, dataclasses.replace(OPTIONS, warmup_steps=30, learning_rate=8e-3, ema_decay=0.9))
     rng = np.random.default_rng(0)
     for _ in range(200):
         ids = rng.integers(3, 10, (64, 5))

@@ -34,17 +34,17 @@ from mlx_transformer import metrics
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.training import TrainingConfig
-from mlx_transformer.data.batch_sampler import stream
-from mlx_transformer.data.dataset import Corpus
-from mlx_transformer.data.parallel_corpus import Corpora, read_pairs
-from mlx_transformer.model.fused_projections import split
+from mlx_transformer.data.batch_sampler import iterate_batches
+from mlx_transformer.data.dataset import TokenizedCorpus
+from mlx_transformer.data.parallel_corpus import ParallelCorpora, read_pairs
+from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import atomic, safetensors
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training import optimizers, validation
-from mlx_transformer.training.builders import learner, new_config
-from mlx_transformer.training.run_directory import Run, find_damage, step_of
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.builders import build_model_and_tokenizer, new_model_config
+from mlx_transformer.training.run_directory import RunDirectory, checkpoint_step, find_damaged_files
+from mlx_transformer.training.train_state import TrainState
 from mlx_transformer.training.trainer import train
 from mlx_transformer.training.validation import Validator, validate
 
@@ -95,9 +95,9 @@ def options(tmp_path):
 
 def run_and_die(options, place, turns):
     """Go on with a run in a process of its own that dies at a place; gives its exit status."""
-    if not Run(options.output).options.exists():
-        Run(options.output).folder.mkdir()
-        Run(options.output).begin(options, 0, {})
+    if not RunDirectory(options.output).options.exists():
+        RunDirectory(options.output).folder.mkdir()
+        RunDirectory(options.output).begin(options, 0, {})
     command = [sys.executable, "-c", PROGRAM, str(TESTS), options.output, place, str(turns)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, env=environment, capture_output=True, timeout=300)
@@ -147,11 +147,13 @@ class TestRun:
         arrays, _ = state_of(Path(options.output))
         kept = arrays["best/model.safetensors"]
         state = arrays["last/training.safetensors"]
-        average = split({name.removeprefix("average."): array for name, array in state.items() if "average." in name})
+        average = split_projections(
+            {name.removeprefix("average."): array for name, array in state.items() if "average." in name}
+        )
         assert average and all(mx.array_equal(average[name], kept[name]) for name in kept if "positions" not in name)
         model, tokenizer = mt.load(best)
         pairs = [line.split("\t") for line in Path(options.valid[0]).read_text().splitlines()]
-        again = validate(model, Corpus.build(pairs, tokenizer, options.max_length), options.batch_tokens)
+        again = validate(model, TokenizedCorpus.build(pairs, tokenizer, options.max_length), options.batch_tokens)
         assert again["loss"] == pytest.approx(entries[-1]["loss"], rel=1e-6)
 
     @pytest.mark.cpu
@@ -200,7 +202,7 @@ class TestRun:
 
         with pytest.raises(KeyboardInterrupt):
             train(dataclasses.replace(options, log_every=1), report)
-        assert step_of(run / "last") == 6
+        assert checkpoint_step(run / "last") == 6
         train(dataclasses.replace(options, resume=True, log_every=1, steps=8), report)
         mean = {name: (array + kept[8][name]) / 2 for name, array in kept[4].items()}
         assert near(mt.load(run / "best")[0].trainable_parameters(), mean, 1e-6)
@@ -265,8 +267,8 @@ class TestRun:
             assert not Path(options.output).exists()
 
     def test_an_update_takes_as_many_batches_as_asked(self, options, monkeypatch):
-        counts, real = [], Trainer.update
-        monkeypatch.setattr(Trainer, "update", lambda t, batches: counts.append(len(batches)) or real(t, batches))
+        counts, real = [], TrainState.update
+        monkeypatch.setattr(TrainState, "update", lambda t, batches: counts.append(len(batches)) or real(t, batches))
         train(dataclasses.replace(options, accumulate=3, steps=2))
         assert counts == [3, 3]
 
@@ -304,7 +306,7 @@ class TestRun:
         with pytest.raises(ZeroDivisionError):
             train(dataclasses.replace(options, train=("dates",), valid=("dates",), max_length=64))
         assert [pair.source for pair in seen[0].sample(5)] == [
-            pair.source for pair in Corpora(["dates:valid"]).sample(5)
+            pair.source for pair in ParallelCorpora(["dates:valid"]).sample(5)
         ]
 
     def test_steps_are_timed_without_validation(self, options, monkeypatch):
@@ -338,9 +340,9 @@ class TestRun:
         assert (start["pairs"], start["too_long"]) == (72, 1)
 
     def test_sources_begin_with_the_prefix(self, options, monkeypatch):
-        seen, real = [], Corpus.build
+        seen, real = [], TokenizedCorpus.build
         monkeypatch.setattr(
-            Corpus,
+            TokenizedCorpus,
             "build",
             lambda *arguments, **named: seen.append(named["source_prefix"]) or real(*arguments, **named),
         )
@@ -410,7 +412,7 @@ class TestResume:
         for number in range(KILLS):
             place, most = [("time", 40), ("sync", 25), ("step", 6), ("rename", 6)][number % 4]
             assert run_and_die(killed, place, moments.randint(1, most)) == -signal.SIGKILL
-        assert Run(killed.output).checkpoints()
+        assert RunDirectory(killed.output).checkpoints()
         train(dataclasses.replace(killed, resume=True))
         assert same_run(options.output, killed.output)
         steps = [[entry["step"] for entry in log_of(run, "step")] for run in (options.output, killed.output)]
@@ -462,7 +464,7 @@ class TestResume:
     def test_without_a_whole_checkpoint_nothing_is_done(self, options):
         train(options)
         run = Path(options.output)
-        for folder in Run(run).checkpoints():
+        for folder in RunDirectory(run).checkpoints():
             (folder / "training.json").write_text("{}")
         files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
         for _ in range(2):
@@ -476,7 +478,7 @@ class TestResume:
         for keep, kept in ((1, []), (2, [8]), (3, [8, 4]), (9, [8, 4])):
             run = Path(options.output).with_name(f"keep{keep}")
             train(dataclasses.replace(options, output=str(run), keep=keep))
-            assert [step_of(path) for path in Run(run).checkpoints()] == [12, *kept]
+            assert [checkpoint_step(path) for path in RunDirectory(run).checkpoints()] == [12, *kept]
 
     def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(self, options, monkeypatch, tmp_path):
         whole = safetensors.write_arrays
@@ -492,7 +494,7 @@ class TestResume:
         with pytest.raises(OSError, match=told):
             train(options)
         monkeypatch.setattr(safetensors, "write_arrays", whole)
-        assert find_damage(Path(options.output) / "last") is None
+        assert find_damaged_files(Path(options.output) / "last") is None
         assert not list(Path(options.output).glob(".last.new*"))
         train(dataclasses.replace(options, resume=True))
         train(dataclasses.replace(options, output=str(tmp_path / "other")))
@@ -512,7 +514,7 @@ class TestResume:
         assert number == signal.SIGINT or ended.value.code == 128 + signal.SIGTERM
         assert signal.getsignal(number) is handler
         assert log_of(killed.output, "stopped") == [{"event": "stopped", "step": 6, "signal": number}]
-        assert step_of(Path(killed.output) / "last") == 6
+        assert checkpoint_step(Path(killed.output) / "last") == 6
         train(options)
         train(dataclasses.replace(killed, resume=True))
         assert same_run(options.output, killed.output)
@@ -559,9 +561,9 @@ class TestResume:
                     train(dataclasses.replace(options, resume=resume))
                 refused.append(resume)
 
-        whole = atomic.sync
-        monkeypatch.setattr(atomic, "sync", lambda path: again() or whole(path))
-        monkeypatch.setattr(Run, "newest", lambda *_, **__: None)  # would look
+        whole = atomic.fsync
+        monkeypatch.setattr(atomic, "fsync", lambda path: again() or whole(path))
+        monkeypatch.setattr(RunDirectory, "newest", lambda *_, **__: None)  # would look
         train(options, again)
         assert len(log_of(options.output, "validation")) == 3 and len(refused) > 60
         assert not list(Path(options.output).glob("damaged*"))
@@ -585,8 +587,8 @@ class TestResume:
         assert files == {path: path.read_bytes() for path in Path(options.output).rglob("*.safetensors")}
 
     def test_a_stop_right_after_a_validation_saves_nothing_more(self, options, monkeypatch):
-        saved, real = [], Run.save
-        monkeypatch.setattr(Run, "save", lambda run, *rest: saved.append(1) or real(run, *rest))
+        saved, real = [], RunDirectory.save
+        monkeypatch.setattr(RunDirectory, "save", lambda run, *rest: saved.append(1) or real(run, *rest))
 
         def stop(entry):
             if entry["event"] == "validation":
@@ -594,7 +596,7 @@ class TestResume:
 
         with pytest.raises(KeyboardInterrupt):
             train(options, stop)
-        assert len(saved) == 1 and [path.name for path in Run(options.output).checkpoints()] == ["last"]
+        assert len(saved) == 1 and [path.name for path in RunDirectory(options.output).checkpoints()] == ["last"]
 
     def test_checkpoints_of_a_stop_do_not_push_out_those_of_validations(self, options):
         options = dataclasses.replace(options, keep=2, log_every=1)
@@ -606,7 +608,7 @@ class TestResume:
         for resume in (False, True):
             with pytest.raises(KeyboardInterrupt):
                 train(dataclasses.replace(options, resume=resume), stop)
-        assert [step_of(path) for path in Run(options.output).checkpoints()] == [7, 4]
+        assert [checkpoint_step(path) for path in RunDirectory(options.output).checkpoints()] == [7, 4]
 
     def test_a_checkpoint_damaged_a_second_time_is_set_aside_too(self, options):
         train(options)
@@ -619,7 +621,7 @@ class TestResume:
         def full(*_):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(Trainer, "write", full)
+        monkeypatch.setattr(TrainState, "write", full)
         with pytest.raises(OSError, match="step 4 could not be written, and there was none before: make room"):
             train(options)
 
@@ -633,9 +635,9 @@ class TestResume:
     def test_the_fingerprint_tells_any_change(self, options, side):
         tokenizer = Tokenizer.train(["ab cd"], ["ab cd"], 261)
         pairs = [["ab", "cd"], ["cd", "ab"]]
-        first = Corpus.build(pairs, tokenizer).fingerprint
+        first = TokenizedCorpus.build(pairs, tokenizer).fingerprint
         pairs[1][side] = "ef"
-        assert Corpus.build(pairs, tokenizer).fingerprint != first
+        assert TokenizedCorpus.build(pairs, tokenizer).fingerprint != first
 
     def test_a_folder_that_was_moved_goes_on(self, options, tmp_path):
         train(dataclasses.replace(options, steps=4))
@@ -750,7 +752,7 @@ class TestDivergence:
         train(dataclasses.replace(options, steps=2))
         before = state_of(options.output)
         # Resuming with another rate is refused, so let the schedule itself go mad.
-        monkeypatch.setattr(optimizers, "learning_rate", lambda config: lambda step: mx.array(1e30))
+        monkeypatch.setattr(optimizers, "make_schedule", lambda config: lambda step: mx.array(1e30))
         told = (
             r"not finite any more at step \d, batch \d+ of epoch 0 \(\d+ x \d+ source tokens, pairs .*Likely the steps"
         )
@@ -779,46 +781,48 @@ class TestDivergence:
         assert not (Path(options.output) / "last").exists() and not (Path(options.output) / "best").exists()
 
     def test_gradients_that_overflow_for_ever_end_the_run(self, options, monkeypatch):
-        real = Trainer.update
+        real = TrainState.update
 
         def update(trainer, batches):
             loss, norm = real(trainer, batches)
             trainer.scaling["scale"] = mx.array(1.0)
             return loss, norm * math.inf
 
-        monkeypatch.setattr(Trainer, "update", update)
+        monkeypatch.setattr(TrainState, "update", update)
         with pytest.raises(ValueError, match="float16 overflowed: compute in bfloat16"):
             train(dataclasses.replace(options, compute_dtype="float16"))
 
     def test_an_overflow_is_logged_without_a_number(self, options, monkeypatch):
-        real = Trainer.update
-        monkeypatch.setattr(Trainer, "update", lambda trainer, batches: (real(trainer, batches)[0], mx.array(math.nan)))
+        real = TrainState.update
+        monkeypatch.setattr(
+            TrainState, "update", lambda trainer, batches: (real(trainer, batches)[0], mx.array(math.nan))
+        )
         train(dataclasses.replace(options, compute_dtype="float16"))
         assert {entry["gradient_norm"] for entry in log_of(options.output, "step")} == {None}
 
     def test_the_batch_that_is_named_is_the_one(self, options, monkeypatch):
         """The pairs of the batch at whose step the loss was lost."""
-        real = Trainer.update
+        real = TrainState.update
 
         def update(trainer, batches):
             loss, norm = real(trainer, batches)
             return (loss * math.nan if trainer.step == 3 else loss), norm
 
-        monkeypatch.setattr(Trainer, "update", update)
+        monkeypatch.setattr(TrainState, "update", update)
         with pytest.raises(ValueError, match="at step 3, batch 2 of epoch 0") as error:
             train(options)
         tokenizer = Tokenizer.train(*zip(*read_pairs(options.train[0]).pairs, strict=True), options.vocab_size)
-        corpus = Corpus.build(Corpora(options.train), tokenizer, options.max_length)
-        place, _ = next(stream(corpus, options.batch_tokens, options.seed, skip=2))
+        corpus = TokenizedCorpus.build(ParallelCorpora(options.train), tokenizer, options.max_length)
+        place, _ = next(iterate_batches(corpus, options.batch_tokens, options.seed, skip=2))
         assert f"pairs {', '.join(str(i) for i in place.members[:3])} and so on" in str(error.value)
 
     def test_float16_is_named_as_the_cause(self, options, monkeypatch):
-        monkeypatch.setattr(Trainer, "update", lambda trainer, batches: (mx.array(math.inf), mx.array(1.0)))
+        monkeypatch.setattr(TrainState, "update", lambda trainer, batches: (mx.array(math.inf), mx.array(1.0)))
         with pytest.raises(ValueError, match="Likely float16 overflowed: compute in bfloat16 or float32"):
             train(dataclasses.replace(options, compute_dtype="float16"))
 
     def test_a_stop_does_not_keep_a_model_that_is_lost(self, options, monkeypatch):
-        real = Trainer.update
+        real = TrainState.update
 
         def update(trainer, batches):
             loss, norm = real(trainer, batches)
@@ -827,7 +831,7 @@ class TestDivergence:
                 return loss * math.nan, norm
             return loss, norm
 
-        monkeypatch.setattr(Trainer, "update", update)
+        monkeypatch.setattr(TrainState, "update", update)
         with pytest.raises((ValueError, KeyboardInterrupt)) as ended:
             train(options)
         assert "not finite any more at step 3" in str(ended.value)
@@ -837,7 +841,7 @@ class TestDivergence:
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
     for step in (4, 12, 8, 100):
         (tmp_path / "earlier" / f"step-{step}").mkdir(parents=True)
-    assert [step_of(path) for path in Run(tmp_path).checkpoints()] == [100, 12, 8, 4]
+    assert [checkpoint_step(path) for path in RunDirectory(tmp_path).checkpoints()] == [100, 12, 8, 4]
 
 
 class TestLearner:
@@ -845,7 +849,7 @@ class TestLearner:
         tokenizer = Tokenizer.train(["ab"], ["cd"], 261, shared=False)
         rates = {"dropout": 0.1, "attention_dropout": 0.2, "activation_dropout": 0.3}
         sizes = {"num_layers": 2, "decoder_layers": 1, "num_heads": 2, "activation": "gelu", "norm_first": False}
-        model = new_config(dataclasses.replace(options, **rates, **sizes), tokenizer)
+        model = new_model_config(dataclasses.replace(options, **rates, **sizes), tokenizer)
         assert {name: vars(model)[name] for name in rates} == rates
         assert (model.dims, model.activation, model.share_embeddings) == (64, "gelu", False)
         for stack, layers in ((model.encoder, 2), (model.decoder, 1)):
@@ -856,7 +860,7 @@ class TestLearner:
         (tmp_path / "pairs.tsv").write_text("ab ab\txy xy\n" * 9)
         spec = f"en:fr={tmp_path / 'pairs.tsv'}"
         config = dataclasses.replace(options, train=(spec,), shared_vocabulary=False)
-        _, tokenizer = learner(config, Corpora(config.train))
+        _, tokenizer = build_model_and_tokenizer(config, ParallelCorpora(config.train))
         for side, own, other in ((tokenizer.source, "ab", "xy"), (tokenizer.target, "xy", "ab")):
             assert len(side.tokenizer.encode(own).ids) < len(side.tokenizer.encode(other).ids)
         config = tokenizer.config
@@ -896,9 +900,9 @@ def test_sources_begin_with_the_prefix_of_the_tokenizer(options, tmp_path, monke
     model, tokenizer = mt.load(train(dataclasses.replace(options, steps=1)))
     tokenizer.config = dataclasses.replace(tokenizer.config, source_prefix="ab ")
     mt.save(tmp_path / "own", model, tokenizer)
-    prefixes, real = [], Corpus.build
+    prefixes, real = [], TokenizedCorpus.build
     monkeypatch.setattr(
-        Corpus, "build", lambda *args, **named: prefixes.append(named["source_prefix"]) or real(*args, **named)
+        TokenizedCorpus, "build", lambda *args, **named: prefixes.append(named["source_prefix"]) or real(*args, **named)
     )
     own = {"num_layers": None, "dims": None, "mlp_dims": None, "vocab_size": 8000, "init": str(tmp_path / "own")}
     train(dataclasses.replace(options, output=str(tmp_path / "further"), steps=1, **own))

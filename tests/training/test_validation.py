@@ -8,29 +8,29 @@ import pytest
 from support.training_cases import MODEL, OPTIONS, STACK
 
 from mlx_transformer.config.model import ModelConfig
-from mlx_transformer.data.dataset import Corpus
-from mlx_transformer.data.parallel_corpus import Corpora, Pair
+from mlx_transformer.data.dataset import TokenizedCorpus
+from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training import losses as losses_module
 from mlx_transformer.training import validation
 from mlx_transformer.training.losses import token_losses
-from mlx_transformer.training.validation import Validator, group, validate
+from mlx_transformer.training.validation import Validator, sample_references, validate
 
 
 def make_corpus(count=9):
     tokenizer = Tokenizer.train(["ab cd ef gh"], ["ab cd ef gh"], 261)
     words = ["ab", "cd ef", "gh ab cd", "ef"]
     pairs = [(" ".join(words[: 1 + i % 4]), words[i % 4]) for i in range(count)]
-    return Corpus.build(pairs, tokenizer), tokenizer
+    return TokenizedCorpus.build(pairs, tokenizer), tokenizer
 
 
 @pytest.mark.parametrize("piece", [None, 300])
 @pytest.mark.parametrize("favourite", [Tokenizer.pad_id, Tokenizer.eos_id])
 def test_loss_and_accuracy_are_those_of_each_pair_alone(favourite, piece, monkeypatch, tolerance):
     if piece is not None:
-        monkeypatch.setattr(losses_module, "WHOLE", 1)
-        monkeypatch.setattr(losses_module, "PIECE", piece)
+        monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
+        monkeypatch.setattr(losses_module, "CHUNK_LOGITS", piece)
     corpus, _ = make_corpus()
     stack = dataclasses.replace(STACK, max_length=64)
     model = Transformer(ModelConfig(261, 261, 32, stack, stack, output_bias=True))
@@ -52,19 +52,26 @@ def test_loss_and_accuracy_are_those_of_each_pair_alone(favourite, piece, monkey
 
 
 def test_references_of_a_source_are_gathered_by_language():
-    pairs = [Pair("a", "x"), Pair("b", "y"), Pair("a", "z"), Pair("a", "x"), Pair("a", "q", None, "fr"), Pair("c", "w")]
-    firsts, references = group(pairs, 3)
+    pairs = [
+        SentencePair("a", "x"),
+        SentencePair("b", "y"),
+        SentencePair("a", "z"),
+        SentencePair("a", "x"),
+        SentencePair("a", "q", None, "fr"),
+        SentencePair("c", "w"),
+    ]
+    firsts, references = sample_references(pairs, 3)
     assert firsts == [pairs[0], pairs[1], pairs[4]]
     assert references == [["x", "z"], ["y"], ["q"]]
-    assert group(pairs, 0) == ([], [])
+    assert sample_references(pairs, 0) == ([], [])
 
 
 @pytest.fixture
 def validator(tmp_path):
     (tmp_path / "valid.tsv").write_text("ab\tcd\nef\tgh\nab\tef\n")
-    corpora = Corpora([str(tmp_path / "valid.tsv")])
+    corpora = ParallelCorpora([str(tmp_path / "valid.tsv")])
     _, tokenizer = make_corpus()
-    corpus = Corpus.build(corpora, tokenizer)
+    corpus = TokenizedCorpus.build(corpora, tokenizer)
     options = dataclasses.replace(OPTIONS, samples=1, bleu_sentences=9, source_prefix="say ")
     return Validator(corpora, corpus, tokenizer, options)
 
@@ -90,10 +97,10 @@ def test_translations_are_compared_with_all_references_and_some_are_shown(valida
 
 def test_translations_are_from_and_into_the_languages_of_the_pairs(tmp_path, monkeypatch):
     (tmp_path / "valid.tsv").write_text("ab\tcd\n")
-    corpora = Corpora([f"xx:yy={tmp_path / 'valid.tsv'}", f"xx:zz={tmp_path / 'valid.tsv'}"])
+    corpora = ParallelCorpora([f"xx:yy={tmp_path / 'valid.tsv'}", f"xx:zz={tmp_path / 'valid.tsv'}"])
     tokenizer = Tokenizer.train(["ab"], ["cd"], 270, source_languages=["xx"], target_languages=["yy", "zz"])
     asked = {}
     monkeypatch.setattr(validation, "generate", lambda *_, **options: asked.update(options) or ["cd", "cd"])
     options = dataclasses.replace(OPTIONS, bleu_sentences=9)
-    Validator(corpora, Corpus.build(corpora, tokenizer), tokenizer, options)._translate(None)
+    Validator(corpora, TokenizedCorpus.build(corpora, tokenizer), tokenizer, options)._translate(None)
     assert asked == {"source_language": ["xx"] * 2, "target_language": ["yy", "zz"], "source_prefix": None}

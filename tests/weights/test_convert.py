@@ -24,14 +24,14 @@ from mlx_transformer import cli
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model import precision
-from mlx_transformer.model.fused_projections import split
+from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import files, safetensors
 from mlx_transformer.weights import conversion_plan, convert
 from mlx_transformer.weights.families.huggingface import FAMILIES, REFUSED
-from mlx_transformer.weights.families.transforms import rows
-from mlx_transformer.weights.generation_config import not_covered, search_config
-from mlx_transformer.weights.parameter_map import ConversionError, expand
+from mlx_transformer.weights.families.transforms import slice_rows
+from mlx_transformer.weights.generation_config import search_config, unsupported_settings
+from mlx_transformer.weights.parameter_map import ConversionError, expand_layers
 
 VOCAB, DIMS = 11, 8
 SETTINGS_OF_BART = {
@@ -114,7 +114,7 @@ def test_the_type_of_the_numbers(source, tmp_path, dtype):
     convert.convert(source, tmp_path / "ours", dtype=dtype)
     arrays = safetensors.read_arrays(tmp_path / "ours" / "model.safetensors")
     assert {array.dtype for array in arrays.values()} == {precision.DTYPES[dtype]}
-    full = split(mt.load(source)[0].parameters())
+    full = split_projections(mt.load(source)[0].parameters())
     assert all(mx.allclose(arrays[name].astype(mx.float32), full[name], atol=0.02) for name in full)
     assert mt.load(source, dtype=dtype)[0].dtype == precision.DTYPES[dtype]
 
@@ -192,25 +192,25 @@ def test_loading_needs_little_more_memory_than_the_model_and_the_largest_tensor(
 
 def test_a_model_in_memory_is_read_with_one_whole_tensor_at_a_time():
     config = dataclasses.replace(SETTINGS["post_norm"], head_dims=32)  # projections are the largest
-    shapes = conversion_plan.parameters(config)
+    shapes = conversion_plan.parameter_shapes(config)
 
     def part(shape):
         whole = mx.zeros((100 * shape[0], *shape[1:]))
         mx.eval(whole)
-        return rows(0, 100)(whole)
+        return slice_rows(0, 100)(whole)
 
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    makers = {name: functools.partial(part, shape) for name, shape in shapes.items()}
+    loaders = {name: functools.partial(part, shape) for name, shape in shapes.items()}
     model = Transformer(config)
-    conversion_plan.Plan("made up", config, makers, names=None).fill(model)
-    sizes = [array.nbytes for array in split(model.parameters()).values()]
+    conversion_plan.ConversionPlan("made up", config, loaders, names=None).fill(model)
+    sizes = [array.nbytes for array in split_projections(model.parameters()).values()]
     assert mx.get_peak_memory() - before < 102 * max(sizes) + 2 * sum(sizes) < 50 * sum(sizes)
 
 
 def test_parts_of_a_packed_tensor_do_not_keep_the_whole():
     before = mx.get_active_memory()
-    kept = rows(1)(mx.zeros((3 * 512, 512)))
+    kept = slice_rows(1)(mx.zeros((3 * 512, 512)))
     mx.eval(kept)
     assert kept.nbytes <= mx.get_active_memory() - before < 1.1 * kept.nbytes
 
@@ -413,13 +413,13 @@ def test_of_an_old_config_what_is_not_followed_is_told_and_nothing_else(tmp_path
     ids=str,
 )
 def test_each_setting_that_is_not_followed(said):
-    assert not_covered(said) == list(said)
+    assert unsupported_settings(said) == list(said)
 
 
 def test_settings_that_ask_for_nothing():
     neutral = {"encoder_repetition_penalty": 1.0, "num_beam_groups": 1, "guidance_scale": 1, "sequence_bias": {}}
     neutral |= {"diversity_penalty": 0.0, "remove_invalid_values": False, "stop_strings": [], "eos_token_id": [2]}
-    assert not_covered(neutral | {"top_k": 50, "num_beams": 4, "transformers_version": "4.28.0"}) == []
+    assert unsupported_settings(neutral | {"top_k": 50, "num_beams": 4, "transformers_version": "4.28.0"}) == []
 
 
 @pytest.mark.parametrize("end, expected", [(5, 5), ([5], 5), ([6, 5], 6), (None, 2)], ids=str)
@@ -438,7 +438,7 @@ def test_of_several_start_and_end_tokens_the_first_counts(tmp_path, caplog):
 
 def test_every_family_names_every_parameter():
     for name, family in FAMILIES.items():
-        names = expand(family.names, layers=1)
+        names = expand_layers(family.names, layers=1)
         for part in ("encoder.layers.0.self_attention.query_proj.weight", "source_embedding.weight", "output.weight"):
             assert part in names, name
 
@@ -523,7 +523,7 @@ def test_progress_of_a_quantised_conversion(tmp_path):
 
 def test_a_conversion_that_fails_does_not_wait_for_hashes(tmp_path, source, monkeypatch):
     stopped = []
-    monkeypatch.setattr(convert, "card", lambda *arguments: stopped.append(arguments[-1].wait(20)))
+    monkeypatch.setattr(convert, "model_card", lambda *arguments: stopped.append(arguments[-1].wait(20)))
 
     def report(done, total):
         raise KeyboardInterrupt

@@ -3,26 +3,26 @@
 from typing import Any
 
 from mlx_transformer.weights.families import transforms
-from mlx_transformer.weights.families.spec import SIDES, Names, packed, stacks
+from mlx_transformer.weights.families.spec import SIDES, NameTable, packed_projections, stack_names
 
 # Old files have packed projections and counted norms.
-FAIRSEQ_ENCODER: Names = {
-    **packed("self_attention", "self_attn"),
+FAIRSEQ_ENCODER: NameTable = {
+    **packed_projections("self_attention", "self_attn"),
     "self_attention_residual.norm": ["self_attn_layer_norm", "layer_norms.0"],
     "feed_forward.up_proj": "fc1",
     "feed_forward.down_proj": "fc2",
     "feed_forward_residual.norm": ["final_layer_norm", "layer_norms.1"],
 }
 
-FAIRSEQ_DECODER: Names = {
+FAIRSEQ_DECODER: NameTable = {
     **FAIRSEQ_ENCODER,
-    **packed("cross_attention", "encoder_attn"),
+    **packed_projections("cross_attention", "encoder_attn"),
     "cross_attention_residual.norm": ["encoder_attn_layer_norm", "layer_norms.1"],
     "feed_forward_residual.norm": ["final_layer_norm", "layer_norms.2"],
 }
 
-FAIRSEQ_NAMES: Names = {
-    **stacks(FAIRSEQ_ENCODER, FAIRSEQ_DECODER, "encoder.layers.{i}", "decoder.layers.{i}"),
+FAIRSEQ_NAMES: NameTable = {
+    **stack_names(FAIRSEQ_ENCODER, FAIRSEQ_DECODER, "encoder.layers.{i}", "decoder.layers.{i}"),
     "encoder.embedding_norm": "encoder.layernorm_embedding",
     "decoder.embedding_norm": "decoder.layernorm_embedding",
     "encoder.norm": "encoder.layer_norm",

@@ -13,7 +13,7 @@ from mlx_transformer.weights.families.spec import (
     POST_NORM,
     PRE_NORM,
     Family,
-    named,
+    on_both_sides,
     on_each_side,
 )
 from mlx_transformer.weights.families.torch_nn import TORCH_FIELDS, TORCH_NAMES
@@ -38,7 +38,7 @@ FRAMEWORKS: dict[str, Family] = {
     ),
     "fairseq": Family(
         FAIRSEQ_NAMES
-        | named("{side}.positions.weight", "{side}.embed_positions.weight", transforms.skip(2))
+        | on_both_sides("{side}.positions.weight", "{side}.embed_positions.weight", transforms.skip_rows(2))
         | {
             "source_embedding.weight": "encoder.embed_tokens.weight",
             "target_embedding.weight": "decoder.embed_tokens.weight",

@@ -14,26 +14,26 @@ from mlx_transformer.weights.families.spec import (
     POST_NORM,
     PRE_NORM,
     Family,
-    Names,
-    attention,
-    named,
-    stacks,
+    NameTable,
+    attention_names,
+    on_both_sides,
+    stack_names,
 )
 
 # BART and all whose names are like BART's, which are those of fairseq.
-TABLES: Names = {
+TABLES: NameTable = {
     "source_embedding.weight": [f"{name}.weight" for name in ("encoder.embed_tokens", "shared", "lm_head")]
     + ["decoder.embed_tokens.weight"],
     "target_embedding.weight": [f"{name}.weight" for name in ("decoder.embed_tokens", "shared", "lm_head")]
     + ["encoder.embed_tokens.weight"],
     "output.weight": "lm_head.weight",
 }
-BART_NAMES: Names = {**FAIRSEQ_NAMES, **TABLES, "output.bias": ("final_logits_bias", transforms.flat)}
+BART_NAMES: NameTable = {**FAIRSEQ_NAMES, **TABLES, "output.bias": ("final_logits_bias", transforms.flatten_bias)}
 
 
-def learned(offset: int) -> Names:
+def learned(offset: int) -> NameTable:
     """Learned positions that begin after some rows that nothing reads."""
-    return named("{side}.positions.weight", "{side}.embed_positions.weight", transforms.skip(offset))
+    return on_both_sides("{side}.positions.weight", "{side}.embed_positions.weight", transforms.skip_rows(offset))
 
 
 BART_FIELDS = {
@@ -48,7 +48,7 @@ BART_FIELDS = {
     "scale_embeddings": ("scale_embedding", False),
     "activation": ("activation_function", "gelu", transforms.activation),
     "pad_id": "pad_token_id",
-    "eos_id": transforms.first("eos_token_id"),
+    "eos_id": transforms.first_value("eos_token_id"),
 }
 SCALED_FIELDS = {**BART_FIELDS, "scale_embeddings": ("scale_embedding", True)}
 COMPUTED_POSITIONS = ("*.embed_positions.weight*",)
@@ -61,8 +61,8 @@ BART = Family(
 )
 
 # T5 and its relatives.
-T5_ENCODER: Names = {
-    **attention("self_attention", "layer.0.SelfAttention", "q", "k", "v", "o"),
+T5_ENCODER: NameTable = {
+    **attention_names("self_attention", "layer.0.SelfAttention", "q", "k", "v", "o"),
     "self_attention_residual.norm": "layer.0.layer_norm",
     "self_attention.relative_bias": "layer.0.SelfAttention.relative_attention_bias",
     "feed_forward.gate_proj": "layer.1.DenseReluDense.wi_0",
@@ -70,17 +70,17 @@ T5_ENCODER: Names = {
     "feed_forward.down_proj": "layer.1.DenseReluDense.wo",
     "feed_forward_residual.norm": "layer.1.layer_norm",
 }
-T5_DECODER: Names = {
+T5_DECODER: NameTable = {
     **T5_ENCODER,
-    **attention("cross_attention", "layer.1.EncDecAttention", "q", "k", "v", "o"),
+    **attention_names("cross_attention", "layer.1.EncDecAttention", "q", "k", "v", "o"),
     "cross_attention_residual.norm": "layer.1.layer_norm",
     "feed_forward.gate_proj": "layer.2.DenseReluDense.wi_0",
     "feed_forward.up_proj": ["layer.2.DenseReluDense.wi_1", "layer.2.DenseReluDense.wi"],
     "feed_forward.down_proj": "layer.2.DenseReluDense.wo",
     "feed_forward_residual.norm": "layer.2.layer_norm",
 }
-T5_NAMES: Names = {
-    **stacks(T5_ENCODER, T5_DECODER, "encoder.block.{i}", "decoder.block.{i}"),
+T5_NAMES: NameTable = {
+    **stack_names(T5_ENCODER, T5_DECODER, "encoder.block.{i}", "decoder.block.{i}"),
     **TABLES,
     "encoder.relative_bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
     "decoder.relative_bias": "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
@@ -98,15 +98,15 @@ T5_FIELDS = {
     "max_distance": ("relative_attention_max_distance", 128),
     "norm_eps": ("layer_norm_epsilon", 1e-6),
     "activation": ("feed_forward_proj", "relu", transforms.gate_activation),
-    "gated_mlp": ("feed_forward_proj", "relu", transforms.gated),
+    "gated_mlp": ("feed_forward_proj", "relu", transforms.is_gated),
     "logit_scale": transforms.scale_if_tied,
     "pad_id": ("pad_token_id", 0),
-    "eos_id": transforms.first("eos_token_id", 1),
+    "eos_id": transforms.first_value("eos_token_id", 1),
 }
 MT5_FIELDS = {
     **{ours: theirs for ours, theirs in T5_FIELDS.items() if ours != "logit_scale"},
     "activation": ("feed_forward_proj", "gated-gelu", transforms.gate_activation),
-    "gated_mlp": ("feed_forward_proj", "gated-gelu", transforms.gated),
+    "gated_mlp": ("feed_forward_proj", "gated-gelu", transforms.is_gated),
 }
 T5_CONSTANTS = {
     **PRE_NORM,
@@ -126,7 +126,7 @@ FAMILIES: dict[str, Family] = {
     "marian": Family(
         BART_NAMES,
         constants=POST_NORM,
-        rows=transforms.halves,
+        rows=transforms.sinusoidal_halves,
         ignored=COMPUTED_POSITIONS,
         model_types=("marian",),
         **BART_KEYWORDS,
@@ -150,7 +150,7 @@ FAMILIES: dict[str, Family] = {
     "pegasus": Family(
         BART_NAMES,
         constants=PRE_NORM,
-        rows=transforms.halves,
+        rows=transforms.sinusoidal_halves,
         ignored=COMPUTED_POSITIONS,
         model_types=("pegasus",),
         **BART_KEYWORDS,

@@ -1,34 +1,34 @@
 """Checkpoints of OpenNMT-py."""
 
 from mlx_transformer.weights.families import transforms
-from mlx_transformer.weights.families.spec import Names, attention, renamed_norm, stacks
+from mlx_transformer.weights.families.spec import NameTable, attention_names, gamma_beta_norm, stack_names
 
 ONMT_ATTENTION = ("linear_query", "linear_keys", "linear_values", "final_linear")
 
-ONMT_ENCODER: Names = {
-    **attention("self_attention", "self_attn", *ONMT_ATTENTION),
-    **renamed_norm("self_attention_residual.norm", "layer_norm"),
+ONMT_ENCODER: NameTable = {
+    **attention_names("self_attention", "self_attn", *ONMT_ATTENTION),
+    **gamma_beta_norm("self_attention_residual.norm", "layer_norm"),
     "feed_forward.gate_proj": "feed_forward.w_1",
     "feed_forward.up_proj": ["feed_forward.w_3", "feed_forward.w_1"],
     "feed_forward.down_proj": "feed_forward.w_2",
-    **renamed_norm("feed_forward_residual.norm", "feed_forward.layer_norm"),
+    **gamma_beta_norm("feed_forward_residual.norm", "feed_forward.layer_norm"),
 }
 
-ONMT_DECODER: Names = {
+ONMT_DECODER: NameTable = {
     **ONMT_ENCODER,
-    **attention("cross_attention", "context_attn", *ONMT_ATTENTION),
-    **renamed_norm("self_attention_residual.norm", "layer_norm_1"),
-    **renamed_norm("cross_attention_residual.norm", "layer_norm_2"),
+    **attention_names("cross_attention", "context_attn", *ONMT_ATTENTION),
+    **gamma_beta_norm("self_attention_residual.norm", "layer_norm_1"),
+    **gamma_beta_norm("cross_attention_residual.norm", "layer_norm_2"),
 }
 
-ONMT_NAMES: Names = {
-    **stacks(ONMT_ENCODER, ONMT_DECODER, "encoder.transformer.{i}", "decoder.transformer_layers.{i}"),
-    **renamed_norm("encoder.norm", "encoder.layer_norm"),
-    **renamed_norm("decoder.norm", "decoder.layer_norm"),
+ONMT_NAMES: NameTable = {
+    **stack_names(ONMT_ENCODER, ONMT_DECODER, "encoder.transformer.{i}", "decoder.transformer_layers.{i}"),
+    **gamma_beta_norm("encoder.norm", "encoder.layer_norm"),
+    **gamma_beta_norm("decoder.norm", "decoder.layer_norm"),
     "source_embedding.weight": "encoder.embeddings.make_embedding.emb_luts.0.weight",
     "target_embedding.weight": "decoder.embeddings.make_embedding.emb_luts.0.weight",
-    "encoder.positions.weight": ("encoder.embeddings.make_embedding.pe.pe", transforms.table),
-    "decoder.positions.weight": ("decoder.embeddings.make_embedding.pe.pe", transforms.table),
+    "encoder.positions.weight": ("encoder.embeddings.make_embedding.pe.pe", transforms.position_table),
+    "decoder.positions.weight": ("decoder.embeddings.make_embedding.pe.pe", transforms.position_table),
     "output": ["generator", "generator.0"],
     "gate": "encoder.transformer.0.feed_forward.w_3",  # no parameter of ours, only a sign
 }
@@ -38,7 +38,7 @@ ONMT_FIELDS = {
     "norm": ("layer_norm", "standard", {"standard": "layer"}),
     "norm_eps": ("norm_eps", 1e-6),
     "activation": ("pos_ffn_activation_fn", "relu", transforms.exact_gate_activation),
-    "pad_id": lambda settings: transforms.token(settings, "<blank>", 1),
-    "start_id": lambda settings: transforms.token(settings, settings.get("decoder_start_token") or "<s>", 2),
-    "eos_id": lambda settings: transforms.token(settings, "</s>", 3),
+    "pad_id": lambda settings: transforms.vocabulary_id(settings, "<blank>", 1),
+    "start_id": lambda settings: transforms.vocabulary_id(settings, settings.get("decoder_start_token") or "<s>", 2),
+    "eos_id": lambda settings: transforms.vocabulary_id(settings, "</s>", 3),
 }

@@ -7,7 +7,7 @@ from typing import Any
 from mlx_transformer.weights.families import transforms
 
 Source = str | tuple[str, Callable] | list[Any]  # a name, a name and a function of its tensor, or several of these
-Names = dict[str, Source]
+NameTable = dict[str, Source]
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Family:
         search: Fields of the search, for files without generation settings; a text is the key of theirs.
     """
 
-    names: Names
+    names: NameTable
     fields: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
     signature: str = ""
     presence: dict[str, tuple[str, Any, Any]] = field(default_factory=dict)
-    rows: Callable = transforms.interleaved
+    rows: Callable = transforms.sinusoidal_interleaved
     ignored: tuple[str, ...] = ()
     allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
@@ -61,12 +61,12 @@ def on_each_side(setting: str, part: str, there: Any, absent: Any) -> dict[str, 
 FINAL_NORMS = on_each_side("final_norm", "norm", True, False)
 
 
-def attention(ours: str, theirs: str, *projections: str) -> Names:
+def attention_names(ours: str, theirs: str, *projections: str) -> NameTable:
     """The four projections of an attention, theirs in the order query, key, value, out."""
     return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in zip(PROJECTIONS, projections, strict=True)}
 
 
-def stacks(encoder: Names, decoder: Names, encoder_layer: str, decoder_layer: str) -> Names:
+def stack_names(encoder: NameTable, decoder: NameTable, encoder_layer: str, decoder_layer: str) -> NameTable:
     """Names of the layers of both stacks, given those within a layer."""
 
     def within(layer: str, source: Source) -> Source:
@@ -78,19 +78,19 @@ def stacks(encoder: Names, decoder: Names, encoder_layer: str, decoder_layer: st
     return names | {f"decoder.layers.{{i}}.{ours}": within(decoder_layer, theirs) for ours, theirs in decoder.items()}
 
 
-def packed(ours: str, theirs: str, apart: str = "_proj") -> Names:
+def packed_projections(ours: str, theirs: str, apart: str = "_proj") -> NameTable:
     """Projections of query, key and value in one tensor or apart, as q_proj and so on, and the last projection."""
-    names: Names = {f"{ours}.out_proj": f"{theirs}.out_proj"}
+    names: NameTable = {f"{ours}.out_proj": f"{theirs}.out_proj"}
     for part, name in enumerate(("query", "key", "value")):
         letter = name[0]
         names[f"{ours}.{name}_proj"] = [
             f"{theirs}.{letter}{apart}",
-            (f"{theirs}.in_proj_{{leaf}}", transforms.rows(part)),
+            (f"{theirs}.in_proj_{{leaf}}", transforms.slice_rows(part)),
         ]
     return names
 
 
-def renamed_norm(ours: str, theirs: str) -> Names:
+def gamma_beta_norm(ours: str, theirs: str) -> NameTable:
     """A normalisation whose parameters may be called a_2 and b_2."""
     return {
         f"{ours}.weight": [f"{theirs}.weight", f"{theirs}.a_2"],
@@ -98,6 +98,6 @@ def renamed_norm(ours: str, theirs: str) -> Names:
     }
 
 
-def named(ours: str, theirs: str, function: Callable) -> Names:
+def on_both_sides(ours: str, theirs: str, function: Callable) -> NameTable:
     """A name for each side."""
     return {ours.format(side=side): (theirs.format(side=side), function) for side in SIDES}

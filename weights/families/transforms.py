@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
-from mlx_transformer.model.positions import sinusoids
+from mlx_transformer.model.positions import sinusoidal_positions
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -19,7 +19,7 @@ ACTIVATIONS = {
 }
 
 
-def rows(part: int, parts: int = 3) -> Callable[[mx.array], mx.array]:
+def slice_rows(part: int, parts: int = 3) -> Callable[[mx.array], mx.array]:
     """One of the equal parts of a tensor's rows: packed projections hold the query's, the key's and the value's."""
 
     def cut(array: mx.array) -> mx.array:
@@ -30,33 +30,33 @@ def rows(part: int, parts: int = 3) -> Callable[[mx.array], mx.array]:
     return cut
 
 
-def skip(count: int) -> Callable[[mx.array], mx.array]:
+def skip_rows(count: int) -> Callable[[mx.array], mx.array]:
     """Without the first rows: tables of positions that begin after some rows that nothing reads."""
     return lambda array: array[count:]
 
 
-def flat(array: mx.array) -> mx.array:
+def flatten_bias(array: mx.array) -> mx.array:
     """A vector: biases of shape (1, vocab)."""
     return array.flatten()
 
 
-def table(array: mx.array) -> mx.array:
+def position_table(array: mx.array) -> mx.array:
     """Without sides of 1: buffers of position rows of shape (1, length, dims) or (length, 1, dims)."""
     return array.reshape(max(array.shape[:-1], default=1), array.shape[-1])
 
 
-def interleaved(config: ModelConfig, stack: StackConfig) -> mx.array:
+def sinusoidal_interleaved(config: ModelConfig, stack: StackConfig) -> mx.array:
     """Sines in even columns, cosines in odd ones."""
-    return sinusoids(stack.max_length, config.dims)
+    return sinusoidal_positions(stack.max_length, config.dims)
 
 
-def halves(config: ModelConfig, stack: StackConfig) -> mx.array:
+def sinusoidal_halves(config: ModelConfig, stack: StackConfig) -> mx.array:
     """Sines in the left half, cosines in the right one, of the same frequencies as interleaved."""
     angles = np.arange(stack.max_length)[:, None] / 10000.0 ** (np.arange(0, config.dims, 2) / config.dims)
     return mx.array(np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, : config.dims].astype(np.float32))
 
 
-def spread(config: ModelConfig, stack: StackConfig, first: int = 0) -> mx.array:
+def sinusoidal_spread(config: ModelConfig, stack: StackConfig, first: int = 0) -> mx.array:
     """Halves whose last frequency is 1/10000 itself, as in tensor2tensor; computed in float32, as their tables are."""
     half = config.dims // 2
     frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / max(half - 1, 1)))
@@ -67,7 +67,7 @@ def spread(config: ModelConfig, stack: StackConfig, first: int = 0) -> mx.array:
 
 def spread_after_padding(config: ModelConfig, stack: StackConfig) -> mx.array:
     """Spread rows that begin after the padding token's: with padding on the right, positions are a plain range."""
-    return spread(config, stack, first=config.pad_id + 1)
+    return sinusoidal_spread(config, stack, first=config.pad_id + 1)
 
 
 def activation(name: str) -> str:
@@ -85,7 +85,7 @@ def exact_gate_activation(name: str) -> str:
     return activation(name.removeprefix("gated-"))
 
 
-def agreed(one: str, other: str, default: str) -> Callable[[dict[str, Any]], str]:
+def require_equal(one: str, other: str, default: str) -> Callable[[dict[str, Any]], str]:
     """Our name of an activation that both stacks must have."""
 
     def find(settings: dict[str, Any]) -> str:
@@ -97,7 +97,7 @@ def agreed(one: str, other: str, default: str) -> Callable[[dict[str, Any]], str
     return find
 
 
-def first(key: str, default: int | None = None) -> Callable[[dict[str, Any]], Any]:
+def first_value(key: str, default: int | None = None) -> Callable[[dict[str, Any]], Any]:
     """A setting that may be a list, of which the first counts."""
 
     def find(settings: dict[str, Any]) -> Any:
@@ -108,14 +108,14 @@ def first(key: str, default: int | None = None) -> Callable[[dict[str, Any]], An
     return find
 
 
-def token(settings: dict[str, Any], text: str, usual: int) -> int:
+def vocabulary_id(settings: dict[str, Any], text: str, usual: int) -> int:
     """The id of a token of the target vocabulary, where the settings hold it as a list."""
     vocabulary = settings.get("vocab")
     tokens = vocabulary.get("tgt") if isinstance(vocabulary, dict) else None
     return tokens.index(text) if isinstance(tokens, list) and text in tokens else usual
 
 
-def gated(name: str) -> bool:
+def is_gated(name: str) -> bool:
     """Whether the feed-forward network has a gate."""
     return name.startswith("gated-")
 

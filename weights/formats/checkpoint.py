@@ -11,20 +11,20 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.weights.formats.containers import Container, naming, open_container, read_json
-from mlx_transformer.weights.formats.pickled_objects import Stub, plain
-from mlx_transformer.weights.formats.tensors import CheckpointError, Tensor, quoted
+from mlx_transformer.weights.formats.containers import Container, add_path_to_errors, open_container, read_json
+from mlx_transformer.weights.formats.pickled_objects import PickledObject, to_plain
+from mlx_transformer.weights.formats.tensors import CheckpointError, Tensor, quote
 
-__all__ = ["Checkpoint", "CheckpointError", "Stub", "Tensor", "plain", "read_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointError", "PickledObject", "Tensor", "to_plain", "read_checkpoint"]
 
-PREFERRED = (
+PREFERRED_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-BESIDE = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")  # what training leaves, no weights
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+OTHER_FILES = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")  # what training leaves, no weights
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # Where training programs keep the state dict in what they save; then any key that begins with "ema".
 STATE_KEYS = ("model", "model_state", "state_dict", "model_state_dict", "net")
 # Tensors that are no plain numbers, and what to do about them.
@@ -46,7 +46,7 @@ MAX_SHARDS = 1000
 MAX_ENTRIES = 200_000  # of a state dict; as many modules
 MAX_NAME = 1000
 MAX_NESTING = 64  # of modules
-FREE = 2**26  # bytes that views may show beyond twice what is stored, for small tensors that are expanded
+FREE_VIEW_BYTES = 2**26  # bytes that views may show beyond twice what is stored, for small tensors that are expanded
 
 
 SAVE = "save it with torch.save(model.state_dict(), ...)"
@@ -68,11 +68,11 @@ class Checkpoint:
         self.extras: dict[str, Any] = {}
         self._containers = {container.path: container for container in containers}
         for container in containers:
-            with naming(container.path):
+            with add_path_to_errors(container.path):
                 tensors, extras = find_state(container.root)
                 _check_sizes(container, tensors)
                 if twice := self.tensors.keys() & tensors.keys():
-                    raise CheckpointError(f"a tensor must be in one shard, {quoted(min(twice))} is in two")
+                    raise CheckpointError(f"a tensor must be in one shard, {quote(min(twice))} is in two")
                 self.tensors.update(tensors)
                 self.extras.update(extras)
         if not self.tensors:
@@ -128,7 +128,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise FileNotFoundError(f"A checkpoint must be a file or a folder: there is no {path}; check the path.")
     if path.is_dir():
-        path = _choose(path)
+        path = _choose_file(path)
     if path.name.startswith("adapter_model."):
         raise CheckpointError("an adapter is no whole model", "merge it into its model and save that", path)
     files = _read_index(path) if path.name.endswith(".index.json") else {path: set()}
@@ -136,9 +136,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         for file, names in files.items():
             opened.append(open_container(file))
-            if names and (absent := names - _names(opened[-1])):
+            if names and (absent := names - _tensor_names(opened[-1])):
                 raise CheckpointError(
-                    f"a shard must hold what its index says, {quoted(min(absent))} is not here", path=file
+                    f"a shard must hold what its index says, {quote(min(absent))} is not here", path=file
                 )
         return Checkpoint(opened, list(files) if path in files else [path, *files])
     except BaseException:
@@ -147,28 +147,28 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise
 
 
-def _names(container: Container) -> set[str]:
-    with naming(container.path):
+def _tensor_names(container: Container) -> set[str]:
+    with add_path_to_errors(container.path):
         return set(find_state(container.root)[0])
 
 
-def _choose(folder: Path) -> Path:
+def _choose_file(folder: Path) -> Path:
     """The checkpoint of a folder."""
-    for name in PREFERRED:
+    for name in PREFERRED_FILES:
         if (folder / name).is_file():
             return folder / name
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
-    found = [path for path in files if not path.name.startswith(BESIDE)]
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+    found = [path for path in files if not path.name.startswith(OTHER_FILES)]
     whole = [path for path in found if not path.name.startswith("adapter_model.")]
     if len(whole) == 1:
         return whole[0]
     if whole:
-        names = ", ".join(quoted(path.name) for path in whole[:4]) + (", ..." if len(whole) > 4 else "")
+        names = ", ".join(quote(path.name) for path in whole[:4]) + (", ..." if len(whole) > 4 else "")
         raise CheckpointError(f"a folder must have one checkpoint, not {names}", "give the path of one file", folder)
     if found:
         raise CheckpointError("an adapter is no whole model", "merge it into its model and save that", folder)
     raise CheckpointError(
-        f"a folder must have a checkpoint: {', '.join(PREFERRED)} or a {', '.join(SUFFIXES)} file",
+        f"a folder must have a checkpoint: {', '.join(PREFERRED_FILES)} or a {', '.join(WEIGHT_SUFFIXES)} file",
         "check the path",
         folder,
     )
@@ -176,7 +176,7 @@ def _choose(folder: Path) -> Path:
 
 def _read_index(path: Path) -> dict[Path, set[str]]:
     """The shards of an index, in order, with the names that each must hold."""
-    with naming(path):
+    with add_path_to_errors(path):
         if path.stat().st_size > MAX_INDEX:
             raise CheckpointError(f"an index must have at most {MAX_INDEX} bytes, not {path.stat().st_size}")
         weight_map = read_json(path.read_bytes(), "an index").get("weight_map")
@@ -184,14 +184,14 @@ def _read_index(path: Path) -> dict[Path, set[str]]:
             raise CheckpointError("an index must have a weight_map of names and files")
         shards: dict[Path, set[str]] = {}
         for name, shard in weight_map.items():
-            if not isinstance(shard, str) or set(shard) & set("/\\:\0") or not shard.endswith(SUFFIXES):
-                raise CheckpointError(f"a shard must be the plain name of a file beside its index, not {quoted(shard)}")
+            if not isinstance(shard, str) or set(shard) & set("/\\:\0") or not shard.endswith(WEIGHT_SUFFIXES):
+                raise CheckpointError(f"a shard must be the plain name of a file beside its index, not {quote(shard)}")
             shards.setdefault(path.parent / shard, set()).add(name)
         if len(shards) > MAX_SHARDS:
             raise CheckpointError(f"an index must name at most {MAX_SHARDS} shards, not {len(shards)}")
         for shard_path in shards:
             if not shard_path.is_file():
-                raise CheckpointError(f"shard {quoted(shard_path.name)} must be beside its index", "download it too")
+                raise CheckpointError(f"shard {quote(shard_path.name)} must be beside its index", "download it too")
         return shards
 
 
@@ -221,24 +221,25 @@ def find_state(root: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     states = {number for number, part in parts.items() if _is_state(part)}
     tensors = _named(pair for key, part in entries.items() if id(part) in states for pair in _under(key, part))
     if not tensors and root != {}:
-        found = f"only {', '.join(map(quoted, list(entries)[:8]))}" if entries else quoted(root)
+        found = f"only {', '.join(map(quote, list(entries)[:8]))}" if entries else quote(root)
         raise CheckpointError(f"a checkpoint must hold a state dict, not {found}", SAVE)
     return tensors, {key: part for key, part in _texts(entries).items() if id(part) not in states}
 
 
 def _is_module(value: Any) -> bool:
-    return isinstance(value, Stub) and "_modules" in value.state
+    return isinstance(value, PickledObject) and "_modules" in value.state
 
 
 def _is_state(value: Any) -> bool:
     """Whether this is a module, or a dict with tensors in it."""
     return _is_module(value) or (
-        isinstance(value, dict) and any(isinstance(part, Tensor) or _kind(part) in REFUSED for part in value.values())
+        isinstance(value, dict)
+        and any(isinstance(part, Tensor) or _object_kind(part) in REFUSED for part in value.values())
     )
 
 
-def _kind(value: Any) -> str:
-    return value.name.rpartition(".")[2] if isinstance(value, Stub) else ""
+def _object_kind(value: Any) -> str:
+    return value.name.rpartition(".")[2] if isinstance(value, PickledObject) else ""
 
 
 def _texts(entries: dict[Any, Any]) -> dict[str, Any]:
@@ -263,9 +264,9 @@ def _named(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
     """The tensors among pairs, each with its name."""
     tensors: dict[str, Tensor] = {}
     for count, (name, value) in enumerate(pairs):
-        if _kind(value) in REFUSED:
-            kind, remedy = REFUSED[_kind(value)]
-            raise CheckpointError(f"a tensor must be plain numbers, {quoted(name)} is {kind}", remedy)
+        if _object_kind(value) in REFUSED:
+            kind, remedy = REFUSED[_object_kind(value)]
+            raise CheckpointError(f"a tensor must be plain numbers, {quote(name)} is {kind}", remedy)
         if isinstance(value, Tensor) and isinstance(name, str):
             tensors[name] = replace(value, name=_joined("", name))
         if count >= MAX_ENTRIES:
@@ -273,7 +274,7 @@ def _named(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
     return tensors
 
 
-def _walk(module: Stub) -> Iterator[tuple[str, Any]]:
+def _walk(module: PickledObject) -> Iterator[tuple[str, Any]]:
     """The parameters and persistent buffers of a pickled module, with the names of its state dict."""
     waiting, seen = [("", module, 0)], 0
     while waiting:
@@ -288,11 +289,11 @@ def _walk(module: Stub) -> Iterator[tuple[str, Any]]:
         for name, value in _entries(module, "_buffers"):
             if not (isinstance(passing, set) and name in passing):
                 yield _joined(prefix, name), value
-        below = [(_joined(prefix, f"{name}."), child) for name, child in children if isinstance(child, Stub)]
+        below = [(_joined(prefix, f"{name}."), child) for name, child in children if isinstance(child, PickledObject)]
         waiting.extend((name, child, depth + 1) for name, child in reversed(below))
 
 
-def _entries(module: Stub, part: str) -> list[tuple[str, Any]]:
+def _entries(module: PickledObject, part: str) -> list[tuple[str, Any]]:
     entries = module.state.get(part)
     return list(_texts(entries).items()) if isinstance(entries, dict) else []
 
@@ -301,7 +302,7 @@ def _check_sizes(container: Container, tensors: dict[str, Tensor]) -> None:
     """Refuse tensors that claim more bytes than the file has."""
     used = {tensor.storage.key: container.check(tensor.storage).size for tensor in tensors.values()}
     shown = sum({tensor.view: tensor.nbytes for tensor in tensors.values()}.values())
-    if shown > 2 * sum(used.values()) + FREE:
+    if shown > 2 * sum(used.values()) + FREE_VIEW_BYTES:
         raise CheckpointError(
             f"its tensors must show about the {sum(used.values())} bytes that are stored, not {shown} (expanded views)",
             "save them after .contiguous()",

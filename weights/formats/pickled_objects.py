@@ -15,7 +15,7 @@ from mlx_transformer.weights.formats.tensors import (
     Storage,
     Tensor,
     make_tensor,
-    quoted,
+    quote,
 )
 
 MAX_DEPTH = 100
@@ -37,7 +37,7 @@ STORAGES = {
 }
 
 
-class Stub:
+class PickledObject:
     """What stands for a class, a function or an object of one: it remembers what it was given and does nothing.
 
     Attributes:
@@ -58,57 +58,57 @@ class Stub:
         self.mapping: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
-        return f"<Stub {quoted(self.name)}>"
+        return f"<Stub {quote(self.name)}>"
 
 
-def as_key(value: Any) -> Any:
+def to_key(value: Any) -> Any:
     """A value as a key of a dict: what cannot be hashed in a short time is put into a Stub."""
     if isinstance(value, int) and value.bit_length() > 64:
-        return Stub("key", (value,))
-    if isinstance(value, (*SCALARS, Stub)):
+        return PickledObject("key", (value,))
+    if isinstance(value, (*SCALARS, PickledObject)):
         return value
     if isinstance(value, tuple) and len(value) <= 16 and all(isinstance(part, SCALARS) for part in value):
         return value
-    return Stub("key", (value,))
+    return PickledObject("key", (value,))
 
 
 def make_dict(entries: Any = ()) -> dict[Any, Any]:
     """A dict of a dict's entries or of pairs."""
     if isinstance(entries, dict):
         return dict(entries)
-    return {as_key(key): value for key, value in entries}
+    return {to_key(key): value for key, value in entries}
 
 
 def make_set(values: Any = ()) -> set[Any]:
     """A set of what can be hashed in a short time."""
-    return {as_key(value) for value in values}
+    return {to_key(value) for value in values}
 
 
 def _bytes(text: str, codec: str = "latin1") -> bytes:
     if codec not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise CheckpointError(f"text in its pickle must be latin1, utf-8 or ascii, not {quoted(codec)}")
+        raise CheckpointError(f"text in its pickle must be latin1, utf-8 or ascii, not {quote(codec)}")
     return text.encode(codec)
 
 
-def _reconstructed(kind: Stub, *base: Any) -> Stub:
-    return Stub(kind.name, base)
+def _reconstructed(kind: PickledObject, *base: Any) -> PickledObject:
+    return PickledObject(kind.name, base)
 
 
-def make_storage(pid: Any, file: Path | None) -> Storage | Stub:
+def make_storage(pid: Any, file: Path | None) -> Storage | PickledObject:
     """What a persistent id names: a storage, or a Stub for a kind of storage that holds no plain numbers.
 
     Legacy files of whole modules also name classes by it, with their source text, which is left alone.
     """
-    if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], Stub):
+    if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], PickledObject):
         return pid[1]
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
         raise CheckpointError("its pickle must name storages as ('storage', class, key, location, size)")
     kind, key, numel = pid[1], pid[2], pid[4]
-    if not isinstance(kind, Stub) or type(key) is not str or type(numel) is not int or not 0 <= numel < 2**60:
+    if not isinstance(kind, PickledObject) or type(key) is not str or type(numel) is not int or not 0 <= numel < 2**60:
         raise CheckpointError("its pickle must name storages by class, key and a size below 2**60")
     short = kind.name.rpartition(".")[2].removesuffix("Storage").lstrip("_")
     if not kind.name.startswith("torch.") or short not in STORAGES:
-        return Stub(kind.name, pid)
+        return PickledObject(kind.name, pid)
     return Storage(key, STORAGES[short], numel, file=file)
 
 
@@ -116,14 +116,14 @@ def view_storage(storage: Storage, view: Any) -> Storage:
     """The part of a storage that a legacy file's view (key, offset, size) covers."""
     _, offset, numel = view
     if type(offset) is not int or type(numel) is not int or not 0 <= offset <= offset + numel <= storage.numel:
-        raise CheckpointError(f"a view must lie inside its storage {quoted(storage.key)}")
+        raise CheckpointError(f"a view must lie inside its storage {quote(storage.key)}")
     itemsize = 1 if storage.dtype is None else ITEMSIZE[storage.dtype]
     return replace(storage, numel=numel, start=offset * itemsize)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None) -> Tensor:
     if not isinstance(storage, Storage):
-        name = quoted(storage.name) if isinstance(storage, Stub) else type(storage).__name__
+        name = quote(storage.name) if isinstance(storage, PickledObject) else type(storage).__name__
         raise CheckpointError(f"a tensor must be of a plain storage, not {name}", "save the tensors as plain numbers")
     if len(rest) > 2 and isinstance(rest[2], dict) and any(rest[2].values()):
         raise CheckpointError("a tensor must not be a conjugated or negated view", "save it after .resolve_conj()")
@@ -131,21 +131,21 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dty
 
 
 def _tensor_of_type(
-    storage: Any, offset: Any, shape: Any, strides: Any, gradient: Any, hooks: Any, dtype: Stub, *rest: Any
+    storage: Any, offset: Any, shape: Any, strides: Any, gradient: Any, hooks: Any, dtype: PickledObject, *rest: Any
 ) -> Tensor:
     name = dtype.name.removeprefix("torch.")
     if name not in DTYPES:
-        raise CheckpointError(f"a tensor's type must be one of {', '.join(DTYPES)}, not {quoted(name)}")
+        raise CheckpointError(f"a tensor's type must be one of {', '.join(DTYPES)}, not {quote(name)}")
     return _tensor(storage, offset, shape, strides, gradient, hooks, *rest, dtype=name)
 
 
-def _same(tensor: Any, *rest: Any) -> Any:
+def _rebuild_parameter(tensor: Any, *rest: Any) -> Any:
     return tensor
 
 
-def _subclass(function: Stub, kind: Any, arguments: tuple[Any, ...], state: Any) -> Any:
+def _rebuild_subclass(function: PickledObject, kind: Any, arguments: tuple[Any, ...], state: Any) -> Any:
     if function.name not in TENSORS:
-        return Stub(function.name, arguments)
+        return PickledObject(function.name, arguments)
     return TENSORS[function.name](*arguments)
 
 
@@ -153,15 +153,15 @@ TENSORS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_type,
-    "torch._utils._rebuild_parameter": _same,
-    "torch._utils._rebuild_parameter_with_state": _same,
-    "torch.nn.parameter.Parameter": _same,
-    "torch.nn.parameter.Buffer": _same,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch.nn.parameter.Parameter": _rebuild_parameter,
+    "torch.nn.parameter.Buffer": _rebuild_parameter,
 }
 # The only functions that a pickle can reach, all of this module. All other names become Stubs.
 CALLS: dict[str, Callable[..., Any]] = {
     **TENSORS,
-    "torch._tensor._rebuild_from_type_v2": _subclass,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_subclass,
     "torch.Size": tuple,
     "collections.OrderedDict": make_dict,
     "collections.Counter": make_dict,
@@ -176,40 +176,40 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value with its argparse Namespaces and OmegaConf trees as dicts, lists and values; all else as it is.
 
     Raises:
         CheckpointError: If it is nested more than a hundred deep.
     """
-    return _plain(value, {}, 0)
+    return _to_plain(value, {}, 0)
 
 
-def _plain(value: Any, done: dict[int, Any], depth: int) -> Any:
+def _to_plain(value: Any, done: dict[int, Any], depth: int) -> Any:
     if depth > MAX_DEPTH:
         raise CheckpointError(f"its settings must be nested at most {MAX_DEPTH} deep")
-    if isinstance(value, Stub):
-        value = _unwrapped(value)
+    if isinstance(value, PickledObject):
+        value = _unwrap(value)
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, dict):
         result: Any = done.setdefault(id(value), {})
-        result.update((key, _plain(part, done, depth + 1)) for key, part in value.items())
+        result.update((key, _to_plain(part, done, depth + 1)) for key, part in value.items())
     elif isinstance(value, list):
         result = done.setdefault(id(value), [])
-        result.extend(_plain(part, done, depth + 1) for part in value)
+        result.extend(_to_plain(part, done, depth + 1) for part in value)
     elif isinstance(value, tuple):
-        result = done[id(value)] = tuple(_plain(part, done, depth + 1) for part in value)
+        result = done[id(value)] = tuple(_to_plain(part, done, depth + 1) for part in value)
     else:
         result = value
     return result
 
 
-def _unwrapped(stub: Stub) -> Any:
+def _unwrap(stub: PickledObject) -> Any:
     """What a Namespace or a node of OmegaConf holds."""
     value: Any = stub
     for _ in range(MAX_DEPTH):
-        if not isinstance(value, Stub):
+        if not isinstance(value, PickledObject):
             break
         if value.name == "argparse.Namespace":
             return value.state

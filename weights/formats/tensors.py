@@ -11,7 +11,7 @@ import numpy as np
 
 MAX_RANK = 32
 MAX_SIDE = 2**31 - 1  # MLX counts each side of a shape in 32 bits
-PIECE = 2**22  # numbers that are read at a time
+PIECE_BYTES = 2**22  # numbers that are read at a time
 
 # Name -> the little-endian numpy type that has its bytes. Types that numpy lacks are read as integers of their width.
 DTYPES = {
@@ -44,8 +44,8 @@ FLOAT8 = {
     "float8_e5m2fnuz": (2, 16, True),
 }
 # Types that MLX lacks -> the type of the array that takes their numbers, or the bits of them for bfloat16.
-TAKEN_AS = {"float64": "float32", "complex128": "complex64", "bool": "bool_", "bfloat16": "uint16"}
-TAKEN_AS |= dict.fromkeys(FLOAT8, "float32")
+READ_AS = {"float64": "float32", "complex128": "complex64", "bool": "bool_", "bfloat16": "uint16"}
+READ_AS |= dict.fromkeys(FLOAT8, "float32")
 
 
 class CheckpointError(ValueError):
@@ -130,10 +130,10 @@ class Tensor:
 
     def pieces(self) -> Iterator["Tensor"]:
         """Its rows, about PIECE numbers at a time, or all at once if they are fewer; nothing if it has no numbers."""
-        if 0 < self.size <= PIECE:
+        if 0 < self.size <= PIECE_BYTES:
             yield self
         elif self.size:
-            step = max(PIECE * self.shape[0] // self.size, 1)
+            step = max(PIECE_BYTES * self.shape[0] // self.size, 1)
             for begin in range(0, self.shape[0], step):
                 rows = min(step, self.shape[0] - begin)
                 yield replace(self, shape=(rows, *self.shape[1:]), offset=self.offset + begin * self.strides[0])
@@ -158,27 +158,29 @@ def make_tensor(storage: Storage, dtype: str, offset: Any, shape: Any, strides: 
         CheckpointError: If it does not, or a number is negative or none.
     """
     if not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
-        raise CheckpointError(f"a tensor must have lists of sides and strides, not {quoted(shape)}, {quoted(strides)}")
+        raise CheckpointError(f"a tensor must have lists of sides and strides, not {quote(shape)}, {quote(strides)}")
     sides, steps = tuple(shape), tuple(strides)
     if not all(type(number) is int and 0 <= number < 2**62 for number in (offset, *sides, *steps)):
-        numbers = _short((offset, *sides, *steps))
+        numbers = _abbreviate((offset, *sides, *steps))
         raise CheckpointError(f"a tensor's offset, shape and strides must be whole and not negative, not {numbers}")
     if len(sides) != len(steps) or len(sides) > MAX_RANK:
-        raise CheckpointError(f"a tensor must have as many sides as strides, at most {MAX_RANK}, not {_short(sides)}")
+        raise CheckpointError(
+            f"a tensor must have as many sides as strides, at most {MAX_RANK}, not {_abbreviate(sides)}"
+        )
     if any(side > MAX_SIDE for side in sides) or math.prod(side or 1 for side in sides) > 2**60:
-        raise CheckpointError(f"a side of a tensor must be below 2**31, its size below 2**60, not {_short(sides)}")
+        raise CheckpointError(f"a side of a tensor must be below 2**31, its size below 2**60, not {_abbreviate(sides)}")
     tensor = Tensor(dtype, sides, steps, offset, storage)
     if (tensor.extent + offset) * ITEMSIZE[dtype] > storage.nbytes:
         raise CheckpointError(
-            f"a tensor must lie inside its storage: shape {_short(sides)}, strides {_short(steps)}, offset {offset} "
-            f"of {dtype} do not fit in the {storage.nbytes} bytes of storage {quoted(storage.key)}"
+            f"a tensor must lie inside its storage: shape {_abbreviate(sides)}, strides {_abbreviate(steps)}, "
+            f"offset {offset} of {dtype} do not fit in the {storage.nbytes} bytes of storage {quote(storage.key)}"
         )
     return tensor
 
 
 def new_array(tensor: Tensor) -> mx.array:
     """An array to take a tensor's numbers."""
-    return mx.zeros(tensor.shape, vars(mx)[TAKEN_AS.get(tensor.dtype, tensor.dtype)])
+    return mx.zeros(tensor.shape, vars(mx)[READ_AS.get(tensor.dtype, tensor.dtype)])
 
 
 def read_numbers(tensor: Tensor, data: memoryview, *, big_endian: bool = False) -> np.ndarray:
@@ -218,7 +220,7 @@ def float8_values(dtype: str) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def quoted(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value from a file as it may stand in a message: one short line of plain letters."""
     if isinstance(value, str | bytes):
         return ascii(value) if len(value) <= 80 else ascii(value[:77]) + "..."
@@ -226,5 +228,5 @@ def quoted(value: Any) -> str:
     return ascii(value) if small else f"a {type(value).__name__}"
 
 
-def _short(numbers: tuple[Any, ...]) -> str:
-    return f"({', '.join(map(quoted, numbers[:8]))}{', ...' if len(numbers) > 8 else ''})"
+def _abbreviate(numbers: tuple[Any, ...]) -> str:
+    return f"({', '.join(map(quote, numbers[:8]))}{', ...' if len(numbers) > 8 else ''})"

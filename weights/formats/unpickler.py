@@ -12,14 +12,14 @@ from typing import Any, cast
 
 from mlx_transformer.weights.formats.pickled_objects import (
     CALLS,
-    Stub,
-    as_key,
+    PickledObject,
     make_dict,
     make_set,
     make_storage,
+    to_key,
     view_storage,
 )
-from mlx_transformer.weights.formats.tensors import CheckpointError, Storage, Tensor, quoted
+from mlx_transformer.weights.formats.tensors import CheckpointError, Storage, Tensor, quote
 
 # Every opcode costs one step and what it makes costs more, by its size. A dictionary of 250,000 words costs 2 million.
 MAX_STEPS = 10_000_000
@@ -40,7 +40,7 @@ CODECS = [codecs.lookup(name) for name in ("ascii", "latin-1", "utf-8", "raw-uni
 BUILTINS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # how Python 2 names them
 
 
-class _Reader:
+class _PickleReader:
     """A file for the disassembler that never gives more than a limit at once."""
 
     def __init__(self, data: bytes | mmap.mmap, position: int) -> None:
@@ -73,16 +73,16 @@ def read_pickle(
     Raises:
         CheckpointError: If it is damaged or larger than any checkpoint's.
     """
-    machine, reader = _Machine(path), _Reader(data, start)
+    machine, reader = _PickleMachine(path), _PickleReader(data, start)
     try:
         return machine.run(reader), machine.storages, reader.position
     except CheckpointError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, DeprecationWarning) as error:
-        raise CheckpointError(f"its pickle must be whole, but reading stopped: {quoted(str(error))}") from None
+        raise CheckpointError(f"its pickle must be whole, but reading stopped: {quote(str(error))}") from None
 
 
-class _Machine:
+class _PickleMachine:
     """The stack, the marks in it and the memo of one pickle."""
 
     def __init__(self, path: Path | None) -> None:
@@ -93,7 +93,7 @@ class _Machine:
         self.storages: dict[str, Storage] = {}
         self.steps = 0
 
-    def run(self, file: _Reader) -> Any:
+    def run(self, file: _PickleReader) -> Any:
         for opcode, value, _ in pickletools.genops(cast(Any, file)):
             name, argument = opcode.name, cast(Any, value)
             self.spend(1)
@@ -166,22 +166,22 @@ class _Machine:
 
     def extend(self, values: list[Any]) -> None:
         target = self.stack[-1]
-        if isinstance(target, Stub):
+        if isinstance(target, PickledObject):
             target.items.extend(values)
         elif isinstance(target, list):
             target.extend(values)
         elif isinstance(target, set):
-            target.update(as_key(value) for value in values)
+            target.update(to_key(value) for value in values)
         else:
             raise CheckpointError(f"its pickle must append to a list, not to {type(target).__name__}")
 
     def set_items(self, values: list[Any]) -> None:
         target = self.stack[-1]
-        entries = target.mapping if isinstance(target, Stub) else target
+        entries = target.mapping if isinstance(target, PickledObject) else target
         if not isinstance(entries, dict) or len(values) % 2:
             raise CheckpointError(f"its pickle must set pairs in a dict, not {len(values)} in {type(entries).__name__}")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            entries[as_key(key)] = value
+            entries[to_key(key)] = value
 
     def set_item(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -189,7 +189,7 @@ class _Machine:
 
     def find(self, name: str) -> None:
         module, _, attribute = name.partition(" ")
-        self.push(Stub(f"{BUILTINS.get(module, module)}.{attribute}"))
+        self.push(PickledObject(f"{BUILTINS.get(module, module)}.{attribute}"))
 
     def find_by_stack(self, _: Any) -> None:
         attribute, module = self.stack.pop(), self.stack.pop()
@@ -198,11 +198,11 @@ class _Machine:
         self.find(f"{module} {attribute}")
 
     def call(self, function: Any, arguments: Any) -> None:
-        if not isinstance(function, Stub) or not isinstance(arguments, tuple):
+        if not isinstance(function, PickledObject) or not isinstance(arguments, tuple):
             raise CheckpointError(f"its pickle must call a class with a tuple, not {type(function).__name__}")
         known = CALLS.get(function.name) if function.args is None else None
         if known is None:
-            return self.push(Stub(function.name, arguments))
+            return self.push(PickledObject(function.name, arguments))
         self.spend(sum(map(_cost_of_copy, arguments)))
         value = known(*arguments)
         return self.push(value, COST_OF_TENSOR if isinstance(value, Tensor) else COST_OF_OBJECT)
@@ -228,7 +228,7 @@ class _Machine:
 
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, Stub):
+        if isinstance(target, PickledObject):
             # An object with slots has a pair of dicts, of which either may be None.
             pair = isinstance(state, tuple) and len(state) == 2 and all(isinstance(s, dict | None) for s in state)
             for part in state if pair else (state,):
@@ -243,7 +243,7 @@ class _Machine:
         storage = make_storage(pid, self.path)
         if isinstance(storage, Storage):
             if self.storages.setdefault(storage.key, storage) != storage:
-                raise CheckpointError(f"storage {quoted(storage.key)} must have one size and type throughout")
+                raise CheckpointError(f"storage {quote(storage.key)} must have one size and type throughout")
             if len(pid) == 6 and pid[5] is not None:
                 storage = view_storage(storage, pid[5])
         self.push(storage, COST_OF_TENSOR)
@@ -267,12 +267,12 @@ def _pairs(values: list[Any]) -> list[tuple[Any, Any]]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
-OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
+OPCODES: dict[str, Callable[[_PickleMachine, Any], None]] = {
     "PROTO": lambda machine, version: None,
     "FRAME": lambda machine, length: None,
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.drop_mark,
+    "MARK": _PickleMachine.mark,
+    "POP": _PickleMachine.pop,
+    "POP_MARK": _PickleMachine.drop_mark,
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
@@ -287,15 +287,15 @@ OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
     "APPENDS": lambda machine, _: machine.extend(machine.pop_mark()),
     "ADDITEMS": lambda machine, _: machine.extend(machine.pop_mark()),
-    "SETITEM": _Machine.set_item,
+    "SETITEM": _PickleMachine.set_item,
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
-    "GLOBAL": _Machine.find,
-    "STACK_GLOBAL": _Machine.find_by_stack,
-    "REDUCE": _Machine.reduce,
-    "NEWOBJ": _Machine.reduce,
-    "NEWOBJ_EX": _Machine.reduce_with_names,
-    "OBJ": _Machine.call_marked,
-    "INST": _Machine.call_named,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.persistent,
+    "GLOBAL": _PickleMachine.find,
+    "STACK_GLOBAL": _PickleMachine.find_by_stack,
+    "REDUCE": _PickleMachine.reduce,
+    "NEWOBJ": _PickleMachine.reduce,
+    "NEWOBJ_EX": _PickleMachine.reduce_with_names,
+    "OBJ": _PickleMachine.call_marked,
+    "INST": _PickleMachine.call_named,
+    "BUILD": _PickleMachine.build,
+    "BINPERSID": _PickleMachine.persistent,
 }

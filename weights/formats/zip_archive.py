@@ -5,12 +5,12 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from mlx_transformer.weights.formats.tensors import CheckpointError, quoted
+from mlx_transformer.weights.formats.tensors import CheckpointError, quote
 
 STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 200_000
 MAX_SMALL = 2**28  # bytes of a member that is read whole, as the pickle is
-MAX_RATIO, FREE = 100, 2**20  # what a member may grow by when unpacked: a hundredfold, or to a mebibyte
+MAX_RATIO, FREE_BYTES = 100, 2**20  # what a member may grow by when unpacked: a hundredfold, or to a mebibyte
 END = struct.Struct("<4s4H2LH")
 END_64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR_64 = struct.Struct("<4sLQL")
@@ -20,7 +20,7 @@ UNKNOWN = 0xFFFFFFFF  # stands for a number that is in the zip64 field
 
 
 @dataclass(frozen=True)
-class Place:
+class MemberData:
     """Where bytes lie in a file: `size` of them, in `packed` ones if they are compressed."""
 
     start: int
@@ -60,7 +60,7 @@ def read_directory(data: mmap.mmap) -> dict[str, Member]:
             raise CheckpointError("the directory of a zip file must be whole")
         name = names[: lengths[0]].decode("utf-8", "replace")
         if name in members:
-            raise CheckpointError(f"a member of a zip file must be there once, {quoted(name)} is there twice")
+            raise CheckpointError(f"a member of a zip file must be there once, {quote(name)} is there twice")
         unpacked, packed, header = _wide(names[lengths[0] :], entry[9], entry[8], entry[16])
         members[name] = Member(header, unpacked, packed, entry[4], bool(entry[3] & 1), start)
     return members
@@ -100,7 +100,7 @@ def _wide(extra: bytes, *numbers: int) -> list[int]:
     return found
 
 
-def find_place(data: mmap.mmap, members: dict[str, Member], name: str) -> Place:
+def locate_member(data: mmap.mmap, members: dict[str, Member], name: str) -> MemberData:
     """Where a member's bytes lie.
 
     Raises:
@@ -108,29 +108,29 @@ def find_place(data: mmap.mmap, members: dict[str, Member], name: str) -> Place:
     """
     member = members.get(name)
     if member is None:
-        raise CheckpointError(f"a zip file of torch.save must have the member {quoted(name)}")
+        raise CheckpointError(f"a zip file of torch.save must have the member {quote(name)}")
     if member.encrypted or member.method not in (STORED, DEFLATED):
         kind = "encrypted" if member.encrypted else f"compressed by method {member.method}"
-        raise CheckpointError(f"member {quoted(name)} must be stored or deflated, not {kind}", "pack it again")
+        raise CheckpointError(f"member {quote(name)} must be stored or deflated, not {kind}", "pack it again")
     if member.header + LOCAL.size > member.limit:
-        raise CheckpointError(f"member {quoted(name)} must lie before the directory")
+        raise CheckpointError(f"member {quote(name)} must lie before the directory")
     local = LOCAL.unpack_from(data, member.header)
     start = member.header + LOCAL.size + local[9] + local[10]
     if local[0] != b"PK\x03\x04" or start + member.packed > member.limit:
-        raise CheckpointError(f"member {quoted(name)} must lie before the directory, with a header")
+        raise CheckpointError(f"member {quote(name)} must lie before the directory, with a header")
     if member.method == STORED:
         if member.packed != member.size:
-            raise CheckpointError(f"member {quoted(name)} is stored and must have one size, not two")
-        return Place(start, member.size)
-    if member.size > max(FREE, MAX_RATIO * member.packed):
+            raise CheckpointError(f"member {quote(name)} is stored and must have one size, not two")
+        return MemberData(start, member.size)
+    if member.size > max(FREE_BYTES, MAX_RATIO * member.packed):
         raise CheckpointError(
-            f"member {quoted(name)} must not unpack from {member.packed} to {member.size} bytes, it may be a zip bomb",
+            f"member {quote(name)} must not unpack from {member.packed} to {member.size} bytes, it may be a zip bomb",
             "pack it again without compression",
         )
-    return Place(start, member.size, member.packed)
+    return MemberData(start, member.size, member.packed)
 
 
-def unpack(data: mmap.mmap, place: Place) -> bytes:
+def decompress(data: mmap.mmap, place: MemberData) -> bytes:
     """The bytes of a place, unpacked; CheckpointError if they are more or fewer than it says."""
     if place.packed is None:
         return data[place.start : place.start + place.size]
@@ -149,7 +149,7 @@ def read_member(data: mmap.mmap, members: dict[str, Member], name: str, default:
     """A small member's bytes; `default` if one is given and it is not there."""
     if default is not None and name not in members:
         return default
-    place = find_place(data, members, name)
+    place = locate_member(data, members, name)
     if place.size > MAX_SMALL:
-        raise CheckpointError(f"member {quoted(name)} must have at most {MAX_SMALL} bytes, not {place.size}")
-    return unpack(data, place)
+        raise CheckpointError(f"member {quote(name)} must have at most {MAX_SMALL} bytes, not {place.size}")
+    return decompress(data, place)

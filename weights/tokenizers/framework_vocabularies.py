@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_transformer.storage.files import read_bytes
-from mlx_transformer.tokenization.bpe_vocabulary import MergesVocabulary
+from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
-from mlx_transformer.tokenization.vocabulary import SPACE, Vocabulary, WordVocabulary
-from mlx_transformer.weights.formats.pickled_objects import Stub, plain
+from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary, WordVocabulary
+from mlx_transformer.weights.formats.pickled_objects import PickledObject, to_plain
 from mlx_transformer.weights.source_config import read_yaml
 from mlx_transformer.weights.tokenizers.hf_pipeline import read_merges
 
 logger = logging.getLogger(__name__)
-Read = tuple[Vocabulary, Vocabulary | None, dict[str, Any]]
+VocabularyReader = tuple[Vocabulary, Vocabulary | None, dict[str, Any]]
 FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 FAIRSEQ_MODELS = ("sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
 FAIRSEQ_CODES = ("bpecodes", "code")
@@ -28,7 +28,7 @@ SIDES = ("src", "tgt")
 MAX_DEPTH = 8  # of the objects around a list in old checkpoints
 
 
-def read_words(folder: Path, family: str, extras: dict[str, Any]) -> Read | None:
+def read_framework_vocabularies(folder: Path, family: str, extras: dict[str, Any]) -> VocabularyReader | None:
     """The vocabularies of a training program's checkpoint; None if they are not there.
 
     Args:
@@ -47,7 +47,7 @@ def read_words(folder: Path, family: str, extras: dict[str, Any]) -> Read | None
     return None if read is None else read(folder, extras)
 
 
-def _fairseq(folder: Path, extras: dict[str, Any]) -> Read | None:
+def _fairseq(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
     files = sorted(folder.glob("dict*.txt"))
     if not files:
         return None
@@ -61,8 +61,8 @@ def _fairseq(folder: Path, extras: dict[str, Any]) -> Read | None:
                 "dict.source.txt and dict.target.txt."
             )
         paths = files * 2
-    model = _first(folder, FAIRSEQ_MODELS)
-    codes = _first(folder, FAIRSEQ_CODES)
+    model = _first_existing(folder, FAIRSEQ_MODELS)
+    codes = _first_existing(folder, FAIRSEQ_CODES)
     sides = [_vocabulary(_fairseq_words(path), model, codes) for path in paths]
     return _read(sides, FAIRSEQ_SPECIALS[:3], after_source="</s>")
 
@@ -71,7 +71,7 @@ def _fairseq_words(path: Path) -> dict[str, int]:
     """The ids of a dict.txt: special tokens, then one word a line with its count; a word that overwrites has two."""
     ids = {token: i for i, token in enumerate(FAIRSEQ_SPECIALS)}
     size = len(ids)
-    for line in _lines(path):
+    for line in _read_lines(path):
         rest, _, field = line.rstrip().rpartition(" ")
         overwrite = field == OVERWRITE
         word, _, count = rest.rpartition(" ") if overwrite else (rest, "", field)
@@ -84,7 +84,7 @@ def _fairseq_words(path: Path) -> dict[str, int]:
     return ids
 
 
-def _opennmt(folder: Path, extras: dict[str, Any]) -> Read | None:
+def _opennmt(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
     found = extras.get("vocab")
     if isinstance(found, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in found):
         found = {name: vocabulary for name, vocabulary in found if isinstance(name, str)}
@@ -95,7 +95,7 @@ def _opennmt(folder: Path, extras: dict[str, Any]) -> Read | None:
     sides = []
     for side, words in zip(SIDES, lists, strict=True):
         named = str(stated.get(f"{side}_subword_model") or "").replace("\\", "/").rpartition("/")[2]
-        path = _first(folder, (named,)) if named else None
+        path = _first_existing(folder, (named,)) if named else None
         is_codes = stated.get(f"{side}_subword_type") == "bpe"
         ids = {word: i for i, word in enumerate(words or [])}
         sides.append(_vocabulary(ids, None if is_codes else path, path if is_codes else None))
@@ -107,7 +107,7 @@ def _list(value: Any, seen: set[int], depth: int = 0) -> list[str] | None:
 
     What was `seen`, by identity, holds none: objects may stand in many places, or in themselves.
     """
-    if isinstance(value, Stub):
+    if isinstance(value, PickledObject):
         value = value.state
     if depth > MAX_DEPTH or not isinstance(value, dict | list | tuple) or id(value) in seen:
         return None
@@ -118,20 +118,20 @@ def _list(value: Any, seen: set[int], depth: int = 0) -> list[str] | None:
     return next((words for part in parts if (words := _list(part, seen, depth + 1)) is not None), None)
 
 
-def _joeynmt(folder: Path, extras: dict[str, Any]) -> Read | None:
+def _joeynmt(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
     stated = read_yaml(folder, "data")
     sides = []
     for side in ("src", "trg"):
         named = stated.get(f"{side}_voc_file") or stated.get(f"{side}_vocab") or ""
-        path = _first(folder, (Path(str(named)).name, f"{side}_vocab.txt"))
+        path = _first_existing(folder, (Path(str(named)).name, f"{side}_vocab.txt"))
         if path is None:
             return None
         if stated.get(f"{side}_level", "word") == "char":
             logger.warning("No tokenizer is made of %s: its texts are split into characters.", folder)
             return None
-        words = dict.fromkeys([*JOEY_SPECIALS, *_lines(path)])
+        words = dict.fromkeys([*JOEY_SPECIALS, *_read_lines(path)])
         model, codes = (
-            _first(folder, (Path(str(stated.get(f"{side}_tokenizer_cfg_{kind}") or "")).name,))
+            _first_existing(folder, (Path(str(stated.get(f"{side}_tokenizer_cfg_{kind}") or "")).name,))
             for kind in ("model_file", "codes")
         )
         ids = {word: i for i, word in enumerate(words)}
@@ -139,7 +139,7 @@ def _joeynmt(folder: Path, extras: dict[str, Any]) -> Read | None:
     return _read(sides, JOEY_SPECIALS[1:], after_source="</s>")
 
 
-def _read(sides: list[Vocabulary], skipped: Iterable[str], after_source: str = "") -> Read:
+def _read(sides: list[Vocabulary], skipped: Iterable[str], after_source: str = "") -> VocabularyReader:
     """Vocabularies of two sides, one if they are equal; targets end with </s>."""
     source, target = sides
     skip_ids = [target.find(token) for token in skipped]
@@ -164,8 +164,8 @@ def _vocabulary(ids: dict[str, int], model: Path | None, codes: Path | None) -> 
         load_sentencepiece(content, str(model))
         return SentencePieceVocabulary(ids, ids[UNKNOWN], join="plain", model=content)
     if codes is not None:
-        return MergesVocabulary(ids, ids[UNKNOWN], read_codes(codes))
-    return WordVocabulary(ids, ids[UNKNOWN], joining(ids))
+        return BPEVocabulary(ids, ids[UNKNOWN], read_codes(codes))
+    return WordVocabulary(ids, ids[UNKNOWN], detect_joiner(ids))
 
 
 def read_codes(path: Path) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def read_codes(path: Path) -> tuple[str, ...]:
     Raises:
         ValueError: If they are of another kind.
     """
-    first = next(iter(_lines(path)), "")
+    first = next(iter(_read_lines(path)), "")
     if not first.startswith("#version: 0.2") and len(first.split()) != 3:
         raise ValueError(
             f"BPE codes must begin with #version: 0.2, or have counts: {path} begins with {first[:40]!r}; learn them "
@@ -183,13 +183,13 @@ def read_codes(path: Path) -> tuple[str, ...]:
     return read_merges(path)
 
 
-def joining(words: Iterable[str]) -> Literal["words", "subwords", "joiner", "sentencepiece"]:
+def detect_joiner(words: Iterable[str]) -> Literal["words", "subwords", "joiner", "sentencepiece"]:
     """How words of a vocabulary show which of them belong together."""
     counts = {"subwords": 0, "joiner": 0, "sentencepiece": 0}
     for word in words:
         counts["subwords"] += word.endswith("@@")
         counts["joiner"] += "\uffed" in word
-        counts["sentencepiece"] += word.startswith(SPACE)
+        counts["sentencepiece"] += word.startswith(SPACE_SYMBOL)
     most: Any = max(counts, key=lambda kind: counts[kind])
     return most if counts[most] else "words"
 
@@ -200,18 +200,18 @@ def _options(extras: dict[str, Any], *places: tuple[str, ...]) -> dict[str, Any]
     for keys in places:
         found: Any = extras
         for key in keys:
-            found = plain(found.get(key)) if isinstance(found, dict) else None
+            found = to_plain(found.get(key)) if isinstance(found, dict) else None
         if isinstance(found, dict):
             options = found | {key: value for key, value in options.items() if value is not None}
     return options
 
 
-def _first(folder: Path, names: Iterable[str]) -> Path | None:
+def _first_existing(folder: Path, names: Iterable[str]) -> Path | None:
     """The first file of these names that is there."""
     return next((folder / name for name in names if name and (folder / name).is_file()), None)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     """The lines of a text, without the empty end of the last."""
     try:
         text = read_bytes(path).decode().replace("\r\n", "\n")

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from mlx_transformer.weights.tokenizers.hf_files import Files, Token, name_of
+from mlx_transformer.weights.tokenizers.hf_files import TokenizerFiles, TokenSpec, token_text
 
-Pieces = list[tuple[str, float]]
+PieceScores = list[tuple[str, float]]
 GENERIC = "PreTrainedTokenizer"  # tokenizer.json as it is
 MBART_LANGUAGES = (
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX "
@@ -25,7 +25,7 @@ MBART50_LANGUAGES = [
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class TokenizerParts:
     """What a pipeline is made of.
 
     Attributes:
@@ -40,11 +40,11 @@ class Ingredients:
     merges: Any
     charsmap: bytes | None
     names: dict[str, str]
-    files: Files
+    files: TokenizerFiles
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TokenizerClass:
     """A class of tokenizers.
 
     Attributes:
@@ -62,10 +62,10 @@ class Recipe:
     """
 
     file: str
-    build: Callable[[Ingredients], tokenizers.Tokenizer]
+    build: Callable[[TokenizerParts], tokenizers.Tokenizer]
     tokens: dict[str, str] = field(default_factory=dict)
-    arrange: Callable[[Pieces, dict[str, str], Files], Any] | None = None
-    own: Callable[[Files], list[Token]] = lambda files: []
+    arrange: Callable[[PieceScores, dict[str, str], TokenizerFiles], Any] | None = None
+    own: Callable[[TokenizerFiles], list[TokenSpec]] = lambda files: []
     mask: dict[str, bool] = field(default_factory=dict)
     around: tuple[tuple[str, ...], tuple[str, ...]] | None = ((), ("eos_token",))
     languages: tuple[str, ...] = ()
@@ -91,12 +91,12 @@ def pipeline(model: models.Model, rules: list[normalizers.Normalizer], split: bo
     return tokenizer
 
 
-def unigram(given: Ingredients, unknown_id: int) -> models.Model:
+def unigram(given: TokenizerParts, unknown_id: int) -> models.Model:
     """Pieces with scores; characters without a piece are unknown."""
     return models.Unigram([(piece, score) for piece, score in given.vocabulary], unknown_id, False)
 
 
-def charsmap(given: Ingredients) -> list[normalizers.Normalizer]:
+def charsmap(given: TokenizerParts) -> list[normalizers.Normalizer]:
     """The rules of sentencepiece."""
     rules = given.charsmap if given.files.stored is None else stored_charsmap(given.files.stored)
     return [] if rules is None else [normalizers.Precompiled(rules)]
@@ -107,46 +107,46 @@ def single_spaces() -> normalizers.Normalizer:
     return normalizers.Replace(Regex(" {2,}"), " ")
 
 
-def t5(given: Ingredients) -> tokenizers.Tokenizer:
+def t5(given: TokenizerParts) -> tokenizers.Tokenizer:
     """T5 and its relatives."""
     return pipeline(unigram(given, 2), charsmap(given), split=True)
 
 
-def pegasus(given: Ingredients) -> tokenizers.Tokenizer:
+def pegasus(given: TokenizerParts) -> tokenizers.Tokenizer:
     """Pegasus, whose unknown token follows on many reserved ones."""
     pieces = [piece for piece, _ in given.vocabulary]
     rules = charsmap(given) or [normalizers.Replace(Regex("\n"), " ")]
     return pipeline(unigram(given, pieces.index(given.names["unk_token"], 1)), [*rules, single_spaces()])
 
 
-def mbart(given: Ingredients) -> tokenizers.Tokenizer:
+def mbart(given: TokenizerParts) -> tokenizers.Tokenizer:
     """The first mBART; transformers does not follow the rules of its sentencepiece model."""
     return pipeline(unigram(given, 3), [], split=True)
 
 
-def mbart50(given: Ingredients) -> tokenizers.Tokenizer:
+def mbart50(given: TokenizerParts) -> tokenizers.Tokenizer:
     """The second mBART, with 50 languages."""
     return pipeline(unigram(given, 3), [*charsmap(given), single_spaces()])
 
 
-def nllb(given: Ingredients) -> tokenizers.Tokenizer:
+def nllb(given: TokenizerParts) -> tokenizers.Tokenizer:
     """NLLB: BPE in the manner of sentencepiece."""
-    model = models.BPE(given.vocabulary, pairs(given.merges), unk_token=given.names["unk_token"], fuse_unk=True)
+    model = models.BPE(given.vocabulary, merge_pairs(given.merges), unk_token=given.names["unk_token"], fuse_unk=True)
     rules = charsmap(given)
     return pipeline(model, [*rules, single_spaces()] if rules else [])
 
 
-def pairs(merges: Any) -> list[tuple[str, str]]:
+def merge_pairs(merges: Any) -> list[tuple[str, str]]:
     """Merges of a tokenizer.json, which old files have as "left right"."""
     halves = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return [(left, right) for left, right in halves]
 
 
-def byte_level(prefix_space: bool) -> Callable[[Ingredients], tokenizers.Tokenizer]:
+def byte_level(prefix_space: bool) -> Callable[[TokenizerParts], tokenizers.Tokenizer]:
     """BPE of bytes (BART), with a space before the text unless the files say otherwise, or without."""
 
-    def build(given: Ingredients) -> tokenizers.Tokenizer:
-        tokenizer = tokenizers.Tokenizer(models.BPE(given.vocabulary, pairs(given.merges)))
+    def build(given: TokenizerParts) -> tokenizers.Tokenizer:
+        tokenizer = tokenizers.Tokenizer(models.BPE(given.vocabulary, merge_pairs(given.merges)))
         space = bool(given.files.options.get("add_prefix_space", prefix_space))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
         tokenizer.decoder = decoders.ByteLevel()
@@ -155,28 +155,28 @@ def byte_level(prefix_space: bool) -> Callable[[Ingredients], tokenizers.Tokeniz
     return build
 
 
-def as_it_is(given: Ingredients) -> tokenizers.Tokenizer:
+def generic_tokenizer(given: TokenizerParts) -> tokenizers.Tokenizer:
     """What tokenizer.json says."""
     return tokenizers.Tokenizer.from_file(str(given.files.folder / "tokenizer.json"))
 
 
-def sentinels(files: Files) -> list[Token]:
+def sentinels(files: TokenizerFiles) -> list[TokenSpec]:
     """Names of what T5 leaves out of texts."""
     return [f"<extra_id_{i}>" for i in range(files.number("extra_ids", 100))]
 
 
-def reserved(files: Files) -> list[Token]:
+def reserved(files: TokenizerFiles) -> list[TokenSpec]:
     """Names that Pegasus keeps for training."""
     mask = files.options.get("mask_token_sent", "<mask_1>")
     return [*([] if mask is None else [str(mask)]), *(f"<unk_{i}>" for i in range(2, files.number("offset", 103)))]
 
 
-def t5_pieces(pieces: Pieces, names: dict[str, str], files: Files) -> Pieces:
+def t5_pieces(pieces: PieceScores, names: dict[str, str], files: TokenizerFiles) -> PieceScores:
     """Sentinels last, the first of them at the very end."""
-    return [*pieces, *((name_of(token), 0.0) for token in reversed(sentinels(files)))]
+    return [*pieces, *((token_text(token), 0.0) for token in reversed(sentinels(files)))]
 
 
-def pegasus_pieces(pieces: Pieces, names: dict[str, str], files: Files) -> Pieces:
+def pegasus_pieces(pieces: PieceScores, names: dict[str, str], files: TokenizerFiles) -> PieceScores:
     """Reserved names before the pieces; the masks as transformers 5 orders them, which is not as they were trained."""
     sent = files.options.get("mask_token_sent", "<mask_2>")
     masks = dict.fromkeys([str(files.options.get("mask_token", "<mask_1>")), str(sent)])
@@ -185,10 +185,10 @@ def pegasus_pieces(pieces: Pieces, names: dict[str, str], files: Files) -> Piece
     return [*((name, 0.0) for name in head), *unknown, *pieces[2:]]
 
 
-def fairseq_pieces(languages: list[str]) -> Callable[[Pieces, dict[str, str], Files], Pieces]:
+def fairseq_pieces(languages: list[str]) -> Callable[[PieceScores, dict[str, str], TokenizerFiles], PieceScores]:
     """Special tokens as fairseq orders them, then the pieces, then languages and the mask."""
 
-    def arrange(pieces: Pieces, names: dict[str, str], files: Files) -> Pieces:
+    def arrange(pieces: PieceScores, names: dict[str, str], files: TokenizerFiles) -> PieceScores:
         head = [names[f"{name}_token"] for name in ("cls", "pad", "eos", "unk")]
         tail = [*languages, names["mask_token"]]
         return [*((name, 0.0) for name in head), *pieces[3:], *((name, 0.0) for name in tail)]
@@ -196,13 +196,13 @@ def fairseq_pieces(languages: list[str]) -> Callable[[Pieces, dict[str, str], Fi
     return arrange
 
 
-def nllb_pieces(pieces: Pieces, names: dict[str, str], files: Files) -> dict[str, int]:
+def nllb_pieces(pieces: PieceScores, names: dict[str, str], files: TokenizerFiles) -> dict[str, int]:
     """Special tokens as fairseq orders them, then the pieces."""
     head = [names[f"{name}_token"] for name in ("bos", "pad", "eos", "unk")]
     return {piece: i for i, piece in enumerate(dict.fromkeys([*head, *(piece for piece, _ in pieces)]))}
 
 
-def learned_merges(pieces: Pieces) -> list[tuple[str, str]]:
+def learned_merges(pieces: PieceScores) -> list[tuple[str, str]]:
     """The merges of a BPE model of sentencepiece, which stores none: all halves of a piece, in the order of pieces."""
     known = {piece for piece, _ in pieces}
     return [
@@ -237,10 +237,12 @@ def template(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 ENDS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 FAIRSEQ = {"bos_token": "<s>", **ENDS, "sep_token": "</s>", "cls_token": "<s>", "mask_token": "<mask>"}
 
-CLASSES: dict[str, Recipe] = {
-    "T5Tokenizer": Recipe("spiece.model", t5, ENDS, t5_pieces, sentinels),
-    "PegasusTokenizer": Recipe("spiece.model", pegasus, ENDS | {"mask_token": "<mask_2>"}, pegasus_pieces, reserved),
-    "NllbTokenizer": Recipe(
+CLASSES: dict[str, TokenizerClass] = {
+    "T5Tokenizer": TokenizerClass("spiece.model", t5, ENDS, t5_pieces, sentinels),
+    "PegasusTokenizer": TokenizerClass(
+        "spiece.model", pegasus, ENDS | {"mask_token": "<mask_2>"}, pegasus_pieces, reserved
+    ),
+    "NllbTokenizer": TokenizerClass(
         "sentencepiece.bpe.model",
         nllb,
         FAIRSEQ,
@@ -250,7 +252,7 @@ CLASSES: dict[str, Recipe] = {
         target_language="first",
         default_language="eng_Latn",
     ),
-    "MBartTokenizer": Recipe(
+    "MBartTokenizer": TokenizerClass(
         "sentencepiece.bpe.model",
         mbart,
         FAIRSEQ,
@@ -261,7 +263,7 @@ CLASSES: dict[str, Recipe] = {
         target_language="start",
         default_language="en_XX",
     ),
-    "MBart50Tokenizer": Recipe(
+    "MBart50Tokenizer": TokenizerClass(
         "sentencepiece.bpe.model",
         mbart50,
         {name: token for name, token in FAIRSEQ.items() if name != "bos_token"},
@@ -273,11 +275,13 @@ CLASSES: dict[str, Recipe] = {
         target_language="first",
         default_language="en_XX",
     ),
-    "RobertaTokenizer": Recipe("vocab.json", byte_level(False), FAIRSEQ, around=(("cls_token",), ("sep_token",))),
-    "BlenderbotTokenizer": Recipe(
+    "RobertaTokenizer": TokenizerClass(
+        "vocab.json", byte_level(False), FAIRSEQ, around=(("cls_token",), ("sep_token",))
+    ),
+    "BlenderbotTokenizer": TokenizerClass(
         "vocab.json", byte_level(True), FAIRSEQ, mask={"lstrip": True, "normalized": False}, around=None
     ),
-    GENERIC: Recipe("tokenizer.json", as_it_is, around=None),
+    GENERIC: TokenizerClass("tokenizer.json", generic_tokenizer, around=None),
 }
 CLASSES |= {"BartTokenizer": CLASSES["RobertaTokenizer"]}
 

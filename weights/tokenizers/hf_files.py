@@ -9,16 +9,16 @@ from tokenizers import AddedToken
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.weights.formats.containers import read_json
 
-Token = str | AddedToken
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-EXTRA = "extra_special_tokens"
-OLD_EXTRA = "additional_special_tokens"
-MAX_ADDED = 100_000
+TokenSpec = str | AddedToken
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+EXTRA_TOKENS = "extra_special_tokens"
+OLD_EXTRA_TOKENS = "additional_special_tokens"
+MAX_ADDED_TOKENS = 100_000
 
 
 @dataclass(frozen=True)
-class Files:
+class TokenizerFiles:
     """What the files of a tokenizer say.
 
     Attributes:
@@ -36,20 +36,22 @@ class Files:
     def number(self, name: str, default: int) -> int:
         """An option that counts something."""
         value = self.options.get(name, default)
-        if type(value) is not int or not 0 <= value <= MAX_ADDED:
-            raise ValueError(f"{name} of a tokenizer must be a number up to {MAX_ADDED}: {self.folder} has {value!r}.")
+        if type(value) is not int or not 0 <= value <= MAX_ADDED_TOKENS:
+            raise ValueError(
+                f"{name} of a tokenizer must be a number up to {MAX_ADDED_TOKENS}: {self.folder} has {value!r}."
+            )
         return value
 
 
 def read_options(folder: Path) -> dict[str, Any]:
     """What tokenizer_config.json says; nothing if there is none."""
     options = _read(folder / "tokenizer_config.json") or {}
-    if OLD_EXTRA in options and not options.get(EXTRA):
-        options[EXTRA] = options.pop(OLD_EXTRA)
+    if OLD_EXTRA_TOKENS in options and not options.get(EXTRA_TOKENS):
+        options[EXTRA_TOKENS] = options.pop(OLD_EXTRA_TOKENS)
     return options
 
 
-def read_files(folder: Path) -> Files:
+def read_files(folder: Path) -> TokenizerFiles:
     """The files of a folder's tokenizer; where there are none, nothing.
 
     Raises:
@@ -62,22 +64,26 @@ def read_files(folder: Path) -> Files:
             raise ValueError(
                 f"added_tokens_decoder must map ids to tokens: {folder} has something else; copy it again."
             )
-        return Files(folder, options, {int(i): _added(token, folder) for i, token in told.items()}, stored)
+        return TokenizerFiles(folder, options, {int(i): _added(token, folder) for i, token in told.items()}, stored)
     for key, value in (_read(folder / "special_tokens_map.json") or {}).items():
-        options[key] = _added(value | {"special": True}, folder) if isinstance(value, dict) and key != EXTRA else value
-    special = {name_of(token) for token in (*named_tokens(options, {}, {}).values(), *_tokens(options.get(EXTRA)))}
+        options[key] = (
+            _added(value | {"special": True}, folder) if isinstance(value, dict) and key != EXTRA_TOKENS else value
+        )
+    special = {
+        token_text(token) for token in (*named_tokens(options, {}, {}).values(), *_tokens(options.get(EXTRA_TOKENS)))
+    }
     added = {
         i: AddedToken(token, normalized=token not in special, special=token in special)
         for token, i in (_read(folder / "added_tokens.json") or {}).items()
     }
     for token in (stored or {}).get("added_tokens") or []:
         added[_id(token, folder)] = _added(token, folder)
-    return Files(folder, options, added, stored)
+    return TokenizerFiles(folder, options, added, stored)
 
 
 def named_tokens(
     options: dict[str, Any], defaults: dict[str, str], mask: dict[str, bool], added: dict[int, AddedToken] | None = None
-) -> dict[str, Token]:
+) -> dict[str, TokenSpec]:
     """The tokens that have a purpose, by the names of NAMED.
 
     Args:
@@ -87,15 +93,15 @@ def named_tokens(
         added: Tokens with flags, which take the place of equal ones.
     """
     flagged = {token.content: token for token in (added or {}).values()}
-    stated = {key: _token(options[key]) for key in NAMED if options.get(key) is not None}
-    found: dict[str, Token] = {key: flagged.get(name_of(token), token) for key, token in stated.items()}
+    stated = {key: _token(options[key]) for key in NAMED_TOKENS if options.get(key) is not None}
+    found: dict[str, TokenSpec] = {key: flagged.get(token_text(token), token) for key, token in stated.items()}
     found |= {key: token for key, token in defaults.items() if key not in options}
     if mask and isinstance(found.get("mask_token"), str):
-        found["mask_token"] = AddedToken(name_of(found["mask_token"]), **mask)
-    return {key: found[key] for key in NAMED if key in found}
+        found["mask_token"] = AddedToken(token_text(found["mask_token"]), **mask)
+    return {key: found[key] for key in NAMED_TOKENS if key in found}
 
 
-def extra_tokens(files: Files, own: list[Token], told: list[Token] | None = None) -> list[Token]:
+def extra_tokens(files: TokenizerFiles, own: list[TokenSpec], told: list[TokenSpec] | None = None) -> list[TokenSpec]:
     """Special tokens without a purpose of their own: those of the files, else those of the class.
 
     Args:
@@ -103,24 +109,24 @@ def extra_tokens(files: Files, own: list[Token], told: list[Token] | None = None
         own: Those that the class of the tokenizer has by itself.
         told: Those of a sentencepiece model.
     """
-    if EXTRA in files.options:
-        return _tokens(files.options[EXTRA])
-    also = _tokens(files.options.get(OLD_EXTRA)) if told is None else told
-    return own + [token for token in also if name_of(token) not in own]
+    if EXTRA_TOKENS in files.options:
+        return _tokens(files.options[EXTRA_TOKENS])
+    also = _tokens(files.options.get(OLD_EXTRA_TOKENS)) if told is None else told
+    return own + [token for token in also if token_text(token) not in own]
 
 
-def added_tokens(files: Files, named: dict[str, Token], extra: list[Token]) -> list[AddedToken]:
+def added_tokens(files: TokenizerFiles, named: dict[str, TokenSpec], extra: list[TokenSpec]) -> list[AddedToken]:
     """All tokens that are found in text first, in the order in which they get ids where they have none yet."""
-    tokens: list[Token] = [files.added[i] for i in sorted(files.added)]
-    known = {name_of(token) for token in tokens}
+    tokens: list[TokenSpec] = [files.added[i] for i in sorted(files.added)]
+    known = {token_text(token) for token in tokens}
     for token in (*named.values(), *extra):
-        if name_of(token) not in known and token not in tokens:
+        if token_text(token) not in known and token not in tokens:
             tokens.append(token)
-    purposes = {name_of(token) for token in named.values()}
+    purposes = {token_text(token) for token in named.values()}
     return [_flagged(token, purposes) for token in tokens]
 
 
-def _flagged(token: Token, purposes: set[str]) -> AddedToken:
+def _flagged(token: TokenSpec, purposes: set[str]) -> AddedToken:
     if isinstance(token, str):
         return AddedToken(token, special=True)
     if token.content in purposes:
@@ -128,26 +134,26 @@ def _flagged(token: Token, purposes: set[str]) -> AddedToken:
     return token
 
 
-def name_of(token: Token) -> str:
+def token_text(token: TokenSpec) -> str:
     """The text of a token."""
     return token if isinstance(token, str) else token.content
 
 
-def _tokens(value: Any) -> list[Token]:
+def _tokens(value: Any) -> list[TokenSpec]:
     values = list(value.values()) if isinstance(value, dict) else value or []
     if not isinstance(values, list):
         raise ValueError(f"Special tokens must be a list: a tokenizer_config.json has {str(values)[:60]!r}.")
     return [_token(item) for item in values]
 
 
-def _token(value: Any) -> Token:
+def _token(value: Any) -> TokenSpec:
     return value if isinstance(value, str | AddedToken) else _added(value, None)
 
 
 def _added(value: Any, folder: Path | None) -> AddedToken:
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise ValueError(f"A token must be text, with flags or without: {folder or 'a file'} has {str(value)[:60]!r}.")
-    return AddedToken(value["content"], **{flag: value[flag] for flag in FLAGS if type(value.get(flag)) is bool})
+    return AddedToken(value["content"], **{flag: value[flag] for flag in TOKEN_FLAGS if type(value.get(flag)) is bool})
 
 
 def _id(token: Any, folder: Path) -> int:

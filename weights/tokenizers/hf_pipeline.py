@@ -13,26 +13,26 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from mlx_transformer.storage.files import read_bytes
-from mlx_transformer.tokenization.bpe_vocabulary import MergesVocabulary
+from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
 from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
-from mlx_transformer.tokenization.vocabulary import NUM_BYTE_SPECIALS, ByteVocabulary, Strip, Vocabulary
+from mlx_transformer.tokenization.vocabulary import NUM_BYTE_SPECIALS, ByteVocabulary, StripRule, Vocabulary
 from mlx_transformer.weights.formats.containers import read_json
 from mlx_transformer.weights.tokenizers import hf_classes
-from mlx_transformer.weights.tokenizers.hf_classes import CLASSES, GENERIC, MODEL_TYPES, Ingredients, Recipe
+from mlx_transformer.weights.tokenizers.hf_classes import CLASSES, GENERIC, MODEL_TYPES, TokenizerClass, TokenizerParts
 from mlx_transformer.weights.tokenizers.hf_files import (
-    Files,
-    Token,
+    TokenizerFiles,
+    TokenSpec,
     added_tokens,
     extra_tokens,
-    name_of,
     named_tokens,
     read_files,
     read_options,
+    token_text,
 )
 from mlx_transformer.weights.tokenizers.sentencepiece_proto import read_model
 
 logger = logging.getLogger(__name__)
-Made = tuple[Vocabulary, dict[str, Any]]  # a vocabulary, and fields of TokenizerConfig
+ConvertedTokenizer = tuple[Vocabulary, dict[str, Any]]  # a vocabulary, and fields of TokenizerConfig
 TAG = re.compile(r"<2[A-Za-z]{2,}(_[A-Za-z]+)*>")  # of the language to generate, at the beginning of a source
 LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}")  # en_XX of mBART, eng_Latn of NLLB
 BYT5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
@@ -58,7 +58,7 @@ def tokenizer_class(folder: Path, settings: dict[str, Any]) -> str:
     return GENERIC if GENERIC in (usual, stated) or stated == "TokenizersBackend" else stated or usual
 
 
-def read_pieces(folder: Path, settings: dict[str, Any]) -> Made | None:
+def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> ConvertedTokenizer | None:
     """The vocabulary of a folder in the files of transformers, and fields of TokenizerConfig; None if it has none.
 
     Args:
@@ -72,9 +72,9 @@ def read_pieces(folder: Path, settings: dict[str, Any]) -> Made | None:
     name = tokenizer_class(folder, settings)
     files = read_files(folder)
     if name == "ByT5Tokenizer":
-        return _bytes(files)
+        return _read_byte_tokenizer(files)
     if name == "BlenderbotSmallTokenizer":
-        return _chat(files) if (folder / "vocab.json").exists() else None
+        return _read_chat_bpe(files) if (folder / "vocab.json").exists() else None
     if name not in CLASSES and files.stored is not None:
         name = GENERIC  # a class that its tokenizer.json describes as well
     if name == GENERIC and files.stored is None:
@@ -89,18 +89,18 @@ def read_pieces(folder: Path, settings: dict[str, Any]) -> Made | None:
         return None
     if not name or (files.stored is None and not (folder / CLASSES[name].file).exists()):
         return None
-    return _pipeline(files, CLASSES[name])
+    return _build_pipeline(files, CLASSES[name])
 
 
-def _pipeline(files: Files, recipe: Recipe) -> Made:
+def _build_pipeline(files: TokenizerFiles, recipe: TokenizerClass) -> ConvertedTokenizer:
     """The pipeline of a class with its added tokens, and what stands around texts."""
     named = named_tokens(files.options, recipe.tokens, recipe.mask)
-    names = recipe.tokens | {purpose: name_of(token) for purpose, token in named.items()}
-    given, told = _ingredients(files, recipe, names)
+    names = recipe.tokens | {purpose: token_text(token) for purpose, token in named.items()}
+    given, told = _read_parts(files, recipe, names)
     try:
         tokenizer = recipe.build(given)
         tokenizer.add_tokens(added_tokens(files, named, extra_tokens(files, recipe.own(files), told)))
-        before, after = _around(tokenizer, files, recipe, names)
+        before, after = _special_ids(tokenizer, files, recipe, names)
     except BaseException as error:  # Of damaged files the library raises anything, its panics are no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -126,26 +126,28 @@ def _pipeline(files: Files, recipe: Recipe) -> Made:
     return TokenizersVocabulary(tokenizer), fields
 
 
-def _ingredients(files: Files, recipe: Recipe, names: dict[str, str]) -> tuple[Ingredients, list[Token] | None]:
+def _read_parts(
+    files: TokenizerFiles, recipe: TokenizerClass, names: dict[str, str]
+) -> tuple[TokenizerParts, list[TokenSpec] | None]:
     """The vocabulary of tokenizer.json, else of the class's own file; and the added tokens of a sentencepiece model."""
     path = files.folder / recipe.file
     if files.stored is not None:
         model = files.stored.get("model")
         if not isinstance(model, dict) or "vocab" not in model:
             raise ValueError(f"{files.folder / 'tokenizer.json'} must have a model with a vocab; copy it again.")
-        return Ingredients(model["vocab"], model.get("merges"), None, names, files), None
+        return TokenizerParts(model["vocab"], model.get("merges"), None, names, files), None
     if recipe.arrange is None:
         merges = read_merges(files.folder / "merges.txt")
-        return Ingredients(read_json(read_bytes(path), str(path)), merges, None, names, files), None
+        return TokenizerParts(read_json(read_bytes(path), str(path)), merges, None, names, files), None
     content = read_model(read_bytes(path), str(path))
     vocabulary = recipe.arrange(content.pieces, names, files)
     halves = hf_classes.learned_merges(content.pieces) if isinstance(vocabulary, dict) else []
-    told: list[Token] = [AddedToken(piece, normalized=False, special=kind) for piece, kind in content.added.items()]
-    return Ingredients(vocabulary, halves, content.charsmap, names, files), told
+    told: list[TokenSpec] = [AddedToken(piece, normalized=False, special=kind) for piece, kind in content.added.items()]
+    return TokenizerParts(vocabulary, halves, content.charsmap, names, files), told
 
 
-def _around(
-    tokenizer: tokenizers.Tokenizer, files: Files, recipe: Recipe, names: dict[str, str]
+def _special_ids(
+    tokenizer: tokenizers.Tokenizer, files: TokenizerFiles, recipe: TokenizerClass, names: dict[str, str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids before and after a text."""
     if recipe.around is None:
@@ -162,7 +164,7 @@ def _known(ids: list[int | None]) -> tuple[int, ...]:
     return found
 
 
-def _languages(tokenizer: tokenizers.Tokenizer, recipe: Recipe) -> dict[str, int]:
+def _languages(tokenizer: tokenizers.Tokenizer, recipe: TokenizerClass) -> dict[str, int]:
     """The codes of languages and their ids; none for a class that asks for none."""
     if recipe.source_language == "none":
         return {}
@@ -172,7 +174,7 @@ def _languages(tokenizer: tokenizers.Tokenizer, recipe: Recipe) -> dict[str, int
     return {code: i for code, i in found.items() if i is not None}
 
 
-def _language_fields(files: Files, recipe: Recipe, languages: dict[str, int]) -> dict[str, Any]:
+def _language_fields(files: TokenizerFiles, recipe: TokenizerClass, languages: dict[str, int]) -> dict[str, Any]:
     """Where languages stand, and which are meant where none is given."""
     # Without either file, transformers 5 numbers the languages of NLLB otherwise than they were trained.
     if not recipe.languages and not (files.stored or files.added):
@@ -192,38 +194,40 @@ def _language_fields(files: Files, recipe: Recipe, languages: dict[str, int]) ->
     }
 
 
-def _bytes(files: Files) -> Made:
+def _read_byte_tokenizer(files: TokenizerFiles) -> ConvertedTokenizer:
     """byT5: bytes, then sentinels in rising order."""
     named = named_tokens(files.options, BYT5_TOKENS, {})
     sentinels = [f"<extra_id_{i}>" for i in range(files.number("extra_ids", 125))]
     extra = extra_tokens(files, [] if files.options.get("additional_special_tokens") else list(sentinels))
     first = [named.get(name, BYT5_TOKENS[name]) for name in ("pad_token", "eos_token", "unk_token")]
     tokens = dict(enumerate(first)) | files.added
-    added = _numbered({name_of(token): i for i, token in tokens.items()}, {}, 256 + NUM_BYTE_SPECIALS, named, extra)
-    strip: Strip = {}
+    added = _assign_ids(
+        {token_text(token): i for i, token in tokens.items()}, {}, 256 + NUM_BYTE_SPECIALS, named, extra
+    )
+    strip: StripRule = {}
     for token in tokens.values():
         if isinstance(token, str) or (token.lstrip and token.rstrip):
-            strip[name_of(token)] = "both"
+            strip[token_text(token)] = "both"
         elif token.lstrip or token.rstrip:
             strip[token.content] = "left" if token.lstrip else "right"
-    special = {added[name_of(token)] for token in (*named.values(), *extra)}
-    return ByteVocabulary(added, strip), _plain_fields(files, special, (added.get(name_of(first[1]), 1),))
+    special = {added[token_text(token)] for token in (*named.values(), *extra)}
+    return ByteVocabulary(added, strip), _plain_fields(files, special, (added.get(token_text(first[1]), 1),))
 
 
-def _chat(files: Files) -> Made:
+def _read_chat_bpe(files: TokenizerFiles) -> ConvertedTokenizer:
     """Blenderbot-small: nothing stands around its texts."""
     named = named_tokens(files.options, CHAT_TOKENS, {})
     extra = extra_tokens(files, [])
     path = files.folder / "vocab.json"
     ids = read_json(read_bytes(path), str(path))
     try:
-        added = _numbered({token.content: i for i, token in files.added.items()}, ids, len(ids), named, extra)
-        unknown = ids.get(name_of(named["unk_token"]), added[name_of(named["unk_token"])])
+        added = _assign_ids({token.content: i for i, token in files.added.items()}, ids, len(ids), named, extra)
+        unknown = ids.get(token_text(named["unk_token"]), added[token_text(named["unk_token"])])
         merges = read_merges(files.folder / "merges.txt", first=1, last=-1)
-        vocabulary = MergesVocabulary(ids, unknown, merges, added, chat=True)
+        vocabulary = BPEVocabulary(ids, unknown, merges, added, chat=True)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{files.folder} must hold a whole tokenizer: {error}; copy its files again.") from None
-    return vocabulary, _plain_fields(files, {added[name_of(token)] for token in (*named.values(), *extra)}, ())
+    return vocabulary, _plain_fields(files, {added[token_text(token)] for token in (*named.values(), *extra)}, ())
 
 
 def read_merges(path: Path, first: int = 0, last: int | None = None) -> tuple[str, ...]:
@@ -241,20 +245,20 @@ def read_merges(path: Path, first: int = 0, last: int | None = None) -> tuple[st
     return tuple(" ".join(part[:2]) for part in parts if len(part) in (2, 3))
 
 
-def _numbered(
-    added: dict[str, int], ids: dict[str, int], size: int, named: dict[str, Token], extra: list[Token]
+def _assign_ids(
+    added: dict[str, int], ids: dict[str, int], size: int, named: dict[str, TokenSpec], extra: list[TokenSpec]
 ) -> dict[str, int]:
     """Special tokens with ids: those they have, else new ones after all others."""
     added = dict(added)
     after = size + sum(i >= size and token not in ids for token, i in added.items())
-    for token in (name_of(token) for token in (*named.values(), *extra)):
+    for token in (token_text(token) for token in (*named.values(), *extra)):
         if token not in added:
             added[token] = ids.get(token, after)
             after += token not in ids
     return added
 
 
-def _plain_fields(files: Files, special: set[int], after: tuple[int, ...]) -> dict[str, Any]:
+def _plain_fields(files: TokenizerFiles, special: set[int], after: tuple[int, ...]) -> dict[str, Any]:
     clean_up = bool(files.options.get("clean_up_tokenization_spaces"))
     around = {"before_source": (), "before_target": (), "after_source": after, "after_target": after}
     return around | {"skip_ids": tuple(sorted(special)), "clean_up": clean_up}

@@ -6,17 +6,19 @@ from typing import Any
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import Vocabulary
-from mlx_transformer.weights.conversion_plan import Plan
-from mlx_transformer.weights.source_config import read_settings
-from mlx_transformer.weights.tokenizers.framework_vocabularies import read_words
-from mlx_transformer.weights.tokenizers.hf_pipeline import read_pieces, tokenizer_class
+from mlx_transformer.weights.conversion_plan import ConversionPlan
+from mlx_transformer.weights.source_config import read_config
+from mlx_transformer.weights.tokenizers.framework_vocabularies import read_framework_vocabularies
+from mlx_transformer.weights.tokenizers.hf_pipeline import read_hf_tokenizer, tokenizer_class
 from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECES
 
 # A source and a target vocabulary (None for the same), and fields of TokenizerConfig.
-Found = tuple[Vocabulary, Vocabulary | None, dict[str, Any]]
+TokenizerResult = tuple[Vocabulary, Vocabulary | None, dict[str, Any]]
 
 
-def read_tokenizer(source: Path, plan: Plan, extras: dict[str, Any], first_id: int | None = None) -> Tokenizer | None:
+def read_tokenizer(
+    source: Path, plan: ConversionPlan, extras: dict[str, Any], first_id: int | None = None
+) -> Tokenizer | None:
     """The tokenizer of a checkpoint; None if it has none.
 
     Args:
@@ -29,7 +31,7 @@ def read_tokenizer(source: Path, plan: Plan, extras: dict[str, Any], first_id: i
         FileNotFoundError: If some files of a tokenizer are there and others are not.
         ValueError: If a file is damaged, or the vocabulary does not fit the model.
     """
-    found = find_vocabularies(source, plan.family, extras)
+    found = find_tokenizer(source, plan.family, extras)
     if found is None:
         return None
     vocabulary, target, fields = found
@@ -40,19 +42,19 @@ def read_tokenizer(source: Path, plan: Plan, extras: dict[str, Any], first_id: i
         fields["default_target_language"] = codes[0]
     shared = ("pad_id", "eos_id", "start_id", "source_vocab_size", "target_vocab_size")
     fields |= {name: vars(model)[name] for name in shared}
-    fields["source_prefix"] = str(read_settings(source).get("prefix") or "")
+    fields["source_prefix"] = str(read_config(source).get("prefix") or "")
     return Tokenizer(vocabulary, target, TokenizerConfig(**fields))
 
 
-def find_vocabularies(source: Path, family: str, extras: dict[str, Any]) -> Found | None:
+def find_tokenizer(source: Path, family: str, extras: dict[str, Any]) -> TokenizerResult | None:
     """The vocabularies beside a checkpoint, and what is known of them; None if there are none."""
     folder = source if source.is_dir() else source.parent
-    settings = read_settings(source)
+    settings = read_config(source)
     if not settings:
-        return read_words(folder, family, extras)
+        return read_framework_vocabularies(folder, family, extras)
     name = tokenizer_class(folder, settings)
     if name in SENTENCEPIECES:
         files, read = SENTENCEPIECES[name]
         return read(folder) if any((folder / file).exists() for file in files) else None
-    pieces = read_pieces(folder, settings)
+    pieces = read_hf_tokenizer(folder, settings)
     return None if pieces is None else (pieces[0], None, pieces[1])

@@ -10,12 +10,18 @@ from typing import Any, Literal
 
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
-from mlx_transformer.tokenization.vocabulary import Strip, Vocabulary
+from mlx_transformer.tokenization.vocabulary import StripRule, Vocabulary
 from mlx_transformer.weights.formats.containers import read_json
-from mlx_transformer.weights.tokenizers.hf_files import Files, extra_tokens, name_of, named_tokens, read_files
+from mlx_transformer.weights.tokenizers.hf_files import (
+    TokenizerFiles,
+    extra_tokens,
+    named_tokens,
+    read_files,
+    token_text,
+)
 
-USUAL = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-FAIRSEQ = USUAL | {"bos_token": "<s>", "sep_token": "</s>"}
+DEFAULT_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+FAIRSEQ = DEFAULT_TOKENS | {"bos_token": "<s>", "sep_token": "</s>"}
 FAIRSEQ_IDS = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
 M2M100_CODES = {
     "m2m100": (
@@ -37,7 +43,7 @@ Read = tuple[Vocabulary, Vocabulary | None, dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Specials:
+class SpecialTokens:
     """The tokens of a folder besides the pieces of its vocabulary.
 
     Attributes:
@@ -50,7 +56,7 @@ class Specials:
     named: dict[str, str]
     tokens: tuple[str, ...]
     added: dict[str, int]
-    strip: Strip
+    strip: StripRule
 
     def find(self, name: str) -> int:
         """The id of a named token."""
@@ -59,7 +65,9 @@ class Specials:
         return self.added[self.named[name]]
 
 
-def read_specials(files: Files, ids: dict[str, int], usual: dict[str, str], own: tuple[str, ...] = ()) -> Specials:
+def read_specials(
+    files: TokenizerFiles, ids: dict[str, int], usual: dict[str, str], own: tuple[str, ...] = ()
+) -> SpecialTokens:
     """The tokens that a folder has besides pieces; special ones without an id get those after the last.
 
     Args:
@@ -70,20 +78,20 @@ def read_specials(files: Files, ids: dict[str, int], usual: dict[str, str], own:
     """
     named = named_tokens(files.options, usual, {}, files.added)
     tokens = [*named.values(), *extra_tokens(files, list(own))]
-    texts = tuple(dict.fromkeys(map(name_of, tokens)))
+    texts = tuple(dict.fromkeys(map(token_text, tokens)))
     added = {token.content: i for i, token in files.added.items()}
     known = ids | added
     added |= {token: known.setdefault(token, len(known)) for token in texts}
     sides = {token.content: SIDES.get((token.lstrip, token.rstrip)) for token in files.added.values()}
-    strip: Strip = {token: side for token, side in sides.items() if side is not None}
-    return Specials({name: name_of(token) for name, token in named.items()}, texts, added, strip)
+    strip: StripRule = {token: side for token, side in sides.items() if side is not None}
+    return SpecialTokens({name: token_text(token) for name, token in named.items()}, texts, added, strip)
 
 
 def marian(folder: Path) -> Read:
     """Two sentencepiece models, and one vocabulary or one for each side; ">>xx<<" asks for a language."""
     files = read_files(folder)
     ids = _ids(folder / "vocab.json")
-    special = read_specials(files, ids, USUAL)
+    special = read_specials(files, ids, DEFAULT_TOKENS)
 
     def side(ids: dict[str, int], name: str, decoder: bytes | None = None) -> SentencePieceVocabulary:
         model = _model(folder / name)
@@ -142,8 +150,8 @@ def plbart(folder: Path) -> Read:
     # The vocabulary's own tokens have its ids, whatever the files say, and take no white space with them.
     unknown_id = own["<unk>"]
     added = special.added | {token: ids.get(token, unknown_id) for token in special.tokens if token in (*own, "<mask>")}
-    strip: Strip = {token: side for token, side in special.strip.items() if token not in (*own, "<mask>")}
-    special = Specials(special.named, special.tokens, added, strip)
+    strip: StripRule = {token: side for token, side in special.strip.items() if token not in (*own, "<mask>")}
+    special = SpecialTokens(special.named, special.tokens, added, strip)
     fields = _fields(files, special, languages, source_language="after", target_language="start")
     fields["clean_up"] = bool(files.options.get("clean_up_tokenization_spaces", True))
     return SentencePieceVocabulary(ids, unknown_id, added, strip, join="plain", model=content), None, fields
@@ -157,7 +165,9 @@ SENTENCEPIECES: dict[str, tuple[tuple[str, ...], Callable[[Path], Read]]] = {
 }
 
 
-def _fields(files: Files, special: Specials, languages: dict[str, int] | None = None, **more: str) -> dict[str, Any]:
+def _fields(
+    files: TokenizerFiles, special: SpecialTokens, languages: dict[str, int] | None = None, **more: str
+) -> dict[str, Any]:
     """Fields of TokenizerConfig: an end after each text, special tokens that are no text, and languages."""
     eos_id = special.find("eos_token")
     fields: dict[str, Any] = {
@@ -181,7 +191,7 @@ def _fields(files: Files, special: Specials, languages: dict[str, int] | None = 
     )
 
 
-def _codes(files: Files, known: dict[str, str], usual: str) -> list[str]:
+def _codes(files: TokenizerFiles, known: dict[str, str], usual: str) -> list[str]:
     name = files.options.get("language_codes", usual)
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"language_codes of tokenizer_config.json must be one of {', '.join(known)}, not {name!r}.")

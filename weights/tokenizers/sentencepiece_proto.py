@@ -51,21 +51,21 @@ def _read(content: bytes) -> SentencePieceModel:
     pieces = []
     added = {}
     charsmap = None
-    for field, value in fields(content):
+    for field, value in iterate_fields(content):
         if field == PIECE:
-            stated = dict(fields(value))
+            stated = dict(iterate_fields(value))
             piece = stated[TEXT].decode()
             pieces.append((piece, struct.unpack("<f", stated.get(SCORE, bytes(4)))[0]))
             if (kind := stated.get(KIND)) in (CONTROL, USER_DEFINED):
                 added[piece] = kind == CONTROL
         elif field == NORMALIZER:
-            charsmap = dict(fields(value)).get(CHARSMAP) or None
+            charsmap = dict(iterate_fields(value)).get(CHARSMAP) or None
     if not all(math.isfinite(score) for _, score in pieces):
         raise TypeError("a score is no finite number")
     return SentencePieceModel(pieces, added, charsmap)
 
 
-def fields(content: bytes) -> Iterator[tuple[int, Any]]:
+def iterate_fields(content: bytes) -> Iterator[tuple[int, Any]]:
     """The fields of a message: their numbers, and their values as integers or bytes.
 
     Raises:

@@ -19,7 +19,7 @@ from support.tiny_models import padded
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids
 from mlx_transformer.weights import convert
-from mlx_transformer.weights.conversion_plan import from_settings
+from mlx_transformer.weights.conversion_plan import fields_from_config
 from mlx_transformer.weights.families.huggingface import FAMILIES
 from mlx_transformer.weights.parameter_map import ConversionError
 
@@ -420,7 +420,7 @@ def test_fairseq(kind, tmp_path, tolerance):
     ids=str,
 )
 def test_what_the_architectures_of_fairseq_stand_for(said, heads, pre):
-    found = from_settings(FAMILIES["fairseq"], said)
+    found = fields_from_config(FAMILIES["fairseq"], said)
     assert (found["encoder.num_heads"], found["encoder.norm_first"]) == (heads, pre)
     assert found["decoder.max_length"] == found["encoder.max_length"] == 1024
 
@@ -472,9 +472,9 @@ COVERED = {
 def test_options_that_are_not_covered_are_refused(family, key, values):
     row, (*covered, value) = FAMILIES[family], values
     for each in covered:
-        from_settings(row, {"heads": 4, key: each})
+        fields_from_config(row, {"heads": 4, key: each})
     with pytest.raises(ValueError, match=f"A checkpoint with {key} {value!r} cannot be converted"):
-        from_settings(row, {key: value})
+        fields_from_config(row, {key: value})
 
 
 def fairseq_old_names(state):
@@ -661,9 +661,9 @@ def test_joeynmt_without_a_place_of_the_norms(final_norms, tmp_path, tolerance):
 
 def test_joeynmt_with_stacks_of_other_activations_is_refused():
     heads = {"encoder_num_heads": 2, "decoder_num_heads": 2, "encoder_activation": "gelu"}
-    assert from_settings(FAMILIES["joeynmt"], heads | {"decoder_activation": "gelu"})["activation"] == "gelu"
+    assert fields_from_config(FAMILIES["joeynmt"], heads | {"decoder_activation": "gelu"})["activation"] == "gelu"
     with pytest.raises(ValueError, match="do not tell activation"):
-        from_settings(FAMILIES["joeynmt"], heads)
+        fields_from_config(FAMILIES["joeynmt"], heads)
 
 
 class Wrapper(torch.nn.Module):

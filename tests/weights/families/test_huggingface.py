@@ -15,11 +15,11 @@ from support.training_cases import OPTIONS
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.decoding.beam_search import generate_ids
-from mlx_transformer.model.fused_projections import split
+from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.layers import ACTIVATIONS as FUNCTIONS
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.train_state import TrainState
 from mlx_transformer.weights import convert
-from mlx_transformer.weights.families.transforms import ACTIVATIONS, activation, gate_activation, gated
+from mlx_transformer.weights.families.transforms import ACTIVATIONS, activation, gate_activation, is_gated
 
 pytestmark = pytest.mark.torch
 EARLY_STOPPING = (False, True, "never")
@@ -404,23 +404,23 @@ def test_a_gated_activation_is_that_of_transformers(said):
     import transformers
 
     theirs = transformers.T5Config(feed_forward_proj=said)
-    assert (gate_activation(said), gated(said)) == (activation(theirs.dense_act_fn), theirs.is_gated_act)
+    assert (gate_activation(said), is_gated(said)) == (activation(theirs.dense_act_fn), theirs.is_gated_act)
 
 
 def test_every_family_is_trained_further(pair):
     """All parameters move but key biases, which softmax cancels, and the loss falls."""
     _, _, ours = pair
-    model = model_folder.blank(dataclasses.replace(ours.config, dropout=0.0), ours.search_defaults)
+    model = model_folder.uninitialized_model(dataclasses.replace(ours.config, dropout=0.0), ours.search_defaults)
     model.update(ours.parameters())
     rng = np.random.default_rng(0)
     source = np.full((4, 7), model.config.eos_id, np.int32)
     source[:, :6] = rng.integers(5, VOCAB, (4, 6))
     target = np.concatenate([np.full((4, 1), model.config.start_id), source], axis=1).astype(np.int32)
     options = dataclasses.replace(OPTIONS, learning_rate=1e-3, warmup_steps=1, schedule="constant", clip_norm=0.0)
-    trainer = Trainer(model, options)
-    before = {name: array + 0 for name, array in split(model.trainable_parameters()).items()}
+    trainer = TrainState(model, options)
+    before = {name: array + 0 for name, array in split_projections(model.trainable_parameters()).items()}
     losses = [trainer.update([Batch(source, target)])[0].item() for _ in range(6)]
-    after = split(model.trainable_parameters())
+    after = split_projections(model.trainable_parameters())
     still = {name for name in before if mx.array_equal(before[name], after[name])}
     assert [name for name in still if not name.endswith("key_proj.bias")] == []
     assert losses[-1] < losses[0]

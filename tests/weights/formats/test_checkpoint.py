@@ -378,7 +378,7 @@ def test_a_tensor_needs_little_more_memory_than_its_own(tmp_path, dtype, gap):
 
 
 def test_pieces_of_a_tensor_are_its_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("mlx_transformer.weights.formats.tensors.PIECE", 5)
+    monkeypatch.setattr("mlx_transformer.weights.formats.tensors.PIECE_BYTES", 5)
     data = np.arange(24, dtype="<f4")
     shapes = {"rows": (6, 4), "row": (1, 24), "cube": (2, 3, 4), "line": (24,), "none": (0, 3), "one": (1, 1)}
     root = {name: tensor(shape=shape, numel=24) for name, shape in shapes.items()}

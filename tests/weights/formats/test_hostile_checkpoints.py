@@ -269,7 +269,7 @@ def endless_section():
 @pytest.mark.parametrize("make", [shared_sections, endless_section, lambda: {"a" * 600: {"b" * 600: 1}}])
 def test_sections_that_hold_one_another(make):
     with pytest.raises(ValueError, match="at most 10000 options with names of at most 1000 letters"):
-        source_config.options({"args": make()})
+        source_config.training_options({"args": make()})
 
 
 LEVELS = "".join(f"l{n}: &l{n} {{x: *l{n - 1}, y: *l{n - 1}}}\n" for n in range(1, 60))
@@ -298,7 +298,7 @@ def test_settings_that_are_far_too_large(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # sparse
     with pytest.raises(ValueError, match=f"at most {MAX_BYTES} bytes: .*config.json"):
-        source_config.read_settings(tmp_path)
+        source_config.read_config(tmp_path)
 
 
 # Random damage.

@@ -8,18 +8,22 @@ import sentencepiece
 from support.texts import CORPUS, SCRIPTS, TEXTS
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
-from mlx_transformer.tokenization.bpe_vocabulary import MergesVocabulary, chat_words, cut
+from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, apply_merges, split_chat_words
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
-from mlx_transformer.weights.formats.pickled_objects import Stub
-from mlx_transformer.weights.tokenizers.framework_vocabularies import joining, read_codes, read_words
+from mlx_transformer.weights.formats.pickled_objects import PickledObject
+from mlx_transformer.weights.tokenizers.framework_vocabularies import (
+    detect_joiner,
+    read_codes,
+    read_framework_vocabularies,
+)
 
 MERGES = ("l o", "lo w", "e r</w>", "low er</w>", "n e")
 
 
 def stub(name, **state):
-    made = Stub(name)
+    made = PickledObject(name)
     made.state.update(state)
     return made
 
@@ -50,7 +54,7 @@ def write(folder, **files):
 
 
 def read(folder, family, extras):
-    source, target, fields = read_words(folder, family, extras)
+    source, target, fields = read_framework_vocabularies(folder, family, extras)
     return Tokenizer(source, target, TokenizerConfig(pad_id=1, eos_id=2, **fields))
 
 
@@ -132,7 +136,7 @@ def test_fairseq_sides_are_not_told(tmp_path):
 
 def test_no_files(tmp_path):
     for family in ("fairseq", "opennmt-py", "joeynmt", "torch"):
-        assert read_words(tmp_path, family, {}) is None
+        assert read_framework_vocabularies(tmp_path, family, {}) is None
 
 
 def test_fairseq_with_sentencepiece(tmp_path, model):
@@ -181,33 +185,33 @@ def test_codes_of_another_kind(tmp_path):
 def test_cut():
     """The pair that was learned first is merged first, all of its places from the left."""
     ranks = {tuple(merge.split()): rank for rank, merge in enumerate(MERGES)}
-    assert cut("lower", ranks) == ["lower"]
-    assert cut("lowlow", ranks) == ["low@@", "lo@@", "w"]
-    assert cut("newer", ranks) == ["ne@@", "w@@", "er"]
-    assert cut("x", ranks) == ["x"]
-    assert cut("aaaaa", {("a", "a"): 0}) == ["aa@@", "aa@@", "a"]
+    assert apply_merges("lower", ranks) == ["lower"]
+    assert apply_merges("lowlow", ranks) == ["low@@", "lo@@", "w"]
+    assert apply_merges("newer", ranks) == ["ne@@", "w@@", "er"]
+    assert apply_merges("x", ranks) == ["x"]
+    assert apply_merges("aaaaa", {("a", "a"): 0}) == ["aa@@", "aa@@", "a"]
 
 
 def test_merges_must_be_pairs():
     with pytest.raises(ValueError, match="two pieces with a space between: 'abc' is not"):
-        MergesVocabulary({"a": 0}, 0, ("abc",))
+        BPEVocabulary({"a": 0}, 0, ("abc",))
 
 
 def test_unfinished_words():
     """A target that ends within a word: fairseq drops the sign, Blenderbot-small does not."""
     ids = {"a@@": 0, "b": 1}
-    assert MergesVocabulary(ids, 1, ()).decode([0, 1, 0]) == "ab a"
-    assert MergesVocabulary(ids, 1, (), chat=True).decode([0, 1, 0]) == "ab a@@"
-    assert MergesVocabulary(ids, 1, ()).decode([9, 0, 1]) == "b ab"
+    assert BPEVocabulary(ids, 1, ()).decode([0, 1, 0]) == "ab a"
+    assert BPEVocabulary(ids, 1, (), chat=True).decode([0, 1, 0]) == "ab a@@"
+    assert BPEVocabulary(ids, 1, ()).decode([9, 0, 1]) == "b ab"
 
 
 def test_chat_words():
-    assert list(chat_words("Don't!  Go\nthere.")) == ["don", "'", "t", "!", "go", "__newln__", "there", "."]
+    assert list(split_chat_words("Don't!  Go\nthere.")) == ["don", "'", "t", "!", "go", "__newln__", "there", "."]
 
 
 def test_many_words_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr("mlx_transformer.tokenization.bpe_vocabulary.MAX_CACHED", 3)
-    vocabulary = MergesVocabulary({"a": 0, "b": 1, "c": 2, "d": 3}, 0, ())
+    vocabulary = BPEVocabulary({"a": 0, "b": 1, "c": 2, "d": 3}, 0, ())
     assert vocabulary.encode("a b c d d c b a") == [0, 1, 2, 3, 3, 2, 1, 0]
     assert len(vocabulary._cut) <= 3
 
@@ -244,22 +248,22 @@ def test_lists_that_hold_one_list_many_times(tmp_path):
     endless = {}
     endless["fields"] = [endless] * 50
     good = {"fields": [shared, shared, ["<unk>", "a"]]}
-    assert read_words(tmp_path, "opennmt-py", {"vocab": {"src": shared, "tgt": endless}}) is None
-    assert read_words(tmp_path, "opennmt-py", {"vocab": {"src": good, "tgt": good}})[0].size == 2
+    assert read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": {"src": shared, "tgt": endless}}) is None
+    assert read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": {"src": good, "tgt": good}})[0].size == 2
 
 
 @pytest.mark.parametrize(
     "vocab", [None, {"src": ["<unk>"]}, {"src": [], "tgt": []}, "text", [("src", 1, 2)], {"src": stub("a"), "tgt": 3}]
 )
 def test_opennmt_without_lists(tmp_path, vocab):
-    assert read_words(tmp_path, "opennmt-py", {"vocab": vocab}) is None
+    assert read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": vocab}) is None
 
 
 def test_opennmt_nested_too_deep(tmp_path):
     deep = ["<unk>"]
     for _ in range(20):
         deep = stub("Field", vocab=deep)
-    assert read_words(tmp_path, "opennmt-py", {"vocab": {"src": deep, "tgt": deep}}) is None
+    assert read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": {"src": deep, "tgt": deep}}) is None
 
 
 def test_opennmt_with_subwords(tmp_path, model):
@@ -284,7 +288,7 @@ def test_opennmt_with_subwords(tmp_path, model):
 
 def test_opennmt_without_unknown(tmp_path):
     with pytest.raises(ValueError, match="must have <unk> for what it does not know"):
-        read_words(tmp_path, "opennmt-py", {"vocab": {"src": ["a"], "tgt": ["b"]}})
+        read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": {"src": ["a"], "tgt": ["b"]}})
 
 
 JOEY = """
@@ -307,7 +311,7 @@ def test_joeynmt(tmp_path):
     (tmp_path / "en.voc").unlink()
     assert read(tmp_path, "joeynmt", {}).encode("other") == [4, 3]
     (tmp_path / "trg_vocab.txt").unlink()
-    assert read_words(tmp_path, "joeynmt", {}) is None
+    assert read_framework_vocabularies(tmp_path, "joeynmt", {}) is None
 
 
 def test_joeynmt_with_sentencepiece(tmp_path, model):
@@ -325,7 +329,7 @@ def test_joeynmt_with_characters(tmp_path, caplog):
     """The weights are converted all the same."""
     write(tmp_path, config__yaml=JOEY % ("char", "none"), src_vocab__txt="a\n", trg_vocab__txt="b\n")
     with caplog.at_level(logging.WARNING):
-        assert read_words(tmp_path, "joeynmt", {}) is None
+        assert read_framework_vocabularies(tmp_path, "joeynmt", {}) is None
     assert "its texts are split into characters" in caplog.text
 
 
@@ -339,5 +343,5 @@ def test_joeynmt_with_characters(tmp_path, caplog):
     ],
 )
 def test_joining(words, expected):
-    assert joining(words) == expected
+    assert detect_joiner(words) == expected
     assert WordVocabulary({word: i for i, word in enumerate(words)}, 0, expected).join == expected

@@ -27,8 +27,8 @@ from tokenizers import models, normalizers
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.weights.tokenizers.hf_pipeline import read_pieces, tokenizer_class
-from mlx_transformer.weights.tokenizers.sentencepiece_proto import fields, read_model
+from mlx_transformer.weights.tokenizers.hf_pipeline import read_hf_tokenizer, tokenizer_class
+from mlx_transformer.weights.tokenizers.sentencepiece_proto import iterate_fields, read_model
 
 pytestmark = pytest.mark.torch
 
@@ -47,7 +47,7 @@ def auto():
 
 
 def read(folder):
-    vocabulary, found = read_pieces(folder, json.loads((folder / "config.json").read_text()))
+    vocabulary, found = read_hf_tokenizer(folder, json.loads((folder / "config.json").read_text()))
     return Tokenizer(vocabulary, None, TokenizerConfig(**found, start_id=0))
 
 
@@ -237,7 +237,7 @@ def test_fields_of_a_message():
     text = b"\x12\x02hi"
     single = b"\x1d" + struct.pack("<f", 1.5)
     double = b"\x21" + bytes(8)
-    found = [(field, value) for field, value in fields(number + text + single + double)]
+    found = [(field, value) for field, value in iterate_fields(number + text + single + double)]
     assert found == [(1, 150), (2, b"hi"), (3, struct.pack("<f", 1.5)), (4, bytes(8))]
     for damaged, error in (
         (text[:-1], "2 bytes, but only 1"),
@@ -245,9 +245,9 @@ def test_fields_of_a_message():
         (b"\xff" * 11, "more than 10"),
     ):
         with pytest.raises((IndexError, TypeError), match=error):
-            list(fields(damaged))
+            list(iterate_fields(damaged))
     with pytest.raises(IndexError):
-        list(fields(b"\x08\x96"))
+        list(iterate_fields(b"\x08\x96"))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_class(tmp_path, model_type, stated, expected):
 
 def test_no_files(tmp_path):
     for model_type in ("t5", "umt5", "bart", "blenderbot-small", "other"):
-        assert read_pieces(write(tmp_path, {}, model_type), {"model_type": model_type}) is None
+        assert read_hf_tokenizer(write(tmp_path, {}, model_type), {"model_type": model_type}) is None
 
 
 DAMAGES = {
@@ -355,7 +355,7 @@ def test_classes_that_are_not_covered(tmp_path, trained, auto, caplog):
     """They are read by their tokenizer.json, if they have one."""
     folder = write(tmp_path, lists(trained["bart"]), "bart", {"tokenizer_class": "GPT2Tokenizer"})
     with caplog.at_level(logging.WARNING):
-        assert read_pieces(folder, {"model_type": "bart"}) is None
+        assert read_hf_tokenizer(folder, {"model_type": "bart"}) is None
     assert "its class, GPT2Tokenizer, is not covered" in caplog.text
     write(folder, {"tokenizer.json": trained["bart"]}, "bart", {"tokenizer_class": "SomeTokenizer"})
     assert_equal(read(folder), auto(folder))
