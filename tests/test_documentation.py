@@ -1,144 +1,283 @@
-"""What the README tells a newcomer to type works, and gives what the README says."""
+"""Every code block of the README and of docs/ runs, and prints what the page shows.
 
-import contextlib
+The blocks of a page run in order in an empty folder: ```python in one namespace, ```console in a shell, where the hub
+has tiny models and `train` takes two steps. A ```text block right after one of them shows its output: "..." stands for
+anything, decimals may differ by 0.01, and "Error: ..." means that the command fails. Other ```text blocks are not run.
+"""
+
 import ctypes.util
-import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
 
 import mlx.core as mx
 import pytest
 import tokenizers
 from click.testing import CliRunner
-from conftest import ROOT
 from mlx.utils import tree_flatten
 from support.hub_server import Hub
+from support.paths import ROOT, TESTS
 from support.texts import CORPUS
 from support.tiny_checkpoints import nllb, opus_mt, t5
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main
-from mlx_transformer.cli.commands import generate, train
+from mlx_transformer.cli.commands import generate
 from mlx_transformer.pretrained import hub
-from mlx_transformer.pretrained.loading import BUNDLED_MODEL
-from mlx_transformer.training.run_directory import RunDirectory
 from mlx_transformer.weights.families.huggingface import FAMILIES
 
-README = (ROOT / "README.md").read_text()
-bundled = pytest.mark.skipif(not (BUNDLED_MODEL / "config.json").exists(), reason="the bundled model is not here")
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+SLOW = {"README.md", "models.md", "training.md", "transformer.md"}
+MAX_README_LINES = 180
+MAX_LIBRARY_LINES = 10
+HUB = {
+    "Helsinki-NLP/opus-mt-en-fr": opus_mt,
+    "facebook/nllb-200-distilled-600M": nllb,
+    "google-t5/t5-small": t5,
+}
+FILES = {
+    "english.txt": "Where is the station?\n\nI love you.\n",
+    "articles.tsv": "The station is closed today.\tClosed.\nThe train was late again.\tLate.\n",
+    "pairs.tsv": "I love you.\tJe t'aime.\nGood morning!\tBonjour !\n",
+    "others.tsv": "I love you.\tIch liebe dich.\nGood morning!\tGuten Morgen!\n",
+    "dev.tsv": "I love you.\tJe vous aime.\nI love you.\tJe t'aime.\nSee you tomorrow.\tÀ demain.\n",
+    "bad.tsv": "I love you.\tJe t'aime.\nGood morning!\n",
+    "corpus.en": "I love you.\nGood morning!\n",
+    "corpus.fr": "Je t'aime.\nBonjour !\n",
+}
+# The command as installed, but for the length of a training. A resumed run has its own options.
+COMMAND = f"""\
+#!{sys.executable}
+import sys
+from mlx_transformer.cli import main
+arguments = sys.argv[1:]
+if arguments[:1] == ["train"] and "--resume" not in arguments:
+    arguments += "--steps 2 --valid-every 2 --bleu-sentences 2 --batch-tokens 512".split()
+main(arguments, prog_name="mlx-transformer")
+"""
+# Nothing is installed: a new environment is an empty folder.
+INSTALLERS = {
+    "python3": '#!/bin/sh\n[ "$*" = "-m venv .venv" ] && mkdir -p .venv/bin && touch .venv/bin/activate\n',
+    "pip": '#!/bin/sh\n[ "$1" = install ]\n',
+}
+DECIMAL = re.compile(r"-?\d+\.\d+")
 
 
-def section(heading: str) -> str:
-    """What stands under a heading, up to the next of its level."""
-    level = heading.split()[0]
-    return README.split(f"\n{heading}", 1)[1].split(f"\n{level} ", 1)[0]
+class Block(NamedTuple):
+    """A fenced block of a page.
+
+    Attributes:
+        language: What follows the fence.
+        line: The number of its first line.
+        code: Its lines.
+        output: What it is to print, if the page shows that.
+    """
+
+    language: str
+    line: int
+    code: str
+    output: str | None
 
 
-def block(heading: str, language: str) -> str:
-    """The first code block in a language under a heading."""
-    return re.search(rf"```{language}\n(.*?)```", section(f"## {heading}"), re.DOTALL)[1]
+def read_blocks(text: str) -> list[Block]:
+    """Return the blocks of a page; a text block right after a code block becomes its output."""
+    blocks: list[Block] = []
+    end = -1
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        language, code = match.groups()
+        adjacent = end >= 0 and not text[end : match.start()].strip()
+        if language == "text" and adjacent and blocks[-1].language != "text":
+            blocks[-1] = blocks[-1]._replace(output=code)
+        else:
+            blocks.append(Block(language, text[: match.start()].count("\n") + 1, code, None))
+        end = match.end()
+    return blocks
 
 
-def run(arguments: list[str]) -> str:
-    """What a command of ours prints."""
-    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def normalize(text: str) -> str:
+    """Replace decimals by a sign and white space, no-break spaces too, by one space."""
+    return " ".join(DECIMAL.sub("#", text).split())
 
 
-@bundled
-def test_the_first_command_gives_the_sentence_that_the_readme_shows():
-    arguments = shlex.split(block("Start", "console"))
-    command = arguments[arguments.index(".venv/bin/mlx-transformer") + 1 :]
-    shown = re.search(r"It answers `(.+?)`", README)[1]
-    assert command == ["generate", "Where is the station?"]
-    assert run(command) == shown + "\n"
+def check_output(block: Block, result: dict, page: str) -> None:
+    """Compare what a block printed with what its page shows."""
+    where = f"{page}, line {block.line}"
+    shown = block.output
+    fails = shown is not None and shown.startswith("Error:")
+    assert result["status"] == (1 if fails else 0), f"{where}: {result['stderr']}"
+    if shown is None:
+        return
+    printed = result["stderr" if fails else "stdout"]
+    pattern = ".*".join(map(re.escape, normalize(shown).split("...")))
+    same = re.fullmatch(pattern, normalize(printed)) is not None
+    assert same, f"{where} shows\n{shown}\nbut it prints\n{printed}"
+    if "..." not in shown:
+        numbers, expected = ([float(n) for n in DECIMAL.findall(text)] for text in (printed, shown))
+        assert numbers == pytest.approx(expected, abs=0.01), f"{where}: {numbers} for {expected}"
 
 
-@bundled
-def test_the_library_block_runs():
-    code = block("In your app", "python")
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})  # noqa: S102
-    first, *rest = printed.getvalue().splitlines()
-    assert (
-        first.startswith("Je ")
-        and first.endswith("aime.")
-        and len(rest) == 2
-        and all(line.count("(") == 2 for line in rest)
+class Workplace:
+    """An empty folder with a few files, a command line, and a hub on loopback."""
+
+    def __init__(self, folder: Path, server: Hub):
+        self.folder = folder / "work"
+        self.folder.mkdir()
+        for name, text in FILES.items():
+            (self.folder / name).write_text(text)
+        programs = folder / "bin"
+        programs.mkdir()
+        for name, program in {"mlx-transformer": COMMAND, **INSTALLERS}.items():
+            (programs / name).write_text(program)
+            (programs / name).chmod(0o755)
+        kept = {name: os.environ[name] for name in ("LD_PRELOAD", "OPENBLAS_NUM_THREADS") if name in os.environ}
+        self.environment = kept | {
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "HOME": str(folder),
+            "HF_ENDPOINT": server.endpoint,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "MLX_DISABLE_COMPILE": "1",
+        }
+
+    def run(self, page: str, blocks: list[Block]) -> list[dict]:
+        """Run blocks; for each, its exit status and what it printed."""
+        program = [sys.executable, str(TESTS / "support" / "run_page.py"), page]
+        lines = json.dumps([block[:3] for block in blocks])
+        result = subprocess.run(
+            program, input=lines, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600
+        )
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A hub that serves tiny checkpoints under the names of real ones."""
+    server = Hub()
+    for name, make in HUB.items():
+        server.publish(name, make(tmp_path_factory.mktemp("checkpoint")))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def workplace(tmp_path, server):
+    workplace = Workplace(tmp_path, server)
+    write_torch_models(workplace.folder)
+    return workplace
+
+
+def write_torch_models(folder: Path) -> None:
+    """Write mine.pt and odd.pt, one nn.Transformer under common and under other names, and a tokenizer.json."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<unk>", "<pad>", "<s>", "</s>"], show_progress=False
     )
-    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    vocabulary.train_from_iterator(CORPUS, trainer)
+    vocabulary.save(str(folder / "tokenizer.json"))
+    size = vocabulary.get_vocab_size()
+    parts = {
+        "transformer": torch.nn.Transformer(64, 8, 2, 2, 64, batch_first=True),
+        "src_tok_emb": torch.nn.Embedding(size, 64),
+        "tgt_tok_emb": torch.nn.Embedding(size, 64),
+        "generator": torch.nn.Linear(64, size),
+    }
+    torch.save(torch.nn.ModuleDict(parts).state_dict(), folder / "mine.pt")
+    others = {"transformer": "core", "src_tok_emb": "words_in"}
+    renamed = {others.get(name, name): part for name, part in parts.items()}
+    torch.save(torch.nn.ModuleDict(renamed).state_dict(), folder / "odd.pt")
 
 
-@bundled
-def test_the_searches_print_what_stands_beside_them():
-    lines = block("What a search can do", "console").splitlines()
-    commands = [line.partition("   #")[0].split(" | ") for line in lines]
-    printed = []
-    for *before, command in commands:
-        stdin = re.search("printf '(.*)'", before[0])[1].replace("\\t", "\t").replace("\\n", "\n") if before else None
-        arguments = shlex.split(command.partition(" # ")[0])
-        result = CliRunner().invoke(main, arguments[1:], input=stdin, catch_exceptions=False)
-        assert arguments[0] == "mlx-transformer" and result.exit_code == 0, result.output
-        printed.append(result.stdout.splitlines())
-    best, drawn, streamed, begun, others, aligned, score = printed
-    assert len(best) == 2 and best[0].startswith("-0.1423\tOù se trouve")
-    assert drawn[0].endswith("?") and len(streamed) == 1
-    assert all(text.startswith("Je suis") for text in begun + others) and len(set(others)) == 4
-    assert aligned[0].endswith("\t0-0 1-1 2-2 3-3 4-4")
-    assert score == ["-1.8598"]
+def check_files(folder: Path, blocks: list[Block]) -> None:
+    """Check the files that commands were told to write: pictures, and a line for each line of english.txt."""
+    console = "\n".join(block.code for block in blocks if block.language == "console")
+    for name in re.findall(r"--output (\S+\.svg)", console):
+        assert (folder / name).read_text().lstrip().startswith("<?xml")
+    if "--output french.txt" in console:
+        english, french = ((folder / name).read_text().split("\n") for name in ("english.txt", "french.txt"))
+        assert [bool(line) for line in english] == [bool(line) for line in french]
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.name in SLOW)) for path in PAGES]
+)
+def test_the_blocks_of_a_page_run_and_print_what_it_shows(path, workplace):
+    page = path.relative_to(ROOT).as_posix()
+    blocks = read_blocks(path.read_text())
+    assert {block.language for block in blocks} <= {"python", "console", "text"}
+    blocks = [block for block in blocks if block.language != "text"]
+    results = workplace.run(page, blocks)
+    for block, result in zip(blocks, results, strict=False):
+        check_output(block, result, page)
+    assert len(results) == len(blocks)
+    check_files(workplace.folder, blocks)
+    if path.name == "models.md":
+        check_models(workplace.folder, dict(zip((block.code.split("\n")[0] for block in blocks), results, strict=True)))
+
+
+def check_models(folder: Path, results: dict[str, dict]) -> None:
+    """Check what the page on models cannot show of tiny models with random weights."""
+    info = results["mlx-transformer convert facebook/nllb-200-distilled-600M nllb --quantize 8"]["stdout"].splitlines()
+    assert any("quantised to 8 bits" in line for line in info) and any("3: deu_Latn" in line for line in info)
+    assert max(map(len, info[1:])) < 120
+    task, *summaries = next(r for code, r in results.items() if "--task" in code)["stdout"].splitlines()
+    assert task and [bool(line) for line in summaries] == [True, False, True]
+    ids = results["import mlx.core as mx"]["stdout"].splitlines()
+    assert len(ids) == 2 and all(re.fullmatch(r"\[\d.+\] -\d.*", line) for line in ids)
+    models = [mt.load(folder / name) for name in ("mine", "odd")]
+    ours, same = (dict(tree_flatten(model.parameters())) for model, _ in models)
+    assert all(mx.array_equal(array, same[name]) for name, array in ours.items())
+    assert models[0][1].source_vocab_size == ours["source_embedding.weight"].shape[0] and models[1][1] is None
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform == "linux" and not ctypes.util.find_library("openblas"), reason="without OpenBLAS this takes an hour"
 )
-def test_the_training_block_learns_dates(tmp_path, monkeypatch):
+def test_the_training_of_the_readme_learns_dates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = block("Train your own", "console").replace("\\\n", " ").splitlines()
-    train, evaluate, generate = [shlex.split(line)[1:] for line in lines]
-    assert len(block("Train your own", "console").splitlines()) <= 5
-    run(train)
-    scores = run(evaluate)
-    assert float(re.search(r"exact\D+([\d.]+)", scores)[1]) >= 99, scores
-    assert run(generate) == "1987-03-03\n"
+    (block,) = (block for block in read_blocks(README.read_text()) if "--train dates" in block.code)
+    lines = block.code.replace("\\\n", " ").splitlines()
+    train, evaluate, generate = (CliRunner().invoke(main, shlex.split(line)[1:]) for line in lines)
+    assert train.exit_code == 0, train.output
+    assert float(re.search(r"exact\D+([\d.]+)", evaluate.stdout)[1]) >= 99, evaluate.output
+    assert generate.stdout == "1987-03-03\n"
 
 
-def test_every_way_to_train_can_be_typed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = section("## Train your own").replace("\\\n", " ")
-    commands = re.findall(r"^mlx-transformer (train .*)$", text, re.MULTILINE)
-    assert len(commands) == 4
-    for command in commands:
-        _, *arguments = shlex.split(command)
-        context = train.command.make_context("train", arguments)
-        given = {name: value for name, value in context.params.items() if train.is_given(context, name)}
-        if not given.get("resume"):
-            assert train.make_training_config(given).output == given["output"]
+def test_the_readme_is_short():
+    text = README.read_text()
+    assert len(text.splitlines()) <= MAX_README_LINES
+    (library,) = (block.code for block in read_blocks(text) if block.language == "python")
+    assert len([line for line in library.splitlines() if line.strip()]) <= MAX_LIBRARY_LINES
 
 
-@bundled
-def test_pictures_are_drawn(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    RunDirectory("runs/dates").folder.mkdir(parents=True)
-    entries = [{"event": "step", "step": step, "loss": 5 / step} for step in (1, 2)]
-    RunDirectory("runs/dates").log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    commands = re.findall(r"^mlx-transformer ((?:plot|attention) .*)$", README, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        run(shlex.split(command))
-        assert (tmp_path / shlex.split(command)[-1]).read_text().lstrip().startswith("<?xml")
-    for name in re.findall(r'<img src="(.+?)"', README):
-        assert (ROOT / name).is_file()
+def test_the_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(((?!https?:)[^)]+)\)", README.read_text())
+    assert {f"docs/{path.name}" for path in PAGES[1:]} <= set(links)
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_reference_lists_every_public_name():
+    listed = re.findall(r"^::: mlx_transformer\.(\w+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(set(mt.__all__) - {"__version__"})
 
 
 def test_the_table_of_models_is_complete_and_its_commands_can_be_typed():
-    rows = re.findall(r"^\| (?!family|--)(.+?) \| (.+?) \|$", section("## Models to try"), re.MULTILINE)
+    text = (ROOT / "docs" / "models.md").read_text().split("\n## Supported families", 1)[1].split("\n## ", 1)[0]
+    rows = re.findall(r"^\| (?!family|--)(.+?) \| (.+?) \|$", text, re.MULTILINE)
     names = " ".join(name for name, _ in rows).lower()
     assert [name for name in FAMILIES if {"torch": "nn.transformer"}.get(name, name) not in names] == []
     commands = [shlex.split(re.match("`(.+?)`", text)[1]) for _, text in rows if text.startswith("`")]
@@ -149,128 +288,25 @@ def test_the_table_of_models_is_complete_and_its_commands_can_be_typed():
         assert options["texts"] or options["source"] == "articles.txt" or command == ["checkpoint.pt"]
 
 
-FOLLOWED = ("OPUS-MT", "NLLB", "T5", "An nn.Transformer of your own", "In Python")
+BLOCKS = {
+    "decimals agree": ("```console\nprintf 'a 1.234 b'\n```\n```text\na 1.23 b\n```", True),
+    "decimals differ": ("```console\nprintf 'a 1.3 b'\n```\n```text\na 1.2 b\n```", False),
+    "dots stand for anything": ("```console\nprintf 'a b c'\n```\n\n```text\na ... c\n```", True),
+    "a text elsewhere is no output": ("```console\nprintf 'a b'\n```\nElsewhere:\n```text\nc\n```", True),
+    "another output": ("```python\nprint(1)\n```\n```text\n2\n```", False),
+    "one namespace": ("```python\nx = 1\n```\n```python\nprint(x)\n```\n```text\n1\n```", True),
+    "one folder": ("```console\necho 1 > x\n```\n```python\nprint(open('x').read())\n```\n```text\n1\n```", True),
+    "an exception": ("```python\n1 / 0\n```", False),
+    "a command fails": ("```console\nfalse\n```", False),
+    "a command fails as shown": ("```console\necho 'Error: no.' >&2; exit 1\n```\n```text\nError: no.\n```", True),
+    "no error where one is shown": ("```console\ntrue\n```\n```text\nError: no.\n```", False),
+}
 
 
-def test_every_block_of_the_guide_is_followed_by_a_test():
-    parts = section("## From a torch checkpoint").split("\n### ")
-    assert [part for part in parts if part.startswith(FOLLOWED) and "```" not in part] == []
-    assert [part for part in parts if not part.startswith(FOLLOWED) and "```" in part] == []
-
-
-class Newcomer:
-    """Somebody who types what the guide shows, block by block, in a folder with a file english.txt."""
-
-    def __init__(self, folder, server):
-        self.work, self.server = folder / "work", server
-        self.work.mkdir()
-        (self.work / "english.txt").write_text("Where is the station?\n\nI love you.\n")
-        command = folder / "bin" / "mlx-transformer"
-        command.parent.mkdir()
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mlx_transformer "$@"\n')
-        command.chmod(0o755)
-        self.environment = {
-            "PATH": f"{command.parent}:{os.environ['PATH']}",
-            "HOME": str(folder),
-            "HF_ENDPOINT": server.endpoint,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "MLX_DISABLE_COMPILE": "1",
-        }
-
-    def type(self, language, code):
-        """The lines that a block prints, and what it says on standard error."""
-        command = ["bash", "-euc", code] if language == "console" else [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=self.work, env=self.environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines(), done.stderr
-
-    def follow(self, heading):
-        """Do all that stands under a heading, and give the lines that each block prints."""
-        assert heading in FOLLOWED
-        blocks = re.findall(r"```(\w+)\n(.*?)```", section(f"### {heading}"), re.DOTALL)
-        results = [self.type(*found) for found in blocks]
-        assert [told for _, told in results if told] == []
-        return [lines for lines, _ in results]
-
-    def translated(self, name="french.txt"):
-        """Whether a file has a text where english.txt has one."""
-        texts = [(self.work / file).read_text().split("\n") for file in ("english.txt", name)]
-        return [bool(line) for line in texts[0]] == [bool(line) for line in texts[1]]
-
-
-@pytest.fixture
-def newcomer(tmp_path):
-    server = Hub()
-    yield Newcomer(tmp_path, server)
-    server.stop()
-
-
-def published(newcomer, tmp_path, name, make):
-    """Put a tiny checkpoint on the server under a real name."""
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    newcomer.server.publish(name, make(folder))
-
-
-@pytest.mark.torch
-def test_the_guide_to_opus_mt(newcomer, tmp_path):
-    published(newcomer, tmp_path, "Helsinki-NLP/opus-mt-en-fr", opus_mt)
-    (first,), nothing = newcomer.follow("OPUS-MT")
-    assert first and nothing == [] and newcomer.translated()
-    newcomer.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # where nobody listens
-    (again,), told = newcomer.type("console", block("From a torch checkpoint", "console"))
-    assert again == first and "cannot be reached" in told and "What was loaded last is used" in told
-
-
-@pytest.mark.torch
-def test_the_guide_to_nllb(newcomer, tmp_path):
-    published(newcomer, tmp_path, "facebook/nllb-200-distilled-600M", nllb)
-    (info,) = newcomer.follow("NLLB")
-    assert any("quantised to 8 bits" in line for line in info) and any("3: deu_Latn" in line for line in info)
-    assert max(map(len, info[1:])) < 120 and newcomer.translated()
-    ((both, other),) = newcomer.follow("In Python")
-    french, mixed = (eval(line) for line in (both, other))  # noqa: S307
-    assert all(french) and french[0] == mixed[0] and french[1] != mixed[1]
-    assert french == [line for line in (newcomer.work / "french.txt").read_text().splitlines() if line]
-
-
-@pytest.mark.torch
-def test_the_guide_to_t5(newcomer, tmp_path):
-    published(newcomer, tmp_path, "google-t5/t5-small", t5)
-    ((task, *summaries),) = newcomer.follow("T5")
-    assert task and [bool(line) for line in summaries] == [True, False, True]
-
-
-@pytest.mark.torch
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
-def test_the_guide_to_a_model_of_ones_own(newcomer):
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    vocabulary = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=600, special_tokens=["<unk>", "<pad>", "<s>", "</s>"], show_progress=False
-    )
-    vocabulary.train_from_iterator(CORPUS, trainer)
-    vocabulary.save(str(newcomer.work / "tokenizer.json"))
-    size = vocabulary.get_vocab_size()
-    parts = {
-        "transformer": torch.nn.Transformer(64, 8, 2, 2, 64, batch_first=True),
-        "src_tok_emb": torch.nn.Embedding(size, 64),
-        "tgt_tok_emb": torch.nn.Embedding(size, 64),
-        "generator": torch.nn.Linear(64, size),
-    }
-    torch.save(torch.nn.ModuleDict(parts).state_dict(), newcomer.work / "mine.pt")
-    others = {"transformer": "core", "src_tok_emb": "words_in"}
-    renamed = {others.get(name, name): part for name, part in parts.items()}
-    torch.save(torch.nn.ModuleDict(renamed).state_dict(), newcomer.work / "odd.pt")
-    *nothing, ids, none, text = newcomer.follow("An nn.Transformer of your own")
-    assert nothing == [[], []] and none == []
-    assert all(re.fullmatch(r"\[\d.+\] -\d.*", line) for line in ids) and len(ids) == 2
-    assert len(text) == 1 and text[0]
-    models = [mt.load(newcomer.work / name) for name in ("mine", "odd")]
-    ours, same = (dict(tree_flatten(model.parameters())) for model, _ in models)
-    assert all(mx.array_equal(array, same[name]) for name, array in ours.items())
-    assert models[0][1].source_vocab_size == size and models[1][1] is None
+@pytest.mark.parametrize(("text", "right"), BLOCKS.values(), ids=BLOCKS)
+def test_a_block_that_does_not_print_what_its_page_shows_is_found(text, right, workplace):
+    blocks = [block for block in read_blocks(text) if block.language != "text"]
+    results = workplace.run("page.md", blocks)
+    with nullcontext() if right else pytest.raises(AssertionError, match="page.md, line 1"):
+        for block, result in zip(blocks, results, strict=True):
+            check_output(block, result, "page.md")
