@@ -245,7 +245,7 @@ def compact_batch(batch: ActiveBatch, state: BeamState, kept: np.ndarray, beams:
     def take(tree: Any, indices: mx.array, axis: int = 0) -> Any:
         return tree_map(lambda array: mx.take(array, indices, axis=axis), tree)
 
-    places = {"cache": (rows, 0), "history": (rows, 0), "links": (sentences, 1)}
+    places = {"cache": (rows, 0), "history": (rows, 0), "backpointers": (sentences, 1)}
     taken = {
         name: take(value, *places.get(name, (sentences, 0)))
         for name, value in state._asdict().items()
