@@ -34,7 +34,7 @@ from mlx_transformer.weights.families.huggingface import FAMILIES
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-SLOW = {"README.md", "models.md", "training.md", "transformer.md"}
+SLOW = {"README.md", "index.md", "models.md", "generating.md", "training.md", "transformer.md"}
 MAX_README_LINES = 180
 MAX_LIBRARY_LINES = 10
 HUB = {
