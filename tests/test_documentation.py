@@ -31,6 +31,7 @@ from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import generate
 from mlx_transformer.pretrained import hub
 from mlx_transformer.weights.families.huggingface import FAMILIES
+from tests.test_structure import PARTS
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -273,6 +274,18 @@ def test_the_links_of_the_readme_lead_somewhere():
 def test_the_reference_lists_every_public_name():
     listed = re.findall(r"^::: mlx_transformer\.(\w+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(set(mt.__all__) - {"__version__"})
+
+
+def test_the_page_on_architecture_describes_the_packages_as_they_are():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "mlx_transformer"
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    assert paths and [path for path in paths if not (package / path).exists() and not (ROOT / path).is_dir()] == []
+    described = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    floors = [floor for floor in PARTS if not any(name.startswith("__") for name in floor)]
+    assert sorted(described) == sorted(set().union(*floors))
+    rule = text.split("## Import rule", 1)[1].split("```text\n", 1)[1].split("```", 1)[0]
+    assert [set(line.split(" | ")) for line in rule.splitlines()] == floors
 
 
 def test_the_table_of_models_is_complete_and_its_commands_can_be_typed():
