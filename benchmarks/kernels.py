@@ -111,7 +111,7 @@ def by_layer(count: Callable[[int], Counter[str]], layers: int) -> tuple[Counter
 @contextmanager
 def counted_reads() -> Iterator[Counter[str] | None]:
     """Counts where the host reads from the device in a search ("reads") and steps ("steps"); None where it cannot."""
-    if "read" not in vars(beam_search):
+    if "to_host" not in vars(beam_search):
         yield None
         return
     found: Counter[str] = Counter()

@@ -103,7 +103,7 @@ def is_given(context: click.Context, name: str) -> bool:
 def make_training_config(given: dict[str, Any], file: str | None = None) -> TrainingConfig:
     """A new run of the options given and of those in a file, or a former one with these changed."""
     from mlx_transformer.config.serialization import from_dict
-    from mlx_transformer.training.run_directory import read_options_file, run_options
+    from mlx_transformer.training.run_directory import load_run_options, read_options_file
 
     merged = (read_options_file(file) if file is not None else {}) | given
     resume = merged.get("resume", False)
@@ -112,7 +112,7 @@ def make_training_config(given: dict[str, Any], file: str | None = None) -> Trai
         raise ValueError(f"{file}: output must be a text, the folder of the run, not {merged['output']!r}.")
     if missing := [f"--{name}" for name in needed if not merged.get(name)]:
         raise click.UsageError(f"Missing {', '.join(missing)}: only --resume goes without --train and --valid.")
-    former = dataclasses.asdict(run_options(merged["output"])) if resume else {}
+    former = dataclasses.asdict(load_run_options(merged["output"])) if resume else {}
     return from_dict(TrainingConfig, former | merged, file) if file else TrainingConfig(**former | merged)
 
 

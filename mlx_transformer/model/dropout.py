@@ -45,7 +45,7 @@ def grad_checkpoint(layer: nn.Module) -> Callable[..., mx.array]:
             finally:
                 _key.reset(before)
 
-        options = {name: value for name, value in {"remember": update_cache, "attend": attend}.items() if value}
+        options = {name: value for name, value in {"update_cache": update_cache, "attend": attend}.items() if value}
         key = mx.stop_gradient(mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32))
         masks = [] if isinstance(mask, str) else [mask]
         return mx.checkpoint(body)(layer.trainable_parameters(), key, x, masks, [] if memory is None else [memory])

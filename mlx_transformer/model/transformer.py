@@ -1,7 +1,8 @@
-"""The encoder-decoder Transformer of Vaswani et al. 2017, "Attention Is All You Need"; d2l.ai teaches it in chapter 11.
+"""The encoder-decoder Transformer of Vaswani et al. 2017, "Attention Is All You Need" (d2l.ai, chapter 11).
 
-The whole network: Attention, FeedForward and Residual make a Layer, layers make a Stack, two stacks and the embeddings
-make a Transformer. What the decoder may read of a source is its Memory. Training and generation run the same code.
+This file holds the whole network. Attention, FeedForward and Residual form a Layer, layers form a Stack, and two stacks
+with their embeddings form a Transformer. Memory is the encoded source that the decoder attends to. Training and
+generation run the same code.
 """
 
 import functools
@@ -30,12 +31,11 @@ from mlx_transformer.model.positions import (
 
 
 class Memory(NamedTuple):
-    """What the decoder may read of a batch of sources.
+    """A batch of encoded sources, as the decoder's cross-attention reads it.
 
     Attributes:
-        key_values: For each decoder layer the keys and values of its cross-attention,
-            (batch, num_heads, 2, source_length, head_dims).
-        mask: True at source tokens, false at padding, (batch, 1, 1, source_length).
+        key_values: Keys and values for each decoder layer, (batch, num_heads, 2, source_length, head_dims).
+        mask: True at source tokens, False at padding, (batch, 1, 1, source_length).
     """
 
     key_values: list[mx.array]
@@ -60,7 +60,7 @@ class Attention(nn.Module):
         return x.reshape(batch, -1, x.shape[-1] // self.head_dims, self.head_dims).swapaxes(1, 2)
 
     def key_values(self, x: mx.array) -> mx.array:
-        """Keys and values of what is attended to, (batch, length, dims) -> (batch, num_heads, 2, length, head_dims)."""
+        """Project x to keys and values, (batch, length, dims) -> (batch, num_heads, 2, length, head_dims)."""
         heads = self.key_value_proj(x).reshape(*x.shape[:2], 2, -1, self.head_dims)
         return heads.transpose(0, 3, 2, 1, 4)
 
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         attend: AttentionFunction = scaled_dot_product_attention,
     ) -> mx.array:
         """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims)."""
-        # The beams of a sentence fold into its query length: they all read one memory.
+        # The beams of a sentence are folded into its query length, so that they share one memory.
         queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
         keys, values = (part.squeeze(2) for part in mx.split(key_values, 2, axis=2))
         heads = attend(queries, keys, values, scale=self.scale, mask=mask)
@@ -80,9 +80,10 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a non-linearity between, at each position alike (Vaswani et al. 2017, section 3.3).
+    """Position-wise feed-forward network: two linear layers and an activation (Vaswani et al. 2017, section 3.3).
 
-    With a gate, its activated projection multiplies the other one (Shazeer 2020, "GLU Variants Improve Transformer").
+    The gated variant multiplies the up-projection by an activated gate (Shazeer 2020, "GLU Variants Improve
+    Transformer").
     """
 
     def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
@@ -103,7 +104,7 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """A sublayer with its residual connection, normalisation (before it or after the sum) and dropout."""
+    """Residual connection around a sublayer, with dropout and pre- or post-normalisation."""
 
     def __init__(self, config: ModelConfig, stack: StackConfig) -> None:
         super().__init__()
@@ -113,26 +114,26 @@ class Residual(nn.Module):
         self.scale = stack.residual_scale
 
     def __call__(self, x: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
-        """Add what the sublayer makes of x, (rows, length, dims)."""
-        scaled = x if self.scale == 1 else x * self.scale
-        added = sublayer(self.norm(x) if self.norm_first else x)
-        total = scaled + (dropout(added, self.dropout) if self.training else added)
+        """Return x + sublayer(x), (rows, length, dims)."""
+        shortcut = x if self.scale == 1 else x * self.scale
+        output = sublayer(self.norm(x) if self.norm_first else x)
+        total = shortcut + (dropout(output, self.dropout) if self.training else output)
         return total if self.norm_first else self.norm(total)
 
 
 def identity(key_values: mx.array) -> mx.array:
-    """Remember nothing: attend to the keys and values of these positions alone."""
+    """Attend to the keys and values of the current positions only: the update of no cache."""
     return key_values
 
 
 class Layer(nn.Module):
-    """Self-attention, in a decoder cross-attention to the memory, and a feed-forward network, each in a residual."""
+    """Self-attention, cross-attention (decoder only) and a feed-forward network, each with a residual connection."""
 
-    def __init__(self, config: ModelConfig, stack: StackConfig, cross: bool) -> None:
+    def __init__(self, config: ModelConfig, stack: StackConfig, is_decoder: bool) -> None:
         super().__init__()
         self.self_attention = Attention(config, stack)
         self.self_attention_residual = Residual(config, stack)
-        if cross:
+        if is_decoder:
             self.cross_attention = Attention(config, stack)
             self.cross_attention_residual = Residual(config, stack)
         self.feed_forward = FeedForward(config, stack)
@@ -150,10 +151,10 @@ class Layer(nn.Module):
 
         Args:
             x: (rows, length, dims).
-            mask: What self-attention may attend to.
-            update_cache: Takes the keys and values of x and returns those of all positions so far.
-            memory: What cross-attention reads, in a decoder: keys and values, and their mask.
-            attend: Computes attention, first self-attention, then cross-attention.
+            mask: Self-attention mask: boolean, an additive bias, or "causal".
+            update_cache: Takes the keys and values of x, returns those of all positions so far.
+            memory: Keys, values and mask for cross-attention; None in the encoder.
+            attend: The attention function, called for self-attention and then for cross-attention.
         """
 
         def self_attention(x: mx.array) -> mx.array:
@@ -166,9 +167,9 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Module):
-    """Embedded tokens plus positions through the layers: the encoder, or (with cross-attention) the decoder."""
+    """The encoder or the decoder: embedding scale, positions, layers and an optional final norm."""
 
-    def __init__(self, config: ModelConfig, stack: StackConfig, cross: bool) -> None:
+    def __init__(self, config: ModelConfig, stack: StackConfig, is_decoder: bool) -> None:
         super().__init__()
         self.scale = math.sqrt(config.dims) if stack.scale_embeddings else 1.0
         if stack.positions in ("sinusoidal", "learned"):
@@ -177,11 +178,11 @@ class Stack(nn.Module):
             self.positions.weight = sinusoidal_positions(stack.max_length, config.dims)
             self.positions.freeze()
         self.dropout = config.dropout
-        self.layers = [Layer(config, stack, cross) for _ in range(stack.num_layers)]
+        self.layers = [Layer(config, stack, is_decoder) for _ in range(stack.num_layers)]
         if stack.positions == "relative":
             for module in [layer.self_attention for layer in self.layers] if stack.bias_each_layer else [self]:
                 module.relative_bias = nn.Embedding(stack.num_buckets, stack.num_heads)
-            self.buckets = relative_position_buckets(stack.num_buckets, stack.max_distance, two_sided=not cross)
+            self.buckets = relative_position_buckets(stack.num_buckets, stack.max_distance, two_sided=not is_decoder)
         if stack.embedding_norm != "none":
             self.embedding_norm = NORMS[config.norm](config)
         self.norm_before_positions = stack.embedding_norm == "before"
@@ -189,7 +190,7 @@ class Stack(nn.Module):
             self.norm = NORMS[config.norm](config)
 
     def embed(self, embeddings: mx.array, start: mx.array | int = 0) -> mx.array:
-        """Scaled token embeddings plus the rows of their positions, (rows, length, dims)."""
+        """Scale token embeddings and add the positions from `start` on, (rows, length, dims)."""
         x = embeddings * self.scale
         if "embedding_norm" in self and self.norm_before_positions:
             x = self.embedding_norm(x)
@@ -200,7 +201,7 @@ class Stack(nn.Module):
         return dropout(x, self.dropout) if self.training else x
 
     def masks(self, mask: mx.array, start: mx.array | int, queries: int) -> list[mx.array]:
-        """For each layer what self-attention may attend to: the mask, or a bias by distance that contains it."""
+        """Return each layer's self-attention mask: `mask`, or a relative position bias that includes it."""
         if "relative_bias" in self:
             return [relative_position_bias(self.relative_bias, self.buckets, mask, start, queries)] * len(self.layers)
         tables = [layer.self_attention.get("relative_bias") for layer in self.layers]
@@ -210,18 +211,18 @@ class Stack(nn.Module):
         ]
 
     def normalize(self, x: mx.array) -> mx.array:
-        """The final normalisation, where the stack has one."""
+        """Apply the final norm, if the stack has one."""
         return self.norm(x) if "norm" in self else x
 
 
 class Transformer(nn.Module):
-    """The model: `encode` a batch of sources once, `decode` targets against that memory.
+    """The encoder-decoder model: `encode` a batch of sources once, then `decode` targets against that memory.
 
     Attributes:
-        config: What the model is.
-        search_defaults: The search that the model was made for.
-        tasks: The TaskConfigs of the tasks that it was made for, by name, where there are several.
-        recompute: In training layers are computed again for the gradient, instead of keeping all in memory.
+        config: The model's configuration.
+        search_defaults: The search configuration recommended for this model.
+        tasks: TaskConfigs by name, for checkpoints that were trained for several tasks.
+        recompute: Whether training recomputes activations in the backward pass to save memory (gradient checkpointing).
     """
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
@@ -231,18 +232,18 @@ class Transformer(nn.Module):
         self.source_embedding = embedding(config.source_vocab_size, config.dims)
         if not config.share_embeddings:
             self.target_embedding = embedding(config.target_vocab_size, config.dims)
-        self.encoder = Stack(config, config.encoder, cross=False)
-        self.decoder = Stack(config, config.decoder, cross=True)
+        self.encoder = Stack(config, config.encoder, is_decoder=False)
+        self.decoder = Stack(config, config.decoder, is_decoder=True)
         if not config.tie_output:
             self.output = linear(config.dims, config.target_vocab_size, bias=config.output_bias)
         elif config.output_bias:
             self.output_bias = mx.zeros(config.target_vocab_size)
         self.recompute = False
         for name in ("tasks", "_compiled"):
-            object.__setattr__(self, name, {})  # no parts of the module
+            object.__setattr__(self, name, {})  # plain attributes: nn.Module would take dicts for submodules
 
     def __call__(self, source: mx.array, target: mx.array) -> mx.array:
-        """Logits of every next target token, given the source and the target before it (teacher forcing).
+        """Predict every next target token from the source and the preceding target tokens (teacher forcing).
 
         Args:
             source: Token ids, int32 (batch, source_length), padded on the right with `config.pad_id`.
@@ -257,7 +258,7 @@ class Transformer(nn.Module):
         return self.logits(self.hidden_states(source, target))
 
     def hidden_states(self, source: mx.array, target: mx.array) -> mx.array:
-        """What the output layer makes `model(source, target)` of, (batch, target_length, dims)."""
+        """Return the decoder's output before the output layer, (batch, target_length, dims)."""
         attend = (
             attention_with_dropout(self.config.attention_dropout) if self.training else scaled_dot_product_attention
         )
@@ -266,25 +267,25 @@ class Transformer(nn.Module):
     def encode(
         self, source: mx.array, mask: mx.array | None = None, attend: AttentionFunction = scaled_dot_product_attention
     ) -> Memory:
-        """Read a batch of sources.
+        """Encode a batch of sources.
 
         Args:
             source: Token ids, int32 (batch, source_length), padded on the right.
-            mask: True at tokens, bool (batch, source_length); by default at all but the padding at the end.
-            attend: Computes attention: what stands in for the fused one sees all queries and keys.
+            mask: True at tokens, bool (batch, source_length); by default everywhere except the trailing padding.
+            attend: The attention function; a replacement sees all queries and keys.
 
         Raises:
             ValueError: If a source is longer than the encoder has positions.
         """
         check_length("source", source.shape[1], self.config.encoder.max_length)
-        tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # text may hold that token too
+        tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text
         mask = (tokens if mask is None else mask)[:, None, None]
         x = self.encoder.embed(self.source_embedding(source))
-        for layer, visible in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
-            x = self._maybe_checkpoint(layer)(x, visible, attend=attend)
+        for layer, layer_mask in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
+            x = self._maybe_checkpoint(layer)(x, layer_mask, attend=attend)
         x = self.encoder.normalize(x)
         key_values = [layer.cross_attention.key_values(x) for layer in self.decoder.layers]
-        # Contiguous, or attention would copy them in every decode step.
+        # Contiguous, because attention would otherwise copy them in every decode step.
         return Memory([mx.contiguous(layer) for layer in key_values], mask)
 
     def decode(
@@ -294,14 +295,14 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         attend: AttentionFunction = scaled_dot_product_attention,
     ) -> mx.array:
-        """Logits of the tokens that follow each target position.
+        """Predict the token that follows each target position.
 
         Args:
-            target: Token ids, int32 (rows, target_length); rows is a multiple of the memory's batch, the rows of one
-                sentence (its beams) side by side. With a cache, only the tokens after those that it holds.
-            memory: From `encode`.
-            cache: Keys and values of the positions before `target`; the new ones are added to it.
-            attend: Computes attention, as in `encode`.
+            target: Token ids, int32 (rows, target_length). The number of rows is a multiple of the memory's batch, with
+                the rows of one sentence (its beams) adjacent. With a cache, only the tokens that it does not hold yet.
+            memory: The result of `encode`.
+            cache: Keys and values of the positions before `target`; updated in place.
+            attend: The attention function, as in `encode`.
 
         Returns:
             Logits, (rows, target_length, target_vocab_size).
@@ -336,27 +337,27 @@ class Transformer(nn.Module):
         return grad_checkpoint(layer) if self.recompute and self.training else layer
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache for `rows` sequences of up to `capacity` tokens."""
+        """Create an empty cache for `rows` sequences of up to `capacity` tokens."""
         head_dims = self.decoder.layers[0].self_attention.head_dims
         shape = (rows, self.config.decoder.num_heads, 2, capacity, head_dims)
         return KVCache([mx.zeros(shape, self.dtype) for _ in self.decoder.layers], mx.array(0, mx.int32))
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers are trained; fixed positions are not."""
+        """Number of trainable parameters; fixed positions do not count."""
         return tree_reduce(lambda total, array: total + array.size, self.trainable_parameters(), 0)
 
     @property
     def dtype(self) -> mx.Dtype:
-        """The type that activations are computed in."""
+        """The data type of activations."""
         return self.decoder.layers[0].feed_forward_residual.norm.weight.dtype
 
     def compiled(self, function: Callable, *options: Any) -> Callable:
-        """`function(model, *options, ...)`, compiled; the weights are inputs, so that later updates are seen."""
+        """Compile `function(model, *options, ...)`, with the weights as inputs, so that it sees later updates."""
         return compile_with_weights(self, self._compiled, function, options)
 
     def _masks(self, queries: int, cache: KVCache | None) -> list[mx.array] | list[str]:
-        """For each decoder layer what may be attended to: without a cache, the positions up to the query's own."""
+        """Return each decoder layer's self-attention mask: causal, and limited to the cache's positions."""
         if cache is not None:
             return self.decoder.masks(cache.mask(queries), cache.length, queries)
         if self.config.decoder.positions != "relative":
@@ -369,7 +370,7 @@ class Transformer(nn.Module):
 
     @property
     def output_layer(self) -> tuple[mx.array, mx.array | None]:
-        """The output layer's matrix, (target_vocab_size, dims), and its bias."""
+        """The output layer's weight, (target_vocab_size, dims), and its bias."""
         if "output" in self:
             return self.output.weight, self.output.get("bias")
         return self._target_embedding.weight, self.get("output_bias")

@@ -166,7 +166,7 @@ def read_options_file(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be TOML, a line `name = value` for each option: {error}.") from None
 
 
-def run_options(folder: str | Path) -> TrainingConfig:
+def load_run_options(folder: str | Path) -> TrainingConfig:
     """The options of a run that was started.
 
     Raises:

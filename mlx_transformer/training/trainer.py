@@ -27,7 +27,12 @@ from mlx_transformer.metrics import check_sacrebleu
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training.builders import build_model_and_tokenizer
-from mlx_transformer.training.run_directory import RunDirectory, checkpoint_step, run_options, validation_checkpoints
+from mlx_transformer.training.run_directory import (
+    RunDirectory,
+    checkpoint_step,
+    load_run_options,
+    validation_checkpoints,
+)
 from mlx_transformer.training.signals import Interruption, defer_signals
 from mlx_transformer.training.step_metrics import StepMetrics
 from mlx_transformer.training.train_state import TrainState
@@ -109,7 +114,7 @@ def _tokenize_corpora(corpora: ParallelCorpora, trainer: TrainState, tokenizer: 
 
 def _check_same_run(config: TrainingConfig) -> None:
     """Refuse to resume with options that would make it another run."""
-    former = run_options(config.output)
+    former = load_run_options(config.output)
     ending = former.schedule in ("cosine", "linear")
     free = {"output", "resume", "keep", *([] if ending else ["steps"])}
     old, new = to_dict(former), to_dict(config)

@@ -172,12 +172,12 @@ def test_ids_lie_in_files_without_a_name(tmp_path, monkeypatch):
 
 
 MEMORY = """
-from mlx_transformer.data.parallel_corpus import Corpora
-from mlx_transformer.data.batch_sampler import batches
-from mlx_transformer.data.dataset import Corpus
+from mlx_transformer.data.parallel_corpus import ParallelCorpora
+from mlx_transformer.data.batch_sampler import validation_batches
+from mlx_transformer.data.dataset import TokenizedCorpus
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-corpus = Corpus.build(Corpora([source]), Tokenizer.train(["source"], ["target"], 300))
-for batch in batches(corpus, 512, seed=0):
+corpus = TokenizedCorpus.build(ParallelCorpora([source]), Tokenizer.train(["source"], ["target"], 300))
+for batch in validation_batches(corpus, 512, seed=0):
     pass
 """
 

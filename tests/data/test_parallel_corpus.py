@@ -217,8 +217,8 @@ def test_a_file_may_be_named_like_a_spec_with_languages(tmp_path, monkeypatch):
 # Memory
 
 READ = """
-from mlx_transformer.data.parallel_corpus import Corpora
-corpora = Corpora([source])
+from mlx_transformer.data.parallel_corpus import ParallelCorpora
+corpora = ParallelCorpora([source])
 sum(1 for pair in corpora)
 corpora.sample(100)
 """

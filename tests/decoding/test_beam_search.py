@@ -573,13 +573,13 @@ def test_what_is_done_leaves_the_batch_and_changes_nothing(kind, monkeypatch, to
     prefixes = [[], [4, 8, 3], [], [7], [5] * 40, [], [], [3, 6], []]
     limits = [n - len(prefix) for n, prefix in zip(last, prefixes, strict=True)]
     search = dataclasses.replace(SEARCHES[kind], suppress_ids=(1,) if "rules" not in kind else ())
-    sizes, step = [], beam_search.step
+    sizes, step = [], beam_search.decode_step
 
     def counting(model, search, state, memory, request):
         sizes.append(len(state.tokens))
         return step(model, search, state, memory, request)
 
-    monkeypatch.setattr(beam_search, "step", counting)
+    monkeypatch.setattr(beam_search, "decode_step", counting)
     found = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
     monkeypatch.undo()
     assert_same(found, search_alone(model, sources, search, limits, prefixes), tolerance)
@@ -820,8 +820,8 @@ def test_streamed_tokens_are_those_of_the_hypothesis(setting):
 
 
 def test_tokens_are_streamed_before_all_are_found(model, sources, monkeypatch):
-    steps, step = [], beam_search.step
-    monkeypatch.setattr(beam_search, "step", lambda *state: (steps.append(1), step(*state))[1])
+    steps, step = [], beam_search.decode_step
+    monkeypatch.setattr(beam_search, "decode_step", lambda *state: (steps.append(1), step(*state))[1])
     search = SearchConfig(max_tokens=20, suppress_ids=(1,))
     for given, _ in enumerate(stream_ids(model, padded(sources[:1], model.config), search), start=1):
         assert len(steps) == min(given + 1, 20), "the next step is under way"

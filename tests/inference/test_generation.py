@@ -159,7 +159,7 @@ class TestOrder:
 
 class TestLaziness:
     def test_lines_are_read_a_window_at_a_time(self, model, tokenizer, monkeypatch):
-        monkeypatch.setattr(generation, "WINDOW", 4)
+        monkeypatch.setattr(generation, "READ_AHEAD", 4)
         read = []
 
         def lines():
@@ -176,7 +176,7 @@ class TestLaziness:
         assert [essence(h) for h in seen] == [essence(h) for h in alone(model, tokenizer, make_lines(11), GREEDY)]
 
     def test_endless_input(self, model, tokenizer, monkeypatch):
-        monkeypatch.setattr(generation, "WINDOW", 2)
+        monkeypatch.setattr(generation, "READ_AHEAD", 2)
 
         def lines():
             while True:
@@ -394,7 +394,7 @@ class TestDrawing:
         expected = list(generate_hypotheses(model, tokenizer, lines, DRAWN, batch_tokens=1))
         assert len({h[0].text for h in expected[-3:]}) > 1, "a line that comes again is drawn anew"
         for window in (4, 2048):
-            monkeypatch.setattr(generation, "WINDOW", window)
+            monkeypatch.setattr(generation, "READ_AHEAD", window)
             for batch_tokens in (100, 4096):
                 found = generate_hypotheses(model, tokenizer, lines, DRAWN, batch_tokens=batch_tokens)
                 assert [essence(h) for h in found] == [essence(h) for h in expected]

@@ -247,13 +247,13 @@ class TestMany:
 
     def test_windows_join_without_a_seam(self, plain, words, pairs, monkeypatch):
         expected = list(score(plain, words, *pairs))
-        monkeypatch.setattr(scoring, "WINDOW", 4)
+        monkeypatch.setattr(scoring, "READ_AHEAD", 4)
         found = list(score(plain, words, *pairs))
         assert [one.tokens for one in found] == [one.tokens for one in expected]
         assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
 
     def test_no_more_is_read_than_a_window(self, plain, words, monkeypatch):
-        monkeypatch.setattr(scoring, "WINDOW", 4)
+        monkeypatch.setattr(scoring, "READ_AHEAD", 4)
         read = itertools.count()
         endless = (f"w{3 + next(read) % 9}" for _ in itertools.count())
         found = score(plain, words, endless, itertools.repeat("w3 w4"))

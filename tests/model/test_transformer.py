@@ -13,7 +13,7 @@ from support.tiny_models import SETTINGS, config, padded, random_model, random_s
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.fused_projections import fuse_projections, split_projections
 from mlx_transformer.model.kv_cache import KVCache
-from mlx_transformer.model.transformer import Memory, Transformer, sinusoids
+from mlx_transformer.model.transformer import Memory, Transformer, sinusoidal_positions
 
 LENGTHS = (3, 7, 5)
 
@@ -203,7 +203,7 @@ def test_sequences_longer_than_the_positions_are_refused(model):
 
 @pytest.mark.parametrize("dims", [8, 7])
 def test_sinusoids_follow_the_paper(dims, close):
-    table = sinusoids(50, dims)
+    table = sinusoidal_positions(50, dims)
     assert table.shape == (50, dims)
     for position in (0, 1, 2, 17, 49):
         for column in range(dims):
@@ -216,8 +216,8 @@ def test_token_embeddings_are_scaled_by_the_root_of_the_width(scaled, close):
     model = random_model(config(encoder=stack(scale_embeddings=scaled)))
     tokens = model.source_embedding(mx.array([[5, 6, 5]]))
     embedded = model.encoder.embed(tokens)
-    close(embedded - sinusoids(3, 16), tokens * (4 if scaled else 1))
-    close(model.encoder.embed(tokens, mx.array(7)) - sinusoids(10, 16)[7:], tokens * (4 if scaled else 1))
+    close(embedded - sinusoidal_positions(3, 16), tokens * (4 if scaled else 1))
+    close(model.encoder.embed(tokens, mx.array(7)) - sinusoidal_positions(10, 16)[7:], tokens * (4 if scaled else 1))
 
 
 def test_the_embeddings_start_of_size_one():
@@ -326,12 +326,12 @@ def test_equals_torch_nn_transformer(norm_first, depths, activation, close):
     embedding, output = torch.randn(vocab, dims), torch.randn(vocab, dims)
     weights = from_torch(theirs.state_dict(), ours.config)
     weights += [("source_embedding.weight", mx.array(embedding.numpy())), ("output.weight", mx.array(output.numpy()))]
-    fixed = [(f"{name}.positions.weight", sinusoids(40, dims)) for name in ("encoder", "decoder")]
+    fixed = [(f"{name}.positions.weight", sinusoidal_positions(40, dims)) for name in ("encoder", "decoder")]
     ours.load_weights(weights + fixed)
 
     source = padded(random_sources(ours.config, LENGTHS), ours.config)
     target = random_targets(ours.config, rows=len(LENGTHS), length=6)
-    table = torch.tensor(np.array(sinusoids(40, dims)))
+    table = torch.tensor(np.array(sinusoidal_positions(40, dims)))
 
     def embed(ids):
         ids = torch.tensor(np.array(ids)).long()

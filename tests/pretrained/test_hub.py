@@ -49,12 +49,12 @@ huggingface_hub.hf_hub_download = fail
 SLOW = """
 import time
 from mlx_transformer.storage import safetensors
-write = safetensors.write_made
+write = safetensors.write_streamed
 def write_made(*arguments):
     open("made", "a").write("once\\n")
     time.sleep(1)
     write(*arguments)
-safetensors.write_made = write_made
+safetensors.write_streamed = write_made
 """
 # Dies when the new model folder is written, but not yet in its place.
 KILLED = """
@@ -62,7 +62,7 @@ import os, signal
 from mlx_transformer.weights import convert
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
-convert.card = die
+convert.model_card = die
 """
 
 
@@ -175,7 +175,7 @@ def test_without_a_network_the_last_conversion_is_loaded(machine, server):
     server.stop()
     *marks, missing, told = machine.load("owner/name", ("owner/name", "v1"), ("owner/name", "v2"))
     assert marks == [3.0, 3.0]
-    assert missing.startswith(f"Unreachable: {server.endpoint}/owner/name cannot be reached: ")
+    assert missing.startswith(f"HubUnreachableError: {server.endpoint}/owner/name cannot be reached: ")
     assert missing.endswith("; check the network, or the path if owner/name is one.")
     assert len(told.splitlines()) == 2 and "What was loaded last is used: " in told
     other, told = machine.load("owner/other", HF_HUB_OFFLINE="1")
@@ -229,10 +229,10 @@ def test_another_version_converts_anew_if_it_can(machine, server):
 def test_a_download_that_is_cut_off(machine, server):
     server.publish("owner/name", model_files(3.0), accidents=["cut", "503", "cut"])
     result, _ = machine.load("owner/name")
-    assert result.startswith("Unreachable: ") and "503" in result and len(result.splitlines()) == 1
-    assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("Unreachable: ")
+    assert result.startswith("HubUnreachableError: ") and "503" in result and len(result.splitlines()) == 1
+    assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("HubUnreachableError: ")
     assert machine.load("owner/name", first=FAILS) == (
-        f"Unreachable: {server.endpoint}/owner/name cannot be reached: Data processing error: no route; check the "
+        f"HubUnreachableError: {server.endpoint}/owner/name cannot be reached: Data processing error: no route; check the "
         "network, or the path if owner/name is one.",
         "",
     )
@@ -251,7 +251,7 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(machine
     assert (status, out) == (-signal.SIGKILL, "")
     folder = machine.kept / "owner--name" / f"{commit}-{mt.__version__}"
     assert list(folder.parent.glob(f".{folder.name}.new-*")) and not folder.exists()
-    assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("Unreachable: ")
+    assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("HubUnreachableError: ")
     assert machine.load("owner/name") == (3.0, "")
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", folder.name, "ref-main"]
 
@@ -356,7 +356,7 @@ def test_a_model_folder_of_ours_is_used_as_it_is(machine, server, our_files):
     for path in folder.resolve().iterdir():
         path.unlink()
     folder.resolve().rmdir()
-    assert machine.load("owner/ours", HF_HUB_OFFLINE="1")[0].startswith("Unreachable: ")
+    assert machine.load("owner/ours", HF_HUB_OFFLINE="1")[0].startswith("HubUnreachableError: ")
     assert machine.load("owner/ours") == ("ours", "")
 
 

@@ -125,8 +125,8 @@ def test_a_cut_source_keeps_what_stands_after_the_text():
     assert after.truncate_source(ids, 2) == [1, 7]
     assert after.truncate_source(ids, 1) == [7]
     before = tokenizer(source_language="before")
-    assert before.cut(before.encode("a b a", "deu_Latn"), 3) == [7, 4, 1]
-    assert tokenizer(after_source=()).cut([4, 5, 4], 2) == [4, 5]
+    assert before.truncate_source(before.encode("a b a", "deu_Latn"), 3) == [7, 4, 1]
+    assert tokenizer(after_source=()).truncate_source([4, 5, 4], 2) == [4, 5]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from support.paths import TESTS
 
 import mlx_transformer as mt
-from mlx_transformer.training.run_directory import run_options
+from mlx_transformer.training.run_directory import load_run_options
 
 # Written by: mlx-transformer train --train dates --valid dates --preset tiny --num-layers 1 --dims 16 --mlp-dims 16
 # --num-heads 1 --vocab-size 270 --batch-tokens 256 --valid-every 2 --log-every 1 --bleu-sentences 4 --warmup-steps 2
@@ -32,7 +32,7 @@ def test_a_model_folder_gives_the_same_hypothesis():
 def test_a_run_resumes_as_it_did_then(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(VERSION_0_1_0, run)
-    mt.train(dataclasses.replace(run_options(run), output=str(run), resume=True, steps=8))
+    mt.train(dataclasses.replace(load_run_options(run), output=str(run), resume=True, steps=8))
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     losses = {entry["step"]: entry["loss"] for entry in log if entry["event"] == "step" and entry["step"] > 4}
     assert losses == pytest.approx(LOSSES, abs=1e-3)

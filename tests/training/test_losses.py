@@ -137,14 +137,14 @@ class TestSummedLoss:
         program = """
 import conftest
 import mlx.core as mx
-from mlx_transformer.training.losses import summed_loss
+from mlx_transformer.training.losses import chunked_cross_entropy
 mx.set_default_device(mx.cpu)
 hidden, weight = mx.random.normal((2048, 16)), mx.random.normal((250_000, 16))
 targets, real = mx.random.randint(0, 250_000, (2048,)), mx.ones(2048)
 mx.eval(hidden, weight, targets, real)
 before = mx.get_active_memory()
 mx.reset_peak_memory()
-mx.eval(mx.value_and_grad(lambda w: summed_loss(hidden, w, None, targets, real, 0.1))(weight))
+mx.eval(mx.value_and_grad(lambda w: chunked_cross_entropy(hidden, w, None, targets, real, 0.1))(weight))
 print(mx.get_peak_memory() - before)
 """
         done = subprocess.run(

@@ -12,8 +12,8 @@ from mlx_transformer.config.serialization import to_dict
 from mlx_transformer.training.run_directory import (
     RunDirectory,
     find_damaged_files,
+    load_run_options,
     read_options_file,
-    run_options,
     write_checksums,
 )
 
@@ -32,7 +32,7 @@ def test_options_are_the_same_after_writing_and_reading(tmp_path):
     RunDirectory(tmp_path).begin(strange, 0, {"command": "train --source-prefix 'a\nb \x7f'", "mlx": "1"})
     text = (tmp_path / "options.toml").read_text()
     assert text.startswith("# command: train --source-prefix 'a\\nb \\u007f'\n# mlx: 1\n")
-    assert run_options(tmp_path) == strange
+    assert load_run_options(tmp_path) == strange
     assert read_options_file(tmp_path / "options.toml").keys() == {
         name for name, value in to_dict(strange).items() if value is not None and name != "resume"
     }

@@ -66,13 +66,13 @@ import mlx.core as mx
 mx.set_default_device(mx.cpu)
 import pathlib
 from mlx_transformer.storage import atomic
-from mlx_transformer.training.run_directory import options_of
-from mlx_transformer.training.train_state import Trainer
+from mlx_transformer.training.run_directory import load_run_options
+from mlx_transformer.training.train_state import TrainState
 from mlx_transformer.training.trainer import train
 import dataclasses
 run, place, turns = sys.argv[2], sys.argv[3], int(sys.argv[4])
-places = {"sync": (atomic, "sync"), "rename": (pathlib.Path, "rename"), "step": (Trainer, "update")}
-owner, name = places.get(place, (Trainer, "write"))
+places = {"sync": (atomic, "fsync"), "rename": (pathlib.Path, "rename"), "step": (TrainState, "update")}
+owner, name = places.get(place, (TrainState, "write"))
 if place == "time":  # hundredths of a second
     threading.Timer(turns / 100, os.kill, (os.getpid(), signal.SIGKILL)).start()
     turns = 0
@@ -84,7 +84,7 @@ def counted(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
 setattr(owner, name, counted)
-train(dataclasses.replace(options_of(run), resume=True))
+train(dataclasses.replace(load_run_options(run), resume=True))
 """
 
 

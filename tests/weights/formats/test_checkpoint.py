@@ -28,7 +28,7 @@ from support.checkpoint_files import (
 )
 from support.peak_memory import growth
 
-from mlx_transformer.weights.formats.checkpoint import CheckpointError, Stub, plain, read_checkpoint
+from mlx_transformer.weights.formats.checkpoint import CheckpointError, PickledObject, read_checkpoint, to_plain
 from mlx_transformer.weights.formats.containers import SAFETENSORS_DTYPES
 from mlx_transformer.weights.formats.tensors import DTYPES, FLOAT8, float8_values
 
@@ -221,15 +221,15 @@ def test_settings_are_plain_data(tmp_path):
     for kind in KINDS:
         with read_checkpoint(write(tmp_path / kind, make(kind, root, {"0": numbers()}))) as checkpoint:
             extras = checkpoint.extras
-            assert plain(extras["args"]) == {"heads": 8, "arch": "small"}
-            assert plain(extras)["cfg"] == {"dims": 512, "sizes": [512]}
+            assert to_plain(extras["args"]) == {"heads": 8, "arch": "small"}
+            assert to_plain(extras)["cfg"] == {"dims": 512, "sizes": [512]}
             assert extras["hyper_parameters"] == root["hyper_parameters"]
             assert (extras["counts"], extras["default"], extras["size"]) == ({"a": 2}, {"a": [1]}, (1, 2))
             assert extras["bytes"] == b"\xff\x00"
             assert extras["vocab"].state["itos"] == ["a", "b"]
             device = extras["device"]
-            assert isinstance(device, Stub) and (device.name, device.args) == ("torch.device", ("cuda", 0))
-            assert repr(device) == "<Stub 'torch.device'>"
+            assert isinstance(device, PickledObject) and (device.name, device.args) == ("torch.device", ("cuda", 0))
+            assert repr(device) == "<PickledObject 'torch.device'>"
             with pytest.raises(CheckpointError, match="one of this checkpoint"):
                 with read_checkpoint(write(tmp_path / "other", make(kind, root, {"0": numbers()}))) as other:
                     checkpoint.load(other.tensors["a"])
@@ -526,10 +526,10 @@ def test_extras_of_torch(tmp_path, torch):
     for kind in KINDS:
         with read_checkpoint(save(torch, root, tmp_path / "a.pt", kind)) as checkpoint:
             extras = checkpoint.extras
-            assert plain(extras["args"]) == {"heads": 4, "sizes": [1, 2]}
+            assert to_plain(extras["args"]) == {"heads": 4, "sizes": [1, 2]}
             assert extras["dtype"].name == "torch.float16" and extras["size"] == (1, 2)
             assert extras["counts"] == {"a": 2, "b": 1}
-            assert isinstance(extras["best"], Stub)
+            assert isinstance(extras["best"], PickledObject)
 
 
 @pytest.mark.torch

@@ -17,7 +17,7 @@ from support.hostile_files import LEGACIES, OTHERS, PICKLES, SAFE, ZIPS, floats
 from mlx_transformer.storage.files import MAX_BYTES
 from mlx_transformer.weights import source_config
 from mlx_transformer.weights.formats import unpickler
-from mlx_transformer.weights.formats.checkpoint import CheckpointError, Stub, plain, read_checkpoint
+from mlx_transformer.weights.formats.checkpoint import CheckpointError, PickledObject, read_checkpoint, to_plain
 
 FUZZ = int(os.environ.get("MLX_TRANSFORMER_FUZZ", "2000"))
 SECONDS = 20  # of processor time for one file; the steps of a pickle bound it
@@ -72,7 +72,7 @@ def attempt(path):
             mx.eval([checkpoint.load(name) for name in checkpoint.tensors])
             outcome = checkpoint.extras
             try:
-                outcome = plain(outcome)
+                outcome = to_plain(outcome)
             except CheckpointError as error:
                 assert "nested at most" in str(error)
     except CheckpointError as error:
@@ -108,7 +108,7 @@ def warm(tmp_path_factory, audited):
     for number, content in enumerate(valid_files()):
         with read_checkpoint(place(folder, content, f"{number}.pt")) as checkpoint:
             mx.eval([checkpoint.load(name) for name in checkpoint.tensors])
-            plain(checkpoint.extras)
+            to_plain(checkpoint.extras)
     with pytest.raises(CheckpointError):
         read_checkpoint(place(folder, b"{"))
 
@@ -167,7 +167,7 @@ def test_there_are_enough_cases():
 
 def test_calls_become_stubs(folder):
     outcome = attempt(place(folder, zip_file({"a": tensor(), "x": Call("os", "system", ("touch CANARY",))}, STORED)))
-    assert isinstance(outcome["x"], Stub)
+    assert isinstance(outcome["x"], PickledObject)
     assert (outcome["x"].name, outcome["x"].args) == ("os.system", ("touch CANARY",))
 
 
@@ -250,7 +250,7 @@ def test_settings_that_are_nested_too_deep(folder):
     for _ in range(200):
         value = [value]
     with pytest.raises(CheckpointError, match="at most 100 deep"):
-        plain(value)
+        to_plain(value)
 
 
 def shared_sections():
