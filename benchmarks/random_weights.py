@@ -246,7 +246,7 @@ def reads(name: str, options: Options) -> Result:
             outputs = system.generate(source, beams, options.tokens)
         if found is None:
             return Result(
-                "- Left out: mlx_transformer.decoding.beam_search has no function `to_host` through which all reads go.\n",
+                "- Left out: decoding.beam_search has no function `to_host` through which all reads go.\n",
                 [],
                 [],
             )

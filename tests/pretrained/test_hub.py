@@ -232,8 +232,8 @@ def test_a_download_that_is_cut_off(machine, server):
     assert result.startswith("HubUnreachableError: ") and "503" in result and len(result.splitlines()) == 1
     assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("HubUnreachableError: ")
     assert machine.load("owner/name", first=FAILS) == (
-        f"HubUnreachableError: {server.endpoint}/owner/name cannot be reached: Data processing error: no route; check the "
-        "network, or the path if owner/name is one.",
+        f"HubUnreachableError: {server.endpoint}/owner/name cannot be reached: Data processing error: no route; "
+        "check the network, or the path if owner/name is one.",
         "",
     )
     assert machine.load("owner/name")[0] == 3.0  # the client itself tries again after the second cut
