@@ -3,6 +3,7 @@
 The blocks of a page run in order in an empty folder: ```python in one namespace, ```console in a shell, where the hub
 has tiny models and `train` takes two steps. A ```text block right after one of them shows its output: "..." stands for
 anything, decimals may differ by 0.01, and "Error: ..." means that the command fails. Other ```text blocks are not run.
+A block with a title, ```python title="FILE", is an excerpt: its lines stand in that file, "..." for lines left out.
 """
 
 import ctypes.util
@@ -69,6 +70,7 @@ INSTALLERS = {
     "pip": '#!/bin/sh\n[ "$1" = install ]\n',
 }
 DECIMAL = re.compile(r"-?\d+\.\d+")
+FENCED = re.compile(r'^```(\w+)(?: title="([^"\n]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -76,30 +78,44 @@ class Block(NamedTuple):
 
     Attributes:
         language: What follows the fence.
-        line: The number of its first line.
-        code: Its lines.
+        line: The number of that line.
+        code: The lines of the block.
+        title: The file that it is an excerpt of.
         output: What it is to print, if the page shows that.
     """
 
     language: str
     line: int
     code: str
-    output: str | None
+    title: str | None = None
+    output: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        return self.language != "text" and self.title is None
 
 
 def read_blocks(text: str) -> list[Block]:
     """Return the blocks of a page; a text block right after a code block becomes its output."""
     blocks: list[Block] = []
     end = -1
-    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        language, code = match.groups()
+    for match in FENCED.finditer(text):
+        language, title, code = match.groups()
         adjacent = end >= 0 and not text[end : match.start()].strip()
-        if language == "text" and adjacent and blocks[-1].language != "text":
+        if language == "text" and adjacent and blocks[-1].runs:
             blocks[-1] = blocks[-1]._replace(output=code)
         else:
-            blocks.append(Block(language, text[: match.start()].count("\n") + 1, code, None))
+            blocks.append(Block(language, text[: match.start()].count("\n") + 1, code, title))
         end = match.end()
+    assert "```" not in FENCED.sub("", text)
     return blocks
+
+
+def check_excerpt(block: Block, page: str) -> None:
+    """Compare an excerpt with its file."""
+    text = (ROOT / block.title).read_text()
+    for part in re.split(r"^ *\.\.\.\n", block.code, flags=re.MULTILINE):
+        assert part.strip() and part in text, f"{page}, line {block.line}: not in {block.title}:\n{part}"
 
 
 def normalize(text: str) -> str:
@@ -219,7 +235,10 @@ def test_the_blocks_of_a_page_run_and_print_what_it_shows(path, workplace):
     page = path.relative_to(ROOT).as_posix()
     blocks = read_blocks(path.read_text())
     assert {block.language for block in blocks} <= {"python", "console", "text"}
-    blocks = [block for block in blocks if block.language != "text"]
+    for block in blocks:
+        if block.title is not None:
+            check_excerpt(block, page)
+    blocks = [block for block in blocks if block.runs]
     results = workplace.run(page, blocks)
     for block, result in zip(blocks, results, strict=False):
         check_output(block, result, page)
@@ -242,6 +261,14 @@ def check_models(folder: Path, results: dict[str, dict]) -> None:
     ours, same = (dict(tree_flatten(model.parameters())) for model, _ in models)
     assert all(mx.array_equal(array, same[name]) for name, array in ours.items())
     assert models[0][1].source_vocab_size == ours["source_embedding.weight"].shape[0] and models[1][1] is None
+
+
+def test_an_excerpt_that_is_not_in_its_file_is_found():
+    code = "class Memory(NamedTuple):\n...\nclass Attention(nn.Module):\n"
+    for lines, right in ((code, True), (code.replace("Memory", "Remembrance"), False), ("", False)):
+        (block,) = read_blocks(f'```python title="mlx_transformer/model/transformer.py"\n{lines}```')
+        with nullcontext() if right else pytest.raises(AssertionError, match="page.md, line 1"):
+            check_excerpt(block, "page.md")
 
 
 @pytest.mark.slow
@@ -318,7 +345,7 @@ BLOCKS = {
 
 @pytest.mark.parametrize(("text", "right"), BLOCKS.values(), ids=BLOCKS)
 def test_a_block_that_does_not_print_what_its_page_shows_is_found(text, right, workplace):
-    blocks = [block for block in read_blocks(text) if block.language != "text"]
+    blocks = [block for block in read_blocks(text) if block.runs]
     results = workplace.run("page.md", blocks)
     with nullcontext() if right else pytest.raises(AssertionError, match="page.md, line 1"):
         for block, result in zip(blocks, results, strict=True):
