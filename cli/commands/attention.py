@@ -87,7 +87,7 @@ def command(
         ids = generate_target(network, tokenizer, text, search, **options)
     else:
         ids = encode_target(network, tokenizer, text, target, **options)
-    ids = [tokenizer.starts(1, target_language)[0].start_id, *ids]
+    ids = [tokenizer.decoder_starts(1, target_language)[0].start_id, *ids]
     save(attention_figure(network, tokenizer, source, ids, kinds, layers, heads), output)
     click.echo(f"Picture: {output}")
 

@@ -131,7 +131,7 @@ def _encode_pairs(
     sources = [text if text.startswith(prefix) else prefix + text for text in sources]
     source_ids = tokenizer.encode_batch(sources, source_languages, target_languages)
     target_ids = tokenizer.encode_target_batch(targets, target_languages)
-    starts = tokenizer.starts(len(chunk), target_languages)
+    starts = tokenizer.decoder_starts(len(chunk), target_languages)
     for source, start, target in zip(source_ids, starts, target_ids, strict=True):
         yield source, [start.start_id, *target]
 

@@ -260,7 +260,7 @@ def _encode_lines(
     written = [line for line in lines if line.text]
     encoded = zip(
         encode_truncated(partial(encode_sources, tokenizer), written, limit),
-        tokenizer.starts(len(written), [line.target_language for line in written]),
+        tokenizer.decoder_starts(len(written), [line.target_language for line in written]),
         encode_prefixes(tokenizer, written),
         strict=True,
     )

@@ -200,7 +200,7 @@ def _encode_window(
 
 def _decoder_starts(model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine]) -> list[DecoderStart]:
     """What generation would begin each target with."""
-    starts = tokenizer.starts(len(lines), [line.target_language for line in lines])
+    starts = tokenizer.decoder_starts(len(lines), [line.target_language for line in lines])
     forced = model.search_defaults.forced_bos_id
     return [start._replace(first_id=forced) if start.first_id is None else start for start in starts]
 

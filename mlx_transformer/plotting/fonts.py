@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.font_manager import FontProperties, fontManager, get_font
 from tokenizers import decoders
 
-from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary
 
 DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
@@ -41,9 +41,9 @@ def piece_labels(vocabulary: Vocabulary, ids: Iterable[int]) -> list[str]:
     Where the vocabulary spells bytes as letters, as GPT-2's does, that is undone; there bytes that are no characters by
     themselves become U+FFFD.
     """
-    decoder = vocabulary.tokenizer.decoder if isinstance(vocabulary, TokenizersVocabulary) else None
+    decoder = vocabulary.tokenizer.decoder if isinstance(vocabulary, HFVocabulary) else None
     found = []
-    for piece in map(vocabulary.token, ids):
+    for piece in map(vocabulary.id_to_token, ids):
         if isinstance(decoder, decoders.ByteLevel):
             piece = decoder.decode([piece])
         elif byte := ASCII_BYTE.fullmatch(piece):

@@ -13,7 +13,7 @@ FIXED_TOKENS = SPECIAL_TOKENS + BYTE_TOKENS
 
 # Words with the space before them, digits one by one, runs of marks, runs of white space. An apostrophe stays with the
 # letters before it (l'|eau, qu'|il). No match spans letters and marks, so no piece can read "<pad>" or "<0x41>".
-WORDS = r" ?\p{L}[\p{L}\p{M}]*(?:['’](?=\p{L}))?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+SPLIT_PATTERN = r" ?\p{L}[\p{L}\p{M}]*(?:['’](?=\p{L}))?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 # A character outside the most frequent that make up this share of the text is spelled in bytes.
 CHARACTER_COVERAGE = 0.99999
@@ -47,7 +47,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = 
     check_vocab_size(vocab_size, len(languages))
     own = (*FIXED_TOKENS, *map(language_token, languages))
     room = vocab_size - len(own)
-    alphabet = _alphabet(texts, limit=(room + 1) // 2)
+    alphabet = _choose_alphabet(texts, limit=(room + 1) // 2)
     trainer = trainers.BpeTrainer(
         vocab_size=room,
         min_frequency=2,
@@ -55,29 +55,29 @@ def train_bpe(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = 
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
     )
-    learner = _pipeline(models.BPE())
+    learner = _make_tokenizer(models.BPE())
     learner.train_from_iterator(texts, trainer)
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
     # A dict keeps first places: two merges may spell the same piece.
     pieces = dict.fromkeys([*own, *alphabet, *(left + right for left, right in merges)])
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    return _pipeline(models.BPE(vocabulary, merges, byte_fallback=True))
+    return _make_tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
 
 
-def _pipeline(model: models.Model) -> tokenizers.Tokenizer:
+def _make_tokenizer(model: models.Model) -> tokenizers.Tokenizer:
     """A space is set before the text, so its first word is spelled as any other, and cut off again after decoding."""
     pipeline = tokenizers.Tokenizer(model)
     pipeline.normalizer = normalizers.Prepend(" ")
-    pipeline.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    pipeline.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
     pipeline.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return pipeline
 
 
-def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
+def _choose_alphabet(texts: Iterable[str], limit: int) -> list[str]:
     """Choose the space and the most frequent characters, sorted; ties go to the lower code point."""
     counts: Counter[str] = Counter()
     for text in texts:
-        check_text(text)
+        check_unicode(text)
         counts.update(text)
     uncovered = counts.total()
     if not uncovered:
@@ -92,7 +92,7 @@ def _alphabet(texts: Iterable[str], limit: int) -> list[str]:
     return sorted(chosen)
 
 
-def check_text(text: str) -> None:
+def check_unicode(text: str) -> None:
     """Refuse a text that has no UTF-8."""
     try:
         text.encode()

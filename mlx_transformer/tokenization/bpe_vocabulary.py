@@ -10,13 +10,13 @@ from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, Vocabula
 
 END_OF_WORD = "</w>"  # marks the last character of a word in merges
 CONTINUATION = "@@"
-NEW_LINE = "__newln__"
+NEWLINE_TOKEN = "__newln__"
 # White space by Unicode, which the separators U+001C to U+001F are not.
-SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-CHAT_WORD = re.compile(f"[^{SPACE}]+\n?")
-CHAT_MARK = re.compile("([.,!?()])")
-CHAT_SPACES = re.compile(f"[{SPACE}]{{2,}}")
-MAX_CACHED = 100_000  # words
+WHITESPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+CHAT_WORD_PATTERN = re.compile(f"[^{WHITESPACE}]+\n?")
+CHAT_PUNCTUATION_PATTERN = re.compile("([.,!?()])")
+CHAT_WHITESPACE_PATTERN = re.compile(f"[{WHITESPACE}]{{2,}}")
+MAX_CACHED_WORDS = 100_000  # words
 
 
 @dataclass(frozen=True)
@@ -80,31 +80,31 @@ class BPEVocabulary(Vocabulary):
 
     def _word(self, word: str) -> list[int]:
         if word not in self._cut:
-            if len(self._cut) >= MAX_CACHED:
+            if len(self._cut) >= MAX_CACHED_WORDS:
                 self._cut.clear()
             self._cut[word] = [self.ids.get(piece, self.unknown_id) for piece in apply_merges(word, self._ranks)]
         return self._cut[word]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`."""
-        text = " ".join(self._pieces.get(i, self.token(self.unknown_id)) for i in ids)
+        text = " ".join(self._pieces.get(i, self.id_to_token(self.unknown_id)) for i in ids)
         # A target that ends in the middle of a word ends with the sign in the one original, not in the other.
         return (text if self.chat else f"{text} ").replace(f"{CONTINUATION} ", "").strip()
 
-    def token(self, i: int) -> str:
+    def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""
         return self._pieces.get(i, "")
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
         return self.added.get(token, self.ids.get(token))
 
 
 def split_chat_words(text: str) -> Iterator[str]:
     """Words of a text in lower case, punctuation apart."""
-    for found in CHAT_WORD.findall(text):
-        word = CHAT_MARK.sub(r" \1", found).replace("'", " ' ")
-        word = CHAT_SPACES.sub(" ", word).replace("\n", f" {NEW_LINE}")
+    for found in CHAT_WORD_PATTERN.findall(text):
+        word = CHAT_PUNCTUATION_PATTERN.sub(r" \1", found).replace("'", " ' ")
+        word = CHAT_WHITESPACE_PATTERN.sub(" ", word).replace("\n", f" {NEWLINE_TOKEN}")
         yield from (part.lower() for part in word.split(" ") if part)
 
 

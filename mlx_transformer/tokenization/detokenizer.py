@@ -6,7 +6,7 @@ on, a space that cleaning up may take away.
 
 import re
 
-from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.tokenizer import CLEAN_UP_RULES, Tokenizer
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
@@ -25,7 +25,7 @@ class Detokenizer:
         """Begin a text."""
         self._tokenizer = tokenizer
         self._skipped = frozenset(tokenizer.config.skip_ids)
-        self._in_runs = isinstance(tokenizer.target, TokenizersVocabulary)
+        self._in_runs = isinstance(tokenizer.target, HFVocabulary)
         self._ids: list[int] = []  # that the text of the next one may depend on
         self._given = 0  # characters of their text that were passed on
         self._held = [""] * len(CLEAN_UP_RULES)
@@ -60,7 +60,7 @@ class Detokenizer:
 
     def _is_byte(self, i: int) -> bool:
         """Whether its text depends on all the bytes beside it: `tokenizers` reads a run of them as a whole."""
-        return self._in_runs and BYTE_TOKEN.fullmatch(self._tokenizer.target.token(i)) is not None
+        return self._in_runs and BYTE_TOKEN.fullmatch(self._tokenizer.target.id_to_token(i)) is not None
 
     def _pass_on(self, text: str, end: int) -> str:
         start, self._given = self._given, max(self._given, end)

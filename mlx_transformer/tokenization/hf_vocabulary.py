@@ -11,7 +11,7 @@ from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.vocabulary import Vocabulary
 
 
-class TokenizersVocabulary(Vocabulary):
+class HFVocabulary(Vocabulary):
     """A vocabulary of the `tokenizers` library, without what it would add, cut or pad by itself."""
 
     kind = "tokenizers"
@@ -39,11 +39,11 @@ class TokenizersVocabulary(Vocabulary):
         """See `Vocabulary`."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
-    def token(self, i: int) -> str:
+    def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""
         return self.tokenizer.id_to_token(i) or ""
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
         return self.tokenizer.token_to_id(token)
 

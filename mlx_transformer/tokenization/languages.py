@@ -50,7 +50,7 @@ def language_token_id(config: TokenizerConfig, code: str) -> int:
     )
 
 
-def require_language(config: TokenizerConfig, side: str, ids: Sequence[int | None]) -> list[int]:
+def require_language_ids(config: TokenizerConfig, side: str, ids: Sequence[int | None]) -> list[int]:
     """Ids of languages, none of which is missing; ValueError, which says how to give one, otherwise."""
     found = [i for i in ids if i is not None]
     if len(found) < len(ids):

@@ -19,7 +19,7 @@ from mlx_transformer.tokenization.vocabulary import (
     check_vocabulary_ids,
 )
 
-LANGUAGE_TAG = re.compile(">>.*?<<", re.DOTALL)
+LANGUAGE_TAG_PATTERN = re.compile(">>.*?<<", re.DOTALL)
 
 MODEL_FILES = {"model": "sentencepiece.model", "decoder": "sentencepiece_decoder.model"}  # in a model folder
 
@@ -82,7 +82,7 @@ class SentencePieceVocabulary(Vocabulary):
                 ids.append(part)
                 continue
             pieces = []
-            if self.tags and (tag := LANGUAGE_TAG.match(part)):
+            if self.tags and (tag := LANGUAGE_TAG_PATTERN.match(part)):
                 pieces.append(tag[0])
                 part = part[tag.end() :]
             pieces += self._encoder.encode(part, out_type=str)
@@ -97,18 +97,18 @@ class SentencePieceVocabulary(Vocabulary):
             if i in self._pieces:
                 pieces.append(self._pieces[i])
             else:
-                text += self._joined(pieces) + self.token(self.unknown_id)
+                text += self._joined(pieces) + self.id_to_token(self.unknown_id)
                 pieces = []
         return (text + self._joined(pieces)).replace(SPACE_SYMBOL, " ").strip()
 
     def _joined(self, pieces: list[str]) -> str:
         return "".join(pieces) if self.join == "plain" else self._decoder.decode_pieces(pieces)
 
-    def token(self, i: int) -> str:
+    def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""
         return self._pieces.get(i, "")
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
         return self.added.get(token, self.ids.get(token))
 

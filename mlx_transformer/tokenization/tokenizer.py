@@ -11,27 +11,26 @@ from mlx_transformer.storage.files import read_json
 from mlx_transformer.tokenization.bpe_trainer import (
     FIXED_TOKENS,
     SPECIAL_TOKENS,
-    check_text,
+    check_unicode,
     language_token,
     train_bpe,
 )
 from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
-from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.languages import (
     LanguageCodes,
     missing_language_error,
-    require_language,
+    require_language_ids,
     resolve_language_ids,
 )
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from mlx_transformer.tokenization.vocabulary import ByteVocabulary, Vocabulary, WordVocabulary
 
 VOCABULARY_FILE = "vocabulary.json"
-KINDS: dict[str, type[Vocabulary]] = {
-    kind.kind: kind
-    for kind in (TokenizersVocabulary, SentencePieceVocabulary, ByteVocabulary, WordVocabulary, BPEVocabulary)
+VOCABULARY_KINDS: dict[str, type[Vocabulary]] = {
+    kind.kind: kind for kind in (HFVocabulary, SentencePieceVocabulary, ByteVocabulary, WordVocabulary, BPEVocabulary)
 }
-MAX_IDS = 2**22  # fifteen times the largest vocabulary known
+MAX_VOCAB_SIZE = 2**22  # fifteen times the largest vocabulary known
 # What is cleaned up, in this order.
 CLEAN_UP_RULES = (
     *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
@@ -85,15 +84,19 @@ class Tokenizer:
         if _has_trained_layout(self.config):
             languages = {i: language_token(code) for code, i in self.config.languages.items()}
             for i, token in (dict(enumerate(SPECIAL_TOKENS)) | languages).items():
-                if vocabulary.token(i) != token:
-                    raise ValueError(f"Id {i} of a trained vocabulary must be {token}: it is {vocabulary.token(i)!r}.")
-        if vocabulary.size > MAX_IDS:
-            raise ValueError(f"Ids of a vocabulary must be below {MAX_IDS}: the highest is {vocabulary.size - 1}.")
-        # A special token without a row in the model does no harm: it is left out of sources.
-        if extra := [i for i in range(size, vocabulary.size) if i not in self._skipped and vocabulary.token(i)]:
+                if vocabulary.id_to_token(i) != token:
+                    raise ValueError(
+                        f"Id {i} of a trained vocabulary must be {token}: it is {vocabulary.id_to_token(i)!r}."
+                    )
+        if vocabulary.size > MAX_VOCAB_SIZE:
             raise ValueError(
-                f"A vocabulary must fit its model: {vocabulary.token(extra[0])!r} has the id {extra[0]}, but the model "
-                f"only {size} ids; use the files that belong to the model."
+                f"Ids of a vocabulary must be below {MAX_VOCAB_SIZE}: the highest is {vocabulary.size - 1}."
+            )
+        # A special token without a row in the model does no harm: it is left out of sources.
+        if extra := [i for i in range(size, vocabulary.size) if i not in self._skipped and vocabulary.id_to_token(i)]:
+            raise ValueError(
+                f"A vocabulary must fit its model: {vocabulary.id_to_token(extra[0])!r} has the id {extra[0]}, but the "
+                f"model only {size} ids; use the files that belong to the model."
             )
         if max(own, default=0) >= size:
             raise ValueError(f"A tokenizer must fit its model: it writes the id {max(own)}, but there are only {size}.")
@@ -133,19 +136,19 @@ class Tokenizer:
         rows = [[*config.before_source, *row, *config.after_source] for row in rows]
         if config.source_language == "none":
             return rows
-        pairs = zip(require_language(config, "source", languages), rows, strict=True)
+        pairs = zip(require_language_ids(config, "source", languages), rows, strict=True)
         return [[i, *row] if config.source_language == "before" else [*row, i] for i, row in pairs]
 
     def _tagged(self, texts: Sequence[str], target_language: LanguageCodes) -> list[str]:
         """Texts that begin with the tag of their target language; one that is written there already is enough."""
-        tags = tuple(self.source.token(i) for i in self.config.languages.values())
+        tags = tuple(self.source.id_to_token(i) for i in self.config.languages.values())
         tagged = []
         for text, i in zip(
             texts, resolve_language_ids(self.config, "target", target_language, len(texts)), strict=True
         ):
             if i is None and not text.startswith(tags):
                 raise missing_language_error(self.config, "target")
-            tagged.append(text if i is None else f"{self.source.token(i)} {text}")
+            tagged.append(text if i is None else f"{self.source.id_to_token(i)} {text}")
         return tagged
 
     @property
@@ -158,7 +161,7 @@ class Tokenizer:
         after = self.num_after_source
         return ids if len(ids) <= most else ids[: max(most - after, 0)] + ids[len(ids) - min(after, most) :]
 
-    def starts(self, count: int, target_language: LanguageCodes = None) -> list[DecoderStart]:
+    def decoder_starts(self, count: int, target_language: LanguageCodes = None) -> list[DecoderStart]:
         """What each of `count` targets begins with.
 
         Args:
@@ -170,9 +173,9 @@ class Tokenizer:
         """
         ids = resolve_language_ids(self.config, "target", target_language, count)
         if self.config.target_language == "start":
-            return [DecoderStart(i, None) for i in require_language(self.config, "target", ids)]
+            return [DecoderStart(i, None) for i in require_language_ids(self.config, "target", ids)]
         if self.config.target_language == "first":
-            return [DecoderStart(self.start_id, i) for i in require_language(self.config, "target", ids)]
+            return [DecoderStart(self.start_id, i) for i in require_language_ids(self.config, "target", ids)]
         return [DecoderStart(self.start_id, None)] * count
 
     def encode_target(self, text: str, target_language: str | None = None) -> list[int]:
@@ -185,7 +188,7 @@ class Tokenizer:
         Raises:
             ValueError: As `encode_batch`.
         """
-        firsts = [start.first_id for start in self.starts(len(texts), target_language)]
+        firsts = [start.first_id for start in self.decoder_starts(len(texts), target_language)]
         before, after = self.config.before_target, self.config.after_target
         rows = self._encode(self.target, self.target_vocab_size, texts)
         return [
@@ -195,7 +198,7 @@ class Tokenizer:
 
     def _encode(self, vocabulary: Vocabulary, size: int, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
-            check_text(text)
+            check_unicode(text)
         rows = vocabulary.encode_batch(texts)
         return rows if vocabulary.size <= size else [[i for i in row if i < size] for row in rows]
 
@@ -217,7 +220,7 @@ class Tokenizer:
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
         """Give the pieces of target ids for display, special tokens included."""
-        return [self.target.token(i) for i in self._known(ids)]
+        return [self.target.id_to_token(i) for i in self._known(ids)]
 
     def _known(self, ids: Iterable[int]) -> list[int]:
         known = [int(i) for i in ids]
@@ -251,7 +254,7 @@ class Tokenizer:
             ValueError: If a file is damaged or is not a tokenizer of this package.
         """
         folder = Path(folder)
-        data = _read_vocabularies(folder)
+        data = _read_vocabulary_file(folder)
         source = _load_vocabulary(folder, "", data["source"])
         target = _load_vocabulary(folder, "target_", data["target"]) if "target" in data else None
         config = from_dict(TokenizerConfig, data.get("config", {}), f"{folder / VOCABULARY_FILE}: config")
@@ -290,7 +293,7 @@ class Tokenizer:
         config = _trained_config(set(source_languages), set(target_languages))
         sides = ([*sources, *targets],) if shared else (list(sources), list(targets))
         codes = list(config.languages)
-        trained = [TokenizersVocabulary(train_bpe(texts, vocab_size, codes)) for texts in sides]
+        trained = [HFVocabulary(train_bpe(texts, vocab_size, codes)) for texts in sides]
         return cls(trained[0], trained[-1], config)
 
 
@@ -326,12 +329,12 @@ def _write_vocabulary(vocabulary: Vocabulary, folder: Path, prefix: str) -> dict
     return {"kind": vocabulary.kind} | vocabulary.write(folder, prefix)
 
 
-def _read_vocabularies(folder: Path) -> dict[str, Any]:
+def _read_vocabulary_file(folder: Path) -> dict[str, Any]:
     """The contents of a folder's vocabulary.json; without one, trained vocabularies lie there."""
     path = folder / VOCABULARY_FILE
     if not path.exists():
         sides = {"source": "tokenizer.json", "target": "target_tokenizer.json"}
-        kind = {"kind": TokenizersVocabulary.kind}
+        kind = {"kind": HFVocabulary.kind}
         return {side: kind for side, name in sides.items() if side == "source" or (folder / name).exists()}
     data = read_json(path)
     if not isinstance(data, dict) or not {"config", "source"} <= data.keys() <= {"config", "source", "target"}:
@@ -341,6 +344,8 @@ def _read_vocabularies(folder: Path) -> dict[str, Any]:
 
 def _load_vocabulary(folder: Path, prefix: str, data: Any) -> Vocabulary:
     kind = data.get("kind") if isinstance(data, dict) else None
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"{folder / VOCABULARY_FILE}: a vocabulary is of kind {', '.join(KINDS)}, not {kind!r}.")
-    return KINDS[kind].read(folder, prefix, {key: value for key, value in data.items() if key != "kind"})
+    if not isinstance(kind, str) or kind not in VOCABULARY_KINDS:
+        raise ValueError(
+            f"{folder / VOCABULARY_FILE}: a vocabulary is of kind {', '.join(VOCABULARY_KINDS)}, not {kind!r}."
+        )
+    return VOCABULARY_KINDS[kind].read(folder, prefix, {key: value for key, value in data.items() if key != "kind"})

@@ -12,11 +12,11 @@ from mlx_transformer.config.serialization import check_types, from_dict, to_dict
 
 SPACE_SYMBOL = "\u2581"  # sentencepiece's sign for a space
 
-SUBWORD = re.compile("@@ |@@$")  # subword-nmt's sign that the word goes on
+CONTINUATION_PATTERN = re.compile("@@ |@@$")  # subword-nmt's sign that the word goes on
 
-JOINER = re.compile(" ?\uffed ?")  # OpenNMT's sign that no space was here
+JOINER_PATTERN = re.compile(" ?\uffed ?")  # OpenNMT's sign that no space was here
 
-NUM_BYTE_SPECIALS = 3
+BYTE_ID_OFFSET = 3
 
 StripRule = dict[str, Literal["left", "right", "both"]]
 
@@ -44,11 +44,11 @@ class Vocabulary(ABC):
         """The text of ids; an id without a meaning does no harm."""
 
     @abstractmethod
-    def token(self, i: int) -> str:
+    def id_to_token(self, i: int) -> str:
         """The piece of an id; "" for an id without a meaning."""
 
     @abstractmethod
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """The id of a piece; None if there is no such piece."""
 
     def write(self, folder: Path, prefix: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class ByteVocabulary(Vocabulary):
     @cached_property
     def size(self) -> int:
         """See `Vocabulary`."""
-        return max(255 + NUM_BYTE_SPECIALS, *self.added.values()) + 1
+        return max(255 + BYTE_ID_OFFSET, *self.added.values()) + 1
 
     @cached_property
     def _splitter(self) -> "AddedTokenSplitter":
@@ -94,26 +94,26 @@ class ByteVocabulary(Vocabulary):
 
     @cached_property
     def _pieces(self) -> dict[int, bytes]:
-        pieces = {byte + NUM_BYTE_SPECIALS: bytes([byte]) for byte in range(256)}
+        pieces = {byte + BYTE_ID_OFFSET: bytes([byte]) for byte in range(256)}
         return pieces | {i: token.encode() for token, i in self.added.items()}
 
     def encode(self, text: str) -> list[int]:
         """See `Vocabulary`."""
         ids: list[int] = []
         for part in self._splitter.split(text):
-            ids += [part] if isinstance(part, int) else [byte + NUM_BYTE_SPECIALS for byte in part.encode()]
+            ids += [part] if isinstance(part, int) else [byte + BYTE_ID_OFFSET for byte in part.encode()]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`; bytes that are no UTF-8 are left out."""
         return b"".join(self._pieces.get(i, b"") for i in ids).decode(errors="ignore")
 
-    def token(self, i: int) -> str:
+    def id_to_token(self, i: int) -> str:
         """See `Vocabulary`; a byte as "<0x41>", the token that has its place."""
         piece = self._pieces.get(i, b"")
         return f"<0x{piece[0]:02X}>" if len(piece) == 1 else piece.decode()
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
         return self.added.get(token)
 
@@ -155,16 +155,16 @@ class WordVocabulary(Vocabulary):
         """See `Vocabulary`."""
         text = " ".join(self._words[i] for i in ids if i in self._words)
         if self.join == "subwords":
-            return SUBWORD.sub("", text)
+            return CONTINUATION_PATTERN.sub("", text)
         if self.join == "joiner":
-            return JOINER.sub("", text)
+            return JOINER_PATTERN.sub("", text)
         return text.replace(" ", "").replace(SPACE_SYMBOL, " ").strip() if self.join == "sentencepiece" else text
 
-    def token(self, i: int) -> str:
+    def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""
         return self._words.get(i, "")
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
         return self.ids.get(token)
 

@@ -29,7 +29,7 @@ from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
 from mlx_transformer.weights.tokenizers.hf_pipeline import read_hf_tokenizer
-from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECES
+from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECE_READERS
 
 # Words that every kind gives back as they are: of letters that all know.
 CLASSES = {marian: "MarianTokenizer", m2m100: "M2M100Tokenizer", plbart: "PLBartTokenizer"}
@@ -64,7 +64,7 @@ def read_pipeline(folder, name):
 
 def read_model(write, folder, **options):
     write(folder, **options)
-    source, target, fields = SENTENCEPIECES[CLASSES[write]][1](folder)
+    source, target, fields = SENTENCEPIECE_READERS[CLASSES[write]][1](folder)
     sizes = {"source_vocab_size": source.size, "target_vocab_size": (target or source).size}
     return Tokenizer(source, target, TokenizerConfig(**fields, **sizes))
 

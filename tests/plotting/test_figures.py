@@ -19,7 +19,7 @@ from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import attention
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.plotting import learning_curves
-from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import ByteVocabulary, WordVocabulary
 
@@ -202,7 +202,7 @@ class TestLettering:
         ]
 
     def test_bytes_spelled_as_letters_are_undone(self):
-        vocabulary = TokenizersVocabulary(tokenizers.Tokenizer.from_str(byte_level()))
+        vocabulary = HFVocabulary(tokenizers.Tokenizer.from_str(byte_level()))
         ids = vocabulary.encode(" the été")
         assert "".join(fonts_module.piece_labels(vocabulary, [0, *ids])) == "<s>\u2423the\u2423été"
         assert "Ġ" in "".join(map(vocabulary.token, ids))
@@ -286,7 +286,7 @@ def word_model(source=SOURCE, target=TARGET, layers=2):
     shape = stack(num_layers=layers, max_length=500)
     sizes = {"source_vocab_size": len(words), "target_vocab_size": len(words)}
     model = random_model(config(encoder=shape, decoder=shape, **sizes))
-    return model, tokenizer, *([tokenizer.source.find(word) for word in side] for side in (source, target))
+    return model, tokenizer, *([tokenizer.source.token_to_id(word) for word in side] for side in (source, target))
 
 
 def drawn(axes):

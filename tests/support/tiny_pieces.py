@@ -13,7 +13,7 @@ import tokenizers
 from support.texts import CORPUS
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
-from mlx_transformer.weights.tokenizers.sentencepiece_proto import read_model
+from mlx_transformer.weights.tokenizers.sentencepiece_proto import parse_sentencepiece_model
 
 T5 = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 MODELS = {
@@ -111,7 +111,7 @@ def auto_tokenizer():
                 kind = 3 if processor.is_control(i) else 4 if piece in ("<2de>", "<2fr>") else 1
                 pieces.append(SimpleNamespace(piece=piece, score=processor.get_score(i), type=kind))
             with open(path, "rb") as file:
-                charsmap = read_model(file.read(), path).charsmap
+                charsmap = parse_sentencepiece_model(file.read(), path).charsmap
             self.proto = SimpleNamespace(
                 pieces=pieces,
                 trainer_spec=SimpleNamespace(unk_id=processor.unk_id()),
@@ -201,7 +201,7 @@ def make(folder, trained, name):
     else:
         files = found if isinstance(found, dict) else lists(found)
     if name.startswith("nllb"):
-        size = len(read_model(found, "").pieces)
+        size = len(parse_sentencepiece_model(found, "").pieces)
         added = languages(size + 1)
         if "plain mask" in name:
             added.popitem()

@@ -7,7 +7,7 @@ import json
 import sentencepiece
 from support.texts import CORPUS
 
-from mlx_transformer.weights.tokenizers.sentencepiece_models import M2M100_CODES
+from mlx_transformer.weights.tokenizers.sentencepiece_models import M2M100_LANGUAGES
 
 ENGLISH, OTHERS = tuple(CORPUS[::2]), tuple(CORPUS[1::2])
 KINDS = {
@@ -75,7 +75,7 @@ def marian(folder, kind="unigram", languages=(">>fra<<", ">>deu<<"), separate=Fa
 def m2m100(folder, kind="unigram", codes="m2m100", config=None, listed=True):
     model = train(tuple(CORPUS), **KINDS[kind])
     table = dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", *pieces(model)])
-    tokens = [f"__{code}__" for code in M2M100_CODES[codes].split()]
+    tokens = [f"__{code}__" for code in M2M100_LANGUAGES[codes].split()]
     stated = {"tokenizer_class": "M2M100Tokenizer", "language_codes": codes}
     stated |= {"additional_special_tokens": tokens} if listed else {}
     return write(

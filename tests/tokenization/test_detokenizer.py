@@ -11,7 +11,7 @@ from support.tiny_tokenizers import KINDS
 
 from mlx_transformer.tokenization import detokenizer as detokenizer_module
 from mlx_transformer.tokenization.detokenizer import Detokenizer
-from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
 from tests.weights.tokenizers.test_hf_pipeline import read as read_pieces
@@ -74,7 +74,9 @@ def rows(tokenizer):
     yield from encode(tokenizer, [text for text in TEXTS if len(text) < 1000] + random_texts(100))
     yield from ([generator.randrange(size) for _ in range(generator.randrange(200))] for _ in range(80))
     marks = [
-        i for i in range(size) if tokenizer.target.token(i).strip("\u2581\u0120</w>") in ("", *"'.?stnm", "ve", "n't")
+        i
+        for i in range(size)
+        if tokenizer.target.id_to_token(i).strip("\u2581\u0120</w>") in ("", *"'.?stnm", "ve", "n't")
     ]
     if marks:
         yield from ([generator.choice(marks) for _ in range(generator.randrange(30))] for _ in range(150))
@@ -98,7 +100,7 @@ def test_joined_it_is_the_text_of_all_ids(tokenizer, clean_up, window, monkeypat
 def test_it_comes_as_early_as_is_safe(tokenizer):
     """Of what the ids so far say a few characters at most are held back, also without any space; bytes are apart."""
     tokenizer = cleaned(tokenizer)
-    runs = isinstance(tokenizer.target, TokenizersVocabulary)
+    runs = isinstance(tokenizer.target, HFVocabulary)
     for ids in encode(tokenizer, SCRIPTS + FORMS + EMOJI):
         if runs and any(detokenizer_module.BYTE_TOKEN.fullmatch(token) for token in tokenizer.tokens(ids)):
             continue
@@ -119,7 +121,7 @@ def test_no_piece_has_half_a_character(tokenizer_of):
 
 def test_bytes_that_turn_out_to_be_none_come_as_the_whole_says(tokenizer_of):
     tokenizer = tokenizer_of("trained")
-    ids = [tokenizer.target.find(token) for token in ("<0xE9>", "<0x95>", "<0xB7>", "<0xE9>", "a", "<0xC3>")]
+    ids = [tokenizer.target.token_to_id(token) for token in ("<0xE9>", "<0x95>", "<0xB7>", "<0xE9>", "a", "<0xC3>")]
     assert pieces(tokenizer, ids[:3]) == ["", "", "", "長"]
     assert pieces(tokenizer, ids) == ["", "", "", "", "\ufffd\ufffd\ufffd\ufffda", "", "\ufffd"]
 
@@ -127,7 +129,7 @@ def test_bytes_that_turn_out_to_be_none_come_as_the_whole_says(tokenizer_of):
 def test_what_cleaning_up_may_join_waits():
     words = ["do", "n", "'", "t", "so", ".", "no"]
     tokenizer = cleaned(word_list(words))
-    ids = [tokenizer.target.find(word) for word in words]
+    ids = [tokenizer.target.token_to_id(word) for word in words]
     assert pieces(tokenizer, ids) == ["do", "", "", "n't", " so", ".", " no", ""]
 
 

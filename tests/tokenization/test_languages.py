@@ -28,15 +28,15 @@ def test_tokens_of_source_languages():
 
 def test_the_beginnings_of_targets():
     start = tokenizer(target_language="start")
-    assert start.starts(2, ["fra_Latn", "deu_Latn"]) == [DecoderStart(6, None), DecoderStart(7, None)]
+    assert start.decoder_starts(2, ["fra_Latn", "deu_Latn"]) == [DecoderStart(6, None), DecoderStart(7, None)]
     assert start.encode_target_batch(["a"], "fra_Latn") == [[4, 1]]
     first = tokenizer(target_language="first", before_target=(2,))
-    assert first.starts(2, "dan_Latn") == [DecoderStart(2, 8), DecoderStart(2, 8)]
+    assert first.decoder_starts(2, "dan_Latn") == [DecoderStart(2, 8), DecoderStart(2, 8)]
     assert first.encode_target_batch(["a", "b"], ["fra_Latn", "deu_Latn"]) == [[6, 2, 4, 1], [7, 2, 5, 1]]
     assert first.encode_target("b", "fra_Latn") == [6, 2, 5, 1]
-    assert tokenizer(pad_id=3, start_id=5).starts(3) == [DecoderStart(5, None)] * 3
+    assert tokenizer(pad_id=3, start_id=5).decoder_starts(3) == [DecoderStart(5, None)] * 3
     tags = tokenizer(target_language="source")
-    assert tags.starts(1, "fra_Latn") == tags.starts(1) == [DecoderStart(2, None)]
+    assert tags.decoder_starts(1, "fra_Latn") == tags.decoder_starts(1) == [DecoderStart(2, None)]
 
 
 def test_a_tag_is_written_before_the_text_once():
@@ -51,7 +51,7 @@ def test_defaults_of_the_checkpoint():
     fields = {"default_source_language": "deu_Latn", "default_target_language": "fra_Latn"}
     both = tokenizer(source_language="before", target_language="first", **fields)
     assert both.encode_batch(["a", "b"], [None, "dan_Latn"]) == [[7, 4, 1], [8, 5, 1]]
-    assert both.starts(2, [None, "dan_Latn"]) == [DecoderStart(2, 6), DecoderStart(2, 8)]
+    assert both.decoder_starts(2, [None, "dan_Latn"]) == [DecoderStart(2, 6), DecoderStart(2, 8)]
     tags = tokenizer(target_language="source", default_target_language="fra_Latn")
     assert tags.encode("a") == [6, 4, 1]
 
@@ -66,7 +66,7 @@ def test_a_missing_language():
         with pytest.raises(
             ValueError, match='target\'s: --target-language fra_Latn .* target_language="fra_Latn" in P'
         ):
-            both.starts(2, target)
+            both.decoder_starts(2, target)
     with pytest.raises(ValueError, match="must be told the target's"):
         tokenizer(target_language="start").encode_target("a")
     other = dataclasses.replace(both.config, languages={"xx": 6, "en": 7})
@@ -89,7 +89,11 @@ def test_a_missing_language():
 def test_an_unknown_language(code, close):
     both = tokenizer(source_language="before", target_language="first", default_target_language="dan_Latn")
     told = f"one of the 3 that the model knows: '{code}' is none. Close to it are {close}.*info lists all"
-    for call in (lambda: both.encode("a", code), lambda: both.starts(1, code), lambda: both.starts(1, [code])):
+    for call in (
+        lambda: both.encode("a", code),
+        lambda: both.decoder_starts(1, code),
+        lambda: both.decoder_starts(1, [code]),
+    ):
         with pytest.raises(ValueError, match=told):
             call()
 
@@ -99,7 +103,7 @@ def test_languages_that_a_model_does_not_ask_for():
     with pytest.raises(ValueError, match="does not ask for a source language: leave out 'fra_Latn'"):
         plain.encode("a", "fra_Latn")
     with pytest.raises(ValueError, match="does not ask for a target language: leave out 'xx'"):
-        plain.starts(2, [None, "xx"])
+        plain.decoder_starts(2, [None, "xx"])
     assert plain.encode_batch(["a"], [None]) == [[4, 1]]
 
 
@@ -108,7 +112,7 @@ def test_a_wrong_number_of_languages():
     with pytest.raises(ValueError, match="source_language must be one code, or one for each text: 1 for 2 texts"):
         both.encode_batch(["a", "b"], ["fra_Latn"])
     with pytest.raises(ValueError, match="target_language must be one code, or one for each text: 2 for 1 texts"):
-        both.starts(1, ("fra_Latn", "fra_Latn"))
+        both.decoder_starts(1, ("fra_Latn", "fra_Latn"))
 
 
 def test_languages_are_listed():

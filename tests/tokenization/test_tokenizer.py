@@ -250,7 +250,7 @@ def test_languages_have_tokens_after_the_fixed_ones(shared):
     tokenizer = train_tagged(shared=shared)
     assert tokenizer.config.languages == {"en": EN, "fr": FR, "zh-Hans": ZH}
     for vocabulary in (tokenizer.source, tokenizer.target):
-        assert [vocabulary.token(i) for i in range(262)] == [*FIXED_TOKENS, "<2en>", "<2fr>", "<2zh-Hans>"]
+        assert [vocabulary.id_to_token(i) for i in range(262)] == [*FIXED_TOKENS, "<2en>", "<2fr>", "<2zh-Hans>"]
         assert vocabulary.size <= 400
     plain = Tokenizer.train(ENGLISH, FRENCH, 397, shared=shared)
     same = [EN, *(i + 3 if i >= EN else i for i in plain.encode(ENGLISH[0]))]
@@ -267,7 +267,7 @@ def test_languages_stand_before_sources_and_first_in_targets(tmp_path, shared):
         assert tokenizer.encode_batch(["the cat", "the cat"], ["en", "fr"]) == [[i, *text, 1] for i in (EN, FR)]
         target = tokenizer.encode_target("l'ours", "fr")[1:-1]
         assert tokenizer.encode_target_batch(["l'ours"], "zh-Hans") == [[ZH, *target, 1]]
-        assert tokenizer.starts(2, ["fr", "zh-Hans"]) == [DecoderStart(2, FR), DecoderStart(2, ZH)]
+        assert tokenizer.decoder_starts(2, ["fr", "zh-Hans"]) == [DecoderStart(2, FR), DecoderStart(2, ZH)]
         assert tokenizer.decode([2, FR, *target, 1, 0]) == "l'ours"
         with pytest.raises(ValueError, match="must be told the source's"):
             tokenizer.encode("the cat")

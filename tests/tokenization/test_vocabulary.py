@@ -9,9 +9,9 @@ from support.tiny_tokenizers import train
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.storage.files import MAX_BYTES, read_bytes
-from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
-from mlx_transformer.tokenization.tokenizer import KINDS, MAX_IDS, Tokenizer
+from mlx_transformer.tokenization.tokenizer import MAX_VOCAB_SIZE, VOCABULARY_KINDS, Tokenizer
 from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, ByteVocabulary, WordVocabulary
 
 ALL = TEXTS + random_texts(300)
@@ -61,8 +61,8 @@ def test_what_is_saved_is_loaded(vocabulary, tmp_path):
     assert loaded.encode_batch(ALL) == saved.encode_batch(ALL)
     rows = vocabulary.encode_batch(ALL)
     assert [loaded.source.decode(row) for row in rows] == [vocabulary.decode(row) for row in rows]
-    assert [loaded.source.token(i) for i in range(vocabulary.size)] == [
-        vocabulary.token(i) for i in range(vocabulary.size)
+    assert [loaded.source.id_to_token(i) for i in range(vocabulary.size)] == [
+        vocabulary.id_to_token(i) for i in range(vocabulary.size)
     ]
 
 
@@ -73,10 +73,14 @@ def test_a_shared_vocabulary_comes_back_shared(vocabulary, tmp_path):
 
 
 def test_pieces_are_found_by_id_and_by_name(vocabulary):
-    known = [i for i in range(vocabulary.size) if vocabulary.token(i) and vocabulary.find(vocabulary.token(i)) == i]
+    known = [
+        i
+        for i in range(vocabulary.size)
+        if vocabulary.id_to_token(i) and vocabulary.token_to_id(vocabulary.id_to_token(i)) == i
+    ]
     assert len(known) >= min(vocabulary.size, 4) and known[-1] == vocabulary.size - 1
-    assert vocabulary.find("no such piece") is None
-    assert vocabulary.token(vocabulary.size) == "" == vocabulary.token(10**6)
+    assert vocabulary.token_to_id("no such piece") is None
+    assert vocabulary.id_to_token(vocabulary.size) == "" == vocabulary.id_to_token(10**6)
 
 
 def test_ids_without_a_meaning_do_no_harm(vocabulary):
@@ -91,7 +95,7 @@ def test_bytes_bring_back_any_text():
     for text in ALL:
         assert vocabulary.decode(vocabulary.encode(text)) == text
     assert vocabulary.encode("aé") == [100, 198, 172]
-    assert vocabulary.token(100) == "<0x61>"
+    assert vocabulary.id_to_token(100) == "<0x61>"
     assert vocabulary.decode([100, 198]) == "a"
 
 
@@ -138,7 +142,7 @@ def test_added_tokens_cut_a_text():
 
 def test_an_added_token_has_its_id_for_itself():
     vocabulary = pieces(added=SPECIALS | {"<new>": 50}, unknown_id=2)
-    assert vocabulary.encode("<new>") == [50] and vocabulary.token(50) == vocabulary.decode([50]) == "<new>"
+    assert vocabulary.encode("<new>") == [50] and vocabulary.id_to_token(50) == vocabulary.decode([50]) == "<new>"
 
 
 def test_what_a_tokenizer_json_adds_cuts_and_pads_is_off():
@@ -147,7 +151,7 @@ def test_what_a_tokenizer_json_adds_cuts_and_pads_is_off():
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=50)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
-    assert TokenizersVocabulary(tokenizers.Tokenizer.from_str(tokenizer.to_str())).encode_batch(CORPUS[:3]) == plain
+    assert HFVocabulary(tokenizers.Tokenizer.from_str(tokenizer.to_str())).encode_batch(CORPUS[:3]) == plain
 
 
 def test_ids_that_the_model_lacks():
@@ -162,8 +166,8 @@ def test_ids_that_the_model_lacks():
     assert dead.decode([3, 7, 3]) == "a a" and dead.tokens([7, 3]) == ["", "a"]
     with pytest.raises(ValueError, match=r"must lie in 0\.\.7: got 8"):
         dead.decode([8])
-    with pytest.raises(ValueError, match=f"must be below {MAX_IDS}: the highest is {MAX_IDS}"):
-        Tokenizer(WordVocabulary({"a": MAX_IDS}, 0), None, CONFIG)
+    with pytest.raises(ValueError, match=f"must be below {MAX_VOCAB_SIZE}: the highest is {MAX_VOCAB_SIZE}"):
+        Tokenizer(WordVocabulary({"a": MAX_VOCAB_SIZE}, 0), None, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def folder_of(path, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", VOCABULARY_KINDS)
 def test_every_kind_is_tested(kind):
     assert kind in MAKERS or kind == "merges"
 

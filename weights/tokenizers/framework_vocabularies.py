@@ -19,13 +19,13 @@ from mlx_transformer.weights.tokenizers.hf_pipeline import read_merges
 logger = logging.getLogger(__name__)
 VocabularyReader = tuple[Vocabulary, Vocabulary | None, dict[str, Any]]
 FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-FAIRSEQ_MODELS = ("sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
-FAIRSEQ_CODES = ("bpecodes", "code")
-JOEY_SPECIALS = ("<unk>", "<pad>", "<s>", "</s>")
-UNKNOWN = "<unk>"
-OVERWRITE = "#fairseq:overwrite"
-SIDES = ("src", "tgt")
-MAX_DEPTH = 8  # of the objects around a list in old checkpoints
+FAIRSEQ_SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "sentencepiece.model", "spm.model")
+FAIRSEQ_BPE_FILES = ("bpecodes", "code")
+JOEYNMT_SPECIALS = ("<unk>", "<pad>", "<s>", "</s>")
+UNK_TOKEN = "<unk>"
+OVERWRITE_FLAG = "#fairseq:overwrite"
+OPENNMT_SIDES = ("src", "tgt")
+MAX_NESTING = 8  # of the objects around a list in old checkpoints
 
 
 def read_framework_vocabularies(folder: Path, family: str, extras: dict[str, Any]) -> VocabularyReader | None:
@@ -43,15 +43,15 @@ def read_framework_vocabularies(folder: Path, family: str, extras: dict[str, Any
         ValueError: If a file is damaged, or it is not told which side a file is of.
         FileNotFoundError: If a file that is named is not there.
     """
-    read = {"fairseq": _fairseq, "opennmt-py": _opennmt, "joeynmt": _joeynmt}.get(family)
+    read = {"fairseq": _read_fairseq, "opennmt-py": _read_opennmt, "joeynmt": _read_joeynmt}.get(family)
     return None if read is None else read(folder, extras)
 
 
-def _fairseq(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
+def _read_fairseq(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
     files = sorted(folder.glob("dict*.txt"))
     if not files:
         return None
-    stated = _options(extras, ("args",), ("cfg", "task"), ("cfg", "model"))
+    stated = _training_options(extras, ("args",), ("cfg", "task"), ("cfg", "model"))
     languages = [stated.get("source_lang") or "source", stated.get("target_lang") or "target"]
     paths = [folder / f"dict.{language}.txt" for language in languages]
     if not all(path in files for path in paths):
@@ -61,64 +61,66 @@ def _fairseq(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
                 "dict.source.txt and dict.target.txt."
             )
         paths = files * 2
-    model = _first_existing(folder, FAIRSEQ_MODELS)
-    codes = _first_existing(folder, FAIRSEQ_CODES)
-    sides = [_vocabulary(_fairseq_words(path), model, codes) for path in paths]
-    return _read(sides, FAIRSEQ_SPECIALS[:3], after_source="</s>")
+    model = _first_existing(folder, FAIRSEQ_SENTENCEPIECE_FILES)
+    codes = _first_existing(folder, FAIRSEQ_BPE_FILES)
+    sides = [_make_vocabulary(_read_fairseq_dict(path), model, codes) for path in paths]
+    return _combine_sides(sides, FAIRSEQ_SPECIALS[:3], after_source="</s>")
 
 
-def _fairseq_words(path: Path) -> dict[str, int]:
+def _read_fairseq_dict(path: Path) -> dict[str, int]:
     """The ids of a dict.txt: special tokens, then one word a line with its count; a word that overwrites has two."""
     ids = {token: i for i, token in enumerate(FAIRSEQ_SPECIALS)}
     size = len(ids)
     for line in _read_lines(path):
         rest, _, field = line.rstrip().rpartition(" ")
-        overwrite = field == OVERWRITE
+        overwrite = field == OVERWRITE_FLAG
         word, _, count = rest.rpartition(" ") if overwrite else (rest, "", field)
         if not count.isdecimal():
             raise ValueError(f"A line of {path} must be a word and its count: {line[:60]!r} is not; copy it again.")
         if word in ids and not overwrite:
-            raise ValueError(f"A word must stand once in {path}, or say {OVERWRITE}: {word!r} stands twice.")
+            raise ValueError(f"A word must stand once in {path}, or say {OVERWRITE_FLAG}: {word!r} stands twice.")
         ids[word] = size
         size += 1
     return ids
 
 
-def _opennmt(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
+def _read_opennmt(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
     found = extras.get("vocab")
     if isinstance(found, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in found):
         found = {name: vocabulary for name, vocabulary in found if isinstance(name, str)}
-    lists = [_list(found.get(side), set()) for side in SIDES] if isinstance(found, dict) else [None, None]
+    lists = (
+        [_find_word_list(found.get(side), set()) for side in OPENNMT_SIDES] if isinstance(found, dict) else [None, None]
+    )
     if None in lists:
         return None
-    stated = _options(extras, ("opt",))
+    stated = _training_options(extras, ("opt",))
     sides = []
-    for side, words in zip(SIDES, lists, strict=True):
+    for side, words in zip(OPENNMT_SIDES, lists, strict=True):
         named = str(stated.get(f"{side}_subword_model") or "").replace("\\", "/").rpartition("/")[2]
         path = _first_existing(folder, (named,)) if named else None
         is_codes = stated.get(f"{side}_subword_type") == "bpe"
         ids = {word: i for i, word in enumerate(words or [])}
-        sides.append(_vocabulary(ids, None if is_codes else path, path if is_codes else None))
-    return _read(sides, ("<blank>", "<s>", "</s>"))
+        sides.append(_make_vocabulary(ids, None if is_codes else path, path if is_codes else None))
+    return _combine_sides(sides, ("<blank>", "<s>", "</s>"))
 
 
-def _list(value: Any, seen: set[int], depth: int = 0) -> list[str] | None:
+def _find_word_list(value: Any, seen: set[int], depth: int = 0) -> list[str] | None:
     """The first list of words in a value: it itself, or one called itos in objects of torchtext.
 
     What was `seen`, by identity, holds none: objects may stand in many places, or in themselves.
     """
     if isinstance(value, PickledObject):
         value = value.state
-    if depth > MAX_DEPTH or not isinstance(value, dict | list | tuple) or id(value) in seen:
+    if depth > MAX_NESTING or not isinstance(value, dict | list | tuple) or id(value) in seen:
         return None
     seen.add(id(value))
     if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
         return value
     parts = [value.get(name) for name in ("itos", "fields", "vocab")] if isinstance(value, dict) else value
-    return next((words for part in parts if (words := _list(part, seen, depth + 1)) is not None), None)
+    return next((words for part in parts if (words := _find_word_list(part, seen, depth + 1)) is not None), None)
 
 
-def _joeynmt(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
+def _read_joeynmt(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
     stated = read_yaml(folder, "data")
     sides = []
     for side in ("src", "trg"):
@@ -129,46 +131,46 @@ def _joeynmt(folder: Path, extras: dict[str, Any]) -> VocabularyReader | None:
         if stated.get(f"{side}_level", "word") == "char":
             logger.warning("No tokenizer is made of %s: its texts are split into characters.", folder)
             return None
-        words = dict.fromkeys([*JOEY_SPECIALS, *_read_lines(path)])
+        words = dict.fromkeys([*JOEYNMT_SPECIALS, *_read_lines(path)])
         model, codes = (
             _first_existing(folder, (Path(str(stated.get(f"{side}_tokenizer_cfg_{kind}") or "")).name,))
             for kind in ("model_file", "codes")
         )
         ids = {word: i for i, word in enumerate(words)}
-        sides.append(_vocabulary(ids, model, codes))
-    return _read(sides, JOEY_SPECIALS[1:], after_source="</s>")
+        sides.append(_make_vocabulary(ids, model, codes))
+    return _combine_sides(sides, JOEYNMT_SPECIALS[1:], after_source="</s>")
 
 
-def _read(sides: list[Vocabulary], skipped: Iterable[str], after_source: str = "") -> VocabularyReader:
+def _combine_sides(sides: list[Vocabulary], skipped: Iterable[str], after_source: str = "") -> VocabularyReader:
     """Vocabularies of two sides, one if they are equal; targets end with </s>."""
     source, target = sides
-    skip_ids = [target.find(token) for token in skipped]
+    skip_ids = [target.token_to_id(token) for token in skipped]
     fields: dict[str, Any] = {
         "before_source": (),
-        "after_source": () if (end := source.find(after_source)) is None else (end,),
+        "after_source": () if (end := source.token_to_id(after_source)) is None else (end,),
         "before_target": (),
-        "after_target": () if (end := target.find("</s>")) is None else (end,),
+        "after_target": () if (end := target.token_to_id("</s>")) is None else (end,),
         "skip_ids": tuple(sorted(i for i in skip_ids if i is not None)),
     }
     return source, None if source == target else target, fields
 
 
-def _vocabulary(ids: dict[str, int], model: Path | None, codes: Path | None) -> Vocabulary:
+def _make_vocabulary(ids: dict[str, int], model: Path | None, codes: Path | None) -> Vocabulary:
     """A list of pieces, and what cuts text into them: a sentencepiece model, BPE codes, or spaces."""
-    if UNKNOWN not in ids:
+    if UNK_TOKEN not in ids:
         raise ValueError(
-            f"A vocabulary must have {UNKNOWN} for what it does not know: it is not among {len(ids)} pieces."
+            f"A vocabulary must have {UNK_TOKEN} for what it does not know: it is not among {len(ids)} pieces."
         )
     if model is not None:
         content = read_bytes(model)
         load_sentencepiece(content, str(model))
-        return SentencePieceVocabulary(ids, ids[UNKNOWN], join="plain", model=content)
+        return SentencePieceVocabulary(ids, ids[UNK_TOKEN], join="plain", model=content)
     if codes is not None:
-        return BPEVocabulary(ids, ids[UNKNOWN], read_codes(codes))
-    return WordVocabulary(ids, ids[UNKNOWN], detect_joiner(ids))
+        return BPEVocabulary(ids, ids[UNK_TOKEN], read_bpe_codes(codes))
+    return WordVocabulary(ids, ids[UNK_TOKEN], detect_join(ids))
 
 
-def read_codes(path: Path) -> tuple[str, ...]:
+def read_bpe_codes(path: Path) -> tuple[str, ...]:
     """The merges of subword-nmt, from its version 0.2 on, or of fastBPE.
 
     Raises:
@@ -183,7 +185,7 @@ def read_codes(path: Path) -> tuple[str, ...]:
     return read_merges(path)
 
 
-def detect_joiner(words: Iterable[str]) -> Literal["words", "subwords", "joiner", "sentencepiece"]:
+def detect_join(words: Iterable[str]) -> Literal["words", "subwords", "joiner", "sentencepiece"]:
     """How words of a vocabulary show which of them belong together."""
     counts = {"subwords": 0, "joiner": 0, "sentencepiece": 0}
     for word in words:
@@ -194,7 +196,7 @@ def detect_joiner(words: Iterable[str]) -> Literal["words", "subwords", "joiner"
     return most if counts[most] else "words"
 
 
-def _options(extras: dict[str, Any], *places: tuple[str, ...]) -> dict[str, Any]:
+def _training_options(extras: dict[str, Any], *places: tuple[str, ...]) -> dict[str, Any]:
     """The options that a checkpoint holds in several places, the first place before the others."""
     options: dict[str, Any] = {}
     for keys in places:

@@ -11,8 +11,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from mlx_transformer.weights.tokenizers.hf_files import TokenizerFiles, TokenSpec, token_text
 
-PieceScores = list[tuple[str, float]]
-GENERIC = "PreTrainedTokenizer"  # tokenizer.json as it is
+ScoredPieces = list[tuple[str, float]]
+GENERIC_CLASS = "PreTrainedTokenizer"  # tokenizer.json as it is
 MBART_LANGUAGES = (
     "ar_AR cs_CZ de_DE en_XX es_XX et_EE fi_FI fr_XX gu_IN hi_IN it_IT ja_XX kk_KZ ko_KR lt_LT lv_LV my_MM ne_NP nl_XX "
     "ro_RO ru_RU si_LK tr_TR vi_VN zh_CN"
@@ -64,7 +64,7 @@ class TokenizerClass:
     file: str
     build: Callable[[TokenizerParts], tokenizers.Tokenizer]
     tokens: dict[str, str] = field(default_factory=dict)
-    arrange: Callable[[PieceScores, dict[str, str], TokenizerFiles], Any] | None = None
+    arrange: Callable[[ScoredPieces, dict[str, str], TokenizerFiles], Any] | None = None
     own: Callable[[TokenizerFiles], list[TokenSpec]] = lambda files: []
     mask: dict[str, bool] = field(default_factory=dict)
     around: tuple[tuple[str, ...], tuple[str, ...]] | None = ((), ("eos_token",))
@@ -74,7 +74,9 @@ class TokenizerClass:
     default_language: str = ""
 
 
-def pipeline(model: models.Model, rules: list[normalizers.Normalizer], split: bool = False) -> tokenizers.Tokenizer:
+def metaspace_tokenizer(
+    model: models.Model, rules: list[normalizers.Normalizer], split: bool = False
+) -> tokenizers.Tokenizer:
     """A vocabulary whose pieces begin with a sign for the space before them.
 
     Args:
@@ -91,62 +93,64 @@ def pipeline(model: models.Model, rules: list[normalizers.Normalizer], split: bo
     return tokenizer
 
 
-def unigram(given: TokenizerParts, unknown_id: int) -> models.Model:
+def unigram_model(given: TokenizerParts, unknown_id: int) -> models.Model:
     """Pieces with scores; characters without a piece are unknown."""
     return models.Unigram([(piece, score) for piece, score in given.vocabulary], unknown_id, False)
 
 
-def charsmap(given: TokenizerParts) -> list[normalizers.Normalizer]:
+def charsmap_normalizers(given: TokenizerParts) -> list[normalizers.Normalizer]:
     """The rules of sentencepiece."""
-    rules = given.charsmap if given.files.stored is None else stored_charsmap(given.files.stored)
+    rules = given.charsmap if given.files.stored is None else extract_charsmap(given.files.stored)
     return [] if rules is None else [normalizers.Precompiled(rules)]
 
 
-def single_spaces() -> normalizers.Normalizer:
+def collapse_spaces() -> normalizers.Normalizer:
     """One space for several."""
     return normalizers.Replace(Regex(" {2,}"), " ")
 
 
-def t5(given: TokenizerParts) -> tokenizers.Tokenizer:
+def build_t5(given: TokenizerParts) -> tokenizers.Tokenizer:
     """T5 and its relatives."""
-    return pipeline(unigram(given, 2), charsmap(given), split=True)
+    return metaspace_tokenizer(unigram_model(given, 2), charsmap_normalizers(given), split=True)
 
 
-def pegasus(given: TokenizerParts) -> tokenizers.Tokenizer:
+def build_pegasus(given: TokenizerParts) -> tokenizers.Tokenizer:
     """Pegasus, whose unknown token follows on many reserved ones."""
     pieces = [piece for piece, _ in given.vocabulary]
-    rules = charsmap(given) or [normalizers.Replace(Regex("\n"), " ")]
-    return pipeline(unigram(given, pieces.index(given.names["unk_token"], 1)), [*rules, single_spaces()])
+    rules = charsmap_normalizers(given) or [normalizers.Replace(Regex("\n"), " ")]
+    return metaspace_tokenizer(
+        unigram_model(given, pieces.index(given.names["unk_token"], 1)), [*rules, collapse_spaces()]
+    )
 
 
-def mbart(given: TokenizerParts) -> tokenizers.Tokenizer:
+def build_mbart(given: TokenizerParts) -> tokenizers.Tokenizer:
     """The first mBART; transformers does not follow the rules of its sentencepiece model."""
-    return pipeline(unigram(given, 3), [], split=True)
+    return metaspace_tokenizer(unigram_model(given, 3), [], split=True)
 
 
-def mbart50(given: TokenizerParts) -> tokenizers.Tokenizer:
+def build_mbart50(given: TokenizerParts) -> tokenizers.Tokenizer:
     """The second mBART, with 50 languages."""
-    return pipeline(unigram(given, 3), [*charsmap(given), single_spaces()])
+    return metaspace_tokenizer(unigram_model(given, 3), [*charsmap_normalizers(given), collapse_spaces()])
 
 
-def nllb(given: TokenizerParts) -> tokenizers.Tokenizer:
+def build_nllb(given: TokenizerParts) -> tokenizers.Tokenizer:
     """NLLB: BPE in the manner of sentencepiece."""
-    model = models.BPE(given.vocabulary, merge_pairs(given.merges), unk_token=given.names["unk_token"], fuse_unk=True)
-    rules = charsmap(given)
-    return pipeline(model, [*rules, single_spaces()] if rules else [])
+    model = models.BPE(given.vocabulary, parse_merges(given.merges), unk_token=given.names["unk_token"], fuse_unk=True)
+    rules = charsmap_normalizers(given)
+    return metaspace_tokenizer(model, [*rules, collapse_spaces()] if rules else [])
 
 
-def merge_pairs(merges: Any) -> list[tuple[str, str]]:
+def parse_merges(merges: Any) -> list[tuple[str, str]]:
     """Merges of a tokenizer.json, which old files have as "left right"."""
     halves = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     return [(left, right) for left, right in halves]
 
 
-def byte_level(prefix_space: bool) -> Callable[[TokenizerParts], tokenizers.Tokenizer]:
+def byte_level_builder(prefix_space: bool) -> Callable[[TokenizerParts], tokenizers.Tokenizer]:
     """BPE of bytes (BART), with a space before the text unless the files say otherwise, or without."""
 
     def build(given: TokenizerParts) -> tokenizers.Tokenizer:
-        tokenizer = tokenizers.Tokenizer(models.BPE(given.vocabulary, merge_pairs(given.merges)))
+        tokenizer = tokenizers.Tokenizer(models.BPE(given.vocabulary, parse_merges(given.merges)))
         space = bool(given.files.options.get("add_prefix_space", prefix_space))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
         tokenizer.decoder = decoders.ByteLevel()
@@ -155,28 +159,28 @@ def byte_level(prefix_space: bool) -> Callable[[TokenizerParts], tokenizers.Toke
     return build
 
 
-def generic_tokenizer(given: TokenizerParts) -> tokenizers.Tokenizer:
+def load_tokenizer_json(given: TokenizerParts) -> tokenizers.Tokenizer:
     """What tokenizer.json says."""
     return tokenizers.Tokenizer.from_file(str(given.files.folder / "tokenizer.json"))
 
 
-def sentinels(files: TokenizerFiles) -> list[TokenSpec]:
+def sentinel_tokens(files: TokenizerFiles) -> list[TokenSpec]:
     """Names of what T5 leaves out of texts."""
     return [f"<extra_id_{i}>" for i in range(files.number("extra_ids", 100))]
 
 
-def reserved(files: TokenizerFiles) -> list[TokenSpec]:
+def reserved_tokens(files: TokenizerFiles) -> list[TokenSpec]:
     """Names that Pegasus keeps for training."""
     mask = files.options.get("mask_token_sent", "<mask_1>")
     return [*([] if mask is None else [str(mask)]), *(f"<unk_{i}>" for i in range(2, files.number("offset", 103)))]
 
 
-def t5_pieces(pieces: PieceScores, names: dict[str, str], files: TokenizerFiles) -> PieceScores:
+def arrange_t5_pieces(pieces: ScoredPieces, names: dict[str, str], files: TokenizerFiles) -> ScoredPieces:
     """Sentinels last, the first of them at the very end."""
-    return [*pieces, *((token_text(token), 0.0) for token in reversed(sentinels(files)))]
+    return [*pieces, *((token_text(token), 0.0) for token in reversed(sentinel_tokens(files)))]
 
 
-def pegasus_pieces(pieces: PieceScores, names: dict[str, str], files: TokenizerFiles) -> PieceScores:
+def arrange_pegasus_pieces(pieces: ScoredPieces, names: dict[str, str], files: TokenizerFiles) -> ScoredPieces:
     """Reserved names before the pieces; the masks as transformers 5 orders them, which is not as they were trained."""
     sent = files.options.get("mask_token_sent", "<mask_2>")
     masks = dict.fromkeys([str(files.options.get("mask_token", "<mask_1>")), str(sent)])
@@ -185,10 +189,10 @@ def pegasus_pieces(pieces: PieceScores, names: dict[str, str], files: TokenizerF
     return [*((name, 0.0) for name in head), *unknown, *pieces[2:]]
 
 
-def fairseq_pieces(languages: list[str]) -> Callable[[PieceScores, dict[str, str], TokenizerFiles], PieceScores]:
+def fairseq_arranger(languages: list[str]) -> Callable[[ScoredPieces, dict[str, str], TokenizerFiles], ScoredPieces]:
     """Special tokens as fairseq orders them, then the pieces, then languages and the mask."""
 
-    def arrange(pieces: PieceScores, names: dict[str, str], files: TokenizerFiles) -> PieceScores:
+    def arrange(pieces: ScoredPieces, names: dict[str, str], files: TokenizerFiles) -> ScoredPieces:
         head = [names[f"{name}_token"] for name in ("cls", "pad", "eos", "unk")]
         tail = [*languages, names["mask_token"]]
         return [*((name, 0.0) for name in head), *pieces[3:], *((name, 0.0) for name in tail)]
@@ -196,13 +200,13 @@ def fairseq_pieces(languages: list[str]) -> Callable[[PieceScores, dict[str, str
     return arrange
 
 
-def nllb_pieces(pieces: PieceScores, names: dict[str, str], files: TokenizerFiles) -> dict[str, int]:
+def arrange_nllb_pieces(pieces: ScoredPieces, names: dict[str, str], files: TokenizerFiles) -> dict[str, int]:
     """Special tokens as fairseq orders them, then the pieces."""
     head = [names[f"{name}_token"] for name in ("bos", "pad", "eos", "unk")]
     return {piece: i for i, piece in enumerate(dict.fromkeys([*head, *(piece for piece, _ in pieces)]))}
 
 
-def learned_merges(pieces: PieceScores) -> list[tuple[str, str]]:
+def derive_merges(pieces: ScoredPieces) -> list[tuple[str, str]]:
     """The merges of a BPE model of sentencepiece, which stores none: all halves of a piece, in the order of pieces."""
     known = {piece for piece, _ in pieces}
     return [
@@ -213,7 +217,7 @@ def learned_merges(pieces: PieceScores) -> list[tuple[str, str]]:
     ]
 
 
-def stored_charsmap(stored: dict[str, Any]) -> bytes | None:
+def extract_charsmap(stored: dict[str, Any]) -> bytes | None:
     """The rules of sentencepiece in a tokenizer.json."""
     rules = stored.get("normalizer") or {}
     for rule in rules.get("normalizers", [rules]) if rules.get("type") == "Sequence" else [rules]:
@@ -222,7 +226,7 @@ def stored_charsmap(stored: dict[str, Any]) -> bytes | None:
     return None
 
 
-def template(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def extract_template(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids that the processor of a tokenizer.json sets before and after a text."""
     empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "decoder"))
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
@@ -234,19 +238,19 @@ def template(post_processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(encoding.ids[:place]), tuple(encoding.ids[place + 1 :])
 
 
-ENDS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-FAIRSEQ = {"bos_token": "<s>", **ENDS, "sep_token": "</s>", "cls_token": "<s>", "mask_token": "<mask>"}
+T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+FAIRSEQ_TOKENS = {"bos_token": "<s>", **T5_TOKENS, "sep_token": "</s>", "cls_token": "<s>", "mask_token": "<mask>"}
 
-CLASSES: dict[str, TokenizerClass] = {
-    "T5Tokenizer": TokenizerClass("spiece.model", t5, ENDS, t5_pieces, sentinels),
+TOKENIZER_CLASSES: dict[str, TokenizerClass] = {
+    "T5Tokenizer": TokenizerClass("spiece.model", build_t5, T5_TOKENS, arrange_t5_pieces, sentinel_tokens),
     "PegasusTokenizer": TokenizerClass(
-        "spiece.model", pegasus, ENDS | {"mask_token": "<mask_2>"}, pegasus_pieces, reserved
+        "spiece.model", build_pegasus, T5_TOKENS | {"mask_token": "<mask_2>"}, arrange_pegasus_pieces, reserved_tokens
     ),
     "NllbTokenizer": TokenizerClass(
         "sentencepiece.bpe.model",
-        nllb,
-        FAIRSEQ,
-        nllb_pieces,
+        build_nllb,
+        FAIRSEQ_TOKENS,
+        arrange_nllb_pieces,
         mask={"lstrip": True, "normalized": True, "special": True},
         source_language="before",
         target_language="first",
@@ -254,9 +258,9 @@ CLASSES: dict[str, TokenizerClass] = {
     ),
     "MBartTokenizer": TokenizerClass(
         "sentencepiece.bpe.model",
-        mbart,
-        FAIRSEQ,
-        fairseq_pieces(MBART_LANGUAGES),
+        build_mbart,
+        FAIRSEQ_TOKENS,
+        fairseq_arranger(MBART_LANGUAGES),
         lambda files: list(MBART_LANGUAGES),
         languages=tuple(MBART_LANGUAGES),
         source_language="after",
@@ -265,9 +269,9 @@ CLASSES: dict[str, TokenizerClass] = {
     ),
     "MBart50Tokenizer": TokenizerClass(
         "sentencepiece.bpe.model",
-        mbart50,
-        {name: token for name, token in FAIRSEQ.items() if name != "bos_token"},
-        fairseq_pieces(MBART50_LANGUAGES),
+        build_mbart50,
+        {name: token for name, token in FAIRSEQ_TOKENS.items() if name != "bos_token"},
+        fairseq_arranger(MBART50_LANGUAGES),
         lambda files: list(MBART50_LANGUAGES),
         mask={"lstrip": True},
         languages=tuple(MBART50_LANGUAGES),
@@ -276,20 +280,20 @@ CLASSES: dict[str, TokenizerClass] = {
         default_language="en_XX",
     ),
     "RobertaTokenizer": TokenizerClass(
-        "vocab.json", byte_level(False), FAIRSEQ, around=(("cls_token",), ("sep_token",))
+        "vocab.json", byte_level_builder(False), FAIRSEQ_TOKENS, around=(("cls_token",), ("sep_token",))
     ),
     "BlenderbotTokenizer": TokenizerClass(
-        "vocab.json", byte_level(True), FAIRSEQ, mask={"lstrip": True, "normalized": False}, around=None
+        "vocab.json", byte_level_builder(True), FAIRSEQ_TOKENS, mask={"lstrip": True, "normalized": False}, around=None
     ),
-    GENERIC: TokenizerClass("tokenizer.json", generic_tokenizer, around=None),
+    GENERIC_CLASS: TokenizerClass("tokenizer.json", load_tokenizer_json, around=None),
 }
-CLASSES |= {"BartTokenizer": CLASSES["RobertaTokenizer"]}
+TOKENIZER_CLASSES |= {"BartTokenizer": TOKENIZER_CLASSES["RobertaTokenizer"]}
 
 # The class of a type of model, where tokenizer_config.json does not say another.
-MODEL_TYPES = {
+MODEL_TYPE_CLASSES = {
     "t5": "T5Tokenizer",
     "mt5": "T5Tokenizer",
-    "umt5": GENERIC,
+    "umt5": GENERIC_CLASS,
     "pegasus": "PegasusTokenizer",
     "bart": "RobertaTokenizer",
     "mbart": "MBartTokenizer",

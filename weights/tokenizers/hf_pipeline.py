@@ -14,32 +14,45 @@ from tokenizers import AddedToken, models
 
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
-from mlx_transformer.tokenization.hf_vocabulary import TokenizersVocabulary
-from mlx_transformer.tokenization.vocabulary import NUM_BYTE_SPECIALS, ByteVocabulary, StripRule, Vocabulary
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
+from mlx_transformer.tokenization.vocabulary import BYTE_ID_OFFSET, ByteVocabulary, StripRule, Vocabulary
 from mlx_transformer.weights.formats.containers import read_json
 from mlx_transformer.weights.tokenizers import hf_classes
-from mlx_transformer.weights.tokenizers.hf_classes import CLASSES, GENERIC, MODEL_TYPES, TokenizerClass, TokenizerParts
+from mlx_transformer.weights.tokenizers.hf_classes import (
+    GENERIC_CLASS,
+    MODEL_TYPE_CLASSES,
+    TOKENIZER_CLASSES,
+    TokenizerClass,
+    TokenizerParts,
+)
 from mlx_transformer.weights.tokenizers.hf_files import (
     TokenizerFiles,
     TokenSpec,
-    added_tokens,
-    extra_tokens,
-    named_tokens,
-    read_files,
-    read_options,
+    collect_added_tokens,
+    read_tokenizer_config,
+    read_tokenizer_files,
+    resolve_extra_tokens,
+    resolve_special_tokens,
     token_text,
 )
-from mlx_transformer.weights.tokenizers.sentencepiece_proto import read_model
+from mlx_transformer.weights.tokenizers.sentencepiece_proto import parse_sentencepiece_model
 
 logger = logging.getLogger(__name__)
 ConvertedTokenizer = tuple[Vocabulary, dict[str, Any]]  # a vocabulary, and fields of TokenizerConfig
-TAG = re.compile(r"<2[A-Za-z]{2,}(_[A-Za-z]+)*>")  # of the language to generate, at the beginning of a source
-LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}")  # en_XX of mBART, eng_Latn of NLLB
+TARGET_LANGUAGE_TAG = re.compile(
+    r"<2[A-Za-z]{2,}(_[A-Za-z]+)*>"
+)  # of the language to generate, at the beginning of a source
+LANGUAGE_CODE = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}")  # en_XX of mBART, eng_Latn of NLLB
 BYT5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-CHAT_TOKENS = {"bos_token": "__start__", "eos_token": "__end__", "unk_token": "__unk__", "pad_token": "__null__"}
+BLENDERBOT_SMALL_TOKENS = {
+    "bos_token": "__start__",
+    "eos_token": "__end__",
+    "unk_token": "__unk__",
+    "pad_token": "__null__",
+}
 
 
-def tokenizer_class(folder: Path, settings: dict[str, Any]) -> str:
+def find_tokenizer_class(folder: Path, settings: dict[str, Any]) -> str:
     """The class of transformers that reads a folder's tokenizer, without "Fast".
 
     Args:
@@ -52,10 +65,10 @@ def tokenizer_class(folder: Path, settings: dict[str, Any]) -> str:
 
     Source: AutoTokenizer.from_pretrained of transformers 5.23.
     """
-    stated = str(read_options(folder).get("tokenizer_class") or settings.get("tokenizer_class") or "")
+    stated = str(read_tokenizer_config(folder).get("tokenizer_class") or settings.get("tokenizer_class") or "")
     stated = stated.removesuffix("Fast")
-    usual = MODEL_TYPES.get(str(settings.get("model_type")), "")
-    return GENERIC if GENERIC in (usual, stated) or stated == "TokenizersBackend" else stated or usual
+    usual = MODEL_TYPE_CLASSES.get(str(settings.get("model_type")), "")
+    return GENERIC_CLASS if GENERIC_CLASS in (usual, stated) or stated == "TokenizersBackend" else stated or usual
 
 
 def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> ConvertedTokenizer | None:
@@ -69,17 +82,17 @@ def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> ConvertedTokeni
         ValueError: If a file is damaged.
         FileNotFoundError: If a file is missing.
     """
-    name = tokenizer_class(folder, settings)
-    files = read_files(folder)
+    name = find_tokenizer_class(folder, settings)
+    files = read_tokenizer_files(folder)
     if name == "ByT5Tokenizer":
-        return _read_byte_tokenizer(files)
+        return _read_byt5(files)
     if name == "BlenderbotSmallTokenizer":
-        return _read_chat_bpe(files) if (folder / "vocab.json").exists() else None
-    if name not in CLASSES and files.stored is not None:
-        name = GENERIC  # a class that its tokenizer.json describes as well
-    if name == GENERIC and files.stored is None:
+        return _read_blenderbot_small(files) if (folder / "vocab.json").exists() else None
+    if name not in TOKENIZER_CLASSES and files.stored is not None:
+        name = GENERIC_CLASS  # a class that its tokenizer.json describes as well
+    if name == GENERIC_CLASS and files.stored is None:
         name = "T5Tokenizer"  # umT5
-    if name not in CLASSES and name:
+    if name not in TOKENIZER_CLASSES and name:
         logger.warning(
             "No tokenizer is made of %s: its class, %s, is not covered; saved by transformers 5 it may have a "
             "tokenizer.json, which is.",
@@ -87,27 +100,27 @@ def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> ConvertedTokeni
             name,
         )
         return None
-    if not name or (files.stored is None and not (folder / CLASSES[name].file).exists()):
+    if not name or (files.stored is None and not (folder / TOKENIZER_CLASSES[name].file).exists()):
         return None
-    return _build_pipeline(files, CLASSES[name])
+    return _build_tokenizer(files, TOKENIZER_CLASSES[name])
 
 
-def _build_pipeline(files: TokenizerFiles, recipe: TokenizerClass) -> ConvertedTokenizer:
+def _build_tokenizer(files: TokenizerFiles, recipe: TokenizerClass) -> ConvertedTokenizer:
     """The pipeline of a class with its added tokens, and what stands around texts."""
-    named = named_tokens(files.options, recipe.tokens, recipe.mask)
+    named = resolve_special_tokens(files.options, recipe.tokens, recipe.mask)
     names = recipe.tokens | {purpose: token_text(token) for purpose, token in named.items()}
     given, told = _read_parts(files, recipe, names)
     try:
         tokenizer = recipe.build(given)
-        tokenizer.add_tokens(added_tokens(files, named, extra_tokens(files, recipe.own(files), told)))
-        before, after = _special_ids(tokenizer, files, recipe, names)
+        tokenizer.add_tokens(collect_added_tokens(files, named, resolve_extra_tokens(files, recipe.own(files), told)))
+        before, after = _template_ids(tokenizer, files, recipe, names)
     except BaseException as error:  # Of damaged files the library raises anything, its panics are no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split()).removesuffix(".")
         raise ValueError(f"{files.folder} must hold a whole tokenizer: {reason}; copy its files again.") from None
     special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    languages = _languages(tokenizer, recipe)
+    languages = _find_languages(tokenizer, recipe)
     is_bpe = isinstance(tokenizer.model, models.BPE)
     forced = bool(files.options.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"))
     fields: dict[str, Any] = {
@@ -121,9 +134,16 @@ def _build_pipeline(files: TokenizerFiles, recipe: TokenizerClass) -> ConvertedT
     }
     if recipe.source_language != "none":
         fields |= _language_fields(files, recipe, languages)
-    elif len(tags := {piece[2:-1]: i for piece, i in tokenizer.get_vocab().items() if TAG.fullmatch(piece)}) > 1:
+    elif (
+        len(
+            tags := {
+                piece[2:-1]: i for piece, i in tokenizer.get_vocab().items() if TARGET_LANGUAGE_TAG.fullmatch(piece)
+            }
+        )
+        > 1
+    ):
         fields |= {"languages": tags, "target_language": "source"}
-    return TokenizersVocabulary(tokenizer), fields
+    return HFVocabulary(tokenizer), fields
 
 
 def _read_parts(
@@ -139,24 +159,24 @@ def _read_parts(
     if recipe.arrange is None:
         merges = read_merges(files.folder / "merges.txt")
         return TokenizerParts(read_json(read_bytes(path), str(path)), merges, None, names, files), None
-    content = read_model(read_bytes(path), str(path))
+    content = parse_sentencepiece_model(read_bytes(path), str(path))
     vocabulary = recipe.arrange(content.pieces, names, files)
-    halves = hf_classes.learned_merges(content.pieces) if isinstance(vocabulary, dict) else []
+    halves = hf_classes.derive_merges(content.pieces) if isinstance(vocabulary, dict) else []
     told: list[TokenSpec] = [AddedToken(piece, normalized=False, special=kind) for piece, kind in content.added.items()]
     return TokenizerParts(vocabulary, halves, content.charsmap, names, files), told
 
 
-def _special_ids(
+def _template_ids(
     tokenizer: tokenizers.Tokenizer, files: TokenizerFiles, recipe: TokenizerClass, names: dict[str, str]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids before and after a text."""
     if recipe.around is None:
-        return hf_classes.template((files.stored or {}).get("post_processor"))
+        return hf_classes.extract_template((files.stored or {}).get("post_processor"))
     before, after = ([tokenizer.token_to_id(names[purpose]) for purpose in side] for side in recipe.around)
-    return _known(before), _known(after)
+    return _require_ids(before), _require_ids(after)
 
 
-def _known(ids: list[int | None]) -> tuple[int, ...]:
+def _require_ids(ids: list[int | None]) -> tuple[int, ...]:
     """Ids none of which is missing."""
     found = tuple(i for i in ids if i is not None)
     if len(found) < len(ids):
@@ -164,12 +184,12 @@ def _known(ids: list[int | None]) -> tuple[int, ...]:
     return found
 
 
-def _languages(tokenizer: tokenizers.Tokenizer, recipe: TokenizerClass) -> dict[str, int]:
+def _find_languages(tokenizer: tokenizers.Tokenizer, recipe: TokenizerClass) -> dict[str, int]:
     """The codes of languages and their ids; none for a class that asks for none."""
     if recipe.source_language == "none":
         return {}
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    codes = dict.fromkeys([*recipe.languages, *filter(LANGUAGE.fullmatch, special)])
+    codes = dict.fromkeys([*recipe.languages, *filter(LANGUAGE_CODE.fullmatch, special)])
     found = {code: tokenizer.token_to_id(code) for code in codes}
     return {code: i for code, i in found.items() if i is not None}
 
@@ -194,16 +214,14 @@ def _language_fields(files: TokenizerFiles, recipe: TokenizerClass, languages: d
     }
 
 
-def _read_byte_tokenizer(files: TokenizerFiles) -> ConvertedTokenizer:
+def _read_byt5(files: TokenizerFiles) -> ConvertedTokenizer:
     """byT5: bytes, then sentinels in rising order."""
-    named = named_tokens(files.options, BYT5_TOKENS, {})
+    named = resolve_special_tokens(files.options, BYT5_TOKENS, {})
     sentinels = [f"<extra_id_{i}>" for i in range(files.number("extra_ids", 125))]
-    extra = extra_tokens(files, [] if files.options.get("additional_special_tokens") else list(sentinels))
+    extra = resolve_extra_tokens(files, [] if files.options.get("additional_special_tokens") else list(sentinels))
     first = [named.get(name, BYT5_TOKENS[name]) for name in ("pad_token", "eos_token", "unk_token")]
     tokens = dict(enumerate(first)) | files.added
-    added = _assign_ids(
-        {token_text(token): i for i, token in tokens.items()}, {}, 256 + NUM_BYTE_SPECIALS, named, extra
-    )
+    added = _assign_ids({token_text(token): i for i, token in tokens.items()}, {}, 256 + BYTE_ID_OFFSET, named, extra)
     strip: StripRule = {}
     for token in tokens.values():
         if isinstance(token, str) or (token.lstrip and token.rstrip):
@@ -214,10 +232,10 @@ def _read_byte_tokenizer(files: TokenizerFiles) -> ConvertedTokenizer:
     return ByteVocabulary(added, strip), _plain_fields(files, special, (added.get(token_text(first[1]), 1),))
 
 
-def _read_chat_bpe(files: TokenizerFiles) -> ConvertedTokenizer:
+def _read_blenderbot_small(files: TokenizerFiles) -> ConvertedTokenizer:
     """Blenderbot-small: nothing stands around its texts."""
-    named = named_tokens(files.options, CHAT_TOKENS, {})
-    extra = extra_tokens(files, [])
+    named = resolve_special_tokens(files.options, BLENDERBOT_SMALL_TOKENS, {})
+    extra = resolve_extra_tokens(files, [])
     path = files.folder / "vocab.json"
     ids = read_json(read_bytes(path), str(path))
     try:

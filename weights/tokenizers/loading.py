@@ -9,8 +9,8 @@ from mlx_transformer.tokenization.vocabulary import Vocabulary
 from mlx_transformer.weights.conversion_plan import ConversionPlan
 from mlx_transformer.weights.source_config import read_config
 from mlx_transformer.weights.tokenizers.framework_vocabularies import read_framework_vocabularies
-from mlx_transformer.weights.tokenizers.hf_pipeline import read_hf_tokenizer, tokenizer_class
-from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECES
+from mlx_transformer.weights.tokenizers.hf_pipeline import find_tokenizer_class, read_hf_tokenizer
+from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECE_READERS
 
 # A source and a target vocabulary (None for the same), and fields of TokenizerConfig.
 TokenizerResult = tuple[Vocabulary, Vocabulary | None, dict[str, Any]]
@@ -31,7 +31,7 @@ def read_tokenizer(
         FileNotFoundError: If some files of a tokenizer are there and others are not.
         ValueError: If a file is damaged, or the vocabulary does not fit the model.
     """
-    found = find_tokenizer(source, plan.family, extras)
+    found = load_vocabularies(source, plan.family, extras)
     if found is None:
         return None
     vocabulary, target, fields = found
@@ -46,15 +46,15 @@ def read_tokenizer(
     return Tokenizer(vocabulary, target, TokenizerConfig(**fields))
 
 
-def find_tokenizer(source: Path, family: str, extras: dict[str, Any]) -> TokenizerResult | None:
+def load_vocabularies(source: Path, family: str, extras: dict[str, Any]) -> TokenizerResult | None:
     """The vocabularies beside a checkpoint, and what is known of them; None if there are none."""
     folder = source if source.is_dir() else source.parent
     settings = read_config(source)
     if not settings:
         return read_framework_vocabularies(folder, family, extras)
-    name = tokenizer_class(folder, settings)
-    if name in SENTENCEPIECES:
-        files, read = SENTENCEPIECES[name]
+    name = find_tokenizer_class(folder, settings)
+    if name in SENTENCEPIECE_READERS:
+        files, read = SENTENCEPIECE_READERS[name]
         return read(folder) if any((folder / file).exists() for file in files) else None
     pieces = read_hf_tokenizer(folder, settings)
     return None if pieces is None else (pieces[0], None, pieces[1])

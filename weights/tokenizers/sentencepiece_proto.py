@@ -10,11 +10,11 @@ from mlx_transformer.tokenization.sentencepiece_vocabulary import load_sentencep
 
 # Kinds of pieces that no text is cut into.
 CONTROL, USER_DEFINED = 3, 4
-PIECE, NORMALIZER = 1, 3  # fields of a model
-TEXT, SCORE, KIND = 1, 2, 3  # fields of a piece
-CHARSMAP = 2  # field of a normalizer
-VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5  # ways to write a value
-MAX_VARINT = 10  # bytes
+PIECES_FIELD, NORMALIZER_FIELD = 1, 3  # fields of a model
+PIECE_FIELD, SCORE_FIELD, TYPE_FIELD = 1, 2, 3  # fields of a piece
+CHARSMAP_FIELD = 2  # field of a normalizer
+WIRE_VARINT, WIRE_I64, WIRE_LEN, WIRE_I32 = 0, 1, 2, 5  # ways to write a value
+MAX_VARINT_BYTES = 10  # bytes
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SentencePieceModel:
     charsmap: bytes | None
 
 
-def read_model(content: bytes, name: str) -> SentencePieceModel:
+def parse_sentencepiece_model(content: bytes, name: str) -> SentencePieceModel:
     """A sentencepiece model from the content of its file.
 
     Raises:
@@ -42,24 +42,24 @@ def read_model(content: bytes, name: str) -> SentencePieceModel:
     """
     try:
         load_sentencepiece(content, name)  # its own checks are stricter than ours
-        return _read(content)
+        return _parse_model(content)
     except (AttributeError, LookupError, TypeError, UnicodeDecodeError, struct.error) as error:
         raise ValueError(f"{name} must be a sentencepiece model: {error}; copy it again.") from None
 
 
-def _read(content: bytes) -> SentencePieceModel:
+def _parse_model(content: bytes) -> SentencePieceModel:
     pieces = []
     added = {}
     charsmap = None
     for field, value in iterate_fields(content):
-        if field == PIECE:
+        if field == PIECES_FIELD:
             stated = dict(iterate_fields(value))
-            piece = stated[TEXT].decode()
-            pieces.append((piece, struct.unpack("<f", stated.get(SCORE, bytes(4)))[0]))
-            if (kind := stated.get(KIND)) in (CONTROL, USER_DEFINED):
+            piece = stated[PIECE_FIELD].decode()
+            pieces.append((piece, struct.unpack("<f", stated.get(SCORE_FIELD, bytes(4)))[0]))
+            if (kind := stated.get(TYPE_FIELD)) in (CONTROL, USER_DEFINED):
                 added[piece] = kind == CONTROL
-        elif field == NORMALIZER:
-            charsmap = dict(iterate_fields(value)).get(CHARSMAP) or None
+        elif field == NORMALIZER_FIELD:
+            charsmap = dict(iterate_fields(value)).get(CHARSMAP_FIELD) or None
     if not all(math.isfinite(score) for _, score in pieces):
         raise TypeError("a score is no finite number")
     return SentencePieceModel(pieces, added, charsmap)
@@ -76,16 +76,16 @@ def iterate_fields(content: bytes) -> Iterator[tuple[int, Any]]:
     """
     place = 0
     while place < len(content):
-        key, place = _varint(content, place)
+        key, place = _read_varint(content, place)
         field, way = key >> 3, key & 7
-        if way == VARINT:
-            value, place = _varint(content, place)
+        if way == WIRE_VARINT:
+            value, place = _read_varint(content, place)
             yield field, value
             continue
-        if way == LENGTH:
-            length, place = _varint(content, place)
-        elif way in (EIGHT_BYTES, FOUR_BYTES):
-            length = 8 if way == EIGHT_BYTES else 4
+        if way == WIRE_LEN:
+            length, place = _read_varint(content, place)
+        elif way in (WIRE_I64, WIRE_I32):
+            length = 8 if way == WIRE_I64 else 4
         else:
             raise TypeError(f"field {field} is written in the unknown way {way}")
         if length > len(content) - place:
@@ -94,14 +94,14 @@ def iterate_fields(content: bytes) -> Iterator[tuple[int, Any]]:
         place += length
 
 
-def _varint(content: bytes, place: int) -> tuple[int, int]:
+def _read_varint(content: bytes, place: int) -> tuple[int, int]:
     """A number of seven bits a byte, lowest first, and the place after it."""
     if (value := content[place]) < 128:  # almost all of the numbers in a model
         return value, place + 1
     value = 0
-    for count in range(MAX_VARINT):
+    for count in range(MAX_VARINT_BYTES):
         byte = content[place + count]
         value |= (byte & 127) << (7 * count)
         if byte < 128:
             return value, place + count + 1
-    raise IndexError(f"a number has more than {MAX_VARINT} bytes")
+    raise IndexError(f"a number has more than {MAX_VARINT_BYTES} bytes")

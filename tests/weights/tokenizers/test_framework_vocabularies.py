@@ -14,8 +14,8 @@ from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
 from mlx_transformer.weights.formats.pickled_objects import PickledObject
 from mlx_transformer.weights.tokenizers.framework_vocabularies import (
-    detect_joiner,
-    read_codes,
+    detect_join,
+    read_bpe_codes,
     read_framework_vocabularies,
 )
 
@@ -179,7 +179,7 @@ def test_codes_of_another_kind(tmp_path):
     for content in ("l o\nlo w\n", "#version: 0.1\nl o\n", ""):
         write(tmp_path, codes=content)
         with pytest.raises(ValueError, match="BPE codes must begin with #version: 0.2"):
-            read_codes(tmp_path / "codes")
+            read_bpe_codes(tmp_path / "codes")
 
 
 def test_cut():
@@ -210,7 +210,7 @@ def test_chat_words():
 
 
 def test_many_words_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr("mlx_transformer.tokenization.bpe_vocabulary.MAX_CACHED", 3)
+    monkeypatch.setattr("mlx_transformer.tokenization.bpe_vocabulary.MAX_CACHED_WORDS", 3)
     vocabulary = BPEVocabulary({"a": 0, "b": 1, "c": 2, "d": 3}, 0, ())
     assert vocabulary.encode("a b c d d c b a") == [0, 1, 2, 3, 3, 2, 1, 0]
     assert len(vocabulary._cut) <= 3
@@ -343,5 +343,5 @@ def test_joeynmt_with_characters(tmp_path, caplog):
     ],
 )
 def test_joining(words, expected):
-    assert detect_joiner(words) == expected
+    assert detect_join(words) == expected
     assert WordVocabulary({word: i for i, word in enumerate(words)}, 0, expected).join == expected

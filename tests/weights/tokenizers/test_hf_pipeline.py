@@ -27,8 +27,8 @@ from tokenizers import models, normalizers
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.weights.tokenizers.hf_pipeline import read_hf_tokenizer, tokenizer_class
-from mlx_transformer.weights.tokenizers.sentencepiece_proto import iterate_fields, read_model
+from mlx_transformer.weights.tokenizers.hf_pipeline import find_tokenizer_class, read_hf_tokenizer
+from mlx_transformer.weights.tokenizers.sentencepiece_proto import iterate_fields, parse_sentencepiece_model
 
 pytestmark = pytest.mark.torch
 
@@ -218,7 +218,7 @@ def test_end_of_bytes_is_doubled(tmp_path, auto):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_are_read_as_sentencepiece_reads_them(trained, name):
-    model = read_model(trained[name], "it")
+    model = parse_sentencepiece_model(trained[name], "it")
     processor = sentencepiece.SentencePieceProcessor(model_proto=trained[name])
     count = processor.get_piece_size()
     assert model.pieces == [(processor.id_to_piece(i), processor.get_score(i)) for i in range(count)]
@@ -266,7 +266,7 @@ def test_fields_of_a_message():
 )
 def test_class(tmp_path, model_type, stated, expected):
     write(tmp_path, {}, model_type, {"tokenizer_class": stated} if stated else None)
-    assert tokenizer_class(tmp_path, {"model_type": model_type}) == expected
+    assert find_tokenizer_class(tmp_path, {"model_type": model_type}) == expected
 
 
 def test_no_files(tmp_path):

@@ -11,7 +11,7 @@ import mlx_transformer as mt
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights import convert
-from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECES
+from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECE_READERS
 
 pytestmark = pytest.mark.torch
 
@@ -20,7 +20,7 @@ CLASSES = {marian: "MarianTokenizer", m2m100: "M2M100Tokenizer", plbart: "PLBart
 
 
 def read(name, folder):
-    source, target, fields = SENTENCEPIECES[name][1](folder)
+    source, target, fields = SENTENCEPIECE_READERS[name][1](folder)
     sizes = {"source_vocab_size": source.size, "target_vocab_size": (target or source).size}
     return Tokenizer(source, target, TokenizerConfig(**fields, **sizes))
 
@@ -111,7 +111,7 @@ def test_m2m100(tmp_path, kind, codes):
     theirs = original("M2M100Tokenizer", folder, src_lang="de")
     ours = read("M2M100Tokenizer", folder)
     check(ours, theirs, source="de")
-    [start] = ours.starts(1, "zh")
+    [start] = ours.decoder_starts(1, "zh")
     assert (start.start_id, start.first_id) == (ours.start_id, theirs.get_lang_id("zh"))
     theirs.tgt_lang = "ru"
     assert ours.encode_target_batch(ALL, "ru") == [theirs(text_target=text)["input_ids"] for text in ALL]
@@ -120,7 +120,7 @@ def test_m2m100(tmp_path, kind, codes):
 def test_ids_of_m2m100_that_mean_nothing(tmp_path):
     folder = m2m100(tmp_path)
     theirs = original("M2M100Tokenizer", folder)
-    source, target, fields = SENTENCEPIECES["M2M100Tokenizer"][1](folder)
+    source, target, fields = SENTENCEPIECE_READERS["M2M100Tokenizer"][1](folder)
     size = source.size + 8
     ours = Tokenizer(source, target, TokenizerConfig(**fields, source_vocab_size=size, target_vocab_size=size))
     word = ours.encode_target("translation", "fr")
@@ -142,7 +142,7 @@ def test_plbart(tmp_path, kind, codes):
     ours = read("PLBartTokenizer", folder)
     assert ours.source_vocab_size == theirs.vocab_size
     check(ours, theirs, source="python")
-    assert ours.starts(2, ["java", "en_XX"]) == [
+    assert ours.decoder_starts(2, ["java", "en_XX"]) == [
         (theirs.convert_tokens_to_ids("__java__"), None),
         (theirs.convert_tokens_to_ids("__en_XX__"), None),
     ]
@@ -280,7 +280,7 @@ def test_conversion_of_marian(tmp_path):
             tokenizer.encode(SCRIPTS[0], target_language="fra")
             == original("MarianTokenizer", folder)(f">>fra<< {SCRIPTS[0]}")["input_ids"]
         )
-        assert tokenizer.starts(1, "fra") == [(size - 1, None)]
+        assert tokenizer.decoder_starts(1, "fra") == [(size - 1, None)]
         assert tokenizer.languages == ["deu", "fra"]
 
 
@@ -301,25 +301,25 @@ def test_conversion_of_m2m100_with_ids_that_mean_nothing(tmp_path):
     theirs = original("M2M100Tokenizer", folder, src_lang="fr", tgt_lang="de")
     for tokenizer in both_ways(folder, tmp_path):
         assert tokenizer.encode_batch(ALL, "fr") == [theirs(text)["input_ids"] for text in ALL]
-        assert tokenizer.starts(1, "de") == [(2, theirs.get_lang_id("de"))]
+        assert tokenizer.decoder_starts(1, "de") == [(2, theirs.get_lang_id("de"))]
         assert len(tokenizer.languages) == 100
         last = tokenizer.target_vocab_size - 1
         assert tokenizer.decode([last]) == theirs.batch_decode([[last]], skip_special_tokens=True)[0] == "<unk>"
         with pytest.raises(ValueError, match="must be told the target's"):
-            tokenizer.starts(1)
+            tokenizer.decoder_starts(1)
 
 
 def test_the_language_that_a_checkpoint_begins_with_by_itself(tmp_path):
     tokenizer = read("M2M100Tokenizer", m2m100(tmp_path))
     settings = {"config": {"tgt_lang": "en"}, "first": tokenizer.config.languages["ru"], **FAIRSEQ}
     folder = checkpoint_of(tmp_path / "m2m100", "M2M100", m2m100, decoder_start_token_id=2, **settings)
-    assert mt.load(folder)[1].starts(1) == [(2, tokenizer.config.languages["ru"])]
+    assert mt.load(folder)[1].decoder_starts(1) == [(2, tokenizer.config.languages["ru"])]
     tokenizer = read("PLBartTokenizer", plbart(tmp_path))
     start = tokenizer.config.languages["python"]
     config = {"src_lang": "java", "tgt_lang": "en_XX"}
     folder = checkpoint_of(tmp_path / "p", "PLBart", plbart, decoder_start_token_id=start, config=config, **FAIRSEQ)
     tokenizer = mt.load(folder)[1]
-    assert tokenizer.starts(1) == [(start, None)]
+    assert tokenizer.decoder_starts(1) == [(start, None)]
     assert tokenizer.encode("a") == original("PLBartTokenizer", folder)("a")["input_ids"]
 
 
