@@ -205,7 +205,7 @@ class TestLettering:
         vocabulary = HFVocabulary(tokenizers.Tokenizer.from_str(byte_level()))
         ids = vocabulary.encode(" the été")
         assert "".join(fonts_module.piece_labels(vocabulary, [0, *ids])) == "<s>\u2423the\u2423été"
-        assert "Ġ" in "".join(map(vocabulary.token, ids))
+        assert "Ġ" in "".join(map(vocabulary.id_to_token, ids))
 
     @pytest.mark.parametrize(
         ("text", "expected"),
