@@ -1,7 +1,7 @@
-"""Keys' and values' projections: one matrix in memory, so that one product gives both; in files a matrix each.
+"""Fused key and value projections: one matrix in memory, so that one product computes both; two matrices in files.
 
-In memory the rows of keys come first. What stands beside a matrix (bias, scales and biases of a quantised one, what an
-optimizer keeps of it) has a row for each of its rows, and goes the same way.
+In memory the rows of the keys come first. Arrays that belong to a matrix (bias, quantisation scales, optimizer state)
+have the same number of rows and are split and fused along with it.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ FUSED, KEY, VALUE = ".key_value_proj.", ".key_proj.", ".value_proj."
 
 
 def split_projections(tree: Any) -> dict[str, mx.array]:
-    """The arrays of a model, or of a tree like it, by their names in files; nothing is computed."""
+    """Return the arrays of a model, or of a tree like it, under their names in files (lazily)."""
     arrays: dict[str, mx.array] = {}
     for name, array in dict(tree_flatten(tree)).items():
         names = split_names(name)
@@ -23,15 +23,15 @@ def split_projections(tree: Any) -> dict[str, mx.array]:
 
 
 def fuse_projections(arrays: dict[str, mx.array]) -> dict[str, mx.array]:
-    """The opposite of `split`: a model's arrays by their names in memory; nothing is computed."""
+    """Return arrays from files under their names in memory (lazily): the inverse of `split_projections`."""
     return {name: mx.concatenate([arrays[part] for part in split_names(name)]) for name in fused_names(arrays)}
 
 
 def fused_names(names: Iterable[str]) -> list[str]:
-    """The names in memory of what has these names in files."""
+    """Return the names in memory of arrays with these names in files."""
     return list(dict.fromkeys(name.replace(KEY, FUSED).replace(VALUE, FUSED) for name in names))
 
 
 def split_names(name: str) -> list[str]:
-    """The names in files, in the order of rows, of what has this name in memory."""
+    """Return the names in files, in the order of rows, of an array with this name in memory."""
     return [name.replace(FUSED, part) for part in (KEY, VALUE)] if FUSED in name else [name]

@@ -1,4 +1,4 @@
-"""The keys and values of the target so far, kept by the decoder from step to step."""
+"""The decoder's key-value cache for step-by-step decoding."""
 
 import mlx.core as mx
 
@@ -9,10 +9,10 @@ class KVCache:
     """Preallocated keys and values of the decoder's self-attention.
 
     Attributes:
-        layers: For each decoder layer its keys and values, (rows, num_heads, 2, capacity, head_dims). One array, so
-            that a step costs one update and one gather; keys and values side by side on axis 2, so that each of them
-            is a view that fused attention reads without a copy. Rows are sentences x beams.
-        length: Number of positions filled, an int32 scalar on the device: every position runs the same compiled trace.
+        layers: Keys and values of each decoder layer, (rows, num_heads, 2, capacity, head_dims); rows are sentences x
+            beams. One array per layer needs one update and one gather a step, and with keys and values on axis 2 fused
+            attention reads both without a copy.
+        length: Number of filled positions, an int32 scalar on the device, so that one compiled trace serves every step.
     """
 
     def __init__(self, layers: list[mx.array], length: mx.array) -> None:
@@ -21,15 +21,15 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """Most positions that fit."""
+        """Maximum number of positions."""
         return self.layers[0].shape[3]
 
     def update_and_fetch(self, layer: int, key_values: mx.array) -> mx.array:
-        """Write keys and values of the next positions; returns the layer's whole array."""
+        """Write a layer's keys and values of the next positions, and return all of its keys and values."""
         self.layers[layer] = mx.slice_update(self.layers[layer], key_values, self.length, axes=(3,))
         return self.layers[layer]
 
     def mask(self, queries: int) -> mx.array:
-        """Which positions the next `queries` ones may attend to, (1, 1, queries, capacity)."""
+        """Return the causal mask of the next `queries` positions, (1, 1, queries, capacity)."""
         positions = self.length + constant_arange(queries)
         return (constant_arange(self.capacity) <= positions[:, None])[None, None]

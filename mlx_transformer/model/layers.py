@@ -26,7 +26,7 @@ class StdNorm(nn.Module):
         self.eps = eps
 
     def __call__(self, x: mx.array) -> mx.array:
-        """Normalise each position, (rows, length, dims)."""
+        """Normalise every position, (rows, length, dims)."""
         centred = x - x.mean(axis=-1, keepdims=True)
         return self.weight * centred / (x.std(axis=-1, keepdims=True, ddof=1) + self.eps) + self.bias
 
@@ -39,7 +39,7 @@ NORMS = {
 
 
 def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
-    """A linear layer with Glorot's uniform initialisation and no bias at first."""
+    """Create a linear layer with Glorot uniform weights and zero bias."""
     layer = nn.Linear(input_dims, output_dims, bias)
     limit = math.sqrt(6 / (input_dims + output_dims))
     layer.weight = mx.random.uniform(-limit, limit, (output_dims, input_dims))
@@ -49,14 +49,14 @@ def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
 
 
 def fused_linear(input_dims: int, output_dims: int, bias: bool, count: int) -> nn.Linear:
-    """Several such layers as one, their rows one after another; each begins as it would alone."""
+    """Create `count` linear layers fused into one, each initialised as on its own."""
     layers = [linear(input_dims, output_dims, bias) for _ in range(count)]
     layers[0].update(tree_map(lambda *rows: mx.concatenate(list(rows)), *(layer.parameters() for layer in layers)))
     return layers[0]
 
 
 def embedding(vocab_size: int, dims: int) -> nn.Embedding:
-    """Token embeddings of standard deviation dims**-0.5: of size one when scaled, and fit for an output layer."""
+    """Create token embeddings with standard deviation dims**-0.5, as scaled inputs and a tied output layer need."""
     table = nn.Embedding(vocab_size, dims)
     table.weight = mx.random.normal((vocab_size, dims), scale=dims**-0.5)
     return table

@@ -1,4 +1,4 @@
-"""Data types: which one a model computes in on which device."""
+"""Data types: which one a model computes in, by device and stored type."""
 
 import re
 
@@ -14,7 +14,7 @@ FIRST_NATIVE_BFLOAT16 = 15  # of Apple's GPU generations: M1 is 13, M2 is 14, M3
 
 
 def parse_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
-    """A type of numbers by its name."""
+    """Return the MLX data type of a name; ValueError for an unknown name."""
     if isinstance(dtype, mx.Dtype):
         return dtype
     if dtype not in DTYPES:
@@ -23,16 +23,16 @@ def parse_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
 
 
 def choose_dtype(stored: mx.Dtype, config: ModelConfig, on_cpu: bool, architecture: str) -> mx.Dtype:
-    """What to compute in where nobody says it.
+    """Choose the default data type.
 
-    The CPU gets float32, for it is slow in low precision; a GPU what is stored, but float16 for bfloat16 where the
-    chip has no bfloat16 of its own. A model that leaves the range of float16 never gets that.
+    The CPU computes in float32, because low precision is slow there. A GPU computes in the stored type; chips without
+    native bfloat16 (M1, M2) use float16 instead. A model that overflows float16 never gets float16.
 
     Args:
-        stored: The type of the stored numbers.
-        config: The model.
+        stored: The data type of the stored weights.
+        config: The model's configuration.
         on_cpu: Whether the device is the CPU.
-        architecture: What MLX calls the GPU, such as "applegpu_g13s".
+        architecture: MLX's name of the GPU, such as "applegpu_g13s".
     """
     if on_cpu:
         return mx.float32
@@ -44,7 +44,7 @@ def choose_dtype(stored: mx.Dtype, config: ModelConfig, on_cpu: bool, architectu
 
 
 def check_dtype(dtype: mx.Dtype, config: ModelConfig, allow_overflow: bool) -> None:
-    """Refuse float16 for a model that leaves its range, unless it is asked for twice."""
+    """Raise ValueError for float16 with a model that overflows it, unless overflow is allowed."""
     if dtype == mx.float16 and config.overflows_float16 and not allow_overflow:
         raise ValueError(
             "This model's feed-forward networks overflow float16: use bfloat16 or float32, or insist with "
@@ -59,24 +59,24 @@ def prepare_for_inference(
     stored: mx.Dtype | None = None,
     allow_overflow: bool = False,
 ) -> None:
-    """Set a model up to generate; the CPU gets plain weights.
+    """Prepare a model for inference in place: data type, evaluation mode, and on the CPU dequantised weights.
 
     Args:
         model: The model.
-        dtype: What to compute in; if None, what `choose_dtype` finds.
-        stored: The type of the stored numbers; if None, that of the model.
-        allow_overflow: Compute in float16 even if the model leaves its range.
+        dtype: The data type to compute in; if None, see `choose_dtype`.
+        stored: The data type of the stored weights; if None, the model's.
+        allow_overflow: Allow float16 even if the model overflows it.
 
     Raises:
-        ValueError: If it would overflow and nobody insists.
+        ValueError: If the model overflows `dtype` and `allow_overflow` is false.
     """
     on_cpu = mx.default_device() == mx.cpu
     if on_cpu:
         dequantize(model)
     architecture = "" if on_cpu else str(mx.device_info()["architecture"])
-    usual = choose_dtype(stored or model.dtype, model.config, on_cpu, architecture)
-    wanted = usual if dtype is None else parse_dtype(dtype)
-    check_dtype(wanted, model.config, allow_overflow)
-    model.set_dtype(wanted)
+    default = choose_dtype(stored or model.dtype, model.config, on_cpu, architecture)
+    compute_dtype = default if dtype is None else parse_dtype(dtype)
+    check_dtype(compute_dtype, model.config, allow_overflow)
+    model.set_dtype(compute_dtype)
     model.eval()
-    mx.eval(model.parameters())  # arrays not yet read could be read by this thread alone
+    mx.eval(model.parameters())  # lazy arrays can be evaluated by the thread that created them only

@@ -9,13 +9,13 @@ from mlx_transformer.model.transformer import Transformer
 
 
 def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
-    """Quantise linear layers and token embeddings in place; positions, relative biases and norms stay as they are.
+    """Quantise linear layers and token embeddings in place, but not positions, relative biases or norms.
 
     Raises:
-        ValueError: If a width is no multiple of the group size.
+        ValueError: If the width of a weight is not a multiple of the group size.
     """
 
-    def chosen(path: str, module: nn.Module) -> bool:
+    def is_quantizable(path: str, module: nn.Module) -> bool:
         if not isinstance(module, nn.Linear | nn.Embedding) or path.endswith(("positions", "relative_bias")):
             return False
         width = module.weight.shape[-1]
@@ -23,11 +23,11 @@ def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
             raise ValueError(f"Widths to quantise must be multiples of {config.group_size}: {path} has {width}.")
         return True
 
-    nn.quantize(model, config.group_size, config.bits, class_predicate=chosen)
+    nn.quantize(model, config.group_size, config.bits, class_predicate=is_quantizable)
 
 
 def quantization_of(model: nn.Module) -> QuantizationConfig | None:
-    """How a model is quantised, None if it is not."""
+    """Return how a model is quantised, or None if it is not."""
     for module in model.modules():
         if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
             return QuantizationConfig(module.bits, module.group_size)
@@ -35,7 +35,7 @@ def quantization_of(model: nn.Module) -> QuantizationConfig | None:
 
 
 def dequantize(model: nn.Module) -> None:
-    """Give quantised layers plain weights again, in place."""
+    """Replace quantised layers by plain ones, in place."""
     leaves = []
     for path, module in model.named_modules():
         if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
