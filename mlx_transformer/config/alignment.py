@@ -9,15 +9,15 @@ from mlx_transformer.config.serialization import check_types
 
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """Which attention tells where a target comes from, and what is aligned.
+    """Configuration of word alignments read from cross-attention.
 
-    Heads of the last two layers averaged gave the fewest errors with the bundled model: 0.389 (alignment error rate,
-    against IBM model 1), and 0.393 for the last but one alone; Garg et al. 2019 found that layer to align best.
+    With the bundled model, the average over the last two layers has the lowest alignment error rate: 0.389 against IBM
+    model 1; the last layer but one alone, best in Garg et al. 2019, has 0.393.
 
     Attributes:
-        layers: The decoder layers whose cross-attention is averaged, from 0; None for the last two.
-        heads: Their heads, from 0; None for all.
-        unit: What is aligned: "words", which white space separates, or "tokens", by their positions.
+        layers: Decoder layers whose cross-attention is averaged, counted from 0; None for the last two.
+        heads: Their heads, counted from 0; None for all.
+        unit: What to align: "words", separated by white space, or "tokens".
     """
 
     layers: tuple[int, ...] | None = None
@@ -27,15 +27,15 @@ class AlignmentConfig:
     def __post_init__(self) -> None:
         check_types(self)
         if self.layers == () or self.heads == ():
-            raise ValueError("layers and heads of an alignment must be at least one each, or None for the usual ones.")
+            raise ValueError("layers and heads of an alignment must not be empty: leave them out for the defaults.")
 
-    def choice(self, decoder: StackConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The layers and heads of a decoder; ValueError if it has no such ones."""
+    def select(self, decoder: StackConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the layers and heads to average; ValueError if the decoder does not have them."""
         layers = (
             tuple(range(max(decoder.num_layers - 2, 0), decoder.num_layers)) if self.layers is None else self.layers
         )
         heads = tuple(range(decoder.num_heads)) if self.heads is None else self.heads
-        for name, chosen, count in (("layer", layers, decoder.num_layers), ("head", heads, decoder.num_heads)):
-            if wrong := [i for i in chosen if not 0 <= i < count]:
-                raise ValueError(f"A {name} of an alignment must be one of 0 to {count - 1}: {wrong[0]} is none.")
+        for name, indices, count in (("layer", layers, decoder.num_layers), ("head", heads, decoder.num_heads)):
+            if invalid := [i for i in indices if not 0 <= i < count]:
+                raise ValueError(f"A {name} of an alignment must be from 0 to {count - 1}, not {invalid[0]}.")
         return layers, heads

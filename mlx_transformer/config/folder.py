@@ -9,14 +9,14 @@ from mlx_transformer.config.serialization import check_types
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """The config.json of a model folder.
+    """Contents of the config.json of a model folder.
 
     Attributes:
-        format_version: Raised when an older version of the package could not read the folder.
-        model: What the model is.
-        search: The search that it was made for.
-        quantization: How its weights are quantised, None if they are not.
-        tasks: The tasks that it was trained for.
+        format_version: Version of the folder format; increases when older package versions cannot read it.
+        model: The model's configuration.
+        search: The default search configuration.
+        quantization: How the weights are quantised; None if they are not.
+        tasks: The tasks that the model was trained for.
     """
 
     format_version: int

@@ -7,36 +7,36 @@ from mlx_transformer.config.serialization import check_at_most, check_positive, 
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
-# Far more than any model has: a file that claims more would only fill the memory.
+# Far above any real model: a file that claims more would only exhaust memory.
 STACK_LIMITS = {"num_layers": 1000, "num_heads": 1024, "mlp_dims": 2**17, "max_length": 2**22}
 
 STACK_LIMITS |= {"num_buckets": 2**16, "max_distance": 2**20}
 
 MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 2**17, "head_dims": 2**17}
 
-MAX_POSITIONS = 2**26  # numbers of a table of positions
+MAX_POSITIONS = 2**26  # max_length x dims of a position table
 
 
 @dataclass(frozen=True)
 class StackConfig:
-    """One stack of layers: the encoder or the decoder.
+    """Configuration of one stack of layers: the encoder or the decoder.
 
     Attributes:
         num_layers: Number of layers.
-        num_heads: Attention heads of each layer.
+        num_heads: Number of attention heads.
         mlp_dims: Width of the feed-forward network.
         norm_first: Normalise before each sublayer (pre-norm) instead of after the residual sum (post-norm).
         final_norm: Normalise once more after the last layer.
-        positions: "sinusoidal" rows are fixed, "learned" rows are trained; "relative" ones are a bias of attention for
-            each bucket of distances (T5, mT5, umT5).
-        max_length: Rows of the position table, the longest sequence in tokens.
+        positions: "sinusoidal" (fixed) or "learned" (trained) position embeddings, "relative" attention biases by
+            bucketed distance (T5, mT5, umT5), or "none".
+        max_length: Longest sequence in tokens: the number of rows of the position table.
         scale_embeddings: Multiply token embeddings by sqrt(dims) before positions are added.
-        embedding_norm: Normalise embeddings "after" positions are added to them (BART, mBART) or "before" (the
-            decoder of Blenderbot-small).
-        residual_scale: Factor of a sublayer's input in the residual sum (JoeyNMT).
-        num_buckets: Buckets of relative positions.
-        max_distance: Relative positions further apart than this are alike.
-        bias_each_layer: Every layer has a table of relative positions of its own (umT5), instead of one for the stack.
+        embedding_norm: Normalise embeddings "after" positions are added (BART, mBART), "before" (decoder of
+            Blenderbot-small), or not at all ("none").
+        residual_scale: Factor of the shortcut in residual connections (JoeyNMT).
+        num_buckets: Number of buckets of relative positions.
+        max_distance: Distance from which on relative positions share the last bucket.
+        bias_each_layer: Each layer has its own table of relative position biases (umT5), instead of one per stack.
     """
 
     num_layers: int
@@ -68,36 +68,37 @@ class StackConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """An encoder-decoder Transformer.
+    """Configuration of an encoder-decoder Transformer.
 
     Attributes:
         source_vocab_size: Rows of the source embedding table.
-        target_vocab_size: Rows of the target embedding table, and the number of logits.
+        target_vocab_size: Rows of the target embedding table; the number of logits.
         dims: Width of the residual stream.
         encoder: The encoder's stack.
         decoder: The decoder's stack.
-        head_dims: Width of one attention head; None for dims / num_heads.
-        share_embeddings: Source and target read one embedding table.
-        tie_output: The output layer is the target embedding table.
+        head_dims: Width of an attention head; None for dims / num_heads.
+        share_embeddings: Source and target share one embedding table.
+        tie_output: The output layer uses the target embedding table as its weight.
         output_bias: The output layer has a bias.
-        attention_bias: The projections of attention have biases.
-        attention_out_bias: The last of these projections has one; None for the same as the others (OpenNMT-py).
-        attention_scale: Factor of the queries' products with the keys; None for head_dims ** -0.5 (T5 has 1).
-        mlp_bias: The feed-forward network has biases.
-        gated_mlp: The feed-forward network multiplies two projections, one of them activated (T5 v1.1, mT5).
-        norm: "layer" normalisation, "rms" without mean and bias (T5), or "deviation", which divides by the unbiased
+        attention_bias: The attention projections have biases.
+        attention_out_bias: The output projection of attention has a bias; None for the value of attention_bias
+            (OpenNMT-py).
+        attention_scale: Factor of the query-key products; None for head_dims ** -0.5 (T5 uses 1).
+        mlp_bias: The feed-forward networks have biases.
+        gated_mlp: The feed-forward networks have an activated gate (T5 v1.1, mT5).
+        norm: "layer" normalisation; "rms", without mean and bias (T5); or "deviation", which divides by the unbiased
             standard deviation plus norm_eps (Annotated Transformer).
-        norm_bias: Normalisation has a bias.
-        norm_eps: Added to the variance in normalisation.
-        logit_scale: Factor of the last hidden state before the output layer (T5 v1.0 has dims ** -0.5).
-        activation: Non-linearity of the feed-forward network.
-        overflows_float16: Activations leave the range of float16 (T5), which is not used unless it is insisted on.
-        dropout: Share of activations dropped in training, on embeddings and on each sublayer's output.
-        attention_dropout: Share of attention's weights dropped in training.
-        activation_dropout: Share dropped in training inside the feed-forward network, after its non-linearity.
-        pad_id: Fills up short sequences on the right.
-        eos_id: Ends a sequence.
-        start_id: The decoder's first input.
+        norm_bias: Layer normalisation has a bias.
+        norm_eps: Epsilon added to the variance in normalisation.
+        logit_scale: Factor of the last hidden state before the output layer (T5 v1.0 uses dims ** -0.5).
+        activation: Activation function of the feed-forward networks.
+        overflows_float16: Activations exceed the range of float16 (T5), so float16 is refused by default.
+        dropout: Dropout rate of embeddings and of each sublayer's output.
+        attention_dropout: Dropout rate of attention weights.
+        activation_dropout: Dropout rate inside the feed-forward networks, after the activation.
+        pad_id: The padding token, on the right of short sequences.
+        eos_id: The end-of-sequence token.
+        start_id: The decoder's start token.
     """
 
     source_vocab_size: int
@@ -148,8 +149,9 @@ class ModelConfig:
         check_shares(self, "dropout", "attention_dropout", "activation_dropout")
         smallest = min(self.source_vocab_size, self.target_vocab_size)
         for name in ("pad_id", "eos_id", "start_id"):
-            if not 0 <= vars(self)[name] < (self.target_vocab_size if name == "start_id" else smallest):
-                raise ValueError(f"{name} must be a row of the vocabulary: {vars(self)[name]} is none of {smallest}.")
+            vocab_size = self.target_vocab_size if name == "start_id" else smallest
+            if not 0 <= vars(self)[name] < vocab_size:
+                raise ValueError(f"{name} must be a token id from 0 to {vocab_size - 1}, not {vars(self)[name]}.")
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm 'rms' has no bias: set norm_bias to false.")
         if self.norm == "deviation" and not self.norm_bias:
@@ -158,11 +160,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How weights are stored in few bits: groups of neighbours share a scale and an offset.
+    """Configuration of weight quantisation: groups of weights share a scale and an offset.
 
     Attributes:
-        bits: Bits of a weight.
-        group_size: Weights of a group.
+        bits: Bits per weight, 4 or 8.
+        group_size: Weights per group.
     """
 
     bits: int

@@ -7,44 +7,46 @@ from mlx_transformer.config.serialization import check_positive, check_types
 
 MAX_BEAM_SIZE = 1024
 
-MIN_TEMPERATURE = 1e-6  # divided by less, logits leave the range of float32
+MIN_TEMPERATURE = 1e-6  # with lower temperatures logits overflow float32
 
-BATCH_TOKENS = 4096  # padded source positions x beams of a batch in generation
+BATCH_TOKENS = 4096  # padded source positions x beams per batch in generation
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How targets are searched for; scores and stopping follow the beam search of transformers 5.
+    """Configuration of decoding; scores and stopping follow the beam search of transformers 5.
 
     Attributes:
-        beam_size: Living hypotheses of a sentence; 1 is greedy search.
-        num_hypotheses: How many hypotheses are returned for a sentence, best first.
-        max_tokens: Most generated tokens, the end token counted; None for 2 x the source tokens + 50, unless a
-            max_length_ratio is given. Never more than the decoder has positions.
-        min_tokens: Fewest generated tokens, the end token counted.
-        length_penalty: Exponent alpha in score = sum of log-probabilities / length ** alpha, the end token counted.
-        early_stopping: When a sentence with beam_size finished hypotheses ends. False: when the best living hypothesis,
-            scored at its present length, falls behind the worst finished one. True: at once. "never": as False, but
-            with a positive length_penalty scored at max_tokens, the best that a living one could still reach.
+        beam_size: Number of beams per sentence; 1 is greedy search.
+        num_hypotheses: Number of hypotheses to return per sentence, best first.
+        max_tokens: Maximum number of generated tokens, including the end token, limited by the decoder's positions.
+            None for 2 x source tokens + 50, or for the limit of max_length_ratio if that is set.
+        min_tokens: Minimum number of generated tokens, including the end token.
+        length_penalty: Exponent alpha in score = sum of log-probabilities / length ** alpha; the length includes the
+            end token.
+        early_stopping: When to stop a sentence that has beam_size finished hypotheses. False: once the best unfinished
+            hypothesis, scored at its current length, is worse than the worst finished one. True: at once. "never": as
+            False, but with a positive length_penalty unfinished hypotheses are scored at max_tokens, the best score
+            that they can still reach.
         suppress_ids: Tokens that are never generated.
-        bad_words: Sequences of tokens that are never generated.
-        no_repeat_ngram_size: No sequence of so many tokens comes twice, the start token counted; 0 for no such rule.
-        source_no_repeat_ngram_size: No sequence of so many tokens of the source is generated; 0 for no such rule.
-        repetition_penalty: Log-probabilities of tokens that were generated, or started with, are multiplied by it;
-            with a beam of one it is the logits (divided by it where positive), before they are normalised.
-        forced_bos_id: The first token, whatever its probability; it scores 0 and counts in the length.
-        forced_eos_id: The token at the place where max_tokens is reached, likewise.
-        renormalize: Normalise log-probabilities once more after all these rules.
-        max_length_ratio: Most generated tokens for each token of the source, both with their end token.
-        min_length_ratio: Fewest, likewise.
-        temperature: 0 searches for the most probable targets. Otherwise beam_size targets are drawn at random,
-            independently of one another, from probabilities with this temperature; the scores are those without it.
-        top_k: Draw from the k most probable tokens; 0 for all.
-        top_p: Draw from the fewest most probable tokens that together have this probability.
-        min_p: Draw from the tokens that have at least this share of the probability of the most probable one.
-        seed: What is drawn depends on it, on the line, the position and the hypothesis, and on nothing else.
-        alternatives: The beam_size most probable tokens are tried at the first place (after the prefix, if there is
-            one), and each is continued greedily. The hypotheses are in the order of these tokens.
+        bad_words: Token sequences that are never generated.
+        no_repeat_ngram_size: Size of the n-grams, start token included, that may occur only once; 0 for no limit.
+        source_no_repeat_ngram_size: Size of the source n-grams that are never generated; 0 for no limit.
+        repetition_penalty: Factor of the log-probabilities of tokens already generated, or of the start token. With a
+            beam of one, it applies to logits instead (positive ones are divided by it), before they are normalised.
+        forced_bos_id: The first generated token; it scores 0 and counts in the length.
+        forced_eos_id: The last token when max_tokens is reached; it scores 0 and counts in the length.
+        renormalize: Renormalise log-probabilities after all logits processors.
+        max_length_ratio: Maximum number of generated tokens per source token, both including the end token.
+        min_length_ratio: Minimum number of generated tokens per source token, both including the end token.
+        temperature: 0 searches for the most probable targets. A positive value samples beam_size targets independently;
+            scores are log-probabilities at temperature 1.
+        top_k: Sample from the k most probable tokens; 0 for all.
+        top_p: Sample from the smallest set of most probable tokens whose probabilities sum to at least top_p.
+        min_p: Sample from tokens with at least this fraction of the most probable token's probability.
+        seed: Random seed; samples depend on it and on line, position and hypothesis only.
+        alternatives: Continue each of the beam_size most probable first tokens (after the prefix, if any) greedily. The
+            hypotheses are in the order of these tokens.
     """
 
     beam_size: int = 1
@@ -72,12 +74,12 @@ class SearchConfig:
 
     @property
     def is_beam_search(self) -> bool:
-        """Whether the beams of a sentence compete; otherwise each goes its own way."""
+        """Whether the beams of a sentence compete, as opposed to greedy search, sampling and alternatives."""
         return self.beam_size > 1 and not self.temperature and not self.alternatives
 
     @property
     def reads_history(self) -> bool:
-        """Whether a rule looks at the tokens before."""
+        """Whether a logits processor needs the tokens generated so far."""
         ngrams = self.no_repeat_ngram_size or self.source_no_repeat_ngram_size
         return bool(ngrams) or self.repetition_penalty != 1 or any(len(word) > 1 for word in self.bad_words)
 
@@ -104,7 +106,7 @@ class SearchConfig:
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
         if any(token < 0 for token in self.suppress_ids):
-            raise ValueError(f"suppress_ids must be token ids, none below 0: {min(self.suppress_ids)}.")
+            raise ValueError(f"suppress_ids must be token ids of at least 0, not {min(self.suppress_ids)}.")
         if not all(self.bad_words):
             raise ValueError("bad_words must be sequences of at least one token: one of them is empty.")
         self._check_sampling()
@@ -123,19 +125,19 @@ class SearchConfig:
             raise ValueError(f"seed must be less than 2**32, not {self.seed}.")
         filtered = [name for name, none in (("top_k", 0), ("top_p", 1), ("min_p", 0)) if vars(self)[name] != none]
         if filtered and not self.temperature:
-            raise ValueError(f"{filtered[0]} is for drawing at random: give a temperature above 0 as well.")
+            raise ValueError(f"{filtered[0]} only affects sampling: set a temperature above 0 as well.")
         if self.alternatives and self.temperature:
-            raise ValueError(f"alternatives are not drawn: leave out temperature {self.temperature}.")
+            raise ValueError(f"alternatives cannot be sampled: leave out temperature {self.temperature}.")
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """One of several tasks that a model was trained for, as T5 was.
+    """One of several tasks that a checkpoint was trained for (T5).
 
     Attributes:
-        name: Its name.
-        source_prefix: What its sources begin with.
-        search: How its targets are searched for.
+        name: The task's name.
+        source_prefix: Text to put before every source.
+        search: The task's search configuration.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as plain data: to and from JSON, with every field's kind checked."""
+"""Conversion of frozen dataclasses to and from JSON data, with type checks of every field."""
 
 import dataclasses
 import math
@@ -10,15 +10,15 @@ Config = TypeVar("Config")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain data for JSON."""
+    """Return a config as plain data for JSON."""
     return dataclasses.asdict(config)
 
 
 def from_dict(kind: type[Config], data: Any, name: str) -> Config:
-    """The config of class `kind` that `data` (from JSON) describes; `name` says in errors where it stood.
+    """Create a config of class `kind` from JSON data; `name` says in error messages where the data is from.
 
     Raises:
-        ValueError: If a field is unknown, missing or of the wrong kind.
+        ValueError: If a field is unknown, missing or of the wrong type.
     """
     if not isinstance(data, dict):
         raise ValueError(f"{name} must be an object with fields, not {data!r}.")
@@ -46,12 +46,12 @@ def from_dict(kind: type[Config], data: Any, name: str) -> Config:
 
 
 def _to_tuples(value: Any) -> Any:
-    """Tuples for the lists of JSON."""
+    """Convert JSON lists to tuples."""
     return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    """Whether `value` is of the annotated `kind`."""
+    """Whether `value` has the annotated type `kind`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(_has_type(value, arg) for arg in args)
@@ -69,7 +69,7 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 
 def check_types(config: Any) -> None:
-    """Refuse a field whose value is not of the annotated kind."""
+    """Raise ValueError for a field whose value does not have its annotated type."""
     for item in dataclasses.fields(config):
         value = vars(config)[item.name]
         if not _has_type(value, item.type):
@@ -80,21 +80,21 @@ def check_types(config: Any) -> None:
 
 
 def check_at_most(config: Any, limits: dict[str, int]) -> None:
-    """Refuse a named field that is more than its limit."""
+    """Raise ValueError for a named field above its limit."""
     for name, limit in limits.items():
         if (vars(config)[name] or 0) > limit:
             raise ValueError(f"{name} must be at most {limit}, not {reprlib.repr(vars(config)[name])}.")
 
 
 def check_positive(config: Any, *names: str) -> None:
-    """Refuse a named field that is not more than zero."""
+    """Raise ValueError for a named field that is not positive."""
     for name in names:
         if vars(config)[name] <= 0:
             raise ValueError(f"{name} must be more than 0, not {vars(config)[name]}.")
 
 
 def check_shares(config: Any, *names: str) -> None:
-    """Refuse a named field that is not at least 0 and below 1."""
+    """Raise ValueError for a named field that is not at least 0 and below 1."""
     for name in names:
         if not 0 <= vars(config)[name] < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, not {vars(config)[name]}.")

@@ -1,7 +1,7 @@
-"""One step of a search: array code on the device, compiled, for a batch of sentences with the beams of each.
+"""One compiled step of the search: pure array code for a batch of sentences and their beams.
 
-A sentence has `beam_size` living and as many finished hypotheses, and is done when none of the living can still come
-in. Where beams do not compete (`SearchConfig.joint` is false), each goes its own way.
+Each sentence has `beam_size` beams (unfinished hypotheses) and up to as many finished hypotheses. It is done when no
+beam can still replace a finished one. Only in beam search do the beams of a sentence compete.
 """
 
 from typing import NamedTuple
@@ -19,21 +19,22 @@ from mlx_transformer.model.transformer import Memory, Transformer
 
 
 class BeamState(NamedTuple):
-    """All that changes from step to step; `beams` living and `beams` finished hypotheses of each sentence.
+    """Everything that changes from step to step.
 
-    Hypotheses are chains of links: a link is the beam of the parent x vocab + the newest token.
+    Hypotheses are stored as backpointers: parent beam x vocab + token.
 
     Attributes:
-        cache: Keys and values of each decoder layer, rows are batch x beams.
-        length: Number of target tokens that the cache holds, int32 scalar.
-        tokens: The newest token of the living, uint32 (batch, beams).
-        scores: Sum of log-probabilities of the living, best first; minus infinity for none, (batch, beams).
-        history: Start token and tokens of the living, uint32 (rows, capacity + 1); of no width if no rule reads it.
-        backpointers: The links of the living at each position, uint32 (capacity, batch, beams).
-        finished_backpointers: The last links of the finished, uint32 (batch, beams).
-        finished_lengths: Their number of tokens, with prefix and end token, (batch, beams).
-        finished_scores: Normalised scores, minus infinity where there is none yet, (batch, beams).
-        done: Sentences whose result is final, (batch,).
+        cache: Keys and values of each decoder layer; rows are batch x beams.
+        length: Number of target tokens in the cache, int32 scalar.
+        tokens: The last token of each beam, uint32 (batch, beams).
+        scores: Sum of log-probabilities of each beam, best first; -inf for an unused beam, (batch, beams).
+        history: Start token and generated tokens of each beam, uint32 (rows, capacity + 1); width 0 if no logits
+            processor reads it.
+        backpointers: The backpointer of each beam at each position, uint32 (capacity, batch, beams).
+        finished_backpointers: The last backpointer of each finished hypothesis, uint32 (batch, beams).
+        finished_lengths: Number of tokens, including prefix and end token, (batch, beams).
+        finished_scores: Normalised scores; -inf for an unused slot, (batch, beams).
+        done: True for sentences whose result is final, (batch,).
     """
 
     cache: list[mx.array]
@@ -51,7 +52,7 @@ class BeamState(NamedTuple):
 def decode_step(
     model: Transformer, search: SearchConfig, state: BeamState, memory: Memory, inputs: DecodingInputs
 ) -> BeamState:
-    """Extend every living hypothesis by one token, keep the best."""
+    """Extend every beam by one token and keep the best."""
     batch, beams = state.tokens.shape
     cache = KVCache(list(state.cache), state.length)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
@@ -68,13 +69,9 @@ def decode_step(
     state = _add_finished(search, state, totals, backpointers, ended, length, generated)
     totals = mx.where(ended, NEG_INF, totals)
     if search.is_beam_search:
-        order = mx.argsort(constant_arange(2 * beams) + 2 * beams * ended, axis=1)[
-            :, :beams
-        ]  # the best that have not ended
-        totals, backpointers = (
-            mx.take_along_axis(totals, order, axis=1),
-            mx.take_along_axis(backpointers, order, axis=1),
-        )
+        # The best unfinished candidates, still in order of their scores.
+        order = mx.argsort(constant_arange(2 * beams) + 2 * beams * ended, axis=1)[:, :beams]
+        totals, backpointers = (mx.take_along_axis(array, order, axis=1) for array in (totals, backpointers))
     done = state.done | is_done(search, state, totals, generated, max_new_tokens)
     parents = (backpointers // vocab + beams * constant_arange(batch, np.uint32)[:, None]).flatten()
     tokens, history = backpointers % vocab, state.history
@@ -93,9 +90,12 @@ def decode_step(
 
 
 def expand_beams(state: BeamState, scores: mx.array, normalizer: mx.array) -> tuple[mx.array, mx.array]:
-    """The best continuations of all beams of a sentence together: totals and links, (batch, 2 x beams).
+    """Return the best continuations over all beams of a sentence.
 
-    Twice as many candidates as beams: even if every beam ends, as many are left to live on.
+    There are twice as many candidates as beams, so that `beams` of them are unfinished even if all others end.
+
+    Returns:
+        Sums of log-probabilities and backpointers, (batch, 2 x beams), best first.
     """
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     values, tokens = top_k(scores, 2 * beams)
@@ -113,21 +113,20 @@ def extend_each_beam(
     normalizer: mx.array,
     length: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """One continuation of each beam: totals and links, (batch, beams)."""
+    """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, beams)."""
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     if search.temperature:
         tokens = sample(scores, search, inputs.keys, length)
     elif search.alternatives:
-        given = mx.maximum(inputs.prefix_lengths, int(search.forced_bos_id is not None))
-        first = length - given == 1
-        rank = mx.where(first, (constant_arange(batch * beams) % beams)[:, None], 0)
+        num_forced = mx.maximum(inputs.prefix_lengths, int(search.forced_bos_id is not None))
+        is_first = length - num_forced == 1
+        rank = mx.where(is_first, (constant_arange(batch * beams) % beams)[:, None], 0)
         tokens = mx.take_along_axis(top_k(scores, beams)[1], rank, axis=1)
     else:
         tokens = mx.argmax(scores, axis=-1, keepdims=True)
-    values = mx.take_along_axis(scores, tokens, axis=1) - normalizer
-    return state.scores + values.reshape(batch, beams), tokens.reshape(batch, beams) + vocab * constant_arange(
-        beams, np.uint32
-    )
+    logprobs = mx.take_along_axis(scores, tokens, axis=1) - normalizer
+    backpointers = tokens.reshape(batch, beams) + vocab * constant_arange(beams, np.uint32)
+    return state.scores + logprobs.reshape(batch, beams), backpointers
 
 
 def _add_finished(
@@ -139,17 +138,17 @@ def _add_finished(
     length: mx.array,
     generated: mx.array,
 ) -> BeamState:
-    """Take candidates that ended among the finished hypotheses; where beams compete, the best ones of both."""
+    """Add candidates that ended to the finished hypotheses; in beam search, keep the best of both."""
     beams = search.beam_size
     totals, backpointers, ended = totals[:, :beams], backpointers[:, :beams], ended[:, :beams]
     scores = totals / mx.maximum(generated, 1).astype(mx.float32) ** search.length_penalty
     lengths = mx.broadcast_to(length, backpointers.shape)
     if not search.is_beam_search:
-        new = ended & (totals > NEG_INF)
+        newly_finished = ended & (totals > NEG_INF)
         return state._replace(
-            finished_backpointers=mx.where(new, backpointers, state.finished_backpointers),
-            finished_lengths=mx.where(new, lengths, state.finished_lengths),
-            finished_scores=mx.where(new, scores, state.finished_scores),
+            finished_backpointers=mx.where(newly_finished, backpointers, state.finished_backpointers),
+            finished_lengths=mx.where(newly_finished, lengths, state.finished_lengths),
+            finished_scores=mx.where(newly_finished, scores, state.finished_scores),
         )
     scores = mx.where(ended & ~state.done[:, None], scores, NEG_INF)
     scores, order = top_k(mx.concatenate([state.finished_scores, scores], axis=1), beams)
@@ -165,15 +164,14 @@ def _add_finished(
 def is_done(
     search: SearchConfig, state: BeamState, scores: mx.array, generated: mx.array, max_new_tokens: mx.array
 ) -> mx.array:
-    """Sentences that nothing can change any more, given the sums of log-probabilities of the living, best first."""
+    """Return which sentences are final, given the beams' sums of log-probabilities, best first, (batch,)."""
     if not search.is_beam_search:
         return (scores == NEG_INF).all(axis=1)
     worst = state.finished_scores.min(axis=1, keepdims=True)
-    over = generated >= max_new_tokens
+    at_limit = generated >= max_new_tokens
     if search.early_stopping is True:
-        return (over | (worst > NEG_INF))[:, 0]
-    final = (
-        max_new_tokens if search.early_stopping == "never" and search.length_penalty > 0 else mx.maximum(generated, 1)
-    )
-    attainable = scores[:, :1] / final.astype(mx.float32) ** search.length_penalty
-    return (over | (attainable <= worst))[:, 0]
+        return (at_limit | (worst > NEG_INF))[:, 0]
+    can_gain_by_length = search.early_stopping == "never" and search.length_penalty > 0
+    length = max_new_tokens if can_gain_by_length else mx.maximum(generated, 1)
+    attainable = scores[:, :1] / length.astype(mx.float32) ** search.length_penalty
+    return (at_limit | (attainable <= worst))[:, 0]

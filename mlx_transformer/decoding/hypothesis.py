@@ -1,4 +1,4 @@
-"""What a search finds: hypotheses, read off the links that it left behind."""
+"""Hypotheses, the results of a search, and their reconstruction from backpointers."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,14 @@ class Hypothesis:
     """A candidate target.
 
     Attributes:
-        ids: Token ids, without start and end tokens; a target prefix is their beginning.
-        score: Sum of log-probabilities (natural logarithm) / length ** length_penalty, the end token counted, a target
-            prefix not.
-        finish_reason: "stop" for an end token, "length" where max_tokens was reached.
-        text: The text, where a tokenizer was given.
-        truncated: Whether the source was cut to the length that the model can read.
-        token_scores: Natural logarithm of the probability of each of the ids, and of the end token where there is one,
-            by the model alone, if asked for.
-        alignment: Pairs of source and target words, or tokens, if asked for.
+        ids: Token ids without start and end tokens; they begin with the target prefix, if there is one.
+        score: Sum of log-probabilities (natural logarithm) / length ** length_penalty. The length includes the end
+            token; a target prefix counts in neither.
+        finish_reason: "stop" for an end token, "length" if max_tokens was reached.
+        text: The decoded text, if a tokenizer was given.
+        truncated: Whether the source was truncated to the model's maximum length.
+        token_scores: Log-probability under the model of each id, and of the end token if there is one; on request.
+        alignment: Pairs of aligned source and target words (or tokens); on request.
     """
 
     ids: list[int]

@@ -1,4 +1,4 @@
-"""What a search is asked for, sentence by sentence, checked and put on the device."""
+"""Per-sentence inputs of the search: validated, given defaults, and moved to the device."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,19 +9,19 @@ import numpy as np
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.transformer import Transformer
 
-PREFIX_MULTIPLE = 16  # prefixes are padded to a multiple: few shapes to compile
+PREFIX_MULTIPLE = 16  # prefixes are padded to multiples of this, so that few shapes are compiled
 
 
 class DecodingInputs(NamedTuple):
-    """What is asked for, a row for each living hypothesis; the rules of a SearchConfig are the same for all rows.
+    """Settings that differ from sentence to sentence, one row per beam.
 
     Attributes:
         source: Source token ids, padded on the right, (rows, source_length).
-        max_new_tokens: Most tokens to generate, (rows, 1).
-        min_new_tokens: Fewest, (rows, 1).
-        first_ids: The first token, where the search forces one, (rows, 1).
-        prefix_ids: Tokens that the target begins with, padded on the right, (rows, places).
-        prefix_lengths: How many of them, (rows, 1).
+        max_new_tokens: Maximum number of generated tokens, (rows, 1).
+        min_new_tokens: Minimum number of generated tokens, (rows, 1).
+        first_ids: The forced first token, if the search forces one, (rows, 1).
+        prefix_ids: Target prefix, padded on the right, (rows, prefix_length).
+        prefix_lengths: Number of prefix tokens, (rows, 1).
         keys: Random keys, uint32 (rows, 2).
     """
 
@@ -43,24 +43,24 @@ def make_decoding_inputs(
     prefixes: list[list[int]],
     lines: list[int] | None,
 ) -> tuple[DecodingInputs, int]:
-    """The request of a batch, with the usual values for what is not given; see `search.generate_ids`.
+    """Validate the arguments of `generate_ids` and fill in defaults.
 
     Returns:
-        It, and the most tokens of any of its targets, prefix included.
+        The inputs, and the maximum length of any target, prefix included.
 
     Raises:
-        ValueError: If there is not one value for each source, or if one is out of range.
+        ValueError: If an argument does not have one value for each source, or a value is out of range.
     """
     batch, config = source.shape[0], model.config
     ratio = search.min_length_ratio
-    lengths = [0] * batch  # to count them, the host would wait for the device
+    lengths = [0] * batch  # counted only if needed: the host has to wait for the device
     if ratio or not max_tokens:
         lengths = np.array((source != config.pad_id).sum(axis=1)).tolist()
-    wanted = max_tokens or [max_target_tokens(model, length, search) for length in lengths]
-    check_per_source("max_tokens", wanted, batch, 1, 2**31)
+    limits = max_tokens or [max_target_tokens(model, length, search) for length in lengths]
+    check_per_source("max_tokens", limits, batch, 1, 2**31)
     _check_prefixes(prefixes, batch, model)
     max_new_tokens = [
-        min(n, config.decoder.max_length - len(prefix)) for n, prefix in zip(wanted, prefixes, strict=True)
+        min(n, config.decoder.max_length - len(prefix)) for n, prefix in zip(limits, prefixes, strict=True)
     ]
     min_new_tokens = [
         min(n, max(search.min_tokens, int(min(ratio * length, n))))
@@ -68,29 +68,29 @@ def make_decoding_inputs(
     ]
     if search.alternatives and search.beam_size > config.target_vocab_size:
         raise ValueError(
-            f"Alternatives are different tokens: beam_size {search.beam_size} is more than the vocabulary's "
-            f"{config.target_vocab_size}; ask for fewer."
+            f"alternatives must not exceed the vocabulary: beam_size {search.beam_size} is more than "
+            f"{config.target_vocab_size}; lower beam_size."
         )
     first = forced_bos_ids or [search.forced_bos_id or 0] * batch
     check_per_source("forced_bos_ids", first, batch, 0, config.target_vocab_size - 1)
-    places = -(-max(map(len, prefixes)) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
-    numbers = lines or list(range(batch))
-    check_per_source("lines", numbers, batch, 0, 2**32 - 1)
+    prefix_length = -(-max(map(len, prefixes)) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
+    lines = lines or list(range(batch))
+    check_per_source("lines", lines, batch, 0, 2**32 - 1)
     by_sentence = DecodingInputs(
         source=source,
         max_new_tokens=_column(max_new_tokens),
         min_new_tokens=_column(min_new_tokens),
         first_ids=_column(first),
-        prefix_ids=mx.array([[*p, *[config.pad_id] * (places - len(p))] for p in prefixes], mx.int32),
+        prefix_ids=mx.array([[*p, *[config.pad_id] * (prefix_length - len(p))] for p in prefixes], mx.int32),
         prefix_lengths=_column([len(prefix) for prefix in prefixes]),
-        keys=random_keys(search.seed, numbers),
+        keys=random_keys(search.seed, lines),
     )
     rows = DecodingInputs(*(mx.repeat(array, search.beam_size, axis=0) for array in by_sentence))
     return rows, max(n + len(prefix) for n, prefix in zip(max_new_tokens, prefixes, strict=True))
 
 
 def max_target_tokens(model: Transformer, source_length: int, search: SearchConfig) -> int:
-    """The most tokens that the target of a source of `source_length` tokens may have."""
+    """Return the maximum number of target tokens for a source of `source_length` tokens."""
     limits = [model.config.decoder.max_length]
     if search.max_tokens is not None:
         limits.append(search.max_tokens)
@@ -102,18 +102,18 @@ def max_target_tokens(model: Transformer, source_length: int, search: SearchConf
 
 
 def _column(values: Sequence[int]) -> mx.array:
-    """A number for each sentence, (batch, 1)."""
+    """Return one number for each sentence as an array, (batch, 1)."""
     return mx.array(list(values), mx.int32)[:, None]
 
 
 def random_keys(seed: int, lines: Sequence[int]) -> mx.array:
-    """A random key for each line of a seed, uint32 (batch, 2)."""
+    """Return a random key for each line, uint32 (batch, 2)."""
     pairs = mx.array([(line, seed) for line in lines], mx.uint32)
     return mx.vmap(lambda pair: mx.random.split(pair)[0])(pairs)
 
 
 def check_per_source(name: str, values: Sequence[int], count: int, minimum: int, maximum: int) -> None:
-    """Refuse what is not one number for each source, from `minimum` to `maximum`."""
+    """Raise ValueError unless there is one number for each source, from `minimum` to `maximum`."""
     if len(values) != count or not all(minimum <= value <= maximum for value in values):
         raise ValueError(
             f"{name} must be {count} numbers from {minimum} to {maximum}, one for each source, not {values}."
@@ -121,7 +121,7 @@ def check_per_source(name: str, values: Sequence[int], count: int, minimum: int,
 
 
 def _check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) -> None:
-    """Refuse prefixes that are not token ids, or that leave no room for another token."""
+    """Raise ValueError for prefixes that are not token ids or leave no room for another token."""
     config = model.config
     if len(prefixes) != batch:
         raise ValueError(f"prefix_ids must be {batch} lists of token ids, one for each source, not {len(prefixes)}.")
@@ -130,6 +130,6 @@ def _check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) -
             raise ValueError(f"prefix_ids must be token ids from 0 to {config.target_vocab_size - 1}, not {prefix}.")
         if len(prefix) >= config.decoder.max_length:
             raise ValueError(
-                f"A target prefix must leave room for more: {len(prefix)} tokens fill the decoder's "
-                f"{config.decoder.max_length} positions; shorten it."
+                f"A target prefix must be shorter than the decoder's {config.decoder.max_length} positions, not "
+                f"{len(prefix)} tokens: shorten it."
             )

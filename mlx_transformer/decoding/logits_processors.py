@@ -1,7 +1,7 @@
-"""What a search may change in the scores of the next token, with the rules and the order of transformers 5.
+"""Logits processors, with the rules and the order of transformers 5.
 
-Everything is array code, for it runs inside the compiled step: histories have a fixed capacity, of which the first
-`length` tokens are filled, the start token among them.
+They run inside the compiled decode step, so everything is array code. A history has a fixed capacity; its first
+`length` tokens are filled, beginning with the start token.
 """
 
 import mlx.core as mx
@@ -23,19 +23,19 @@ def process_logits(
     history: mx.array,
     length: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """What the next token scores after all rules of a search.
+    """Apply all logits processors of a search.
 
     Args:
         logits: float32 (rows, vocab).
-        search: The rules.
-        config: The model's; its end token may have to wait, its padding is never generated.
-        inputs: What differs from row to row.
-        history: The start token and the tokens so far, (rows, capacity + 1); of no width where no rule reads it.
+        search: The search configuration.
+        config: The model configuration.
+        inputs: Per-sentence settings.
+        history: Start token and generated tokens, (rows, capacity + 1); width 0 if no processor reads it.
         length: Number of tokens in the history, an int32 scalar.
 
     Returns:
-        Scores, (rows, vocab), and what they exceed log-probabilities by, (rows, 1): the latter are not computed for the
-        whole vocabulary, as only a few of them are wanted.
+        Scores, (rows, vocab), and a normalizer, (rows, 1). Scores minus normalizer are log-probabilities; they are not
+        computed for the whole vocabulary here, because only the best few are needed.
     """
     if search.repetition_penalty != 1 and not search.is_beam_search:
         logits = repetition_penalty(logits, search.repetition_penalty, history, length)
@@ -48,9 +48,9 @@ def process_logits(
             scores, *ngram_continuations(history, length, history, length, search.no_repeat_ngram_size)
         )
     if search.source_no_repeat_ngram_size:
-        whole = mx.array(inputs.source.shape[1])
+        source_length = mx.array(inputs.source.shape[1])
         size = search.source_no_repeat_ngram_size
-        scores = mask_tokens(scores, *ngram_continuations(inputs.source, whole, history, length, size))
+        scores = mask_tokens(scores, *ngram_continuations(inputs.source, source_length, history, length, size))
     for size in sorted({len(word) for word in search.bad_words} - {1}):
         words = mx.array([word for word in search.bad_words if len(word) == size])
         scores = mask_tokens(scores, *matched_bad_words(history, length, words))
@@ -68,84 +68,87 @@ def process_logits(
     if search.renormalize:
         normalizer = mx.logsumexp(scores, axis=-1, keepdims=True)
     if inputs.prefix_ids.shape[1]:
-        given = mx.take(inputs.prefix_ids, mx.minimum(length, inputs.prefix_ids.shape[1])[None] - 1, axis=1)
-        scores = mx.where(generated < 1, force_token(tokens, given, normalizer), scores)
+        prefix_token = mx.take(inputs.prefix_ids, mx.minimum(length, inputs.prefix_ids.shape[1])[None] - 1, axis=1)
+        scores = mx.where(generated < 1, force_token(tokens, prefix_token, normalizer), scores)
     return scores, normalizer
 
 
 def suppress_tokens(scores: mx.array, tokens: list[int]) -> mx.array:
-    """Scores without some tokens, the same ones for all rows; ids outside the vocabulary do nothing."""
+    """Set the scores of tokens to -inf in all rows; ids outside the vocabulary are ignored."""
     if not tokens:
         return scores
     return mx.where(mx.array(np.isin(np.arange(scores.shape[-1]), tokens)), NEG_INF, scores)
 
 
 def force_token(tokens: mx.array, token: mx.array | int, normalizer: mx.array) -> mx.array:
-    """Scores that leave one token with a log-probability of 0, the same for all or one for each row, (rows, 1)."""
+    """Return scores in which `token` (one for all rows, or (rows, 1)) has log-probability 0, all others -inf."""
     return mx.where(tokens == token, normalizer, NEG_INF)
 
 
 def repetition_penalty(scores: mx.array, penalty: float, history: mx.array, length: mx.array) -> mx.array:
-    """Worse scores for the tokens of the history, each once (Keskar et al. 2019, section 4.1).
+    """Lower the scores of tokens that occur in the history (Keskar et al. 2019, section 4.1).
 
     Args:
         scores: Log-probabilities or logits, (rows, vocab).
-        penalty: Negative scores are multiplied by it, others divided.
-        history: As in `process`.
-        length: As in `process`.
+        penalty: Factor of negative scores; positive scores are divided by it.
+        history: See `process_logits`.
+        length: See `process_logits`.
     """
     filled = constant_arange(history.shape[1]) < length
-    worse = mx.where(scores < 0, scores * penalty, scores / penalty)
-    return mx.where(token_mask(scores, history, mx.broadcast_to(filled, history.shape)), worse, scores)
+    penalized = mx.where(scores < 0, scores * penalty, scores / penalty)
+    return mx.where(token_mask(scores, history, mx.broadcast_to(filled, history.shape)), penalized, scores)
 
 
-def mask_tokens(logprobs: mx.array, tokens: mx.array, wanted: mx.array) -> mx.array:
-    """Without `tokens`, (rows, number), where `wanted`, bool of the same shape."""
-    return mx.where(token_mask(logprobs, tokens, wanted), NEG_INF, logprobs)
+def mask_tokens(logprobs: mx.array, tokens: mx.array, mask: mx.array) -> mx.array:
+    """Set the scores of `tokens`, (rows, number), to -inf where `mask`, a boolean of the same shape, is True."""
+    return mx.where(token_mask(logprobs, tokens, mask), NEG_INF, logprobs)
 
 
-def token_mask(logprobs: mx.array, tokens: mx.array, wanted: mx.array) -> mx.array:
-    """True at the `wanted` ones of `tokens`, bool (rows, vocab)."""
+def token_mask(logprobs: mx.array, tokens: mx.array, mask: mx.array) -> mx.array:
+    """Return a mask over the vocabulary, bool (rows, vocab), of those `tokens` for which `mask` is True."""
     rows, vocab = logprobs.shape
-    # Those that are not wanted mark a column past the vocabulary; MLX checks no bounds.
-    places = mx.where(wanted & (tokens >= 0) & (tokens < vocab), tokens, vocab)
-    marks = mx.put_along_axis(mx.zeros((rows, vocab + 1), mx.bool_), places, mx.array(True), axis=1)
+    # All others mark an extra column behind the vocabulary; MLX does not check bounds.
+    columns = mx.where(mask & (tokens >= 0) & (tokens < vocab), tokens, vocab)
+    marks = mx.put_along_axis(mx.zeros((rows, vocab + 1), mx.bool_), columns, mx.array(True), axis=1)
     return marks[:, :vocab]
 
 
 def previous_token(history: mx.array, length: mx.array, back: int) -> mx.array:
-    """The last token of the history (`back` 1), the one before it (2) and so on, (rows, 1)."""
+    """Return the token `back` places from the end of the history, 1 for the last, (rows, 1)."""
     return mx.take(history, mx.maximum(length - back, 0)[None], axis=1)
 
 
 def ngram_continuations(
     text: mx.array, filled: mx.array, history: mx.array, length: mx.array, size: int
 ) -> tuple[mx.array, mx.array]:
-    """The tokens that follow the newest size - 1 ones of the history wherever these stand in a text.
+    """Find the tokens that would complete an n-gram of a text after the last n - 1 tokens of the history.
 
     Args:
-        text: Token ids, (rows, places): the history itself, or the source.
-        filled: How many places of the text count, a scalar.
-        history: As in `process`.
-        length: As in `process`.
-        size: Tokens of such a sequence and its follower.
+        text: Token ids, (rows, text_length): the history itself, or the source.
+        filled: Number of valid tokens of the text, a scalar.
+        history: See `process_logits`.
+        length: See `process_logits`.
+        size: The n of the n-grams.
 
     Returns:
-        Tokens and whether they follow, (rows, places - size + 1).
+        The last token of every n-gram of the text, and whether its other tokens match, both (rows, text_length - size
+        + 1).
     """
     if size > min(text.shape[1], history.shape[1]):
         return text, mx.zeros(text.shape, mx.bool_)
     windows = text.shape[1] - size + 1
-    same = mx.broadcast_to((constant_arange(windows) + size <= filled) & (length >= size - 1), (text.shape[0], windows))
-    for place in range(size - 1):
-        same = same & (text[:, place : place + windows] == previous_token(history, length, size - 1 - place))
-    return text[:, size - 1 :], same
+    matches = mx.broadcast_to(
+        (constant_arange(windows) + size <= filled) & (length >= size - 1), (text.shape[0], windows)
+    )
+    for i in range(size - 1):
+        matches = matches & (text[:, i : i + windows] == previous_token(history, length, size - 1 - i))
+    return text[:, size - 1 :], matches
 
 
 def matched_bad_words(history: mx.array, length: mx.array, words: mx.array) -> tuple[mx.array, mx.array]:
-    """The last tokens of words of one size whose other tokens are the newest ones."""
+    """Return the last token of each word, all of one size, and whether its other tokens match the history's end."""
     shape, size = (history.shape[0], words.shape[0]), words.shape[1]
-    begun = mx.broadcast_to(length >= size, shape)
-    for place in range(size - 1):
-        begun = begun & (words[:, place] == previous_token(history, length, size - 1 - place))
-    return mx.broadcast_to(words[:, -1], shape), begun
+    matches = mx.broadcast_to(length >= size, shape)
+    for i in range(size - 1):
+        matches = matches & (words[:, i] == previous_token(history, length, size - 1 - i))
+    return mx.broadcast_to(words[:, -1], shape), matches

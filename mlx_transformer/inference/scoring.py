@@ -102,7 +102,7 @@ def score_ids(
             has no such layer or head.
     """
     check_target_rows(source, target)
-    layers, heads = ((), ()) if alignment is None else alignment.choice(model.config.decoder)
+    layers, heads = ((), ()) if alignment is None else alignment.select(model.config.decoder)
     scores, *attention = model.compiled(_token_scores, layers, heads)(source, target)
     return scores, attention[0] if attention else None
 

@@ -853,7 +853,7 @@ class TestWithAModel:
         assert all(row["score"] == pytest.approx(sum(row["token_scores"])) and row["score"] < 0 for row in rows)
         assert {j for _, j in rows[0]["alignment"]} == {0, 1} and rows[1]["alignment"] == []
         layer = ("--alignments", "--alignment-layer", "1")
-        told = "A layer of an alignment must be one of 0 to 0: 1 is none."
+        told = "A layer of an alignment must be from 0 to 0, not 1."
         assert told in error_line(self.invoke("score", "-m", folder, *layer, stdin=stdin, status=1))
 
     def test_info(self, folder):

@@ -163,9 +163,9 @@ def test_errors_of_a_nested_stack_name_its_place():
         (MODEL, {"share_embeddings": True}, "vocabularies of one size: 300 is not 400; set share_embeddings to false"),
         (MODEL, {"dropout": 1}, "dropout must be at least 0 and below 1, not 1"),
         (MODEL, {"dropout": -0.1}, "dropout must be at least 0 and below 1, not -0.1"),
-        (MODEL, {"pad_id": -1}, "pad_id must be a row of the vocabulary: -1 is none of 300"),
-        (MODEL, {"eos_id": 400}, "eos_id must be a row of the vocabulary: 400 is none of 300"),
-        (MODEL, {"start_id": 1000}, "start_id must be a row of the vocabulary: 1000 is none of 300"),
+        (MODEL, {"pad_id": -1}, "pad_id must be a token id from 0 to 299, not -1"),
+        (MODEL, {"eos_id": 400}, "eos_id must be a token id from 0 to 299, not 400"),
+        (MODEL, {"start_id": 1000}, "start_id must be a token id from 0 to 399, not 1000"),
         (SEARCH, {"beam_size": 0}, "beam_size must be more than 0, not 0"),
         (SEARCH, {"num_hypotheses": 0}, "num_hypotheses must be more than 0, not 0"),
         (SEARCH, {"num_hypotheses": 5}, "num_hypotheses must not exceed beam_size: 5 is more than 4; .* larger beam"),
@@ -181,8 +181,12 @@ def test_errors_of_a_nested_stack_name_its_place():
         (SEARCH, {"temperature": 1.0, "top_p": 0.0}, "top_p must be more than 0 and at most 1, not 0.0"),
         (SEARCH, {"temperature": 1.0, "min_p": 1.5}, "min_p must be at most 1, not 1.5"),
         (SEARCH, {"seed": 1 << 32}, "seed must be less than 2\\*\\*32, not 4294967296"),
-        (SEARCH, {"top_k": 5}, "top_k is for drawing at random: give a temperature above 0"),
-        (SEARCH, {"temperature": 1.0, "alternatives": True}, "alternatives are not drawn: leave out temperature 1.0"),
+        (SEARCH, {"top_k": 5}, "top_k only affects sampling: set a temperature above 0"),
+        (
+            SEARCH,
+            {"temperature": 1.0, "alternatives": True},
+            "alternatives cannot be sampled: leave out temperature 1.0",
+        ),
         *[
             (TRAINING, {name: 0}, f"{name} must be more than 0, not 0")
             for name in ("steps", "batch_tokens", "vocab_size", "learning_rate", "warmup_steps", "accumulate")

@@ -91,10 +91,10 @@ def test_no_two_lines_or_seeds_share_a_key():
         ({"prefixes": [[3]]}, "prefix_ids must be 2 lists of token ids, one for each source, not 1"),
         ({"prefixes": [[3], [4, 9]]}, r"prefix_ids must be token ids from 0 to 8, not \[4, 9\]"),
         ({"prefixes": [[-1], []]}, r"prefix_ids must be token ids from 0 to 8, not \[-1\]"),
-        ({"prefixes": [[], [3] * 20]}, "leave room for more: 20 tokens fill the decoder's 20 positions; shorten it"),
+        ({"prefixes": [[], [3] * 20]}, "must be shorter than the decoder's 20 positions, not 20 tokens: shorten it"),
         (
             {"search": SearchConfig(10, alternatives=True)},
-            "Alternatives are different tokens: beam_size 10 is more than the vocabulary's 9; ask for fewer",
+            "alternatives must not exceed the vocabulary: beam_size 10 is more than 9; lower beam_size",
         ),
     ],
 )

@@ -120,9 +120,9 @@ class TestIds:
     def test_layers_and_heads_that_are_not_there(self, model, source):
         target = random_targets(model.config, rows=3, length=6)
         layers, heads = model.config.decoder.num_layers, model.config.decoder.num_heads
-        with pytest.raises(ValueError, match=f"layer of an alignment must be one of 0 to {layers - 1}: {layers} is"):
+        with pytest.raises(ValueError, match=f"layer of an alignment must be from 0 to {layers - 1}, not {layers}"):
             score_ids(model, source, target, AlignmentConfig(layers=(0, layers)))
-        with pytest.raises(ValueError, match=f"head of an alignment must be one of 0 to {heads - 1}: -1 is none"):
+        with pytest.raises(ValueError, match=f"head of an alignment must be from 0 to {heads - 1}, not -1"):
             score_ids(model, source, target, AlignmentConfig(heads=(-1,)))
         with pytest.raises(ValueError, match="must be at least one each"):
             AlignmentConfig(layers=())
