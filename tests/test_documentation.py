@@ -36,7 +36,11 @@ from tests.test_structure import PARTS
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-SLOW = {"README.md", "index.md", "models.md", "generating.md", "training.md", "transformer.md"}
+needs_openblas = pytest.mark.skipif(
+    sys.platform == "linux" and not ctypes.util.find_library("openblas"), reason="too slow without OpenBLAS"
+)
+SLOW = ("README.md", "index.md", "models.md", "generating.md", "training.md", "transformer.md")
+MARKS = {name: [pytest.mark.slow] for name in SLOW} | {"transformer.md": [pytest.mark.slow, needs_openblas]}
 MAX_README_LINES = 180
 MAX_LIBRARY_LINES = 10
 HUB = {
@@ -228,16 +232,11 @@ def check_files(folder: Path, blocks: list[Block]) -> None:
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=path.name, marks=[pytest.mark.slow] * (path.name in SLOW)) for path in PAGES]
-)
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.name, marks=MARKS.get(path.name, [])) for path in PAGES])
 def test_the_blocks_of_a_page_run_and_print_what_it_shows(path, workplace):
     page = path.relative_to(ROOT).as_posix()
     blocks = read_blocks(path.read_text())
     assert {block.language for block in blocks} <= {"python", "console", "text"}
-    for block in blocks:
-        if block.title is not None:
-            check_excerpt(block, page)
     blocks = [block for block in blocks if block.runs]
     results = workplace.run(page, blocks)
     for block, result in zip(blocks, results, strict=False):
@@ -263,6 +262,13 @@ def check_models(folder: Path, results: dict[str, dict]) -> None:
     assert models[0][1].source_vocab_size == ours["source_embedding.weight"].shape[0] and models[1][1] is None
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_excerpts_of_a_page_are_in_their_files(path):
+    for block in read_blocks(path.read_text()):
+        if block.title is not None:
+            check_excerpt(block, path.relative_to(ROOT).as_posix())
+
+
 def test_an_excerpt_that_is_not_in_its_file_is_found():
     code = "class Memory(NamedTuple):\n...\nclass Attention(nn.Module):\n"
     for lines, right in ((code, True), (code.replace("Memory", "Remembrance"), False), ("", False)):
@@ -272,9 +278,7 @@ def test_an_excerpt_that_is_not_in_its_file_is_found():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    sys.platform == "linux" and not ctypes.util.find_library("openblas"), reason="without OpenBLAS this takes an hour"
-)
+@needs_openblas
 def test_the_training_of_the_readme_learns_dates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = (block for block in read_blocks(README.read_text()) if "--train dates" in block.code)
@@ -296,6 +300,13 @@ def test_the_links_of_the_readme_lead_somewhere():
     links = re.findall(r"\]\(((?!https?:)[^)]+)\)", README.read_text())
     assert {f"docs/{path.name}" for path in PAGES[1:]} <= set(links)
     assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_pictures_of_the_pages_are_there_and_small():
+    shown = {path.parent / name for path in PAGES for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", path.read_text())}
+    pictures = {path for path in (ROOT / "docs" / "images").iterdir() if path.suffix != ".py"}
+    assert shown == pictures
+    assert [path.name for path in pictures if path.stat().st_size > 100_000] == []
 
 
 def test_the_reference_lists_every_public_name():
