@@ -1,4 +1,4 @@
-"""What must hold for the search: plain loops, brute force and transformers find the same hypotheses and scores.
+"""Properties of the search: reference loops, brute force and transformers give the same hypotheses and scores.
 
 And a sentence gets the same ones in any batch, whatever leaves it or grows meanwhile.
 """
@@ -28,7 +28,7 @@ SMALL = config(source_vocab_size=9, target_vocab_size=9, output_bias=True)
 
 @pytest.fixture(autouse=True)
 def uncompiled(request):
-    """Most tests compile nothing, for on a CPU every new trace costs seconds."""
+    """Most tests disable compilation, because every trace takes seconds on a CPU."""
     if "compiled" not in request.node.name:
         mx.disable_compile()
     yield
@@ -37,13 +37,13 @@ def uncompiled(request):
 
 @pytest.fixture(scope="module")
 def model():
-    """Some of its hypotheses end early, some late, some never."""
+    """A model whose hypotheses end early, late or never."""
     return random_model(SMALL, gain=2, eos_bias=3, seed=1)
 
 
 @pytest.fixture(scope="module")
 def other_model():
-    """Separate vocabularies, an output layer of its own, learned positions."""
+    """A model with two vocabularies, an untied output layer and learned positions."""
     return random_model(SETTINGS["learned_positions"], gain=2, eos_bias=2, seed=2)
 
 
@@ -63,7 +63,7 @@ def teacher(model):
 
 
 def naive_greedy(model, source, limit):
-    """The most probable token at each step, without cache."""
+    """Greedy decoding without a cache."""
     ids = []
     while len(ids) < limit:
         logits = model(mx.array([source]), mx.array([[model.config.start_id, *ids]]))
@@ -73,27 +73,27 @@ def naive_greedy(model, source, limit):
     return tuple(ids)
 
 
-def test_a_beam_of_one_is_the_naive_argmax(any_model):
+def test_beam_of_one_equals_naive_argmax(any_model):
     model = any_model
     sources = random_sources(model.config, LENGTHS, seed=5)
-    found = generate_ids(model, padded(sources, model.config), SearchConfig(max_tokens=12))
+    results = generate_ids(model, padded(sources, model.config), SearchConfig(max_tokens=12))
     expected = [naive_greedy(model, source, limit=12) for source in sources]
-    assert [with_end(h, model.config.eos_id) for (h,) in found] == expected
+    assert [with_end(h, model.config.eos_id) for (h,) in results] == expected
     assert len(set(map(len, expected))) > 1
 
 
-def teacher_forced(model, source, hypothesis, length_penalty, given=0):
-    """The score of a hypothesis from one pass over it, without the `given` tokens at its beginning."""
+def teacher_forced(model, source, hypothesis, length_penalty, prefix_length=0):
+    """Score a hypothesis in one teacher-forced pass, without its first `given` tokens."""
     ids = with_end(hypothesis, model.config.eos_id)
     logits = model(mx.array([source]), mx.array([[model.config.start_id, *ids[:-1]]]))
     logits = np.array(logits[0], np.float64)
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return logprobs[np.arange(len(ids)), ids][given:].sum() / (len(ids) - given) ** length_penalty
+    return logprobs[np.arange(len(ids)), ids][prefix_length:].sum() / (len(ids) - prefix_length) ** length_penalty
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
 @pytest.mark.parametrize("length_penalty", LENGTH_PENALTIES)
-def test_a_score_is_the_teacher_forced_score(any_model, beam_size, length_penalty, tolerance):
+def test_scores_equal_teacher_forced_scores(any_model, beam_size, length_penalty, tolerance):
     model = any_model
     sources = random_sources(model.config, LENGTHS, seed=5)
     search = SearchConfig(beam_size, beam_size, max_tokens=9, length_penalty=length_penalty)
@@ -110,7 +110,7 @@ def test_a_score_is_the_teacher_forced_score(any_model, beam_size, length_penalt
 @pytest.mark.parametrize("content, limit, count", [(3, 3, 1 + 3 + 9 * 4), (2, 4, 1 + 2 + 4 + 8 * 3)])
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
 @pytest.mark.parametrize("length_penalty", LENGTH_PENALTIES)
-def test_a_wide_beam_is_brute_force(content, limit, count, early_stopping, length_penalty, tolerance):
+def test_wide_beam_equals_brute_force(content, limit, count, early_stopping, length_penalty, tolerance):
     vocab = 3 + content
     model = random_model(config(source_vocab_size=vocab, target_vocab_size=vocab, output_bias=True), eos_bias=0.5)
     teacher = Teacher(model)
@@ -127,15 +127,17 @@ def test_a_wide_beam_is_brute_force(content, limit, count, early_stopping, lengt
 
     # Wide enough for all: no sequence is ever cut off, and none may stop the search before the last.
     search = SearchConfig(count, count, limit, 0, length_penalty, early_stopping, suppress_ids=(0, 2))
-    found = generate_ids(model, mx.array([source]), search)[0]
-    assert {with_end(h, eos_id) for h in found} == {ids for _, ids in expected}
-    np.testing.assert_allclose([h.score for h in found], [score for score, _ in expected], atol=tolerance(CLOSE))
+    results = generate_ids(model, mx.array([source]), search)[0]
+    assert {with_end(h, eos_id) for h in results} == {ids for _, ids in expected}
+    np.testing.assert_allclose([h.score for h in results], [score for score, _ in expected], atol=tolerance(CLOSE))
 
 
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
 @pytest.mark.parametrize("length_penalty", LENGTH_PENALTIES)
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 4])
-def test_beam_search_is_the_plain_one(teacher, sources, beam_size, length_penalty, early_stopping, tolerance):
+def test_beam_search_equals_the_reference_search(
+    teacher, sources, beam_size, length_penalty, early_stopping, tolerance
+):
     search = SearchConfig(beam_size, beam_size, 8, 0, length_penalty, early_stopping)
     check_equals_plain(teacher, sources, search, tolerance)
 
@@ -146,20 +148,20 @@ def test_beam_search_is_the_plain_one(teacher, sources, beam_size, length_penalt
     [{"min_tokens": 4}, {"suppress_ids": (0, 4, 7)}, {"max_tokens": 1}, {"min_tokens": 8}, {"suppress_ids": (1,)}],
     ids=str,
 )
-def test_constrained_search_is_the_plain_one(teacher, sources, beam_size, changes, tolerance):
+def test_constrained_search_equals_the_reference_search(teacher, sources, beam_size, changes, tolerance):
     search = dataclasses.replace(SearchConfig(beam_size, beam_size, 8), **changes)
     check_equals_plain(teacher, sources, search, tolerance)
 
 
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
-def test_the_plain_search_of_a_model_with_two_vocabularies(other_model, early_stopping, tolerance):
+def test_search_with_two_vocabularies_equals_the_reference_search(other_model, early_stopping, tolerance):
     sources = random_sources(other_model.config, LENGTHS, seed=5)
     search = SearchConfig(4, 3, 8, early_stopping=early_stopping)
     check_equals_plain(Teacher(other_model), sources, search, tolerance)
 
 
 @pytest.mark.parametrize("length_penalty", [-0.3, -0.6, -1])
-def test_with_a_negative_penalty_shorter_is_better_so_nothing_is_gained_later(sources, length_penalty, tolerance):
+def test_negative_length_penalty_prefers_shorter_hypotheses(sources, length_penalty, tolerance):
     teacher = Teacher(random_model(SMALL, gain=2, eos_bias=4, seed=5))
     search = SearchConfig(3, 3, 12, 0, length_penalty, early_stopping="never")
     check_equals_plain(teacher, sources, search, tolerance)
@@ -167,7 +169,7 @@ def test_with_a_negative_penalty_shorter_is_better_so_nothing_is_gained_later(so
 
 @pytest.mark.parametrize("max_tokens", [32, 33, 70])
 @pytest.mark.parametrize("beam_size", [1, 2])
-def test_long_targets_outgrow_the_first_capacity(sources, beam_size, max_tokens, tolerance):
+def test_cache_grows_with_long_targets(sources, beam_size, max_tokens, tolerance):
     long = dataclasses.replace(SMALL, decoder=stack(max_length=70))
     teacher = Teacher(random_model(long, gain=2, seed=2))
     search = SearchConfig(beam_size, beam_size, max_tokens, suppress_ids=(1,))
@@ -183,7 +185,7 @@ def assert_same(actual, expected, tolerance):
 
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
 @pytest.mark.parametrize("beam_size", [1, 3, 4])
-def test_a_sentence_in_any_batch_is_the_sentence_alone(model, sources, beam_size, early_stopping, tolerance):
+def test_search_in_any_batch_equals_the_sentence_alone(model, sources, beam_size, early_stopping, tolerance):
     search = SearchConfig(beam_size, beam_size, 20, early_stopping=early_stopping)
     alone = [generate_ids(model, mx.array([source]), search)[0] for source in sources]
     lengths = {len(hypothesis.ids) for hypotheses in alone for hypothesis in hypotheses}
@@ -194,7 +196,7 @@ def test_a_sentence_in_any_batch_is_the_sentence_alone(model, sources, beam_size
 
 
 @pytest.mark.parametrize("num_hypotheses", [1, 3, 4])
-def test_hypotheses_are_as_many_as_asked_for_distinct_and_best_first(model, sources, num_hypotheses):
+def test_hypotheses_are_distinct_and_sorted_by_score(model, sources, num_hypotheses):
     search = SearchConfig(4, num_hypotheses, max_tokens=8)
     best = generate_ids(model, padded(sources, model.config), dataclasses.replace(search, num_hypotheses=4))
     for hypotheses, all_four in zip(generate_ids(model, padded(sources, model.config), search), best, strict=True):
@@ -205,13 +207,13 @@ def test_hypotheses_are_as_many_as_asked_for_distinct_and_best_first(model, sour
         assert scores == sorted(scores, reverse=True)
 
 
-def test_fewer_hypotheses_where_no_more_exist(model, sources):
+def test_fewer_hypotheses_when_no_more_exist(model, sources):
     search = SearchConfig(4, 4, max_tokens=1, suppress_ids=tuple(range(2, 8)))
     for hypotheses in generate_ids(model, padded(sources, model.config), search):
         assert {with_end(h, 1) for h in hypotheses} == {(1,), (8,)}
 
 
-def test_limits_of_sources_hold_for_each(teacher, sources, tolerance):
+def test_max_tokens_per_source(teacher, sources, tolerance):
     limits = [1, 9, 2, 5, 3]
     for beam_size in (1, 3):
         for early_stopping in EARLY_STOPPING:
@@ -219,7 +221,7 @@ def test_limits_of_sources_hold_for_each(teacher, sources, tolerance):
             check_equals_plain(teacher, sources, search, tolerance, limits)
 
 
-def test_the_finish_reason_tells_an_end_from_a_cut(model, sources):
+def test_finish_reason(model, sources):
     source = padded(sources, model.config)
     for (hypothesis,) in generate_ids(model, source, SearchConfig(max_tokens=5, suppress_ids=(1,))):
         assert (hypothesis.finish_reason, len(hypothesis.ids)) == ("length", 5)
@@ -227,15 +229,15 @@ def test_the_finish_reason_tells_an_end_from_a_cut(model, sources):
         assert (hypothesis.finish_reason, hypothesis.ids) == ("stop", [])
 
 
-def test_limits_never_exceed_the_positions(model, sources):
+def test_max_tokens_never_exceeds_the_position_table(model, sources):
     source = padded(sources, model.config)
     endless = SearchConfig(suppress_ids=(model.config.eos_id,))
     for limits in (None, [500] * len(sources)):
-        found = generate_ids(model, source, endless, limits)
-        assert [len(hypothesis.ids) for (hypothesis,) in found] == [40] * len(sources)
+        results = generate_ids(model, source, endless, limits)
+        assert [len(hypothesis.ids) for (hypothesis,) in results] == [40] * len(sources)
 
 
-def test_the_models_own_search_is_the_default(model, sources):
+def test_search_defaults_are_used(model, sources):
     source = padded(sources, model.config)
     ours = Transformer(SMALL, search_defaults=SearchConfig(3, 2, max_tokens=4))
     ours.eval()
@@ -243,16 +245,16 @@ def test_the_models_own_search_is_the_default(model, sources):
     assert generate_ids(ours, source) == generate_ids(model, source, ours.search_defaults)
 
 
-def test_no_sources_give_no_hypotheses(model, sources):
+def test_empty_batch_gives_no_hypotheses(model, sources):
     assert generate_ids(model, padded(sources, model.config)[:0], SearchConfig()) == []
 
 
-def test_sources_longer_than_the_positions_are_refused(model):
+def test_sources_longer_than_the_position_table_are_rejected(model):
     with pytest.raises(ValueError, match="A source must be at most 40 tokens long, not 41: shorten or split it."):
         generate_ids(model, mx.full((1, 41), 3))
 
 
-def test_compiled_search_is_the_uncompiled_one_and_sees_new_weights(sources, tolerance):
+def test_compiled_search_equals_uncompiled_and_sees_new_weights(sources, tolerance):
     model = random_model(SMALL)
     source = padded(sources, SMALL)
     search = SearchConfig(3, 3, max_tokens=40, min_tokens=2, length_penalty=0.6, suppress_ids=(0,))
@@ -288,7 +290,7 @@ MARIAN_PAD, MARIAN_EOS = 18, 0
 
 
 def marian_pair(activation, seed):
-    """A tiny random Marian of transformers, whose start token is its padding, and ours with the same weights."""
+    """A tiny random Marian model of transformers, whose start token is the pad token, and its conversion."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.set_num_threads(1)  # its threads wait for each other busily: on a loaded machine that takes minutes
@@ -367,8 +369,8 @@ def test_logits_equal_those_of_transformers(marian, tolerance):
             attention_mask=torch.tensor(sources != MARIAN_PAD).long(),
             decoder_input_ids=torch.tensor(target),
         ).logits
-    found = ours(mx.array(sources.astype(np.int32)), mx.array(target.astype(np.int32)))
-    np.testing.assert_allclose(np.array(found), logits.numpy(), atol=tolerance(CLOSE))
+    results = ours(mx.array(sources.astype(np.int32)), mx.array(target.astype(np.int32)))
+    np.testing.assert_allclose(np.array(results), logits.numpy(), atol=tolerance(CLOSE))
 
 
 def check_equals_transformers(marian, search, tolerance):
@@ -390,13 +392,13 @@ def check_equals_transformers(marian, search, tolerance):
         output_scores=True,
     )
     expected = [tuple(i for i in row[1:].tolist() if i != MARIAN_PAD) for row in output.sequences]
-    found = generate_ids(ours, mx.array(sources.astype(np.int32)), search)
-    found = [hypothesis for hypotheses in found for hypothesis in hypotheses]
-    assert [with_end(hypothesis, MARIAN_EOS) for hypothesis in found] == expected
+    results = generate_ids(ours, mx.array(sources.astype(np.int32)), search)
+    results = [hypothesis for hypotheses in results for hypothesis in hypotheses]
+    assert [with_end(hypothesis, MARIAN_EOS) for hypothesis in results] == expected
     if search.beam_size > 1:  # greedy search of transformers gives no scores
-        scores = [hypothesis.score for hypothesis in found]
+        scores = [hypothesis.score for hypothesis in results]
         np.testing.assert_allclose(scores, output.sequences_scores.numpy(), atol=tolerance(CLOSE))
-    return {hypothesis.finish_reason for hypothesis in found}
+    return {hypothesis.finish_reason for hypothesis in results}
 
 
 @pytest.mark.torch
@@ -427,30 +429,28 @@ def test_padding_is_never_generated(model, sources):
 
 
 @pytest.mark.parametrize("beam_size, repetition_penalty", [(1, 1.0), (3, 1.0), (3, 1.5)])
-def test_each_source_may_have_a_start_and_a_forced_first_token_of_its_own(
-    model, sources, beam_size, repetition_penalty, tolerance
-):
+def test_start_and_forced_bos_ids_per_source(model, sources, beam_size, repetition_penalty, tolerance):
     search = SearchConfig(beam_size=beam_size, max_tokens=9, repetition_penalty=repetition_penalty)
     starts, firsts = [2, 5, 3, 7, 2], [4, 4, 6, 3, 8]
     batch = padded(sources, model.config)
-    found = generate_ids(model, batch, search, start_ids=starts, forced_bos_ids=firsts)
+    results = generate_ids(model, batch, search, start_ids=starts, forced_bos_ids=firsts)
     free = generate_ids(model, batch, search, start_ids=starts)
     for row, (source, start, first) in enumerate(zip(sources, starts, firsts, strict=True)):
         alone = Transformer(dataclasses.replace(model.config, start_id=start), search)
         alone.update(model.parameters())
         alone.eval()
-        for result, rules in ((found[row], {"forced_bos_id": first}), (free[row], {})):
+        for result, rules in ((results[row], {"forced_bos_id": first}), (free[row], {})):
             (expected,) = generate_ids(alone, mx.array([source]), dataclasses.replace(search, **rules))
             assert [h.ids for h in result] == [h.ids for h in expected]
             np.testing.assert_allclose([h.score for h in result], [h.score for h in expected], atol=tolerance(CLOSE))
-        assert found[row][0].ids[0] == first
+        assert results[row][0].ids[0] == first
     assert [h.ids for (h,) in free] != [h.ids for (h,) in generate_ids(model, batch, search)]
 
 
 @pytest.mark.parametrize(
     "changes", [{"start_ids": [2]}, {"start_ids": [2, 2, 2, 2, 9]}, {"forced_bos_ids": [0, 1, 2, 3, -1]}]
 )
-def test_starts_are_tokens_one_for_each_source(model, sources, changes):
+def test_start_ids_are_validated(model, sources, changes):
     with pytest.raises(ValueError, match="_ids must be 5 numbers from 0 to 8, one for each source"):
         generate_ids(model, padded(sources, model.config), SearchConfig(max_tokens=3), **changes)
 
@@ -460,32 +460,32 @@ PREFIXES = [[], [5], [4, 8, 3], [7, 1, 7], [3, 4, 5, 6, 7]]  # one with an end t
 
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
 @pytest.mark.parametrize("beam_size", [1, 3, 4])
-def test_a_search_goes_on_from_prefixes_as_the_plain_one(teacher, sources, beam_size, early_stopping, tolerance):
-    """They count in no score, no length and no limit, whether all of them, some or none were read at once."""
+def test_search_with_prefixes_equals_the_reference_search(teacher, sources, beam_size, early_stopping, tolerance):
+    """Prefixes count in no score, length or limit, whether they are prefilled or decoded step by step."""
     search = SearchConfig(beam_size, beam_size, 8, 3, 0.6, early_stopping)
     for prefixes in (PREFIXES, [[*prefix, 6] for prefix in PREFIXES[::-1]], [[4, 8]] * 5):
         check_equals_plain(teacher, sources, search, tolerance, prefixes=prefixes)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_a_forced_first_token_comes_before_a_prefix_and_only_once(model, teacher, sources, beam_size, tolerance):
+def test_forced_bos_precedes_a_prefix_once(model, teacher, sources, beam_size, tolerance):
     free = SearchConfig(beam_size, beam_size, 6)
     search = dataclasses.replace(free, forced_bos_id=6)
-    whole = [[], [6, 5], [6, 8, 3], [6, 7, 7], [6]]
-    check_equals_plain(teacher, sources, search, tolerance, prefixes=whole)
+    full = [[], [6, 5], [6, 8, 3], [6, 7, 7], [6]]
+    check_equals_plain(teacher, sources, search, tolerance, prefixes=full)
     batch = padded(sources, model.config)
-    expected = generate_ids(model, batch, search, prefix_ids=whole)
+    expected = generate_ids(model, batch, search, prefix_ids=full)
     assert expected == generate_ids(model, batch, search, prefix_ids=[[], [5], [8, 3], [7, 7], [6]])
 
     firsts = [4, 4, 6, 3, 8]
-    whole = [[first, *prefix] for first, prefix in zip(firsts, [[7], *PREFIXES[1:]], strict=True)]
-    found = generate_ids(model, batch, search, forced_bos_ids=firsts, prefix_ids=[[7], *PREFIXES[1:]])
-    assert_same(found, generate_ids(model, batch, free, prefix_ids=whole), tolerance)
+    full = [[first, *prefix] for first, prefix in zip(firsts, [[7], *PREFIXES[1:]], strict=True)]
+    results = generate_ids(model, batch, search, forced_bos_ids=firsts, prefix_ids=[[7], *PREFIXES[1:]])
+    assert_same(results, generate_ids(model, batch, free, prefix_ids=full), tolerance)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
 @pytest.mark.parametrize("prefixes", [None, PREFIXES], ids=["free", "prefixes"])
-def test_limits_that_follow_the_source_are_those_of_the_plain_search(teacher, sources, beam_size, prefixes, tolerance):
+def test_length_ratios_equal_the_reference_search(teacher, sources, beam_size, prefixes, tolerance):
     for ratios in ((1.5, 0.0), (1.5, 0.8), (2.0, 2.0), (0.2, 0.9)):
         search = SearchConfig(beam_size, beam_size, max_length_ratio=ratios[0], min_length_ratio=ratios[1])
         check_equals_plain(teacher, sources, search, tolerance, prefixes=prefixes)
@@ -493,23 +493,23 @@ def test_limits_that_follow_the_source_are_those_of_the_plain_search(teacher, so
 
 @pytest.mark.parametrize("beam_size", [1, 2])
 @pytest.mark.parametrize("lengths", [(0, 20, 33, 64, 72), (31, 32, 33, 40, 40), (63, 64, 65, 79, 70)])
-def test_prefixes_of_any_length_are_read(sources, beam_size, lengths, tolerance):
+def test_prefixes_of_any_length(sources, beam_size, lengths, tolerance):
     long = dataclasses.replace(SMALL, decoder=stack(max_length=80))
     prefixes = [np.random.default_rng(n).integers(3, 9, n).tolist() for n in lengths]
     search = SearchConfig(beam_size, beam_size, 10)
     check_equals_plain(Teacher(random_model(long, gain=2, seed=2)), sources, search, tolerance, prefixes=prefixes)
 
 
-def test_a_prefix_leaves_room_for_one_token_at_least(model, sources):
+def test_prefix_must_be_shorter_than_the_position_table(model, sources):
     source = padded(sources[:1], model.config)
-    (found,) = generate_ids(model, source, SearchConfig(suppress_ids=(1,)), prefix_ids=[[3] * 39])
-    assert (len(found[0].ids), found[0].finish_reason) == (40, "length")
+    (results,) = generate_ids(model, source, SearchConfig(suppress_ids=(1,)), prefix_ids=[[3] * 39])
+    assert (len(results[0].ids), results[0].finish_reason) == (40, "length")
     for search, prefix in ((SearchConfig(), [3] * 40), (SearchConfig(forced_bos_id=4), [3] * 39)):
         with pytest.raises(ValueError, match="shorter than the decoder's 40 positions, not 40 tokens: shorten it"):
             generate_ids(model, source, search, prefix_ids=[prefix])
 
 
-@pytest.mark.parametrize("begin", [generate_ids, lambda *asked, **more: next(stream_ids(*asked, **more))])
+@pytest.mark.parametrize("begin", [generate_ids, lambda *arguments, **more: next(stream_ids(*arguments, **more))])
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -521,7 +521,7 @@ def test_a_prefix_leaves_room_for_one_token_at_least(model, sources):
         ({"lines": [-1]}, r"lines must be 1 numbers from 0 to 4294967295, .* not \[-1\]"),
     ],
 )
-def test_what_is_asked_for_is_checked_however_it_is_given(model, sources, begin, changes, message):
+def test_arguments_are_validated_by_generate_and_stream(model, sources, begin, changes, message):
     with pytest.raises(ValueError, match=message):
         begin(model, padded(sources[:1], model.config), SearchConfig(max_tokens=3), **changes)
 
@@ -545,7 +545,7 @@ SEARCHES = {
 
 
 def search_alone(model, sources, search, limits=None, prefixes=None, columns=0):
-    """Each source in a batch of its own."""
+    """Search each source as a batch of one."""
     return [
         generate_ids(
             model,
@@ -564,8 +564,8 @@ def leaving_model(eos_bias):
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_what_is_done_leaves_the_batch_and_changes_nothing(kind, monkeypatch, tolerance):
-    """Also at the steps at which the capacity grows: 32 and 64."""
+def test_finished_sentences_leave_the_batch_without_changing_results(kind, monkeypatch, tolerance):
+    """Includes the steps at which the cache grows, 32 and 64."""
     model = leaving_model(eos_bias=3 if "rules" in kind else -2)
     lengths = [3, 12, 5, 9, 10, 5, 7, 4, 6]
     sources = random_sources(model.config, lengths, seed=5)
@@ -580,18 +580,18 @@ def test_what_is_done_leaves_the_batch_and_changes_nothing(kind, monkeypatch, to
         return step(model, search, state, memory, request)
 
     monkeypatch.setattr(beam_search, "decode_step", counting)
-    found = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
+    results = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
     monkeypatch.undo()
-    assert_same(found, search_alone(model, sources, search, limits, prefixes), tolerance)
+    assert_same(results, search_alone(model, sources, search, limits, prefixes), tolerance)
     if "rules" not in kind:  # where some end before their limits
-        assert [len(hypotheses[0].ids) for hypotheses in found] == last
+        assert [len(hypotheses[0].ids) for hypotheses in results] == last
         assert sizes == [9] * 33 + [4] * 32 + [2] * 8 + [1] * 17
     assert sizes[0] == 9 and sizes[-1] == 1 and set(sizes) <= {9, 4, 2, 1}
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_each_of_these_rules_changes_something(rule):
-    """Else the test above would show nothing."""
+def test_every_search_option_has_an_effect(rule):
+    """Makes sure that the test above is not vacuous."""
     model = leaving_model(eos_bias=3)
     source = padded(random_sources(model.config, [5, 9, 7]), model.config)
     search = dataclasses.replace(SEARCHES["beam with rules"], max_tokens=25)
@@ -611,29 +611,29 @@ BY_KIND = {
 
 @pytest.mark.parametrize("kind", BY_KIND)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_neither_the_batch_nor_padding_changes_anything(setting, kind, tolerance):
+def test_results_do_not_depend_on_batch_or_padding(setting, kind, tolerance):
     model = random_model(SETTINGS[setting], gain=2, seed=1)
     sources = random_sources(model.config, LENGTHS, seed=5)
     search, prefixes = BY_KIND[kind]
     search = dataclasses.replace(search, max_tokens=7)
     alone = search_alone(model, sources, search, prefixes=prefixes)
     for columns in (0, 13, 24):
-        found = generate_ids(model, padded(sources, model.config, columns), search, prefix_ids=prefixes)
-        assert_same(found, alone, tolerance)
+        results = generate_ids(model, padded(sources, model.config, columns), search, prefix_ids=prefixes)
+        assert_same(results, alone, tolerance)
     order = [3, 0, 4, 2]
-    found = generate_ids(
+    results = generate_ids(
         model,
         padded([sources[row] for row in order], model.config),
         search,
         prefix_ids=prefixes and [prefixes[row] for row in order],
         lines=order,
     )
-    assert_same(found, [alone[row] for row in order], tolerance)
+    assert_same(results, [alone[row] for row in order], tolerance)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("setting, kind", [("relative_positions", "sampling"), ("learned_positions", "prefix")])
-def test_every_kind_of_search_compiled_is_the_uncompiled_one(setting, kind, tolerance):
+def test_every_kind_of_compiled_search_equals_uncompiled(setting, kind, tolerance):
     model = random_model(SETTINGS[setting], gain=2, seed=1)
     source = padded(random_sources(model.config, (3, 7, 5, 4, 6, 2, 8, 4), seed=5), model.config)
     search, prefixes = BY_KIND[kind]
@@ -646,12 +646,12 @@ def test_every_kind_of_search_compiled_is_the_uncompiled_one(setting, kind, tole
 
 
 def check_sound(model, kind):
-    """Hypotheses in any type of numbers: as many as asked for, of the vocabulary, with scores that are numbers."""
+    """Hypotheses in any data type: the right number, ids in the vocabulary, finite scores."""
     sources = random_sources(model.config, LENGTHS, seed=5)
     search, prefixes = BY_KIND[kind]
     search = dataclasses.replace(search, max_tokens=7)
-    found = generate_ids(model, padded(sources, model.config), search, prefix_ids=prefixes)
-    for hypotheses, prefix in zip(found, prefixes or [[]] * len(sources), strict=True):
+    results = generate_ids(model, padded(sources, model.config), search, prefix_ids=prefixes)
+    for hypotheses, prefix in zip(results, prefixes or [[]] * len(sources), strict=True):
         assert len(hypotheses) == search.num_hypotheses
         for hypothesis in hypotheses:
             assert np.isfinite(hypothesis.score) and hypothesis.score <= 0
@@ -661,7 +661,7 @@ def check_sound(model, kind):
 
 @pytest.mark.parametrize("kind", BY_KIND)
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_half_precision_gives_sound_hypotheses(setting, kind):
+def test_half_precision_gives_valid_hypotheses(setting, kind):
     for dtype in (mx.float16, mx.bfloat16):
         model = random_model(SETTINGS[setting], gain=2, seed=1)
         model.set_dtype(dtype)
@@ -671,7 +671,7 @@ def test_half_precision_gives_sound_hypotheses(setting, kind):
 
 @pytest.mark.parametrize("kind", BY_KIND)
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_models_give_sound_hypotheses(bits, kind):
+def test_quantised_models_give_valid_hypotheses(bits, kind):
     wide = stack(mlp_dims=64)
     model = random_model(config(dims=32, encoder=wide, decoder=wide), gain=2, seed=1)
     quantize_weights(model, QuantizationConfig(bits, 32))
@@ -679,23 +679,23 @@ def test_quantised_models_give_sound_hypotheses(bits, kind):
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sampling"])
-def test_hundreds_of_sentences_in_random_batches_are_the_same_alone(kind, tolerance):
+def test_hundreds_of_sentences_in_random_batches_equal_single_sentences(kind, tolerance):
     model = random_model(config(output_bias=True), gain=2, eos_bias=2, seed=3)
     search = dataclasses.replace(SEARCHES[kind], max_length_ratio=1.0, min_length_ratio=0.3, no_repeat_ngram_size=3)
     count, rng = 120, np.random.default_rng(0)
     sources = random_sources(model.config, 1 + rng.geometric(0.12, count).clip(0, 39), seed=1)
     prefixes = [rng.integers(3, 19, rng.integers(1, 8)).tolist() if rng.random() < 0.3 else [] for _ in sources]
-    order, found = rng.permutation(count).tolist(), {}
+    order, by_row = rng.permutation(count).tolist(), {}
     while order:
         rows, order = order[: (size := rng.integers(1, 33))], order[size:]
-        asked = {"prefix_ids": [prefixes[row] for row in rows], "lines": rows}
-        results = generate_ids(model, padded([sources[row] for row in rows], model.config), search, **asked)
-        found |= dict(zip(rows, results, strict=True))
-    assert_same([found[row] for row in range(count)], search_alone(model, sources, search, None, prefixes), tolerance)
+        arguments = {"prefix_ids": [prefixes[row] for row in rows], "lines": rows}
+        results = generate_ids(model, padded([sources[row] for row in rows], model.config), search, **arguments)
+        by_row |= dict(zip(rows, results, strict=True))
+    assert_same([by_row[row] for row in range(count)], search_alone(model, sources, search, None, prefixes), tolerance)
 
 
-def test_what_is_drawn_depends_on_seed_and_line_and_nothing_else(model, sources, tolerance):
-    """The batch is tested above, with all the other searches."""
+def test_samples_depend_only_on_seed_and_line(model, sources, tolerance):
+    """Independence of the batch is tested above."""
     search = SearchConfig(3, 3, max_tokens=8, temperature=1.5)
     same = padded([sources[1]] * 4, model.config)
 
@@ -710,7 +710,7 @@ def test_what_is_drawn_depends_on_seed_and_line_and_nothing_else(model, sources,
     assert ids(search, None) == ids(search, [0, 1, 2, 3])
 
 
-def test_whole_hypotheses_are_drawn_as_often_as_they_are_probable():
+def test_hypotheses_are_sampled_with_their_probability():
     vocab, limit, rows, temperature = 6, 3, 600, 1.4
     model = random_model(config(source_vocab_size=vocab, target_vocab_size=vocab, output_bias=True), eos_bias=0.5)
     teacher, (source,) = Teacher(model), random_sources(model.config, [5])
@@ -726,8 +726,8 @@ def test_whole_hypotheses_are_drawn_as_often_as_they_are_probable():
     assert sum(expected.values()) == pytest.approx(1)
 
     search = SearchConfig(4, 4, limit, temperature=temperature)
-    found = generate_ids(model, mx.array([source] * rows), search)
-    drawn = [with_end(h, model.config.eos_id) for hypotheses in found for h in hypotheses]
+    results = generate_ids(model, mx.array([source] * rows), search)
+    drawn = [with_end(h, model.config.eos_id) for hypotheses in results for h in hypotheses]
     likely = [ids for ids, probability in expected.items() if probability * len(drawn) >= 5]
     counts = np.array([drawn.count(ids) for ids in likely])
     means = np.array([expected[ids] for ids in likely]) * len(drawn)
@@ -736,25 +736,25 @@ def test_whole_hypotheses_are_drawn_as_often_as_they_are_probable():
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_of_drawn_hypotheses_the_best_come_first_with_teacher_forced_scores(any_model, length_penalty, tolerance):
-    """Temperature, filters and prefixes enter no score."""
+def test_sampled_hypotheses_are_sorted_and_have_teacher_forced_scores(any_model, length_penalty, tolerance):
+    """Temperature, filters and prefixes do not affect scores."""
     model = any_model
     sources = random_sources(model.config, LENGTHS, seed=5)
     search = SearchConfig(4, 4, max_tokens=8, length_penalty=length_penalty, temperature=1.7, top_k=7, top_p=0.97)
     source = padded(sources, model.config)
-    found = generate_ids(model, source, search, prefix_ids=PREFIXES)
-    for row, hypotheses in enumerate(found):
+    results = generate_ids(model, source, search, prefix_ids=PREFIXES)
+    for row, hypotheses in enumerate(results):
         scores = [h.score for h in hypotheses]
         assert scores == sorted(scores, reverse=True) and len(scores) == 4
-        given = len(PREFIXES[row])
-        expected = [teacher_forced(model, sources[row], h, length_penalty, given) for h in hypotheses]
+        prefix_length = len(PREFIXES[row])
+        expected = [teacher_forced(model, sources[row], h, length_penalty, prefix_length) for h in hypotheses]
         np.testing.assert_allclose(scores, expected, atol=tolerance(CLOSE))
     fewer = generate_ids(model, source, dataclasses.replace(search, num_hypotheses=2), prefix_ids=PREFIXES)
-    assert fewer == [hypotheses[:2] for hypotheses in found]
+    assert fewer == [hypotheses[:2] for hypotheses in results]
 
 
 @pytest.mark.parametrize("changes", [{"temperature": 1e-4}, {"temperature": 1.0, "top_k": 1}], ids=str)
-def test_drawing_without_chance_is_greedy_search(any_model, changes, tolerance):
+def test_deterministic_sampling_equals_greedy_search(any_model, changes, tolerance):
     source = padded(random_sources(any_model.config, LENGTHS, seed=5), any_model.config)
     drawn = generate_ids(any_model, source, SearchConfig(3, 3, max_tokens=8, **changes))
     greedy = generate_ids(any_model, source, SearchConfig(max_tokens=8))
@@ -763,14 +763,14 @@ def test_drawing_without_chance_is_greedy_search(any_model, changes, tolerance):
 
 @pytest.mark.parametrize("prefixes", [None, PREFIXES], ids=["free", "prefixes"])
 @pytest.mark.parametrize("forced", [None, 6])
-def test_alternatives_are_the_most_probable_first_tokens_each_with_a_greedy_rest(
+def test_alternatives_continue_the_most_probable_first_tokens_greedily(
     model, teacher, sources, forced, prefixes, tolerance
 ):
-    """First after the prefix or the forced token; in the order of the first tokens' probabilities."""
+    """The alternatives follow the prefix or the forced token, in order of their probabilities."""
     beams, limit = 4, 7
     search = SearchConfig(beams, beams, limit, length_penalty=0, alternatives=True, forced_bos_id=forced)
-    found = generate_ids(model, padded(sources, model.config), search, prefix_ids=prefixes)
-    for source, prefix, hypotheses in zip(sources, prefixes or [[]] * 5, found, strict=True):
+    results = generate_ids(model, padded(sources, model.config), search, prefix_ids=prefixes)
+    for source, prefix, hypotheses in zip(sources, prefixes or [[]] * 5, results, strict=True):
         left = limit - 1 - (forced is not None and not prefix)  # a forced token counts where no prefix is
         begun = prefix if forced is None else [forced, *prefix]
         logprobs = teacher(source, [tuple(begun)])[0]
@@ -786,7 +786,7 @@ def test_alternatives_are_the_most_probable_first_tokens_each_with_a_greedy_rest
             assert hypothesis.score == pytest.approx(logprobs[first] + score, abs=tolerance(CLOSE))
     fewer = dataclasses.replace(search, num_hypotheses=2)
     first_two = generate_ids(model, padded(sources, model.config), fewer, prefix_ids=prefixes)
-    assert first_two == [hypotheses[:2] for hypotheses in found]
+    assert first_two == [hypotheses[:2] for hypotheses in results]
 
 
 # What is asked for besides a source -> the search and what differs from source to source.
@@ -807,28 +807,28 @@ STREAMED = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_streamed_tokens_are_those_of_the_hypothesis(setting):
+def test_streamed_tokens_equal_the_hypothesis(setting):
     model = random_model(SETTINGS[setting], gain=2, seed=1)
     lengths = set()
-    for changes, asked in STREAMED.values():
+    for changes, arguments in STREAMED.values():
         search = SearchConfig(**{"max_tokens": 9, **changes})
         for source in random_sources(model.config, LENGTHS[:2], seed=5):
-            ((hypothesis,),) = generate_ids(model, mx.array([source]), search, **asked)
-            assert list(stream_ids(model, mx.array([source]), search, **asked)) == hypothesis.ids
+            ((hypothesis,),) = generate_ids(model, mx.array([source]), search, **arguments)
+            assert list(stream_ids(model, mx.array([source]), search, **arguments)) == hypothesis.ids
             lengths.add(len(hypothesis.ids))
     assert {0, 1, 4, 40} <= lengths
 
 
-def test_tokens_are_streamed_before_all_are_found(model, sources, monkeypatch):
+def test_tokens_are_streamed_before_the_search_ends(model, sources, monkeypatch):
     steps, step = [], beam_search.decode_step
     monkeypatch.setattr(beam_search, "decode_step", lambda *state: (steps.append(1), step(*state))[1])
     search = SearchConfig(max_tokens=20, suppress_ids=(1,))
-    for given, _ in enumerate(stream_ids(model, padded(sources[:1], model.config), search), start=1):
-        assert len(steps) == min(given + 1, 20), "the next step is under way"
+    for prefix_length, _ in enumerate(stream_ids(model, padded(sources[:1], model.config), search), start=1):
+        assert len(steps) == min(prefix_length + 1, 20), "the next step is under way"
 
 
 @pytest.mark.parametrize("beam_size, rows", [(2, 1), (1, 2)])
-def test_only_one_hypothesis_of_one_source_can_be_streamed(model, sources, beam_size, rows):
+def test_streaming_needs_one_source_and_one_beam(model, sources, beam_size, rows):
     source = padded(sources[:rows], model.config)
     with pytest.raises(ValueError, match=f"one source and beam_size 1, not {rows} and {beam_size}"):
         next(stream_ids(model, source, SearchConfig(beam_size)))
@@ -836,7 +836,7 @@ def test_only_one_hypothesis_of_one_source_can_be_streamed(model, sources, beam_
 
 @pytest.mark.parametrize("search", [SearchConfig(), SearchConfig(3, 3), SEARCHES["sampling"]], ids=["1", "3", "drawn"])
 @pytest.mark.parametrize("broken", ["not a number", "suppressed", "not a number later"])
-def test_a_search_that_finds_nothing_says_so(sources, search, broken):
+def test_search_without_hypotheses_is_an_error(sources, search, broken):
     model = random_model(SMALL, gain=2, eos_bias=3, seed=1)
     forced = 4 if broken == "not a number later" else None
     search = dataclasses.replace(search, max_tokens=5, forced_bos_id=forced)
@@ -845,9 +845,7 @@ def test_a_search_that_finds_nothing_says_so(sources, search, broken):
     else:
         model.output_bias[3] = np.nan
     source = padded(sources[:2], model.config)
-    with pytest.raises(
-        ValueError, match="the model's logits are NaN, or all tokens are suppressed; compute in"
-    ):
+    with pytest.raises(ValueError, match="the model's logits are NaN, or all tokens are suppressed; compute in"):
         generate_ids(model, source, search)
     if search.beam_size == 1:
         with pytest.raises(ValueError, match="the model's logits are NaN, or all tokens are suppressed"):

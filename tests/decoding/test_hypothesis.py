@@ -1,4 +1,4 @@
-"""Hypotheses that are read off links, against trees whose branches are known."""
+"""Hypotheses recovered from backpointers, checked against known trees."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from mlx_transformer.decoding.hypothesis import backtrace
 @pytest.mark.parametrize(
     "batch, beams, vocab, steps", [(1, 1, 5, 1), (3, 1, 7, 12), (4, 3, 7, 12), (2, 5, 100_000, 33)]
 )
-def test_links_lead_back_to_the_tokens_of_every_hypothesis(batch, beams, vocab, steps):
+def test_backtrace_recovers_the_tokens_of_every_hypothesis(batch, beams, vocab, steps):
     rng = np.random.default_rng(steps)
     backpointers = np.zeros((steps, batch, beams), np.int32)
     finished = [[] for _ in range(batch)]  # (length, last link, its tokens)
@@ -26,9 +26,9 @@ def test_links_lead_back_to_the_tokens_of_every_hypothesis(batch, beams, vocab, 
             backpointers[step, row] = [link for link, _ in extended]
             living = [ids for _, ids in extended]
         finished[row] += [(0, 0, ())]  # as where there is none yet
-    lengths, places = (np.array([[entry[i] for entry in row] for row in finished]) for i in (0, 1))
-    found = backtrace(backpointers, places, lengths, vocab)
-    assert found.shape == (*places.shape, steps)
+    lengths, last = (np.array([[entry[i] for entry in row] for row in finished]) for i in (0, 1))
+    results = backtrace(backpointers, last, lengths, vocab)
+    assert results.shape == (*last.shape, steps)
     for row, entries in enumerate(finished):
         for k, (length, _, ids) in enumerate(entries):
-            assert tuple(found[row, k, :length].tolist()) == ids
+            assert tuple(results[row, k, :length].tolist()) == ids

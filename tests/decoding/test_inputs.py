@@ -1,4 +1,4 @@
-"""What a search is asked for: limits, prefixes and random keys of each sentence, and what is refused."""
+"""Per-sentence inputs of the search: limits, prefixes, random keys and validation."""
 
 import mlx.core as mx
 import numpy as np
@@ -37,46 +37,46 @@ def make(model, lengths, search=None, max_tokens=None, forced_bos_ids=None, pref
         ({"max_length_ratio": 2.0, "max_tokens": 8}, 5, 8),
     ],
 )
-def test_the_most_tokens_of_a_target(changes, length, limit):
+def test_max_target_tokens(changes, length, limit):
     model = random_model(config(decoder=stack(max_length=100)))
     assert max_target_tokens(model, length, SearchConfig(**changes)) == limit
 
 
-def test_limits_count_the_tokens_of_each_source_without_padding_and_leave_room_for_the_prefix(model):
+def test_limits_ignore_padding_and_leave_room_for_the_prefix(model):
     search = SearchConfig(2, max_length_ratio=2.0, min_length_ratio=0.5, min_tokens=2)
-    request, max_new_tokens = make(model, [3, 8, 5, 12], search, prefixes=[[], [3, 4, 5], [6], [7] * 18])
-    assert request.max_new_tokens[::2].tolist() == [[6], [16], [10], [2]]
-    assert request.min_new_tokens[::2].tolist() == [[2], [4], [2], [2]], "no more than the most"
-    assert request.prefix_lengths[::2].tolist() == [[0], [3], [1], [18]]
+    inputs, max_new_tokens = make(model, [3, 8, 5, 12], search, prefixes=[[], [3, 4, 5], [6], [7] * 18])
+    assert inputs.max_new_tokens[::2].tolist() == [[6], [16], [10], [2]]
+    assert inputs.min_new_tokens[::2].tolist() == [[2], [4], [2], [2]], "no more than the most"
+    assert inputs.prefix_lengths[::2].tolist() == [[0], [3], [1], [18]]
     assert max_new_tokens == 20
-    request, max_new_tokens = make(model, [3, 8], search, max_tokens=[5, 1])
-    assert (request.max_new_tokens[::2].tolist(), request.min_new_tokens[::2].tolist(), max_new_tokens) == (
+    inputs, max_new_tokens = make(model, [3, 8], search, max_tokens=[5, 1])
+    assert (inputs.max_new_tokens[::2].tolist(), inputs.min_new_tokens[::2].tolist(), max_new_tokens) == (
         [[5], [1]],
         [[2], [1]],
         5,
     )
 
 
-def test_rows_are_living_hypotheses_and_prefixes_have_few_widths(model):
+def test_inputs_have_one_row_per_beam_and_padded_prefixes(model):
     prefixes = [[3, 4], [], [5] * 17]
-    request, _ = make(model, [3, 8, 5], SearchConfig(3), forced_bos_ids=[4, 5, 6], prefixes=prefixes, lines=[7, 1, 0])
-    assert request.prefix_ids.shape == (9, 2 * PREFIX_MULTIPLE)
-    assert request.first_ids.flatten().tolist() == [4, 4, 4, 5, 5, 5, 6, 6, 6]
-    for row, ids in enumerate(request.prefix_ids.tolist()):
+    inputs, _ = make(model, [3, 8, 5], SearchConfig(3), forced_bos_ids=[4, 5, 6], prefixes=prefixes, lines=[7, 1, 0])
+    assert inputs.prefix_ids.shape == (9, 2 * PREFIX_MULTIPLE)
+    assert inputs.first_ids.flatten().tolist() == [4, 4, 4, 5, 5, 5, 6, 6, 6]
+    for row, ids in enumerate(inputs.prefix_ids.tolist()):
         prefix = prefixes[row // 3]
         assert ids == prefix + [model.config.pad_id] * (len(ids) - len(prefix))
     source = padded(random_sources(model.config, [3, 8, 5]), model.config)
-    assert request.source.tolist() == mx.repeat(source, 3, axis=0).tolist()
-    assert request.keys.tolist() == mx.repeat(random_keys(0, [7, 1, 0]), 3, axis=0).tolist()
+    assert inputs.source.tolist() == mx.repeat(source, 3, axis=0).tolist()
+    assert inputs.keys.tolist() == mx.repeat(random_keys(0, [7, 1, 0]), 3, axis=0).tolist()
     widths = [make(model, [3], prefixes=[[3] * n])[0].prefix_ids.shape[1] for n in (0, 1, PREFIX_MULTIPLE)]
     assert widths == [0, PREFIX_MULTIPLE, PREFIX_MULTIPLE]
 
 
-def test_no_two_lines_or_seeds_share_a_key():
+def test_random_keys_are_distinct():
     lines, seeds = [*range(100), 2**31, 2**32 - 1], [*range(10), 2**32 - 1]
-    found = np.concatenate([np.array(random_keys(seed, lines)) for seed in seeds])
-    assert len(np.unique(found, axis=0)) == len(lines) * len(seeds)
-    assert len(np.unique(found[:, 1])) == len(found), "what position and hypothesis do not change differs already"
+    keys = np.concatenate([np.array(random_keys(seed, lines)) for seed in seeds])
+    assert len(np.unique(keys, axis=0)) == len(lines) * len(seeds)
+    assert len(np.unique(keys[:, 1])) == len(keys), "what position and hypothesis do not change differs already"
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ def test_no_two_lines_or_seeds_share_a_key():
         ),
     ],
 )
-def test_what_cannot_be_asked_for(model, changes, message):
+def test_arguments_out_of_range_are_rejected(model, changes, message):
     with pytest.raises(ValueError, match=message):
         make(model, [3, 5], **changes)
 
 
 @pytest.mark.parametrize("ratio", ["max_length_ratio", "min_length_ratio"])
-def test_a_ratio_beyond_all_bounds_is_the_bound(ratio):
+def test_huge_length_ratios_are_clipped(ratio):
     model = random_model(config())
     search = SearchConfig(**{ratio: 1e308})
-    request, max_new_tokens = make_decoding_inputs(model, mx.array([[3, 4, 1]]), search, None, None, [[]], None)
-    assert (max_new_tokens, request.min_new_tokens.item()) == ((40, 0) if ratio == "max_length_ratio" else (40, 40))
+    inputs, max_new_tokens = make_decoding_inputs(model, mx.array([[3, 4, 1]]), search, None, None, [[]], None)
+    assert (max_new_tokens, inputs.min_new_tokens.item()) == ((40, 0) if ratio == "max_length_ratio" else (40, 40))

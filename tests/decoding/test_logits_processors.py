@@ -1,4 +1,4 @@
-"""The rules that change log-probabilities, against loops over tokens, at every length of a history and compiled too."""
+"""Logits processors against loops over tokens, at every history length, compiled and uncompiled."""
 
 import math
 
@@ -12,12 +12,12 @@ from mlx_transformer.decoding.inputs import DecodingInputs
 from mlx_transformer.decoding.logits_processors import process_logits, repetition_penalty
 
 VOCAB, ROWS, CAPACITY, START, EOS = 7, 5, 12, 2, 1
-NEVER = -math.inf
+NEG_INF = -math.inf
 MODEL = tiny_models.config(target_vocab_size=8, source_vocab_size=8, pad_id=VOCAB)  # padding lies past the scores
 
 
 def plain(logprobs, search, source, history, limit, first, prefix):
-    """The rules one after another, as transformers 5 has them, for one row; the history begins with the start token.
+    """Apply the processors of transformers 5 in order to one row; the history begins with the start token.
 
     Then comes the prefix, which no limit counts.
     """
@@ -25,40 +25,40 @@ def plain(logprobs, search, source, history, limit, first, prefix):
     length, history = len(history), list(history)
     generated = length - len(prefix)
     if generated < 1:
-        return np.where(np.arange(VOCAB) == prefix[length - 1], 0, NEVER)
+        return np.where(np.arange(VOCAB) == prefix[length - 1], 0, NEG_INF)
     if search.repetition_penalty != 1:
         for token in set(history):
             scores[token] *= search.repetition_penalty if scores[token] < 0 else 1 / search.repetition_penalty
     size = search.no_repeat_ngram_size
-    for place in range(length - size + 1 if size else 0):
-        if history[place : place + size - 1] == history[length - size + 1 :]:
-            scores[history[place + size - 1]] = NEVER
+    for i in range(length - size + 1 if size else 0):
+        if history[i : i + size - 1] == history[length - size + 1 :]:
+            scores[history[i + size - 1]] = NEG_INF
     size = search.source_no_repeat_ngram_size
-    for place in range(len(source) - size + 1 if size else 0):
-        if size <= length + 1 and source[place : place + size - 1] == history[length - size + 1 :]:
-            scores[source[place + size - 1]] = NEVER
+    for i in range(len(source) - size + 1 if size else 0):
+        if size <= length + 1 and source[i : i + size - 1] == history[length - size + 1 :]:
+            scores[source[i + size - 1]] = NEG_INF
     for *begin, last in search.bad_words:
         if length > len(begin) and history[length - len(begin) :] == begin:
-            scores[last] = NEVER
+            scores[last] = NEG_INF
     if generated < search.min_tokens:
-        scores[EOS] = NEVER
+        scores[EOS] = NEG_INF
     for rule, token, here in (
         (search.forced_bos_id, first, length == 1),
         (search.forced_eos_id, search.forced_eos_id, generated == limit),
     ):
         if rule is not None and here:
-            scores[:] = NEVER
+            scores[:] = NEG_INF
             scores[token] = 0
-    scores[list(search.suppress_ids)] = NEVER
+    scores[list(search.suppress_ids)] = NEG_INF
     if search.renormalize:
         scores -= np.log(np.exp(scores).sum())
     return scores
 
 
 def requests(source, max_new_tokens, min_new_tokens, first, prefixes):
-    """The request of sources, one row for each."""
-    places = max(map(len, prefixes))
-    padded = [prefix + [0] * (places - len(prefix)) for prefix in prefixes]
+    """Decoding inputs with one row per source."""
+    prefix_length = max(map(len, prefixes))
+    padded = [prefix + [0] * (prefix_length - len(prefix)) for prefix in prefixes]
     rows, columns = (
         len(source),
         (max_new_tokens, [min_new_tokens] * len(source), first, padded, list(map(len, prefixes))),
@@ -108,7 +108,7 @@ RULES = {
         pytest.param("all", True, True, marks=pytest.mark.slow),
     ],
 )
-def test_rules_are_those_of_plain_loops(rules, prefixed, compiled, tolerance):
+def test_processors_equal_plain_loops(rules, prefixed, compiled, tolerance):
     search = SearchConfig(beam_size=2, **RULES[rules])
     rng = np.random.default_rng(0)
     history = rng.integers(2, VOCAB, (ROWS, CAPACITY + 1))
@@ -119,10 +119,10 @@ def test_rules_are_those_of_plain_loops(rules, prefixed, compiled, tolerance):
     source[:, 5] = START
     lengths = (0, 1, 3, 7, 2) if prefixed else [0] * ROWS
     prefixes = [past[1 : 1 + length].tolist() for past, length in zip(history, lengths, strict=True)]
-    request = requests(source, limits, search.min_tokens, first, prefixes)
+    inputs = requests(source, limits, search.min_tokens, first, prefixes)
 
-    def run(logits, request, history, length):
-        scores, normalizer = process_logits(logits, search, MODEL, request, history, length)
+    def run(logits, inputs, history, length):
+        scores, normalizer = process_logits(logits, search, MODEL, inputs, history, length)
         return scores - normalizer
 
     if compiled:
@@ -133,10 +133,10 @@ def test_rules_are_those_of_plain_loops(rules, prefixed, compiled, tolerance):
     for length in range(1, CAPACITY + 1):
         logits = rng.standard_normal((ROWS, VOCAB)) * 2
         logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        found = np.array(
+        results = np.array(
             run(
                 mx.array(logits.astype(np.float32)),
-                request,
+                inputs,
                 mx.array(history.astype(np.int32)),
                 mx.array(length, mx.int32),
             )
@@ -147,22 +147,22 @@ def test_rules_are_those_of_plain_loops(rules, prefixed, compiled, tolerance):
                 logprobs, source, history, limits, first, prefixes, strict=True
             )
         ]
-        np.testing.assert_allclose(found, expected, atol=tolerance(1e-5))
-        changed += int((np.abs(found - logprobs) > 1e-3).any())
+        np.testing.assert_allclose(results, expected, atol=tolerance(1e-5))
+        changed += int((np.abs(results - logprobs) > 1e-3).any())
     mx.enable_compile()
     assert (changed > 0) == (prefixed or "longer" not in rules)
 
 
-def test_positive_scores_are_divided_and_unfilled_places_do_not_count():
+def test_repetition_penalty_divides_positive_scores_and_ignores_unfilled_history():
     scores = mx.array([[1.0, -1.0, 2.0, -2.0]])
-    found = repetition_penalty(scores, 2.0, mx.array([[1, 2, 3, 0]]), mx.array(2))
-    assert found.tolist() == [[1.0, -2.0, 1.0, -2.0]]
+    results = repetition_penalty(scores, 2.0, mx.array([[1, 2, 3, 0]]), mx.array(2))
+    assert results.tolist() == [[1.0, -2.0, 1.0, -2.0]]
 
 
-def test_ids_outside_the_vocabulary_do_nothing():
-    """They come from strangers' settings, and from sources whose vocabulary is larger; MLX checks no bounds."""
+def test_ids_outside_the_vocabulary_are_ignored():
+    """Such ids come from users' settings and from larger source vocabularies; MLX does not check bounds."""
     search = SearchConfig(source_no_repeat_ngram_size=1, bad_words=((3,), (10**6,), (2, 2**30)))
     source = mx.array([[4, 10**6, 5 * 10**8]])
-    request = requests(source, [9], 0, [0], [[]])
-    found, _ = process_logits(mx.zeros((1, VOCAB)), search, MODEL, request, mx.array([[START, 0, 0]]), mx.array(1))
-    assert [i for i, score in enumerate(found[0].tolist()) if score == NEVER] == [3, 4]
+    inputs = requests(source, [9], 0, [0], [[]])
+    results, _ = process_logits(mx.zeros((1, VOCAB)), search, MODEL, inputs, mx.array([[START, 0, 0]]), mx.array(1))
+    assert [i for i, score in enumerate(results[0].tolist()) if score == NEG_INF] == [3, 4]

@@ -1,4 +1,4 @@
-"""The k best tokens against a stable sort; what is drawn: how often, from which tokens, with noise of its own."""
+"""Top-k against a stable sort, and sampling: frequencies, filters and independent noise."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.inputs import random_keys
 from mlx_transformer.decoding.sampling import CHUNK_SIZE, sample, top_k
 
-NEVER = -np.inf
+NEG_INF = -np.inf
 FILTERS = [
     {"temperature": 1.0},
     {"temperature": 0.5},
@@ -28,36 +28,36 @@ FILTERS = [
     "length", [1, 5, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE, 8 * CHUNK_SIZE, 8 * CHUNK_SIZE + 1, 3001]
 )
 @pytest.mark.parametrize("distinct", [2, 1000, None])
-def test_top_k_are_the_first_of_a_stable_sort(k, length, distinct):
-    """With ties (few distinct values, which come again in other chunks) the lower place comes first."""
+def test_top_k_equals_a_stable_sort(k, length, distinct):
+    """Ties (few distinct values, repeated across chunks) keep the lower index."""
     rng = np.random.default_rng(length)
     values = rng.normal(size=(5, length)) if distinct is None else rng.integers(0, distinct, (5, length))
     values = values.astype(np.float32)
-    values[1, : length // 2] = NEVER
-    values[2, :-1] = NEVER  # one token is left, as where it is forced, in a chunk that may be short
-    values[3, 1:] = NEVER
-    found, places = (np.array(array) for array in top_k(mx.array(values), k))
+    values[1, : length // 2] = NEG_INF
+    values[2, :-1] = NEG_INF  # one token is left, as where it is forced, in a chunk that may be short
+    values[3, 1:] = NEG_INF
+    best, places = (np.array(array) for array in top_k(mx.array(values), k))
     order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-    np.testing.assert_array_equal(found, np.take_along_axis(values, order, axis=1))
-    np.testing.assert_array_equal(places[found > NEVER], order[found > NEVER])
+    np.testing.assert_array_equal(best, np.take_along_axis(values, order, axis=1))
+    np.testing.assert_array_equal(places[best > NEG_INF], order[best > NEG_INF])
     assert ((places >= 0) & (places < length)).all()
 
 
-def test_no_place_lies_past_the_end_whatever_the_order_of_equal_values(monkeypatch):
-    """MLX checks no bounds, and does not promise for every device that its sort is stable."""
+def test_top_k_indices_are_in_range_for_any_order_of_ties(monkeypatch):
+    """MLX does not check bounds, and its sort need not be stable on every device."""
     argsort = mx.argsort
     monkeypatch.setattr(mx, "argsort", lambda values, axis: values.shape[1] - 1 - argsort(values[:, ::-1], axis=axis))
     length = 8 * CHUNK_SIZE + 1
-    values = np.full((2, length), NEVER, np.float32)
+    values = np.full((2, length), NEG_INF, np.float32)
     values[0, -1] = values[1, 0] = 1
-    found, places = (np.array(array) for array in top_k(mx.array(values), 8))
-    assert places[:, 0].tolist() == [length - 1, 0] and (found[:, 1:] == NEVER).all()
+    best, places = (np.array(array) for array in top_k(mx.array(values), 8))
+    assert places[:, 0].tolist() == [length - 1, 0] and (best[:, 1:] == NEG_INF).all()
     assert ((places >= 0) & (places < length)).all()
 
 
 def probabilities(scores, temperature, top_k=0, top_p=1.0, min_p=0.0):
-    """The distribution of the next token of one row, filter by filter, as a loop over tokens."""
-    left = {token: score / temperature for token, score in enumerate(scores) if score > NEVER}
+    """Compute the next-token distribution of one row with loops over tokens."""
+    left = {token: score / temperature for token, score in enumerate(scores) if score > NEG_INF}
     ranked = sorted(left, key=lambda token: -left[token])
     ranked = ranked[: top_k or None]
     weights = np.exp([left[token] - left[ranked[0]] for token in ranked])
@@ -71,16 +71,16 @@ def probabilities(scores, temperature, top_k=0, top_p=1.0, min_p=0.0):
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
-def test_tokens_are_drawn_as_often_as_they_are_probable(filters):
+def test_tokens_are_sampled_with_their_probability(filters):
     draws, beams = 20_000, 4
     scores = np.random.default_rng(1).normal(size=12).astype(np.float32) * 1.5
-    scores[5] = NEVER
+    scores[5] = NEG_INF
     expected = probabilities(scores, **filters) * draws
     search = SearchConfig(beams, beams, **filters)
     key = mx.repeat(random_keys(0, range(draws // beams)), beams, axis=0)
-    found = sample(mx.broadcast_to(mx.array(scores), (draws, 12)), search, key, mx.array(3))
-    assert (found.shape, found.dtype) == ((draws, 1), mx.uint32)
-    counts = np.bincount(np.array(found)[:, 0], minlength=12)
+    samples = sample(mx.broadcast_to(mx.array(scores), (draws, 12)), search, key, mx.array(3))
+    assert (samples.shape, samples.dtype) == ((draws, 1), mx.uint32)
+    counts = np.bincount(np.array(samples)[:, 0], minlength=12)
     possible = expected > 0
     assert (counts[~possible] == 0).all()
     chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
@@ -89,27 +89,27 @@ def test_tokens_are_drawn_as_often_as_they_are_probable(filters):
 
 
 def drawable(scores, search, monkeypatch):
-    """Which tokens can be drawn, bool (rows, vocab): those that come out where all of the noise is at theirs."""
+    """Return which tokens can be sampled, bool (rows, vocab), by concentrating all noise on one token at a time."""
     rows, vocab = scores.shape
     spike = mx.zeros(vocab)
     monkeypatch.setattr(mx.random, "gumbel", lambda shape, key: spike + 0 * key[0])
-    found = []
+    columns = []
     for token in range(vocab):
         spike = mx.where(mx.arange(vocab) == token, 1e6, 0.0)
         tokens = sample(mx.array(scores), search, mx.zeros((rows, 2), mx.uint32), mx.array(1))
-        found.append(np.array(tokens)[:, 0] == token)
-    return np.array(found).T
+        columns.append(np.array(tokens)[:, 0] == token)
+    return np.array(columns).T
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "filters", [*FILTERS, {"temperature": 0.7, "top_k": 9, "top_p": 0.8, "min_p": 0.1}, {"temperature": 1, "min_p": 1}]
 )
-def test_what_can_be_drawn_is_what_the_filters_of_transformers_leave(filters, monkeypatch):
+def test_sampling_filters_equal_those_of_transformers(filters, monkeypatch):
     torch = pytest.importorskip("torch")
     warpers = pytest.importorskip("transformers").generation.logits_process
     scores = np.random.default_rng(2).normal(size=(100, 40)).astype(np.float32) * 2
-    scores[:, 7] = NEVER
+    scores[:, 7] = NEG_INF
     chain = [warpers.TemperatureLogitsWarper(float(filters["temperature"]))]
     chain += [warpers.TopKLogitsWarper(filters["top_k"])] if "top_k" in filters else []
     chain += [warpers.TopPLogitsWarper(filters["top_p"])] if "top_p" in filters else []
@@ -117,23 +117,23 @@ def test_what_can_be_drawn_is_what_the_filters_of_transformers_leave(filters, mo
     left = torch.tensor(scores)
     for warper in chain:
         left = warper(None, left)
-    found = drawable(scores, SearchConfig(**filters), monkeypatch)
-    np.testing.assert_array_equal(found, left.numpy() > NEVER)
+    drawable_tokens = drawable(scores, SearchConfig(**filters), monkeypatch)
+    np.testing.assert_array_equal(drawable_tokens, left.numpy() > NEG_INF)
     expected = [probabilities(row.astype(np.float64), **filters) > 0 for row in scores]
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(drawable_tokens, expected)
 
 
 @pytest.mark.torch
-def test_of_tokens_as_probable_as_the_last_of_top_k_all_can_be_drawn_as_with_transformers(monkeypatch):
+def test_ties_at_the_top_k_boundary_are_kept_as_in_transformers(monkeypatch):
     torch = pytest.importorskip("torch")
     warper = pytest.importorskip("transformers").generation.logits_process.TopKLogitsWarper(3)
     scores = np.array([[1, 3, 2, 2, 0, 2, 4]], np.float32)
-    found = drawable(scores, SearchConfig(temperature=1.0, top_k=3), monkeypatch)
-    np.testing.assert_array_equal(found, warper(None, torch.tensor(scores)).numpy() > NEVER)
-    assert found.sum() == 5
+    drawable_tokens = drawable(scores, SearchConfig(temperature=1.0, top_k=3), monkeypatch)
+    np.testing.assert_array_equal(drawable_tokens, warper(None, torch.tensor(scores)).numpy() > NEG_INF)
+    assert drawable_tokens.sum() == 5
 
 
-def test_a_draw_does_not_depend_on_other_rows():
+def test_samples_do_not_depend_on_other_rows():
     beams, lines = 3, [4, 0, 7, 2]
     search = SearchConfig(beams, beams, temperature=1.0, top_p=0.9)
     scores = mx.array(np.random.default_rng(0).normal(size=(len(lines) * beams, 50)).astype(np.float32))
@@ -142,14 +142,14 @@ def test_a_draw_does_not_depend_on_other_rows():
         key = mx.repeat(random_keys(5, lines), beams, axis=0)
         return sample(mx.take(scores, mx.array(list(rows)), axis=0), search, key, mx.array(2)).flatten().tolist()
 
-    whole = drawn(range(len(lines) * beams), lines)
+    full = drawn(range(len(lines) * beams), lines)
     for i, line in enumerate(lines):
-        assert drawn(range(i * beams, (i + 1) * beams), [line]) == whole[i * beams : (i + 1) * beams]
-    assert drawn([*range(6, 12), *range(6)], lines[2:] + lines[:2]) == whole[6:] + whole[:6]
+        assert drawn(range(i * beams, (i + 1) * beams), [line]) == full[i * beams : (i + 1) * beams]
+    assert drawn([*range(6, 12), *range(6)], lines[2:] + lines[:2]) == full[6:] + full[:6]
 
 
-def test_every_seed_line_position_and_hypothesis_has_noise_of_its_own():
-    """Of tokens that are all as probable hardly one comes twice, so hardly any two draws agree."""
+def test_every_seed_line_position_and_hypothesis_has_its_own_noise():
+    """With a uniform distribution over many tokens, two independent samples rarely agree."""
     vocab, beams, seeds = 20_000, 4, (0, 1, 2, 2**32 - 1)
     lines, positions = (0, 1, 2, 2**32 - 1), (1, 2, 3, 64, 1024)
     search = SearchConfig(beams, beams, temperature=1.0)

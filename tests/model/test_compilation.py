@@ -1,4 +1,4 @@
-"""A compiled function that breaks off while it is traced leaves the model as it was."""
+"""A compiled function that fails while it is traced leaves the model unchanged."""
 
 import mlx.core as mx
 import pytest
@@ -19,7 +19,7 @@ CONFIG = config()
     ],
     ids=["source", "target"],
 )
-def test_a_refused_input_leaves_the_model_usable(refused):
+def test_model_is_usable_after_a_rejected_input(refused):
     model = random_model(CONFIG)
     source, target = padded(random_sources(CONFIG, [5]), CONFIG), random_targets(CONFIG, 1, 4)
     before = mx.array(model(source, target))

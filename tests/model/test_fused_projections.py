@@ -1,4 +1,4 @@
-"""Keys' and values' projections: one matrix in memory that gives what the two of a file give, and the same files."""
+"""Fused key and value projections compute the same as the two matrices in a file, and are saved as them."""
 
 import io
 import math
@@ -29,21 +29,21 @@ def same_bits(first, second):
     return first.keys() == second.keys() and all(mx.array_equal(array, second[name]) for name, array in first.items())
 
 
-def test_keys_and_values_are_those_of_the_two_projections_of_the_file(model, tolerance):
+def test_fused_projection_equals_the_two_projections_in_the_file(model, tolerance):
     arrays = {name.removeprefix(f"{CROSS}."): array for name, array in split_projections(model.parameters()).items()}
     attention = model.decoder.layers[0].cross_attention
     x = mx.random.normal((2, 5, model.config.dims), key=mx.random.key(0))
-    found = attention.key_values(x)
+    results = attention.key_values(x)
     num_heads = model.config.decoder.num_heads
-    assert found.shape == (2, num_heads, 2, 5, attention.head_dims)
+    assert results.shape == (2, num_heads, 2, 5, attention.head_dims)
     for side, name in enumerate(("key_proj", "value_proj")):
         expected = x @ arrays[f"{name}.weight"].T + arrays.get(f"{name}.bias", 0)
         for head in range(num_heads):
             columns = slice(head * attention.head_dims, (head + 1) * attention.head_dims)
-            assert mx.allclose(found[:, head, side], expected[..., columns], rtol=0, atol=tolerance(1e-5))
+            assert mx.allclose(results[:, head, side], expected[..., columns], rtol=0, atol=tolerance(1e-5))
 
 
-def test_one_product_and_no_copy_gives_both():
+def test_keys_and_values_need_one_matmul_and_no_copy():
     graph = io.StringIO()
     attention = random_model(SETTINGS["unequal_stacks"]).decoder.layers[0].self_attention
     mx.export_to_dot(graph, attention.key_values(mx.ones((2, 1, 16))))
@@ -52,13 +52,13 @@ def test_one_product_and_no_copy_gives_both():
 
 
 @pytest.mark.cpu
-def test_the_memory_of_a_source_is_contiguous(model):
+def test_memory_is_contiguous(model):
     memory = model.encode(padded(random_sources(model.config, (3, 7, 5)), model.config))
     mx.eval(memory)
     assert all(np.array(key_values, copy=False).flags.c_contiguous for key_values in memory.key_values)
 
 
-def test_a_model_is_split_and_joined_in_whatever_order(model):
+def test_fuse_inverts_split_in_any_order(model):
     arrays = dict(tree_flatten(model.parameters()))
     files = split_projections(model.parameters())
     assert not any("key_value" in name for name in files)
@@ -71,7 +71,7 @@ def test_a_model_is_split_and_joined_in_whatever_order(model):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_rows_are_those_of_each_matrix_alone(tmp_path, bits):
+def test_quantised_rows_equal_those_of_separate_matrices(tmp_path, bits):
     model = random_model(WIDE)
     model_folder.save(tmp_path / "model", model, quantize=bits)
     stored = mx.load(str(tmp_path / "model" / "model.safetensors"))
@@ -87,7 +87,7 @@ def test_quantised_rows_are_those_of_each_matrix_alone(tmp_path, bits):
     assert same_bits(dict(tree_flatten(quantised.parameters())), dict(tree_flatten(model.parameters())))
 
 
-def test_what_differs_is_told_by_its_name_in_the_file(tmp_path):
+def test_mismatches_are_reported_by_their_names_in_the_file(tmp_path):
     model_folder.save(tmp_path / "model", random_model(SETTINGS["post_norm"]))
     path = tmp_path / "model" / "model.safetensors"
     weights = mx.load(str(path))
@@ -97,13 +97,13 @@ def test_what_differs_is_told_by_its_name_in_the_file(tmp_path):
     mx.save_safetensors(str(path), weights)
     with pytest.raises(ValueError) as caught:
         model_folder.load(tmp_path / "model")
-    told = str(caught.value)
-    assert f"1 missing ({CROSS}.value_proj.weight)" in told
-    assert f"1 unexpected ({CROSS}.key_value_proj.bias)" in told
-    assert f"1 of another shape ({CROSS}.key_proj.weight (32, 16) instead of (16, 16))" in told
+    message = str(caught.value)
+    assert f"1 missing ({CROSS}.value_proj.weight)" in message
+    assert f"1 unexpected ({CROSS}.key_value_proj.bias)" in message
+    assert f"1 of another shape ({CROSS}.key_proj.weight (32, 16) instead of (16, 16))" in message
 
 
-def test_each_half_begins_as_a_matrix_of_its_own():
+def test_each_half_is_initialised_as_a_separate_matrix():
     arrays = split_projections(Transformer(config(dims=64, head_dims=16)).parameters())
     limit = math.sqrt(6 / (64 + 32))
     for part in ("query_proj", "key_proj", "value_proj"):
@@ -118,7 +118,7 @@ def test_each_half_begins_as_a_matrix_of_its_own():
 
 
 @pytest.mark.cpu
-def test_loading_needs_no_more_memory_than_a_few_arrays_beside_the_model(tmp_path):
+def test_loading_needs_little_memory_beyond_the_model(tmp_path):
     small = stack(num_layers=24, mlp_dims=8)
     model_folder.save(tmp_path / "model", Transformer(config(dims=256, encoder=small, decoder=small)))
     mx.clear_cache()

@@ -1,4 +1,4 @@
-"""The decoder's cache: what is written where, and what may be attended to."""
+"""The key-value cache: where it writes, and its mask."""
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +11,7 @@ def empty_cache(capacity, num_layers=2):
     return KVCache(layers, mx.array(0, mx.int32))
 
 
-def test_positions_are_written_in_order_and_nowhere_else():
+def test_cache_writes_only_the_next_positions():
     cache = empty_cache(capacity=6)
     written = [mx.random.normal((2, 3, 2, n, 4)) for n in (1, 3, 1)]
     for key_values in written:
@@ -24,7 +24,7 @@ def test_positions_are_written_in_order_and_nowhere_else():
     assert not cache.layers[0].any().item()
 
 
-def test_a_query_attends_to_what_is_filled_and_not_beyond_itself():
+def test_cache_mask_is_causal():
     cache = empty_cache(capacity=6)
     cache.length = mx.array(2, mx.int32)
     expected = [[key <= 2 + query for key in range(6)] for query in range(3)]

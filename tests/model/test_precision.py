@@ -1,4 +1,4 @@
-"""Types of numbers: the rules by device and model as a table, and what a quantised model keeps."""
+"""Data types by device and model, and quantisation."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ PLAIN, WIDE = config(), config(overflows_float16=True)
 
 
 @pytest.mark.parametrize(
-    "stored, model, on_cpu, architecture, wanted",
+    "stored, model, on_cpu, architecture, expected",
     [
         *((stored, model, True, "arm", F32) for stored in (F32, F16, BF16) for model in (PLAIN, WIDE)),
         *((stored, PLAIN, False, "applegpu_g16s", stored) for stored in (F32, F16, BF16)),
@@ -29,11 +29,11 @@ PLAIN, WIDE = config(), config(overflows_float16=True)
         *((F32, model, False, chip, F32) for model in (PLAIN, WIDE) for chip in ("applegpu_g13g", "applegpu_g16s")),
     ],
 )
-def test_what_a_model_is_computed_in(stored, model, on_cpu, architecture, wanted):
-    assert precision.choose_dtype(stored, model, on_cpu, architecture) == wanted
+def test_choose_dtype(stored, model, on_cpu, architecture, expected):
+    assert precision.choose_dtype(stored, model, on_cpu, architecture) == expected
 
 
-def test_float16_is_refused_for_a_model_that_overflows_it_unless_it_is_insisted_on():
+def test_float16_is_rejected_for_overflowing_models_unless_allowed():
     model = random_model(WIDE)
     with pytest.raises(ValueError, match="overflow float16: use bfloat16 or float32, or insist with --allow-overflow"):
         precision.prepare_for_inference(model, "float16")
@@ -46,7 +46,7 @@ def test_float16_is_refused_for_a_model_that_overflows_it_unless_it_is_insisted_
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_positions_relative_biases_and_norms_are_never_quantised(bits):
+def test_positions_relative_biases_and_norms_are_not_quantised(bits):
     model = random_model(
         config(
             dims=64,
@@ -77,13 +77,13 @@ def test_positions_relative_biases_and_norms_are_never_quantised(bits):
     assert 0 < max(errors) < largest * (0.2 if bits == 4 else 0.02)
 
 
-def test_widths_that_cannot_be_quantised_are_named():
+def test_unquantisable_widths_are_named():
     odd = dataclasses.replace(PLAIN, dims=64, encoder=stack(mlp_dims=96))
     with pytest.raises(ValueError, match=r"must be multiples of 64: encoder.layers.0.feed_forward.down_proj has 96"):
         quantization.quantize_weights(random_model(odd), QuantizationConfig(8))
 
 
-def test_a_type_by_its_name():
+def test_parse_dtype():
     assert precision.parse_dtype("bfloat16") == precision.parse_dtype(BF16) == BF16
     with pytest.raises(ValueError, match="dtype must be one of float32, float16, bfloat16, not 'int8'"):
         precision.parse_dtype("int8")

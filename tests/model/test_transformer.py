@@ -1,4 +1,4 @@
-"""What must hold for the model in every setting: caching, batching, causality, gradients, compilation, PyTorch."""
+"""Properties of the model in every setting: caching, batching, causality, gradients, compilation, parity with torch."""
 
 import dataclasses
 import math
@@ -42,7 +42,7 @@ def target(model):
 
 
 def cached_logits(model, target, memory, pieces, capacity):
-    """Logits of the target, given to the decoder in pieces of these lengths."""
+    """Decode the target in pieces of the given lengths with a cache."""
     cache = model.new_cache(target.shape[0], capacity)
     logits = []
     start = 0
@@ -58,19 +58,19 @@ def cached_logits(model, target, memory, pieces, capacity):
 
 @pytest.mark.parametrize("pieces", [(1, 1, 1, 1, 1, 1), (2, 3, 1), (6,)], ids=str)
 @pytest.mark.parametrize("capacity", [3, 6, 11])
-def test_step_by_step_is_all_at_once(model, source, target, close, pieces, capacity):
+def test_cached_decoding_equals_full_decoding(model, source, target, close, pieces, capacity):
     memory = model.encode(source)
     close(cached_logits(model, target, memory, pieces, capacity), model.decode(target, memory))
 
 
-def test_a_sentence_in_a_batch_is_the_sentence_alone(model, source, target, close):
+def test_a_batch_equals_single_sentences(model, source, target, close):
     together = model(source, target)
     assert together.shape == (len(LENGTHS), 6, model.config.target_vocab_size)
     for row, length in enumerate(LENGTHS):
         close(together[row], model(source[row : row + 1, :length], target[row : row + 1])[0])
 
 
-def test_what_stands_in_padding_changes_nothing(model, source, target, close):
+def test_masked_tokens_do_not_change_logits(model, source, target, close):
     mask = source != model.config.pad_id
     rubbish = mx.where(mask, source, 3 + mx.arange(source.shape[1]))
     memory = model.encode(rubbish, mask)
@@ -78,8 +78,8 @@ def test_what_stands_in_padding_changes_nothing(model, source, target, close):
     assert memory.mask.tolist() == mask[:, None, None].tolist()
 
 
-def test_padding_stands_at_the_end(model, source, target, close):
-    """Before other tokens its id is one like them: text may hold it."""
+def test_only_trailing_pad_tokens_count_as_padding(model, source, target, close):
+    """Elsewhere the pad id is an ordinary token of the text."""
     mask = source != model.config.pad_id
     typed = mx.array(source)
     typed[:, 0] = model.config.pad_id
@@ -87,7 +87,7 @@ def test_padding_stands_at_the_end(model, source, target, close):
     assert not mx.allclose(model(typed, target), model(source, target))
 
 
-def test_no_target_position_sees_a_later_one(model, source, target, tolerance):
+def test_decoder_is_causal(model, source, target, tolerance):
     expected = model(source, target)
     for position in range(1, target.shape[1]):
         other = mx.array(target)
@@ -97,7 +97,7 @@ def test_no_target_position_sees_a_later_one(model, source, target, tolerance):
         assert not mx.any(mx.all(mx.isclose(logits, expected)[:, position:], axis=-1))
 
 
-def test_every_source_position_is_seen(model, source, target):
+def test_every_source_token_affects_the_logits(model, source, target):
     expected = model(source, target)
     for row, length in enumerate(LENGTHS):
         for position in range(length):
@@ -107,7 +107,7 @@ def test_every_source_position_is_seen(model, source, target):
             assert changed.all(axis=1).tolist() == [i == row for i in range(len(LENGTHS))]
 
 
-def test_gradients_reach_every_trainable_parameter(model, source, target):
+def test_every_trainable_parameter_gets_a_gradient(model, source, target):
     weights = mx.random.normal((*target.shape, model.config.target_vocab_size), key=mx.random.key(1))
     _, gradients = nn.value_and_grad(model, lambda: (model(source, target) * weights).sum())()
     largest = {name: mx.abs(value).max().item() for name, value in split_projections(gradients).items()}
@@ -119,7 +119,7 @@ def test_gradients_reach_every_trainable_parameter(model, source, target):
             assert value > 1e-2, name
 
 
-def test_only_learned_positions_are_trained(model):
+def test_only_learned_positions_are_trainable(model):
     trained = dict(tree_flatten(model.trainable_parameters()))
     for name in ("encoder", "decoder"):
         kind = getattr(model.config, name).positions
@@ -129,7 +129,7 @@ def test_only_learned_positions_are_trained(model):
 
 
 @pytest.mark.parametrize("length", [1, 3])
-def test_folded_beams_are_the_memory_repeated_for_each_beam(model, source, close, length):
+def test_folded_beams_equal_repeated_memory(model, source, close, length):
     beams = 3
     target = random_targets(model.config, rows=beams * len(LENGTHS), length=2 * length, seed=1)
     memory = model.encode(source)
@@ -147,7 +147,7 @@ def forward(model, source, target):
 
 
 @pytest.mark.parametrize("name", ["pre_norm", "learned_positions"])
-def test_compiled_is_not_compiled_and_sees_new_weights(name, close):
+def test_compiled_model_equals_uncompiled_and_sees_new_weights(name, close):
     model = random_model(SETTINGS[name])
     source = padded(random_sources(model.config, LENGTHS), model.config)
     target = random_targets(model.config, rows=len(LENGTHS), length=6)
@@ -157,12 +157,12 @@ def test_compiled_is_not_compiled_and_sees_new_weights(name, close):
     after = model(source, target)
     assert not mx.allclose(before, after, atol=0.1)
     close(model.compiled(forward)(source, target), after)
-    kept = dict(model._compiled)
+    compiled_before = dict(model._compiled)
     model.compiled(forward)
-    assert model._compiled == kept
+    assert model._compiled == compiled_before
 
 
-def test_compiled_knows_training_from_evaluation(close):
+def test_compiled_functions_depend_on_the_training_flag(close):
     model = random_model(config(dropout=0.5))
     source = padded(random_sources(model.config, LENGTHS), model.config)
     target = random_targets(model.config, rows=len(LENGTHS), length=6)
@@ -175,7 +175,7 @@ def test_compiled_knows_training_from_evaluation(close):
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=["float16", "bfloat16"])
-def test_low_precision_stays_near_float32(model, source, target, dtype):
+def test_low_precision_stays_close_to_float32(model, source, target, dtype):
     expected = model(source, target)
     low = Transformer(model.config)
     low.eval()
@@ -191,7 +191,7 @@ def test_low_precision_stays_near_float32(model, source, target, dtype):
     assert mx.abs(steps - expected).max().item() < limit
 
 
-def test_sequences_longer_than_the_positions_are_refused(model):
+def test_sequences_longer_than_the_position_table_are_rejected(model):
     source, target = model.config.encoder.max_length, model.config.decoder.max_length
     memory = model.encode(mx.full((1, source), 3))
     assert model.decode(mx.full((1, target), 3), memory).shape[1] == target
@@ -202,7 +202,7 @@ def test_sequences_longer_than_the_positions_are_refused(model):
 
 
 @pytest.mark.parametrize("dims", [8, 7])
-def test_sinusoids_follow_the_paper(dims, close):
+def test_sinusoidal_positions_follow_the_paper(dims, close):
     table = sinusoidal_positions(50, dims)
     assert table.shape == (50, dims)
     for position in (0, 1, 2, 17, 49):
@@ -212,7 +212,7 @@ def test_sinusoids_follow_the_paper(dims, close):
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_token_embeddings_are_scaled_by_the_root_of_the_width(scaled, close):
+def test_token_embeddings_are_scaled_by_sqrt_dims(scaled, close):
     model = random_model(config(encoder=stack(scale_embeddings=scaled)))
     tokens = model.source_embedding(mx.array([[5, 6, 5]]))
     embedded = model.encoder.embed(tokens)
@@ -220,7 +220,7 @@ def test_token_embeddings_are_scaled_by_the_root_of_the_width(scaled, close):
     close(model.encoder.embed(tokens, mx.array(7)) - sinusoidal_positions(10, 16)[7:], tokens * (4 if scaled else 1))
 
 
-def test_the_embeddings_start_of_size_one():
+def test_scaled_embeddings_have_unit_standard_deviation():
     model = Transformer(config(source_vocab_size=3000, target_vocab_size=3000))
     table = model.source_embedding.weight * model.encoder.scale
     assert table.var().item() == pytest.approx(1, rel=0.05)
@@ -240,7 +240,7 @@ def layer_names(prefix, *attentions):
     return names
 
 
-def test_parameters_have_the_names_of_the_file_format():
+def test_parameter_names_match_the_file_format():
     shared = {"source_embedding.weight", "encoder.positions.weight", "decoder.positions.weight"}
     shared |= layer_names("encoder.layers.0", "self_attention")
     shared |= layer_names("decoder.layers.0", "self_attention", "cross_attention")
@@ -255,14 +255,14 @@ def test_parameters_have_the_names_of_the_file_format():
     assert set(split_projections(Transformer(SETTINGS["learned_positions"]).parameters())) == separate
 
 
-def test_without_biases_no_parameter_is_one(model):
+def test_model_without_biases_has_no_bias_parameter(model):
     biasless = dict.fromkeys(("output_bias", "attention_bias", "attention_out_bias", "mlp_bias", "norm_bias"), False)
     biasless |= {"norm": "rms" if model.config.norm == "rms" else "layer"}
     names = dict(tree_flatten(Transformer(dataclasses.replace(model.config, **biasless)).parameters()))
     assert not [name for name in names if name.endswith("bias")]
 
 
-def test_the_search_defaults_are_kept():
+def test_search_defaults_are_stored():
     assert Transformer(config()).search_defaults == SearchConfig()
     assert Transformer(config(), SearchConfig(beam_size=4)).search_defaults.beam_size == 4
 
@@ -273,7 +273,7 @@ TORCH_DECODER = {"self_attn": "self_attention", "multihead_attn": "cross_attenti
 
 
 def from_torch(state, config):
-    """The weights of our stacks out of those of torch.nn.Transformer."""
+    """Copy the weights of torch.nn.Transformer into our stacks."""
     weights = {}
     for name, num_layers, attentions in (
         ("encoder", config.encoder.num_layers, TORCH_ENCODER),
