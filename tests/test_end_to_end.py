@@ -339,13 +339,13 @@ def test_what_is_told_about_languages(name, wrong, like, tmp_path, load_tokenize
     assert {family.target, like} <= set(known)
     assert " ".join(known) in " ".join(run("info", folder).split())
     error = run("generate", "--model", folder, status=1, stdin="Hello\n")
-    assert f"knows {len(known)} languages and must be told the target's: --target-language " in error
+    assert f"knows {len(known)} languages and needs the target language: --target-language " in error
     error = run("generate", "--model", folder, "--target-language", wrong, status=1, stdin="Hello\n")
-    assert f"{wrong!r} is none. Close to it are {like}" in error
+    assert f"got {wrong!r}. Similar codes are {like}" in error
 
 
 def test_a_language_that_the_model_does_not_ask_for(tmp_path, load_tokenizer):
     write_checkpoint(tmp_path / "theirs", FAMILIES["t5"], load_tokenizer)
     for side in ("source", "target"):
         error = run("generate", "--model", tmp_path / "theirs", f"--{side}-language", "de", status=1, stdin="Hello\n")
-        assert f"does not ask for a {side} language: leave out 'de'" in error
+        assert f"takes no {side} language: got 'de'; leave it out" in error

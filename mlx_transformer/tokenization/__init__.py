@@ -1,1 +1,1 @@
-"""Tokenizers: vocabularies, languages and detokenisation."""
+"""Tokenizers: vocabularies, language tokens, BPE training and incremental detokenization."""

@@ -1,34 +1,36 @@
-"""A kind of vocabulary: words split at spaces and cut by merges, each piece of a word but the last followed by "@@"."""
+"""BPE vocabularies in subword-nmt notation: every piece of a word except its last ends with "@@"."""
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from mlx_transformer.config.serialization import check_types
+from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, Vocabulary
 
-END_OF_WORD = "</w>"  # marks the last character of a word in merges
+END_OF_WORD = "</w>"  # appended to the last character of a word in merges
 CONTINUATION = "@@"
 NEWLINE_TOKEN = "__newln__"
-# White space by Unicode, which the separators U+001C to U+001F are not.
+# Unicode whitespace; unlike `str.split`, it leaves out the separators U+001C to U+001F.
 WHITESPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 CHAT_WORD_PATTERN = re.compile(f"[^{WHITESPACE}]+\n?")
 CHAT_PUNCTUATION_PATTERN = re.compile("([.,!?()])")
 CHAT_WHITESPACE_PATTERN = re.compile(f"[{WHITESPACE}]{{2,}}")
-MAX_CACHED_WORDS = 100_000  # words
+MAX_CACHED_WORDS = 100_000
 
 
 @dataclass(frozen=True)
 class BPEVocabulary(Vocabulary):
-    """Subwords in the notation of subword-nmt.
+    """A BPE vocabulary in subword-nmt notation: text is split into words at whitespace, words into pieces by merges.
 
     Attributes:
-        ids: Piece -> id, "@@" at the end of a piece where the word goes on.
-        unknown_id: The id of pieces that are not in it.
-        merges: Pairs "left right", the first to merge first; the last character of a word ends with "</w>".
-        added: Tokens that are found in a text before it is cut into words -> id.
-        chat: Words are lower-cased, punctuation is split off and a line break is a word (Blenderbot-small).
+        ids: Piece -> id; a piece inside a word ends with "@@".
+        unknown_id: The id of unknown pieces.
+        merges: Pairs "left right" in order of priority; the last character of a word ends with "</w>".
+        added: Added tokens, matched in the text before it is split into words -> id.
+        chat: Lower-case the text, split off punctuation and encode line breaks as words (Blenderbot-small).
 
     Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
     """
@@ -44,7 +46,7 @@ class BPEVocabulary(Vocabulary):
         check_types(self)
         for merge in self.merges:
             if len(merge.split(" ")) != 2:
-                raise ValueError(f"A merge must be two pieces with a space between: {merge!r} is not.")
+                raise ValueError(f"A merge must be two pieces separated by a space: got {merge!r}.")
 
     @cached_property
     def size(self) -> int:
@@ -60,11 +62,11 @@ class BPEVocabulary(Vocabulary):
         return AddedTokenSplitter(self.added, {})
 
     @cached_property
-    def _cut(self) -> dict[str, list[int]]:
+    def _word_cache(self) -> dict[str, list[int]]:
         return {}
 
     @cached_property
-    def _pieces(self) -> dict[int, str]:
+    def _id_to_piece(self) -> dict[int, str]:
         return {i: piece for table in (self.ids, self.added) for piece, i in table.items()}
 
     def encode(self, text: str) -> list[int]:
@@ -75,25 +77,25 @@ class BPEVocabulary(Vocabulary):
                 ids.append(part)
                 continue
             for word in split_chat_words(part) if self.chat else part.split():
-                ids += self._word(word)
+                ids += self._encode_word(word)
         return ids
 
-    def _word(self, word: str) -> list[int]:
-        if word not in self._cut:
-            if len(self._cut) >= MAX_CACHED_WORDS:
-                self._cut.clear()
-            self._cut[word] = [self.ids.get(piece, self.unknown_id) for piece in apply_merges(word, self._ranks)]
-        return self._cut[word]
+    def _encode_word(self, word: str) -> list[int]:
+        if word not in self._word_cache:
+            if len(self._word_cache) >= MAX_CACHED_WORDS:
+                self._word_cache.clear()
+            self._word_cache[word] = [self.ids.get(piece, self.unknown_id) for piece in apply_merges(word, self._ranks)]
+        return self._word_cache[word]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`."""
-        text = " ".join(self._pieces.get(i, self.id_to_token(self.unknown_id)) for i in ids)
-        # A target that ends in the middle of a word ends with the sign in the one original, not in the other.
+        text = " ".join(self._id_to_piece.get(i, self.id_to_token(self.unknown_id)) for i in ids)
+        # For a text that ends inside a word, Blenderbot-small keeps the final "@@" and fairseq removes it.
         return (text if self.chat else f"{text} ").replace(f"{CONTINUATION} ", "").strip()
 
     def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""
-        return self._pieces.get(i, "")
+        return self._id_to_piece.get(i, "")
 
     def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
@@ -101,15 +103,15 @@ class BPEVocabulary(Vocabulary):
 
 
 def split_chat_words(text: str) -> Iterator[str]:
-    """Words of a text in lower case, punctuation apart."""
-    for found in CHAT_WORD_PATTERN.findall(text):
-        word = CHAT_PUNCTUATION_PATTERN.sub(r" \1", found).replace("'", " ' ")
+    """Yield the words of a text in lower case, with punctuation and line breaks as separate words."""
+    for match in CHAT_WORD_PATTERN.findall(text):
+        word = CHAT_PUNCTUATION_PATTERN.sub(r" \1", match).replace("'", " ' ")
         word = CHAT_WHITESPACE_PATTERN.sub(" ", word).replace("\n", f" {NEWLINE_TOKEN}")
         yield from (part.lower() for part in word.split(" ") if part)
 
 
 def apply_merges(word: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
-    """The pieces of a word: of all neighbours those of the lowest rank are merged, until none is left to merge."""
+    """Split a word into pieces: merge the adjacent pair of lowest rank until no pair has a rank."""
     pieces = [*word[:-1], word[-1] + END_OF_WORD]
     while len(pieces) > 1:
         pairs = zip(pieces, pieces[1:], strict=False)
@@ -122,11 +124,26 @@ def apply_merges(word: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
 
 
 def merge_pair(pieces: list[str], left: str, right: str) -> list[str]:
-    """Pieces with each `left` and the `right` after it made one, from the left."""
-    result = []
-    place = 0
-    while place < len(pieces):
-        pair = pieces[place : place + 2] == [left, right]
-        result.append(left + right if pair else pieces[place])
-        place += 2 if pair else 1
-    return result
+    """Merge each occurrence of `left` followed by `right`, from left to right."""
+    merged = []
+    position = 0
+    while position < len(pieces):
+        is_pair = pieces[position : position + 2] == [left, right]
+        merged.append(left + right if is_pair else pieces[position])
+        position += 2 if is_pair else 1
+    return merged
+
+
+def read_merges(path: Path, first: int = 0, last: int | None = None) -> tuple[str, ...]:
+    """Read merges from the lines `first` to `last` of a file, which may have a version header and counts.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not UTF-8 text.
+    """
+    try:
+        lines = read_bytes(path).decode().split("\n")[first:last]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error}; copy it again.") from None
+    fields = (line.split() for line in lines if not line.startswith("#version"))
+    return tuple(" ".join(pair[:2]) for pair in fields if len(pair) in (2, 3))

@@ -12,12 +12,12 @@ from mlx_transformer.tokenization.vocabulary import Vocabulary
 
 
 class HFVocabulary(Vocabulary):
-    """A vocabulary of the `tokenizers` library, without what it would add, cut or pad by itself."""
+    """A vocabulary backed by the `tokenizers` library, without its special tokens, padding and truncation."""
 
     kind = "tokenizers"
 
     def __init__(self, tokenizer: tokenizers.Tokenizer):
-        """Wrap a tokenizer, whose padding and truncation are turned off."""
+        """Wrap a tokenizer and turn off its padding and truncation."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self.tokenizer = tokenizer
@@ -60,9 +60,13 @@ class HFVocabulary(Vocabulary):
 
 
 def load_hf_tokenizer(content: bytes, name: str) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json; ValueError, which calls it `name`, if it is damaged."""
+    """Return the tokenizer of a tokenizer.json; errors call the file `name`.
+
+    Raises:
+        ValueError: If the content is damaged.
+    """
     try:
         return tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # The library raises nothing narrower.
+    except Exception as error:  # the library raises plain Exception
         reason = " ".join(str(error).split()).removesuffix(".")
         raise ValueError(f"{name} must hold a tokenizer: {reason}; copy it again.") from None

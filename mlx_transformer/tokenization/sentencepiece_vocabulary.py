@@ -1,4 +1,4 @@
-"""A kind of vocabulary: pieces of a sentencepiece model under ids of their own."""
+"""Vocabularies that split text with a SentencePiece model and assign their own ids to its pieces."""
 
 import re
 from collections.abc import Sequence
@@ -26,17 +26,17 @@ MODEL_FILES = {"model": "sentencepiece.model", "decoder": "sentencepiece_decoder
 
 @dataclass(frozen=True)
 class SentencePieceVocabulary(Vocabulary):
-    """Pieces of a sentencepiece model under ids of their own.
+    """A SentencePiece model whose pieces have other ids than in the model.
 
     Attributes:
-        ids: Piece -> id; a piece that is not in it is unknown.
-        unknown_id: The id of unknown pieces; an id without a piece reads as its.
-        added: Tokens that are found in a text before it is cut into pieces -> id.
-        strip: Those beside which white space is dropped -> on which side.
-        tags: ">>xx<<" at the beginning of a text is one piece (Marian).
-        join: Text is made of pieces by sentencepiece, or they are just set side by side (PLBart).
-        model: The model, as in its file.
-        decoder: Another model that makes text of pieces; None for the same.
+        ids: Piece -> id; pieces that are missing are unknown.
+        unknown_id: The id of unknown pieces; ids without a piece are decoded as this one.
+        added: Added tokens, matched in the text before it is split into pieces -> id.
+        strip: Added token -> the side on which it removes whitespace.
+        tags: Encode ">>xx<<" at the beginning of a text as one piece (Marian).
+        join: How pieces are joined to text: by SentencePiece, or by plain concatenation (PLBart).
+        model: The serialized SentencePiece model.
+        decoder: Another model that joins pieces to text; None to use `model`.
     """
 
     kind = "sentencepiece"
@@ -63,15 +63,15 @@ class SentencePieceVocabulary(Vocabulary):
         return AddedTokenSplitter(self.added, self.strip)
 
     @cached_property
-    def _encoder(self) -> sentencepiece.SentencePieceProcessor:
+    def _encoder_processor(self) -> sentencepiece.SentencePieceProcessor:
         return load_sentencepiece(self.model)
 
     @cached_property
-    def _decoder(self) -> sentencepiece.SentencePieceProcessor:
-        return self._encoder if self.decoder is None else load_sentencepiece(self.decoder)
+    def _decoder_processor(self) -> sentencepiece.SentencePieceProcessor:
+        return self._encoder_processor if self.decoder is None else load_sentencepiece(self.decoder)
 
     @cached_property
-    def _pieces(self) -> dict[int, str]:
+    def _id_to_piece(self) -> dict[int, str]:
         return {i: piece for table in (self.ids, self.added) for piece, i in table.items()}
 
     def encode(self, text: str) -> list[int]:
@@ -85,7 +85,7 @@ class SentencePieceVocabulary(Vocabulary):
             if self.tags and (tag := LANGUAGE_TAG_PATTERN.match(part)):
                 pieces.append(tag[0])
                 part = part[tag.end() :]
-            pieces += self._encoder.encode(part, out_type=str)
+            pieces += self._encoder_processor.encode(part, out_type=str)
             ids += [self.ids.get(piece, self.unknown_id) for piece in pieces]
         return ids
 
@@ -94,19 +94,19 @@ class SentencePieceVocabulary(Vocabulary):
         text = ""
         pieces: list[str] = []
         for i in ids:
-            if i in self._pieces:
-                pieces.append(self._pieces[i])
+            if i in self._id_to_piece:
+                pieces.append(self._id_to_piece[i])
             else:
-                text += self._joined(pieces) + self.id_to_token(self.unknown_id)
+                text += self._join_pieces(pieces) + self.id_to_token(self.unknown_id)
                 pieces = []
-        return (text + self._joined(pieces)).replace(SPACE_SYMBOL, " ").strip()
+        return (text + self._join_pieces(pieces)).replace(SPACE_SYMBOL, " ").strip()
 
-    def _joined(self, pieces: list[str]) -> str:
-        return "".join(pieces) if self.join == "plain" else self._decoder.decode_pieces(pieces)
+    def _join_pieces(self, pieces: list[str]) -> str:
+        return "".join(pieces) if self.join == "plain" else self._decoder_processor.decode_pieces(pieces)
 
     def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""
-        return self._pieces.get(i, "")
+        return self._id_to_piece.get(i, "")
 
     def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
@@ -132,12 +132,16 @@ class SentencePieceVocabulary(Vocabulary):
 
 
 def load_sentencepiece(content: bytes, name: str = "A sentencepiece model") -> sentencepiece.SentencePieceProcessor:
-    """The model of a sentencepiece file; ValueError, which calls it `name`, if it is damaged."""
+    """Load a serialized SentencePiece model; errors call it `name`.
+
+    Raises:
+        ValueError: If the model is damaged.
+    """
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
-        # All pieces are asked for: one that is no UTF-8 would be noticed only when a text has it.
+        # Read all pieces now: one that is not UTF-8 would otherwise fail only when a text uses it.
         if content and model.id_to_piece(list(range(model.get_piece_size()))):
             return model
     except (RuntimeError, UnicodeDecodeError):
         pass
-    raise ValueError(f"{name} must be a sentencepiece model: {len(content)} bytes are none; copy it again.")
+    raise ValueError(f"{name} must be a sentencepiece model: its {len(content)} bytes are not one; copy it again.")

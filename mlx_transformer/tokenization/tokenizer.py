@@ -1,4 +1,4 @@
-"""Text to token ids and back: vocabularies, what stands around texts, and languages."""
+"""Converts text to token ids and back: a source and a target vocabulary, special tokens and languages."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -30,8 +30,8 @@ VOCABULARY_FILE = "vocabulary.json"
 VOCABULARY_KINDS: dict[str, type[Vocabulary]] = {
     kind.kind: kind for kind in (HFVocabulary, SentencePieceVocabulary, ByteVocabulary, WordVocabulary, BPEVocabulary)
 }
-MAX_VOCAB_SIZE = 2**22  # fifteen times the largest vocabulary known
-# What is cleaned up, in this order.
+MAX_VOCAB_SIZE = 2**22  # 15 times the largest vocabulary in use
+# Replacements of `TokenizerConfig.clean_up`, in this order.
 CLEAN_UP_RULES = (
     *((f" {mark}", mark) for mark in (".", "?", "!", ",")),
     (" ' ", "'"),
@@ -40,11 +40,11 @@ CLEAN_UP_RULES = (
 
 
 class DecoderStart(NamedTuple):
-    """What a target begins with.
+    """The beginning of a target.
 
     Attributes:
         start_id: The decoder's first input.
-        first_id: The first token, whatever its probability; None for whichever is most probable.
+        first_id: The forced first token; None to let the model choose.
     """
 
     start_id: int
@@ -52,11 +52,11 @@ class DecoderStart(NamedTuple):
 
 
 class Tokenizer:
-    """A source and a target vocabulary, or one for both, and what stands around texts.
+    """A source and a target vocabulary, or one for both, with the special tokens around texts.
 
-    Of the vocabularies that `train` makes the first entries are padding, end and start, after the bytes come languages,
-    and these are never read from text: "</s>" typed by a user is four characters like any other. Those of checkpoints
-    read it as the original does.
+    Vocabularies made by `train` begin with padding, end and start, then the 256 bytes, then the languages. Encoding
+    a text never produces special tokens: "</s>" in a text is four ordinary characters. Vocabularies of converted
+    checkpoints treat such text as the original tokenizer does.
     """
 
     pad_id = TokenizerConfig.pad_id
@@ -64,7 +64,7 @@ class Tokenizer:
     start_id = TokenizerConfig.start_id
 
     def __init__(self, source: Vocabulary, target: Vocabulary | None = None, config: TokenizerConfig | None = None):
-        """Put vocabularies together; without a target, the source vocabulary serves both sides.
+        """Combine vocabularies; without `target`, both sides share the source vocabulary.
 
         Raises:
             ValueError: If a vocabulary does not fit the config.
@@ -75,12 +75,12 @@ class Tokenizer:
         self.source_vocab_size = self.config.source_vocab_size or self.source.size
         self.target_vocab_size = self.config.target_vocab_size or self.target.size
         self.pad_id, self.eos_id, self.start_id = self.config.pad_id, self.config.eos_id, self.config.start_id
-        self._skipped = frozenset(self.config.skip_ids)
-        own = self.config.ids()
-        self._check(self.source, self.source_vocab_size, own["source"])
-        self._check(self.target, self.target_vocab_size, own["target"])
+        self._skip_ids = frozenset(self.config.skip_ids)
+        special_ids = self.config.special_ids()
+        self._check_vocabulary(self.source, self.source_vocab_size, special_ids["source"])
+        self._check_vocabulary(self.target, self.target_vocab_size, special_ids["target"])
 
-    def _check(self, vocabulary: Vocabulary, size: int, own: set[int]) -> None:
+    def _check_vocabulary(self, vocabulary: Vocabulary, size: int, special_ids: set[int]) -> None:
         if _has_trained_layout(self.config):
             languages = {i: language_token(code) for code, i in self.config.languages.items()}
             for i, token in (dict(enumerate(SPECIAL_TOKENS)) | languages).items():
@@ -92,14 +92,16 @@ class Tokenizer:
             raise ValueError(
                 f"Ids of a vocabulary must be below {MAX_VOCAB_SIZE}: the highest is {vocabulary.size - 1}."
             )
-        # A special token without a row in the model does no harm: it is left out of sources.
-        if extra := [i for i in range(size, vocabulary.size) if i not in self._skipped and vocabulary.id_to_token(i)]:
+        # Special tokens beyond the model's vocabulary are allowed: `_encode_texts` removes them.
+        if extra := [i for i in range(size, vocabulary.size) if i not in self._skip_ids and vocabulary.id_to_token(i)]:
             raise ValueError(
                 f"A vocabulary must fit its model: {vocabulary.id_to_token(extra[0])!r} has the id {extra[0]}, but the "
                 f"model only {size} ids; use the files that belong to the model."
             )
-        if max(own, default=0) >= size:
-            raise ValueError(f"A tokenizer must fit its model: it writes the id {max(own)}, but there are only {size}.")
+        if (highest := max(special_ids, default=0)) >= size:
+            raise ValueError(
+                f"A tokenizer must fit its model: its config uses id {highest}, but the model has only {size} ids."
+            )
 
     @property
     def shared(self) -> bool:
@@ -108,44 +110,43 @@ class Tokenizer:
 
     @property
     def languages(self) -> list[str]:
-        """Codes of the languages that the model knows, sorted."""
+        """The codes of the languages that the model knows, sorted."""
         return sorted(self.config.languages)
 
     def encode(self, text: str, source_language: str | None = None, target_language: str | None = None) -> list[int]:
-        """Give the source ids of a text; see `encode_batch`."""
+        """Return the source ids of a text; see `encode_batch`."""
         return self.encode_batch([text], source_language, target_language)[0]
 
     def encode_batch(
         self, texts: Sequence[str], source_language: LanguageCodes = None, target_language: LanguageCodes = None
     ) -> list[list[int]]:
-        """Give the source ids of each text, with all that stands around sources.
+        """Return the source ids of each text, with the special tokens of sources.
 
         Args:
             texts: Source texts.
-            source_language: The code of their language, or one for each; None for the checkpoint's own default.
-            target_language: The code of the language to generate, likewise; read where sources tell it.
+            source_language: The language code of the texts, or one per text; None for the checkpoint's default.
+            target_language: The language code to generate, likewise; used if the source carries the target language.
 
         Raises:
-            ValueError: If a text holds a lone surrogate, which no UTF-8 file can, or a language is missing or unknown.
+            ValueError: If a text has a lone surrogate, or a language is missing or unknown.
         """
         config = self.config
         languages = resolve_language_ids(config, "source", source_language, len(texts))
         if config.target_language == "source":
-            texts = self._tagged(texts, target_language)
-        rows = self._encode(self.source, self.source_vocab_size, texts)
+            texts = self._prepend_language_tags(texts, target_language)
+        rows = self._encode_texts(self.source, self.source_vocab_size, texts)
         rows = [[*config.before_source, *row, *config.after_source] for row in rows]
         if config.source_language == "none":
             return rows
         pairs = zip(require_language_ids(config, "source", languages), rows, strict=True)
         return [[i, *row] if config.source_language == "before" else [*row, i] for i, row in pairs]
 
-    def _tagged(self, texts: Sequence[str], target_language: LanguageCodes) -> list[str]:
-        """Texts that begin with the tag of their target language; one that is written there already is enough."""
+    def _prepend_language_tags(self, texts: Sequence[str], target_language: LanguageCodes) -> list[str]:
+        """Prepend the tag of the target language; without a language, the text must begin with a tag."""
+        ids = resolve_language_ids(self.config, "target", target_language, len(texts))
         tags = tuple(self.source.id_to_token(i) for i in self.config.languages.values())
         tagged = []
-        for text, i in zip(
-            texts, resolve_language_ids(self.config, "target", target_language, len(texts)), strict=True
-        ):
+        for text, i in zip(texts, ids, strict=True):
             if i is None and not text.startswith(tags):
                 raise missing_language_error(self.config, "target")
             tagged.append(text if i is None else f"{self.source.id_to_token(i)} {text}")
@@ -153,20 +154,22 @@ class Tokenizer:
 
     @property
     def num_after_source(self) -> int:
-        """How many ids stand after the text of every source."""
+        """The number of ids after the text of every source."""
         return len(self.config.after_source) + (self.config.source_language == "after")
 
-    def truncate_source(self, ids: list[int], most: int) -> list[int]:
-        """Source ids, at most so many; what stands after the text is kept."""
-        after = self.num_after_source
-        return ids if len(ids) <= most else ids[: max(most - after, 0)] + ids[len(ids) - min(after, most) :]
+    def truncate_source(self, ids: list[int], max_length: int) -> list[int]:
+        """Truncate source ids to `max_length`, keeping the ids after the text."""
+        if len(ids) <= max_length:
+            return ids
+        suffix = min(self.num_after_source, max_length)
+        return ids[: max_length - suffix] + ids[len(ids) - suffix :]
 
     def decoder_starts(self, count: int, target_language: LanguageCodes = None) -> list[DecoderStart]:
-        """What each of `count` targets begins with.
+        """Return the beginning of each of `count` targets.
 
         Args:
-            count: How many there are.
-            target_language: The code of their language, or one for each; None for the checkpoint's own default.
+            count: The number of targets.
+            target_language: The language code of the targets, or one per target; None for the checkpoint's default.
 
         Raises:
             ValueError: If a language is missing or unknown.
@@ -179,59 +182,59 @@ class Tokenizer:
         return [DecoderStart(self.start_id, None)] * count
 
     def encode_target(self, text: str, target_language: str | None = None) -> list[int]:
-        """Give the target ids of a text; see `encode_target_batch`."""
+        """Return the target ids of a text; see `encode_target_batch`."""
         return self.encode_target_batch([text], target_language)[0]
 
     def encode_target_batch(self, texts: Sequence[str], target_language: LanguageCodes = None) -> list[list[int]]:
-        """Give the target ids of each text with all that stands around targets but the decoder's first input.
+        """Return the target ids of each text, with the special tokens of targets except the decoder's first input.
 
         Raises:
-            ValueError: As `encode_batch`.
+            ValueError: If a text has a lone surrogate, or a language is missing or unknown.
         """
-        firsts = [start.first_id for start in self.decoder_starts(len(texts), target_language)]
+        first_ids = [start.first_id for start in self.decoder_starts(len(texts), target_language)]
         before, after = self.config.before_target, self.config.after_target
-        rows = self._encode(self.target, self.target_vocab_size, texts)
+        rows = self._encode_texts(self.target, self.target_vocab_size, texts)
         return [
-            [*([] if first is None else [first]), *before, *row, *after]
-            for first, row in zip(firsts, rows, strict=True)
+            [*([] if first_id is None else [first_id]), *before, *row, *after]
+            for first_id, row in zip(first_ids, rows, strict=True)
         ]
 
-    def _encode(self, vocabulary: Vocabulary, size: int, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_texts(self, vocabulary: Vocabulary, size: int, texts: Sequence[str]) -> list[list[int]]:
         for text in texts:
             check_unicode(text)
         rows = vocabulary.encode_batch(texts)
         return rows if vocabulary.size <= size else [[i for i in row if i < size] for row in rows]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Give the text of target ids; special tokens are skipped, bytes that are not UTF-8 become U+FFFD.
+        """Return the text of target ids; special tokens are skipped, bytes that are not UTF-8 become U+FFFD.
 
         Raises:
             ValueError: If an id is not in the target vocabulary.
         """
-        text = self.target.decode([i for i in self._known(ids) if i not in self._skipped])
+        text = self.target.decode([i for i in self._check_target_ids(ids) if i not in self._skip_ids])
         if self.config.clean_up:
             for spaced, joined in CLEAN_UP_RULES:
                 text = text.replace(spaced, joined)
         return text
 
     def decode_batch(self, batch: Iterable[Iterable[int]]) -> list[str]:
-        """Give the text of each row of target ids; see `decode`."""
+        """Return the text of each row of target ids; see `decode`."""
         return [self.decode(ids) for ids in batch]
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        """Give the pieces of target ids for display, special tokens included."""
-        return [self.target.id_to_token(i) for i in self._known(ids)]
+        """Return the tokens of target ids for display, including special tokens."""
+        return [self.target.id_to_token(i) for i in self._check_target_ids(ids)]
 
-    def _known(self, ids: Iterable[int]) -> list[int]:
-        known = [int(i) for i in ids]
+    def _check_target_ids(self, ids: Iterable[int]) -> list[int]:
+        ids = [int(i) for i in ids]
         last = self.target_vocab_size - 1
-        for i in known:
+        for i in ids:
             if not 0 <= i <= last:
                 raise ValueError(f"A target id must lie in 0..{last}: got {i}; use the tokenizer saved with the model.")
-        return known
+        return ids
 
     def save(self, folder: str | Path) -> None:
-        """Write `vocabulary.json` and the files of the vocabularies, such as `tokenizer.json`, into a folder."""
+        """Write `vocabulary.json` and the files of the vocabularies, such as `tokenizer.json`, to a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         data: dict[str, Any] = {"config": to_dict(self.config), "source": _write_vocabulary(self.source, folder, "")}
@@ -241,16 +244,16 @@ class Tokenizer:
 
     @classmethod
     def find(cls, folder: str | Path) -> "Tokenizer | None":
-        """The tokenizer that `save` wrote into a folder; None if the folder has none."""
+        """Load the tokenizer of a folder; None if the folder has none."""
         names = (VOCABULARY_FILE, "tokenizer.json")
         return cls.load(folder) if any((Path(folder) / name).exists() for name in names) else None
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """Read what `save` wrote.
+        """Load the tokenizer that `save` wrote to a folder.
 
         Raises:
-            FileNotFoundError: If the folder lacks a file.
+            FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged or is not a tokenizer of this package.
         """
         folder = Path(folder)
@@ -275,17 +278,15 @@ class Tokenizer:
         source_languages: Iterable[str] = (),
         target_languages: Iterable[str] = (),
     ) -> "Tokenizer":
-        """Learn vocabularies of at most `vocab_size` entries, fewer if the text does not yield as many.
-
-        The same texts give the same vocabulary.
+        """Train BPE vocabularies of at most `vocab_size` entries; the result is deterministic.
 
         Args:
-            sources: Source texts, all of which are held in memory.
+            sources: Source texts; all are held in memory.
             targets: Target texts, likewise.
-            vocab_size: Most entries.
-            shared: One vocabulary for both sides.
-            source_languages: Codes of the sources' languages, whose tokens stand before sources; one is the default.
-            target_languages: Codes of the targets' languages, whose tokens are generated first; one is the default.
+            vocab_size: Maximum size of a vocabulary.
+            shared: Train one vocabulary for both sides.
+            source_languages: Codes of the source languages, whose tokens precede sources; a single one is the default.
+            target_languages: Codes of the target languages, whose tokens begin targets; a single one is the default.
 
         Raises:
             ValueError: If there is no text, or `vocab_size` leaves no room beside special, byte and language tokens.
@@ -298,7 +299,7 @@ class Tokenizer:
 
 
 def _trained_config(source_languages: set[str], target_languages: set[str]) -> TokenizerConfig:
-    """What stands around texts of a tokenizer that is trained for such languages."""
+    """Return the config of a tokenizer trained for these languages."""
     codes = sorted(source_languages | target_languages)
     languages = {code: i for i, code in enumerate(codes, len(FIXED_TOKENS))}
     return TokenizerConfig(
@@ -312,13 +313,13 @@ def _trained_config(source_languages: set[str], target_languages: set[str]) -> T
 
 
 def _has_trained_layout(config: TokenizerConfig) -> bool:
-    """Whether a config is of those that `train` makes."""
+    """Whether `train` could have produced this config."""
     codes = set(config.languages)
-    made = _trained_config(
+    trained = _trained_config(
         codes if config.source_language == "before" else set(), codes if config.target_language == "first" else set()
     )
     no_defaults = {"default_source_language": None, "default_target_language": None}
-    return to_dict(config) | no_defaults == to_dict(made) | no_defaults
+    return to_dict(config) | no_defaults == to_dict(trained) | no_defaults
 
 
 def _single_language(codes: set[str]) -> str | None:
@@ -330,7 +331,7 @@ def _write_vocabulary(vocabulary: Vocabulary, folder: Path, prefix: str) -> dict
 
 
 def _read_vocabulary_file(folder: Path) -> dict[str, Any]:
-    """The contents of a folder's vocabulary.json; without one, trained vocabularies lie there."""
+    """Return the content of a folder's vocabulary.json; a folder without one has trained vocabularies."""
     path = folder / VOCABULARY_FILE
     if not path.exists():
         sides = {"source": "tokenizer.json", "target": "target_tokenizer.json"}
@@ -338,14 +339,12 @@ def _read_vocabulary_file(folder: Path) -> dict[str, Any]:
         return {side: kind for side, name in sides.items() if side == "source" or (folder / name).exists()}
     data = read_json(path)
     if not isinstance(data, dict) or not {"config", "source"} <= data.keys() <= {"config", "source", "target"}:
-        raise ValueError(f"{path} must have config, source and perhaps target, and nothing else; copy it again.")
+        raise ValueError(f"{path} must have the keys config, source and optionally target; copy it again.")
     return data
 
 
 def _load_vocabulary(folder: Path, prefix: str, data: Any) -> Vocabulary:
     kind = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in VOCABULARY_KINDS:
-        raise ValueError(
-            f"{folder / VOCABULARY_FILE}: a vocabulary is of kind {', '.join(VOCABULARY_KINDS)}, not {kind!r}."
-        )
+        raise ValueError(f"{folder / VOCABULARY_FILE}: kind must be {', '.join(VOCABULARY_KINDS)}, not {kind!r}.")
     return VOCABULARY_KINDS[kind].read(folder, prefix, {key: value for key, value in data.items() if key != "kind"})

@@ -1,4 +1,4 @@
-"""Vocabularies: the interface that a tokenizer uses, and vocabularies of bytes and words."""
+"""The interface of vocabularies, byte and word vocabularies, and the splitting of text at added tokens."""
 
 import re
 from abc import ABC, abstractmethod
@@ -10,57 +10,54 @@ from typing import Any, ClassVar, Literal
 
 from mlx_transformer.config.serialization import check_types, from_dict, to_dict
 
-SPACE_SYMBOL = "\u2581"  # sentencepiece's sign for a space
+SPACE_SYMBOL = "\u2581"  # SentencePiece writes a space as this character
+CONTINUATION_PATTERN = re.compile("@@ |@@$")  # subword-nmt: the word continues
+JOINER_PATTERN = re.compile(" ?\uffed ?")  # OpenNMT: there was no space here
+BYTE_ID_OFFSET = 3  # the id of byte 0, after padding, end and unknown
 
-CONTINUATION_PATTERN = re.compile("@@ |@@$")  # subword-nmt's sign that the word goes on
-
-JOINER_PATTERN = re.compile(" ?\uffed ?")  # OpenNMT's sign that no space was here
-
-BYTE_ID_OFFSET = 3
-
-StripRule = dict[str, Literal["left", "right", "both"]]
+StripRule = dict[str, Literal["left", "right", "both"]]  # added token -> the side on which it removes whitespace
 
 
 class Vocabulary(ABC):
-    """Texts as ids, and ids as text."""
+    """Maps text to ids and ids to text, without special tokens around the text."""
 
     kind: ClassVar[str]
 
     @property
     @abstractmethod
     def size(self) -> int:
-        """One more than the highest id that has a meaning."""
+        """One more than the highest id of a token."""
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, nothing added before or after."""
+        """Return the ids of a text, without special tokens."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
+        """Return the ids of each text."""
         return [self.encode(text) for text in texts]
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; an id without a meaning does no harm."""
+        """Return the text of ids; ids without a token do not raise."""
 
     @abstractmethod
     def id_to_token(self, i: int) -> str:
-        """The piece of an id; "" for an id without a meaning."""
+        """Return the token of an id; "" if there is none."""
 
     @abstractmethod
     def token_to_id(self, token: str) -> int | None:
-        """The id of a piece; None if there is no such piece."""
+        """Return the id of a token; None if there is no such token."""
 
     def write(self, folder: Path, prefix: str) -> dict[str, Any]:
-        """Write files whose names begin with `prefix`; give the plain data that `read` needs beside them."""
+        """Write the vocabulary's files, whose names begin with `prefix`, and return the rest as plain data."""
         return to_dict(self)
 
     @classmethod
     def read(cls, folder: Path, prefix: str, data: dict[str, Any]) -> "Vocabulary":
-        """What `write` wrote.
+        """Read the files and the plain data of `write`.
 
         Raises:
-            FileNotFoundError: If a file is not there.
+            FileNotFoundError: If a file is missing.
             ValueError: If a file or the data is damaged.
         """
         return from_dict(cls, data, f"{folder / 'vocabulary.json'}: {prefix}{cls.kind}")
@@ -68,11 +65,11 @@ class Vocabulary(ABC):
 
 @dataclass(frozen=True)
 class ByteVocabulary(Vocabulary):
-    """The bytes of UTF-8, after padding, end and an unknown that never comes (byT5).
+    """The bytes of UTF-8, after padding, end and unknown (ByT5).
 
     Attributes:
-        added: Tokens that are found in a text first -> id.
-        strip: Those beside which white space is dropped -> on which side.
+        added: Added tokens, matched in the text before it is encoded -> id.
+        strip: Added token -> the side on which it removes whitespace.
     """
 
     kind = "bytes"
@@ -93,9 +90,9 @@ class ByteVocabulary(Vocabulary):
         return AddedTokenSplitter(self.added, self.strip)
 
     @cached_property
-    def _pieces(self) -> dict[int, bytes]:
-        pieces = {byte + BYTE_ID_OFFSET: bytes([byte]) for byte in range(256)}
-        return pieces | {i: token.encode() for token, i in self.added.items()}
+    def _id_to_bytes(self) -> dict[int, bytes]:
+        table = {byte + BYTE_ID_OFFSET: bytes([byte]) for byte in range(256)}
+        return table | {i: token.encode() for token, i in self.added.items()}
 
     def encode(self, text: str) -> list[int]:
         """See `Vocabulary`."""
@@ -105,13 +102,13 @@ class ByteVocabulary(Vocabulary):
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Vocabulary`; bytes that are no UTF-8 are left out."""
-        return b"".join(self._pieces.get(i, b"") for i in ids).decode(errors="ignore")
+        """See `Vocabulary`; bytes that are not UTF-8 are left out."""
+        return b"".join(self._id_to_bytes.get(i, b"") for i in ids).decode(errors="ignore")
 
     def id_to_token(self, i: int) -> str:
-        """See `Vocabulary`; a byte as "<0x41>", the token that has its place."""
-        piece = self._pieces.get(i, b"")
-        return f"<0x{piece[0]:02X}>" if len(piece) == 1 else piece.decode()
+        """See `Vocabulary`; a byte is written "<0x41>"."""
+        content = self._id_to_bytes.get(i, b"")
+        return f"<0x{content[0]:02X}>" if len(content) == 1 else content.decode()
 
     def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
@@ -120,13 +117,13 @@ class ByteVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class WordVocabulary(Vocabulary):
-    """Words or pieces that are split at spaces already.
+    """Words, or pieces of text that is already split into pieces by spaces.
 
     Attributes:
         ids: Word -> id.
-        unknown_id: The id of words that are not in it.
-        join: What to undo after words are joined with spaces: "subwords" go on after "@@" (fairseq), a "joiner" stands
-            where there was no space (OpenNMT), "sentencepiece" writes a space as U+2581.
+        unknown_id: The id of unknown words.
+        join: How words are joined to text: "words" with spaces; "subwords" continue after "@@" (fairseq); a "joiner"
+            marks where there was no space (OpenNMT); "sentencepiece" writes spaces as U+2581.
     """
 
     kind = "words"
@@ -144,7 +141,7 @@ class WordVocabulary(Vocabulary):
         return max([self.unknown_id, *self.ids.values()]) + 1
 
     @cached_property
-    def _words(self) -> dict[int, str]:
+    def _id_to_word(self) -> dict[int, str]:
         return {i: word for word, i in self.ids.items()}
 
     def encode(self, text: str) -> list[int]:
@@ -153,7 +150,7 @@ class WordVocabulary(Vocabulary):
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`."""
-        text = " ".join(self._words[i] for i in ids if i in self._words)
+        text = " ".join(self._id_to_word[i] for i in ids if i in self._id_to_word)
         if self.join == "subwords":
             return CONTINUATION_PATTERN.sub("", text)
         if self.join == "joiner":
@@ -162,7 +159,7 @@ class WordVocabulary(Vocabulary):
 
     def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""
-        return self._words.get(i, "")
+        return self._id_to_word.get(i, "")
 
     def token_to_id(self, token: str) -> int | None:
         """See `Vocabulary`."""
@@ -170,32 +167,32 @@ class WordVocabulary(Vocabulary):
 
 
 class AddedTokenSplitter:
-    """Cuts texts at added tokens, of those that begin at one place at the longest."""
+    """Splits texts at added tokens; where several match, the longest wins."""
 
     def __init__(self, added: dict[str, int], strip: StripRule):
-        """Tokens -> ids, and those beside which white space is dropped -> on which side."""
+        """Compile the pattern that matches the tokens of `added` (token -> id)."""
         self.added, self.strip = added, strip
         longest_first = sorted(added, key=len, reverse=True)
         self.pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
 
     def split(self, text: str) -> Iterator[str | int]:
-        """The parts of a text in order: ids of added tokens, and what stands between them, never empty."""
+        """Yield the ids of added tokens and the non-empty text between them, in order."""
         parts = self.pattern.split(text) if self.pattern else [text]
-        for place, part in enumerate(parts):
-            if place % 2:
+        for index, part in enumerate(parts):
+            if index % 2:
                 yield self.added[part]
                 continue
-            if place > 0 and self.strip.get(parts[place - 1]) in ("right", "both"):
+            if index > 0 and self.strip.get(parts[index - 1]) in ("right", "both"):
                 part = part.lstrip()
-            if place + 1 < len(parts) and self.strip.get(parts[place + 1]) in ("left", "both"):
+            if index + 1 < len(parts) and self.strip.get(parts[index + 1]) in ("left", "both"):
                 part = part.rstrip()
             if part:
                 yield part
 
 
 def check_vocabulary_ids(ids: dict[str, int], added: dict[str, int], unknown_id: int = 0) -> None:
-    """Refuse ids below 0, and an added token that would be found everywhere."""
-    if min(unknown_id, *ids.values(), *added.values(), 0) < 0:
-        raise ValueError("Ids of a vocabulary must not be below 0: one of them is.")
+    """Raise ValueError for a negative id, or an empty added token, which would match everywhere."""
+    if (lowest := min(unknown_id, *ids.values(), *added.values(), 0)) < 0:
+        raise ValueError(f"Ids of a vocabulary must not be below 0: got {lowest}.")
     if "" in added:
-        raise ValueError("Added tokens must not be empty: one of them is.")
+        raise ValueError('Added tokens must not be empty: got "".')

@@ -140,7 +140,7 @@ def test_corpus_tells_languages_and_holds_any_id(size, kind):
 
 
 def test_a_missing_language_is_named():
-    with pytest.raises(ValueError, match="must be told the target's"):
+    with pytest.raises(ValueError, match="needs the target language"):
         TokenizedCorpus.build(
             [SentencePair("5", "6", "en")], words(100, source_language="before", target_language="first")
         )

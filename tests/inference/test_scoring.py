@@ -333,7 +333,7 @@ class TestMany:
             expected = logprobs(plain, [[3, 1]], [[start, *first, 6, 7, 1]])[0]
             expected[: len(first)] = 0
             assert one.token_scores == pytest.approx(expected, abs=1e-4)
-            with pytest.raises(ValueError, match="must be told the target's"):
+            with pytest.raises(ValueError, match="needs the target language"):
                 list(score(plain, own, ["w3"], ["w6"]))
 
     @pytest.mark.parametrize("before", [(), (8,)])

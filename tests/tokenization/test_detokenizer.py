@@ -91,7 +91,7 @@ def pieces(tokenizer, ids):
 def test_joined_it_is_the_text_of_all_ids(tokenizer, clean_up, window, monkeypatch):
     """Also where nearly all ids before the newest were forgotten."""
     monkeypatch.setattr(detokenizer_module, "WINDOW", window)
-    monkeypatch.setattr(detokenizer_module, "CLEAN_UP_BOUNDARIES", min(window, detokenizer_module.CLEAN_UP_BOUNDARIES))
+    monkeypatch.setattr(detokenizer_module, "CUT_ATTEMPTS", min(window, detokenizer_module.CUT_ATTEMPTS))
     tokenizer = cleaned(tokenizer, clean_up)
     for ids in rows(tokenizer):
         assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
@@ -150,7 +150,7 @@ def test_the_cost_of_an_id_does_not_grow(tokenizer):
     """Of a text of ten thousand ids few are decoded again for each."""
     (ids,) = encode(tokenizer, [" ".join(SCRIPTS * 12)])
     decoded = 0
-    decode = Detokenizer._text
+    decode = Detokenizer._decode
 
     def counted(self, ids):
         nonlocal decoded
@@ -158,7 +158,7 @@ def test_the_cost_of_an_id_does_not_grow(tokenizer):
         return decode(self, ids)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Detokenizer, "_text", counted)
+        patch.setattr(Detokenizer, "_decode", counted)
         given = "".join(pieces(tokenizer, ids))
     assert given == tokenizer.decode(ids)
     assert decoded < 3 * detokenizer_module.WINDOW * len(ids)

@@ -173,17 +173,17 @@ def test_ids_that_the_model_lacks():
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"before_source": (9,)}, "writes the id 9, but there are only 5"),
-        ({"after_source": (5,)}, "writes the id 5, but there are only 5"),
-        ({"before_target": (9,)}, "writes the id 9, but there are only 6"),
-        ({"after_target": (6,)}, "writes the id 6, but there are only 6"),
-        ({"start_id": 6}, "writes the id 6, but there are only 6"),
-        ({"eos_id": 5}, "writes the id 5, but there are only 5"),
-        ({"pad_id": 5}, "writes the id 5, but there are only 5"),
-        ({"languages": {"en": 5}, "source_language": "before"}, "writes the id 5, but there are only 5"),
-        ({"languages": {"en": 5}, "target_language": "source"}, "writes the id 5, but there are only 5"),
-        ({"languages": {"en": 6}, "target_language": "start"}, "writes the id 6, but there are only 6"),
-        ({"languages": {"en": 6}, "target_language": "first"}, "writes the id 6, but there are only 6"),
+        ({"before_source": (9,)}, "uses id 9, but the model has only 5 ids"),
+        ({"after_source": (5,)}, "uses id 5, but the model has only 5 ids"),
+        ({"before_target": (9,)}, "uses id 9, but the model has only 6 ids"),
+        ({"after_target": (6,)}, "uses id 6, but the model has only 6 ids"),
+        ({"start_id": 6}, "uses id 6, but the model has only 6 ids"),
+        ({"eos_id": 5}, "uses id 5, but the model has only 5 ids"),
+        ({"pad_id": 5}, "uses id 5, but the model has only 5 ids"),
+        ({"languages": {"en": 5}, "source_language": "before"}, "uses id 5, but the model has only 5 ids"),
+        ({"languages": {"en": 5}, "target_language": "source"}, "uses id 5, but the model has only 5 ids"),
+        ({"languages": {"en": 6}, "target_language": "start"}, "uses id 6, but the model has only 6 ids"),
+        ({"languages": {"en": 6}, "target_language": "first"}, "uses id 6, but the model has only 6 ids"),
     ],
 )
 def test_ids_around_texts_that_the_model_lacks(fields, told):
@@ -208,7 +208,9 @@ def test_a_damaged_or_missing_model(tmp_path, name, capfd):
     content = (folder / name).read_bytes()
     for damaged in (b"", b"x", b"\x00" * 100, content[: len(content) // 2], content[:-1]):
         (folder / name).write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"[\\/]{name} must be a sentencepiece model: {len(damaged)} bytes are"):
+        with pytest.raises(
+            ValueError, match=rf"[\\/]{name} must be a sentencepiece model: its {len(damaged)} bytes are not one"
+        ):
             Tokenizer.load(folder)
     assert capfd.readouterr() == ("", "")
     (folder / name).unlink()
@@ -223,7 +225,7 @@ def test_a_damaged_vocabulary_file(tmp_path, text):
     folder = folder_of(tmp_path, "words")
     (folder / "vocabulary.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(
-        ValueError, match=r"vocabulary\.json must (be JSON|have config, source and perhaps target)"
+        ValueError, match=r"vocabulary\.json must (be JSON|have the keys config, source and optionally target)"
     ) as told:
         Tokenizer.load(folder)
     assert "\n" not in str(told.value)
@@ -232,8 +234,8 @@ def test_a_damaged_vocabulary_file(tmp_path, text):
 @pytest.mark.parametrize(
     ("kind", "changes", "told"),
     [
-        ("words", {"kind": "wordz"}, "a vocabulary is of kind tokenizers, .*, not 'wordz'"),
-        ("words", {"kind": ["words"]}, "a vocabulary is of kind tokenizers"),
+        ("words", {"kind": "wordz"}, "kind must be tokenizers, .*, not 'wordz'"),
+        ("words", {"kind": ["words"]}, "kind must be tokenizers"),
         ("words", {"ids": {"a": "b"}}, "words: ids must be dict"),
         ("words", {"ids": {"a": -1}}, "words: Ids of a vocabulary must not be below 0"),
         ("words", {"unknown_id": -1}, "words: Ids of a vocabulary must not be below 0"),

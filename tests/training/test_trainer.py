@@ -250,7 +250,7 @@ class TestRun:
         assert tokenizer.languages == ["xx", "yy", "zz"]
         assert log_of(options.output, "start")[0]["pairs"] == 144
         assert isinstance(mt.generate(model, tokenizer, "ab cd", target_language="zz"), str)
-        with pytest.raises(ValueError, match="must be told the target's"):
+        with pytest.raises(ValueError, match="needs the target language"):
             mt.generate(model, tokenizer, "ab cd")
 
     def test_impossible_runs_are_refused_before_a_folder_is_made(self, options, tmp_path):

@@ -193,7 +193,7 @@ def test_cut():
 
 
 def test_merges_must_be_pairs():
-    with pytest.raises(ValueError, match="two pieces with a space between: 'abc' is not"):
+    with pytest.raises(ValueError, match="two pieces separated by a space: got 'abc'"):
         BPEVocabulary({"a": 0}, 0, ("abc",))
 
 
@@ -213,7 +213,7 @@ def test_many_words_do_not_fill_the_memory(monkeypatch):
     monkeypatch.setattr("mlx_transformer.tokenization.bpe_vocabulary.MAX_CACHED_WORDS", 3)
     vocabulary = BPEVocabulary({"a": 0, "b": 1, "c": 2, "d": 3}, 0, ())
     assert vocabulary.encode("a b c d d c b a") == [0, 1, 2, 3, 3, 2, 1, 0]
-    assert len(vocabulary._cut) <= 3
+    assert len(vocabulary._word_cache) <= 3
 
 
 WORDS = {"src": ["<unk>", "<blank>", "a", "b\uffed"], "tgt": ["<blank>", "<unk>", "<s>", "</s>", "x", "\uffedy"]}

@@ -376,5 +376,5 @@ def test_tags_of_languages_are_languages(tmp_path, trained):
     code = ours.languages[0]
     ids = ours.encode("Hello world", target_language=code)
     assert ours.config.languages[code] in ids[:2] and ids == ours.encode(f"<2{code}> Hello world")
-    with pytest.raises(ValueError, match="must be told the target's: --target-language"):
+    with pytest.raises(ValueError, match="needs the target language: --target-language"):
         ours.encode("Hello world")
