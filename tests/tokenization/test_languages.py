@@ -64,7 +64,7 @@ def test_a_missing_language():
         both.encode("a")
     for target in (None, ["deu_Latn", None]):
         with pytest.raises(
-            ValueError, match='target\'s: --target-language fra_Latn .* target_language="fra_Latn" in P'
+            ValueError, match='the target language: --target-language fra_Latn .* target_language="fra_Latn" in P'
         ):
             both.decoder_starts(2, target)
     with pytest.raises(ValueError, match="needs the target language"):
