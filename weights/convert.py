@@ -17,8 +17,8 @@ from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.precision import DTYPES, check_dtype, parse_dtype, prepare_for_inference
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.storage import atomic, safetensors
-from mlx_transformer.storage.files import sha256
+from mlx_transformer.storage import safetensors
+from mlx_transformer.storage.files import sha256_of
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.conversion_plan import ConversionPlan, ProgressCallback, parameter_shapes, plan_conversion
 from mlx_transformer.weights.families.huggingface import FAMILIES
@@ -104,7 +104,7 @@ def convert(
         if dtype is not None:
             check_dtype(stored, found.plan.config, allow_overflow)
         model = found.blank(quantize)
-        with atomic.atomic_replace(destination) as new:
+        with model_folder.replace_model_folder(destination) as new:
             # Hashing the files takes about as long as writing the numbers: both at a time.
             stop = threading.Event()
             with ThreadPoolExecutor(max_workers=1) as executor:
@@ -214,7 +214,7 @@ def model_card(
 ) -> str:
     """The README.md of a converted model; no longer of use if told to stop."""
     numbers = str(dtype).removeprefix("mlx.core.") + (f", quantised to {quantize} bits" if quantize else "")
-    files = "\n".join(f"- {path.name}: sha256 {sha256(path, stop)}" for path in checkpoint.files)
+    files = "\n".join(f"- {path.name}: sha256 {sha256_of(path, stop)}" for path in checkpoint.files)
     return (
         "---\nlibrary_name: mlx_transformer\n---\n\n"
         f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in {numbers}:\n\n{files}\n"

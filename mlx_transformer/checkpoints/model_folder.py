@@ -1,4 +1,4 @@
-"""Model folders: config.json (with a format version), model.safetensors and the tokenizer's files."""
+"""Model folders: config.json (with a format version), model.safetensors and the tokenizer files."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -34,34 +34,57 @@ def save(
     dtype: mx.Dtype | str | None = None,
     quantize: int | None = None,
 ) -> None:
-    """Write a model folder; one that exists is replaced as a whole, once the new one is complete.
+    """Write a model folder; an existing one is replaced once the new one is complete.
 
     Args:
-        folder: Where to.
-        model: The model; it stays as it is.
+        folder: The folder to write.
+        model: The model; it is not changed.
         tokenizer: Its tokenizer.
-        dtype: What to store numbers in, "float32", "float16" or "bfloat16"; by default as they are.
-        quantize: Bits of each weight of linear layers and token embeddings, 8 or 4; None not to quantise.
+        dtype: Data type to store weights in: "float32", "float16" or "bfloat16"; by default the model's own.
+        quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
 
     Raises:
-        OSError: If the folder cannot be written; what was there is untouched.
-        ValueError: If `dtype` or `quantize` is none of these, or the widths do not allow to quantise.
+        OSError: If the folder cannot be written; an existing folder stays unchanged.
+        ValueError: If `dtype` or `quantize` is invalid, or a width cannot be quantised.
     """
     stored = uninitialized_model(model.config, model.search_defaults, model.tasks.values())
-    if (held := quantization_of(model)) is not None:
-        quantize_weights(stored, held)
+    if (quantization := quantization_of(model)) is not None:
+        quantize_weights(stored, quantization)
     stored.update(model.parameters())
     if dtype is not None:
         stored.set_dtype(parse_dtype(dtype))
     if quantize is not None:
         dequantize(stored)
         quantize_weights(stored, QuantizationConfig(quantize))
-    with atomic_replace(Path(folder)) as new:
+    with replace_model_folder(Path(folder)) as new:
         write_model_files(new, stored, tokenizer)
 
 
+@contextmanager
+def replace_model_folder(folder: Path, retired: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder that replaces a model folder when the block ends without an error; see `atomic_replace`.
+
+    Raises:
+        FileExistsError: If `folder` is a file, or a folder with files that is not a model folder.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder)):
+        raise FileExistsError(f"{folder.resolve()} exists and is not a model folder: choose another name.")
+    with atomic_replace(folder, retired) as new:
+        yield new
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder has the config.json of a model folder, of any format version."""
+    path = folder / "config.json"
+    try:
+        data = read_json(path) if path.is_file() else None
+    except ValueError:
+        return False
+    return isinstance(data, dict) and "format_version" in data
+
+
 def write_model_files(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
-    """Write a model's files into a folder that exists."""
+    """Write a model's files into an existing folder."""
     write_config(folder, folder_config(model))
     write_arrays(folder / "model.safetensors", split_projections(model.parameters()))
     if tokenizer is not None:
@@ -69,7 +92,7 @@ def write_model_files(folder: Path, model: Transformer, tokenizer: Tokenizer | N
 
 
 def folder_config(model: Transformer) -> FolderConfig:
-    """What the config.json of a model's folder says."""
+    """Return the contents of config.json for a model."""
     tasks = tuple(model.tasks.values())
     return FolderConfig(FORMAT_VERSION, model.config, model.search_defaults, quantization_of(model), tasks)
 
@@ -86,18 +109,21 @@ def load(
     quantize: int | None = None,
     allow_overflow: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
-    """Read a model folder, ready to generate; no tokenizer is given for a folder that has none.
+    """Load a model folder for inference.
 
     Args:
         folder: The model folder.
-        dtype: What to compute in, "float32", "float16" or "bfloat16"; by default float32 on the CPU, where low
-            precision is slow, and on a GPU what the file holds.
-        quantize: Bits of each weight, 8 or 4; by default as stored.
-        allow_overflow: Compute in float16 even if the model leaves its range.
+        dtype: Data type to compute in: "float32", "float16" or "bfloat16"; by default float32 on the CPU, where low
+            precision is slow, and the stored type on a GPU.
+        quantize: Bits per weight, 8 or 4; by default as stored.
+        allow_overflow: Allow float16 even if the model overflows it.
+
+    Returns:
+        The model and its tokenizer; None for a folder without a tokenizer.
 
     Raises:
         FileNotFoundError: If the folder or one of its files does not exist.
-        ValueError: If a file is damaged, of a newer format, or does not fit the others.
+        ValueError: If a file is damaged, has a newer format, or does not match the others.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -108,7 +134,7 @@ def load(
     if quantize is not None and config.quantization is None:
         quantize_weights(model, QuantizationConfig(quantize))
     elif config.quantization is not None and quantize not in (None, config.quantization.bits):
-        raise ValueError(f"{folder} is quantised to {config.quantization.bits} bits already: leave out quantize.")
+        raise ValueError(f"{folder} is already quantised to {config.quantization.bits} bits: leave out quantize.")
     prepare_for_inference(model, dtype, allow_overflow=allow_overflow)
     tokenizer = Tokenizer.find(folder)
     if tokenizer is not None:
@@ -117,15 +143,15 @@ def load(
 
 
 def read_config(folder: Path) -> FolderConfig:
-    """What a model folder's config.json says.
+    """Read the config.json of a model folder.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is damaged, of a newer format, or has a wrong or unknown field.
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is damaged, has a newer format, or has an invalid or unknown field.
     """
     path = folder / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"A model folder holds a config.json: there is none in {folder}; check the path.")
+        raise FileNotFoundError(f"A model folder has a config.json, but {folder} has none: check the path.")
     data = read_json(path)
     version = data.get("format_version") if isinstance(data, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
@@ -137,7 +163,7 @@ def read_config(folder: Path) -> FolderConfig:
 
 
 def uninitialized_model(config: ModelConfig, search: SearchConfig, tasks: Iterable[TaskConfig] = ()) -> Transformer:
-    """A model to put weights into; the random numbers of the caller go on as if it had not been made."""
+    """Create a model to load weights into, without consuming random numbers of the caller."""
     with preserve_random_state():
         model = Transformer(config, search)
     model.tasks.update((task.name, task) for task in tasks)
@@ -146,7 +172,7 @@ def uninitialized_model(config: ModelConfig, search: SearchConfig, tasks: Iterab
 
 @contextmanager
 def preserve_random_state() -> Iterator[None]:
-    """Leave MLX's random state as it was before the block."""
+    """Restore MLX's random state after the block."""
     high, low = np.array(cast(Any, mx.random.state)[0]).tolist()
     try:
         yield
@@ -155,31 +181,31 @@ def preserve_random_state() -> Iterator[None]:
 
 
 def read_weights(model: nn.Module, path: Path) -> None:
-    """Put the arrays of a safetensors file into a model; ValueError if they are not those that it has."""
+    """Load a safetensors file into a model; ValueError if names or shapes do not match."""
     weights = read_arrays(path)
     _check_weights(model, weights, path)
     model.load_weights(list(fuse_projections(weights).items()))
 
 
 def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -> None:
-    """Report all names and shapes in which a file differs from the model."""
-    wanted = split_projections(model.parameters())
+    """Raise ValueError with all names and shapes in which a file differs from the model."""
+    expected = split_projections(model.parameters())
     misshapen = [
-        f"{name} {weights[name].shape} instead of {wanted[name].shape}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
+        f"{name} {weights[name].shape} instead of {expected[name].shape}"
+        for name in sorted(expected.keys() & weights.keys())
+        if weights[name].shape != expected[name].shape
     ]
-    found = describe_mismatches(
-        sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys()), misshapen
+    mismatches = describe_mismatches(
+        sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys()), misshapen
     )
-    if found:
-        raise ValueError(f"{path} does not hold the arrays that its config.json asks for: {found}.")
+    if mismatches:
+        raise ValueError(f"{path} does not hold the arrays that its config.json describes: {mismatches}.")
 
 
 def describe_mismatches(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    """How the arrays of a file differ from those of a model: how many in each way, and a few names; empty if not."""
-    ways = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    return "; ".join(f"{len(names)} {way} ({_abbreviate(names)})" for way, names in ways.items() if names)
+    """Describe how a file's arrays differ from a model's, with counts and a few names; empty if they match."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    return "; ".join(f"{len(names)} {kind} ({_abbreviate(names)})" for kind, names in kinds.items() if names)
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:
@@ -190,14 +216,14 @@ def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -
         "as eos_id": (tokenizer.eos_id, config.eos_id),
         "as start_id": (tokenizer.start_id, config.start_id),
     }
-    for what, (has, wanted) in pairs.items():
-        if has != wanted:
+    for what, (actual, expected) in pairs.items():
+        if actual != expected:
             raise ValueError(
-                f"The vocabulary of {folder} does not fit the model: it has {has} {what}, the model {wanted}; "
+                f"The vocabulary of {folder} does not match the model: it has {actual} {what}, the model {expected}; "
                 "use the tokenizer that the model was trained with."
             )
 
 
-def _abbreviate(names: list[str], most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _abbreviate(names: list[str], limit: int = 4) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

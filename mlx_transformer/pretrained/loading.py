@@ -1,4 +1,4 @@
-"""Models by name: the bundled one, a model folder, a torch checkpoint, or either of the last two on the hub."""
+"""Loading of a model: the bundled one, a model folder, a torch checkpoint, or a repository of the hub."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mlx_transformer import weights
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained import hub
-from mlx_transformer.storage import atomic
+from mlx_transformer.storage.atomic import atomic_symlink
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.convert import convert as convert
 from mlx_transformer.weights.convert import load as load_torch
@@ -25,24 +25,27 @@ def load(
     quantize: int | None = None,
     allow_overflow: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
-    """A model, ready to generate, and its tokenizer (None for a folder without one).
+    """Load a model for inference.
 
-    A torch checkpoint is converted in memory; one of the hub once, to a folder in ~/.cache/mlx_transformer (or
-    MLX_TRANSFORMER_CACHE), which is loaded from then on, offline too. The downloaded files stay in huggingface_hub's
-    cache, which other programs share. No code of a repository is ever run.
+    Torch checkpoints are converted in memory. Models of the hub are converted once and cached in
+    ~/.cache/mlx_transformer (or MLX_TRANSFORMER_CACHE), so that later loads are fast and work offline. Downloads are
+    kept in the cache of huggingface_hub. Code in a repository is never run.
 
     Args:
-        model: A model folder, or the folder or file of a torch checkpoint; a text that is no path, but owner/name, is
-            a repository of the Hugging Face hub; the bundled English-to-French model if None.
-        dtype: What to compute in; by default float32 on the CPU, the file's own on a GPU.
-        revision: A branch, tag or commit of the repository; by default the main branch.
-        quantize: Bits of each weight, 8 or 4; by default as stored. The CPU computes with what they stand for.
-        allow_overflow: Compute in float16 even if the model leaves its range.
+        model: A model folder; the folder or file of a torch checkpoint; or, if no such path exists, owner/name of a
+            repository of the Hugging Face hub. None for the bundled English-to-French model.
+        dtype: Data type to compute in; by default float32 on the CPU, the stored type on a GPU.
+        revision: Branch, tag or commit of the repository; by default the main branch.
+        quantize: Bits per weight, 8 or 4; by default as stored. The CPU computes with dequantised weights.
+        allow_overflow: Allow float16 even if the model overflows it.
+
+    Returns:
+        The model and its tokenizer; None for a model without a tokenizer.
 
     Raises:
-        FileNotFoundError: If there is no such folder, file, repository or revision.
-        OSError: If the hub refuses or cannot be reached, or the disk is full.
-        ValueError: If it does not hold a whole model, or a checkpoint of no known family.
+        FileNotFoundError: If the path, repository or revision does not exist.
+        OSError: If the hub denies access or cannot be reached, or the disk is full.
+        ValueError: If the model is incomplete, or a checkpoint of an unknown family.
     """
     path = find_model(model, revision)
     read = load_torch if is_torch_checkpoint(path) else model_folder.load
@@ -50,18 +53,18 @@ def load(
 
 
 def find_model(model: str | Path | None = None, revision: str | None = None) -> Path:
-    """The folder or file of a model; one of the hub is downloaded and converted.
+    """Return the path of a model; a model of the hub is downloaded and converted.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If it does not exist.
         OSError: See `load`.
-        ValueError: If a revision is asked for of a path.
+        ValueError: If a revision is given for a path.
     """
-    if fetch_from_hub(model, revision):
+    if is_on_hub(model, revision):
         return hub.fetch_model(str(model), revision, convert_to_cache)
     path = BUNDLED_MODEL if model is None else Path(model)
     if (path / "best" / "config.json").exists() and not (path / "config.json").exists():
-        raise FileNotFoundError(f"{path} is a training run, which holds models: use {path / 'best'}.")
+        raise FileNotFoundError(f"{path} is a training run, not a model: use {path / 'best'}.")
     if not path.exists():
         raise FileNotFoundError(
             "A model is a folder with config.json and model.safetensors, or a torch checkpoint, or owner/name on the "
@@ -71,42 +74,41 @@ def find_model(model: str | Path | None = None, revision: str | None = None) -> 
 
 
 def find_torch_checkpoint(source: str | Path, revision: str | None = None) -> Path:
-    """The path of a torch checkpoint; one of the hub is downloaded.
+    """Return the path of a torch checkpoint; a checkpoint of the hub is downloaded.
 
     Raises:
         OSError: See `load`.
-        ValueError: If a revision is asked for of a path.
+        ValueError: If a revision is given for a path.
     """
     return (
         hub.download(str(source), *hub.resolve_revision(str(source), revision))
-        if fetch_from_hub(source, revision)
+        if is_on_hub(source, revision)
         else Path(source)
     )
 
 
-def fetch_from_hub(model: str | Path | None, revision: str | None) -> bool:
-    """Whether a model is one of the hub: a path that exists comes first."""
+def is_on_hub(model: str | Path | None, revision: str | None) -> bool:
+    """Whether a name refers to a repository of the hub; existing paths take precedence."""
     if isinstance(model, str) and hub.is_repository_id(model) and not Path(model).exists():
         return True
     if revision is not None:
-        raise ValueError(f"Only a model of the hub has revisions: {model or 'the bundled model'} is none.")
+        raise ValueError(
+            f"Only models of the hub have revisions, {model or 'the bundled model'} has none: leave out the revision."
+        )
     return False
 
 
 def convert_to_cache(weights: Path, folder: Path) -> None:
-    """Make a model folder of downloaded files; if they are one, a link to them, to be light on the disk."""
-    if not atomic.is_model_folder(weights.parent):
+    """Convert downloaded files to a model folder; if they are one already, link to it to save disk space."""
+    if model_folder.is_model_folder(weights.parent):
+        atomic_symlink(folder, weights.parent)
+    else:
         convert(weights, folder)
-        return
-    new = folder.with_name(f".{folder.name}.new")
-    new.unlink(missing_ok=True)
-    new.symlink_to(weights.parent)
-    new.replace(folder)
 
 
 def is_torch_checkpoint(path: Path) -> bool:
-    """Whether a path is a torch checkpoint and not a model folder."""
+    """Whether a path is a torch checkpoint, as opposed to a model folder."""
     if path.is_file():
         return True
-    holds_weights = any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS)
-    return holds_weights and not atomic.is_model_folder(path)
+    has_weights = any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS)
+    return has_weights and not model_folder.is_model_folder(path)

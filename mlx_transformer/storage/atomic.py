@@ -1,4 +1,4 @@
-"""Atomic replacement of files and folders, and locks between processes."""
+"""Atomic replacement of files and folders: readers see the old version or the new one, never a mixture."""
 
 import fcntl
 import glob
@@ -9,32 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mlx_transformer.storage import atomic
-from mlx_transformer.storage.files import read_json
-
-F_FULLFSYNC = vars(fcntl).get("F_FULLFSYNC")  # on macOS fsync leaves data in the disk's own memory
+F_FULLFSYNC = vars(fcntl).get("F_FULLFSYNC")  # on macOS, fsync does not flush the disk's own cache
 
 
 @contextmanager
 def atomic_replace(folder: Path, retired: Path | None = None) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` once the block is done without an error.
+    """Yield a new, empty folder that replaces `folder` when the block ends without an error.
 
     Args:
-        folder: The folder to replace.
-        retired: Where the former folder goes; None to delete it.
-
-    Raises:
-        FileExistsError: If `folder` holds something, but no model.
+        folder: The folder to replace; created if it does not exist.
+        retired: Where to move the old folder; None to delete it.
     """
     folder = folder.resolve()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder)):
-        raise FileExistsError(f"{folder} is there already and is no model folder: choose another name.")
     old = retired or _backup_path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.new-*"):
-        with try_lock(left) as mine:
-            if mine:
-                shutil.rmtree(left, ignore_errors=True)
+    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.new-*"):
+        with try_lock(leftover) as locked:
+            if locked:
+                shutil.rmtree(leftover, ignore_errors=True)
     new = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
     new.mkdir()
     try:
@@ -55,9 +47,41 @@ def atomic_replace(folder: Path, retired: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def restore_interrupted_replacement(folder: Path, old: Path | None = None) -> None:
+    """Restore the old folder if `atomic_replace` was interrupted between its two renames."""
+    old = old or _backup_path(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def _backup_path(folder: Path) -> Path:
+    """Return where `atomic_replace` keeps the old folder until the new one is in its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file that is replaced as a whole."""
+    new = _temporary_path(path)
+    new.write_text(text, encoding="utf-8")
+    fsync(new)
+    new.replace(path)
+
+
+def atomic_symlink(path: Path, target: Path) -> None:
+    """Create a symbolic link, or replace an existing one."""
+    new = _temporary_path(path)
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(path)
+
+
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
+
+
 @contextmanager
 def try_lock(folder: Path) -> Iterator[bool]:
-    """Whether a folder is no other process's, nor another thread's, for as long as the block runs."""
+    """Lock a folder for the duration of the block; yield False if another process or thread holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -68,30 +92,8 @@ def try_lock(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def is_model_folder(folder: Path) -> bool:
-    """Whether a folder's config.json is that of a model folder, of whatever version."""
-    path = folder / "config.json"
-    try:
-        data = read_json(path) if path.is_file() else None
-    except ValueError:
-        return False
-    return isinstance(data, dict) and "format_version" in data
-
-
-def restore_interrupted_replacement(folder: Path, old: Path | None = None) -> None:
-    """Put back a folder whose replacement was cut off between two renames."""
-    old = old or _backup_path(folder)
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-
-
-def _backup_path(folder: Path) -> Path:
-    """Where a folder is while the new one takes its place."""
-    return folder.with_name(f".{folder.name}.old")
-
-
 def fsync(path: Path) -> None:
-    """Ask the system to have a file or folder on the disk before going on."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         if F_FULLFSYNC is None:
@@ -100,11 +102,3 @@ def fsync(path: Path) -> None:
             fcntl.fcntl(descriptor, F_FULLFSYNC)
     finally:
         os.close(descriptor)
-
-
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or as it was."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    atomic.fsync(new)
-    new.replace(path)

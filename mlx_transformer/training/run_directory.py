@@ -101,7 +101,7 @@ class RunDirectory:
             retired = self.earlier / f"step-{checkpoint_step(self.last)}"
             shutil.rmtree(retired, ignore_errors=True)
             self.earlier.mkdir(exist_ok=True)
-        with atomic.atomic_replace(self.last, retired) as new:
+        with model_folder.replace_model_folder(self.last, retired) as new:
             write(new)
             write_checksums(new)
         _, *earlier = self.checkpoints()

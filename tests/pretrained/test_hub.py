@@ -177,7 +177,7 @@ def test_without_a_network_the_last_conversion_is_loaded(machine, server):
     assert marks == [3.0, 3.0]
     assert missing.startswith(f"HubUnreachableError: {server.endpoint}/owner/name cannot be reached: ")
     assert missing.endswith("; check the network, or the path if owner/name is one.")
-    assert len(told.splitlines()) == 2 and "What was loaded last is used: " in told
+    assert len(told.splitlines()) == 2 and "Using the last loaded model: " in told
     other, told = machine.load("owner/other", HF_HUB_OFFLINE="1")
     assert "owner/other cannot be reached: HF_HUB_OFFLINE is set; check the network, or the path" in other
     assert told == ""
@@ -196,7 +196,7 @@ def test_a_hub_that_is_slow_or_broken_is_as_good_as_none(machine, server):
         vars(repository).update({"delay": 0.0, "status": None, "page": None} | accident)
         server.repositories["owner/new"] = repository
         old, new, told = machine.load("owner/name", "owner/new", HF_HUB_ETAG_TIMEOUT="1")
-        assert old == 3.0 and "What was loaded last is used" in told and len(told.splitlines()) == 1
+        assert old == 3.0 and "Using the last loaded model" in told and len(told.splitlines()) == 1
         assert "owner/new cannot be reached: " in new and reason in new and len(new.splitlines()) == 1
 
 
@@ -207,7 +207,7 @@ def test_revisions(machine, server):
     *marks, missing, told = machine.load(*wanted)
     assert (marks, told) == ([1.0, 2.0, 1.0, 1.0, 2.0, 2.0], "")
     assert missing == (
-        f"FileNotFoundError: A revision must be a branch, tag or commit of {server.endpoint}/owner/name: v3 is none; "
+        f"FileNotFoundError: A revision must be a branch, tag or commit of {server.endpoint}/owner/name, not v3: "
         "check the name."
     )
     server.publish("owner/name", model_files(3.0))
@@ -284,16 +284,16 @@ def test_private_and_gated_models_need_a_token(machine, server):
             )
         else:
             assert error == (
-                f"FileNotFoundError: A model must be a path or owner/name on the hub: there is neither a path {name} "
-                f"nor, for you, a model {server.endpoint}/{name}; check the name, or if it is private log in with "
-                "`hf auth login` or set HF_TOKEN."
+                f"FileNotFoundError: A model must be a path or owner/name on the hub: there is no path {name} "
+                f"and no model {server.endpoint}/{name} that you can access; check the name, or if it is private log "
+                "in with `hf auth login` or set HF_TOKEN."
             )
     assert told == ""
     server.publish("owner/forbidden", model_files(), forbidden=True)
     forbidden, _ = machine.load("owner/forbidden")
     wrong, _ = machine.load("owner/private", HF_TOKEN="hf_wrong")
     for error, name, reason in ((forbidden, "forbidden", "Not for you"), (wrong, "private", "Invalid credentials")):
-        assert error.startswith(f"PermissionError: The hub refuses {server.endpoint}/owner/{name}: ")
+        assert error.startswith(f"PermissionError: The hub denies access to {server.endpoint}/owner/{name}: ")
         assert reason in error and "check your token" in error and len(error.splitlines()) == 1
     private, gated, none, told = machine.load(*models, HF_TOKEN=TOKEN)
     assert (private, gated, told) == (3.0, 4.0, "") and none == errors[2]
@@ -312,8 +312,8 @@ def test_what_is_no_model_is_told_in_a_line(machine, server):
     )
     assert none.startswith("ValueError: A repository must hold weights that torch can read (.safetensors, ")
     assert none.endswith("owner/tf has none: choose another.")
-    assert adapter.startswith("ValueError: An adapter is no whole model, and owner/adapter is one: merge it")
-    assert many.startswith("ValueError: A repository must hold one checkpoint, owner/many has a.pt, b.pt: download")
+    assert adapter.startswith("ValueError: owner/adapter is an adapter, not a complete model: merge it")
+    assert many.startswith("ValueError: A repository must hold one checkpoint, but owner/many has a.pt, b.pt: download")
     assert "model_type 'gpt2' of config.json is not covered" in family
     assert broken.startswith("CheckpointError: ") and "model.safetensors" in broken
     assert told == "" and list(machine.kept.glob("*/[0-9a-f]*")) == []
@@ -371,7 +371,7 @@ def test_a_path_comes_before_the_hub(machine, server, our_files):
     )
     assert (ours, of_path, told) == ("ours", "ours", "")
     assert no_name.startswith("FileNotFoundError: A model is a folder") and no_name.endswith("at owner/none.")
-    assert revised == "ValueError: Only a model of the hub has revisions: owner/name is none."
+    assert revised == "ValueError: Only models of the hub have revisions, owner/name has none: leave out the revision."
     assert server.requests == []
 
 
@@ -383,8 +383,8 @@ def test_full_disks(machine, server):
     assert machine.load("owner/name", MLX_TRANSFORMER_CACHE=str(machine.home / "elsewhere"))[0] == 3.0
     error, _ = machine.load("owner/name", limit=4000)
     assert error == (
-        f"OSError: Models are kept in {machine.kept / 'owner--name'}, which fails: File too large; make room, or set "
-        "MLX_TRANSFORMER_CACHE."
+        f"OSError: The model cache {machine.kept / 'owner--name'} cannot be used: File too large; free disk space, or "
+        "set MLX_TRANSFORMER_CACHE."
     )
     assert [path.name for path in machine.kept.glob("*/*")] == [".lock"]
 
@@ -479,6 +479,7 @@ def test_which_files_are_downloaded(chosen, left):
     assert hub.choose_files("owner/name", [*left, *reversed(chosen)]) == chosen
 
 
-def test_the_order_of_weights_is_the_readers_own():
-    assert hub.PREFERRED_WEIGHTS == checkpoint_module.PREFERRED_FILES
-    assert set(hub.WEIGHT_SUFFIXES) == set(checkpoint_module.WEIGHT_SUFFIXES)
+def test_weights_are_chosen_in_the_order_of_the_checkpoint_reader():
+    preferred = list(checkpoint_module.PREFERRED_FILES)
+    for first, expected in enumerate(preferred):
+        assert hub.choose_files("owner/name", preferred[first:][::-1])[-1] == expected

@@ -295,7 +295,7 @@ def test_a_destination_is_replaced_only_when_forced(source, tmp_path):
     assert mt.load(tmp_path / "ours")[0].config == mt.load(source)[0].config
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(FileExistsError, match="is no model folder"):
+    with pytest.raises(FileExistsError, match="is not a model folder"):
         convert.convert(source, tmp_path / "mine", force=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
@@ -533,11 +533,12 @@ def test_a_conversion_that_fails_does_not_wait_for_hashes(tmp_path, source, monk
     assert stopped == [True]
 
 
-def test_a_hash_stops_when_told(source):
+def test_a_checksum_stops_on_request(source):
     stop = threading.Event()
-    whole = files.sha256(source / "model.safetensors", stop)
+    complete = files.sha256_of(source / "model.safetensors", stop)
+    assert complete == files.sha256_of(source / "model.safetensors")
     stop.set()
-    assert files.sha256(source / "model.safetensors", stop) == hashlib.sha256().hexdigest() != whole
+    assert files.sha256_of(source / "model.safetensors", stop) == hashlib.sha256().hexdigest() != complete
 
 
 def test_what_cannot_be_quantised(source, tmp_path):
@@ -548,7 +549,7 @@ def test_what_cannot_be_quantised(source, tmp_path):
     assert not (tmp_path / "ours").exists()
     wide = write(tmp_path / "wide", wide_tensors(), SETTINGS_OF_WIDE)
     convert.convert(wide, tmp_path / "ours", quantize=8)
-    with pytest.raises(ValueError, match="is quantised to 8 bits already: leave out quantize"):
+    with pytest.raises(ValueError, match="is already quantised to 8 bits: leave out quantize"):
         mt.load(tmp_path / "ours", quantize=4)
 
 
