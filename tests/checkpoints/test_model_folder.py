@@ -303,7 +303,7 @@ class TestDamage:
     def test_a_config_that_is_far_too_large(self, folder):
         with (folder / "config.json").open("wb") as file:
             file.truncate(MAX_BYTES + 1)  # sparse
-        refused(folder, f"must have at most [0-9]+ bytes, not")
+        refused(folder, "must have at most [0-9]+ bytes, not")
 
     @pytest.mark.parametrize("name, value", [("num_layers", 3_000_000), ("max_length", 2 * 10**9)])
     def test_absurd_sizes_are_refused_before_a_model_is_made(self, folder, monkeypatch, name, value):
