@@ -197,7 +197,8 @@ def report(runs: Sequence[Path], picture: Path | None) -> None:
     print(*dict.fromkeys(text for each in found.values() for text in each.get("signatures", [])), sep="\n")
     print(f"\n{curves_table(logs)}\n{goals_table(goals(list(found.values())))}")
     if picture:
-        from mlx_transformer.plotting.figures import learning_curves, save
+        from mlx_transformer.plotting.figures import save
+        from mlx_transformer.plotting.learning_curves import learning_curves
 
         save(learning_curves(runs), picture)
 

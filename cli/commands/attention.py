@@ -73,7 +73,8 @@ def command(
     A row shows where one token looks, from white, not at all, to dark blue. Rows of the target are the tokens that the
     decoder predicts, columns those that it has read.
     """
-    from mlx_transformer.plotting.figures import attention_figure, check_format, save
+    from mlx_transformer.plotting.attention_maps import attention_figure
+    from mlx_transformer.plotting.figures import check_format, save
 
     check_format(output)
     check_paths(output)

@@ -23,7 +23,8 @@ def command(runs: tuple[str, ...], output: str) -> None:
     RUN is what `train --output` names; it may still be going on. A star marks the validation whose model is RUN/best.
     The training loss contains label smoothing, the validation loss does not.
     """
-    from mlx_transformer.plotting.figures import check_format, learning_curves, save
+    from mlx_transformer.plotting.figures import check_format, save
+    from mlx_transformer.plotting.learning_curves import learning_curves
 
     check_format(output)
     check_paths(output)

@@ -1,1 +1,8 @@
-"""Figures: learning curves and attention maps."""
+"""Figures, drawn by matplotlib: learning curves of training runs, and attention maps."""
+
+from mlx_transformer.metrics import INSTALL_HINT
+
+try:
+    import matplotlib as matplotlib
+except ModuleNotFoundError as error:
+    raise ValueError(f"Pictures need matplotlib, which is not installed: {INSTALL_HINT}.") from error

@@ -1,4 +1,4 @@
-"""Letters in pictures: pieces as a reader knows them, and fonts, of those installed, that have their characters."""
+"""Labels in figures: readable token pieces, and installed fonts that cover their characters."""
 
 import logging
 import re
@@ -14,21 +14,21 @@ from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary
 
 DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
-NO_LETTERS = re.compile("Last ?Resort|Adobe Blank")  # fonts with something for every character, but not its own shape
+PLACEHOLDER_FONTS = re.compile("Last ?Resort|Adobe Blank")  # fonts with placeholders for every character
 ASCII_BYTE = re.compile("<0x([2-7][0-9A-F])>")
-# An open box for a space, a black square for OpenNMT's joiner, which few fonts have.
-SIGNS = str.maketrans({" ": "\u2423", SPACE_SYMBOL: "\u2423", "\uffed": "\u25a0"})
-WITHOUT_SHAPE = ("Cc", "Co", "Cs", "Zl", "Zp")  # control, private use, surrogates, ends of lines
-INVISIBLE = ("Cf", "Zs")  # joiners and the like, spaces
+# Spaces become open boxes; OpenNMT's joiner, which few fonts have, becomes a black square.
+VISIBLE_SYMBOLS = str.maketrans({" ": "\u2423", SPACE_SYMBOL: "\u2423", "\uffed": "\u25a0"})
+NON_GLYPH_CATEGORIES = ("Cc", "Co", "Cs", "Zl", "Zp")  # control, private use, surrogates, line separators
+INVISIBLE_CATEGORIES = ("Cf", "Zs")  # format characters, spaces
 logger = logging.getLogger(__name__)
 
 
 class RenderedLabels(NamedTuple):
-    """Texts as a picture can show them.
+    """Labels that the installed fonts can show.
 
     Attributes:
-        texts: The texts, without characters that the fonts lack.
-        families: The fonts, each for what those before it lack: matplotlib's `fontfamily`.
+        texts: The labels; characters without a font are replaced.
+        families: Font families, each a fallback for those before it: matplotlib's `fontfamily`.
     """
 
     texts: list[str]
@@ -36,53 +36,54 @@ class RenderedLabels(NamedTuple):
 
 
 def piece_labels(vocabulary: Vocabulary, ids: Iterable[int]) -> list[str]:
-    """The pieces of ids as a reader knows them: spaces as an open box, ASCII bytes as characters.
+    """Return readable pieces for token ids: spaces as open boxes, ASCII byte tokens as characters.
 
-    Where the vocabulary spells bytes as letters, as GPT-2's does, that is undone; there bytes that are no characters by
-    themselves become U+FFFD.
+    Byte-level pieces (GPT-2) are decoded; bytes that are not characters on their own become U+FFFD.
     """
     decoder = vocabulary.tokenizer.decoder if isinstance(vocabulary, HFVocabulary) else None
-    found = []
+    labels = []
     for piece in map(vocabulary.id_to_token, ids):
         if isinstance(decoder, decoders.ByteLevel):
             piece = decoder.decode([piece])
         elif byte := ASCII_BYTE.fullmatch(piece):
             piece = chr(int(byte[1], 16))
-        found.append(piece.translate(SIGNS))
-    return found
+        labels.append(piece.translate(VISIBLE_SYMBOLS))
+    return labels
 
 
-def render_labels(texts: Iterable[str], longest: int) -> RenderedLabels:
-    """Find fonts for texts, which are cut to so many characters.
+def render_labels(texts: Iterable[str], max_length: int) -> RenderedLabels:
+    """Find fonts for labels, and truncate labels to `max_length` characters.
 
-    What no installed font has is shown by its code, as U+4E2D, with a warning in the log.
+    Characters that no installed font covers are shown as code points (U+4E2D), with a warning in the log.
     """
     texts = list(texts)
-    needed = {letter for letter in set("".join(texts)) if unicodedata.category(letter) not in WITHOUT_SHAPE}
+    needed = {letter for letter in set("".join(texts)) if unicodedata.category(letter) not in NON_GLYPH_CATEGORIES}
     families = [DEFAULT_FONT]
-    lacking = needed - covered_characters(DEFAULT_FONT, needed)
-    found = {name: covered_characters(name, lacking) for name in installed_fonts()} if lacking else {}
-    while lacking:
-        counts = {name: len(letters & lacking) for name, letters in found.items()}
+    missing = needed - covered_characters(DEFAULT_FONT, needed)
+    coverage = {name: covered_characters(name, missing) for name in installed_fonts()} if missing else {}
+    while missing:
+        counts = {name: len(letters & missing) for name, letters in coverage.items()}
         best = max(counts, key=counts.__getitem__)
         if not counts[best]:
             break
         families.append(best)
-        lacking -= found[best]
-    if unknown := sorted(letter for letter in lacking if not is_invisible(letter)):
+        missing -= coverage[best]
+    if unknown := sorted(letter for letter in missing if not is_invisible(letter)):
         _warn(unknown)
-    visible = (visible_text(text, needed - lacking) for text in texts)
-    return RenderedLabels([text if len(text) <= longest else f"{text[: longest - 1]}…" for text in visible], families)
+    visible = (visible_text(text, needed - missing) for text in texts)
+    return RenderedLabels(
+        [text if len(text) <= max_length else f"{text[: max_length - 1]}…" for text in visible], families
+    )
 
 
 def installed_fonts() -> list[str]:
-    """The families that have an upright regular font; those without serifs first, then by name."""
+    """Return the font families with an upright regular font, sans-serif first, then by name."""
     names = {font.name for font in fontManager.ttflist if font.style == "normal" and font.weight == 400}
-    return sorted((n for n in names if not NO_LETTERS.search(n)), key=lambda name: ("Sans" not in name, name))
+    return sorted((n for n in names if not PLACEHOLDER_FONTS.search(n)), key=lambda name: ("Sans" not in name, name))
 
 
 def covered_characters(family: str, letters: set[str]) -> set[str]:
-    """Those of the letters that a font has; none if the font is gone since matplotlib listed it."""
+    """Return the characters that a font covers; none if the font was removed since matplotlib listed it."""
     try:
         font = get_font(fontManager.findfont(FontProperties(family=[family]), fallback_to_default=False))
     except ValueError:
@@ -90,34 +91,37 @@ def covered_characters(family: str, letters: set[str]) -> set[str]:
     return {letter for letter in letters if font.get_char_index(ord(letter))}
 
 
-def visible_text(text: str, known: set[str]) -> str:
-    """A text in known letters: others by code, or, if invisible, not at all; a text that shows nothing all by code."""
-    hidden = all(map(is_invisible, text))
-    letters = text if hidden else [letter for letter in text if letter in known or not is_invisible(letter)]
-    text = "".join(letter if letter in known and not hidden else f" {codepoint_label(letter)} " for letter in letters)
+def visible_text(text: str, covered: set[str]) -> str:
+    """Replace characters without a font by code points, and drop invisible ones unless the text has nothing else."""
+    all_invisible = all(map(is_invisible, text))
+    letters = text if all_invisible else [letter for letter in text if letter in covered or not is_invisible(letter)]
+    text = "".join(
+        letter if letter in covered and not all_invisible else f" {codepoint_label(letter)} " for letter in letters
+    )
     return " ".join(text.split())
 
 
 def is_invisible(letter: str) -> bool:
-    """Whether a character only changes how others look or stand."""
-    return unicodedata.category(letter) in INVISIBLE or "\ufe00" <= letter <= "\ufe0f"
+    """Whether a character has no glyph of its own, such as joiners, variation selectors and spaces."""
+    return unicodedata.category(letter) in INVISIBLE_CATEGORIES or "\ufe00" <= letter <= "\ufe0f"
 
 
 def codepoint_label(letter: str) -> str:
-    """The code point of a character."""
+    """Return the code point of a character, U+XXXX."""
     return f"U+{ord(letter):04X}"
 
 
 def text_width(text: str) -> int:
-    """How wide a text is, in Latin letters, about."""
+    """Return the approximate width of a text in Latin characters."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _warn(letters: list[str]) -> None:
-    """Tell of characters without a font."""
-    some = ", ".join(map(codepoint_label, letters[:3]))
+    """Warn about characters without a font."""
+    examples = ", ".join(map(codepoint_label, letters[:3]))
     more = f" and {len(letters) - 3} more characters" if len(letters) > 3 else ""
     logger.warning(
-        "No installed font has %s%s, shown by code: install one that does (Noto's do), and delete %s/fontlist-*.json.",
-        *(some, more, matplotlib.get_cachedir()),
+        "No installed font covers %s%s, shown as code points: install one that does (Noto), and delete "
+        "%s/fontlist-*.json.",
+        *(examples, more, matplotlib.get_cachedir()),
     )

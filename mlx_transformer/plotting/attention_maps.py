@@ -1,0 +1,171 @@
+"""Attention maps: attention weights of kinds, layers and heads as heat maps."""
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from mlx_transformer.inference.attention_weights import AttentionWeights, attention
+from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.plotting.fonts import piece_labels, render_labels, text_width
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+
+# Kind of attention -> its title, and what its rows (queries) and columns (keys) are.
+ATTENTION_KINDS = {
+    "encoder": ("encoder self-attention", "source", "source"),
+    "cross": ("cross-attention", "target", "source"),
+    "decoder": ("decoder self-attention", "target", "target so far"),
+}
+CELL_SIZES = (0.08, 0.2)  # minimum and maximum size of a token's cell in inches; labels scale with it
+PREFERRED_SIZE = 24  # inches; cells shrink in larger figures
+MAX_SIZE = 50  # inches; drawing takes about 400 MB
+PANELS_PER_ROW = 4
+MAX_VECTOR_CELLS = 10_000  # larger panels are embedded in .svg and .pdf as images
+COLORBAR_TICKS = (0, 0.05, 0.2, 0.5, 1)
+
+
+class AttentionPanel(NamedTuple):
+    """One matrix of attention weights.
+
+    Attributes:
+        kind: A key of ATTENTION_KINDS.
+        title: Its layer and head.
+        weights: (queries, keys).
+    """
+
+    kind: str
+    title: str
+    weights: np.ndarray
+
+
+def attention_figure(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    source: Sequence[int],
+    target: Sequence[int],
+    kinds: Sequence[str] = (),
+    layers: Sequence[int] = (),
+    heads: Sequence[int] = (),
+) -> Figure:
+    """Draw the attention weights of one teacher-forced pass, one panel per kind, layer and head.
+
+    Rows are queries, columns are keys. A target row is labelled with the token that the decoder predicts at that
+    position; target columns are the tokens that it reads.
+
+    Args:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        source: Source token ids.
+        target: Target token ids, beginning with the start token; the last one is only predicted.
+        kinds: Keys of ATTENTION_KINDS; empty for all.
+        layers: Layers, from 0; empty for the last one.
+        heads: Heads, from 0; empty for the mean over heads.
+
+    Raises:
+        ValueError: If a kind, layer or head does not exist, or the figure would be too large.
+    """
+    if unknown := [kind for kind in kinds if kind not in ATTENTION_KINDS]:
+        raise ValueError(f"A kind of attention must be one of {', '.join(ATTENTION_KINDS)}, not {unknown[0]!r}.")
+    weights = attention(model, mx.array([source], mx.int32), mx.array([target[:-1]], mx.int32))
+    selected = [kind for kind in ATTENTION_KINDS if kind in (kinds or ATTENTION_KINDS)]
+    rows = arrange_panels([panel for kind in selected for panel in select_panels(weights, kind, layers, heads)])
+    texts, families = render_labels(
+        piece_labels(tokenizer.source, source) + piece_labels(tokenizer.target, target), max_length=24
+    )
+    source_labels, target_labels = texts[: len(source)], texts[len(source) :]
+    labels = {"source": source_labels, "target": target_labels[1:], "target so far": target_labels[:-1]}
+    return _draw_panel_grid(rows, labels, 0.4 * max(map(text_width, texts)) + 2, families)
+
+
+def select_panels(
+    weights: AttentionWeights, kind: str, layers: Sequence[int], heads: Sequence[int]
+) -> Iterator[AttentionPanel]:
+    """Yield the panels of a kind of attention; ValueError if a layer or head does not exist."""
+    stack = weights._asdict()[kind]
+    for layer in layers or [len(stack) - 1]:
+        check_number("layer", kind, layer, len(stack))
+        matrices = np.array(stack[layer][0])
+        if not heads:
+            yield AttentionPanel(kind, f"layer {layer}, mean of heads", matrices.mean(axis=0))
+        for head in heads:
+            check_number("head", kind, head, len(matrices))
+            yield AttentionPanel(kind, f"layer {layer}, head {head}", matrices[head])
+
+
+def check_number(name: str, kind: str, number: int, count: int) -> None:
+    """Raise ValueError for a layer or head that does not exist."""
+    if not 0 <= number < count:
+        raise ValueError(f"A {name} of {ATTENTION_KINDS[kind][0]} must be from 0 to {count - 1}, not {number}.")
+
+
+def arrange_panels(panels: Sequence[AttentionPanel]) -> list[list[AttentionPanel]]:
+    """Arrange panels in rows; panels with the same queries stand side by side."""
+    groups = [
+        [panel for panel in panels if ATTENTION_KINDS[panel.kind][1] == queries] for queries in ("source", "target")
+    ]
+    return [group[i : i + PANELS_PER_ROW] for group in groups for i in range(0, len(group), PANELS_PER_ROW)]
+
+
+def cell_size(across: float, down: float) -> float:
+    """Return the size of a cell in inches for a figure of `across` x `down` cells; ValueError if it is too large."""
+    minimum, maximum = CELL_SIZES
+    if max(across, down) * minimum > MAX_SIZE:
+        raise ValueError(
+            f"An attention map has room for {MAX_SIZE / minimum:.0f} cells across and down, labels included, but needs "
+            f"{across:.0f} and {down:.0f}: choose fewer kinds, layers or heads, or a shorter text."
+        )
+    return min(maximum, max(minimum, PREFERRED_SIZE / max(across, down)))
+
+
+def _draw_panel_grid(
+    rows: list[list[AttentionPanel]], labels: dict[str, list[str]], margin: float, families: list[str]
+) -> Figure:
+    """Draw rows of panels with cells of equal size; the label margin, left and above, is in cells as well."""
+    widths = [max(9, *(panel.weights.shape[1] for panel in column if panel)) + margin for column in zip_longest(*rows)]
+    heights = [max(panel.weights.shape[0] for panel in row) + margin + 3 for row in rows]
+    across, down = sum(widths) + 1, sum(heights) + 4
+    cell = cell_size(across, down)
+    font: dict[str, Any] = {"family": families, "size": 0.62 * 72 * cell}
+    figure = Figure(figsize=(across * cell, down * cell))
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            queries, keys = panel.weights.shape
+            left, bottom = sum(widths[:j]) + margin, down - sum(heights[:i]) - margin - 3 - queries
+            axes = figure.add_axes((left / across, bottom / down, keys / across, queries / down))
+            mesh = _draw_panel(axes, panel, labels, font)
+    bar = figure.add_axes((margin / across, 2.4 / down, 9 / across, 0.5 / down))
+    figure.colorbar(mesh, bar, orientation="horizontal", ticks=COLORBAR_TICKS, format="%g").outline.set_visible(False)
+    bar.tick_params(labelsize=font["size"])
+    bar.set_xlabel("attention weight", color="0.4", **font)
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: AttentionPanel, labels: dict[str, list[str]], font: dict[str, Any]) -> QuadMesh:
+    """Draw a matrix as coloured cells, dark for high weights, grey where the causal mask hides keys."""
+    name, rows, columns = ATTENTION_KINDS[panel.kind]
+    queries, keys = panel.weights.shape
+    mesh = axes.pcolormesh(
+        np.ma.masked_where(np.triu(np.full((queries, keys), panel.kind == "decoder"), 1), panel.weights),
+        cmap=colormaps["Blues"].with_extremes(bad="0.93"),
+        norm=PowerNorm(0.5, 0, 1),  # makes differences of small weights visible
+        edgecolors="white",
+        linewidth=0.045 * font["size"],
+        rasterized=panel.weights.size > MAX_VECTOR_CELLS,
+    )
+    axes.invert_yaxis()
+    axes.set_yticks(np.arange(queries) + 0.5, labels[rows], parse_math=False, **font)
+    axes.set_xticks(np.arange(keys) + 0.5, labels[columns], parse_math=False, rotation=90, **font)
+    axes.tick_params(length=0, pad=0.25 * font["size"], labeltop=True, labelbottom=False)
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel(columns, color="0.4", **font)
+    axes.set_ylabel(rows, color="0.4", **font)
+    axes.set_title(f"{name}\n{panel.title}", loc="left", **font | {"size": 1.1 * font["size"]})
+    axes.spines[:].set_visible(False)
+    return mesh
