@@ -58,7 +58,7 @@ class TestAlign:
 
 
 def read_pipeline(folder, name):
-    vocabulary, found = read_hf_tokenizer(make(folder, trained(), name), {"model_type": CASES[name][2]})
+    vocabulary, _, found = read_hf_tokenizer(make(folder, trained(), name), {"model_type": CASES[name][2]})
     return Tokenizer(vocabulary, None, TokenizerConfig(**found, start_id=0))
 
 

@@ -1,4 +1,4 @@
-"""The files beside a vocabulary in a folder: which tokens are special, and which are found in text before it is cut."""
+"""The tokenizer files of Hugging Face transformers: special tokens and added tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,29 +13,40 @@ TokenSpec = str | AddedToken
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 EXTRA_TOKENS = "extra_special_tokens"
-LEGACY_EXTRA_TOKENS = "additional_special_tokens"
+LEGACY_EXTRA_TOKENS = "additional_special_tokens"  # the name of EXTRA_TOKENS before transformers 5
 MAX_ADDED_TOKENS = 100_000
+DEFAULT_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+FAIRSEQ_TOKENS = DEFAULT_TOKENS | {
+    "bos_token": "<s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files of a tokenizer say.
+    """The content of a tokenizer's files.
 
     Attributes:
-        folder: Where they lie.
-        options: tokenizer_config.json, and what special_tokens_map.json adds to it.
-        added: Tokens that are found in a text before it is cut into pieces, by their ids.
-        stored: tokenizer.json; None if there is none.
+        folder: The folder of the files.
+        config: tokenizer_config.json, updated with special_tokens_map.json.
+        added_tokens: Id -> token that is matched in the text before it is split into pieces.
+        tokenizer_json: tokenizer.json; None if there is none.
     """
 
     folder: Path
-    options: dict[str, Any]
-    added: dict[int, AddedToken]
-    stored: dict[str, Any] | None
+    config: dict[str, Any]
+    added_tokens: dict[int, AddedToken]
+    tokenizer_json: dict[str, Any] | None
 
-    def number(self, name: str, default: int) -> int:
-        """An option that counts something."""
-        value = self.options.get(name, default)
+    def get_count(self, name: str, default: int) -> int:
+        """Return a count from the config.
+
+        Raises:
+            ValueError: If it is not an integer in 0..MAX_ADDED_TOKENS.
+        """
+        value = self.config.get(name, default)
         if type(value) is not int or not 0 <= value <= MAX_ADDED_TOKENS:
             raise ValueError(
                 f"{name} of a tokenizer must be a number up to {MAX_ADDED_TOKENS}: {self.folder} has {value!r}."
@@ -44,108 +55,108 @@ class TokenizerFiles:
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
-    """What tokenizer_config.json says; nothing if there is none."""
-    options = _read_json(folder / "tokenizer_config.json") or {}
-    if LEGACY_EXTRA_TOKENS in options and not options.get(EXTRA_TOKENS):
-        options[EXTRA_TOKENS] = options.pop(LEGACY_EXTRA_TOKENS)
-    return options
+    """Read tokenizer_config.json; an empty dict if there is none."""
+    config = _read_json(folder / "tokenizer_config.json") or {}
+    if LEGACY_EXTRA_TOKENS in config and not config.get(EXTRA_TOKENS):
+        config[EXTRA_TOKENS] = config.pop(LEGACY_EXTRA_TOKENS)
+    return config
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
-    """The files of a folder's tokenizer; where there are none, nothing.
+    """Read the tokenizer files of a folder; missing files are empty.
 
     Raises:
-        ValueError: If one is damaged.
+        ValueError: If a file is damaged.
     """
-    options, stored = read_tokenizer_config(folder), _read_json(folder / "tokenizer.json")
-    if "added_tokens_decoder" in options:
-        told = options["added_tokens_decoder"]
-        if not isinstance(told, dict) or not all(key.isdecimal() for key in told):
-            raise ValueError(
-                f"added_tokens_decoder must map ids to tokens: {folder} has something else; copy it again."
-            )
-        return TokenizerFiles(
-            folder, options, {int(i): _parse_added_token(token, folder) for i, token in told.items()}, stored
-        )
+    config, tokenizer_json = read_tokenizer_config(folder), _read_json(folder / "tokenizer.json")
+    if "added_tokens_decoder" in config:
+        return TokenizerFiles(folder, config, _parse_added_tokens_decoder(config, folder), tokenizer_json)
     for key, value in (_read_json(folder / "special_tokens_map.json") or {}).items():
-        options[key] = (
-            _parse_added_token(value | {"special": True}, folder)
-            if isinstance(value, dict) and key != EXTRA_TOKENS
-            else value
-        )
-    special = {
-        token_text(token)
-        for token in (*resolve_special_tokens(options, {}, {}).values(), *_parse_tokens(options.get(EXTRA_TOKENS)))
-    }
-    added = {
+        is_token = isinstance(value, dict) and key != EXTRA_TOKENS
+        config[key] = _parse_added_token(value | {"special": True}, folder) if is_token else value
+    special_tokens = resolve_special_tokens(config, {}, {}).values()
+    special = {token_text(token) for token in (*special_tokens, *_parse_tokens(config.get(EXTRA_TOKENS)))}
+    added_tokens = {
         i: AddedToken(token, normalized=token not in special, special=token in special)
         for token, i in (_read_json(folder / "added_tokens.json") or {}).items()
     }
-    for token in (stored or {}).get("added_tokens") or []:
-        added[_parse_token_id(token, folder)] = _parse_added_token(token, folder)
-    return TokenizerFiles(folder, options, added, stored)
+    for token in (tokenizer_json or {}).get("added_tokens") or []:
+        added_tokens[_parse_token_id(token, folder)] = _parse_added_token(token, folder)
+    return TokenizerFiles(folder, config, added_tokens, tokenizer_json)
 
 
 def resolve_special_tokens(
-    options: dict[str, Any], defaults: dict[str, str], mask: dict[str, bool], added: dict[int, AddedToken] | None = None
+    config: dict[str, Any],
+    defaults: dict[str, str],
+    mask_flags: dict[str, bool],
+    added_tokens: dict[int, AddedToken] | None = None,
 ) -> dict[str, TokenSpec]:
-    """The tokens that have a purpose, by the names of NAMED.
+    """Return the special tokens by name, in the order of SPECIAL_TOKEN_NAMES.
 
     Args:
-        options: What tokenizer_config.json says; null takes a default away.
-        defaults: What the class of the tokenizer says.
-        mask: The flags of a mask that is given as plain text.
-        added: Tokens with flags, which take the place of equal ones.
+        config: tokenizer_config.json; null removes a default.
+        defaults: The special tokens of the tokenizer class.
+        mask_flags: The flags of a mask token that is plain text.
+        added_tokens: Tokens with flags; they replace plain text of the same content.
     """
-    flagged = {token.content: token for token in (added or {}).values()}
-    stated = {key: _parse_token(options[key]) for key in SPECIAL_TOKEN_NAMES if options.get(key) is not None}
-    found: dict[str, TokenSpec] = {key: flagged.get(token_text(token), token) for key, token in stated.items()}
-    found |= {key: token for key, token in defaults.items() if key not in options}
-    if mask and isinstance(found.get("mask_token"), str):
-        found["mask_token"] = AddedToken(token_text(found["mask_token"]), **mask)
-    return {key: found[key] for key in SPECIAL_TOKEN_NAMES if key in found}
+    with_flags = {token.content: token for token in (added_tokens or {}).values()}
+    configured = {name: _parse_token(config[name]) for name in SPECIAL_TOKEN_NAMES if config.get(name) is not None}
+    tokens: dict[str, TokenSpec] = {
+        name: with_flags.get(token_text(token), token) for name, token in configured.items()
+    }
+    tokens |= {name: token for name, token in defaults.items() if name not in config}
+    if mask_flags and isinstance(tokens.get("mask_token"), str):
+        tokens["mask_token"] = AddedToken(token_text(tokens["mask_token"]), **mask_flags)
+    return {name: tokens[name] for name in SPECIAL_TOKEN_NAMES if name in tokens}
 
 
 def resolve_extra_tokens(
-    files: TokenizerFiles, own: list[TokenSpec], told: list[TokenSpec] | None = None
+    files: TokenizerFiles, class_tokens: list[TokenSpec], model_tokens: list[TokenSpec] | None = None
 ) -> list[TokenSpec]:
-    """Special tokens without a purpose of their own: those of the files, else those of the class.
+    """Return the special tokens without a name: those of the files, else those of the tokenizer class.
 
     Args:
-        files: The files, which may name some.
-        own: Those that the class of the tokenizer has by itself.
-        told: Those of a sentencepiece model.
+        files: The tokenizer's files.
+        class_tokens: Extra special tokens of the tokenizer class.
+        model_tokens: Control and user-defined pieces of a SentencePiece model.
     """
-    if EXTRA_TOKENS in files.options:
-        return _parse_tokens(files.options[EXTRA_TOKENS])
-    also = _parse_tokens(files.options.get(LEGACY_EXTRA_TOKENS)) if told is None else told
-    return own + [token for token in also if token_text(token) not in own]
+    if EXTRA_TOKENS in files.config:
+        return _parse_tokens(files.config[EXTRA_TOKENS])
+    others = _parse_tokens(files.config.get(LEGACY_EXTRA_TOKENS)) if model_tokens is None else model_tokens
+    return class_tokens + [token for token in others if token_text(token) not in class_tokens]
 
 
 def collect_added_tokens(
-    files: TokenizerFiles, named: dict[str, TokenSpec], extra: list[TokenSpec]
+    files: TokenizerFiles, special_tokens: dict[str, TokenSpec], extra_tokens: list[TokenSpec]
 ) -> list[AddedToken]:
-    """All tokens that are found in text first, in the order in which they get ids where they have none yet."""
-    tokens: list[TokenSpec] = [files.added[i] for i in sorted(files.added)]
-    known = {token_text(token) for token in tokens}
-    for token in (*named.values(), *extra):
-        if token_text(token) not in known and token not in tokens:
+    """Return all added tokens in the order in which those without an id get one."""
+    tokens: list[TokenSpec] = [files.added_tokens[i] for i in sorted(files.added_tokens)]
+    texts = {token_text(token) for token in tokens}
+    for token in (*special_tokens.values(), *extra_tokens):
+        if token_text(token) not in texts and token not in tokens:
             tokens.append(token)
-    purposes = {token_text(token) for token in named.values()}
-    return [_as_added_token(token, purposes) for token in tokens]
+    special_texts = {token_text(token) for token in special_tokens.values()}
+    return [_as_added_token(token, special_texts) for token in tokens]
 
 
-def _as_added_token(token: TokenSpec, purposes: set[str]) -> AddedToken:
+def _as_added_token(token: TokenSpec, special_texts: set[str]) -> AddedToken:
     if isinstance(token, str):
         return AddedToken(token, special=True)
-    if token.content in purposes:
+    if token.content in special_texts:
         token.special = True
     return token
 
 
 def token_text(token: TokenSpec) -> str:
-    """The text of a token."""
+    """Return the text of a token."""
     return token if isinstance(token, str) else token.content
+
+
+def _parse_added_tokens_decoder(config: dict[str, Any], folder: Path) -> dict[int, AddedToken]:
+    tokens = config["added_tokens_decoder"]
+    if not isinstance(tokens, dict) or not all(key.isdecimal() for key in tokens):
+        raise ValueError(f"added_tokens_decoder must map ids to tokens: {folder} has something else; copy it again.")
+    return {int(i): _parse_added_token(token, folder) for i, token in tokens.items()}
 
 
 def _parse_tokens(value: Any) -> list[TokenSpec]:
@@ -168,9 +179,7 @@ def _parse_added_token(value: Any, folder: Path | None) -> AddedToken:
 def _parse_token_id(token: Any, folder: Path) -> int:
     i = token.get("id") if isinstance(token, dict) else None
     if type(i) is not int or i < 0:
-        raise ValueError(
-            f"An added token must have an id: one of {folder / 'tokenizer.json'} has {i!r}; copy it again."
-        )
+        raise ValueError(f"An added token must have an id: {folder / 'tokenizer.json'} has {i!r}; copy it again.")
     return i
 
 

@@ -1,7 +1,7 @@
-"""Tokenizers of checkpoint folders in the files of transformers: the same ids, and the same text back.
+"""Vocabularies built from the files of Hugging Face transformers, with the same ids and the same decoded text.
 
-What version 5 of transformers makes of a folder is followed, also where that differs from version 4: its classes take
-the vocabulary, the merges and the rules of normalisation from tokenizer.json, and set up the rest by themselves.
+The result follows version 5 of transformers where it differs from version 4: its tokenizer classes take the vocabulary,
+the merges and the normalisation rules from tokenizer.json and define the rest themselves.
 """
 
 import logging
@@ -13,19 +13,21 @@ import tokenizers
 from tokenizers import AddedToken, models
 
 from mlx_transformer.storage.files import read_bytes
-from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
+from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, read_merges
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
-from mlx_transformer.tokenization.vocabulary import BYTE_ID_OFFSET, ByteVocabulary, StripRule, Vocabulary
+from mlx_transformer.tokenization.vocabulary import BYTE_ID_OFFSET, ByteVocabulary, StripRule
 from mlx_transformer.weights.formats.containers import read_json
-from mlx_transformer.weights.tokenizers import hf_classes
 from mlx_transformer.weights.tokenizers.hf_classes import (
     GENERIC_CLASS,
     MODEL_TYPE_CLASSES,
     TOKENIZER_CLASSES,
     TokenizerClass,
     TokenizerParts,
+    derive_merges,
+    extract_template,
 )
 from mlx_transformer.weights.tokenizers.hf_files import (
+    DEFAULT_TOKENS,
     TokenizerFiles,
     TokenSpec,
     collect_added_tokens,
@@ -35,15 +37,12 @@ from mlx_transformer.weights.tokenizers.hf_files import (
     resolve_special_tokens,
     token_text,
 )
+from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
 from mlx_transformer.weights.tokenizers.sentencepiece_proto import parse_sentencepiece_model
 
 logger = logging.getLogger(__name__)
-ConvertedTokenizer = tuple[Vocabulary, dict[str, Any]]  # a vocabulary, and fields of TokenizerConfig
-TARGET_LANGUAGE_TAG = re.compile(
-    r"<2[A-Za-z]{2,}(_[A-Za-z]+)*>"
-)  # of the language to generate, at the beginning of a source
-LANGUAGE_CODE = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}")  # en_XX of mBART, eng_Latn of NLLB
-BYT5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+TARGET_LANGUAGE_TAG = re.compile(r"<2[A-Za-z]{2,}(_[A-Za-z]+)*>")  # at the beginning of a source (MADLAD)
+LANGUAGE_CODE = re.compile(r"[a-z]{2}_[A-Z]{2}|[a-z]{3}_[A-Z][a-z]{3}")  # en_XX (mBART), eng_Latn (NLLB)
 BLENDERBOT_SMALL_TOKENS = {
     "bos_token": "__start__",
     "eos_token": "__end__",
@@ -53,26 +52,28 @@ BLENDERBOT_SMALL_TOKENS = {
 
 
 def find_tokenizer_class(folder: Path, settings: dict[str, Any]) -> str:
-    """The class of transformers that reads a folder's tokenizer, without "Fast".
+    """Return the name of the transformers class that reads a folder's tokenizer, without "Fast".
 
     Args:
         folder: The checkpoint's folder.
         settings: Its config.json.
 
     Returns:
-        The class of tokenizer_config.json, else that of the type of model; "PreTrainedTokenizer" for a tokenizer.json
-        as it is, "" if nothing tells.
+        The class of tokenizer_config.json, else that of the model type; "PreTrainedTokenizer" to use tokenizer.json
+        unchanged; "" if unknown.
 
     Source: AutoTokenizer.from_pretrained of transformers 5.23.
     """
-    stated = str(read_tokenizer_config(folder).get("tokenizer_class") or settings.get("tokenizer_class") or "")
-    stated = stated.removesuffix("Fast")
-    usual = MODEL_TYPE_CLASSES.get(str(settings.get("model_type")), "")
-    return GENERIC_CLASS if GENERIC_CLASS in (usual, stated) or stated == "TokenizersBackend" else stated or usual
+    configured = str(read_tokenizer_config(folder).get("tokenizer_class") or settings.get("tokenizer_class") or "")
+    configured = configured.removesuffix("Fast")
+    default = MODEL_TYPE_CLASSES.get(str(settings.get("model_type")), "")
+    if GENERIC_CLASS in (default, configured) or configured == "TokenizersBackend":
+        return GENERIC_CLASS
+    return configured or default
 
 
-def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> ConvertedTokenizer | None:
-    """The vocabulary of a folder in the files of transformers, and fields of TokenizerConfig; None if it has none.
+def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> LoadedVocabularies | None:
+    """Read the vocabulary of a folder in the format of transformers; None if it has none.
 
     Args:
         folder: The checkpoint's folder.
@@ -88,195 +89,205 @@ def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> ConvertedTokeni
         return _read_byt5(files)
     if name == "BlenderbotSmallTokenizer":
         return _read_blenderbot_small(files) if (folder / "vocab.json").exists() else None
-    if name not in TOKENIZER_CLASSES and files.stored is not None:
-        name = GENERIC_CLASS  # a class that its tokenizer.json describes as well
-    if name == GENERIC_CLASS and files.stored is None:
+    if name not in TOKENIZER_CLASSES and files.tokenizer_json is not None:
+        name = GENERIC_CLASS
+    if name == GENERIC_CLASS and files.tokenizer_json is None:
         name = "T5Tokenizer"  # umT5
     if name not in TOKENIZER_CLASSES and name:
         logger.warning(
-            "No tokenizer is made of %s: its class, %s, is not covered; saved by transformers 5 it may have a "
+            "No tokenizer is converted from %s: its class, %s, is not supported; saved by transformers 5 it may have a "
             "tokenizer.json, which is.",
             folder,
             name,
         )
         return None
-    if not name or (files.stored is None and not (folder / TOKENIZER_CLASSES[name].file).exists()):
+    if not name or (files.tokenizer_json is None and not (folder / TOKENIZER_CLASSES[name].vocab_file).exists()):
         return None
-    return _build_tokenizer(files, TOKENIZER_CLASSES[name])
+    return _build_vocabulary(files, TOKENIZER_CLASSES[name])
 
 
-def _build_tokenizer(files: TokenizerFiles, recipe: TokenizerClass) -> ConvertedTokenizer:
-    """The pipeline of a class with its added tokens, and what stands around texts."""
-    named = resolve_special_tokens(files.options, recipe.tokens, recipe.mask)
-    names = recipe.tokens | {purpose: token_text(token) for purpose, token in named.items()}
-    given, told = _read_parts(files, recipe, names)
+def _build_vocabulary(files: TokenizerFiles, tokenizer_class: TokenizerClass) -> LoadedVocabularies:
+    special_tokens = resolve_special_tokens(files.config, tokenizer_class.special_tokens, tokenizer_class.mask_flags)
+    texts = tokenizer_class.special_tokens | {name: token_text(token) for name, token in special_tokens.items()}
+    parts, model_tokens = _read_parts(files, tokenizer_class, texts)
     try:
-        tokenizer = recipe.build(given)
-        tokenizer.add_tokens(collect_added_tokens(files, named, resolve_extra_tokens(files, recipe.own(files), told)))
-        before, after = _template_ids(tokenizer, files, recipe, names)
-    except BaseException as error:  # Of damaged files the library raises anything, its panics are no Exception.
+        tokenizer = tokenizer_class.build(parts)
+        extra_tokens = resolve_extra_tokens(files, tokenizer_class.extra_tokens(files), model_tokens)
+        tokenizer.add_tokens(collect_added_tokens(files, special_tokens, extra_tokens))
+        before, after = _template_ids(tokenizer, files, tokenizer_class, texts)
+    except BaseException as error:  # the library raises anything for damaged files; its panics are not an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split()).removesuffix(".")
-        raise ValueError(f"{files.folder} must hold a whole tokenizer: {reason}; copy its files again.") from None
-    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    languages = _find_languages(tokenizer, recipe)
-    is_bpe = isinstance(tokenizer.model, models.BPE)
-    forced = bool(files.options.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"))
+        raise ValueError(f"{files.folder} must hold a complete tokenizer: {reason}; copy its files again.") from None
+    special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    languages = _find_languages(tokenizer, tokenizer_class)
     fields: dict[str, Any] = {
         "before_source": before,
         "after_source": after,
         "before_target": before,
         "after_target": after,
-        # The codes of languages are no text, though transformers may write them where its files leave them out.
-        "skip_ids": tuple(sorted(special | set(languages.values()))),
-        "clean_up": bool(files.options.get("clean_up_tokenization_spaces")) and (forced or not is_bpe),
+        # Skip language codes even where the files omit them and transformers would decode them as text.
+        "skip_ids": tuple(sorted(special_ids | set(languages.values()))),
+        "clean_up": _cleans_up(files, tokenizer),
     }
-    if recipe.source_language != "none":
-        fields |= _language_fields(files, recipe, languages)
-    elif (
-        len(
-            tags := {
-                piece[2:-1]: i for piece, i in tokenizer.get_vocab().items() if TARGET_LANGUAGE_TAG.fullmatch(piece)
-            }
-        )
-        > 1
-    ):
+    if tokenizer_class.source_language != "none":
+        fields |= _language_fields(files, tokenizer_class, languages)
+    elif len(tags := _find_language_tags(tokenizer)) > 1:
         fields |= {"languages": tags, "target_language": "source"}
-    return HFVocabulary(tokenizer), fields
+    return LoadedVocabularies(HFVocabulary(tokenizer), None, fields)
 
 
 def _read_parts(
-    files: TokenizerFiles, recipe: TokenizerClass, names: dict[str, str]
+    files: TokenizerFiles, tokenizer_class: TokenizerClass, special_tokens: dict[str, str]
 ) -> tuple[TokenizerParts, list[TokenSpec] | None]:
-    """The vocabulary of tokenizer.json, else of the class's own file; and the added tokens of a sentencepiece model."""
-    path = files.folder / recipe.file
-    if files.stored is not None:
-        model = files.stored.get("model")
+    """Read tokenizer.json, else the vocab file of the class; also return the added tokens of a SentencePiece model."""
+    path = files.folder / tokenizer_class.vocab_file
+    if files.tokenizer_json is not None:
+        model = files.tokenizer_json.get("model")
         if not isinstance(model, dict) or "vocab" not in model:
             raise ValueError(f"{files.folder / 'tokenizer.json'} must have a model with a vocab; copy it again.")
-        return TokenizerParts(model["vocab"], model.get("merges"), None, names, files), None
-    if recipe.arrange is None:
+        return TokenizerParts(model["vocab"], model.get("merges"), None, special_tokens, files), None
+    if tokenizer_class.arrange_pieces is None:
         merges = read_merges(files.folder / "merges.txt")
-        return TokenizerParts(read_json(read_bytes(path), str(path)), merges, None, names, files), None
+        return TokenizerParts(read_json(read_bytes(path), str(path)), merges, None, special_tokens, files), None
     content = parse_sentencepiece_model(read_bytes(path), str(path))
-    vocabulary = recipe.arrange(content.pieces, names, files)
-    halves = hf_classes.derive_merges(content.pieces) if isinstance(vocabulary, dict) else []
-    told: list[TokenSpec] = [AddedToken(piece, normalized=False, special=kind) for piece, kind in content.added.items()]
-    return TokenizerParts(vocabulary, halves, content.charsmap, names, files), told
+    vocabulary = tokenizer_class.arrange_pieces(content.pieces, special_tokens, files)
+    pairs = derive_merges(content.pieces) if isinstance(vocabulary, dict) else []
+    model_tokens: list[TokenSpec] = [
+        AddedToken(piece, normalized=False, special=special) for piece, special in content.added_tokens.items()
+    ]
+    return TokenizerParts(vocabulary, pairs, content.charsmap, special_tokens, files), model_tokens
 
 
 def _template_ids(
-    tokenizer: tokenizers.Tokenizer, files: TokenizerFiles, recipe: TokenizerClass, names: dict[str, str]
+    tokenizer: tokenizers.Tokenizer,
+    files: TokenizerFiles,
+    tokenizer_class: TokenizerClass,
+    special_tokens: dict[str, str],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids before and after a text."""
-    if recipe.around is None:
-        return hf_classes.extract_template((files.stored or {}).get("post_processor"))
-    before, after = ([tokenizer.token_to_id(names[purpose]) for purpose in side] for side in recipe.around)
+    """Return the ids before and after a text."""
+    if tokenizer_class.template is None:
+        return extract_template((files.tokenizer_json or {}).get("post_processor"))
+    before, after = (
+        [tokenizer.token_to_id(special_tokens[name]) for name in names] for names in tokenizer_class.template
+    )
     return _require_ids(before), _require_ids(after)
 
 
 def _require_ids(ids: list[int | None]) -> tuple[int, ...]:
-    """Ids none of which is missing."""
-    found = tuple(i for i in ids if i is not None)
-    if len(found) < len(ids):
+    present = tuple(i for i in ids if i is not None)
+    if len(present) < len(ids):
         raise ValueError("a special token of its template is not among its pieces")
-    return found
+    return present
 
 
-def _find_languages(tokenizer: tokenizers.Tokenizer, recipe: TokenizerClass) -> dict[str, int]:
-    """The codes of languages and their ids; none for a class that asks for none."""
-    if recipe.source_language == "none":
+def _cleans_up(files: TokenizerFiles, tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether transformers cleans up decoded text; for BPE only if a second option forces it."""
+    forced = bool(files.config.get("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"))
+    is_bpe = isinstance(tokenizer.model, models.BPE)
+    return bool(files.config.get("clean_up_tokenization_spaces")) and (forced or not is_bpe)
+
+
+def _find_languages(tokenizer: tokenizers.Tokenizer, tokenizer_class: TokenizerClass) -> dict[str, int]:
+    """Return language code -> id; empty for a class without language tokens."""
+    if tokenizer_class.source_language == "none":
         return {}
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    codes = dict.fromkeys([*recipe.languages, *filter(LANGUAGE_CODE.fullmatch, special)])
-    found = {code: tokenizer.token_to_id(code) for code in codes}
-    return {code: i for code, i in found.items() if i is not None}
+    codes = dict.fromkeys([*tokenizer_class.languages, *filter(LANGUAGE_CODE.fullmatch, special)])
+    ids = {code: tokenizer.token_to_id(code) for code in codes}
+    return {code: i for code, i in ids.items() if i is not None}
 
 
-def _language_fields(files: TokenizerFiles, recipe: TokenizerClass, languages: dict[str, int]) -> dict[str, Any]:
-    """Where languages stand, and which are meant where none is given."""
-    # Without either file, transformers 5 numbers the languages of NLLB otherwise than they were trained.
-    if not recipe.languages and not (files.stored or files.added):
+def _find_language_tags(tokenizer: tokenizers.Tokenizer) -> dict[str, int]:
+    """Return language code -> id of the pieces like "<2de>"."""
+    return {piece[2:-1]: i for piece, i in tokenizer.get_vocab().items() if TARGET_LANGUAGE_TAG.fullmatch(piece)}
+
+
+def _language_fields(
+    files: TokenizerFiles, tokenizer_class: TokenizerClass, languages: dict[str, int]
+) -> dict[str, Any]:
+    """Return the language fields of TokenizerConfig."""
+    # Without these files, transformers 5 numbers the languages of NLLB differently from the trained model.
+    if not tokenizer_class.languages and not (files.tokenizer_json or files.added_tokens):
         raise ValueError(
-            f"The languages of a tokenizer must be numbered in its files: {files.folder} has no tokenizer.json; "
-            "copy that of the model which it was made from."
+            f"The files of a tokenizer must number its languages: {files.folder} has no tokenizer.json; "
+            "copy that of the original model."
         )
-    stated = (files.options.get("src_lang") or recipe.default_language, files.options.get("tgt_lang"))
-    source, target = (code if isinstance(code, str) and code in languages else None for code in stated)
-    after = recipe.source_language == "after" or files.options.get("legacy_behaviour") is True
+    codes = (files.config.get("src_lang") or tokenizer_class.default_source_language, files.config.get("tgt_lang"))
+    source, target = (code if isinstance(code, str) and code in languages else None for code in codes)
+    after = tokenizer_class.source_language == "after" or files.config.get("legacy_behaviour") is True
     return {
         "languages": languages,
         "source_language": "after" if after else "before",
-        "target_language": recipe.target_language,
+        "target_language": tokenizer_class.target_language,
         "default_source_language": source,
         "default_target_language": target,
     }
 
 
-def _read_byt5(files: TokenizerFiles) -> ConvertedTokenizer:
-    """byT5: bytes, then sentinels in rising order."""
-    named = resolve_special_tokens(files.options, BYT5_TOKENS, {})
-    sentinels = [f"<extra_id_{i}>" for i in range(files.number("extra_ids", 125))]
-    extra = resolve_extra_tokens(files, [] if files.options.get("additional_special_tokens") else list(sentinels))
-    first = [named.get(name, BYT5_TOKENS[name]) for name in ("pad_token", "eos_token", "unk_token")]
-    tokens = dict(enumerate(first)) | files.added
-    added = _assign_ids({token_text(token): i for i, token in tokens.items()}, {}, 256 + BYTE_ID_OFFSET, named, extra)
+def _read_byt5(files: TokenizerFiles) -> LoadedVocabularies:
+    """Read ByT5: bytes, then sentinels in ascending order."""
+    special_tokens = resolve_special_tokens(files.config, DEFAULT_TOKENS, {})
+    sentinels: list[TokenSpec] = [f"<extra_id_{i}>" for i in range(files.get_count("extra_ids", 125))]
+    extra_tokens = resolve_extra_tokens(files, [] if files.config.get("additional_special_tokens") else sentinels)
+    first = [special_tokens.get(name, DEFAULT_TOKENS[name]) for name in ("pad_token", "eos_token", "unk_token")]
+    tokens = dict(enumerate(first)) | files.added_tokens
+    texts = {token_text(token): i for i, token in tokens.items()}
+    added = _assign_ids(texts, {}, 256 + BYTE_ID_OFFSET, special_tokens, extra_tokens)
     strip: StripRule = {}
     for token in tokens.values():
         if isinstance(token, str) or (token.lstrip and token.rstrip):
             strip[token_text(token)] = "both"
         elif token.lstrip or token.rstrip:
             strip[token.content] = "left" if token.lstrip else "right"
-    special = {added[token_text(token)] for token in (*named.values(), *extra)}
-    return ByteVocabulary(added, strip), _plain_fields(files, special, (added.get(token_text(first[1]), 1),))
+    skip_ids = {added[token_text(token)] for token in (*special_tokens.values(), *extra_tokens)}
+    fields = _plain_fields(files, skip_ids, (added.get(token_text(first[1]), 1),))
+    return LoadedVocabularies(ByteVocabulary(added, strip), None, fields)
 
 
-def _read_blenderbot_small(files: TokenizerFiles) -> ConvertedTokenizer:
-    """Blenderbot-small: nothing stands around its texts."""
-    named = resolve_special_tokens(files.options, BLENDERBOT_SMALL_TOKENS, {})
-    extra = resolve_extra_tokens(files, [])
+def _read_blenderbot_small(files: TokenizerFiles) -> LoadedVocabularies:
+    """Read Blenderbot-small, which adds no special tokens to texts."""
+    special_tokens = resolve_special_tokens(files.config, BLENDERBOT_SMALL_TOKENS, {})
+    extra_tokens = resolve_extra_tokens(files, [])
     path = files.folder / "vocab.json"
     ids = read_json(read_bytes(path), str(path))
     try:
-        added = _assign_ids({token.content: i for i, token in files.added.items()}, ids, len(ids), named, extra)
-        unknown = ids.get(token_text(named["unk_token"]), added[token_text(named["unk_token"])])
+        texts = {token.content: i for i, token in files.added_tokens.items()}
+        added = _assign_ids(texts, ids, len(ids), special_tokens, extra_tokens)
+        unknown = token_text(special_tokens["unk_token"])
         merges = read_merges(files.folder / "merges.txt", first=1, last=-1)
-        vocabulary = BPEVocabulary(ids, unknown, merges, added, chat=True)
+        vocabulary = BPEVocabulary(ids, ids.get(unknown, added[unknown]), merges, added, chat=True)
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{files.folder} must hold a whole tokenizer: {error}; copy its files again.") from None
-    return vocabulary, _plain_fields(files, {added[token_text(token)] for token in (*named.values(), *extra)}, ())
-
-
-def read_merges(path: Path, first: int = 0, last: int | None = None) -> tuple[str, ...]:
-    """The merges in the lines of a file, which may have a header and counts.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no text.
-    """
-    try:
-        lines = read_bytes(path).decode().split("\n")[first:last]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8: {error}; copy it again.") from None
-    parts = (line.split() for line in lines if not line.startswith("#version"))
-    return tuple(" ".join(part[:2]) for part in parts if len(part) in (2, 3))
+        raise ValueError(f"{files.folder} must hold a complete tokenizer: {error}; copy its files again.") from None
+    skip_ids = {added[token_text(token)] for token in (*special_tokens.values(), *extra_tokens)}
+    return LoadedVocabularies(vocabulary, None, _plain_fields(files, skip_ids, ()))
 
 
 def _assign_ids(
-    added: dict[str, int], ids: dict[str, int], size: int, named: dict[str, TokenSpec], extra: list[TokenSpec]
+    added: dict[str, int],
+    ids: dict[str, int],
+    size: int,
+    special_tokens: dict[str, TokenSpec],
+    extra_tokens: list[TokenSpec],
 ) -> dict[str, int]:
-    """Special tokens with ids: those they have, else new ones after all others."""
+    """Return the ids of all added and special tokens; those without an id get one after all others."""
     added = dict(added)
-    after = size + sum(i >= size and token not in ids for token, i in added.items())
-    for token in (token_text(token) for token in (*named.values(), *extra)):
+    next_id = size + sum(i >= size and token not in ids for token, i in added.items())
+    for token in map(token_text, (*special_tokens.values(), *extra_tokens)):
         if token not in added:
-            added[token] = ids.get(token, after)
-            after += token not in ids
+            added[token] = ids.get(token, next_id)
+            next_id += token not in ids
     return added
 
 
-def _plain_fields(files: TokenizerFiles, special: set[int], after: tuple[int, ...]) -> dict[str, Any]:
-    clean_up = bool(files.options.get("clean_up_tokenization_spaces"))
-    around = {"before_source": (), "before_target": (), "after_source": after, "after_target": after}
-    return around | {"skip_ids": tuple(sorted(special)), "clean_up": clean_up}
+def _plain_fields(files: TokenizerFiles, skip_ids: set[int], after: tuple[int, ...]) -> dict[str, Any]:
+    """Return the fields of TokenizerConfig for a tokenizer without languages."""
+    return {
+        "before_source": (),
+        "before_target": (),
+        "after_source": after,
+        "after_target": after,
+        "skip_ids": tuple(sorted(skip_ids)),
+        "clean_up": bool(files.config.get("clean_up_tokenization_spaces")),
+    }

@@ -1,4 +1,4 @@
-"""Sentencepiece models read as data: their pieces, and how they normalise text, from the fields of their file."""
+"""A parser for serialized SentencePiece models: their pieces, scores and normalisation rules."""
 
 import math
 import struct
@@ -8,40 +8,39 @@ from typing import Any
 
 from mlx_transformer.tokenization.sentencepiece_vocabulary import load_sentencepiece
 
-# Kinds of pieces that no text is cut into.
-CONTROL, USER_DEFINED = 3, 4
+CONTROL, USER_DEFINED = 3, 4  # types of pieces that are not learned from text
 PIECES_FIELD, NORMALIZER_FIELD = 1, 3  # fields of a model
 PIECE_FIELD, SCORE_FIELD, TYPE_FIELD = 1, 2, 3  # fields of a piece
 CHARSMAP_FIELD = 2  # field of a normalizer
-WIRE_VARINT, WIRE_I64, WIRE_LEN, WIRE_I32 = 0, 1, 2, 5  # ways to write a value
-MAX_VARINT_BYTES = 10  # bytes
+WIRE_VARINT, WIRE_I64, WIRE_LEN, WIRE_I32 = 0, 1, 2, 5  # protobuf wire types
+MAX_VARINT_BYTES = 10
 
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a sentencepiece model holds.
+    """The content of a SentencePiece model.
 
     Attributes:
-        pieces: Each piece and its score, in the order of ids.
-        added: Pieces that are not learned but told (control, and defined by the user) -> whether they are special.
-        charsmap: The rules of normalisation, compiled; None for none.
+        pieces: Pieces and their scores in the order of ids.
+        added_tokens: Control and user-defined pieces -> whether they are special (control).
+        charsmap: Compiled normalisation rules; None if there are none.
     """
 
     pieces: list[tuple[str, float]]
-    added: dict[str, bool]
+    added_tokens: dict[str, bool]
     charsmap: bytes | None
 
 
 def parse_sentencepiece_model(content: bytes, name: str) -> SentencePieceModel:
-    """A sentencepiece model from the content of its file.
+    """Parse a serialized SentencePiece model; errors call it `name`.
 
     Raises:
-        ValueError: If it is damaged; `name` is what the error calls it.
+        ValueError: If the model is damaged.
 
     Source: sentencepiece_model.proto of google/sentencepiece.
     """
     try:
-        load_sentencepiece(content, name)  # its own checks are stricter than ours
+        load_sentencepiece(content, name)  # checks more than the parser below
         return _parse_model(content)
     except (AttributeError, LookupError, TypeError, UnicodeDecodeError, struct.error) as error:
         raise ValueError(f"{name} must be a sentencepiece model: {error}; copy it again.") from None
@@ -49,59 +48,59 @@ def parse_sentencepiece_model(content: bytes, name: str) -> SentencePieceModel:
 
 def _parse_model(content: bytes) -> SentencePieceModel:
     pieces = []
-    added = {}
+    added_tokens = {}
     charsmap = None
     for field, value in iterate_fields(content):
         if field == PIECES_FIELD:
-            stated = dict(iterate_fields(value))
-            piece = stated[PIECE_FIELD].decode()
-            pieces.append((piece, struct.unpack("<f", stated.get(SCORE_FIELD, bytes(4)))[0]))
-            if (kind := stated.get(TYPE_FIELD)) in (CONTROL, USER_DEFINED):
-                added[piece] = kind == CONTROL
+            attributes = dict(iterate_fields(value))
+            piece = attributes[PIECE_FIELD].decode()
+            pieces.append((piece, struct.unpack("<f", attributes.get(SCORE_FIELD, bytes(4)))[0]))
+            if (piece_type := attributes.get(TYPE_FIELD)) in (CONTROL, USER_DEFINED):
+                added_tokens[piece] = piece_type == CONTROL
         elif field == NORMALIZER_FIELD:
             charsmap = dict(iterate_fields(value)).get(CHARSMAP_FIELD) or None
     if not all(math.isfinite(score) for _, score in pieces):
-        raise TypeError("a score is no finite number")
-    return SentencePieceModel(pieces, added, charsmap)
+        raise TypeError("a score is not a finite number")
+    return SentencePieceModel(pieces, added_tokens, charsmap)
 
 
 def iterate_fields(content: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a message: their numbers, and their values as integers or bytes.
+    """Yield the field numbers of a protobuf message and their values, as integers or bytes.
 
     Raises:
-        IndexError: If the message ends too early.
-        TypeError: If a value is written in an unknown way.
+        IndexError: If the message is truncated.
+        TypeError: If a field has an unknown wire type.
 
     Source: protobuf.dev/programming-guides/encoding.
     """
-    place = 0
-    while place < len(content):
-        key, place = _read_varint(content, place)
-        field, way = key >> 3, key & 7
-        if way == WIRE_VARINT:
-            value, place = _read_varint(content, place)
+    offset = 0
+    while offset < len(content):
+        key, offset = _read_varint(content, offset)
+        field, wire_type = key >> 3, key & 7
+        if wire_type == WIRE_VARINT:
+            value, offset = _read_varint(content, offset)
             yield field, value
             continue
-        if way == WIRE_LEN:
-            length, place = _read_varint(content, place)
-        elif way in (WIRE_I64, WIRE_I32):
-            length = 8 if way == WIRE_I64 else 4
+        if wire_type == WIRE_LEN:
+            length, offset = _read_varint(content, offset)
+        elif wire_type in (WIRE_I64, WIRE_I32):
+            length = 8 if wire_type == WIRE_I64 else 4
         else:
-            raise TypeError(f"field {field} is written in the unknown way {way}")
-        if length > len(content) - place:
-            raise IndexError(f"field {field} has {length} bytes, but only {len(content) - place} follow")
-        yield field, content[place : place + length]
-        place += length
+            raise TypeError(f"field {field} has the unknown wire type {wire_type}")
+        if length > len(content) - offset:
+            raise IndexError(f"field {field} has {length} bytes, but only {len(content) - offset} follow")
+        yield field, content[offset : offset + length]
+        offset += length
 
 
-def _read_varint(content: bytes, place: int) -> tuple[int, int]:
-    """A number of seven bits a byte, lowest first, and the place after it."""
-    if (value := content[place]) < 128:  # almost all of the numbers in a model
-        return value, place + 1
+def _read_varint(content: bytes, offset: int) -> tuple[int, int]:
+    """Return an integer of seven bits per byte, lowest first, and the offset after it."""
+    if (value := content[offset]) < 128:  # the common case
+        return value, offset + 1
     value = 0
     for count in range(MAX_VARINT_BYTES):
-        byte = content[place + count]
+        byte = content[offset + count]
         value |= (byte & 127) << (7 * count)
         if byte < 128:
-            return value, place + count + 1
+            return value, offset + count + 1
     raise IndexError(f"a number has more than {MAX_VARINT_BYTES} bytes")

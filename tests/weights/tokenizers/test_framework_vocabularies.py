@@ -114,7 +114,7 @@ def test_fairseq_overwrites(tmp_path):
 @pytest.mark.parametrize(
     "lines, message",
     [
-        ("a 2\na 1\n", "must stand once in .*'a' stands twice"),
+        ("a 2\na 1\n", "must be unique in .*'a' is repeated"),
         ("a 2\nb\n", "must be a word and its count: 'b' is not"),
         ("a 2\n\n", "must be a word and its count: '' is not"),
         (b"\xff 2\n", "must be text in UTF-8"),
@@ -129,7 +129,7 @@ def test_damaged_dictionary(tmp_path, lines, message):
 def test_fairseq_sides_are_not_told(tmp_path):
     write(tmp_path, dict__en__txt="a 2\n", dict__fr__txt="b 1\n")
     with pytest.raises(
-        ValueError, match="which of dict.en.txt, dict.fr.txt is of which side: call them dict.source.txt"
+        ValueError, match="dict.en.txt, dict.fr.txt do not; rename them to dict.source.txt"
     ):
         read(tmp_path, "fairseq", {})
 
@@ -287,7 +287,7 @@ def test_opennmt_with_subwords(tmp_path, model):
 
 
 def test_opennmt_without_unknown(tmp_path):
-    with pytest.raises(ValueError, match="must have <unk> for what it does not know"):
+    with pytest.raises(ValueError, match="must have the unknown token <unk>"):
         read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": {"src": ["a"], "tgt": ["b"]}})
 
 
@@ -330,7 +330,7 @@ def test_joeynmt_with_characters(tmp_path, caplog):
     write(tmp_path, config__yaml=JOEY % ("char", "none"), src_vocab__txt="a\n", trg_vocab__txt="b\n")
     with caplog.at_level(logging.WARNING):
         assert read_framework_vocabularies(tmp_path, "joeynmt", {}) is None
-    assert "its texts are split into characters" in caplog.text
+    assert "character-level vocabularies are not supported" in caplog.text
 
 
 @pytest.mark.parametrize(

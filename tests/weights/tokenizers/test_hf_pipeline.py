@@ -47,7 +47,7 @@ def auto():
 
 
 def read(folder):
-    vocabulary, found = read_hf_tokenizer(folder, json.loads((folder / "config.json").read_text()))
+    vocabulary, _, found = read_hf_tokenizer(folder, json.loads((folder / "config.json").read_text()))
     return Tokenizer(vocabulary, None, TokenizerConfig(**found, start_id=0))
 
 
@@ -223,7 +223,7 @@ def test_models_are_read_as_sentencepiece_reads_them(trained, name):
     count = processor.get_piece_size()
     assert model.pieces == [(processor.id_to_piece(i), processor.get_score(i)) for i in range(count)]
     control = {processor.id_to_piece(i): True for i in range(count) if processor.is_control(i)}
-    assert model.added == control | ({"<2de>": False, "<2fr>": False} if name == "symbols" else {})
+    assert model.added_tokens == control | ({"<2de>": False, "<2fr>": False} if name == "symbols" else {})
     if name == "plain":
         assert model.charsmap is None
         return
@@ -241,7 +241,7 @@ def test_fields_of_a_message():
     assert found == [(1, 150), (2, b"hi"), (3, struct.pack("<f", 1.5)), (4, bytes(8))]
     for damaged, error in (
         (text[:-1], "2 bytes, but only 1"),
-        (b"\x0b", "unknown way 3"),
+        (b"\x0b", "unknown wire type 3"),
         (b"\xff" * 11, "more than 10"),
     ):
         with pytest.raises((IndexError, TypeError), match=error):
@@ -304,10 +304,10 @@ DAMAGES = {
         "added_tokens_decoder must map ids to tokens",
     ),
     "merges of one piece": ("bart", "merges.txt", lambda content: b"\xff", "must be text in UTF-8"),
-    "merges of unknown pieces": ("bart", "merges.txt", lambda content: b"#\nqqq zzz\n", "whole tokenizer: .*qqq"),
-    "ids are text": ("bart", "vocab.json", lambda content: b'{"a": "b"}', "must hold a whole tokenizer"),
+    "merges of unknown pieces": ("bart", "merges.txt", lambda content: b"#\nqqq zzz\n", "complete tokenizer: .*qqq"),
+    "ids are text": ("bart", "vocab.json", lambda content: b'{"a": "b"}', "must hold a complete tokenizer"),
     "chat ids are text": ("blenderbot-small", "vocab.json", lambda content: b'{"a": "b"}', "must be dict"),
-    "no specials": ("bart", "vocab.json", lambda content: b'{"a": 0}', "whole tokenizer"),
+    "no specials": ("bart", "vocab.json", lambda content: b'{"a": 0}', "complete tokenizer"),
 }
 
 
@@ -325,9 +325,9 @@ def test_damaged_files(tmp_path, trained, case):
 DAMAGED_JSON = {
     "no model": ({"model": None}, "must have a model with a vocab"),
     "no vocab": ({"model": {}}, "must have a model with a vocab"),
-    "vocab of another kind": ({"model": {"type": "Unigram", "vocab": [["a"]]}}, "must hold a whole tokenizer"),
+    "vocab of another kind": ({"model": {"type": "Unigram", "vocab": [["a"]]}}, "must hold a complete tokenizer"),
     "added token without id": ({"added_tokens": [{"content": "x"}]}, "An added token must have an id"),
-    "damaged rules": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAA"}}, "whole tokenizer"),
+    "damaged rules": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAA"}}, "complete tokenizer"),
 }
 
 
@@ -356,7 +356,7 @@ def test_classes_that_are_not_covered(tmp_path, trained, auto, caplog):
     folder = write(tmp_path, lists(trained["bart"]), "bart", {"tokenizer_class": "GPT2Tokenizer"})
     with caplog.at_level(logging.WARNING):
         assert read_hf_tokenizer(folder, {"model_type": "bart"}) is None
-    assert "its class, GPT2Tokenizer, is not covered" in caplog.text
+    assert "its class, GPT2Tokenizer, is not supported" in caplog.text
     write(folder, {"tokenizer.json": trained["bart"]}, "bart", {"tokenizer_class": "SomeTokenizer"})
     assert_equal(read(folder), auto(folder))
 
@@ -365,7 +365,7 @@ def test_languages_without_numbers(tmp_path, trained):
     """Of a list without ids transformers 5 numbers the languages of NLLB otherwise than the model learned them."""
     folder = make(tmp_path, trained, "nllb")
     (folder / "tokenizer_config.json").write_text(json.dumps(NLLB_CONFIG))
-    with pytest.raises(ValueError, match="must be numbered in its files: .* has no tokenizer.json"):
+    with pytest.raises(ValueError, match="must number its languages: .* has no tokenizer.json"):
         read(folder)
 
 

@@ -332,7 +332,7 @@ def test_files_that_do_not_fit(tmp_path):
     (folder / "vocab.json").write_text(json.dumps(ids | {f"new{i}": len(ids) + i for i in range(200)}))
     with pytest.raises(ValueError, match="must fit its model: 'new100' has the id"):
         convert.convert(folder, tmp_path / "ours")
-    for content, told in (("{", "be JSON"), ('{"a": -1}', "give each piece an id, a"), ('{"a": "b"}', "give each")):
+    for content, told in (("{", "be JSON"), ('{"a": -1}', "map each piece to an id"), ('{"a": "b"}', "map each")):
         (folder / "vocab.json").write_text(content)
         with pytest.raises(ValueError, match=rf"vocab\.json must {told}"):
             mt.load(folder)
@@ -351,7 +351,7 @@ def test_files_that_do_not_fit(tmp_path):
     [
         ({"language_codes": "m3"}, "language_codes of tokenizer_config.json must be one of m2m100, wmt21, not 'm3'"),
         ({"language_codes": ["m2m100"]}, "language_codes of tokenizer_config.json must be one of"),
-        ({"eos_token": None}, "must have an eos_token: tokenizer_config.json takes it away"),
+        ({"eos_token": None}, "must have an eos_token: tokenizer_config.json removes it"),
         ({"unk_token": None}, "must have an unk_token"),
         ({"added_tokens_decoder": {"-5": {"content": "x"}}}, "added_tokens_decoder must map ids to tokens"),
         ({"added_tokens_decoder": {"7": {"content": ""}}}, "Added tokens must not be empty"),
