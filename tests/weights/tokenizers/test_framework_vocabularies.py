@@ -128,9 +128,7 @@ def test_damaged_dictionary(tmp_path, lines, message):
 
 def test_fairseq_sides_are_not_told(tmp_path):
     write(tmp_path, dict__en__txt="a 2\n", dict__fr__txt="b 1\n")
-    with pytest.raises(
-        ValueError, match="dict.en.txt, dict.fr.txt do not; rename them to dict.source.txt"
-    ):
+    with pytest.raises(ValueError, match="dict.en.txt, dict.fr.txt do not; rename them to dict.source.txt"):
         read(tmp_path, "fairseq", {})
 
 
