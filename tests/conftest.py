@@ -1,4 +1,4 @@
-"""What all tests share: the device, tolerances, the fast BLAS on Linux, and the data that may be absent."""
+"""Shared by all tests: device, tolerances, a fast BLAS on Linux, and optional corpora."""
 
 import ctypes
 import ctypes.util
@@ -13,10 +13,10 @@ from support.paths import ROOT
 if sys.platform == "linux" and (_openblas := ctypes.util.find_library("openblas")):
     ctypes.CDLL(_openblas, mode=ctypes.RTLD_GLOBAL)
 
-# Or matrix products in float32 have the precision of 10 bits, on NVIDIA's GPUs and on Apple's newer ones.
+# Otherwise float32 matmuls have a 10-bit mantissa on NVIDIA GPUs and on newer Apple GPUs.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-# A tolerance of the CPU in float32 -> the looser one of a GPU, which adds up in another order.
+# float32 tolerance of the CPU -> looser tolerance of a GPU, which sums in another order.
 GPU_TOLERANCES = {1e-6: 1e-4, 1e-5: 1e-3, 1e-4: 2e-3, 1e-3: 1e-2}
 
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # In a shell's background job SIGINT is ignored, also in child processes: tests of Ctrl-C need it.
+    # Shells ignore SIGINT in background jobs and their children, but tests of Ctrl-C need it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import mlx.core as mx
 
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def tolerance(pytestconfig):
-    """Maps the written float32 tolerance of the CPU to the one of the device under test."""
+    """Map a float32 tolerance of the CPU to the tolerance of the device under test."""
     if pytestconfig.getoption("--device") == "cpu":
         return lambda value: value
     return GPU_TOLERANCES.__getitem__
@@ -49,7 +49,7 @@ def tolerance(pytestconfig):
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """The folder of corpora beside the checkout; the tests that need it are skipped where it is absent."""
+    """The folder of corpora beside the checkout; tests that need it are skipped if it is missing."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("the corpora of ../shared/data are not here")

@@ -1,4 +1,4 @@
-"""What is shipped: one package in sdist and wheel, both ways of starting it in a checkout, and a quick `--help`."""
+"""Packaging: one package in sdist and wheel, both ways to start it in a checkout, and a fast `--help`."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def run(*command, cwd):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the tree as a fresh clone has it, links and all, with a second (empty) model beside the bundled one."""
+    """Copy the tree as in a fresh clone, with a second (empty) model beside the bundled one."""
     folder = tmp_path_factory.mktemp("checkout")
     names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
     for name in filter(None, names):
@@ -42,7 +42,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def distributions(checkout, tmp_path_factory):
-    """The files of the sdist, of the wheel made from it, and of the wheel made from the checkout."""
+    """Return the files of the sdist, of the wheel built from it, and of the wheel built from the checkout."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--outdir", folder / "both", cwd=checkout)
     run(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "direct", cwd=checkout)
@@ -56,7 +56,7 @@ def distributions(checkout, tmp_path_factory):
 
 @pytest.mark.packaging
 @pytest.mark.parametrize("kind", ["sdist", "both", "direct"])
-def test_a_distribution_holds_one_package_and_all_of_it(distributions, kind):
+def test_distribution_contains_one_complete_package(distributions, kind):
     files = distributions[kind]
     tops = {path.parts[0] for path in files if path.parts}
     assert not tops & {"cli", "weights"}
@@ -71,7 +71,7 @@ def test_a_distribution_holds_one_package_and_all_of_it(distributions, kind):
 
 
 @pytest.mark.packaging
-def test_a_plain_install_runs_inside_the_checkout(checkout, tmp_path):
+def test_plain_install_works_inside_the_checkout(checkout, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", ".", cwd=checkout)
@@ -91,7 +91,7 @@ def test_a_plain_install_runs_inside_the_checkout(checkout, tmp_path):
 @pytest.mark.parametrize(
     "arguments", [None, ["--help"], *([name, "--help"] for name in ("generate", "train", "evaluate", "info"))]
 )
-def test_import_and_help_are_quick_and_do_not_load_mlx(arguments):
+def test_import_and_help_do_not_load_mlx(arguments):
     command = f"main({arguments}, standalone_mode=False)" if arguments else "None"
     code = f"import sys, mlx_transformer; from mlx_transformer.cli import main; {command}; print('mlx' in sys.modules)"
     seconds = []

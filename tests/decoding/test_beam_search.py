@@ -9,7 +9,7 @@ import itertools
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.plain_search import CLOSE, Teacher, check_equals_plain, plain_search, with_end
+from support.reference_search import CLOSE, Teacher, check_equals_reference, reference_search, with_end
 from support.tiny_models import SETTINGS, config, padded, random_model, random_sources, stack
 
 from mlx_transformer.config.model import QuantizationConfig
@@ -139,7 +139,7 @@ def test_beam_search_equals_the_reference_search(
     teacher, sources, beam_size, length_penalty, early_stopping, tolerance
 ):
     search = SearchConfig(beam_size, beam_size, 8, 0, length_penalty, early_stopping)
-    check_equals_plain(teacher, sources, search, tolerance)
+    check_equals_reference(teacher, sources, search, tolerance)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -150,21 +150,21 @@ def test_beam_search_equals_the_reference_search(
 )
 def test_constrained_search_equals_the_reference_search(teacher, sources, beam_size, changes, tolerance):
     search = dataclasses.replace(SearchConfig(beam_size, beam_size, 8), **changes)
-    check_equals_plain(teacher, sources, search, tolerance)
+    check_equals_reference(teacher, sources, search, tolerance)
 
 
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
 def test_search_with_two_vocabularies_equals_the_reference_search(other_model, early_stopping, tolerance):
     sources = random_sources(other_model.config, LENGTHS, seed=5)
     search = SearchConfig(4, 3, 8, early_stopping=early_stopping)
-    check_equals_plain(Teacher(other_model), sources, search, tolerance)
+    check_equals_reference(Teacher(other_model), sources, search, tolerance)
 
 
 @pytest.mark.parametrize("length_penalty", [-0.3, -0.6, -1])
 def test_negative_length_penalty_prefers_shorter_hypotheses(sources, length_penalty, tolerance):
     teacher = Teacher(random_model(SMALL, gain=2, eos_bias=4, seed=5))
     search = SearchConfig(3, 3, 12, 0, length_penalty, early_stopping="never")
-    check_equals_plain(teacher, sources, search, tolerance)
+    check_equals_reference(teacher, sources, search, tolerance)
 
 
 @pytest.mark.parametrize("max_tokens", [32, 33, 70])
@@ -173,7 +173,7 @@ def test_cache_grows_with_long_targets(sources, beam_size, max_tokens, tolerance
     long = dataclasses.replace(SMALL, decoder=stack(max_length=70))
     teacher = Teacher(random_model(long, gain=2, seed=2))
     search = SearchConfig(beam_size, beam_size, max_tokens, suppress_ids=(1,))
-    assert check_equals_plain(teacher, sources[:2], search, tolerance) == [max_tokens] * 2
+    assert check_equals_reference(teacher, sources[:2], search, tolerance) == [max_tokens] * 2
 
 
 def assert_same(actual, expected, tolerance):
@@ -218,7 +218,7 @@ def test_max_tokens_per_source(teacher, sources, tolerance):
     for beam_size in (1, 3):
         for early_stopping in EARLY_STOPPING:
             search = SearchConfig(beam_size, beam_size, early_stopping=early_stopping)
-            check_equals_plain(teacher, sources, search, tolerance, limits)
+            check_equals_reference(teacher, sources, search, tolerance, limits)
 
 
 def test_finish_reason(model, sources):
@@ -464,7 +464,7 @@ def test_search_with_prefixes_equals_the_reference_search(teacher, sources, beam
     """Prefixes count in no score, length or limit, whether they are prefilled or decoded step by step."""
     search = SearchConfig(beam_size, beam_size, 8, 3, 0.6, early_stopping)
     for prefixes in (PREFIXES, [[*prefix, 6] for prefix in PREFIXES[::-1]], [[4, 8]] * 5):
-        check_equals_plain(teacher, sources, search, tolerance, prefixes=prefixes)
+        check_equals_reference(teacher, sources, search, tolerance, prefixes=prefixes)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -472,7 +472,7 @@ def test_forced_bos_precedes_a_prefix_once(model, teacher, sources, beam_size, t
     free = SearchConfig(beam_size, beam_size, 6)
     search = dataclasses.replace(free, forced_bos_id=6)
     full = [[], [6, 5], [6, 8, 3], [6, 7, 7], [6]]
-    check_equals_plain(teacher, sources, search, tolerance, prefixes=full)
+    check_equals_reference(teacher, sources, search, tolerance, prefixes=full)
     batch = padded(sources, model.config)
     expected = generate_ids(model, batch, search, prefix_ids=full)
     assert expected == generate_ids(model, batch, search, prefix_ids=[[], [5], [8, 3], [7, 7], [6]])
@@ -488,7 +488,7 @@ def test_forced_bos_precedes_a_prefix_once(model, teacher, sources, beam_size, t
 def test_length_ratios_equal_the_reference_search(teacher, sources, beam_size, prefixes, tolerance):
     for ratios in ((1.5, 0.0), (1.5, 0.8), (2.0, 2.0), (0.2, 0.9)):
         search = SearchConfig(beam_size, beam_size, max_length_ratio=ratios[0], min_length_ratio=ratios[1])
-        check_equals_plain(teacher, sources, search, tolerance, prefixes=prefixes)
+        check_equals_reference(teacher, sources, search, tolerance, prefixes=prefixes)
 
 
 @pytest.mark.parametrize("beam_size", [1, 2])
@@ -497,7 +497,7 @@ def test_prefixes_of_any_length(sources, beam_size, lengths, tolerance):
     long = dataclasses.replace(SMALL, decoder=stack(max_length=80))
     prefixes = [np.random.default_rng(n).integers(3, 9, n).tolist() for n in lengths]
     search = SearchConfig(beam_size, beam_size, 10)
-    check_equals_plain(Teacher(random_model(long, gain=2, seed=2)), sources, search, tolerance, prefixes=prefixes)
+    check_equals_reference(Teacher(random_model(long, gain=2, seed=2)), sources, search, tolerance, prefixes=prefixes)
 
 
 def test_prefix_must_be_shorter_than_the_position_table(model, sources):
@@ -780,7 +780,7 @@ def test_alternatives_continue_the_most_probable_first_tokens_greedily(
         for first, hypothesis in zip(firsts, hypotheses, strict=True):
             rest = [(0, (*begun, first))]
             if first != model.config.eos_id:
-                rest, _ = plain_search(teacher, source, SearchConfig(length_penalty=0), left, (*begun, first))
+                rest, _ = reference_search(teacher, source, SearchConfig(length_penalty=0), left, (*begun, first))
             ((score, ids),) = rest
             assert with_end(hypothesis, model.config.eos_id) == ids
             assert hypothesis.score == pytest.approx(logprobs[first] + score, abs=tolerance(CLOSE))

@@ -1,4 +1,4 @@
-"""Models of the hub: what is downloaded, kept and used again, with the real client against a server on loopback.
+"""Hub models: downloads, conversions and the cache, with the real client against a server on loopback.
 
 The client reads its settings when it is imported, so each scene runs in a process of its own, with a home of its own.
 """
@@ -67,7 +67,7 @@ convert.model_card = die
 
 
 def model_files(mark=0.0, weights="model.safetensors", **settings):
-    """A checkpoint, the bias of whose output is `mark`, as files."""
+    """Return the files of a checkpoint whose output bias is `mark`."""
     tensors = bart_tensors() | {"final_logits_bias": mx.full((1, VOCAB), mark)}
     config = {"config.json": json.dumps(SETTINGS_OF_BART | settings).encode(), "generation_config.json": b"{}"}
     return config | {weights: safetensors(tensors)}
@@ -82,7 +82,7 @@ def safetensors(tensors):
 
 
 def torch_file(mark):
-    """The same as a torch file."""
+    """Return the same checkpoint as a torch file."""
     entries = bart_tensors() | {"final_logits_bias": mx.full((1, VOCAB), mark)}
     storages = {str(i): bytes(memoryview(array).cast("B")) for i, array in enumerate(entries.values())}
     return zip_file({name: tensor(str(i), array.shape) for i, (name, array) in enumerate(entries.items())}, storages)
@@ -126,14 +126,14 @@ class Machine:
         )
 
     def run(self, *arguments, **options):
-        """Exit status, standard output, standard error."""
+        """Run a program; returns exit status, standard output and standard error."""
         process = self.start(*arguments, **options)
         out, err = process.communicate(timeout=60)
         assert "Traceback" not in err, err
         return process.returncode, out, err
 
     def load(self, *models, first="", **options):
-        """For each model (name, or name and revision) its mark or its error; and standard error."""
+        """Load models (name, or name and revision); returns each one's mark or error, and standard error."""
         pairs = [(model, None) if isinstance(model, str) else model for model in models]
         status, out, err = self.run("-c", first + LOAD, json.dumps(pairs), **options)
         assert status == 0, err
@@ -142,7 +142,7 @@ class Machine:
         return (*results, err)
 
     def files(self):
-        """What lies in the home and in the working folder."""
+        """Return all files in the home and working folders."""
         paths = [path for top in (self.home, self.work) for path in top.rglob("*") if not path.is_dir()]
         return sorted(path.relative_to(self.home.parent).as_posix() for path in paths)
 
@@ -168,7 +168,7 @@ def test_a_model_is_downloaded_and_converted_once(machine, server):
     assert list(folder.parent.glob(".*new")) == []
 
 
-def test_without_a_network_the_last_conversion_is_loaded(machine, server):
+def test_offline_loads_use_the_last_conversion(machine, server):
     server.publish("owner/name", model_files(3.0), "v1")
     assert machine.load("owner/name", ("owner/name", "v1")) == (3.0, 3.0, "")
     assert machine.load("owner/name", HF_HUB_OFFLINE="1") == (3.0, "")
@@ -183,7 +183,7 @@ def test_without_a_network_the_last_conversion_is_loaded(machine, server):
     assert told == ""
 
 
-def test_a_hub_that_is_slow_or_broken_is_as_good_as_none(machine, server):
+def test_slow_or_broken_hub_counts_as_offline(machine, server):
     server.publish("owner/name", model_files(3.0))
     machine.load("owner/name")
     repository = server.repositories["owner/name"]
@@ -216,7 +216,7 @@ def test_revisions(machine, server):
     assert machine.load(("owner/name", first)) == (1.0, "")  # the hub is not even asked
 
 
-def test_another_version_converts_anew_if_it_can(machine, server):
+def test_another_package_version_converts_again(machine, server):
     commit = server.publish("owner/name", model_files(3.0))
     version = "import mlx_transformer\nmlx_transformer.__version__ = '{}'\n"
     assert machine.load("owner/name", first=version.format("1.0")) == (3.0, "")
@@ -226,7 +226,7 @@ def test_another_version_converts_anew_if_it_can(machine, server):
     assert sorted(found) == [f"{commit}-1.0", f"{commit}-1.1"]
 
 
-def test_a_download_that_is_cut_off(machine, server):
+def test_interrupted_download(machine, server):
     server.publish("owner/name", model_files(3.0), accidents=["cut", "503", "cut"])
     result, _ = machine.load("owner/name")
     assert result.startswith("HubUnreachableError: ") and "503" in result and len(result.splitlines()) == 1
@@ -240,7 +240,7 @@ def test_a_download_that_is_cut_off(machine, server):
     assert server.downloads("owner/name").count("model.safetensors") == 4
 
 
-def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(machine, server):
+def test_killed_process_leaves_no_incomplete_model(machine, server):
     commit = server.publish("owner/name", model_files(3.0), trickle=20.0)
     process = machine.start("-c", LOAD, json.dumps([("owner/name", None)]))
     wait_until(lambda: "model.safetensors" in server.downloads("owner/name"))
@@ -263,7 +263,7 @@ def wait_until(condition, seconds=30):
         time.sleep(0.02)
 
 
-def test_processes_at_once_do_the_work_once(machine, server):
+def test_concurrent_processes_convert_once(machine, server):
     server.publish("owner/name", model_files(3.0))
     arguments = ("-c", SLOW + LOAD, json.dumps([("owner/name", None)]))
     processes = [machine.start(*arguments) for _ in range(3)]
@@ -300,7 +300,7 @@ def test_private_and_gated_models_need_a_token(machine, server):
     assert {token for _, path, token in server.requests if path.startswith("/cdn/")} == {None}
 
 
-def test_what_is_no_model_is_told_in_a_line(machine, server):
+def test_repositories_without_a_model_are_one_line_errors(machine, server):
     config = {"config.json": b"{}"}
     server.publish("owner/tf", config | {"tf_model.h5": b"", "onnx/model.safetensors": b""})
     server.publish("owner/adapter", {"adapter_config.json": b"{}", "adapter_model.safetensors": b""})
@@ -337,7 +337,7 @@ def test_other_kinds_of_weights(machine, server):
 
 @pytest.fixture
 def our_files(tmp_path):
-    """A model folder of ours, with a tokenizer, as files."""
+    """Return the files of a model folder with a tokenizer."""
     tokenizer = mt.Tokenizer.train(["one two three"] * 9, ["un deux trois"] * 9, vocab_size=270)
     sizes = {"source_vocab_size": tokenizer.source_vocab_size, "target_vocab_size": tokenizer.target_vocab_size}
     ids = {"pad_id": tokenizer.pad_id, "eos_id": tokenizer.eos_id, "start_id": tokenizer.start_id}
@@ -347,7 +347,7 @@ def our_files(tmp_path):
     return {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
 
 
-def test_a_model_folder_of_ours_is_used_as_it_is(machine, server, our_files):
+def test_model_folders_on_the_hub_are_used_directly(machine, server, our_files):
     commit = server.publish("owner/ours", our_files)
     assert machine.load("owner/ours") == ("ours", "")
     folder = machine.kept / "owner--ours" / f"{commit}-{mt.__version__}"
@@ -360,7 +360,7 @@ def test_a_model_folder_of_ours_is_used_as_it_is(machine, server, our_files):
     assert machine.load("owner/ours") == ("ours", "")
 
 
-def test_a_path_comes_before_the_hub(machine, server, our_files):
+def test_paths_take_precedence_over_the_hub(machine, server, our_files):
     server.publish("owner/name", model_files(3.0))
     folder = machine.work / "owner" / "name"
     folder.mkdir(parents=True)
@@ -389,7 +389,7 @@ def test_full_disks(machine, server):
     assert [path.name for path in machine.kept.glob("*/*")] == [".lock"]
 
 
-def test_the_commands(machine, server, our_files):
+def test_commands_accept_hub_models(machine, server, our_files):
     first = server.publish("owner/ours", our_files, "v1")
     server.publish("owner/ours", {"config.json": b"{}"})
     server.publish("owner/torch", model_files(3.0), "v1")
@@ -413,7 +413,7 @@ def test_the_commands(machine, server, our_files):
         assert len(err.splitlines()) == 1
 
 
-def test_the_client_is_imported_only_for_a_model_of_the_hub(machine, our_files):
+def test_hub_client_is_imported_only_for_hub_models(machine, our_files):
     (machine.work / "model").mkdir()
     for name, data in our_files.items():
         (machine.work / "model" / name).write_bytes(data)
@@ -424,7 +424,7 @@ def test_the_client_is_imported_only_for_a_model_of_the_hub(machine, our_files):
     assert machine.run("-c", program)[:2] == (0, "False\n")
 
 
-def test_where_model_folders_are_kept(monkeypatch, tmp_path):
+def test_cache_folder(monkeypatch, tmp_path):
     for name in ("MLX_TRANSFORMER_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/nowhere")
@@ -439,7 +439,7 @@ def test_where_model_folders_are_kept(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["owner/name", "Helsinki-NLP/opus-mt-en-de", "a/b", "_a/b.c_d-e", "a/" + "b" * 96])
-def test_names(name):
+def test_repository_ids(name):
     assert hub.is_repository_id(name)
 
 
@@ -448,7 +448,7 @@ def test_names(name):
     ["name", "", "/", "a/", "/b", "a/b/c", "./b", "../b", "~/b", "a/b--c", "a/b..c", "a/b.git", "a/-b", "a/b.", "a/b\n"]
     + ["a/b c", "a\\b/c", "à/b", "a/" + "b" * 97, "hf://a/b", "a/b@v1"],
 )
-def test_what_is_no_name(name):
+def test_invalid_repository_ids(name):
     assert not hub.is_repository_id(name)
 
 
@@ -475,7 +475,7 @@ def test_what_is_no_name(name):
         (["merges.txt", "source.spm", "target.spm", "target_vocab.json", "vocab.json", "model.bin"], ["tf_model.h5"]),
     ],
 )
-def test_which_files_are_downloaded(chosen, left):
+def test_choose_files(chosen, left):
     assert hub.choose_files("owner/name", [*left, *reversed(chosen)]) == chosen
 
 

@@ -1,4 +1,4 @@
-"""Models by name: a folder, or the bundled model."""
+"""Loading of model folders and of the bundled model."""
 
 import gzip
 
@@ -23,7 +23,7 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-def test_a_folder_is_loaded_from_a_path_or_its_name(folder):
+def test_load_accepts_paths_and_strings(folder):
     expected = dict(tree_flatten(model_folder.load(folder)[0].parameters()))
     for name in (folder, str(folder)):
         model, tokenizer = loading.load(name)
@@ -31,17 +31,17 @@ def test_a_folder_is_loaded_from_a_path_or_its_name(folder):
         assert all(mx.array_equal(array, expected[key]) for key, array in tree_flatten(model.parameters()))
 
 
-def test_the_type_is_handed_on(folder):
+def test_load_passes_the_dtype_on(folder):
     assert loading.load(folder, mx.float16)[0].dtype == mx.float16
 
 
-def test_without_a_name_it_is_the_bundled_model(folder, monkeypatch):
+def test_default_is_the_bundled_model(folder, monkeypatch):
     monkeypatch.setattr(loading, "BUNDLED_MODEL", folder)
     assert loading.find_model() == folder
     assert loading.load()[0].config == model_folder.load(folder)[0].config
 
 
-def test_no_folder_is_an_error_that_names_it(tmp_path, monkeypatch):
+def test_missing_model_error_names_the_path(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=f"or owner/name on the hub: there is none at {tmp_path / 'nowhere'}"):
         loading.load(tmp_path / "nowhere")
     monkeypatch.setattr(loading, "BUNDLED_MODEL", tmp_path / "bundled")
@@ -57,7 +57,7 @@ def test_the_bundled_model_translates():
 
 
 @pytest.mark.skipif(not loading.BUNDLED_MODEL.is_dir(), reason="no model is bundled in this checkout")
-def test_of_a_real_corpus_each_line_is_answered(shared_data):
+def test_bundled_model_translates_every_line_of_a_real_corpus(shared_data):
     with gzip.open(shared_data / "tatoeba-en-fr" / "dev.tsv.gz", "rt", encoding="utf-8") as file:
         lines = [line.split("\t")[0] for line in file][:200]
     lines[7:7] = ["", "  "]
@@ -67,7 +67,7 @@ def test_of_a_real_corpus_each_line_is_answered(shared_data):
     assert [bool(answer) for answer in answers[:-1]] == [bool(line.strip()) for line in lines]
 
 
-def test_of_a_training_run_the_best_model_is_proposed(folder, tmp_path):
+def test_training_run_error_suggests_the_best_model(folder, tmp_path):
     folder.rename(tmp_path / "best")
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} is a training run, .*: use {tmp_path}/best"):
         loading.find_model(tmp_path)

@@ -1,4 +1,4 @@
-"""A server on loopback that speaks as much of the hub's protocol as the huggingface_hub client asks for in a download.
+"""A server on loopback that implements the part of the hub's protocol that downloads need.
 
 Small files are sent by the hub itself; weights by a second host ("localhost"), to which it redirects, as the real one.
 """
@@ -18,7 +18,7 @@ LARGE = (".safetensors", ".bin", ".pt")
 
 @dataclass
 class Repository:
-    """Files by commit, commits by branch, and how the server is to behave.
+    """Files by commit, commits by branch, and the server's behaviour.
 
     Attributes:
         accidents: What happens to weights, one request after the other: "cut" in the middle, or "503".
@@ -41,7 +41,7 @@ class Repository:
 
 
 class Hub:
-    """The server; `requests` holds the method, path and token of what was asked."""
+    """The server; `requests` records method, path and token of every request."""
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
@@ -53,7 +53,7 @@ class Hub:
         self.thread.start()
 
     def publish(self, name, files, *branches, **behaviour):
-        """Add a commit to a repository, which is made if need be, and give its hash."""
+        """Add a commit to a repository, created if needed, and return its hash."""
         repository = self.repositories.setdefault(name, Repository())
         vars(repository).update(behaviour)
         data = name.encode() + b"".join(key.encode() + files[key] for key in sorted(files))
@@ -63,13 +63,13 @@ class Hub:
         return commit
 
     def downloads(self, name):
-        """The files of a repository that were sent, in alphabetical order."""
+        """Return the files of a repository that were sent, sorted."""
         gets = [path for method, path, _ in self.requests if method == "GET"]
         found = [re.fullmatch(rf"/(?:cdn/)?{name}/resolve/[^/]+/(.+)", path) for path in gets]
         return sorted(match[1] for match in found if match)
 
     def stop(self):
-        """End the server; whoever connects is refused."""
+        """Stop the server; connections are refused from then on."""
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -146,7 +146,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self.reply(200, data, headers)
 
     def send_bytes(self, repository, data):
-        """What the second host does, with the accidents of a download."""
+        """The file host, which can simulate failing downloads."""
         accident = repository.accidents.pop(0) if repository.accidents else None
         if accident == "503":
             return self.refuse(503, None, "No service")

@@ -76,7 +76,7 @@ SETTINGS = {
 
 
 def random_model(config, seed=0, gain=1.0, eos_bias=0.0):
-    """A model in evaluation mode, no parameter of which is zero or one; `gain` spreads its logits."""
+    """Return a model in evaluation mode without zero or unit parameters; `gain` scales its logits."""
     model = Transformer(config)
     model.eval()
     rng = np.random.default_rng(seed)
@@ -102,19 +102,19 @@ def random_model(config, seed=0, gain=1.0, eos_bias=0.0):
 
 
 def random_sources(config, lengths, seed=0):
-    """Source ids, each ending with the end token."""
+    """Return random source ids that end with the end token."""
     rng = np.random.default_rng(seed)
     return [[*rng.integers(3, config.source_vocab_size, n - 1).tolist(), config.eos_id] for n in lengths]
 
 
 def padded(sources, config, length=0):
-    """Sources as one array, padded on the right to the longest of them or to `length`."""
+    """Return sources as one array, padded on the right to the longest source or to `length`."""
     length = max(length, *map(len, sources))
     return mx.array([row + [config.pad_id] * (length - len(row)) for row in sources], mx.int32)
 
 
 def random_targets(config, rows, length, seed=0):
-    """Target ids that begin with the start token."""
+    """Return random target ids that begin with the start token."""
     ids = np.random.default_rng(seed).integers(3, config.target_vocab_size, (rows, length))
     ids[:, 0] = config.start_id
     return mx.array(ids.astype(np.int32))

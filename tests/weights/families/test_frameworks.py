@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from support.plain_search import Teacher, check_equals_plain
+from support.reference_search import Teacher, check_equals_reference
 from support.tiny_models import padded
 
 from mlx_transformer.config.search import SearchConfig
@@ -335,10 +335,10 @@ def check_beams(reference, ours, tolerance):
     teacher = Teacher(ours, forward)
     sources = [[token for token in row if token != ours.config.pad_id] for row in batch(ours.config.pad_id)[0].tolist()]
     ours.config = dataclasses.replace(ours.config, eos_id=often(ours, sources))
-    lengths = set(check_equals_plain(teacher, sources, SearchConfig(max_tokens=9), tolerance))
+    lengths = set(check_equals_reference(teacher, sources, SearchConfig(max_tokens=9), tolerance))
     for beam_size, length_penalty, early_stopping in itertools.product((3, 4), (0.0, 0.6, 2.0), (False, True, "never")):
         search = SearchConfig(beam_size, beam_size, 9, 0, length_penalty, early_stopping)
-        lengths |= set(check_equals_plain(teacher, sources, search, tolerance))
+        lengths |= set(check_equals_reference(teacher, sources, search, tolerance))
     assert len(lengths) > 2, "the hypotheses must end at different steps"
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from support.plain_search import with_end
+from support.reference_search import with_end
 from support.tiny_families import MODELS, VOCAB, sparse, torch_model, torch_sources
 from support.training_cases import OPTIONS
 

@@ -1,4 +1,4 @@
-"""The beam search of transformers as a plain loop over one sentence, without cache or batch, to compare ours with."""
+"""Reference search: the beam search of transformers as plain loops over one sentence, without cache or batch."""
 
 import itertools
 
@@ -13,7 +13,7 @@ CLOSE = 1e-4  # where two candidates are nearer than this, either may win
 
 
 class Teacher:
-    """Log-probabilities after a prefix, from a whole pass over it, without cache; each is computed once.
+    """Log-probabilities after a prefix, computed in one pass without a cache, and memoised.
 
     Args:
         model: The model that is searched.
@@ -23,40 +23,40 @@ class Teacher:
     def __init__(self, model, forward=None):
         self.model = model
         self.forward = forward or (lambda *ids: model(*(mx.array(rows, mx.int32) for rows in ids)).astype(mx.float32))
-        self.known = {}
+        self.memo = {}
 
     def __call__(self, source, prefixes):
-        """Log-probabilities, (prefixes, vocab), after prefixes of one length."""
-        missing = [prefix for prefix in prefixes if (*source, None, *prefix) not in self.known]
+        """Return log-probabilities, (prefixes, vocab), after prefixes of equal length."""
+        missing = [prefix for prefix in prefixes if (*source, None, *prefix) not in self.memo]
         if missing:
             target = [[self.model.config.start_id, *prefix] for prefix in missing]
             rows = np.array(self.forward([source] * len(missing), target)[:, -1], np.float64)
             rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
-            self.known.update({(*source, None, *prefix): row for prefix, row in zip(missing, rows, strict=True)})
-        return np.array([self.known[(*source, None, *prefix)] for prefix in prefixes])
+            self.memo.update({(*source, None, *prefix): row for prefix, row in zip(missing, rows, strict=True)})
+        return np.array([self.memo[(*source, None, *prefix)] for prefix in prefixes])
 
 
-def plain_search(teacher, source, search, limit, prefix=()):
-    """The rules of transformers' beam search for one sentence, as they are written: [(score, ids with end token)].
+def reference_search(teacher, source, search, limit, prefix=()):
+    """Search one sentence with the rules of transformers: [(score, ids with end token)].
 
-    The ids begin with the prefix, which has no score, and of which no length and limit knows. Also gives how near the
-    nearest candidates were that this search had to choose between.
+    The ids begin with the prefix, which counts in no score, length or limit. Also returns the smallest gap between
+    candidates that the search had to choose from.
     """
     eos_id = teacher.model.config.eos_id
     beams = search.beam_size
-    least = max(search.min_tokens, int(search.min_length_ratio * len(source)))
-    living, finished, nearest = [(0.0, tuple(prefix))], [], np.inf
+    min_tokens = max(search.min_tokens, int(search.min_length_ratio * len(source)))
+    active, finished, nearest = [(0.0, tuple(prefix))], [], np.inf
     for length in range(1, limit + 1):
-        logprobs = teacher(source, [ids for _, ids in living])
+        logprobs = teacher(source, [ids for _, ids in active])
         logprobs[:, [teacher.model.config.pad_id, *search.suppress_ids]] = -np.inf
-        if length < min(least, limit):
+        if length < min(min_tokens, limit):
             logprobs[:, eos_id] = -np.inf
         if length == 1 and not prefix and search.forced_bos_id is not None:
             logprobs[:] = -np.inf
             logprobs[:, search.forced_bos_id] = 0
         candidates = [
             (score + row[token], (*ids, token))
-            for (score, ids), row in zip(living, logprobs, strict=True)
+            for (score, ids), row in zip(active, logprobs, strict=True)
             for token in np.flatnonzero(row > -np.inf).tolist()
         ]
         candidates = sorted(candidates, reverse=True)[: 2 * beams + 1]
@@ -69,14 +69,14 @@ def plain_search(teacher, source, search, limit, prefix=()):
             if end
         ]
         finished = sorted(finished, reverse=True)[:beams]
-        living = [candidate for candidate, end in zip(candidates, ends, strict=True) if not end][:beams]
-        if not living:
+        active = [candidate for candidate, end in zip(candidates, ends, strict=True) if not end][:beams]
+        if not active:
             break
         if len(finished) == beams:
             if search.early_stopping is True or beams == 1:
                 break
             reached = limit if search.early_stopping == "never" and search.length_penalty > 0 else length
-            attainable = living[0][0] / reached**search.length_penalty
+            attainable = active[0][0] / reached**search.length_penalty
             nearest = min(nearest, abs(attainable - finished[-1][0]))
             if attainable <= finished[-1][0]:
                 break
@@ -88,8 +88,8 @@ def with_end(hypothesis, eos_id):
     return (*hypothesis.ids, *([eos_id] if hypothesis.finish_reason == "stop" else []))
 
 
-def check_equals_plain(teacher, sources, search, tolerance, limits=None, prefixes=None):
-    """Compare a batch with the plain search of each of its sentences; gives how many tokens each best one has.
+def check_equals_reference(teacher, sources, search, tolerance, limits=None, prefixes=None):
+    """Compare a batch with the reference search of each sentence; returns the lengths of the best hypotheses.
 
     Prefixes are as the search should see them, a forced first token included.
     """
@@ -100,7 +100,7 @@ def check_equals_plain(teacher, sources, search, tolerance, limits=None, prefixe
     lengths = []
     for source, hypotheses, limit, prefix in zip(sources, found, limits, prefixes, strict=True):
         limit = min(limit, model.config.decoder.max_length - len(prefix))
-        expected, nearest = plain_search(teacher, source, search, limit, prefix)
+        expected, nearest = reference_search(teacher, source, search, limit, prefix)
         ids = [with_end(h, model.config.eos_id) for h in hypotheses]
         # At most one of a thousand sentences may differ, where candidates are that near: here none of some hundred.
         assert ids == [ids for _, ids in expected], f"the nearest candidates differed by {nearest}"

@@ -1,0 +1,145 @@
+"""Atomic replacement of files and folders: the old version or the new one, whatever happens in between."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from mlx_transformer.storage.atomic import (
+    atomic_replace,
+    atomic_symlink,
+    atomic_write_text,
+    restore_interrupted_replacement,
+    try_lock,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer" / "vocabulary.json").write_text("[]")
+    return folder
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_keeps_the_old_folder(folder, tmp_path, kind):
+    before = contents(tmp_path)
+    with pytest.raises(kind, match="in between"), atomic_replace(folder) as new:
+        (new / "config.json").write_text("half")
+        raise kind("in between")
+    assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
+
+
+def test_an_exception_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(RuntimeError), atomic_replace(tmp_path / "new"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_rename_keeps_the_old_folder(folder, tmp_path, monkeypatch):
+    before = contents(tmp_path)
+    rename = Path.rename
+
+    def failing(self, target):
+        if ".new-" in self.name:
+            raise OSError("no rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no rename"), atomic_replace(folder) as new:
+        (new / "file").write_text("new")
+    assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]
+
+
+def test_the_old_folder_stays_until_the_block_ends(folder):
+    before = contents(folder)
+    with atomic_replace(folder) as new:
+        assert new.parent == folder.parent  # same file system, so that a rename suffices
+        (new / "file").write_text("new")
+        assert contents(folder) == before
+    assert contents(folder) == {Path("file"): b"new"}
+
+
+def test_leftovers_of_killed_processes_are_removed(folder, tmp_path):
+    for leftover in (".model.new-1f", ".model.new-2e", ".model.old"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "junk").write_text("junk")
+    with atomic_replace(folder) as new:
+        (new / "file").write_text("new")
+    assert contents(tmp_path) == {Path("model/file"): b"new"}
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_concurrent_replacements_do_not_mix(tmp_path):
+    with atomic_replace(tmp_path / "model") as one:
+        (one / "file").write_text("one")
+        with atomic_replace(tmp_path / "model") as other:
+            (other / "file").write_text("other")
+        assert contents(tmp_path / "model") == {Path("file"): b"other"}
+        (one / "config.json").write_text("{}")
+    assert contents(tmp_path / "model") == {Path("file"): b"one", Path("config.json"): b"{}"}
+
+
+def test_interrupted_replacement_is_restored(folder, tmp_path):
+    before = contents(folder)
+    folder.rename(tmp_path / ".model.old")
+    restore_interrupted_replacement(folder)
+    assert contents(folder) == before and list(tmp_path.iterdir()) == [folder]
+
+
+def test_restore_keeps_an_existing_folder(folder, tmp_path):
+    before = contents(folder)
+    restore_interrupted_replacement(folder)
+    (tmp_path / ".model.old").mkdir()
+    restore_interrupted_replacement(folder)
+    assert contents(folder) == before
+
+
+def test_a_failed_rename_restores_the_retired_folder(tmp_path, monkeypatch):
+    folder, retired, original = tmp_path / "last", tmp_path / "earlier", Path.rename
+    folder.mkdir()
+    (folder / "config.json").write_text('{"format_version": 1}')
+
+    def rename(path, target):
+        if ".new-" in path.name:
+            raise OSError(errno.EIO, "broken")
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="broken"), atomic_replace(folder, retired) as new:
+        (new / "config.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    assert (folder / "config.json").read_text() == '{"format_version": 1}'
+
+
+def test_text_files_are_replaced_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "options.toml"
+    atomic_write_text(path, "old\n")
+    atomic_write_text(path, "é\n")
+    assert path.read_bytes() == "é\n".encode() and list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no rename")))
+    with pytest.raises(OSError, match="no rename"):
+        atomic_write_text(path, "new\n")
+    assert path.read_bytes() == "é\n".encode()
+
+
+def test_symbolic_links_are_replaced(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        atomic_symlink(tmp_path / "link", tmp_path / name)
+        assert (tmp_path / "link").readlink() == tmp_path / name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "one", "two"]
+
+
+def test_a_folder_is_locked_by_one_holder_at_a_time(tmp_path):
+    with try_lock(tmp_path) as first:
+        with try_lock(tmp_path) as second:
+            assert (first, second) == (True, False)
+    with try_lock(tmp_path) as again:
+        assert again
