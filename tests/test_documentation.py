@@ -31,7 +31,7 @@ import mlx_transformer as mt
 from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import generate
 from mlx_transformer.pretrained import hub
-from mlx_transformer.weights.families.huggingface import FAMILIES
+from mlx_transformer.weights.families import FAMILIES
 from tests.test_structure import PARTS
 
 README = ROOT / "README.md"

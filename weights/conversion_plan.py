@@ -1,4 +1,4 @@
-"""From a checkpoint's names and settings to a model's: its family, what it is made of, where each tensor goes."""
+"""Plans a conversion: detects the family, derives the ModelConfig and finds a tensor for every parameter."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -16,18 +16,17 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.serialization import from_dict
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.weights.families.huggingface import FAMILIES, REFUSED
-from mlx_transformer.weights.families.spec import Family
+from mlx_transformer.weights.families import FAMILIES, UNSUPPORTED_MODEL_TYPES
+from mlx_transformer.weights.families.spec import STACKS, Family
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
 from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap, strip_wrappers
 
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
-SIDES = ("encoder", "decoder")
-ProgressCallback = Callable[[int, int], None]  # of the bytes done so far, and all bytes
-IGNORED_TENSORS = ("*.version",)  # of fairseq, which many checkpoints descend from
-# Setting -> the parameter of ours, and its side, that has this size, for files that do not say.
-SIZE_FIELDS = {
+ProgressCallback = Callable[[int, int], None]  # called with the bytes done and the total
+IGNORED_TENSORS = ("*.version",)  # in checkpoints of fairseq and its descendants
+# Setting -> a parameter and the axis of it that has this size.
+SIZE_AXES = {
     "source_vocab_size": ("source_embedding.weight", 0),
     "target_vocab_size": ("target_embedding.weight", 0),
     "dims": ("source_embedding.weight", 1),
@@ -40,13 +39,13 @@ SIZE_FIELDS = {
 
 @dataclass
 class ConversionPlan:
-    """A conversion that was checked: everything is known, nothing is read.
+    """A complete and checked conversion, of which no tensor has been read yet.
 
     Attributes:
         family: The name of the family.
-        config: What the model is.
-        makers: Our parameter -> what reads or computes it.
-        names: Which tensor is whose.
+        config: The model's configuration.
+        loaders: Parameter -> a function that reads or computes it.
+        names: The checkpoint's tensors by the names of parameters.
     """
 
     family: str
@@ -54,16 +53,16 @@ class ConversionPlan:
     loaders: dict[str, Callable[[], mx.array]]
     names: ParameterMap
 
-    def parts(self, ours: str) -> Iterator[mx.array]:
-        """A parameter of ours, some rows at a time where it is a tensor of the file as it stands."""
-        name, function = self.names.find(ours) or (None, None)
+    def read_pieces(self, parameter: str) -> Iterator[mx.array]:
+        """Read a parameter some rows at a time, or at once if it is computed."""
+        name, function = self.names.find(parameter) or (None, None)
         if name is None or function is not None:
-            yield self.loaders[ours]()
+            yield self.loaders[parameter]()
         else:
             yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[name].pieces())
 
     def fill(self, model: Transformer, dtype: mx.Dtype | None = None, report: ProgressCallback | None = None) -> None:
-        """Read the parameters of a model, one at a time; what is quantised in it is quantised as it comes."""
+        """Load all parameters into a model, one at a time, and quantise those that are quantised in it."""
         if dtype is not None:
             model.set_dtype(dtype)
         layers = dict(model.named_modules())
@@ -83,39 +82,40 @@ class ConversionPlan:
         model.load_weights(weights)
 
     def _read(self, name: str, dtype: mx.Dtype | None) -> mx.array:
-        """What a model in memory has by this name."""
+        """Read a parameter of a model in memory, where some projections are fused."""
         rows: list[mx.array] = []
-        for ours in split_names(name):
-            rows.append(self.loaders[ours]())
-            mx.eval(rows)  # or the tensor that it is a part of would be held until the end
+        for parameter in split_names(name):
+            rows.append(self.loaders[parameter]())
+            mx.eval(rows)  # otherwise a packed tensor would stay in memory until the end
         array = mx.concatenate(rows)
         return array if dtype is None else array.astype(dtype)
 
 
 def detect_family(names: Iterable[str], settings: dict[str, Any], family: str | None = None) -> str:
-    """The name of the family.
+    """Return the name of a checkpoint's family, by its model_type or else by the names of its tensors.
 
     Raises:
-        ValueError: If it is unknown, or not covered.
+        ValueError: If it is unknown or not supported.
     """
-    known = ", ".join(sorted(FAMILIES))
+    supported = ", ".join(sorted(FAMILIES))
     if family is not None:
         if family not in FAMILIES:
-            raise ValueError(f"family must be one of {known}, not {family!r}.")
+            raise ValueError(f"family must be one of {supported}, not {family!r}.")
         return family
-    kind = settings.get("model_type")
-    if isinstance(kind, str):
-        if kind in REFUSED:
-            raise ValueError(f"Checkpoints of model_type {kind!r} cannot be converted: {REFUSED[kind]}.")
-        for name, row in FAMILIES.items():
-            if kind in row.model_types:
+    model_type = settings.get("model_type")
+    if isinstance(model_type, str):
+        if reason := UNSUPPORTED_MODEL_TYPES.get(model_type):
+            raise ValueError(f"Checkpoints of model_type {model_type!r} cannot be converted: {reason}.")
+        for name, candidate in FAMILIES.items():
+            if model_type in candidate.model_types:
                 return name
-        raise ValueError(f"model_type {kind!r} of config.json is not covered. Families that are: {known}.")
-    for name, row in FAMILIES.items():
-        if row.signature and any(fnmatchcase(plain, row.signature) for plain in names):
+        raise ValueError(f"model_type {model_type!r} of config.json is not supported. Supported families: {supported}.")
+    for name, candidate in FAMILIES.items():
+        if candidate.signature and any(fnmatchcase(tensor, candidate.signature) for tensor in names):
             return name
     raise ValueError(
-        f"The family is not told by config.json, nor by the names of tensors: name it. The families are {known}."
+        "The family cannot be detected from config.json or the names of tensors: "
+        f"specify it. The families are {supported}."
     )
 
 
@@ -128,79 +128,84 @@ def plan_conversion(
     overrides: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> ConversionPlan:
-    """Find out what a checkpoint holds and where each of its tensors goes.
+    """Plan the conversion of a checkpoint.
 
     Args:
         checkpoint: The open checkpoint.
-        settings: What its config.json or its training program says.
-        family: Its family, if known.
-        rename: Regular expressions -> what to put in their place in names of tensors.
-        overrides: Settings of ours that count more than what the checkpoint says.
-        defaults: Settings of ours that count less.
+        settings: Its config.json, or the options of its training program.
+        family: The name of its family; None to detect it.
+        rename: Regular expressions -> their replacements in names of tensors.
+        overrides: Fields of ModelConfig and StackConfig that take precedence over the checkpoint's settings.
+        defaults: Such fields for what the checkpoint's settings leave open.
 
     Raises:
-        ConversionError: If tensors are missing, unexpected or misshapen: all of them are told.
-        ValueError: If the family is not covered or a setting is unknown, missing or wrong.
+        ConversionError: If tensors are missing, unexpected or of the wrong shape; the message lists them.
+        ValueError: If the family is not supported, or a setting is unknown, missing or wrong.
     """
-    kind = detect_family(strip_wrappers(checkpoint.tensors, rename or {}), settings, family)
-    row = FAMILIES[kind]
-    names = ParameterMap(checkpoint, row, rename or {})
-    tied, read = find_tied_tensors(names)
-    # What comes later counts more.
+    family = detect_family(strip_wrappers(checkpoint.tensors, rename or {}), settings, family)
+    spec = FAMILIES[family]
+    names = ParameterMap(checkpoint, spec, rename or {})
+    tied, compared = find_tied_tensors(names)
     overrides = overrides or {}
-    stated = fields_from_config(row, settings, known=overrides)
-    config = build(family_defaults(names, row), tied, defaults or {}, row.constants, stated, overrides)
+    fields_read = fields_from_config(spec, settings, skip=overrides)
+    config = build_config(
+        fields_from_tensors(names, spec), tied, defaults or {}, spec.constants, fields_read, overrides
+    )
     check_sizes(config, checkpoint)
-    return ConversionPlan(kind, config, check_complete(names, row, config, read), names)
+    return ConversionPlan(family, config, find_loaders(names, spec, config, compared), names)
 
 
 def find_tied_tensors(names: ParameterMap) -> tuple[dict[str, Any], set[str]]:
-    """Which of the tables of embeddings and the output layer are one, and the tensors that this was found out from."""
-    tables = [names.candidates(f"{name}.weight") for name in ("source_embedding", "target_embedding", "output")]
-    source, target, output = (found[0] if found else None for found in tables)
+    """Find out whether the embeddings and the output layer are tied, by comparing their tensors.
+
+    Returns:
+        The settings share_embeddings and tie_output, and the tensors that need no parameter of their own.
+    """
+    candidates = [names.candidates(f"{name}.weight") for name in ("source_embedding", "target_embedding", "output")]
+    source, target, output = (tensors[0] if tensors else None for tensors in candidates)
     if source is None or target is None:
         return {}, set()
     settings = {
-        "share_embeddings": names.same(source, target),
-        "tie_output": output is None or names.same(output, target),
+        "share_embeddings": names.is_same(source, target),
+        "tie_output": output is None or names.is_same(output, target),
     }
-    read = {source, target, output} - {None}
-    for name in set(itertools.chain(*tables)) - read:
-        if any(names.same(name, other) for other in (source, target)):
-            read.add(name)
-    return settings, {name for name in read if name is not None}
+    compared = {source, target, output} - {None}
+    for name in set(itertools.chain(*candidates)) - compared:
+        if any(names.is_same(name, embedding) for embedding in (source, target)):
+            compared.add(name)
+    return settings, {name for name in compared if name is not None}
 
 
-def family_defaults(names: ParameterMap, family: Family) -> dict[str, Any]:
-    """What shapes and the presence of tensors say."""
-    found: dict[str, Any] = {
-        setting: there if names.find(ours) is not None else absent
-        for setting, (ours, there, absent) in family.presence.items()
+def fields_from_tensors(names: ParameterMap, family: Family) -> dict[str, Any]:
+    """Return the fields that follow from which tensors there are, and from their shapes."""
+    values: dict[str, Any] = {
+        setting: present if names.find(parameter) is not None else absent
+        for setting, (parameter, present, absent) in family.presence.items()
     }
-    for setting, (ours, side) in SIZE_FIELDS.items():
-        shape = names.shape(ours)
-        if shape is not None and side < len(shape):
-            found[setting] = shape[side]
-    for stack in SIDES:
+    for setting, (parameter, axis) in SIZE_AXES.items():
+        shape = names.shape(parameter)
+        if shape is not None and axis < len(shape):
+            values[setting] = shape[axis]
+    for stack in STACKS:
         layers = (names.find(f"{stack}.layers.{i}.feed_forward.up_proj.weight") for i in itertools.count())
-        found[f"{stack}.num_layers"] = sum(1 for _ in itertools.takewhile(lambda tensor: tensor is not None, layers))
-    return found
+        values[f"{stack}.num_layers"] = sum(1 for _ in itertools.takewhile(lambda tensor: tensor is not None, layers))
+    return values
 
 
-def fields_from_config(family: Family, settings: dict[str, Any], known: Iterable[str] = ()) -> dict[str, Any]:
-    """Our settings out of theirs, but for those that are known already."""
-    for key, covered in family.allowed.items():
-        if settings.get(key) not in (None, *covered):
-            raise ValueError(f"A checkpoint with {key} {settings[key]!r} cannot be converted: this is not covered.")
-    found = {}
-    for ours, rule in family.fields.items():
-        if ours in known:
+def fields_from_config(family: Family, settings: dict[str, Any], skip: Iterable[str] = ()) -> dict[str, Any]:
+    """Translate a checkpoint's settings into fields of ModelConfig and StackConfig, except those to skip."""
+    for key, supported in family.supported.items():
+        if settings.get(key) not in (None, *supported):
+            raise ValueError(f"A checkpoint with {key} {settings[key]!r} cannot be converted: this is not supported.")
+    values = {}
+    for name, rule in family.fields.items():
+        if name in skip:
             continue
         if callable(rule):
             try:
                 value = rule(settings)
             except (LookupError, TypeError, ValueError, ArithmeticError):
-                raise ValueError(f"The checkpoint's settings do not tell {ours}: set it.") from None
+                raise ValueError(f"The checkpoint's settings do not determine {name}: set it.") from None
         else:
             key, default, function = (rule, None, None) if isinstance(rule, str) else (*rule, None)[:3]
             value = settings.get(key)
@@ -210,82 +215,88 @@ def fields_from_config(family: Family, settings: dict[str, Any], known: Iterable
             elif function is not None and isinstance(value, str):
                 value = function(value)
         if value is not None:
-            found[ours] = value
-    return found
+            values[name] = value
+    return values
 
 
-def build(*layers: dict[str, Any]) -> ModelConfig:
-    """A ModelConfig out of settings, of which later ones count more.
+def build_config(*layers: dict[str, Any]) -> ModelConfig:
+    """Build a ModelConfig from dicts of fields, of which later ones take precedence.
 
-    "encoder." and "decoder." name a stack, other settings of a stack count for both.
+    "encoder." and "decoder." name a stack; other fields of a stack count for both.
     """
-    data: dict[str, Any] = {side: {} for side in SIDES}
-    for settings in layers:
-        # Within a layer, what names a stack counts more than what counts for both.
-        for key, value in sorted(settings.items(), key=lambda item: "." in item[0]):
-            side, _, name = key.rpartition(".")
-            if side in SIDES and name in STACK_FIELDS:
-                data[side][name] = value
+    data: dict[str, Any] = {stack: {} for stack in STACKS}
+    for values in layers:
+        # A field of one stack takes precedence over the same field for both.
+        for key, value in sorted(values.items(), key=lambda item: "." in item[0]):
+            prefix, _, name = key.rpartition(".")
+            if prefix in STACKS and name in STACK_FIELDS:
+                data[prefix][name] = value
             elif key in STACK_FIELDS:
-                for stack in SIDES:
+                for stack in STACKS:
                     data[stack][key] = value
             elif key in MODEL_FIELDS:
                 data[key] = value
             else:
-                known = ", ".join(sorted(MODEL_FIELDS | STACK_FIELDS))
-                raise ValueError(f"{key!r} is no setting of a model. They are {known}.")
-    needed = [name for name in ("pad_id", "eos_id", "start_id") if name not in data]
-    if any("num_heads" not in data[side] for side in SIDES):
-        needed.append("num_heads")
-    if needed:
-        raise ValueError(f"The checkpoint does not tell {', '.join(needed)}: convert it with --set {needed[0]}=...")
+                supported = ", ".join(sorted(MODEL_FIELDS | STACK_FIELDS))
+                raise ValueError(f"{key!r} is not a setting of a model. The settings are {supported}.")
+    missing = [name for name in ("pad_id", "eos_id", "start_id") if name not in data]
+    if any("num_heads" not in data[stack] for stack in STACKS):
+        missing.append("num_heads")
+    if missing:
+        names = ", ".join(missing)
+        raise ValueError(f"The checkpoint does not specify {names}: convert it with --set {missing[0]}=...")
     return from_dict(ModelConfig, data, "The model of the checkpoint")
 
 
-def check_complete(
-    names: ParameterMap, family: Family, config: ModelConfig, read: set[str]
+def find_loaders(
+    names: ParameterMap, family: Family, config: ModelConfig, used: set[str]
 ) -> dict[str, Callable[[], mx.array]]:
-    """Where each parameter of the model comes from, once all are there and nothing else is.
+    """Return a function that reads or computes each parameter of the model.
+
+    Args:
+        names: The checkpoint's tensors by the names of parameters.
+        family: The checkpoint's family.
+        config: The model's configuration.
+        used: Tensors that need no parameter of their own.
 
     Raises:
-        ConversionError: If they are not.
+        ConversionError: If tensors are missing, unexpected or of the wrong shape.
     """
     loaders: dict[str, Callable[[], mx.array]] = {}
-    missing, misshapen, used = [], [], set(read)
-    for ours, wanted in parameter_shapes(config).items():
-        found = names.find(ours)
-        if found is not None:
-            used.add(found[0])
-            loaders[ours] = partial(names.read, ours)
-            if (shape := names.shape(ours)) != wanted:
-                misshapen.append(f"{found[0]} {shape} instead of {wanted}")
-        elif ours.endswith("positions.weight") and stack_config(config, ours).positions == "sinusoidal":
-            loaders[ours] = partial(family.rows, config, stack_config(config, ours))
+    missing, misshapen, used = [], [], set(used)
+    for parameter, expected in parameter_shapes(config).items():
+        source = names.find(parameter)
+        if source is not None:
+            used.add(source[0])
+            loaders[parameter] = partial(names.read, parameter)
+            if (shape := names.shape(parameter)) != expected:
+                misshapen.append(f"{source[0]} {shape} instead of {expected}")
+        elif parameter.endswith("positions.weight") and stack_config(config, parameter).positions == "sinusoidal":
+            loaders[parameter] = partial(family.sinusoids, config, stack_config(config, parameter))
         else:
-            missing.append(ours)
+            missing.append(parameter)
     unexpected = [
-        theirs
-        for plain, theirs in names.plain.items()
-        if theirs not in used
-        and not any(fnmatchcase(plain, pattern) for pattern in (*IGNORED_TENSORS, *family.ignored))
+        tensor
+        for name, tensor in names.tensor_names.items()
+        if tensor not in used and not any(fnmatchcase(name, pattern) for pattern in (*IGNORED_TENSORS, *family.ignored))
     ]
-    if told := describe_mismatches(missing, unexpected, misshapen):
-        raise ConversionError(f"The tensors do not fit the family: {told}.", missing, unexpected)
+    if mismatches := describe_mismatches(missing, unexpected, misshapen):
+        raise ConversionError(f"The tensors do not fit the family: {mismatches}.", missing, unexpected)
     return loaders
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The parameters of a model and their shapes; nothing is computed."""
+    """Return the parameters of a model and their shapes; nothing is computed."""
     return {name: array.shape for name, array in split_projections(Transformer(config).parameters()).items()}
 
 
 def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """Refuse absurd sizes before anything is made of them.
+    """Check sizes before anything of that size is allocated.
 
     Raises:
-        ConversionError: If a size is larger than any side of the checkpoint's tensors.
+        ConversionError: If a size exceeds every dimension of the checkpoint's tensors.
     """
-    largest = max((side for tensor in checkpoint.tensors.values() for side in tensor.shape), default=0)
+    largest = max((size for tensor in checkpoint.tensors.values() for size in tensor.shape), default=0)
     limits = {name: largest for name in ("dims", "head_dims", "num_heads", "mlp_dims")}
     limits["num_layers"] = len(checkpoint.tensors)
     for values in (config, config.encoder, config.decoder):
@@ -294,6 +305,6 @@ def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
                 raise ConversionError(f"{name} {vars(values)[name]} does not fit the checkpoint's tensors: check it.")
 
 
-def stack_config(config: ModelConfig, ours: str) -> StackConfig:
-    """The stack that a parameter belongs to."""
-    return config.encoder if ours.startswith("encoder.") else config.decoder
+def stack_config(config: ModelConfig, parameter: str) -> StackConfig:
+    """Return the configuration of the stack that a parameter belongs to."""
+    return config.encoder if parameter.startswith("encoder.") else config.decoder

@@ -21,7 +21,7 @@ from mlx_transformer.storage import safetensors
 from mlx_transformer.storage.files import sha256_of
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.conversion_plan import ConversionPlan, ProgressCallback, parameter_shapes, plan_conversion
-from mlx_transformer.weights.families.huggingface import FAMILIES
+from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, read_checkpoint
 from mlx_transformer.weights.formats.tensors import quote
 from mlx_transformer.weights.generation_config import (
@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PreparedCheckpoint:
-    """What a checkpoint becomes.
+    """A checkpoint that is ready to be converted.
 
     Attributes:
-        plan: The model, and where its parameters come from.
-        search: The search that it asks for.
+        plan: The model's configuration and the source of each parameter.
+        search: The search of its generation settings.
         tasks: The tasks that it was trained for.
         tokenizer: Its tokenizer, None if it has none.
     """
@@ -53,8 +53,8 @@ class PreparedCheckpoint:
     tasks: tuple[TaskConfig, ...]
     tokenizer: Tokenizer | None
 
-    def blank(self, quantize: int | None) -> Transformer:
-        """A model to put its parameters into, quantised to so many bits."""
+    def build_model(self, quantize: int | None) -> Transformer:
+        """Return a model without parameters, quantised to this number of bits unless None."""
         model = model_folder.uninitialized_model(self.plan.config, self.search, self.tasks)
         if quantize is not None:
             quantize_weights(model, QuantizationConfig(quantize))
@@ -74,53 +74,52 @@ def convert(
     force: bool = False,
     report: ProgressCallback | None = None,
 ) -> None:
-    """Make a model folder from a torch checkpoint, one tensor at a time; torch is not needed.
+    """Convert a torch checkpoint to a model folder, one tensor at a time; torch is not needed.
 
     Args:
         source: The checkpoint: a folder with config.json and weights, or a file.
         destination: The model folder to write.
-        family: The family of the checkpoint, where neither its config.json nor its names tell it.
-        dtype: What to store numbers in, "float32", "float16" or "bfloat16"; by default the checkpoint's own.
-        rename: Regular expressions -> what to put in their place in the names of tensors.
-        settings: Settings of the model (fields of ModelConfig, of StackConfig for both stacks or as
-            "encoder.num_layers" for one) that the checkpoint does not tell, or tells wrong.
-        quantize: Bits of each weight of linear layers and token embeddings, 8 or 4; None not to quantise.
-        allow_overflow: Store float16 even for a model whose activations leave its range.
-        force: Replace a model folder that is there already.
-        report: Called with the bytes written so far and all bytes, after each part of a tensor;
-            if it is quantised, the bytes made so far.
+        family: The checkpoint's family; by default it is detected from config.json or the names of tensors.
+        dtype: The dtype of the stored weights, "float32", "float16" or "bfloat16"; by default the checkpoint's.
+        rename: Regular expressions -> their replacements in the names of tensors.
+        settings: Fields of ModelConfig, and of StackConfig for both stacks or, as "encoder.num_layers", for one,
+            that the checkpoint does not specify or specifies wrongly.
+        quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
+        allow_overflow: Store float16 even if the model's activations exceed its range.
+        force: Replace an existing model folder.
+        report: Called with the bytes done and the total, after each piece of a tensor.
 
     Raises:
-        ConversionError: If tensors are missing, unexpected or misshapen; nothing is written.
-        ValueError: If the checkpoint is damaged or of no known family, or its widths do not allow to quantise.
-        OSError: If a file cannot be read or written, or the destination is there already.
+        ConversionError: If tensors are missing, unexpected or of the wrong shape; nothing is written.
+        ValueError: If the checkpoint is damaged, its family is unknown, or its dimensions rule out quantisation.
+        OSError: If a file cannot be read or written, or the destination exists.
     """
     source, destination = Path(source), Path(destination)
     if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination} is there already: choose another name, or force its replacement.")
+        raise FileExistsError(f"{destination} already exists: choose another name, or use force to replace it.")
     with read_checkpoint(source) as checkpoint:
-        found = prepare_checkpoint(checkpoint, source, family, rename, settings)
+        prepared = prepare_checkpoint(checkpoint, source, family, rename, settings)
         stored = parse_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
         if dtype is not None:
-            check_dtype(stored, found.plan.config, allow_overflow)
-        model = found.blank(quantize)
+            check_dtype(stored, prepared.plan.config, allow_overflow)
+        model = prepared.build_model(quantize)
         with model_folder.replace_model_folder(destination) as new:
-            # Hashing the files takes about as long as writing the numbers: both at a time.
+            # Hashing the files takes about as long as writing the weights, so both run in parallel.
             stop = threading.Event()
             with ThreadPoolExecutor(max_workers=1) as executor:
-                text = executor.submit(model_card, found.plan, checkpoint, stored, quantize, stop)
+                card = executor.submit(model_card, prepared.plan, checkpoint, stored, quantize, stop)
                 try:
                     if quantize is None:
-                        _write_weights(new, found.plan, stored, report)
+                        _write_weights(new, prepared.plan, stored, report)
                     else:
-                        found.plan.fill(model, stored, report)
+                        prepared.plan.fill(model, stored, report)
                         safetensors.write_arrays(new / "model.safetensors", split_projections(model.parameters()))
-                    (new / "README.md").write_text(text.result())
+                    (new / "README.md").write_text(card.result())
                 finally:
                     stop.set()
             model_folder.write_config(new, model_folder.folder_config(model))
-            if found.tokenizer is not None:
-                found.tokenizer.save(new)
+            if prepared.tokenizer is not None:
+                prepared.tokenizer.save(new)
 
 
 def load(
@@ -133,22 +132,25 @@ def load(
     quantize: int | None = None,
     allow_overflow: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
-    """The model of a torch checkpoint, converted in memory, and its tokenizer, None if it has none; see `convert`.
+    """Convert a torch checkpoint in memory; see `convert` for the parameters.
+
+    Returns:
+        The model and its tokenizer, None if it has none.
 
     Raises:
-        ConversionError: If tensors are missing, unexpected or misshapen.
-        ValueError: If the checkpoint is damaged, or of no known family.
+        ConversionError: If tensors are missing, unexpected or of the wrong shape.
+        ValueError: If the checkpoint is damaged or its family is unknown.
     """
     with read_checkpoint(source) as checkpoint:
-        found = prepare_checkpoint(checkpoint, Path(source), family, rename, settings)
-        model = found.blank(quantize)
-        found.plan.fill(model)
+        prepared = prepare_checkpoint(checkpoint, Path(source), family, rename, settings)
+        model = prepared.build_model(quantize)
+        prepared.plan.fill(model)
         prepare_for_inference(model, dtype, stored=stored_dtype(checkpoint), allow_overflow=allow_overflow)
-    return model, found.tokenizer
+    return model, prepared.tokenizer
 
 
 def inspect_checkpoint(source: str | Path) -> dict[str, Any]:
-    """The family of a checkpoint and the types of its numbers, for a person to read; no tensor is read."""
+    """Return the family of a checkpoint and the dtypes of its tensors, without reading their values."""
     with read_checkpoint(source) as checkpoint:
         plan = prepare_checkpoint(checkpoint, Path(source)).plan
         return {"family": plan.family, "stored_dtype": sorted({t.dtype for t in checkpoint.tensors.values()})}
@@ -161,31 +163,31 @@ def prepare_checkpoint(
     rename: dict[str, str] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> PreparedCheckpoint:
-    """Find out what a checkpoint becomes; nothing but small files and tied tables is read."""
-    told = read_config(source)
-    generation = read_generation_config(source, told)
-    start = decoder_start_id(told, generation)
-    stated = told or read_joeynmt_options(source) or training_options(checkpoint.extras)
+    """Plan a conversion and read search, tasks and tokenizer; of the tensors, only embeddings are read to compare."""
+    config = read_config(source)
+    generation = read_generation_config(source, config)
+    start = decoder_start_id(config, generation)
+    options = config or read_joeynmt_options(source) or training_options(checkpoint.extras)
     plan = plan_conversion(
         checkpoint,
-        stated,
+        options,
         family=family,
         rename=rename,
         overrides=settings,
         defaults={} if start is None else {"start_id": start},
     )
     search = search_config(generation)
-    if left := unsupported_settings(generation) if told else []:
-        logger.warning("Generation settings that are not followed: %s.", ", ".join(map(quote, left)))
-    rules = {} if told else FAMILIES[plan.family].search
-    own = {ours: stated.get(rule) if isinstance(rule, str) else rule for ours, rule in rules.items()}
-    search = replace(search, **{ours: value for ours, value in own.items() if value is not None})
+    if unsupported := unsupported_settings(generation) if config else []:
+        logger.warning("Unsupported generation settings are ignored: %s.", ", ".join(map(quote, unsupported)))
+    rules = {} if config else FAMILIES[plan.family].search
+    values = {name: options.get(rule) if isinstance(rule, str) else rule for name, rule in rules.items()}
+    search = replace(search, **{name: value for name, value in values.items() if value is not None})
     tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
-    return PreparedCheckpoint(plan, search, task_configs(told, generation), tokenizer)
+    return PreparedCheckpoint(plan, search, task_configs(config, generation), tokenizer)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
-    """The type of most numbers of a checkpoint, float32 where that is none of ours."""
+    """Return the dtype of most of a checkpoint's values, or float32 if models cannot be stored in that."""
     sizes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.size
@@ -193,29 +195,30 @@ def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
 
 
 def _write_weights(new: Path, plan: ConversionPlan, dtype: mx.Dtype, report: ProgressCallback | None) -> None:
-    """Write the parameters that a model is to have, without ever holding them all."""
+    """Write the parameters of the model without holding all of them in memory."""
     shapes = parameter_shapes(plan.config)
     total = sum(mx.zeros(shape, dtype).nbytes for shape in shapes.values())
     done = 0
 
-    def make(name: str) -> Iterator[mx.array]:
+    def read_pieces(name: str) -> Iterator[mx.array]:
         nonlocal done
-        for array in plan.parts(name):
+        for array in plan.read_pieces(name):
             yield array
             done += array.size * dtype.size
             if report is not None:
                 report(done, total)
 
-    safetensors.write_streamed(new / "model.safetensors", shapes, dtype, make)
+    safetensors.write_streamed(new / "model.safetensors", shapes, dtype, read_pieces)
 
 
 def model_card(
     plan: ConversionPlan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | None, stop: threading.Event
 ) -> str:
-    """The README.md of a converted model; no longer of use if told to stop."""
-    numbers = str(dtype).removeprefix("mlx.core.") + (f", quantised to {quantize} bits" if quantize else "")
+    """Return the README.md of a converted model; once `stop` is set, its checksums are abandoned."""
+    dtype_name = str(dtype).removeprefix("mlx.core.") + (f", quantised to {quantize} bits" if quantize else "")
     files = "\n".join(f"- {path.name}: sha256 {sha256_of(path, stop)}" for path in checkpoint.files)
     return (
         "---\nlibrary_name: mlx_transformer\n---\n\n"
-        f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in {numbers}:\n\n{files}\n"
+        f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in {dtype_name}:\n\n"
+        f"{files}\n"
     )

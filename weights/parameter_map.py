@@ -1,4 +1,4 @@
-"""Whose name is whose: the tensors of a checkpoint by the parameters of ours that they may be."""
+"""Maps model parameters to checkpoint tensor names."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -14,11 +14,11 @@ MAX_LAYERS = 1000
 
 
 class ConversionError(ValueError):
-    """A checkpoint whose tensors are not those of its family.
+    """A checkpoint whose tensors do not fit its family.
 
     Attributes:
-        missing: Tensors that the model needs and the checkpoint lacks, by our names.
-        unexpected: Tensors of the checkpoint that have no place in the model.
+        missing: Parameters of the model for which the checkpoint has no tensor.
+        unexpected: Tensors of the checkpoint that the model does not use.
     """
 
     def __init__(self, message: str, missing: Iterable[str] = (), unexpected: Iterable[str] = ()) -> None:
@@ -28,96 +28,115 @@ class ConversionError(ValueError):
 
 
 class ParameterMap:
-    """Our parameters and the tensors of a checkpoint that may hold them."""
+    """The tensors of a checkpoint, found and read by the names of the model's parameters.
+
+    Attributes:
+        checkpoint: The open checkpoint.
+        tensor_names: Tensor name without wrappers -> its name in the checkpoint.
+        sources: Parameter -> the tensors that may hold it, the best first.
+        aliases: Tensor -> an earlier tensor that shares its data.
+    """
 
     def __init__(self, checkpoint: Checkpoint, family: Family, rename: dict[str, str]) -> None:
         self.checkpoint = checkpoint
-        self.plain = strip_wrappers(checkpoint.tensors, rename)
-        numbers = [int(number) for name in self.plain for number in re.findall(r"\d+", name)]
+        self.tensor_names = strip_wrappers(checkpoint.tensors, rename)
+        numbers = [int(number) for name in self.tensor_names for number in re.findall(r"\d+", name)]
         self.sources = expand_layers(family.names, layers=min(max(numbers, default=0) + 1, MAX_LAYERS))
         self.aliases = checkpoint.aliases()
 
-    def find(self, ours: str) -> tuple[str, Callable | None] | None:
-        """Their tensor for a parameter of ours, and the function that it needs; None if the file has none."""
-        for source in self.sources.get(ours, []):
+    def find(self, parameter: str) -> tuple[str, Callable | None] | None:
+        """Return the tensor that holds a parameter and the function to apply to it; None if there is no tensor."""
+        for source in self.sources.get(parameter, []):
             name, function = source if isinstance(source, tuple) else (source, None)
-            if name in self.plain:
-                return self.plain[name], function
+            if name in self.tensor_names:
+                return self.tensor_names[name], function
         return None
 
-    def shape(self, ours: str) -> tuple[int, ...] | None:
-        """The shape that a parameter of ours would have; nothing is read for it."""
-        if (found := self.find(ours)) is None:
+    def shape(self, parameter: str) -> tuple[int, ...] | None:
+        """Return the shape of a parameter without reading it; None if there is no tensor for it."""
+        if (source := self.find(parameter)) is None:
             return None
-        name, function = found
+        name, function = source
         shape = tuple(self.checkpoint.tensors[name].shape)
         try:
             return shape if function is None else tuple(function(mx.zeros(shape)).shape)
         except (IndexError, ValueError):
             return shape
 
-    def read(self, ours: str) -> mx.array:
-        """The parameter of ours."""
-        found = self.find(ours)
-        if found is None:
-            raise ConversionError(f"The checkpoint has no tensor for {ours}.", missing=[ours])
-        name, function = found
+    def read(self, parameter: str) -> mx.array:
+        """Read a parameter."""
+        source = self.find(parameter)
+        if source is None:
+            raise ConversionError(f"The checkpoint has no tensor for {parameter}.", missing=[parameter])
+        name, function = source
         array = self.checkpoint.load(name)
         return array if function is None else function(array)
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors of the file hold the same numbers."""
-        if self.aliases.get(one, one) == self.aliases.get(other, other):
+    def is_same(self, first: str, second: str) -> bool:
+        """Return whether two tensors of the checkpoint have equal values."""
+        if self.aliases.get(first, first) == self.aliases.get(second, second):
             return True
-        first, second = (self.checkpoint.tensors[name] for name in (one, other))
-        return first.shape == second.shape and all(
+        one, other = (self.checkpoint.tensors[name] for name in (first, second))
+        return one.shape == other.shape and all(
             mx.array_equal(self.checkpoint.load(piece), self.checkpoint.load(match)).item()
-            for piece, match in zip(first.pieces(), second.pieces(), strict=True)
+            for piece, match in zip(one.pieces(), other.pieces(), strict=True)
         )
 
-    def candidates(self, ours: str) -> list[str]:
-        """All tensors of the file that may stand for a parameter of ours."""
-        names = [source[0] if isinstance(source, tuple) else source for source in self.sources.get(ours, [])]
-        return [self.plain[name] for name in names if name in self.plain]
+    def candidates(self, parameter: str) -> list[str]:
+        """Return all tensors of the checkpoint that may hold a parameter, the best first."""
+        names = [source[0] if isinstance(source, tuple) else source for source in self.sources.get(parameter, [])]
+        return [self.tensor_names[name] for name in names if name in self.tensor_names]
 
 
 def strip_wrappers(names: Iterable[str], rename: dict[str, str]) -> dict[str, str]:
-    """Names without the wrappers that a model was saved in -> the names as they are."""
-    plain: dict[str, str] = {}
+    """Rename tensors and remove wrappers such as "module." from their names.
+
+    Args:
+        names: Tensor names as in the checkpoint.
+        rename: Regular expressions -> their replacements, applied first.
+
+    Returns:
+        New name -> name in the checkpoint.
+    """
+    stripped: dict[str, str] = {}
     for name in names:
         short = name
         for pattern, replacement in rename.items():
             try:
                 short = re.sub(pattern, replacement, short)
             except (re.error, IndexError) as error:
-                raise ValueError(f"rename must hold regular expressions: {pattern!r} is none, {error}.") from None
+                raise ValueError(f"rename must map regular expressions: {pattern!r} is not valid, {error}.") from None
         while wrapper := next((wrapper for wrapper in WRAPPER_PREFIXES if short.startswith(wrapper)), None):
             short = short[len(wrapper) :]
-        if short in plain:
-            raise ConversionError(f"Names must be distinct: {plain[short]} and {name} both mean {short}.")
-        plain[short] = name
-    return plain
+        if short in stripped:
+            raise ConversionError(f"Tensor names must be distinct: {stripped[short]} and {name} both become {short}.")
+        stripped[short] = name
+    return stripped
 
 
 def expand_layers(names: dict[str, Source], layers: int) -> dict[str, list[Any]]:
-    """Every parameter that a model may have -> the tensors, best first, that may hold it."""
+    """Expand a family's table of names to one entry per parameter: each layer, weight and bias.
 
-    def spell(source: Source, layer: int, leaf: str) -> list[Any]:
+    Returns:
+        Parameter -> the tensors that may hold it, the best first, each a name or a pair of name and function.
+    """
+
+    def expand(source: Source, layer: int, leaf: str) -> list[Any]:
         if isinstance(source, list):
-            return [name for item in source for name in spell(item, layer, leaf)]
+            return [name for item in source for name in expand(item, layer, leaf)]
         name, function = source if isinstance(source, tuple) else (source, None)
         if leaf and "{leaf}" not in name:
             name += f".{leaf}"
         name = name.format(i=layer, leaf=leaf)
         return [name if function is None else (name, function)]
 
-    found: dict[str, list[Any]] = {}
-    for ours, theirs in names.items():
-        exact = ours.endswith((".weight", ".bias"))
-        for layer in range(layers if "{i}" in ours else 1):
-            for leaf in ("",) if exact else ("weight", "bias"):
-                name = ours.format(i=layer) + (f".{leaf}" if leaf else "")
-                found[name] = spell(theirs, layer, leaf)
-    if "output.bias" in found:
-        found["output_bias"] = found["output.bias"]
-    return found
+    sources: dict[str, list[Any]] = {}
+    for template, source in names.items():
+        is_parameter = template.endswith((".weight", ".bias"))
+        for layer in range(layers if "{i}" in template else 1):
+            for leaf in ("",) if is_parameter else ("weight", "bias"):
+                parameter = template.format(i=layer) + (f".{leaf}" if leaf else "")
+                sources[parameter] = expand(source, layer, leaf)
+    if "output.bias" in sources:
+        sources["output_bias"] = sources["output.bias"]
+    return sources

@@ -10,80 +10,78 @@ from mlx_transformer.weights.formats.pickled_objects import to_plain
 
 logger = logging.getLogger(__name__)
 
-MAX_YAML = 2**20  # bytes of a config.yaml, a hundred times what one needs
-
+MAX_YAML = 2**20  # bytes of a config.yaml, a hundred times the usual size
 MAX_OPTIONS = 10_000
-
 MAX_NAME = 1000
 
-# Where training programs keep the options of the model, in the order of trust.
+# Where training programs store the model's options, the most reliable first.
 OPTION_KEYS = (("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("config",))
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The config.json beside a checkpoint or in its folder; nothing if there is none, or it is no model's.
+    """Read the config.json next to a checkpoint or in its folder; empty if there is none, or none with a model_type.
 
-    The end token is that of the generation settings, as in transformers.
+    As in transformers, eos_token_id of generation_config.json takes precedence.
     """
-    found = read_sibling_json(path, "config.json") or {}
-    if "model_type" not in found:
+    config = read_sibling_json(path, "config.json") or {}
+    if "model_type" not in config:
         return {}
-    end = (read_sibling_json(path, "generation_config.json") or {}).get("eos_token_id")
-    return found if end is None else found | {"eos_token_id": end}
+    eos_id = (read_sibling_json(path, "generation_config.json") or {}).get("eos_token_id")
+    return config if eos_id is None else config | {"eos_token_id": eos_id}
 
 
 def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
-    """The options of a section of the config.yaml beside a checkpoint or in its folder."""
+    """Read a section of the config.yaml next to a checkpoint or in its folder, flattened; empty if there is none."""
     file = (path if path.is_dir() else path.parent) / "config.yaml"
     if not file.exists():
         return {}
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """Without merge keys, with which a small file fills the memory."""
+        """A loader without merge keys, by which a small file could exhaust memory."""
 
         def flatten_mapping(self, node: Any) -> None:
-            """Leave a mapping as it is."""
+            """Do not merge keys."""
 
     if file.stat().st_size > MAX_YAML:
-        raise ValueError(f"A config.yaml has at most {MAX_YAML} bytes: {file} has more; is it another file?")
+        raise ValueError(f"A config.yaml must have at most {MAX_YAML} bytes: {file} has more; check the file.")
     try:
         data = yaml.load(file.read_bytes(), Loader)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        # All of these come of values with tags that they do not fit.
+        # Values that do not fit their YAML tag raise all of these.
         raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}.") from None
-    found = data.get(section) if isinstance(data, dict) else None
-    return flatten_options(found) if isinstance(found, dict) else {}
+    options = data.get(section) if isinstance(data, dict) else None
+    return flatten_options(options) if isinstance(options, dict) else {}
 
 
 def read_joeynmt_options(path: Path) -> dict[str, Any]:
-    """The options of the model in the config.yaml beside a checkpoint, and as "testing_..." those of its search."""
+    """Read the model options of a JoeyNMT config.yaml, and its search options prefixed with "testing_"."""
     model, testing = (read_yaml(path, section) for section in ("model", "testing"))
     return model and model | {f"testing_{key}": value for key, value in testing.items()}
 
 
 def read_sibling_json(path: Path, name: str) -> dict[str, Any] | None:
-    """A JSON file in the folder of a checkpoint."""
+    """Read a JSON file in the folder of a checkpoint; None if there is none."""
     file = (path if path.is_dir() else path.parent) / name
     return read_json(read_bytes(file), str(file)) if file.exists() else None
 
 
 def training_options(extras: dict[str, Any]) -> dict[str, Any]:
-    """The options of the training program that a checkpoint file itself holds; nothing if there are none."""
+    """Return the options of the training program stored in a checkpoint file, flattened; empty if there are none."""
     for keys in OPTION_KEYS:
-        found: Any = extras
+        options: Any = extras
         for key in keys:
-            found = to_plain(found.get(key)) if isinstance(found, dict) else None
-        if isinstance(found, dict) and found:
-            return flatten_options(found) | {"vocab": to_plain(extras.get("vocab"))}
+            options = to_plain(options.get(key)) if isinstance(options, dict) else None
+        if isinstance(options, dict) and options:
+            return flatten_options(options) | {"vocab": to_plain(extras.get("vocab"))}
     return {}
 
 
 def flatten_options(options: dict[Any, Any]) -> dict[str, Any]:
-    """Options of sections as "section_option".
+    """Flatten nested options: an option of a section becomes "section_option".
 
     Raises:
-        ValueError: If there are too many: a section may hold one that stands elsewhere too, or itself.
+        ValueError: If there are too many, for instance because a section contains itself.
     """
     flat: dict[str, Any] = {}
     sections, count = [("", options)], 0
@@ -94,8 +92,8 @@ def flatten_options(options: dict[Any, Any]) -> dict[str, Any]:
             name = f"{prefix}{key}"
             if count > MAX_OPTIONS or len(name) > MAX_NAME:
                 raise ValueError(
-                    f"A checkpoint's settings must be at most {MAX_OPTIONS} options with names of at most {MAX_NAME} "
-                    "letters, those of sections within sections counted: these are more, check where they are from."
+                    f"A checkpoint may have at most {MAX_OPTIONS} options with names of at most {MAX_NAME} letters, "
+                    "including nested sections: this one has more; check where it comes from."
                 )
             if isinstance(value, dict):
                 sections.append((f"{name}_", value))

@@ -314,7 +314,7 @@ def test_repositories_without_a_model_are_one_line_errors(machine, server):
     assert none.endswith("owner/tf has none: choose another.")
     assert adapter.startswith("ValueError: owner/adapter is an adapter, not a complete model: merge it")
     assert many.startswith("ValueError: A repository must hold one checkpoint, but owner/many has a.pt, b.pt: download")
-    assert "model_type 'gpt2' of config.json is not covered" in family
+    assert "model_type 'gpt2' of config.json is not supported" in family
     assert broken.startswith("CheckpointError: ") and "model.safetensors" in broken
     assert told == "" and list(machine.kept.glob("*/[0-9a-f]*")) == []
 

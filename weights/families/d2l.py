@@ -1,26 +1,34 @@
 """Checkpoints of Dive into Deep Learning."""
 
-from mlx_transformer.weights.families.spec import NameTable, attention_names, stack_names
+from mlx_transformer.weights.families.spec import POST_NORM, Family, NameTable, attention_names, stack_names
 
-D2L_ENCODER: NameTable = {
-    **attention_names("self_attention", "attention", "W_q", "W_k", "W_v", "W_o"),
+PROJECTIONS = ("W_q", "W_k", "W_v", "W_o")
+
+ENCODER_LAYER: NameTable = {
+    **attention_names("self_attention", "attention", *PROJECTIONS),
     "self_attention_residual.norm": "addnorm1.ln",
     "feed_forward.up_proj": "ffn.dense1",
     "feed_forward.down_proj": "ffn.dense2",
     "feed_forward_residual.norm": "addnorm2.ln",
 }
 
-D2L_DECODER: NameTable = {
-    **D2L_ENCODER,
-    **attention_names("self_attention", "attention1", "W_q", "W_k", "W_v", "W_o"),
-    **attention_names("cross_attention", "attention2", "W_q", "W_k", "W_v", "W_o"),
+DECODER_LAYER: NameTable = {
+    **ENCODER_LAYER,
+    **attention_names("self_attention", "attention1", *PROJECTIONS),
+    **attention_names("cross_attention", "attention2", *PROJECTIONS),
     "cross_attention_residual.norm": "addnorm2.ln",
     "feed_forward_residual.norm": "addnorm3.ln",
 }
 
-D2L_NAMES: NameTable = {
-    **stack_names(D2L_ENCODER, D2L_DECODER, "encoder.blks.block{i}", "decoder.blks.block{i}"),
+NAMES: NameTable = {
+    **stack_names(ENCODER_LAYER, DECODER_LAYER, "encoder.blks.block{i}", "decoder.blks.block{i}"),
     "source_embedding.weight": "encoder.embedding.weight",
     "target_embedding.weight": "decoder.embedding.weight",
     "output": "decoder.dense",
 }
+
+D2L = Family(
+    NAMES,
+    constants=POST_NORM | {"attention_bias": False, "output_bias": True, "max_length": 1000},
+    signature="encoder.blks.block0.attention.W_q.weight",
+)

@@ -1,14 +1,10 @@
-"""Families of checkpoints as tables: whose parameter is whose, and what a family's settings mean.
-
-Adding a family is a row in FAMILIES and a test. Names are those of the files without wrappers such as "model.".
-"""
+"""Checkpoints of transformers: BART, Marian, mBART, M2M100, NLLB, Pegasus, Blenderbot, T5, mT5, UMT5 and others."""
 
 from dataclasses import replace
 from typing import Any
 
 from mlx_transformer.weights.families import transforms
-from mlx_transformer.weights.families.fairseq import FAIRSEQ_NAMES
-from mlx_transformer.weights.families.frameworks import FRAMEWORKS
+from mlx_transformer.weights.families.fairseq import STACK_NAMES
 from mlx_transformer.weights.families.spec import (
     OUTPUT_BIAS,
     POST_NORM,
@@ -16,24 +12,30 @@ from mlx_transformer.weights.families.spec import (
     Family,
     NameTable,
     attention_names,
-    on_both_sides,
+    names_per_stack,
     stack_names,
 )
 
-# BART and all whose names are like BART's, which are those of fairseq.
-TABLES: NameTable = {
+# Embeddings may be shared, and stored under any of these names.
+EMBEDDING_NAMES: NameTable = {
     "source_embedding.weight": [f"{name}.weight" for name in ("encoder.embed_tokens", "shared", "lm_head")]
     + ["decoder.embed_tokens.weight"],
     "target_embedding.weight": [f"{name}.weight" for name in ("decoder.embed_tokens", "shared", "lm_head")]
     + ["encoder.embed_tokens.weight"],
     "output.weight": "lm_head.weight",
 }
-BART_NAMES: NameTable = {**FAIRSEQ_NAMES, **TABLES, "output.bias": ("final_logits_bias", transforms.flatten_bias)}
+
+# BART and its relatives, whose layers are named as in fairseq.
+BART_NAMES: NameTable = {
+    **STACK_NAMES,
+    **EMBEDDING_NAMES,
+    "output.bias": ("final_logits_bias", transforms.flatten_bias),
+}
 
 
-def learned(offset: int) -> NameTable:
-    """Learned positions that begin after some rows that nothing reads."""
-    return on_both_sides("{side}.positions.weight", "{side}.embed_positions.weight", transforms.skip_rows(offset))
+def learned_positions(offset: int) -> NameTable:
+    """Return the names of learned positions whose first rows, as many as the offset, are never read."""
+    return names_per_stack("{stack}.positions.weight", "{stack}.embed_positions.weight", transforms.skip_rows(offset))
 
 
 BART_FIELDS = {
@@ -54,7 +56,7 @@ SCALED_FIELDS = {**BART_FIELDS, "scale_embeddings": ("scale_embedding", True)}
 COMPUTED_POSITIONS = ("*.embed_positions.weight*",)
 BART_KEYWORDS: dict[str, Any] = {"fields": BART_FIELDS, "presence": OUTPUT_BIAS}
 BART = Family(
-    BART_NAMES | learned(2),
+    BART_NAMES | learned_positions(2),
     constants=POST_NORM | {"positions": "learned", "embedding_norm": "after"},
     model_types=("bart",),
     **BART_KEYWORDS,
@@ -81,7 +83,7 @@ T5_DECODER: NameTable = {
 }
 T5_NAMES: NameTable = {
     **stack_names(T5_ENCODER, T5_DECODER, "encoder.block.{i}", "decoder.block.{i}"),
-    **TABLES,
+    **EMBEDDING_NAMES,
     "encoder.relative_bias": "encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
     "decoder.relative_bias": "decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
     "encoder.norm": "encoder.final_layer_norm",
@@ -104,7 +106,7 @@ T5_FIELDS = {
     "eos_id": transforms.first_value("eos_token_id", 1),
 }
 MT5_FIELDS = {
-    **{ours: theirs for ours, theirs in T5_FIELDS.items() if ours != "logit_scale"},
+    **{setting: rule for setting, rule in T5_FIELDS.items() if setting != "logit_scale"},
     "activation": ("feed_forward_proj", "gated-gelu", transforms.gate_activation),
     "gated_mlp": ("feed_forward_proj", "gated-gelu", transforms.is_gated),
 }
@@ -116,17 +118,17 @@ T5_CONSTANTS = {
     "attention_scale": 1.0,
     "mlp_bias": False,
     "positions": "relative",
-    "max_length": 8192,  # there is no table that ends: this only bounds memory
+    "max_length": 8192,  # relative positions have no limit: this only bounds memory
     "scale_embeddings": False,
     "overflows_float16": True,
 }
 T5_KEYWORDS: dict[str, Any] = {"ignored": ("*.EncDecAttention.relative_attention_bias.weight",)}
 
-FAMILIES: dict[str, Family] = {
+HUGGINGFACE_FAMILIES: dict[str, Family] = {
     "marian": Family(
         BART_NAMES,
         constants=POST_NORM,
-        rows=transforms.sinusoidal_halves,
+        sinusoids=transforms.sinusoidal_halves,
         ignored=COMPUTED_POSITIONS,
         model_types=("marian",),
         **BART_KEYWORDS,
@@ -134,7 +136,7 @@ FAMILIES: dict[str, Family] = {
     "bart": BART,
     "plbart": replace(BART, fields=SCALED_FIELDS, model_types=("plbart",)),
     "mbart": Family(
-        BART_NAMES | learned(2),
+        BART_NAMES | learned_positions(2),
         constants=PRE_NORM | {"positions": "learned", "embedding_norm": "after"},
         model_types=("mbart",),
         **BART_KEYWORDS,
@@ -143,27 +145,27 @@ FAMILIES: dict[str, Family] = {
         BART_NAMES,
         {**SCALED_FIELDS, "activation": ("activation_function", "relu", transforms.activation)},
         constants=PRE_NORM,
-        rows=transforms.spread_after_padding,
+        sinusoids=transforms.sinusoidal_after_padding,
         ignored=COMPUTED_POSITIONS,
         model_types=("m2m_100",),
     ),
     "pegasus": Family(
         BART_NAMES,
         constants=PRE_NORM,
-        rows=transforms.sinusoidal_halves,
+        sinusoids=transforms.sinusoidal_halves,
         ignored=COMPUTED_POSITIONS,
         model_types=("pegasus",),
         **BART_KEYWORDS,
     ),
     "blenderbot": Family(
-        BART_NAMES | learned(0),
+        BART_NAMES | learned_positions(0),
         constants=PRE_NORM | {"positions": "learned"},
         model_types=("blenderbot",),
         **BART_KEYWORDS,
     ),
     "blenderbot-small": Family(
-        BART_NAMES | learned(0),
-        # The decoder's embeddings are normalised before positions are added, which undoes any scale.
+        BART_NAMES | learned_positions(0),
+        # The decoder's embeddings are normalised before positions are added, so that a scale has no effect.
         constants=POST_NORM
         | {
             "positions": "learned",
@@ -183,23 +185,4 @@ FAMILIES: dict[str, Family] = {
         ("umt5",),
         **T5_KEYWORDS,
     ),
-}
-
-FAMILIES |= FRAMEWORKS
-
-# model_type -> why it is not converted.
-REFUSED = {
-    "led": "its encoder has windows and global attention",
-    "longt5": "its encoder has local and transient-global attention",
-    "pegasus_x": "its encoder has block-local and global attention",
-    "bigbird_pegasus": "its encoder has block-sparse attention",
-    "nllb-moe": "its feed-forward networks are mixtures of experts",
-    "switch_transformers": "its feed-forward networks are mixtures of experts",
-    "t5gemma": "it has rotary positions, grouped queries and soft-capped scores",
-    "t5gemma2": "it has rotary positions, grouped queries and merged attention",
-    "prophetnet": "its decoder predicts several tokens at once",
-    "xlm-prophetnet": "its decoder predicts several tokens at once",
-    "encoder-decoder": "its encoder and decoder are models of other kinds",
-    "whisper": "its sources are sound",
-    "speech_to_text": "its sources are sound",
 }

@@ -1,4 +1,4 @@
-"""What a row of the tables of families is, and how its names are written."""
+"""The description of a checkpoint family, and helpers to write its table of tensor names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,27 +6,33 @@ from typing import Any
 
 from mlx_transformer.weights.families import transforms
 
-Source = str | tuple[str, Callable] | list[Any]  # a name, a name and a function of its tensor, or several of these
+# The name of a tensor; or its name and a function to apply to it; or several of these, the best first.
+Source = str | tuple[str, Callable] | list[Any]
 NameTable = dict[str, Source]
+# Setting -> a parameter, the setting's value if the checkpoint has that parameter, and its value otherwise.
+Presence = dict[str, tuple[str, Any, Any]]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of checkpoints.
+    """A family of checkpoints. Settings are fields of ModelConfig and StackConfig, keys those of the checkpoint.
+
+    "encoder." and "decoder." before a setting name one stack; without them a setting of a stack counts for both.
 
     Attributes:
-        names: Our module (or parameter) -> theirs; {i} is the layer, {leaf} "weight" or "bias" where it is no suffix.
-            Of several, the first that a file has.
-        fields: Our setting -> their key; (key, default); (key, default, function of the value); or a function of all
-            their settings. "encoder." and "decoder." name a stack, other settings of a stack are those of both.
-        constants: Settings that all models of the family have.
-        model_types: What config.json calls them.
-        signature: For files without a config.json, a tensor that only this family has.
-        presence: Our setting -> a parameter of ours, what the setting is if the file has that, and what if not.
-        rows: Makes the rows of sinusoidal positions.
-        ignored: Patterns of tensors that hold nothing that is needed.
-        allowed: Their key -> the values that are covered; others are refused.
-        search: Fields of the search, for files without generation settings; a text is the key of theirs.
+        names: Module or parameter of the model -> its tensor. {i} is the layer and {leaf} "weight" or "bias", if that
+            is not simply appended. Tensor names come without wrappers such as "model.".
+        fields: Setting -> key; (key, default); (key, default, function or dict of the value); or a function of all
+            the checkpoint's settings.
+        constants: Settings that all models of the family share.
+        model_types: The family's values of model_type in config.json.
+        signature: A tensor that only this family has, to recognise files without config.json.
+        presence: Settings that follow from whether a parameter is in the checkpoint.
+        sinusoids: Computes the table of sinusoidal positions.
+        ignored: Patterns of tensors that the model does not need.
+        supported: Key -> its supported values; any other value is an error.
+        search: Field of SearchConfig -> its value, or as a string the key of its value; for checkpoints without
+            generation settings.
     """
 
     names: NameTable
@@ -34,70 +40,74 @@ class Family:
     constants: dict[str, Any] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
     signature: str = ""
-    presence: dict[str, tuple[str, Any, Any]] = field(default_factory=dict)
-    rows: Callable = transforms.sinusoidal_interleaved
+    presence: Presence = field(default_factory=dict)
+    sinusoids: Callable = transforms.sinusoidal_interleaved
     ignored: tuple[str, ...] = ()
-    allowed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    supported: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
 
 
-BIASES: dict[str, tuple[str, Any, Any]] = {
+STACKS = ("encoder", "decoder")
+PROJECTIONS = ("query_proj", "key_proj", "value_proj", "out_proj")
+POST_NORM = {"norm_first": False, "final_norm": False}
+PRE_NORM = {"norm_first": True, "final_norm": True}
+OUTPUT_BIAS: Presence = {"output_bias": ("output.bias", True, False)}
+BIASES: Presence = {
     "attention_bias": ("encoder.layers.0.self_attention.query_proj.bias", True, False),
     "mlp_bias": ("encoder.layers.0.feed_forward.up_proj.bias", True, False),
     "norm_bias": ("encoder.layers.0.self_attention_residual.norm.bias", True, False),
 }
-OUTPUT_BIAS: dict[str, tuple[str, Any, Any]] = {"output_bias": ("output.bias", True, False)}
-POST_NORM = {"norm_first": False, "final_norm": False}
-PRE_NORM = {"norm_first": True, "final_norm": True}
-PROJECTIONS = ("query_proj", "key_proj", "value_proj", "out_proj")
-SIDES = ("encoder", "decoder")
 
 
-def on_each_side(setting: str, part: str, there: Any, absent: Any) -> dict[str, tuple[str, Any, Any]]:
-    """A setting of each stack that the presence of a part of it tells."""
-    return {f"{side}.{setting}": (f"{side}.{part}.weight", there, absent) for side in SIDES}
+def presence_per_stack(setting: str, module: str, present: Any, absent: Any) -> Presence:
+    """Return the rule that sets a setting of each stack by whether that stack has a module."""
+    return {f"{stack}.{setting}": (f"{stack}.{module}.weight", present, absent) for stack in STACKS}
 
 
-FINAL_NORMS = on_each_side("final_norm", "norm", True, False)
+FINAL_NORMS = presence_per_stack("final_norm", "norm", True, False)
 
 
-def attention_names(ours: str, theirs: str, *projections: str) -> NameTable:
-    """The four projections of an attention, theirs in the order query, key, value, out."""
-    return {f"{ours}.{a}": f"{theirs}.{b}" for a, b in zip(PROJECTIONS, projections, strict=True)}
+def attention_names(attention: str, source: str, *projections: str) -> NameTable:
+    """Return the names of an attention's four projections, in the order query, key, value, output."""
+    return {f"{attention}.{ours}": f"{source}.{theirs}" for ours, theirs in zip(PROJECTIONS, projections, strict=True)}
 
 
 def stack_names(encoder: NameTable, decoder: NameTable, encoder_layer: str, decoder_layer: str) -> NameTable:
-    """Names of the layers of both stacks, given those within a layer."""
+    """Return the names of all layers of both stacks, from the names within an encoder and a decoder layer."""
 
-    def within(layer: str, source: Source) -> Source:
+    def with_prefix(prefix: str, source: Source) -> Source:
         if isinstance(source, list):
-            return [within(layer, item) for item in source]
-        return f"{layer}.{source}" if isinstance(source, str) else (f"{layer}.{source[0]}", source[1])
+            return [with_prefix(prefix, item) for item in source]
+        return f"{prefix}.{source}" if isinstance(source, str) else (f"{prefix}.{source[0]}", source[1])
 
-    names = {f"encoder.layers.{{i}}.{ours}": within(encoder_layer, theirs) for ours, theirs in encoder.items()}
-    return names | {f"decoder.layers.{{i}}.{ours}": within(decoder_layer, theirs) for ours, theirs in decoder.items()}
+    names = {f"encoder.layers.{{i}}.{name}": with_prefix(encoder_layer, source) for name, source in encoder.items()}
+    return names | {
+        f"decoder.layers.{{i}}.{name}": with_prefix(decoder_layer, source) for name, source in decoder.items()
+    }
 
 
-def packed_projections(ours: str, theirs: str, apart: str = "_proj") -> NameTable:
-    """Projections of query, key and value in one tensor or apart, as q_proj and so on, and the last projection."""
-    names: NameTable = {f"{ours}.out_proj": f"{theirs}.out_proj"}
+def packed_projections(attention: str, source: str, suffix: str = "_proj") -> NameTable:
+    """Return the names of an attention whose query, key and value projections may be packed in one tensor.
+
+    Separate tensors are called q, k and v with the suffix, a packed one in_proj_weight or in_proj_bias.
+    """
+    names: NameTable = {f"{attention}.out_proj": f"{source}.out_proj"}
     for part, name in enumerate(("query", "key", "value")):
-        letter = name[0]
-        names[f"{ours}.{name}_proj"] = [
-            f"{theirs}.{letter}{apart}",
-            (f"{theirs}.in_proj_{{leaf}}", transforms.slice_rows(part)),
+        names[f"{attention}.{name}_proj"] = [
+            f"{source}.{name[0]}{suffix}",
+            (f"{source}.in_proj_{{leaf}}", transforms.slice_rows(part)),
         ]
     return names
 
 
-def gamma_beta_norm(ours: str, theirs: str) -> NameTable:
-    """A normalisation whose parameters may be called a_2 and b_2."""
+def gamma_beta_norm(norm: str, source: str) -> NameTable:
+    """Return the names of a normalisation whose parameters may be called a_2 and b_2."""
     return {
-        f"{ours}.weight": [f"{theirs}.weight", f"{theirs}.a_2"],
-        f"{ours}.bias": [f"{theirs}.bias", f"{theirs}.b_2"],
+        f"{norm}.weight": [f"{source}.weight", f"{source}.a_2"],
+        f"{norm}.bias": [f"{source}.bias", f"{source}.b_2"],
     }
 
 
-def on_both_sides(ours: str, theirs: str, function: Callable) -> NameTable:
-    """A name for each side."""
-    return {ours.format(side=side): (theirs.format(side=side), function) for side in SIDES}
+def names_per_stack(parameter: str, source: str, function: Callable) -> NameTable:
+    """Return one name per stack: {stack} in both names becomes encoder and decoder."""
+    return {parameter.format(stack=stack): (source.format(stack=stack), function) for stack in STACKS}

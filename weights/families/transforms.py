@@ -1,4 +1,4 @@
-"""What tables of families apply to tensors and settings: packed rows, position rows, names of activations."""
+"""Functions that families apply to tensors and settings: packed projections, positions, names of activations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,108 +20,107 @@ ACTIVATIONS = {
 
 
 def slice_rows(part: int, parts: int = 3) -> Callable[[mx.array], mx.array]:
-    """One of the equal parts of a tensor's rows: packed projections hold the query's, the key's and the value's."""
+    """Return a function that takes one of equal parts of a tensor's rows, such as the key of a packed projection."""
 
-    def cut(array: mx.array) -> mx.array:
+    def take_part(array: mx.array) -> mx.array:
         size = array.shape[0] // parts
         # A slice would keep the whole tensor in memory.
         return mx.take(array, mx.arange(part * size, (part + 1) * size), axis=0)
 
-    return cut
+    return take_part
 
 
 def skip_rows(count: int) -> Callable[[mx.array], mx.array]:
-    """Without the first rows: tables of positions that begin after some rows that nothing reads."""
+    """Return a function that drops the first rows, which the model never reads, of a table of positions."""
     return lambda array: array[count:]
 
 
 def flatten_bias(array: mx.array) -> mx.array:
-    """A vector: biases of shape (1, vocab)."""
+    """Reshape a bias (1, vocab) to (vocab,)."""
     return array.flatten()
 
 
 def position_table(array: mx.array) -> mx.array:
-    """Without sides of 1: buffers of position rows of shape (1, length, dims) or (length, 1, dims)."""
+    """Reshape a buffer of positions, (1, length, dims) or (length, 1, dims), to (length, dims)."""
     return array.reshape(max(array.shape[:-1], default=1), array.shape[-1])
 
 
 def sinusoidal_interleaved(config: ModelConfig, stack: StackConfig) -> mx.array:
-    """Sines in even columns, cosines in odd ones."""
+    """Compute positions with sines in even columns and cosines in odd ones, (max_length, dims)."""
     return sinusoidal_positions(stack.max_length, config.dims)
 
 
 def sinusoidal_halves(config: ModelConfig, stack: StackConfig) -> mx.array:
-    """Sines in the left half, cosines in the right one, of the same frequencies as interleaved."""
+    """Compute positions with sines in the left half and cosines in the right one; frequencies as if interleaved."""
     angles = np.arange(stack.max_length)[:, None] / 10000.0 ** (np.arange(0, config.dims, 2) / config.dims)
     return mx.array(np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, : config.dims].astype(np.float32))
 
 
-def sinusoidal_spread(config: ModelConfig, stack: StackConfig, first: int = 0) -> mx.array:
-    """Halves whose last frequency is 1/10000 itself, as in tensor2tensor; computed in float32, as their tables are."""
+def sinusoidal_after_padding(config: ModelConfig, stack: StackConfig) -> mx.array:
+    """Compute positions as fairseq does: tensor2tensor's sinusoids, numbered from pad_id + 1.
+
+    Sines fill the left half and cosines the right one; the last frequency is 1/10000. All is computed in float32.
+    """
     half = config.dims // 2
+    first = config.pad_id + 1
     frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / max(half - 1, 1)))
     angles = np.arange(first, first + stack.max_length, dtype=np.float32)[:, None] * frequencies
     table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     return mx.array(np.pad(table, [(0, 0), (0, config.dims - 2 * half)]))
 
 
-def spread_after_padding(config: ModelConfig, stack: StackConfig) -> mx.array:
-    """Spread rows that begin after the padding token's: with padding on the right, positions are a plain range."""
-    return sinusoidal_spread(config, stack, first=config.pad_id + 1)
-
-
 def activation(name: str) -> str:
-    """Our name of an activation."""
+    """Return the name that StackConfig has for an activation."""
     return ACTIVATIONS.get(name, name)
 
 
 def gate_activation(name: str) -> str:
-    """Our name of the activation in "relu" or "gated-gelu"."""
+    """Return the activation of a name such as "relu" or "gated-gelu", where a gated gelu is the tanh approximation."""
     return "gelu_tanh" if name == "gated-gelu" else activation(name.removeprefix("gated-"))
 
 
 def exact_gate_activation(name: str) -> str:
-    """The same where a gated gelu is the exact one."""
+    """Return the activation of a name such as "relu" or "gated-gelu", where a gated gelu is exact."""
     return activation(name.removeprefix("gated-"))
 
 
-def require_equal(one: str, other: str, default: str) -> Callable[[dict[str, Any]], str]:
-    """Our name of an activation that both stacks must have."""
+def same_activation(encoder_key: str, decoder_key: str, default: str) -> Callable[[dict[str, Any]], str]:
+    """Return a function from settings to the activation, which must be the same in both stacks."""
 
-    def find(settings: dict[str, Any]) -> str:
-        names = {settings.get(key) or default for key in (one, other)}
+    def read(settings: dict[str, Any]) -> str:
+        names = {settings.get(key) or default for key in (encoder_key, decoder_key)}
         if len(names) > 1:
-            raise ValueError(f"Activations must be one, not {', '.join(sorted(names))}.")
+            raise ValueError(f"Both stacks must have the same activation, not {', '.join(sorted(names))}.")
         return activation(names.pop())
 
-    return find
+    return read
 
 
 def first_value(key: str, default: int | None = None) -> Callable[[dict[str, Any]], Any]:
-    """A setting that may be a list, of which the first counts."""
+    """Return a function from settings to the value of a key, or its first value if it is a list."""
 
-    def find(settings: dict[str, Any]) -> Any:
+    def read(settings: dict[str, Any]) -> Any:
         value = settings.get(key)
         value = value[0] if isinstance(value, list) else value
         return default if value is None else value
 
-    return find
+    return read
 
 
-def vocabulary_id(settings: dict[str, Any], text: str, usual: int) -> int:
-    """The id of a token of the target vocabulary, where the settings hold it as a list."""
+def vocabulary_id(settings: dict[str, Any], token: str, default: int) -> int:
+    """Return the id of a token in the target vocabulary, if the settings hold that as a list."""
     vocabulary = settings.get("vocab")
     tokens = vocabulary.get("tgt") if isinstance(vocabulary, dict) else None
-    return tokens.index(text) if isinstance(tokens, list) and text in tokens else usual
+    return tokens.index(token) if isinstance(tokens, list) and token in tokens else default
 
 
 def is_gated(name: str) -> bool:
-    """Whether the feed-forward network has a gate."""
+    """Return whether an activation such as "gated-gelu" has a gate."""
     return name.startswith("gated-")
 
 
 def scale_if_tied(settings: dict[str, Any]) -> float:
-    """What the last hidden state is multiplied by, where the output layer was tied when the model was trained."""
+    """Return the factor of the last hidden states: dims**-0.5 if the output layer was tied in training, else 1."""
     scaled = settings.get("scale_decoder_outputs")
     if scaled is None:
         scaled = settings.get("tie_word_embeddings") is not False

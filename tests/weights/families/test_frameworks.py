@@ -20,7 +20,7 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids
 from mlx_transformer.weights import convert
 from mlx_transformer.weights.conversion_plan import fields_from_config
-from mlx_transformer.weights.families.huggingface import FAMILIES
+from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.parameter_map import ConversionError
 
 torch = pytest.importorskip("torch")
@@ -442,7 +442,7 @@ def test_fairseq_without_options_or_positions(positions, tmp_path, tolerance):
         state |= {f"{side}.embed_positions.weight": torch.cat([torch.zeros(2, DIMS), rows[side]]) for side in rows}
         torch.save(state, tmp_path / "model.pt")
         check(reference, tmp_path / "model.pt", tolerance, settings={"num_heads": 4})
-        with pytest.raises(ValueError, match="does not tell num_heads"):
+        with pytest.raises(ValueError, match="does not specify num_heads"):
             convert.load(tmp_path / "model.pt")
     else:
         options = {"arch": "transformer_iwslt_de_en", "no_token_positional_embeddings": True}
@@ -662,7 +662,7 @@ def test_joeynmt_without_a_place_of_the_norms(final_norms, tmp_path, tolerance):
 def test_joeynmt_with_stacks_of_other_activations_is_refused():
     heads = {"encoder_num_heads": 2, "decoder_num_heads": 2, "encoder_activation": "gelu"}
     assert fields_from_config(FAMILIES["joeynmt"], heads | {"decoder_activation": "gelu"})["activation"] == "gelu"
-    with pytest.raises(ValueError, match="do not tell activation"):
+    with pytest.raises(ValueError, match="do not determine activation"):
         fields_from_config(FAMILIES["joeynmt"], heads)
 
 
@@ -859,7 +859,7 @@ def test_a_users_own_names_are_renamed(wrapper, tmp_path, tolerance):
     }
     torch.save(state, tmp_path / "model.pth")
     settings = IDS | {"num_heads": 4}
-    with pytest.raises(ValueError, match="The family is not told by config.json, nor by the names of tensors"):
+    with pytest.raises(ValueError, match="The family cannot be detected from config.json or the names of tensors"):
         convert.load(tmp_path / "model.pth", settings=settings)
     rename = {r"^net\.enc\.": "encoder.", "^lookup_in": "src_tok_emb"}
     check(wrapper, tmp_path / "model.pth", tolerance, settings=settings, rename=rename)
