@@ -92,8 +92,8 @@ def flatten_options(options: dict[Any, Any]) -> dict[str, Any]:
             name = f"{prefix}{key}"
             if count > MAX_OPTIONS or len(name) > MAX_NAME:
                 raise ValueError(
-                    f"A checkpoint may have at most {MAX_OPTIONS} options with names of at most {MAX_NAME} letters, "
-                    "including nested sections: this one has more; check where it comes from."
+                    f"A checkpoint may have at most {MAX_OPTIONS} options with names of at most {MAX_NAME} "
+                    "characters, including nested sections: this one has more; check where it comes from."
                 )
             if isinstance(value, dict):
                 sections.append((f"{name}_", value))

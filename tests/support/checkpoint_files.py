@@ -1,4 +1,4 @@
-"""Checkpoint files made by hand, byte by byte, without torch: pickles, zip archives, legacy files, safetensors."""
+"""Builds checkpoint files byte by byte, without torch: pickles, zip archives, legacy files, safetensors."""
 
 import io
 import json
@@ -27,7 +27,7 @@ STORAGES = {
 
 @dataclass
 class Name:
-    """A class or function, by GLOBAL."""
+    """A class or function, written as GLOBAL."""
 
     module: str
     name: str
@@ -35,7 +35,7 @@ class Name:
 
 @dataclass
 class Call:
-    """A call, by REDUCE; then BUILD if there is a state."""
+    """A call, written as REDUCE, followed by BUILD if there is a state."""
 
     module: str
     name: str
@@ -52,7 +52,7 @@ class Pid:
 
 @dataclass
 class Raw:
-    """Opcodes as they are."""
+    """Opcodes to write unchanged."""
 
     opcodes: bytes
 
@@ -81,7 +81,7 @@ def pickled(value):
 
 
 def tensor(key="0", shape=(2, 3), strides=None, offset=0, numel=None, kind="FloatStorage", extra=(), view=()):
-    """A tensor as torch pickles it."""
+    """Return a tensor as torch pickles it."""
     if strides is None:
         strides = tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
     numel = int(np.prod(shape)) if numel is None else numel
@@ -91,7 +91,7 @@ def tensor(key="0", shape=(2, 3), strides=None, offset=0, numel=None, kind="Floa
 
 
 def zip_file(root, storages, *, members=(), top="archive/", method=zipfile.ZIP_STORED, order=None):
-    """A zip archive: `root` is a value or the bytes of data.pkl."""
+    """Return a zip archive; `root` is a value or the bytes of data.pkl."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr(f"{top}data.pkl", root if isinstance(root, bytes) else pickled(root))
@@ -106,7 +106,7 @@ def zip_file(root, storages, *, members=(), top="archive/", method=zipfile.ZIP_S
 
 
 def legacy_file(root, storages, *, itemsize=4, magic=MAGIC, protocol=PROTOCOL, keys=None):
-    """A legacy file: five pickles, then each storage with its count of numbers."""
+    """Return a legacy file: five pickles, then each storage with its number of elements."""
     info = {"protocol_version": protocol, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
     names = sorted(storages) if keys is None else keys
     parts = [pickled(magic), pickled(protocol), pickled(info)]

@@ -1,6 +1,6 @@
-"""Files that someone might make to run code, fill memory or read what is not there: name -> (bytes, expected words).
+"""Files that try to run code, exhaust memory or read beyond their end: name -> (bytes, expected error).
 
-The expected words are those of the refusal; None stands for a file that loads, with whatever was hidden in it inert.
+The expected error is a regular expression; None stands for a file that loads, with its hidden calls inert.
 """
 
 import io
@@ -38,7 +38,7 @@ def short(value):
 
 
 def hidden(*payload):
-    """A state dict with something beside its tensor."""
+    """Return a state dict with other values besides its tensor."""
     return {"a": tensor(), **{f"x{number}": part for number, part in enumerate(payload)}}
 
 
@@ -51,18 +51,18 @@ def nested(depth, opener, closer, inner=b"N"):
 
 
 def doubled(levels, start=b"N", opener=b"", closer=b"\x86"):
-    """A pair of twice the pair below it, `levels` times."""
+    """Return nested pairs: each contains the same inner pair twice."""
     return Raw(start + b"".join(b"q%c0%bh%ch%c%b" % (n, opener, n, n, closer) for n in range(levels)))
 
 
 def modules(levels):
-    """A module with twice the module below it, `levels` times."""
+    """Return nested modules: each contains the same inner module twice."""
     below = text("_modules") + b"}(" + text("l") + b"h\1" + text("r") + b"h\1us"
     return Raw(opcodes(Call("a", "B", (), {"_modules": {}})) + (b"q\0010ca\nB\n)R}" + below + b"b") * levels)
 
 
 def shared_states(count):
-    """One state dict under many names."""
+    """Return one state dict under many names."""
     state = opcodes({"a": tensor(), **dict.fromkeys(map(str, range(999)))})
     names = b"".join(text(f"k{n}") + b"h\1" for n in range(count))
     return Raw(b"}(" + text("k") + state + b"q\1" + names + b"u")
@@ -75,7 +75,7 @@ def rebuilt(storage, dtype):
 
 
 def copies():
-    """A list of ten thousand, copied ten thousand times."""
+    """Copy a list of ten thousand items ten thousand times."""
     body = b"](" + b"K\1" * 10_000 + b"eq\1"
     return Raw(body + (b"c__builtin__\nlist\nh\1\x85R0") * 10_000)
 
@@ -130,12 +130,12 @@ PICKLES = {
     "newobj with a list of names": (hidden(Raw(POPEN + b"]\x92")), "tuple and a dict"),
     "inst": (hidden(Raw(b"(" + text(TOUCH) + b"ios\nsystem\n")), None),
     "obj": (hidden(Raw(b"(cos\nsystem\n" + text(TOUCH) + b"o")), None),
-    "obj without a class": (hidden(Raw(b"(o")), "must be whole"),
+    "obj without a class": (hidden(Raw(b"(o")), "must be complete"),
     "stack global": (hidden(Raw(short("os") + short("system") + b"\x93" + text((TOUCH,)) + b"R")), None),
     "stack global with dots": (hidden(Raw(short("os") + short("path.os.system") + b"\x93)R")), None),
-    "stack global of numbers": (hidden(Raw(b"K\1K\2\x93")), "by two texts"),
+    "stack global of numbers": (hidden(Raw(b"K\1K\2\x93")), "by two strings"),
     "global with spaces": (hidden(Raw(b"cos\nsystem (\n)R")), None),
-    "global without a line end": (hidden(Raw(b"cos")), "must be whole"),
+    "global without a line end": (hidden(Raw(b"cos")), "must be complete"),
     "build with __setstate__": (
         hidden(Raw(opcodes(Call("a", "B", (), {"__setstate__": Name("os", "system")})) + text(TOUCH) + b"b")),
         None,
@@ -147,36 +147,39 @@ PICKLES = {
         hidden(Raw(b"ccollections\nOrderedDict\n" + text({"name": "os.system", "args": None}) + b"b)R")),
         None,
     ),
-    "build a number": (hidden(Raw(b"K\1}b")), "give a state"),
+    "build a number": (hidden(Raw(b"K\1}b")), "set the state"),
     "build an ordered dict": (hidden(Call("collections", "OrderedDict", (), {"_metadata": {"": TOUCH}})), None),
     "a default factory": (hidden(Call("collections", "defaultdict", (Name("os", "system"), {"a": 1}))), None),
     "a key that is an object": (hidden(Raw(b"}" + opcodes(Call("os", "system", (TOUCH,))) + b"K\1s")), None),
     "a codec that is a module": (hidden(Call("_codecs", "encode", (TOUCH, "rot13"))), "latin1, utf-8 or ascii"),
-    "a storage class that is a function": ({"a": rebuilt(("os", "system"), "uint8")}, "of a plain storage"),
-    "a tensor of a text": ({"a": Call("torch._utils", "_rebuild_tensor", ("0", 0, (6,), (1,)))}, "of a plain storage"),
-    "a tensor of nothing": ({"a": Call("torch._utils", "_rebuild_tensor", ())}, "must be whole"),
-    "a dict of a text": (hidden(Call("collections", "OrderedDict", ("abc",))), "must be whole"),
-    # Opcodes that have no place, and broken ones.
+    "a storage class that is a function": ({"a": rebuilt(("os", "system"), "uint8")}, "have a plain storage"),
+    "a tensor of a string": (
+        {"a": Call("torch._utils", "_rebuild_tensor", ("0", 0, (6,), (1,)))},
+        "have a plain storage",
+    ),
+    "a tensor of nothing": ({"a": Call("torch._utils", "_rebuild_tensor", ())}, "must be complete"),
+    "a dict of a string": (hidden(Call("collections", "OrderedDict", ("abc",))), "must be complete"),
+    # Unsupported and invalid opcodes.
     "an extension": (hidden(Raw(b"\x82\x01")), "opcode EXT1"),
-    "a text persistent id": (hidden(Raw(b"Pstorage\n")), "opcode PERSID"),
-    "an outside buffer": (hidden(Raw(b"\x97")), "opcode NEXT_BUFFER"),
-    "an unknown opcode": (hidden(Raw(b"\xff")), "must be whole"),
-    "a stack underflow": (hidden(Raw(b"0" * 20)), "must be whole"),
-    "no mark": (hidden(Raw(b"0tttttt")), "must be whole"),
+    "a string as persistent id": (hidden(Raw(b"Pstorage\n")), "opcode PERSID"),
+    "an out-of-band buffer": (hidden(Raw(b"\x97")), "opcode NEXT_BUFFER"),
+    "an unknown opcode": (hidden(Raw(b"\xff")), "must be complete"),
+    "a stack underflow": (hidden(Raw(b"0" * 20)), "must be complete"),
+    "no mark": (hidden(Raw(b"0tttttt")), "must be complete"),
     "no stop": (b"\x80\x02}", "must"),
-    "an absent memo": (hidden(Raw(b"h\x63")), "must be whole"),
+    "an unset memo": (hidden(Raw(b"h\x63")), "must be complete"),
     "a tuple of too few": (b"\x80\x02N\x87.", "3 values for a tuple"),
     "an append to a number": (hidden(Raw(b"K\1Na")), "append to a list"),
-    "a setting in a list": (hidden(Raw(b"]NNs")), "set pairs in a dict"),
-    # Sizes.
-    "a text of 4 GB": (hidden(Raw(b"X\xff\xff\xff\xff")), "must have at most"),
+    "an item set in a list": (hidden(Raw(b"]NNs")), "set pairs in a dict"),
+    # Excessive sizes.
+    "a string of 4 GB": (hidden(Raw(b"X\xff\xff\xff\xff")), "must have at most"),
     "bytes of an exabyte": (hidden(Raw(b"\x8e" + struct.pack("<Q", 2**60))), "must have at most"),
-    "bytes of more than all": (hidden(Raw(b"\x8e" + b"\xff" * 8)), "must be whole"),
+    "bytes of more than all": (hidden(Raw(b"\x8e" + b"\xff" * 8)), "must be complete"),
     "a number of 2 GB": (hidden(Raw(b"\x8b" + struct.pack("<i", 2**31 - 1))), "must have at most"),
-    "a number of negative size": (hidden(Raw(b"\x8b\xff\xff\xff\xff")), "must be whole"),
+    "a number of negative size": (hidden(Raw(b"\x8b\xff\xff\xff\xff")), "must be complete"),
     "a number of 5000 bytes": (hidden(Raw(b"\x8b" + struct.pack("<i", 5000) + b"\1" * 5000)), "at most 8192 bits"),
     "a decimal number of a megabyte": (hidden(Raw(b"L" + b"9" * 2_000_000 + b"L\n")), "must"),
-    "a far memo": (hidden(Raw(b"Nr\xff\xff\xff\xff")), None),
+    "a large memo index": (hidden(Raw(b"Nr\xff\xff\xff\xff")), None),
     "a frame beyond the end": (hidden(Raw(b"\x95" + b"\xff" * 8 + b"N")), None),
     "a memo bomb of lists": (hidden(doubled(200, b"]", b"](", b"e")), None),
     "a memo bomb of tuples": (hidden(doubled(200)), None),
@@ -194,70 +197,76 @@ PICKLES = {
     "copies of a list": (hidden(copies()), "steps to read"),
     "keys that collide": (hidden({n * (2**61 - 1): None for n in range(3000)}), None),
     # State dicts.
-    "a state dict in itself": (Raw(b"}q\1" + text("model") + b"h\1s"), "must hold a state dict"),
+    "a state dict in itself": (Raw(b"}q\1" + text("model") + b"h\1s"), "must contain a state dict"),
     "a module in itself": (
         Raw(b"ca\nB\n)Rq\1}" + text("_modules") + b"}" + text("m") + b"h\1ssb"),
         "modules must be at most",
     ),
     "modules doubled": (modules(40), "at most"),
-    "modules of a number": (Call("a", "B", (), {"_modules": 3, "_parameters": 4}), "must hold tensors"),
+    "modules of a number": (Call("a", "B", (), {"_modules": 3, "_parameters": 4}), "must contain tensors"),
     "a state dict under ten thousand names": (shared_states(10_000), "at most 200000 entries"),
-    "a name of a megabyte": ({"a" * 2**20: tensor()}, "at most 1000 letters"),
-    "names that multiply": ({"k" * 2**20: {"a": tensor()}}, "at most 1000 letters"),
-    "names that are numbers": ({1: tensor()}, "must hold tensors"),
-    "no tensor": ({"a": 1}, "must hold a state dict"),
-    "nothing": ({}, "must hold tensors"),
-    "a list": ([tensor()], "must hold a state dict"),
-    "a number": (7, "must hold a state dict"),
+    "a name of a megabyte": ({"a" * 2**20: tensor()}, "at most 1000 characters"),
+    "names that multiply": ({"k" * 2**20: {"a": tensor()}}, "at most 1000 characters"),
+    "names that are numbers": ({1: tensor()}, "must contain tensors"),
+    "no tensor": ({"a": 1}, "must contain a state dict"),
+    "an empty dict": ({}, "must contain tensors"),
+    "a list": ([tensor()], "must contain a state dict"),
+    "a number": (7, "must contain a state dict"),
     "a sparse tensor": ({"a": tensor(), "b": Call("torch._utils", "_rebuild_sparse_tensor", (1,))}, "is sparse"),
     "a nested tensor": ({"a": tensor(), "b": Call("torch._utils", "_rebuild_nested_tensor", (1,))}, "is nested"),
     "a quantized tensor": ({"a": tensor(), "b": Call("torch._utils", "_rebuild_qtensor", (1,))}, "is quantized"),
-    "a quantized storage": ({"a": tensor(kind="QInt8Storage")}, "of a plain storage"),
+    "a quantized storage": ({"a": tensor(kind="QInt8Storage")}, "have a plain storage"),
     "an uninitialised parameter": (
         {"a": tensor(), "b": Call("torch.nn.parameter", "UninitializedParameter")},
         "not initialised",
     ),
     "a conjugated tensor": ({"a": tensor(kind="FloatStorage", extra=({"conj": True},))}, "conjugated"),
-    # Tensors that are not where they say.
+    # Tensors outside their storage, and invalid ones.
     "more numbers than stored": ({"a": tensor(shape=(7,))}, "must have 28 bytes"),
     "2**59 numbers": ({"a": tensor(shape=(6,), numel=2**59)}, "must have"),
     "2**60 numbers": ({"a": tensor(shape=(6,), numel=2**60)}, "below 2\\*\\*60"),
     "minus one number": ({"a": tensor(shape=(0,), numel=-1)}, "below 2\\*\\*60"),
     "a shape beyond the storage": ({"a": tensor(shape=(7,), numel=6)}, "inside its storage"),
     "an offset beyond the storage": ({"a": tensor(shape=(1,), offset=6, numel=6)}, "inside its storage"),
-    "an empty one beyond the storage": ({"a": tensor(shape=(0,), offset=7, numel=6)}, "inside its storage"),
+    "an empty tensor beyond the storage": ({"a": tensor(shape=(0,), offset=7, numel=6)}, "inside its storage"),
     "a stride beyond the storage": ({"a": tensor(shape=(2, 3), strides=(4, 1), numel=6)}, "inside its storage"),
     "a stride that wraps around": ({"a": tensor(shape=(2,), strides=(2**61,), numel=6)}, "inside its storage"),
     "strides that wrap around": ({"a": tensor(shape=(5, 2), strides=(2**61, 1), numel=6)}, "inside its storage"),
     "a negative stride": ({"a": tensor(shape=(6,), strides=(-1,), offset=5)}, "not negative"),
     "a negative offset": ({"a": tensor(shape=(6,), offset=-1)}, "not negative"),
-    "a negative side": ({"a": tensor(shape=(-6,), strides=(1,), numel=6)}, "not negative"),
-    "a side that is true": ({"a": tensor(shape=(True,), strides=(1,), numel=6)}, "not negative"),
-    "a side that is a fraction": ({"a": tensor(shape=(1.5,), strides=(1,), numel=6)}, "not negative"),
-    "a side of a kilobyte": ({"a": tensor(shape=(2**8000,), strides=(0,), numel=6)}, "not negative"),
-    "a shape that is a text": ({"a": tensor(shape="ab", strides=(1, 1), numel=6)}, "lists of sides"),
-    "a shape without strides": ({"a": tensor(shape=(2, 3), strides=(1,))}, "as many sides"),
-    "33 sides": ({"a": tensor(shape=(1,) * 33, numel=6)}, "as many sides"),
-    "100,000 sides": ({"a": tensor(shape=Raw(b"(" + b"K\1" * 10**5 + b"t"), strides=(1,), numel=6)}, "as many sides"),
-    "a side of 2**31": ({"a": tensor(shape=(2**31,), strides=(0,), numel=6)}, "below 2\\*\\*31"),
+    "a negative dimension": ({"a": tensor(shape=(-6,), strides=(1,), numel=6)}, "not negative"),
+    "a dimension that is true": ({"a": tensor(shape=(True,), strides=(1,), numel=6)}, "not negative"),
+    "a dimension that is a fraction": ({"a": tensor(shape=(1.5,), strides=(1,), numel=6)}, "not negative"),
+    "a dimension of a kilobyte": ({"a": tensor(shape=(2**8000,), strides=(0,), numel=6)}, "not negative"),
+    "a shape that is a string": ({"a": tensor(shape="ab", strides=(1, 1), numel=6)}, "must be lists"),
+    "a shape without strides": ({"a": tensor(shape=(2, 3), strides=(1,))}, "as many dimensions"),
+    "33 dimensions": ({"a": tensor(shape=(1,) * 33, numel=6)}, "as many dimensions"),
+    "100,000 dimensions": (
+        {"a": tensor(shape=Raw(b"(" + b"K\1" * 10**5 + b"t"), strides=(1,), numel=6)},
+        "as many dimensions",
+    ),
+    "a dimension of 2**31": ({"a": tensor(shape=(2**31,), strides=(0,), numel=6)}, "below 2\\*\\*31"),
     "an expanded exabyte": ({"a": tensor(shape=(2**30, 2**30), strides=(0, 0), numel=6)}, "expanded views"),
-    "sides that overflow": ({"a": tensor(shape=(2**30,) * 6, strides=(0,) * 6, numel=6)}, "below 2\\*\\*60"),
-    "an empty one that overflows": ({"a": tensor(shape=(0,) + (2**30,) * 6, numel=0)}, "below 2\\*\\*60"),
+    "dimensions that overflow": ({"a": tensor(shape=(2**30,) * 6, strides=(0,) * 6, numel=6)}, "below 2\\*\\*60"),
+    "an empty tensor that overflows": ({"a": tensor(shape=(0,) + (2**30,) * 6, numel=0)}, "below 2\\*\\*60"),
     "100 GB of expanded views": ({"a": tensor(shape=(50_000, 500_000), strides=(0, 0), numel=6)}, "expanded views"),
     "many views of one storage": (
         {f"a{n}": tensor(shape=(2000, 2000 + n), strides=(0, 0), numel=6) for n in range(40)},
         "expanded views",
     ),
-    "a storage that is not there": ({"a": tensor("1")}, "must have the member|list the storages"),
-    "a storage up the folders": ({"a": tensor("../../../etc/passwd")}, "must have the member|list the storages"),
+    "a missing storage": ({"a": tensor("1")}, "must have the member|list the storages"),
+    "a storage in a parent folder": ({"a": tensor("../../../etc/passwd")}, "must have the member|list the storages"),
     "a storage at the root": ({"a": tensor("/etc/passwd")}, "must have the member|list the storages"),
     "a storage of two sizes": ({"a": tensor(), "b": tensor(numel=7)}, "one size and type"),
     "a storage of two types": ({"a": tensor(), "b": tensor(kind="IntStorage")}, "one size and type"),
     "a storage without a key": ({"a": tensor(7)}, "by class, key"),
-    "a storage of too few words": (hidden(Raw(text(("storage",)) + b"Q")), "name storages"),
-    "a storage that is none": (hidden(Raw(b"NQ")), "name storages"),
-    "a type that is no type": ({"a": rebuilt(("torch.storage", "UntypedStorage"), "system")}, "type must be one of"),
-    "numbers that are NaN": ({"nan": tensor(), "inf": tensor()}, None),
+    "a storage with too few fields": (hidden(Raw(text(("storage",)) + b"Q")), "name storages"),
+    "a storage that is None": (hidden(Raw(b"NQ")), "name storages"),
+    "a dtype that does not exist": (
+        {"a": rebuilt(("torch.storage", "UntypedStorage"), "system")},
+        "dtype must be one of",
+    ),
+    "values that are NaN": ({"nan": tensor(), "inf": tensor()}, None),
 }
 
 
@@ -266,17 +275,17 @@ def zipped(**options):
 
 
 def edited(content, marker, offset, code, *values, last=True):
-    """A file with one field changed, that far after the last place of a marker."""
+    """Return a file with one field overwritten, at an offset from the last (or first) occurrence of a marker."""
     data = bytearray(content)
-    place = data.rfind(marker) if last else data.find(marker)
-    struct.pack_into(code, data, place + offset, *values)
+    position = data.rfind(marker) if last else data.find(marker)
+    struct.pack_into(code, data, position + offset, *values)
     return bytes(data)
 
 
 def entry(content, name, offset, code, *values):
-    """A zip file with a field of the directory's entry of a member changed."""
-    place = content.rfind(name.encode()) - 46
-    return edited(content, content[place : place + 46 + len(name)], offset, code, *values)
+    """Return a zip file with one field overwritten in a member's entry of the directory."""
+    position = content.rfind(name.encode()) - 46
+    return edited(content, content[position : position + 46 + len(name)], offset, code, *values)
 
 
 def duplicated():
@@ -298,13 +307,13 @@ def lying(claimed):
 
 
 def overlapping():
-    """Two hundred members with the same bytes."""
+    """Return a zip file of two hundred members that share their bytes."""
     root = {f"a{n}": tensor(str(n), shape=(1000,)) for n in range(200)}
     content = zip_file(root, {str(n): b"" if n else bytes(4000) for n in range(200)})
-    place = content.find(b"archive/data/0") - 30
+    header = content.find(b"archive/data/0") - 30
     for n in range(1, 200):
         content = entry(content, f"archive/data/{n}", 20, "<2L", 4000, 4000)
-        content = entry(content, f"archive/data/{n}", 42, "<L", place)
+        content = entry(content, f"archive/data/{n}", 42, "<L", header)
     return content
 
 
@@ -329,42 +338,42 @@ ZIPS = {
         zip_file(b"\x80\x02" + b"N" * 2**26 + b".", {}, method=zipfile.ZIP_DEFLATED),
         "zip bomb",
     ),
-    "a pickle longer than it says": (lying(9), "must have 9 bytes"),
-    "a pickle shorter than it says": (lying(999), "must have 999 bytes"),
-    "a damaged compression": (damaged(), "must be whole"),
+    "a pickle longer than announced": (lying(9), "must have 9 bytes"),
+    "a pickle shorter than announced": (lying(999), "must have 999 bytes"),
+    "a damaged compression": (damaged(), "must be complete"),
     "an unknown compression": (entry(zipped(), "archive/data/0", 10, "<H", 99), "compressed by method 99"),
     "bzip2": (zipped(method=zipfile.ZIP_BZIP2), "compressed by method 12"),
     "an encrypted member": (entry(zipped(), "archive/data/0", 8, "<H", 1), "encrypted"),
-    "a name twice": (duplicated(), "is there twice"),
+    "duplicate names": (duplicated(), "appears twice"),
     "two pickles": (zipped(members=[("other/data.pkl", pickled({}))]), "one data.pkl"),
-    "names up the folders": (zipped(members=[("../../../CANARY", b"x"), ("archive/../CANARY", b"")]), None),
+    "names in parent folders": (zipped(members=[("../../../CANARY", b"x"), ("archive/../CANARY", b"")]), None),
     "absolute names": (zipped(members=[("/CANARY", b"x"), ("C:\\CANARY", b"")]), None),
-    "names that are no text": (zipped(members=[("x", b"")]).replace(b"x", b"\xff"), None),
-    "a top folder up the folders": (zipped(top="../../"), None),
+    "names that are not UTF-8": (zipped(members=[("x", b"")]).replace(b"x", b"\xff"), None),
+    "a top folder in a parent folder": (zipped(top="../../"), None),
     "no top folder": (zipped(top=""), None),
     "a link": (zipped(members=[(zipfile.ZipInfo("archive/link"), "/etc/passwd")]), None),
     "no pickle": (array_archive(), "no data.pkl"),
-    "a program": (scripted(), "TorchScript"),
-    "an odd byte order": (zipped(order="middle"), "little or big"),
-    "no directory": (zipped()[:-30], "cut off"),
-    "nothing but a beginning": (b"PK\x03\x04", "cut off"),
-    "a directory beyond the end": (edited(zipped(), b"PK\x05\x06", 16, "<L", 2**31), "must lie in it"),
-    "a directory of 2 GB": (edited(zipped(), b"PK\x05\x06", 12, "<L", 2**31), "must lie in it"),
-    "more entries than there are": (edited(zipped(), b"PK\x05\x06", 8, "<2H", 60000, 60000), "60000 entries"),
-    "fewer entries than there are": (edited(zipped(), b"PK\x05\x06", 8, "<2H", 1, 1), "must have the member"),
+    "a TorchScript archive": (scripted(), "TorchScript"),
+    "an unknown byte order": (zipped(order="middle"), "little or big"),
+    "no directory": (zipped()[:-30], "truncated"),
+    "only a signature": (b"PK\x03\x04", "truncated"),
+    "a directory beyond the end": (edited(zipped(), b"PK\x05\x06", 16, "<L", 2**31), "must be inside it"),
+    "a directory of 2 GB": (edited(zipped(), b"PK\x05\x06", 12, "<L", 2**31), "must be inside it"),
+    "too many entries announced": (edited(zipped(), b"PK\x05\x06", 8, "<2H", 60000, 60000), "60000 entries"),
+    "too few entries announced": (edited(zipped(), b"PK\x05\x06", 8, "<2H", 1, 1), "must have the member"),
     "no entries": (edited(zipped(), b"PK\x05\x06", 8, "<2H", 0, 0), "no data.pkl"),
     "a header beyond the end": (entry(zipped(), "archive/data/0", 42, "<L", 2**31), "before the directory"),
     "a header in the directory": (entry(zipped(), "archive/data/0", 42, "<L", len(zipped()) - 40), "before the dir"),
-    "a header of something else": (entry(zipped(), "archive/data/0", 42, "<L", 3), "with a header"),
+    "a header that is something else": (entry(zipped(), "archive/data/0", 42, "<L", 3), "with a header"),
     "a member beyond the directory": (entry(zipped(), "archive/data/0", 20, "<2L", 9999, 9999), "before the directory"),
     "a stored member of two sizes": (entry(zipped(), "archive/data/0", 24, "<L", 999999), "one size"),
     "a member shorter than its tensor": (entry(zipped(), "archive/data/0", 20, "<2L", 20, 20), "must have 24 bytes"),
-    "a 64-bit size that is missing": (entry(zipped(), "archive/data/0", 24, "<L", 2**32 - 1), "zip64 field"),
+    "a missing 64-bit size": (entry(zipped(), "archive/data/0", 24, "<L", 2**32 - 1), "zip64 field"),
     "a 64-bit record beyond the end": (
         zipped()[:-22] + struct.pack("<4sLQL", b"PK\x06\x07", 0, 2**63, 1) + zipped()[-22:],
         "zip64 record",
     ),
-    "members that overlap": (overlapping(), "must not overlap"),
+    "overlapping members": (overlapping(), "must not overlap"),
 }
 
 LEGACY = legacy_file({"a": tensor()}, {"0": numbers()})
@@ -376,32 +385,32 @@ LEGACIES = {
         legacy_file({"a": tensor()}, {"0": numbers()}, keys=[nested(9000, b"](", b"e")]),
         "list the storages",
     ),
-    "storages listed in a text": (legacy_file({"a": tensor()}, {"0": numbers()}, keys="0"), "list the storages"),
-    "another count than said": (legacy_file({"a": tensor()}, {"0": numbers(7)}), "must have 24 bytes"),
-    "numbers cut off": (legacy_file({"a": tensor()}, {"0": numbers()})[:-1], "must have 24 bytes"),
-    "a count cut off": (legacy_file({"a": tensor()}, {"0": numbers()})[:-28], "the file ends before it"),
-    "a negative count": (edited(LEGACY, struct.pack("<q", 6) + numbers(), 0, "<q", -6), "-6 numbers"),
+    "storages listed in a string": (legacy_file({"a": tensor()}, {"0": numbers()}, keys="0"), "list the storages"),
+    "another count than announced": (legacy_file({"a": tensor()}, {"0": numbers(7)}), "must have 24 bytes"),
+    "truncated numbers": (legacy_file({"a": tensor()}, {"0": numbers()})[:-1], "must have 24 bytes"),
+    "a truncated count": (legacy_file({"a": tensor()}, {"0": numbers()})[:-28], "the file ends before it"),
+    "a negative count": (edited(LEGACY, struct.pack("<q", 6) + numbers(), 0, "<q", -6), "-6 values"),
     "another protocol": (legacy_file({}, {}, protocol=1002), "not 1002"),
     "a protocol that is a deep list": (legacy_file({}, {}, protocol=nested(9000, b"](", b"e")), "not a list"),
     "a plain pickle": (pickle.dumps({"a": 1}), "plain dict"),
-    "a plain pickle that calls": (pickled(Call("os", "system", (TOUCH,))), "plain Stub"),
+    "a plain pickle that calls": (pickled(Call("os", "system", (TOUCH,))), "plain PickledObject"),
     "another magic number": (legacy_file({}, {}, magic=7), "plain int"),
     "the end of the magic number": (legacy_file({}, {})[:20], "must"),
     "a view outside its storage": (
         legacy_file({"a": tensor("0", shape=(2,), numel=6, view=(("1", 5, 2),))}, {"0": numbers()}),
-        "view must lie",
+        "view must be inside",
     ),
     "a view of a negative size": (
         legacy_file({"a": tensor("0", shape=(2,), numel=6, view=(("1", 5, -2),))}, {"0": numbers()}),
-        "view must lie",
+        "view must be inside",
     ),
-    "a view that is a text": (
+    "a view that is a string": (
         legacy_file({"a": tensor("0", shape=(2,), numel=6, view=("abc",))}, {"0": numbers()}),
-        "view must lie",
+        "view must be inside",
     ),
     "a view that is a number": (
         legacy_file({"a": tensor("0", shape=(2,), numel=6, view=(1,))}, {"0": numbers()}),
-        "must be whole",
+        "must be complete",
     ),
 }
 
@@ -418,61 +427,67 @@ def floats(begin, end):
 SAFE = {
     "a header longer than the file": (safetensors_file({}, length=2**20), "must fit"),
     "a header of 2**63": (safetensors_file({}, length=2**63), "must fit"),
-    "a header of nothing": (safetensors_file(b"", length=0), "must fit"),
-    "a header cut off": (b"\x10\0\0", "must fit"),
-    "a header that is no JSON": (safetensors_file(b"{abc"), "must be JSON"),
+    "an empty header": (safetensors_file(b"", length=0), "must fit"),
+    "a truncated header": (b"\x10\0\0", "must fit"),
+    "a header that is not JSON": (safetensors_file(b"{abc"), "must be JSON"),
     "a header that is a list": (safetensors_file(b"[1]"), "must be a JSON object"),
-    "a header of no text": (safetensors_file(b"{\xff\xfe}"), "must be JSON"),
-    "a deep header": (safetensors_file(b'{"a":' + b"[" * 200_000), "must be JSON"),
-    "a deep whole header": (safetensors_file(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "must"),
-    "a header of long numbers": (safetensors_file(b'{"a":' + b"9" * 100_000 + b"}"), "must"),
-    "a tensor twice": (
+    "a header that is not UTF-8": (safetensors_file(b"{\xff\xfe}"), "must be JSON"),
+    "a deeply nested header": (safetensors_file(b'{"a":' + b"[" * 200_000), "must be JSON"),
+    "a complete deeply nested header": (safetensors_file(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), "must"),
+    "a header with a long number": (safetensors_file(b'{"a":' + b"9" * 100_000 + b"}"), "must"),
+    "a duplicate tensor": (
         safetensors_file(b'{"a":%s,"a":%s}' % ((json.dumps(floats(0, 24)).encode(),) * 2), numbers()),
-        "stands twice",
+        "appears twice",
     ),
-    "a field twice": (safetensors_file(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "stands twice"),
-    "no tensors": (safetensors_file({}), "must hold tensors"),
+    "a duplicate field": (safetensors_file(b'{"a":{"dtype":"F32","dtype":"F32"}}'), "appears twice"),
+    "no tensors": (safetensors_file({}), "must contain tensors"),
     "a tensor that is a list": (safetensors_file({"a": []}), "must have dtype"),
     "a missing field": (safetensors_file({"a": {"dtype": "F32", "shape": []}}), "must have dtype"),
-    "a field too many": (safetensors_file({"a": {**floats(0, 24), "strides": [1]}}, numbers()), "must have dtype"),
-    "an unknown type": (safe("F4"), "must be of a type among"),
-    "a type that is a number": (safe(7), "must be of a type among"),
-    "a type that is a list": (safe(["F32"]), "must be of a type among"),
-    "a side below zero": (safe(shape=(-6,)), "not negative"),
-    "two sides below zero": (safe(shape=(-2, -3)), "not negative"),
-    "a side that is a fraction": (safe(shape=(6.0,)), "must have a shape"),
-    "a side that is true": (safe(shape=(True,), offsets=(0, 4)), "must have a shape"),
-    "a side that is NaN": (safe(shape=(float("nan"),)), "must have a shape"),
+    "an additional field": (safetensors_file({"a": {**floats(0, 24), "strides": [1]}}, numbers()), "must have dtype"),
+    "an unknown type": (safe("F4"), "must have one of the dtypes"),
+    "a type that is a number": (safe(7), "must have one of the dtypes"),
+    "a type that is a list": (safe(["F32"]), "must have one of the dtypes"),
+    "a negative dimension": (safe(shape=(-6,)), "not negative"),
+    "two negative dimensions": (safe(shape=(-2, -3)), "not negative"),
+    "a dimension that is a fraction": (safe(shape=(6.0,)), "must have a shape"),
+    "a dimension that is true": (safe(shape=(True,), offsets=(0, 4)), "must have a shape"),
+    "a dimension that is NaN": (safe(shape=(float("nan"),)), "must have a shape"),
     "a shape that is a number": (safe(shape=6), "must have a shape"),
     "a shape that overflows": (safe(shape=(2**40, 2**40)), "below 2\\*\\*31|inside"),
     "a shape of 2**64": (safe(shape=(2**64,)), "not negative"),
     "a shape too large": (safe(shape=(7,)), "inside its storage"),
     "a shape too small": (safe(shape=(5,)), "20 bytes of its shape"),
-    "too many sides": (safe(shape=(1,) * 40, offsets=(0, 4)), "as many sides"),
-    "offsets in reverse": (safe(offsets=(24, 0)), "begin and end"),
-    "offsets below zero": (safe(offsets=(-24, 0)), "begin and end"),
+    "too many dimensions": (safe(shape=(1,) * 40, offsets=(0, 4)), "as many dimensions"),
+    "reversed offsets": (safe(offsets=(24, 0)), "begin and end"),
+    "negative offsets": (safe(offsets=(-24, 0)), "begin and end"),
     "offsets beyond the end": (safe(offsets=(0, 28)), "begin and end"),
     "offsets of 2**64": (safe(offsets=(2**64 - 24, 2**64)), "begin and end"),
     "three offsets": (safe(offsets=(0, 12, 24)), "begin and end"),
-    "tensors that overlap": (safetensors_file({"a": floats(0, 16), "b": floats(12, 24)}, numbers()), "side by side"),
-    "tensors that are one": (safetensors_file({"a": floats(0, 24), "b": floats(0, 24)}, numbers()), "side by side"),
-    "a hole": (safetensors_file({"a": floats(0, 8), "b": floats(12, 24)}, numbers()), "side by side"),
-    "bytes before": (safetensors_file({"a": floats(4, 24)}, numbers()), "side by side"),
-    "bytes after": (safetensors_file({"a": floats(0, 24)}, numbers() + b"PK"), "2 bytes are left over"),
-    "the last byte missing": (safetensors_file({"a": floats(0, 24)}, numbers()[:-1]), "begin and end"),
+    "overlapping tensors": (
+        safetensors_file({"a": floats(0, 16), "b": floats(12, 24)}, numbers()),
+        "must be contiguous",
+    ),
+    "tensors at the same offsets": (
+        safetensors_file({"a": floats(0, 24), "b": floats(0, 24)}, numbers()),
+        "must be contiguous",
+    ),
+    "a gap": (safetensors_file({"a": floats(0, 8), "b": floats(12, 24)}, numbers()), "must be contiguous"),
+    "bytes before the first tensor": (safetensors_file({"a": floats(4, 24)}, numbers()), "must be contiguous"),
+    "bytes after the last tensor": (safetensors_file({"a": floats(0, 24)}, numbers() + b"PK"), "2 bytes follow"),
+    "a missing last byte": (safetensors_file({"a": floats(0, 24)}, numbers()[:-1]), "begin and end"),
     "metadata that is a list": (safetensors_file({"__metadata__": [], "a": floats(0, 24)}, numbers()), "metadata"),
-    "a long name": (safetensors_file({"a" * 5000: floats(0, 24)}, numbers()), "at most 1000 letters"),
-    "a name with line ends": (safetensors_file({"a\nb\x1b[2J": floats(0, 28)}, numbers()), "begin and end"),
+    "a long name": (safetensors_file({"a" * 5000: floats(0, 24)}, numbers()), "at most 1000 characters"),
+    "a name with line breaks": (safetensors_file({"a\nb\x1b[2J": floats(0, 28)}, numbers()), "begin and end"),
 }
 
 OTHERS = {
     "empty": (b"", "must not be empty"),
     "one byte": (b"\x80", "must"),
     "a git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git-lfs pointer"),
-    "a tar of torch 0.1": (b"sys_info".ljust(257, b"\0") + b"ustar\x0000" + bytes(300), "torch 0.1"),
+    "a tar file of torch 0.1": (b"sys_info".ljust(257, b"\0") + b"ustar\x0000" + bytes(300), "torch 0.1"),
     "a web page": (b"<!DOCTYPE html><html>not found</html>", "must be a safetensors or a torch file"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "must be a safetensors or a torch file"),
     "zeros": (bytes(1000), "must be a safetensors or a torch file"),
-    "line noise": (b"\x1b[2J\n\r" * 9, "must be a safetensors or a torch file"),
+    "control characters": (b"\x1b[2J\n\r" * 9, "must be a safetensors or a torch file"),
     "gzip": (zlib.compress(numbers()), "must be a safetensors or a torch file"),
 }

@@ -1,4 +1,4 @@
-"""The peak of a program's memory, in a process of its own."""
+"""Measures the peak memory of a program in a separate process."""
 
 import subprocess
 import sys
@@ -23,9 +23,9 @@ print(peak() - before)
 
 
 def growth(program, source, destination=""):
-    """Bytes that a program adds to the peak of this process's resident memory, pages of mapped files among them."""
+    """Return the bytes by which a program raises its peak resident memory, which includes mapped files."""
     if sys.platform != "linux":
-        pytest.skip("only Linux tells the peak of one process, and takes pages of a file out of it at once")
+        pytest.skip("only Linux reports the peak of one process and releases pages of a file at once")
     command = [sys.executable, "-c", PROGRAM.format(program), str(source), str(destination)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(result.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Checkpoints as the hub has them, whole but tiny: random weights as transformers saves them, and tokenizers."""
+"""Tiny but complete checkpoints as on the Hugging Face hub: random weights saved by transformers, and tokenizers."""
 
 import json
 
@@ -6,8 +6,8 @@ from support import tiny_tokenizers
 from support.texts import CORPUS
 from support.tiny_families import BART, MARIAN, T5, torch_model
 
-WIDTHS = {"d_model": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}  # such as can be quantised
-LENGTHS = {"min_length": 4, "max_length": 12}  # random weights would end at once, or never
+WIDTHS = {"d_model": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}  # that allow quantisation
+LENGTHS = {"min_length": 4, "max_length": 12}  # otherwise random weights end at once, or never
 NLLB_CODES = ("deu_Latn", "eng_Latn", "fra_Latn")
 TASKS = {
     "summarization": {"prefix": "summarize: ", "num_beams": 4, "max_length": 9},
@@ -16,7 +16,7 @@ TASKS = {
 
 
 def opus_mt(folder):
-    """Marian, for one pair of languages."""
+    """Write a Marian checkpoint for one language pair; return its files."""
     tiny_tokenizers.marian(folder, languages=())
     size = len(json.loads((folder / "vocab.json").read_text()))
     ids = {"pad_token_id": size - 1, "decoder_start_token_id": size - 1}
@@ -24,21 +24,21 @@ def opus_mt(folder):
 
 
 def nllb(folder):
-    """NLLB, whose tokenizer_config.json numbers the languages."""
+    """Write an NLLB checkpoint, whose tokenizer_config.json numbers the languages; return its files."""
     model = tiny_tokenizers.train(tuple(CORPUS))
     size = len(tiny_tokenizers.pieces(model)) + 1
     tokens = dict(enumerate(("<s>", "<pad>", "</s>", "<unk>"))) | dict(enumerate((*NLLB_CODES, "<mask>"), start=size))
     flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False) | {"special": True}
-    stated = {
+    tokenizer_config = {
         "tokenizer_class": "NllbTokenizer",
         "added_tokens_decoder": {str(i): flags | {"content": token} for i, token in tokens.items()},
     }
-    tiny_tokenizers.write(folder, sentencepiece__bpe__model=model, tokenizer_config__json=stated)
+    tiny_tokenizers.write(folder, sentencepiece__bpe__model=model, tokenizer_config__json=tokenizer_config)
     return finish(folder, "nllb", {**BART, **WIDTHS, "vocab_size": max(tokens) + 1})
 
 
 def t5(folder):
-    """T5 with its tasks."""
+    """Write a T5 checkpoint with tasks; return its files."""
     model = tiny_tokenizers.train(tuple(CORPUS), pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     tiny_tokenizers.write(folder, spiece__model=model)
     files = finish(folder, "t5", {**T5, "vocab_size": len(tiny_tokenizers.pieces(model)) + 100})
@@ -47,6 +47,6 @@ def t5(folder):
 
 
 def finish(folder, name, settings, **generation):
-    """Save a model of a family with these settings beside its tokenizer, and give all files."""
+    """Save a model of a family next to its tokenizer; return the content of all files by name."""
     torch_model(name, settings=settings, generation=LENGTHS | generation).save_pretrained(folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Tiny models of transformers with random weights, of every family that is converted, in folders as they save them."""
+"""Tiny transformers models with random weights, of every supported family."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ T5 = {
     "d_kv": 6,
     "d_ff": 24,
     "num_heads": 3,
-    "num_layers": 3,  # no fewer than in the decoder: the cache of transformers 5.23 has as many
+    "num_layers": 3,  # at least as many as in the decoder: the cache of transformers 5.23 is sized by it
     "num_decoder_layers": 2,
     "relative_attention_num_buckets": 8,
     "relative_attention_max_distance": 7,
@@ -99,27 +99,32 @@ MODELS = {
 }
 
 
-# What a config.json always says; what it leaves out is what it is by default.
-SAID = (*SHARED, *T5, "decoder_vocab_size", "share_encoder_decoder_embeddings", "decoder_start_token_id")
-UNSAID = ("scale_embedding", "layer_norm_epsilon", "relative_attention_num_buckets", "relative_attention_max_distance")
+# Settings that every config.json has, and settings that it may omit because they have defaults.
+REQUIRED = (*SHARED, *T5, "decoder_vocab_size", "share_encoder_decoder_embeddings", "decoder_start_token_id")
+OPTIONAL = (
+    "scale_embedding",
+    "layer_norm_epsilon",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+)
 
 
-def sparse(name):
-    """The settings of a model without those that may be left out."""
-    return {key: value for key, value in MODELS[name][1].items() if key in SAID and key not in UNSAID}
+def required_settings(name):
+    """Return the settings of a model without those that a config.json may omit."""
+    return {key: value for key, value in MODELS[name][1].items() if key in REQUIRED and key not in OPTIONAL}
 
 
 def torch_model(name, seed=0, settings=None, generation=None):
-    """A model of transformers; nothing in it is at its first 0 or 1.
+    """Return a transformers model with random weights, biases and norms.
 
-    Its settings and those of its generation are the usual ones where none are given.
+    Its settings and generation settings default to those in MODELS.
     """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    torch.set_num_threads(1)  # its threads wait for each other busily: on a loaded machine that takes minutes
-    kind, usual, usual_generation = MODELS[name]
-    settings = usual if settings is None else settings
-    generation = {"max_length": 9} | (usual_generation if generation is None else generation)
+    torch.set_num_threads(1)  # several threads busy-wait for each other, which takes minutes on a loaded machine
+    kind, default_settings, default_generation = MODELS[name]
+    settings = default_settings if settings is None else settings
+    generation = {"max_length": 9} | (default_generation if generation is None else generation)
     sizes = {settings.get("vocab_size"), settings.get("decoder_vocab_size")}
     config = (
         vars(transformers)[f"{kind}Config"](**settings)
@@ -135,20 +140,20 @@ def torch_model(name, seed=0, settings=None, generation=None):
                 continue
             deviation = 0.6 if value.shape[0] in sizes and value.ndim == 2 else 0.35
             if key.endswith("Attention.q.weight"):
-                deviation /= 4  # nothing scales these products: larger ones would magnify any rounding
+                deviation /= 4  # these products are not scaled: larger values would magnify rounding errors
             norm = key.endswith("norm.weight")
             torch.nn.init.normal_(value, 1.0 if norm else 0.0, 0.2 if norm else deviation, generator=generator)
         if "final_logits_bias" in dict(model.named_buffers()):
             torch.nn.init.normal_(model.final_logits_bias, generator=generator)
             model.final_logits_bias[0, config.eos_token_id] = 3.0
-    # What a new model's generation settings are is the library's business, not the checkpoint's.
+    # Replace the defaults of a new model, which depend on the version of transformers.
     settings = {key: settings.get(key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
     model.generation_config = transformers.GenerationConfig(**settings, **generation)
     return model
 
 
 def torch_sources(model, seed=0):
-    """Source ids as a numpy array, each ending with the end token and padded on the right."""
+    """Return source ids as a numpy array, each ending with the end token and padded on the right."""
     config = model.config
     ids = np.random.default_rng(seed).integers(3, VOCAB - 1, (len(SOURCE_LENGTHS), max(SOURCE_LENGTHS)))
     for row, length in zip(ids, SOURCE_LENGTHS, strict=True):

@@ -1,6 +1,6 @@
-"""What a pickle may hold: plain containers, tensors, and inert Stubs for everything else.
+"""The objects that a pickle can contain: plain containers, tensors, and an inert PickledObject for everything else.
 
-CALLS lists the only functions that a pickle can reach, all of them of this module or plain containers.
+CALLS lists the only functions that a pickle can call; they are plain containers or functions of this module.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from mlx_transformer.weights.formats.tensors import (
 
 MAX_DEPTH = 100
 SCALARS = (str, bytes, int, float, bool, type(None))
-STORAGES = {
+STORAGE_DTYPES = {
     "Double": "float64",
     "Float": "float32",
     "Half": "float16",
@@ -38,14 +38,14 @@ STORAGES = {
 
 
 class PickledObject:
-    """What stands for a class, a function or an object of one: it remembers what it was given and does nothing.
+    """A class, function or instance named in a pickle: it records what the pickle does with it and does nothing.
 
     Attributes:
         name: "module.Class".
-        args: What it was called with; None for the class or function itself.
-        state: Its attributes.
-        items: What was appended or added to it.
-        mapping: What was set in it by key.
+        args: The arguments of its call; None for the class or function itself.
+        state: The attributes set on it.
+        items: The items appended or added to it.
+        mapping: The items set by key.
     """
 
     __slots__ = ("name", "args", "state", "items", "mapping")
@@ -58,11 +58,11 @@ class PickledObject:
         self.mapping: dict[Any, Any] = {}
 
     def __repr__(self) -> str:
-        return f"<Stub {quote(self.name)}>"
+        return f"<PickledObject {quote(self.name)}>"
 
 
 def to_key(value: Any) -> Any:
-    """A value as a key of a dict: what cannot be hashed in a short time is put into a Stub."""
+    """Return a value as a dict key; a value that could be slow to hash is wrapped in a PickledObject."""
     if isinstance(value, int) and value.bit_length() > 64:
         return PickledObject("key", (value,))
     if isinstance(value, (*SCALARS, PickledObject)):
@@ -73,20 +73,20 @@ def to_key(value: Any) -> Any:
 
 
 def make_dict(entries: Any = ()) -> dict[Any, Any]:
-    """A dict of a dict's entries or of pairs."""
+    """Return a dict from a dict or from pairs."""
     if isinstance(entries, dict):
         return dict(entries)
     return {to_key(key): value for key, value in entries}
 
 
 def make_set(values: Any = ()) -> set[Any]:
-    """A set of what can be hashed in a short time."""
+    """Return a set of values, those that could be slow to hash wrapped as in `to_key`."""
     return {to_key(value) for value in values}
 
 
 def _bytes(text: str, codec: str = "latin1") -> bytes:
     if codec not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise CheckpointError(f"text in its pickle must be latin1, utf-8 or ascii, not {quote(codec)}")
+        raise CheckpointError(f"text in a pickle must be latin1, utf-8 or ascii, not {quote(codec)}")
     return text.encode(codec)
 
 
@@ -95,28 +95,28 @@ def _reconstructed(kind: PickledObject, *base: Any) -> PickledObject:
 
 
 def make_storage(pid: Any, file: Path | None) -> Storage | PickledObject:
-    """What a persistent id names: a storage, or a Stub for a kind of storage that holds no plain numbers.
+    """Return the storage of a persistent id, or a PickledObject for storages of unsupported types.
 
-    Legacy files of whole modules also name classes by it, with their source text, which is left alone.
+    In legacy files of pickled modules it may also name a class with its source code, which is ignored.
     """
     if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module" and isinstance(pid[1], PickledObject):
         return pid[1]
     if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-        raise CheckpointError("its pickle must name storages as ('storage', class, key, location, size)")
+        raise CheckpointError("a pickle must name storages as ('storage', class, key, location, size)")
     kind, key, numel = pid[1], pid[2], pid[4]
     if not isinstance(kind, PickledObject) or type(key) is not str or type(numel) is not int or not 0 <= numel < 2**60:
-        raise CheckpointError("its pickle must name storages by class, key and a size below 2**60")
+        raise CheckpointError("a pickle must name storages by class, key and a size below 2**60")
     short = kind.name.rpartition(".")[2].removesuffix("Storage").lstrip("_")
-    if not kind.name.startswith("torch.") or short not in STORAGES:
+    if not kind.name.startswith("torch.") or short not in STORAGE_DTYPES:
         return PickledObject(kind.name, pid)
-    return Storage(key, STORAGES[short], numel, file=file)
+    return Storage(key, STORAGE_DTYPES[short], numel, file=file)
 
 
 def view_storage(storage: Storage, view: Any) -> Storage:
-    """The part of a storage that a legacy file's view (key, offset, size) covers."""
+    """Return the part of a storage that a view (key, offset, size) of a legacy file covers."""
     _, offset, numel = view
     if type(offset) is not int or type(numel) is not int or not 0 <= offset <= offset + numel <= storage.numel:
-        raise CheckpointError(f"a view must lie inside its storage {quote(storage.key)}")
+        raise CheckpointError(f"a view must be inside its storage {quote(storage.key)}")
     itemsize = 1 if storage.dtype is None else ITEMSIZE[storage.dtype]
     return replace(storage, numel=numel, start=offset * itemsize)
 
@@ -124,7 +124,7 @@ def view_storage(storage: Storage, view: Any) -> Storage:
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None) -> Tensor:
     if not isinstance(storage, Storage):
         name = quote(storage.name) if isinstance(storage, PickledObject) else type(storage).__name__
-        raise CheckpointError(f"a tensor must be of a plain storage, not {name}", "save the tensors as plain numbers")
+        raise CheckpointError(f"a tensor must have a plain storage, not {name}", "save plain tensors")
     if len(rest) > 2 and isinstance(rest[2], dict) and any(rest[2].values()):
         raise CheckpointError("a tensor must not be a conjugated or negated view", "save it after .resolve_conj()")
     return make_tensor(storage, dtype or storage.dtype or "uint8", offset, shape, strides)
@@ -135,7 +135,7 @@ def _tensor_of_type(
 ) -> Tensor:
     name = dtype.name.removeprefix("torch.")
     if name not in DTYPES:
-        raise CheckpointError(f"a tensor's type must be one of {', '.join(DTYPES)}, not {quote(name)}")
+        raise CheckpointError(f"a tensor's dtype must be one of {', '.join(DTYPES)}, not {quote(name)}")
     return _tensor(storage, offset, shape, strides, gradient, hooks, *rest, dtype=name)
 
 
@@ -144,12 +144,12 @@ def _rebuild_parameter(tensor: Any, *rest: Any) -> Any:
 
 
 def _rebuild_subclass(function: PickledObject, kind: Any, arguments: tuple[Any, ...], state: Any) -> Any:
-    if function.name not in TENSORS:
+    if function.name not in TENSOR_CALLS:
         return PickledObject(function.name, arguments)
-    return TENSORS[function.name](*arguments)
+    return TENSOR_CALLS[function.name](*arguments)
 
 
-TENSORS: dict[str, Callable[..., Any]] = {
+TENSOR_CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_type,
@@ -158,9 +158,9 @@ TENSORS: dict[str, Callable[..., Any]] = {
     "torch.nn.parameter.Parameter": _rebuild_parameter,
     "torch.nn.parameter.Buffer": _rebuild_parameter,
 }
-# The only functions that a pickle can reach, all of this module. All other names become Stubs.
+# The only functions that a pickle can call. All other names become PickledObjects.
 CALLS: dict[str, Callable[..., Any]] = {
-    **TENSORS,
+    **TENSOR_CALLS,
     "torch._tensor._rebuild_from_type_v2": _rebuild_subclass,
     "torch.Size": tuple,
     "collections.OrderedDict": make_dict,
@@ -177,17 +177,17 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 def to_plain(value: Any) -> Any:
-    """A value with its argparse Namespaces and OmegaConf trees as dicts, lists and values; all else as it is.
+    """Convert argparse Namespaces and OmegaConf nodes in a value to dicts, lists and plain values.
 
     Raises:
-        CheckpointError: If it is nested more than a hundred deep.
+        CheckpointError: If it is nested more than MAX_DEPTH deep.
     """
     return _to_plain(value, {}, 0)
 
 
 def _to_plain(value: Any, done: dict[int, Any], depth: int) -> Any:
     if depth > MAX_DEPTH:
-        raise CheckpointError(f"its settings must be nested at most {MAX_DEPTH} deep")
+        raise CheckpointError(f"settings must be nested at most {MAX_DEPTH} deep")
     if isinstance(value, PickledObject):
         value = _unwrap(value)
     if id(value) in done:
@@ -205,9 +205,9 @@ def _to_plain(value: Any, done: dict[int, Any], depth: int) -> Any:
     return result
 
 
-def _unwrap(stub: PickledObject) -> Any:
-    """What a Namespace or a node of OmegaConf holds."""
-    value: Any = stub
+def _unwrap(pickled: PickledObject) -> Any:
+    """Return the content of a Namespace or an OmegaConf node."""
+    value: Any = pickled
     for _ in range(MAX_DEPTH):
         if not isinstance(value, PickledObject):
             break

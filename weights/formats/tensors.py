@@ -1,4 +1,4 @@
-"""Tensors as a file describes them: number types, storages and views of them, checked before any byte is read."""
+"""Tensors as a file describes them: dtypes, storages and views of storages, checked before any byte is read."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,10 @@ import mlx.core as mx
 import numpy as np
 
 MAX_RANK = 32
-MAX_SIDE = 2**31 - 1  # MLX counts each side of a shape in 32 bits
-PIECE_BYTES = 2**22  # numbers that are read at a time
+MAX_DIMENSION = 2**31 - 1  # MLX stores each dimension of a shape in 32 bits
+PIECE_SIZE = 2**22  # elements that are read at a time
 
-# Name -> the little-endian numpy type that has its bytes. Types that numpy lacks are read as integers of their width.
+# Name -> a little-endian numpy dtype of its width. Types that numpy lacks are read as integers.
 DTYPES = {
     "float64": "<f8",
     "float32": "<f4",
@@ -36,24 +36,24 @@ DTYPES = {
     "float8_e5m2fnuz": "u1",
 }
 ITEMSIZE = {name: np.dtype(code).itemsize for name, code in DTYPES.items()}
-# Name -> bits of the mantissa, bias of the exponent, whether 0x80 is the only NaN and nothing is infinite.
+# Name -> mantissa bits, exponent bias, and whether 0x80 is the only NaN and there are no infinities.
 FLOAT8 = {
     "float8_e4m3fn": (3, 7, False),
     "float8_e4m3fnuz": (3, 8, True),
     "float8_e5m2": (2, 15, False),
     "float8_e5m2fnuz": (2, 16, True),
 }
-# Types that MLX lacks -> the type of the array that takes their numbers, or the bits of them for bfloat16.
+# Types that MLX or numpy lack -> the dtype of the array that they are read into; of bfloat16, the bits.
 READ_AS = {"float64": "float32", "complex128": "complex64", "bool": "bool_", "bfloat16": "uint16"}
 READ_AS |= dict.fromkeys(FLOAT8, "float32")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is refused, in one line: the file, the rule and the value found, and the remedy.
+    """A checkpoint that cannot be read; the message names the file, the rule, the value and the remedy in one line.
 
     Attributes:
         problem: The rule and the value.
-        remedy: What to do.
+        remedy: What the user can do.
         path: The file or folder.
     """
 
@@ -66,14 +66,14 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of bytes that a file names by a key; as claimed by the file, so to be checked against what is there.
+    """A contiguous block of bytes, as claimed by a file and not yet checked against its size.
 
     Attributes:
-        key: The file's name of it.
-        dtype: What its numbers are, None for plain bytes.
-        numel: How many numbers, or bytes, it has.
-        start: Where it begins in the run of that key, in bytes.
-        file: The file that it is in.
+        key: Its name in the file.
+        dtype: The dtype of its elements, None for plain bytes.
+        numel: The number of elements, or of bytes.
+        start: Where it begins in the block of that key, in bytes.
+        file: The file that contains it.
     """
 
     key: str
@@ -84,13 +84,13 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that it claims."""
+        """The size in bytes."""
         return self.numel * (1 if self.dtype is None else ITEMSIZE[self.dtype])
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage; offset and strides count numbers, not bytes."""
+    """A view of a storage; offset and strides count elements, not bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -101,109 +101,112 @@ class Tensor:
 
     @property
     def size(self) -> int:
-        """How many numbers it has."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of its numbers, each counted as often as it is seen."""
+        """The bytes of all elements, also if several share memory."""
         return self.size * ITEMSIZE[self.dtype]
 
     @property
     def extent(self) -> int:
-        """How many numbers from its first to the end of its last, in the storage."""
-        return 1 + sum((side - 1) * stride for side, stride in self._steps()) if self.size else 0
+        """The number of elements of the storage from its first to its last element."""
+        return 1 + sum((length - 1) * stride for length, stride in self._axes()) if self.size else 0
 
     @property
     def contiguous(self) -> bool:
-        """Whether its numbers lie in a row in the order of its indices."""
-        return self._steps() == [pair for pair in zip(self.shape, row_major(self.shape), strict=True) if pair[0] != 1]
+        """Whether its elements are contiguous in row-major order."""
+        return self._axes() == [pair for pair in zip(self.shape, row_major(self.shape), strict=True) if pair[0] != 1]
 
     @property
     def view(self) -> tuple[Any, ...]:
-        """What two tensors share that are one: the same numbers of the same storage."""
+        """A key that is equal for two tensors with the same elements of the same storage."""
         if not self.size:
             return (self.name,)
-        strides = tuple(0 if side == 1 else stride for side, stride in zip(self.shape, self.strides, strict=True))
+        strides = tuple(0 if length == 1 else stride for length, stride in zip(self.shape, self.strides, strict=True))
         start = self.storage.start + self.offset * ITEMSIZE[self.dtype]
         return self.storage.file, self.storage.key, start, self.dtype, self.shape, strides
 
     def pieces(self) -> Iterator["Tensor"]:
-        """Its rows, about PIECE numbers at a time, or all at once if they are fewer; nothing if it has no numbers."""
-        if 0 < self.size <= PIECE_BYTES:
+        """Split into pieces of some rows, of about PIECE_SIZE elements each; no piece if there are no elements."""
+        if 0 < self.size <= PIECE_SIZE:
             yield self
         elif self.size:
-            step = max(PIECE_BYTES * self.shape[0] // self.size, 1)
+            step = max(PIECE_SIZE * self.shape[0] // self.size, 1)
             for begin in range(0, self.shape[0], step):
                 rows = min(step, self.shape[0] - begin)
                 yield replace(self, shape=(rows, *self.shape[1:]), offset=self.offset + begin * self.strides[0])
 
-    def _steps(self) -> list[tuple[int, int]]:
+    def _axes(self) -> list[tuple[int, int]]:
+        """Return length and stride of each axis longer than 1."""
         return [pair for pair in zip(self.shape, self.strides, strict=True) if pair[0] != 1]
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of numbers that lie in the order of their indices."""
-    strides, step = [], 1
-    for side in reversed(shape):
-        strides.append(step)
-        step *= max(side, 1)
+    """Return the strides of a contiguous row-major tensor."""
+    strides, stride = [], 1
+    for length in reversed(shape):
+        strides.append(stride)
+        stride *= max(length, 1)
     return tuple(reversed(strides))
 
 
 def make_tensor(storage: Storage, dtype: str, offset: Any, shape: Any, strides: Any) -> Tensor:
-    """A view of a storage whose every number lies inside it.
+    """Return a view of a storage after checking that all its elements are inside.
 
     Raises:
-        CheckpointError: If it does not, or a number is negative or none.
+        CheckpointError: If they are not, or the values are not valid as offset, shape and strides.
     """
     if not isinstance(shape, tuple | list) or not isinstance(strides, tuple | list):
-        raise CheckpointError(f"a tensor must have lists of sides and strides, not {quote(shape)}, {quote(strides)}")
-    sides, steps = tuple(shape), tuple(strides)
-    if not all(type(number) is int and 0 <= number < 2**62 for number in (offset, *sides, *steps)):
-        numbers = _abbreviate((offset, *sides, *steps))
-        raise CheckpointError(f"a tensor's offset, shape and strides must be whole and not negative, not {numbers}")
-    if len(sides) != len(steps) or len(sides) > MAX_RANK:
+        raise CheckpointError(f"shape and strides of a tensor must be lists, not {quote(shape)}, {quote(strides)}")
+    shape, strides = tuple(shape), tuple(strides)
+    if not all(type(number) is int and 0 <= number < 2**62 for number in (offset, *shape, *strides)):
+        numbers = _abbreviate((offset, *shape, *strides))
+        raise CheckpointError(f"offset, shape and strides of a tensor must be integers, not negative, not {numbers}")
+    if len(shape) != len(strides) or len(shape) > MAX_RANK:
         raise CheckpointError(
-            f"a tensor must have as many sides as strides, at most {MAX_RANK}, not {_abbreviate(sides)}"
+            f"a tensor must have as many dimensions as strides, at most {MAX_RANK}, not {_abbreviate(shape)}"
         )
-    if any(side > MAX_SIDE for side in sides) or math.prod(side or 1 for side in sides) > 2**60:
-        raise CheckpointError(f"a side of a tensor must be below 2**31, its size below 2**60, not {_abbreviate(sides)}")
-    tensor = Tensor(dtype, sides, steps, offset, storage)
+    if any(length > MAX_DIMENSION for length in shape) or math.prod(length or 1 for length in shape) > 2**60:
+        raise CheckpointError(
+            f"a dimension of a tensor must be below 2**31, its size below 2**60, not {_abbreviate(shape)}"
+        )
+    tensor = Tensor(dtype, shape, strides, offset, storage)
     if (tensor.extent + offset) * ITEMSIZE[dtype] > storage.nbytes:
         raise CheckpointError(
-            f"a tensor must lie inside its storage: shape {_abbreviate(sides)}, strides {_abbreviate(steps)}, "
+            f"a tensor must be inside its storage: shape {_abbreviate(shape)}, strides {_abbreviate(strides)}, "
             f"offset {offset} of {dtype} do not fit in the {storage.nbytes} bytes of storage {quote(storage.key)}"
         )
     return tensor
 
 
 def new_array(tensor: Tensor) -> mx.array:
-    """An array to take a tensor's numbers."""
+    """Return an array to read a tensor into; its dtype may differ, see READ_AS."""
     return mx.zeros(tensor.shape, vars(mx)[READ_AS.get(tensor.dtype, tensor.dtype)])
 
 
-def read_numbers(tensor: Tensor, data: memoryview, *, big_endian: bool = False) -> np.ndarray:
-    """A tensor's numbers in a row; where they lie so in the file, they are still its bytes and nothing is copied.
+def read_elements(tensor: Tensor, data: memoryview, *, big_endian: bool = False) -> np.ndarray:
+    """Return a tensor's elements in row-major order, without a copy if they are contiguous in the file.
 
     Args:
-        tensor: What to read; it has numbers.
-        data: The bytes from its first number to its last.
-        big_endian: Whether each number's high byte comes first.
+        tensor: The tensor, which must not be empty.
+        data: The bytes from its first element to its last.
+        big_endian: The byte order.
     """
     code = np.dtype(DTYPES[tensor.dtype])
     values = np.frombuffer(data, code.newbyteorder(">") if big_endian else code, tensor.extent)
     if not tensor.contiguous:
-        pairs = zip(tensor.shape, tensor.strides, strict=True)
-        steps = [stride * code.itemsize if side > 1 else 0 for side, stride in pairs]
-        values = np.lib.stride_tricks.as_strided(values, tensor.shape, steps).reshape(-1)
+        axes = zip(tensor.shape, tensor.strides, strict=True)
+        byte_strides = [stride * code.itemsize if length > 1 else 0 for length, stride in axes]
+        values = np.lib.stride_tricks.as_strided(values, tensor.shape, byte_strides).reshape(-1)
     if tensor.dtype == "bool":
         return values != 0
     return float8_values(tensor.dtype)[values] if tensor.dtype in FLOAT8 else values
 
 
 def float8_values(dtype: str) -> np.ndarray:
-    """What each of the 256 bytes stands for in a type of 8-bit floats, as float32."""
+    """Return the values of all 256 bytes in a type of 8-bit floats, as float32."""
     mantissa_bits, bias, unsigned_zero = FLOAT8[dtype]
     codes = np.arange(256)
     mantissa = codes & (2**mantissa_bits - 1)
@@ -215,13 +218,13 @@ def float8_values(dtype: str) -> np.ndarray:
     elif dtype == "float8_e4m3fn":
         values[[0x7F, 0xFF]] = np.nan
     else:
-        top = exponent == 31
-        values[top] = np.where(mantissa[top] == 0, np.inf * np.sign(values[top]), np.nan)
+        special = exponent == 31
+        values[special] = np.where(mantissa[special] == 0, np.inf * np.sign(values[special]), np.nan)
     return values.astype(np.float32)
 
 
 def quote(value: Any) -> str:
-    """A value from a file as it may stand in a message: one short line of plain letters."""
+    """Return a value from a file for use in a message: one short line of ASCII."""
     if isinstance(value, str | bytes):
         return ascii(value) if len(value) <= 80 else ascii(value[:77]) + "..."
     small = value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 80)

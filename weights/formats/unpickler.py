@@ -1,6 +1,6 @@
-"""Pickles read as data: a small machine of its own that knows no import and calls nothing named by the file.
+"""Reads pickles as data, with an interpreter that imports nothing and calls only the functions in CALLS.
 
-What it does not know becomes an inert Stub. The parsing of opcodes is the standard library's disassembler.
+Unknown classes and functions become inert PickledObjects. The standard library's disassembler parses the opcodes.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from mlx_transformer.weights.formats.pickled_objects import (
 )
 from mlx_transformer.weights.formats.tensors import CheckpointError, Storage, Tensor, quote
 
-# Every opcode costs one step and what it makes costs more, by its size. A dictionary of 250,000 words costs 2 million.
+# Every opcode costs one step, and its result more by its size. A dictionary of 250,000 words costs 2 million steps.
 MAX_STEPS = 10_000_000
 COST_OF_OBJECT, COST_OF_MEMO, COST_OF_TENSOR = 8, 3, 64
 BYTES_PER_STEP = 16
@@ -35,13 +35,13 @@ STRINGS = frozenset(("STRING", "BINSTRING", "SHORT_BINSTRING"))
 PUTS = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 GETS = frozenset(("GET", "BINGET", "LONG_BINGET"))
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-# The disassembler's codecs, loaded now so that nothing at all is imported while a file is read.
+# The disassembler's codecs, loaded here so that nothing is imported while a file is read.
 CODECS = [codecs.lookup(name) for name in ("ascii", "latin-1", "utf-8", "raw-unicode-escape", "unicode-escape")]
-BUILTINS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # how Python 2 names them
+BUILTINS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names in Python 2
 
 
 class _PickleReader:
-    """A file for the disassembler that never gives more than a limit at once."""
+    """A file object for the disassembler that limits the size of one read."""
 
     def __init__(self, data: bytes | mmap.mmap, position: int) -> None:
         self.data = data
@@ -52,7 +52,7 @@ class _PickleReader:
 
     def read(self, size: int) -> bytes:
         if size > MAX_TEXT:
-            raise CheckpointError(f"a text in its pickle must have at most {MAX_TEXT} bytes, not {size}")
+            raise CheckpointError(f"a string in a pickle must have at most {MAX_TEXT} bytes, not {size}")
         part = self.data[self.position : self.position + size]
         self.position += len(part)
         return part
@@ -68,10 +68,10 @@ def read_pickle(
     """Read the pickle that begins at `start`.
 
     Returns:
-        The object, of plain containers, Tensors and Stubs; the storages that it names, by key; where it ends.
+        The object, made of plain containers, Tensors and PickledObjects; its storages by key; the end of the pickle.
 
     Raises:
-        CheckpointError: If it is damaged or larger than any checkpoint's.
+        CheckpointError: If it is damaged or takes too many steps.
     """
     machine, reader = _PickleMachine(path), _PickleReader(data, start)
     try:
@@ -79,16 +79,16 @@ def read_pickle(
     except CheckpointError:
         raise
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, DeprecationWarning) as error:
-        raise CheckpointError(f"its pickle must be whole, but reading stopped: {quote(str(error))}") from None
+        raise CheckpointError(f"a pickle must be complete, but reading failed: {quote(str(error))}") from None
 
 
 class _PickleMachine:
-    """The stack, the marks in it and the memo of one pickle."""
+    """Interprets the opcodes of one pickle: its stack, marks and memo."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # what lies under each mark
+        self.marks: list[list[Any]] = []  # the stack below each mark
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
         self.steps = 0
@@ -112,15 +112,15 @@ class _PickleMachine:
             elif name == "STOP":
                 return self.stack.pop()
             else:
-                raise CheckpointError(f"its pickle must not use the opcode {name}")
-        raise CheckpointError("its pickle must end with STOP")
+                raise CheckpointError(f"a pickle must not use the opcode {name}")
+        raise CheckpointError("a pickle must end with STOP")
 
     def spend(self, steps: int) -> None:
         self.steps += steps
         if self.steps > MAX_STEPS:
             raise CheckpointError(
-                f"its pickle must take at most {MAX_STEPS} steps to read",
-                "save the state dict alone, with torch.save(model.state_dict(), ...)",
+                f"a pickle must take at most {MAX_STEPS} steps to read",
+                "save only the state dict, with torch.save(model.state_dict(), ...)",
             )
 
     def push(self, value: Any, cost: int = COST_OF_OBJECT) -> None:
@@ -129,7 +129,7 @@ class _PickleMachine:
 
     def push_literal(self, value: Any) -> None:
         if isinstance(value, int) and value.bit_length() > 8192:
-            raise CheckpointError("a number in its pickle must have at most 8192 bits")
+            raise CheckpointError("a number in a pickle must have at most 8192 bits")
         self.spend(_cost_of_copy(value))
         self.stack.append(value)
 
@@ -138,14 +138,14 @@ class _PickleMachine:
         self.memo[index] = self.stack[-1]
 
     def pop_mark(self) -> list[Any]:
-        values, self.stack = self.stack, self.below.pop()
+        values, self.stack = self.stack, self.marks.pop()
         return values
 
     def drop_mark(self, _: Any) -> None:
         self.pop_mark()
 
     def mark(self, _: Any) -> None:
-        self.below.append(self.stack)
+        self.marks.append(self.stack)
         self.stack = []
         self.spend(COST_OF_OBJECT)
 
@@ -159,7 +159,7 @@ class _PickleMachine:
         if count is None:
             return self.push(tuple(self.pop_mark()))
         if len(self.stack) < count:
-            raise CheckpointError(f"its pickle must have {count} values for a tuple, not {len(self.stack)}")
+            raise CheckpointError(f"a pickle must have {count} values for a tuple, not {len(self.stack)}")
         values = tuple(self.stack[-count:])
         del self.stack[-count:]
         return self.push(values)
@@ -173,13 +173,13 @@ class _PickleMachine:
         elif isinstance(target, set):
             target.update(to_key(value) for value in values)
         else:
-            raise CheckpointError(f"its pickle must append to a list, not to {type(target).__name__}")
+            raise CheckpointError(f"a pickle must append to a list, not to {type(target).__name__}")
 
     def set_items(self, values: list[Any]) -> None:
         target = self.stack[-1]
         entries = target.mapping if isinstance(target, PickledObject) else target
         if not isinstance(entries, dict) or len(values) % 2:
-            raise CheckpointError(f"its pickle must set pairs in a dict, not {len(values)} in {type(entries).__name__}")
+            raise CheckpointError(f"a pickle must set pairs in a dict, not {len(values)} in {type(entries).__name__}")
         for key, value in zip(values[::2], values[1::2], strict=True):
             entries[to_key(key)] = value
 
@@ -194,17 +194,17 @@ class _PickleMachine:
     def find_by_stack(self, _: Any) -> None:
         attribute, module = self.stack.pop(), self.stack.pop()
         if type(module) is not str or type(attribute) is not str:
-            raise CheckpointError("its pickle must name a class by two texts")
+            raise CheckpointError("a pickle must name a class by two strings")
         self.find(f"{module} {attribute}")
 
     def call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, PickledObject) or not isinstance(arguments, tuple):
-            raise CheckpointError(f"its pickle must call a class with a tuple, not {type(function).__name__}")
-        known = CALLS.get(function.name) if function.args is None else None
-        if known is None:
+            raise CheckpointError(f"a pickle must call a class with a tuple, not {type(function).__name__}")
+        allowed = CALLS.get(function.name) if function.args is None else None
+        if allowed is None:
             return self.push(PickledObject(function.name, arguments))
         self.spend(sum(map(_cost_of_copy, arguments)))
-        value = known(*arguments)
+        value = allowed(*arguments)
         return self.push(value, COST_OF_TENSOR if isinstance(value, Tensor) else COST_OF_OBJECT)
 
     def reduce(self, _: Any) -> None:
@@ -214,7 +214,7 @@ class _PickleMachine:
     def reduce_with_names(self, _: Any) -> None:
         names, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
         if not isinstance(names, dict) or not isinstance(arguments, tuple):
-            raise CheckpointError("its pickle must call a class with a tuple and a dict")
+            raise CheckpointError("a pickle must call a class with a tuple and a dict")
         self.call(function, (*arguments, names) if names else arguments)
 
     def call_marked(self, _: Any) -> None:
@@ -229,14 +229,16 @@ class _PickleMachine:
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, PickledObject):
-            # An object with slots has a pair of dicts, of which either may be None.
+            # The state of an object with slots is a pair of dicts, either of which may be None.
             pair = isinstance(state, tuple) and len(state) == 2 and all(isinstance(s, dict | None) for s in state)
             for part in state if pair else (state,):
                 entries = part if isinstance(part, dict) else {} if part is None else {"": part}
                 self.spend(len(entries))
                 target.state.update(entries)
-        elif not isinstance(target, dict | Tensor):  # an OrderedDict's _metadata and a tensor's attributes are dropped
-            raise CheckpointError(f"its pickle must give a state to an object, not to {type(target).__name__}")
+        elif not isinstance(
+            target, dict | Tensor
+        ):  # _metadata of an OrderedDict and attributes of a tensor are dropped
+            raise CheckpointError(f"a pickle must set the state of an object, not of {type(target).__name__}")
 
     def persistent(self, _: Any) -> None:
         pid = self.stack.pop()
@@ -250,7 +252,7 @@ class _PickleMachine:
 
 
 def _python2_text(text: str) -> str:
-    """A byte string of Python 2, which the disassembler gives as latin-1, as the utf-8 that it most often is."""
+    """Decode a byte string of Python 2, which the disassembler returns as latin-1, as UTF-8 if it is valid."""
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:

@@ -1,4 +1,4 @@
-"""Zip archives as torch writes them: the directory, and where each member's bytes lie; nothing is extracted."""
+"""Reads zip archives of torch.save: the directory and the position of each member; nothing is extracted to disk."""
 
 import mmap
 import struct
@@ -9,19 +9,19 @@ from mlx_transformer.weights.formats.tensors import CheckpointError, quote
 
 STORED, DEFLATED = 0, 8
 MAX_MEMBERS = 200_000
-MAX_SMALL = 2**28  # bytes of a member that is read whole, as the pickle is
-MAX_RATIO, FREE_BYTES = 100, 2**20  # what a member may grow by when unpacked: a hundredfold, or to a mebibyte
+MAX_SMALL = 2**28  # bytes of a member that is read at once, such as the pickle
+MAX_RATIO, FREE_BYTES = 100, 2**20  # a member may unpack to 100 times its size, or to 1 MiB
 END = struct.Struct("<4s4H2LH")
 END_64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR_64 = struct.Struct("<4sLQL")
 ENTRY = struct.Struct("<4s6H3L5H2L")
 LOCAL = struct.Struct("<4s5H3L2H")
-UNKNOWN = 0xFFFFFFFF  # stands for a number that is in the zip64 field
+UNKNOWN = 0xFFFFFFFF  # the value is in the zip64 field
 
 
 @dataclass(frozen=True)
 class MemberData:
-    """Where bytes lie in a file: `size` of them, in `packed` ones if they are compressed."""
+    """The position of `size` bytes in a file, stored in `packed` bytes if they are compressed."""
 
     start: int
     size: int
@@ -30,7 +30,7 @@ class MemberData:
 
 @dataclass(frozen=True)
 class Member:
-    """An entry of the directory; `header` is where its local header begins, `limit` where the directory does."""
+    """An entry of the directory; its local header begins at `header`, the directory at `limit`."""
 
     header: int
     size: int
@@ -41,10 +41,10 @@ class Member:
 
 
 def read_directory(data: mmap.mmap) -> dict[str, Member]:
-    """The members of a zip archive by name, which are labels only: they are never used as paths.
+    """Read the members of a zip archive by name; names are never used as paths.
 
     Raises:
-        CheckpointError: If the directory is damaged or has a name twice.
+        CheckpointError: If the directory is damaged or has duplicate names.
     """
     start, size, count = _find_directory(data)
     members: dict[str, Member] = {}
@@ -57,54 +57,54 @@ def read_directory(data: mmap.mmap) -> dict[str, Member]:
         names = data[position + ENTRY.size : position + ENTRY.size + lengths[0] + lengths[1]]
         position += ENTRY.size + sum(lengths)
         if entry[0] != b"PK\x01\x02" or position > start + size:
-            raise CheckpointError("the directory of a zip file must be whole")
+            raise CheckpointError("the directory of a zip file must be complete")
         name = names[: lengths[0]].decode("utf-8", "replace")
         if name in members:
-            raise CheckpointError(f"a member of a zip file must be there once, {quote(name)} is there twice")
-        unpacked, packed, header = _wide(names[lengths[0] :], entry[9], entry[8], entry[16])
+            raise CheckpointError(f"a member of a zip file must appear once, {quote(name)} appears twice")
+        unpacked, packed, header = _zip64_values(names[lengths[0] :], entry[9], entry[8], entry[16])
         members[name] = Member(header, unpacked, packed, entry[4], bool(entry[3] & 1), start)
     return members
 
 
 def _find_directory(data: mmap.mmap) -> tuple[int, int, int]:
-    """Where the directory begins, its bytes and entries."""
+    """Return the position, size in bytes and number of entries of the directory."""
     end = data.rfind(b"PK\x05\x06", max(0, len(data) - END.size - 0xFFFF))
     if end < 0 or end + END.size > len(data):
-        raise CheckpointError("a zip file must end with its directory, this one is cut off")
+        raise CheckpointError("a zip file must end with its directory, this one is truncated")
     _, _, _, _, count, size, start, _ = END.unpack_from(data, end)
     if end >= LOCATOR_64.size and data[end - LOCATOR_64.size :][:4] == b"PK\x06\x07":
         wide = LOCATOR_64.unpack_from(data, end - LOCATOR_64.size)[2]
         if wide + END_64.size > end or data[wide : wide + 4] != b"PK\x06\x06":
-            raise CheckpointError("the zip64 record of a zip file must be in it")
+            raise CheckpointError("the zip64 record of a zip file must be inside it")
         count, size, start = END_64.unpack_from(data, wide)[7:]
     if start + size > end or count > MAX_MEMBERS:
-        raise CheckpointError(f"the directory of a zip file must lie in it and have at most {MAX_MEMBERS} entries")
+        raise CheckpointError(f"the directory of a zip file must be inside it and have at most {MAX_MEMBERS} entries")
     return start, size, count
 
 
-def _wide(extra: bytes, *numbers: int) -> list[int]:
-    """Numbers of an entry, taken from its zip64 field where they are too large for 32 bits."""
+def _zip64_values(extra: bytes, *values: int) -> list[int]:
+    """Return values of an entry, those too large for 32 bits from its zip64 field."""
     field = b""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
         if kind == 1:
             field = extra[4 : 4 + length]
         extra = extra[4 + length :]
-    found = []
-    for number in numbers:
-        if number == UNKNOWN:
+    results = []
+    for value in values:
+        if value == UNKNOWN:
             if len(field) < 8:
-                raise CheckpointError("a zip64 field must have the numbers that its entry leaves to it")
-            number, field = struct.unpack_from("<Q", field)[0], field[8:]
-        found.append(number)
-    return found
+                raise CheckpointError("a zip64 field must have all values that its entry omits")
+            value, field = struct.unpack_from("<Q", field)[0], field[8:]
+        results.append(value)
+    return results
 
 
 def locate_member(data: mmap.mmap, members: dict[str, Member], name: str) -> MemberData:
-    """Where a member's bytes lie.
+    """Return the position of a member's bytes.
 
     Raises:
-        CheckpointError: If it is missing, outside the file, encrypted, or compressed in another way or beyond reason.
+        CheckpointError: If it is missing, outside the file, encrypted, or its compression is not supported.
     """
     member = members.get(name)
     if member is None:
@@ -113,14 +113,14 @@ def locate_member(data: mmap.mmap, members: dict[str, Member], name: str) -> Mem
         kind = "encrypted" if member.encrypted else f"compressed by method {member.method}"
         raise CheckpointError(f"member {quote(name)} must be stored or deflated, not {kind}", "pack it again")
     if member.header + LOCAL.size > member.limit:
-        raise CheckpointError(f"member {quote(name)} must lie before the directory")
+        raise CheckpointError(f"member {quote(name)} must come before the directory")
     local = LOCAL.unpack_from(data, member.header)
     start = member.header + LOCAL.size + local[9] + local[10]
     if local[0] != b"PK\x03\x04" or start + member.packed > member.limit:
-        raise CheckpointError(f"member {quote(name)} must lie before the directory, with a header")
+        raise CheckpointError(f"member {quote(name)} must come before the directory, with a header")
     if member.method == STORED:
         if member.packed != member.size:
-            raise CheckpointError(f"member {quote(name)} is stored and must have one size, not two")
+            raise CheckpointError(f"member {quote(name)} is not compressed and must have one size, not two")
         return MemberData(start, member.size)
     if member.size > max(FREE_BYTES, MAX_RATIO * member.packed):
         raise CheckpointError(
@@ -130,26 +130,26 @@ def locate_member(data: mmap.mmap, members: dict[str, Member], name: str) -> Mem
     return MemberData(start, member.size, member.packed)
 
 
-def decompress(data: mmap.mmap, place: MemberData) -> bytes:
-    """The bytes of a place, unpacked; CheckpointError if they are more or fewer than it says."""
-    if place.packed is None:
-        return data[place.start : place.start + place.size]
+def decompress(data: mmap.mmap, member: MemberData) -> bytes:
+    """Return a member's uncompressed bytes; CheckpointError if their number differs from its size."""
+    if member.packed is None:
+        return data[member.start : member.start + member.size]
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        with memoryview(data) as whole, whole[place.start : place.start + place.packed] as part:
-            result = engine.decompress(part, place.size + 1)
+        with memoryview(data) as view, view[member.start : member.start + member.packed] as packed:
+            result = engine.decompress(packed, member.size + 1)
     except zlib.error as error:
-        raise CheckpointError(f"a compressed member must be whole: {error}") from None
-    if len(result) != place.size:
-        raise CheckpointError(f"a compressed member must have {place.size} bytes, not {len(result)}")
+        raise CheckpointError(f"a compressed member must be complete: {error}") from None
+    if len(result) != member.size:
+        raise CheckpointError(f"a compressed member must have {member.size} bytes, not {len(result)}")
     return result
 
 
 def read_member(data: mmap.mmap, members: dict[str, Member], name: str, default: bytes | None = None) -> bytes:
-    """A small member's bytes; `default` if one is given and it is not there."""
+    """Return the bytes of a small member; if it is missing, the default unless that is None."""
     if default is not None and name not in members:
         return default
-    place = locate_member(data, members, name)
-    if place.size > MAX_SMALL:
-        raise CheckpointError(f"member {quote(name)} must have at most {MAX_SMALL} bytes, not {place.size}")
-    return decompress(data, place)
+    member = locate_member(data, members, name)
+    if member.size > MAX_SMALL:
+        raise CheckpointError(f"member {quote(name)} must have at most {MAX_SMALL} bytes, not {member.size}")
+    return decompress(data, member)

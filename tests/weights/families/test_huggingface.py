@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from support.reference_search import with_end
-from support.tiny_families import MODELS, VOCAB, sparse, torch_model, torch_sources
+from support.tiny_families import MODELS, VOCAB, required_settings, torch_model, torch_sources
 from support.training_cases import OPTIONS
 
 from mlx_transformer.checkpoints import model_folder
@@ -182,7 +182,7 @@ def test_what_a_config_of_relative_positions_leaves_out(name, tmp_path, toleranc
 
 def check_sparse(name, folder, tolerance):
     """A config.json of sizes and tokens alone means the same to us as to transformers."""
-    settings = sparse(name)
+    settings = required_settings(name)
     theirs = torch_model(name, settings=settings)
     if name in ("t5", "mt5", "umt5"):
         settings = {key: value for key, value in settings.items() if key not in ("pad_token_id", "eos_token_id")}
