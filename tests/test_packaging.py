@@ -55,6 +55,7 @@ def distributions(checkout, tmp_path_factory):
 
 
 @pytest.mark.packaging
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sdist", "both", "direct"])
 def test_distribution_contains_one_complete_package(distributions, kind):
     files = distributions[kind]
@@ -71,6 +72,7 @@ def test_distribution_contains_one_complete_package(distributions, kind):
 
 
 @pytest.mark.packaging
+@pytest.mark.slow
 def test_plain_install_works_inside_the_checkout(checkout, tmp_path):
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"

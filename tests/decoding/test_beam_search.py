@@ -679,6 +679,7 @@ def test_quantised_models_give_valid_hypotheses(bits, kind):
 
 
 @pytest.mark.parametrize("kind", ["greedy", "beam", "sampling"])
+@pytest.mark.slow
 def test_hundreds_of_sentences_in_random_batches_equal_single_sentences(kind, tolerance):
     model = random_model(config(output_bias=True), gain=2, eos_bias=2, seed=3)
     search = dataclasses.replace(SEARCHES[kind], max_length_ratio=1.0, min_length_ratio=0.3, no_repeat_ngram_size=3)

@@ -111,6 +111,7 @@ class TestAttention:
 
     @pytest.mark.parametrize("fonts", ["all", "one"])
     @pytest.mark.parametrize("ending", BEGINNINGS)
+    @pytest.mark.slow
     def test_any_text_is_drawn_without_warnings(self, tmp_path, monkeypatch, caplog, fonts, ending):
         if fonts == "one":
             monkeypatch.setattr(fonts_module, "installed_fonts", lambda: [fonts_module.DEFAULT_FONT])

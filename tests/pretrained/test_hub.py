@@ -168,6 +168,7 @@ def test_a_model_is_downloaded_and_converted_once(machine, server):
     assert list(folder.parent.glob(".*new")) == []
 
 
+@pytest.mark.slow
 def test_offline_loads_use_the_last_conversion(machine, server):
     server.publish("owner/name", model_files(3.0), "v1")
     assert machine.load("owner/name", ("owner/name", "v1")) == (3.0, 3.0, "")
@@ -183,6 +184,7 @@ def test_offline_loads_use_the_last_conversion(machine, server):
     assert told == ""
 
 
+@pytest.mark.slow
 def test_slow_or_broken_hub_counts_as_offline(machine, server):
     server.publish("owner/name", model_files(3.0))
     machine.load("owner/name")
@@ -200,6 +202,7 @@ def test_slow_or_broken_hub_counts_as_offline(machine, server):
         assert "owner/new cannot be reached: " in new and reason in new and len(new.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_revisions(machine, server):
     first = server.publish("owner/name", model_files(1.0), "v1", "a/branch")
     server.publish("owner/name", model_files(2.0))
@@ -216,6 +219,7 @@ def test_revisions(machine, server):
     assert machine.load(("owner/name", first)) == (1.0, "")  # the hub is not even asked
 
 
+@pytest.mark.slow
 def test_another_package_version_converts_again(machine, server):
     commit = server.publish("owner/name", model_files(3.0))
     version = "import mlx_transformer\nmlx_transformer.__version__ = '{}'\n"
@@ -226,6 +230,7 @@ def test_another_package_version_converts_again(machine, server):
     assert sorted(found) == [f"{commit}-1.0", f"{commit}-1.1"]
 
 
+@pytest.mark.slow
 def test_interrupted_download(machine, server):
     server.publish("owner/name", model_files(3.0), accidents=["cut", "503", "cut"])
     result, _ = machine.load("owner/name")
@@ -240,6 +245,7 @@ def test_interrupted_download(machine, server):
     assert server.downloads("owner/name").count("model.safetensors") == 4
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_no_incomplete_model(machine, server):
     commit = server.publish("owner/name", model_files(3.0), trickle=20.0)
     process = machine.start("-c", LOAD, json.dumps([("owner/name", None)]))
@@ -263,6 +269,7 @@ def wait_until(condition, seconds=30):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_concurrent_processes_convert_once(machine, server):
     server.publish("owner/name", model_files(3.0))
     arguments = ("-c", SLOW + LOAD, json.dumps([("owner/name", None)]))
@@ -271,6 +278,7 @@ def test_concurrent_processes_convert_once(machine, server):
     assert (machine.work / "made").read_text() == "once\n"
 
 
+@pytest.mark.slow
 def test_private_and_gated_models_need_a_token(machine, server):
     server.publish("owner/private", model_files(3.0), private=True)
     server.publish("owner/gated", model_files(4.0), gated=True)
@@ -300,6 +308,7 @@ def test_private_and_gated_models_need_a_token(machine, server):
     assert {token for _, path, token in server.requests if path.startswith("/cdn/")} == {None}
 
 
+@pytest.mark.slow
 def test_repositories_without_a_model_are_one_line_errors(machine, server):
     config = {"config.json": b"{}"}
     server.publish("owner/tf", config | {"tf_model.h5": b"", "onnx/model.safetensors": b""})
@@ -319,6 +328,7 @@ def test_repositories_without_a_model_are_one_line_errors(machine, server):
     assert told == "" and list(machine.kept.glob("*/[0-9a-f]*")) == []
 
 
+@pytest.mark.slow
 def test_other_kinds_of_weights(machine, server):
     tensors = bart_tensors() | {"final_logits_bias": mx.full((1, VOCAB), 5.0)}
     halves = (dict(list(tensors.items())[:9]), dict(list(tensors.items())[9:]))
@@ -347,6 +357,7 @@ def our_files(tmp_path):
     return {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
 
 
+@pytest.mark.slow
 def test_model_folders_on_the_hub_are_used_directly(machine, server, our_files):
     commit = server.publish("owner/ours", our_files)
     assert machine.load("owner/ours") == ("ours", "")
@@ -375,6 +386,7 @@ def test_paths_take_precedence_over_the_hub(machine, server, our_files):
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_full_disks(machine, server):
     server.publish("owner/name", model_files(3.0))
     error, _ = machine.load("owner/name", limit=4000)
@@ -389,6 +401,7 @@ def test_full_disks(machine, server):
     assert [path.name for path in machine.kept.glob("*/*")] == [".lock"]
 
 
+@pytest.mark.slow
 def test_commands_accept_hub_models(machine, server, our_files):
     first = server.publish("owner/ours", our_files, "v1")
     server.publish("owner/ours", {"config.json": b"{}"})
