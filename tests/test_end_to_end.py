@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 from support.texts import EMOJI, SCRIPTS
 from support.tiny_families import MODELS, torch_model
-from support.tiny_pieces import auto_tokenizer, make, trained
-from support.tiny_tokenizers import m2m100, marian, plbart
+from support.tiny_hf_tokenizers import auto_tokenizer, train_models, write_case
+from support.tiny_sentencepiece_tokenizers import write_m2m100, write_marian, write_plbart
 
 from mlx_transformer.cli import main
 from mlx_transformer.pretrained import hub
@@ -46,7 +46,7 @@ LANGUAGE_TOKENS = {"m2m100": "__{}__", "plbart": "__{}__"}  # where they are not
 
 def pieces(case):
     """What makes a folder of the files of a case."""
-    return lambda folder: make(folder, trained(), case)
+    return lambda folder: write_case(folder, train_models(), case)
 
 
 @dataclass
@@ -77,17 +77,17 @@ class Family:
 def saved_by_transformers(folder):
     """umT5 has a tokenizer.json, which is read as it is."""
     with auto_tokenizer() as load:
-        load(make(folder / "four", trained(), "t5")).save_pretrained(folder)
+        load(write_case(folder / "four", train_models(), "t5")).save_pretrained(folder)
 
 
 FAMILIES = {
-    "marian": Family("marian", marian, MARIAN, target="fra", seed=5),
-    "marian-split": Family("marian-split", partial(marian, separate=True), MARIAN, target="deu", seed=10),
+    "marian": Family("marian", write_marian, MARIAN, target="fra", seed=5),
+    "marian-split": Family("marian-split", partial(write_marian, separate=True), MARIAN, target="deu", seed=10),
     "bart": Family("bart", pieces("bart"), SUMMARY | {"max_length": 14, "min_length": 5, "forced_bos_token_id": 0}),
-    "plbart": Family("plbart", plbart, BEAMS, "java", "en_XX", seed=4),
+    "plbart": Family("plbart", write_plbart, BEAMS, "java", "en_XX", seed=4),
     "mbart": Family("mbart", pieces("mbart"), BEAMS | {"forced_eos_token_id": 2}, "ro_RO", "en_XX"),
     "mbart-50": Family("mbart-50", pieces("mbart50"), BEAMS | {"forced_eos_token_id": 2}, "fr_XX", "de_DE"),
-    "m2m100": Family("m2m100", m2m100, BEAMS | {"early_stopping": True}, "de", "zh", dead=8, seed=3),
+    "m2m100": Family("m2m100", write_m2m100, BEAMS | {"early_stopping": True}, "de", "zh", dead=8, seed=3),
     "nllb": Family("nllb", pieces("nllb"), BEAMS, "fra_Latn", "tyv_Cyrl", seed=2),
     "nllb-legacy": Family("nllb", pieces("nllb legacy"), {"max_length": 12}, "fra_Latn", "ace_Arab", seed=2),
     "pegasus": Family("pegasus", pieces("pegasus"), BEAMS | {"length_penalty": 0.6, "forced_eos_token_id": 1}),

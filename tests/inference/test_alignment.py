@@ -7,9 +7,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from support.texts import CORPUS, TEXTS
+from support.tiny_hf_tokenizers import CASES, read_tokenizer, train_models, write_case
 from support.tiny_models import config, random_model, stack
-from support.tiny_pieces import CASES, make, trained
-from support.tiny_tokenizers import m2m100, marian, plbart
+from support.tiny_sentencepiece_tokenizers import (
+    CLASS_NAMES,
+    read_sentencepiece_tokenizer,
+    write_m2m100,
+    write_marian,
+    write_plbart,
+)
 
 import mlx_transformer as mt
 from mlx_transformer.config.alignment import AlignmentConfig
@@ -28,11 +34,8 @@ from mlx_transformer.pretrained.loading import BUNDLED_MODEL
 from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
-from mlx_transformer.weights.tokenizers.hf_pipeline import read_hf_tokenizer
-from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECE_READERS
 
 # Words that every kind gives back as they are: of letters that all know.
-CLASSES = {marian: "MarianTokenizer", m2m100: "M2M100Tokenizer", plbart: "PLBartTokenizer"}
 SENTENCES = ["this is a translation of the text into another language", "  there is nothing  better than it ", "a"]
 
 
@@ -58,15 +61,11 @@ class TestAlign:
 
 
 def read_pipeline(folder, name):
-    vocabulary, _, found = read_hf_tokenizer(make(folder, trained(), name), {"model_type": CASES[name][2]})
-    return Tokenizer(vocabulary, None, TokenizerConfig(**found, start_id=0))
+    return read_tokenizer(write_case(folder, train_models(), name))
 
 
 def read_model(write, folder, **options):
-    write(folder, **options)
-    source, target, fields = SENTENCEPIECE_READERS[CLASSES[write]][1](folder)
-    sizes = {"source_vocab_size": source.size, "target_vocab_size": (target or source).size}
-    return Tokenizer(source, target, TokenizerConfig(**fields, **sizes))
+    return read_sentencepiece_tokenizer(CLASS_NAMES[write], write(folder, **options))
 
 
 def whole_words():
@@ -82,12 +81,12 @@ def letters():
 
 KINDS = {
     **{name: lambda folder, name=name: read_pipeline(folder, name) for name in CASES},
-    "marian": lambda folder: read_model(marian, folder),
-    "marian, two vocabularies": lambda folder: read_model(marian, folder, separate=True),
-    "marian, as it is": lambda folder: read_model(marian, folder, kind="as it is"),
-    "marian, bytes": lambda folder: read_model(marian, folder, kind="bpe with bytes"),
-    "m2m100": lambda folder: read_model(m2m100, folder),
-    "plbart": lambda folder: read_model(plbart, folder),
+    "marian": lambda folder: read_model(write_marian, folder),
+    "marian, two vocabularies": lambda folder: read_model(write_marian, folder, separate=True),
+    "marian, no normalization": lambda folder: read_model(write_marian, folder, kind="no normalization"),
+    "marian, bytes": lambda folder: read_model(write_marian, folder, kind="bpe with bytes"),
+    "m2m100": lambda folder: read_model(write_m2m100, folder),
+    "plbart": lambda folder: read_model(write_plbart, folder),
     "trained": lambda folder: Tokenizer.train(CORPUS, CORPUS, 700),
     "words": lambda folder: whole_words(),
     "letters": lambda folder: letters(),

@@ -2,7 +2,7 @@
 
 import pytest
 import tokenizers
-from support.tiny_pieces import byte_level
+from support.tiny_hf_tokenizers import train_byte_level
 
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.vocabulary import ByteVocabulary, WordVocabulary
@@ -24,7 +24,7 @@ class TestLabels:
         ]
 
     def test_byte_level_pieces_are_decoded(self):
-        vocabulary = HFVocabulary(tokenizers.Tokenizer.from_str(byte_level()))
+        vocabulary = HFVocabulary(tokenizers.Tokenizer.from_str(train_byte_level()))
         ids = vocabulary.encode(" the été")
         assert "".join(fonts_module.piece_labels(vocabulary, [0, *ids])) == "<s>\u2423the\u2423été"
         assert "Ġ" in "".join(map(vocabulary.id_to_token, ids))

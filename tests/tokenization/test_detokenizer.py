@@ -1,4 +1,4 @@
-"""Text as its ids come: joined it is that of all ids, whatever the tokenizer; it comes early, at constant cost."""
+"""The detokenizer returns the same text as `decode` for any tokenizer, early and at constant cost per id."""
 
 import functools
 import random
@@ -6,17 +6,14 @@ from dataclasses import replace
 
 import pytest
 from support.texts import CORPUS, EMOJI, FORMS, SCRIPTS, TEXTS, random_texts
-from support.tiny_pieces import CASES, make, trained
-from support.tiny_tokenizers import KINDS
+from support.tiny_hf_tokenizers import CASES, read_tokenizer, train_models, write_case
+from support.tiny_sentencepiece_tokenizers import CLASS_NAMES, MODEL_KINDS, read_sentencepiece_tokenizer
 
 from mlx_transformer.tokenization import detokenizer as detokenizer_module
 from mlx_transformer.tokenization.detokenizer import Detokenizer
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
-from tests.weights.tokenizers.test_hf_pipeline import read as read_pieces
-from tests.weights.tokenizers.test_sentencepiece_models import CLASSES
-from tests.weights.tokenizers.test_sentencepiece_models import read as read_sentencepieces
 
 ODD_WORDS = {
     "words": ["'", "."],
@@ -26,25 +23,28 @@ ODD_WORDS = {
 }
 
 
-def word_list(words, join="words"):
+def word_tokenizer(words, join="words"):
     words = dict.fromkeys(["<pad>", "</s>", "<s>", "<unk>", *words])
     return Tokenizer(WordVocabulary({word: i for i, word in enumerate(words)}, 3, join))
 
 
-def builders():
-    """Name -> what makes a tokenizer of that kind with a folder to write to."""
-    made = {name: lambda folder, name=name: read_pieces(make(folder, trained(), name)) for name in CASES}
-    for write, name in CLASSES.items():
-        for kind in KINDS:
-            made[f"{name} {kind}"] = lambda folder, write=write, name=name, kind=kind: read_sentencepieces(
-                name, write(folder, kind)
-            )
+def build_sentencepiece(write, kind, folder):
+    return read_sentencepiece_tokenizer(CLASS_NAMES[write], write(folder, kind))
+
+
+def tokenizer_builders():
+    """Name -> function that builds a tokenizer, given a folder to write to."""
+    builders = {
+        name: lambda folder, name=name: read_tokenizer(write_case(folder, train_models(), name)) for name in CASES
+    }
+    for write, name in CLASS_NAMES.items():
+        builders |= {f"{name} {kind}": functools.partial(build_sentencepiece, write, kind) for kind in MODEL_KINDS}
     words = " ".join(CORPUS).split()
-    made |= {join: lambda folder, join=join: word_list(ODD_WORDS[join] + words, join) for join in ODD_WORDS}
-    return made | {"trained": lambda folder: Tokenizer.train(CORPUS, CORPUS, 900)}
+    builders |= {join: lambda folder, join=join: word_tokenizer(ODD_WORDS[join] + words, join) for join in ODD_WORDS}
+    return builders | {"trained": lambda folder: Tokenizer.train(CORPUS, CORPUS, 900)}
 
 
-BUILDERS = builders()
+BUILDERS = tokenizer_builders()
 
 
 @pytest.fixture(scope="module")
@@ -57,88 +57,86 @@ def tokenizer(request, tokenizer_of):
     return tokenizer_of(request.param)
 
 
-def cleaned(tokenizer, clean_up=True):
+def with_clean_up(tokenizer, clean_up=True):
     target = None if tokenizer.shared else tokenizer.target
     return Tokenizer(tokenizer.source, target, replace(tokenizer.config, clean_up=clean_up))
 
 
 def encode(tokenizer, texts):
-    goal = tokenizer.languages[0] if tokenizer.config.target_language in ("start", "first") else None
-    return tokenizer.encode_target_batch(texts, goal)
+    language = tokenizer.languages[0] if tokenizer.config.target_language in ("start", "first") else None
+    return tokenizer.encode_target_batch(texts, language)
 
 
-def rows(tokenizer):
-    """Ids of texts, ids at random, and ids at random of short marks, which cleaning up joins to what is before."""
+def id_sequences(tokenizer):
+    """Yield ids of texts, random ids, and random ids of short tokens that clean-up joins to the preceding text."""
     generator = random.Random(0)
     size = tokenizer.target_vocab_size
     yield from encode(tokenizer, [text for text in TEXTS if len(text) < 1000] + random_texts(100))
     yield from ([generator.randrange(size) for _ in range(generator.randrange(200))] for _ in range(80))
-    marks = [
-        i
-        for i in range(size)
-        if tokenizer.target.id_to_token(i).strip("\u2581\u0120</w>") in ("", *"'.?stnm", "ve", "n't")
-    ]
+    joined = ("", *"'.?stnm", "ve", "n't")
+    marks = [i for i in range(size) if tokenizer.target.id_to_token(i).strip("\u2581\u0120</w>") in joined]
     if marks:
         yield from ([generator.choice(marks) for _ in range(generator.randrange(30))] for _ in range(150))
 
 
-def pieces(tokenizer, ids):
+def stream(tokenizer, ids):
+    """Return the text of each id and of the end."""
     detokenizer = Detokenizer(tokenizer)
     return [*map(detokenizer.add, ids), detokenizer.finish()]
 
 
 @pytest.mark.parametrize(("clean_up", "window"), [(True, detokenizer_module.WINDOW), (False, 3)])
-def test_joined_it_is_the_text_of_all_ids(tokenizer, clean_up, window, monkeypatch):
-    """Also where nearly all ids before the newest were forgotten."""
+def test_streamed_text_equals_decoded_text(tokenizer, clean_up, window, monkeypatch):
+    """Also with a window so short that almost all earlier ids are dropped."""
     monkeypatch.setattr(detokenizer_module, "WINDOW", window)
     monkeypatch.setattr(detokenizer_module, "CUT_ATTEMPTS", min(window, detokenizer_module.CUT_ATTEMPTS))
-    tokenizer = cleaned(tokenizer, clean_up)
-    for ids in rows(tokenizer):
-        assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids)
+    tokenizer = with_clean_up(tokenizer, clean_up)
+    for ids in id_sequences(tokenizer):
+        assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
 
 
-def test_it_comes_as_early_as_is_safe(tokenizer):
-    """Of what the ids so far say a few characters at most are held back, also without any space; bytes are apart."""
-    tokenizer = cleaned(tokenizer)
-    runs = isinstance(tokenizer.target, HFVocabulary)
+def test_at_most_a_few_characters_are_held_back(tokenizer):
+    """Also in text without spaces; runs of byte tokens are held back entirely."""
+    tokenizer = with_clean_up(tokenizer)
+    has_byte_runs = isinstance(tokenizer.target, HFVocabulary)
     for ids in encode(tokenizer, SCRIPTS + FORMS + EMOJI):
-        if runs and any(detokenizer_module.BYTE_TOKEN.fullmatch(token) for token in tokenizer.tokens(ids)):
+        if has_byte_runs and any(map(detokenizer_module.BYTE_TOKEN.fullmatch, tokenizer.tokens(ids))):
             continue
-        given = ""
-        for place, piece in enumerate(pieces(tokenizer, ids)[:-1], start=1):
-            given += piece
-            assert len(tokenizer.decode(ids[:place]).rstrip()) - len(given) <= 4
+        emitted = ""
+        for count, text in enumerate(stream(tokenizer, ids)[:-1], start=1):
+            emitted += text
+            assert len(tokenizer.decode(ids[:count]).rstrip()) - len(emitted) <= 4
 
 
-def test_no_piece_has_half_a_character(tokenizer_of):
-    """Emoji and marks are several tokens each in these."""
+def test_characters_are_never_split(tokenizer_of):
+    """Emoji and combining marks are several tokens each in these tokenizers."""
     for name in ("bart", "byt5", "trained", "madlad"):
         tokenizer = tokenizer_of(name)
         for ids in encode(tokenizer, EMOJI + FORMS):
             assert len(ids) > len(tokenizer.decode(ids)) / 2
-            assert not any("\ufffd" in piece for piece in pieces(tokenizer, ids))
+            assert not any("\ufffd" in text for text in stream(tokenizer, ids))
 
 
-def test_bytes_that_turn_out_to_be_none_come_as_the_whole_says(tokenizer_of):
+def test_bytes_that_are_not_utf8(tokenizer_of):
     tokenizer = tokenizer_of("trained")
     ids = [tokenizer.target.token_to_id(token) for token in ("<0xE9>", "<0x95>", "<0xB7>", "<0xE9>", "a", "<0xC3>")]
-    assert pieces(tokenizer, ids[:3]) == ["", "", "", "長"]
-    assert pieces(tokenizer, ids) == ["", "", "", "", "\ufffd\ufffd\ufffd\ufffda", "", "\ufffd"]
+    assert stream(tokenizer, ids[:3]) == ["", "", "", "長"]
+    assert stream(tokenizer, ids) == ["", "", "", "", "\ufffd\ufffd\ufffd\ufffda", "", "\ufffd"]
 
 
-def test_what_cleaning_up_may_join_waits():
+def test_text_that_clean_up_may_change_is_held_back():
     words = ["do", "n", "'", "t", "so", ".", "no"]
-    tokenizer = cleaned(word_list(words))
+    tokenizer = with_clean_up(word_tokenizer(words))
     ids = [tokenizer.target.token_to_id(word) for word in words]
-    assert pieces(tokenizer, ids) == ["do", "", "", "n't", " so", ".", " no", ""]
+    assert stream(tokenizer, ids) == ["do", "", "", "n't", " so", ".", " no", ""]
 
 
-def test_an_id_that_is_none(tokenizer_of):
+def test_id_outside_the_vocabulary_is_refused(tokenizer_of):
     with pytest.raises(ValueError, match="A target id must lie in 0..[0-9]+: got -1"):
         Detokenizer(tokenizer_of("trained")).add(-1)
 
 
-def test_after_its_end_another_text_may_begin(tokenizer_of):
+def test_reuse_after_finish(tokenizer_of):
     tokenizer = tokenizer_of("t5")
     detokenizer = Detokenizer(tokenizer)
     for text in ("one text", "and another"):
@@ -146,19 +144,18 @@ def test_after_its_end_another_text_may_begin(tokenizer_of):
         assert "".join([*map(detokenizer.add, ids), detokenizer.finish()]) == tokenizer.decode(ids)
 
 
-def test_the_cost_of_an_id_does_not_grow(tokenizer):
-    """Of a text of ten thousand ids few are decoded again for each."""
+def test_cost_per_id_is_constant(tokenizer, monkeypatch):
+    """In a text of several thousand ids, few ids are decoded again for each new one."""
     (ids,) = encode(tokenizer, [" ".join(SCRIPTS * 12)])
-    decoded = 0
-    decode = Detokenizer._decode
+    expected = tokenizer.decode(ids)
+    num_decoded = 0
+    decode = type(tokenizer.target).decode
 
-    def counted(self, ids):
-        nonlocal decoded
-        decoded += len(ids)
-        return decode(self, ids)
+    def count_ids(vocabulary, ids):
+        nonlocal num_decoded
+        num_decoded += len(ids)
+        return decode(vocabulary, ids)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Detokenizer, "_decode", counted)
-        given = "".join(pieces(tokenizer, ids))
-    assert given == tokenizer.decode(ids)
-    assert decoded < 3 * detokenizer_module.WINDOW * len(ids)
+    monkeypatch.setattr(type(tokenizer.target), "decode", count_ids)
+    assert "".join(stream(tokenizer, ids)) == expected
+    assert num_decoded < 3 * detokenizer_module.WINDOW * len(ids)

@@ -1,4 +1,4 @@
-"""Any text survives the round trip, specials come from nobody's text, and what is saved is what is loaded."""
+"""Tokenizers: any text survives the round trip, text never produces special tokens, saved tokenizers load unchanged."""
 
 import json
 import random
@@ -15,7 +15,7 @@ from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 ENGLISH = [f"the {animal} don't see {count} dogs." for animal in ("cat", "dog", "bird") for count in range(40)]
 FRENCH = [f"l'{animal} n'a vu que {count} chiens !" for animal in ("oiseau", "âne", "ours") for count in range(40)]
 
-NASTY = [
+ODD_TEXTS = [
     "",
     " ",
     "  ",
@@ -68,9 +68,9 @@ def random_texts(count: int) -> list[str]:
     return ["".join(character() for _ in range(rng.randint(1, 20))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("text", NASTY)
-def test_round_trip_of_nasty_text(tokenizer, text):
-    assert tokenizer.decode(tokenizer.encode_target(text)) == text
+def test_round_trip_of_odd_text(tokenizer):
+    for text in ODD_TEXTS:
+        assert tokenizer.decode(tokenizer.encode_target(text)) == text
 
 
 def test_round_trip_of_random_unicode(tokenizer):
@@ -78,69 +78,70 @@ def test_round_trip_of_random_unicode(tokenizer):
     assert tokenizer.decode_batch(tokenizer.encode_target_batch(texts)) == texts
 
 
-def test_round_trip_of_text_it_was_trained_on_looking_like_fixed_tokens():
+def test_round_trip_after_training_on_text_that_looks_like_special_tokens():
     texts = [" ".join(FIXED_TOKENS), "".join(FIXED_TOKENS), "▁<pad></s>"] * 50
     tokenizer = Tokenizer.train(texts, texts, 2000)
     assert tokenizer.decode_batch(tokenizer.encode_batch(texts)) == texts
     assert all(3 <= i for ids in tokenizer.encode_batch(texts) for i in ids[:-1])
 
 
-def test_round_trip_of_every_script_it_was_trained_on():
-    tokenizer = Tokenizer.train(NASTY * 3, random_texts(500), 3000)
-    texts = NASTY + random_texts(1000)
+def test_round_trip_after_training_on_many_scripts():
+    tokenizer = Tokenizer.train(ODD_TEXTS * 3, random_texts(500), 3000)
+    texts = ODD_TEXTS + random_texts(1000)
     assert tokenizer.decode_batch(tokenizer.encode_batch(texts)) == texts
 
 
-@pytest.mark.parametrize("text", NASTY)
-def test_text_gives_no_special_id_but_the_end(tokenizer, text):
-    *ids, end = tokenizer.encode(text)
-    assert end == tokenizer.eos_id
-    assert not {tokenizer.pad_id, tokenizer.eos_id, tokenizer.start_id} & set(ids)
+def test_text_produces_no_special_ids_except_the_end(tokenizer):
+    special_ids = {tokenizer.pad_id, tokenizer.eos_id, tokenizer.start_id}
+    for text in ODD_TEXTS:
+        *ids, end = tokenizer.encode(text)
+        assert end == tokenizer.eos_id, text
+        assert not special_ids & set(ids), text
 
 
-def test_batch_is_each_text_alone(tokenizer):
-    assert tokenizer.encode_batch(NASTY) == [tokenizer.encode(text) for text in NASTY]
-    assert tokenizer.encode_target_batch(NASTY) == [tokenizer.encode_target(text) for text in NASTY]
+def test_batch_equals_single_texts(tokenizer):
+    assert tokenizer.encode_batch(ODD_TEXTS) == [tokenizer.encode(text) for text in ODD_TEXTS]
+    assert tokenizer.encode_target_batch(ODD_TEXTS) == [tokenizer.encode_target(text) for text in ODD_TEXTS]
     assert tokenizer.encode_batch([]) == []
 
 
-def test_specials_and_bytes_come_first(tokenizer):
+def test_special_and_byte_tokens_come_first(tokenizer):
     assert tokenizer.tokens(range(len(FIXED_TOKENS))) == ["<pad>", "</s>", "<s>", *BYTE_TOKENS]
 
 
-def test_decode_skips_specials_and_survives_broken_bytes(tokenizer):
+def test_decode_skips_special_tokens_and_replaces_invalid_bytes(tokenizer):
     ids = tokenizer.encode_target("the cat")
     assert tokenizer.decode([tokenizer.start_id, *ids, tokenizer.pad_id, tokenizer.pad_id]) == "the cat"
     lone_byte = tokenizer.tokens(range(300)).index("<0xC3>")
     assert tokenizer.decode([*ids[:-1], lone_byte]) == "the cat\ufffd"
 
 
-def test_frequent_words_are_one_piece_and_elision_splits(tokenizer):
+def test_frequent_words_are_one_piece_and_elisions_are_split(tokenizer):
     assert tokenizer.tokens(tokenizer.encode("l'oiseau chiens")) == [" l'", "oiseau", " chiens", "</s>"]
 
 
-def test_digits_stand_alone(tokenizer):
+def test_digits_are_single_pieces(tokenizer):
     assert tokenizer.tokens(tokenizer.encode("12 34")) == [" 1", "2", " 3", "4", "</s>"]
 
 
-def test_rare_characters_are_spelled_in_bytes():
+def test_rare_characters_are_encoded_as_bytes():
     tokenizer = Tokenizer.train(["abc " * 50_000 + "\u6f22"], [], 400)
     assert tokenizer.tokens(tokenizer.encode("\u6f22")[-4:]) == ["<0xE6>", "<0xBC>", "<0xA2>", "</s>"]
 
 
-def test_vocabulary_is_at_most_the_size_asked_for():
+def test_vocab_size_is_the_maximum():
     assert Tokenizer.train(ENGLISH, FRENCH, 300).source_vocab_size == 300
     small = Tokenizer.train(["ab"], ["ab"], 5000)
     assert len(FIXED_TOKENS) < small.source_vocab_size < 270
     assert Tokenizer.train(random_texts(300), [], 261).source_vocab_size <= 261
 
 
-def test_separate_vocabularies_know_their_own_side():
+def test_separate_vocabularies_are_trained_on_their_side():
     tokenizer = Tokenizer.train(ENGLISH, FRENCH, 500, shared=False)
     assert not tokenizer.shared
     assert len(tokenizer.encode("the dogs")) < len(tokenizer.encode_target("the dogs"))
     assert len(tokenizer.encode("chiens")) > len(tokenizer.encode_target("chiens"))
-    assert tokenizer.decode_batch(tokenizer.encode_target_batch(NASTY)) == NASTY
+    assert tokenizer.decode_batch(tokenizer.encode_target_batch(ODD_TEXTS)) == ODD_TEXTS
     assert tokenizer.target_vocab_size == len(tokenizer.tokens(range(tokenizer.target_vocab_size)))
 
 
@@ -151,38 +152,38 @@ def test_training_is_deterministic(tmp_path):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_load_gives_what_was_saved(tmp_path, shared):
+def test_saved_tokenizer_loads_unchanged(tmp_path, shared):
     saved = Tokenizer.train(ENGLISH, FRENCH, 400, shared=shared)
     saved.save(tmp_path / "new" / "folder")
     loaded = Tokenizer.load(tmp_path / "new" / "folder")
     assert loaded.shared == shared
     assert (loaded.source_vocab_size, loaded.target_vocab_size) == (saved.source_vocab_size, saved.target_vocab_size)
-    assert loaded.encode_batch(NASTY) == saved.encode_batch(NASTY)
-    assert loaded.encode_target_batch(NASTY) == saved.encode_target_batch(NASTY)
-    assert loaded.decode_batch(loaded.encode_target_batch(NASTY)) == NASTY
+    assert loaded.encode_batch(ODD_TEXTS) == saved.encode_batch(ODD_TEXTS)
+    assert loaded.encode_target_batch(ODD_TEXTS) == saved.encode_target_batch(ODD_TEXTS)
+    assert loaded.decode_batch(loaded.encode_target_batch(ODD_TEXTS)) == ODD_TEXTS
 
 
-def test_saving_shared_over_separate_leaves_no_target_behind(tmp_path):
+def test_saving_a_shared_vocabulary_over_separate_ones(tmp_path):
     Tokenizer.train(ENGLISH, FRENCH, 400, shared=False).save(tmp_path)
     Tokenizer.train(ENGLISH, FRENCH, 400).save(tmp_path)
     assert Tokenizer.load(tmp_path).shared
 
 
-def test_missing_file_is_named(tmp_path):
+def test_missing_file_is_named_in_the_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere.tokenizer\.json"):
         Tokenizer.load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "target_tokenizer.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"\xff\xfe", b"[1, 2]"])
-def test_damaged_file_is_named(tmp_path, name, content):
+def test_damaged_file_is_named_in_the_error(tmp_path, name, content):
     Tokenizer.train(ENGLISH, FRENCH, 400, shared=False).save(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"[\\/]{name} must hold a tokenizer"):
         Tokenizer.load(tmp_path)
 
 
-def test_vocabulary_with_other_specials_is_refused(tokenizer, tmp_path):
+def test_vocabulary_with_moved_special_tokens_is_refused(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -218,48 +219,46 @@ def test_too_small_vocabulary_is_refused(size):
         check_vocab_size(size)
 
 
-def test_languages_need_room_in_the_vocabulary():
+def test_vocab_size_must_leave_room_for_languages():
     check_vocab_size(263, 2)
-    for refused in (
+    for train in (
         lambda: check_vocab_size(262, 2),
         lambda: Tokenizer.train(ENGLISH, FRENCH, 262, source_languages=["en"], target_languages=["fr"]),
     ):
         with pytest.raises(ValueError, match="vocab_size must be at least 263: got 262;"):
-            refused()
+            train()
     small = Tokenizer.train(ENGLISH, FRENCH, 263, source_languages=["en"], target_languages=["fr"])
     assert small.source_vocab_size <= 263
 
 
-def test_training_on_nothing_is_refused():
+def test_training_without_text_is_refused():
     with pytest.raises(ValueError, match="trained on text: got no characters"):
         Tokenizer.train([], [""], 500)
 
 
-# Languages
-
-EN, FR, ZH = 259, 260, 261  # right after the bytes, sorted
+EN, FR, ZH = 259, 260, 261  # language tokens follow the byte tokens, sorted by code
 
 
-def train_tagged(**options) -> Tokenizer:
+def train_with_languages(**options) -> Tokenizer:
     options = {"source_languages": ["fr", "zh-Hans", "fr"], "target_languages": ["zh-Hans", "fr", "en"]} | options
     return Tokenizer.train(ENGLISH, FRENCH, 400, **options)
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_languages_have_tokens_after_the_fixed_ones(shared):
-    tokenizer = train_tagged(shared=shared)
+def test_language_tokens_follow_the_byte_tokens(shared):
+    tokenizer = train_with_languages(shared=shared)
     assert tokenizer.config.languages == {"en": EN, "fr": FR, "zh-Hans": ZH}
     for vocabulary in (tokenizer.source, tokenizer.target):
         assert [vocabulary.id_to_token(i) for i in range(262)] == [*FIXED_TOKENS, "<2en>", "<2fr>", "<2zh-Hans>"]
         assert vocabulary.size <= 400
     plain = Tokenizer.train(ENGLISH, FRENCH, 397, shared=shared)
-    same = [EN, *(i + 3 if i >= EN else i for i in plain.encode(ENGLISH[0]))]
-    assert tokenizer.encode(ENGLISH[0], "en") == same  # what text is made of is learned as without languages
+    shifted = [EN, *(i + 3 if i >= EN else i for i in plain.encode(ENGLISH[0]))]
+    assert tokenizer.encode(ENGLISH[0], "en") == shifted  # languages do not change the learned pieces
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_languages_stand_before_sources_and_first_in_targets(tmp_path, shared):
-    trained = train_tagged(shared=shared)
+def test_language_tokens_begin_sources_and_targets(tmp_path, shared):
+    trained = train_with_languages(shared=shared)
     trained.save(tmp_path)
     for tokenizer in (trained, Tokenizer.load(tmp_path)):
         assert tokenizer.config == trained.config and tokenizer.languages == ["en", "fr", "zh-Hans"]
@@ -273,20 +272,20 @@ def test_languages_stand_before_sources_and_first_in_targets(tmp_path, shared):
             tokenizer.encode("the cat")
 
 
-@pytest.mark.parametrize("text", [*NASTY, "<2fr>", " <2fr>", "<2en> the cat <2zh-Hans>", "<2", "2fr>"])
-def test_text_never_yields_a_language(text):
+def test_text_never_produces_a_language_token():
     tokenizer = Tokenizer.train([*ENGLISH, "<2fr>"] * 9, [*FRENCH, "<2fr>"] * 9, 600, target_languages=["fr"])
-    first, *ids = tokenizer.encode_target(text)
-    assert first == 259 and 259 not in ids and 259 not in tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
+    for text in [*ODD_TEXTS, "<2fr>", " <2fr>", "<2en> the cat <2zh-Hans>", "<2", "2fr>"]:
+        first, *ids = tokenizer.encode_target(text)
+        assert first == 259 and 259 not in ids and 259 not in tokenizer.encode(text), text
+        assert tokenizer.decode(ids) == text
 
 
-def test_the_only_language_of_a_side_is_its_default():
-    tokenizer = train_tagged(source_languages=["en"])
+def test_single_language_of_a_side_is_the_default():
+    tokenizer = train_with_languages(source_languages=["en"])
     assert tokenizer.encode("the cat") == tokenizer.encode("the cat", "en")
     with pytest.raises(ValueError, match="needs the target language"):
         tokenizer.encode_target("l'ours")
-    only_target = train_tagged(source_languages=(), target_languages=iter(["fr"]))
+    only_target = train_with_languages(source_languages=(), target_languages=iter(["fr"]))
     assert only_target.encode_target("l'ours")[0] == 259 and only_target.encode("the cat")[0] != 259
     with pytest.raises(ValueError, match="takes no source language"):
         only_target.encode("the cat", "fr")
@@ -297,8 +296,8 @@ def test_the_only_language_of_a_side_is_its_default():
     [{}, {"target_languages": ()}, {"source_languages": ()}, {"source_languages": ["en"], "target_languages": ["fr"]}],
 )
 @pytest.mark.parametrize("token", ["<2fr>", "<s>"])
-def test_a_vocabulary_with_other_languages_is_refused(tmp_path, options, token):
-    train_tagged(**options).save(tmp_path)
+def test_vocabulary_with_moved_language_tokens_is_refused(tmp_path, options, token):
+    train_with_languages(**options).save(tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text())
     vocabulary = content["model"]["vocab"]
@@ -308,18 +307,18 @@ def test_a_vocabulary_with_other_languages_is_refused(tmp_path, options, token):
         Tokenizer.load(tmp_path)
 
 
-def test_without_languages_nothing_stands_around_texts():
+def test_config_without_languages_is_the_default():
     assert Tokenizer.train(ENGLISH, FRENCH, 400).config == TokenizerConfig()
 
 
-def test_a_model_generates_the_language_asked_for():
-    tokenizer = train_tagged(source_languages=["en"])
+def test_generation_forces_the_target_language():
+    tokenizer = train_with_languages(source_languages=["en"])
     stack = StackConfig(num_layers=1, num_heads=2, mlp_dims=32, norm_first=True, final_norm=True, max_length=64)
     size = tokenizer.source_vocab_size
     model = mt.Transformer(ModelConfig(size, size, 32, stack, stack, share_embeddings=True))
     search = mt.SearchConfig(max_tokens=5, suppress_ids=(2,))
     languages = ["fr", "zh-Hans"]
-    found = list(mt.generate_hypotheses(model, tokenizer, ENGLISH[:2], search, target_language=languages))
-    assert [best.ids[0] for best, *_ in found] == [FR, ZH]
-    assert all("<2" not in best.text for best, *_ in found)
+    hypotheses = list(mt.generate_hypotheses(model, tokenizer, ENGLISH[:2], search, target_language=languages))
+    assert [best.ids[0] for best, *_ in hypotheses] == [FR, ZH]
+    assert all("<2" not in best.text for best, *_ in hypotheses)
     assert len(mt.generate(model, tokenizer, ENGLISH[:3], search, target_language="fr")) == 3

@@ -1,14 +1,13 @@
-"""Vocabularies of fairseq, OpenNMT-py and JoeyNMT: ids in the order of their files, and the text back."""
+"""Vocabularies of fairseq, OpenNMT-py and JoeyNMT: ids in the order of their files, encoding and decoding."""
 
-import io
 import logging
 
 import pytest
 import sentencepiece
-from support.texts import CORPUS, SCRIPTS, TEXTS
+from support.texts import SCRIPTS, TEXTS
+from support.tiny_sentencepiece_tokenizers import list_pieces, train_sentencepiece
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
-from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, apply_merges, split_chat_words
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
@@ -22,44 +21,38 @@ from mlx_transformer.weights.tokenizers.framework_vocabularies import (
 MERGES = ("l o", "lo w", "e r</w>", "low er</w>", "n e")
 
 
-def stub(name, **state):
-    made = PickledObject(name)
-    made.state.update(state)
-    return made
+def pickled(name, **state):
+    """Return an object as the unpickler leaves it."""
+    pickled_object = PickledObject(name)
+    pickled_object.state.update(state)
+    return pickled_object
 
 
 @pytest.fixture(scope="module")
 def model():
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS),
-        model_writer=written,
-        vocab_size=700,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return written.getvalue()
+    return train_sentencepiece()
 
 
+@pytest.fixture(scope="module")
 def pieces(model):
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return [processor.id_to_piece(i) for i in range(3, processor.get_piece_size())]
+    """The pieces of the model without <unk>, <s> and </s>."""
+    return list_pieces(model)[3:]
 
 
 def write(folder, **files):
-    """Files with "__" in their names for a full stop."""
+    """Write files; "__" in a name stands for a dot."""
     for name, content in files.items():
         data = content if isinstance(content, bytes) else content.encode()
         (folder / name.replace("__", ".")).write_bytes(data)
 
 
 def read(folder, family, extras):
+    """Return the tokenizer of a checkpoint."""
     source, target, fields = read_framework_vocabularies(folder, family, extras)
     return Tokenizer(source, target, TokenizerConfig(pad_id=1, eos_id=2, **fields))
 
 
-def assert_kept(folder, tokenizer):
-    """What is saved comes back the same."""
+def assert_loads_unchanged(folder, tokenizer):
     tokenizer.save(folder / "saved")
     loaded = Tokenizer.load(folder / "saved")
     assert loaded.config == tokenizer.config
@@ -70,17 +63,17 @@ def assert_kept(folder, tokenizer):
 
 
 FAIRSEQ = {
-    "namespace": {"args": stub("argparse.Namespace", source_lang="en", target_lang="fr")},
+    "namespace": {"args": pickled("argparse.Namespace", source_lang="en", target_lang="fr")},
     "nested": {
         "args": None,
         "cfg": {"task": {"source_lang": "en", "target_lang": "fr"}, "model": {"source_lang": "x"}},
     },
-    "model": {"cfg": {"model": stub("argparse.Namespace", source_lang="en", target_lang="fr")}},
+    "model": {"cfg": {"model": pickled("argparse.Namespace", source_lang="en", target_lang="fr")}},
 }
 
 
 @pytest.mark.parametrize("case", FAIRSEQ)
-def test_fairseq(tmp_path, case):
+def test_fairseq_dictionaries(tmp_path, case):
     write(tmp_path, dict__en__txt="the 12\ncat 3\ndo@@ 2\ng 1\nmadeupword0000 0\n", dict__fr__txt="le 5\nchat 2\r\n")
     tokenizer = read(tmp_path, "fairseq", FAIRSEQ[case])
     assert tokenizer.encode_batch(["the  cat\tdo@@ g", "a </s> madeupword0000", ""]) == [
@@ -92,11 +85,11 @@ def test_fairseq(tmp_path, case):
     assert tokenizer.decode([2, 0, 1, 4, 5, 3, 2]) == "le chat <unk>"
     assert (tokenizer.source_vocab_size, tokenizer.target_vocab_size) == (9, 6)
     assert tokenizer.source.decode([6, 7, 4]) == "dog the"
-    assert_kept(tmp_path, tokenizer)
+    assert_loads_unchanged(tmp_path, tokenizer)
 
 
-def test_fairseq_joined(tmp_path):
-    """One dictionary serves both sides; equal ones are one, too."""
+def test_fairseq_shared_dictionary(tmp_path):
+    """One dictionary serves both sides; so do equal ones."""
     write(tmp_path, dict__txt="a 2\nb 1\n")
     assert read(tmp_path, "fairseq", {}).shared
     write(tmp_path, dict__source__txt="a 2\nb 1\n", dict__target__txt="a 2\nb 1\n")
@@ -106,13 +99,13 @@ def test_fairseq_joined(tmp_path):
     assert (tokenizer.encode("a b"), tokenizer.encode_target("a b")) == ([4, 5, 2], [5, 4, 2])
 
 
-def test_fairseq_overwrites(tmp_path):
+def test_fairseq_overwritten_words(tmp_path):
     write(tmp_path, dict__txt="a 2\n<unk> 3 #fairseq:overwrite\na 1 #fairseq:overwrite\nb 1\n")
     assert read(tmp_path, "fairseq", {}).encode("a b c") == [6, 7, 5, 2]
 
 
 @pytest.mark.parametrize(
-    "lines, message",
+    ("lines", "message"),
     [
         ("a 2\na 1\n", "must be unique in .*'a' is repeated"),
         ("a 2\nb\n", "must be a word and its count: 'b' is not"),
@@ -120,39 +113,38 @@ def test_fairseq_overwrites(tmp_path):
         (b"\xff 2\n", "must be text in UTF-8"),
     ],
 )
-def test_damaged_dictionary(tmp_path, lines, message):
+def test_damaged_fairseq_dictionary(tmp_path, lines, message):
     write(tmp_path, dict__txt=lines)
     with pytest.raises(ValueError, match=message):
         read(tmp_path, "fairseq", {})
 
 
-def test_fairseq_sides_are_not_told(tmp_path):
+def test_fairseq_dictionaries_of_unknown_sides(tmp_path):
     write(tmp_path, dict__en__txt="a 2\n", dict__fr__txt="b 1\n")
     with pytest.raises(ValueError, match="dict.en.txt, dict.fr.txt do not; rename them to dict.source.txt"):
         read(tmp_path, "fairseq", {})
 
 
-def test_no_files(tmp_path):
+def test_folder_without_vocabularies(tmp_path):
     for family in ("fairseq", "opennmt-py", "joeynmt", "torch"):
         assert read_framework_vocabularies(tmp_path, family, {}) is None
 
 
-def test_fairseq_with_sentencepiece(tmp_path, model):
-    """Pieces of the model under the ids of the dictionary; text back as it was."""
-    listed = list(reversed(pieces(model)))
-    write(tmp_path, dict__txt="".join(f"{piece} 1\n" for piece in listed), sentencepiece__bpe__model=model)
+def test_fairseq_with_sentencepiece(tmp_path, model, pieces):
+    """Pieces have the ids of the dictionary, not of the model."""
+    words = list(reversed(pieces))
+    write(tmp_path, dict__txt="".join(f"{piece} 1\n" for piece in words), sentencepiece__bpe__model=model)
     tokenizer = read(tmp_path, "fairseq", {})
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    ids = {piece: i for i, piece in enumerate(listed, 4)}
+    ids = {piece: i for i, piece in enumerate(words, 4)}
     for text in TEXTS:
         expected = [ids.get(piece, 3) for piece in processor.encode(text, out_type=str)]
         assert tokenizer.encode(text) == [*expected, 2]
-    assert (
-        tokenizer.decode(tokenizer.encode("this is a translation of the text")) == "this is a translation of the text"
-    )
+    text = "this is a translation of the text"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
     assert isinstance(tokenizer.source, SentencePieceVocabulary)
-    assert_kept(tmp_path, tokenizer)
-    write(tmp_path, sentencepiece__bpe__model=b"none")
+    assert_loads_unchanged(tmp_path, tokenizer)
+    write(tmp_path, sentencepiece__bpe__model=b"damaged")
     with pytest.raises(ValueError, match=r"sentencepiece\.bpe\.model must be a sentencepiece model"):
         read(tmp_path, "fairseq", {})
 
@@ -164,82 +156,52 @@ CODES = {
 
 
 @pytest.mark.parametrize("case", CODES)
-def test_fairseq_with_codes(tmp_path, case):
+def test_fairseq_with_bpe_codes(tmp_path, case):
     write(tmp_path, dict__txt="lower 9\nlow@@ 8\nest 1\ne@@ 1\ns@@ 1\nt 1\nlow 1\n", bpecodes=CODES[case])
     tokenizer = read(tmp_path, "fairseq", {})
     assert tokenizer.encode_batch(["lower lowest", " low x"]) == [[4, 5, 7, 8, 9, 2], [3, 3, 3, 2]]
     assert tokenizer.decode([5, 7, 8, 9, 4, 2]) == "lowest lower"
     assert tokenizer.decode([4, 5]) == "lower low"
-    assert_kept(tmp_path, tokenizer)
+    assert_loads_unchanged(tmp_path, tokenizer)
 
 
-def test_codes_of_another_kind(tmp_path):
+def test_bpe_codes_in_another_format(tmp_path):
     for content in ("l o\nlo w\n", "#version: 0.1\nl o\n", ""):
         write(tmp_path, codes=content)
         with pytest.raises(ValueError, match="BPE codes must begin with #version: 0.2"):
             read_bpe_codes(tmp_path / "codes")
 
 
-def test_cut():
-    """The pair that was learned first is merged first, all of its places from the left."""
-    ranks = {tuple(merge.split()): rank for rank, merge in enumerate(MERGES)}
-    assert apply_merges("lower", ranks) == ["lower"]
-    assert apply_merges("lowlow", ranks) == ["low@@", "lo@@", "w"]
-    assert apply_merges("newer", ranks) == ["ne@@", "w@@", "er"]
-    assert apply_merges("x", ranks) == ["x"]
-    assert apply_merges("aaaaa", {("a", "a"): 0}) == ["aa@@", "aa@@", "a"]
-
-
-def test_merges_must_be_pairs():
-    with pytest.raises(ValueError, match="two pieces separated by a space: got 'abc'"):
-        BPEVocabulary({"a": 0}, 0, ("abc",))
-
-
-def test_unfinished_words():
-    """A target that ends within a word: fairseq drops the sign, Blenderbot-small does not."""
-    ids = {"a@@": 0, "b": 1}
-    assert BPEVocabulary(ids, 1, ()).decode([0, 1, 0]) == "ab a"
-    assert BPEVocabulary(ids, 1, (), chat=True).decode([0, 1, 0]) == "ab a@@"
-    assert BPEVocabulary(ids, 1, ()).decode([9, 0, 1]) == "b ab"
-
-
-def test_chat_words():
-    assert list(split_chat_words("Don't!  Go\nthere.")) == ["don", "'", "t", "!", "go", "__newln__", "there", "."]
-
-
-def test_many_words_do_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr("mlx_transformer.tokenization.bpe_vocabulary.MAX_CACHED_WORDS", 3)
-    vocabulary = BPEVocabulary({"a": 0, "b": 1, "c": 2, "d": 3}, 0, ())
-    assert vocabulary.encode("a b c d d c b a") == [0, 1, 2, 3, 3, 2, 1, 0]
-    assert len(vocabulary._word_cache) <= 3
-
-
 WORDS = {"src": ["<unk>", "<blank>", "a", "b\uffed"], "tgt": ["<blank>", "<unk>", "<s>", "</s>", "x", "\uffedy"]}
 
 
-def field(words):
-    return stub("torchtext.data.field.Field", vocab=stub("torchtext.vocab.Vocab", itos=words, stoi={}), lower=False)
+def torchtext_field(words):
+    return pickled(
+        "torchtext.data.field.Field", vocab=pickled("torchtext.vocab.Vocab", itos=words, stoi={}), lower=False
+    )
 
 
 OPENNMT = {
     "lists": WORDS | {"data_task": "seq2seq", "decoder_start_token": "<s>"},
-    "multi fields": {side: stub("onmt.TextMultiField", fields=[(side, field(words))]) for side, words in WORDS.items()},
-    "fields": {side: field(words) for side, words in WORDS.items()},
-    "pairs": [(side, stub("torchtext.vocab.Vocab", itos=words)) for side, words in WORDS.items()],
+    "multi fields": {
+        side: pickled("onmt.TextMultiField", fields=[(side, torchtext_field(words))]) for side, words in WORDS.items()
+    },
+    "fields": {side: torchtext_field(words) for side, words in WORDS.items()},
+    "pairs": [(side, pickled("torchtext.vocab.Vocab", itos=words)) for side, words in WORDS.items()],
 }
 
 
 @pytest.mark.parametrize("case", OPENNMT)
-def test_opennmt(tmp_path, case):
-    """Nothing stands around sources; targets end."""
+def test_opennmt_word_lists(tmp_path, case):
+    """Sources have no special tokens; targets end with </s>."""
     tokenizer = read(tmp_path, "opennmt-py", {"vocab": OPENNMT[case]})
     assert tokenizer.encode_batch(["a b\uffed c", ""]) == [[2, 3, 0], []]
     assert tokenizer.encode_target("x \uffedy z") == [4, 5, 1, 3]
     assert tokenizer.decode([2, 4, 5, 1, 3, 0]) == "xy <unk>"
-    assert_kept(tmp_path, tokenizer)
+    assert_loads_unchanged(tmp_path, tokenizer)
 
 
-def test_lists_that_hold_one_list_many_times(tmp_path):
+def test_opennmt_objects_that_are_shared_or_contain_themselves(tmp_path):
     shared = [0]
     for _ in range(9):
         shared = [shared] * 50
@@ -251,23 +213,24 @@ def test_lists_that_hold_one_list_many_times(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "vocab", [None, {"src": ["<unk>"]}, {"src": [], "tgt": []}, "text", [("src", 1, 2)], {"src": stub("a"), "tgt": 3}]
+    "vocab",
+    [None, {"src": ["<unk>"]}, {"src": [], "tgt": []}, "text", [("src", 1, 2)], {"src": pickled("a"), "tgt": 3}],
 )
-def test_opennmt_without_lists(tmp_path, vocab):
+def test_opennmt_without_word_lists(tmp_path, vocab):
     assert read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": vocab}) is None
 
 
-def test_opennmt_nested_too_deep(tmp_path):
+def test_opennmt_word_list_nested_too_deeply(tmp_path):
     deep = ["<unk>"]
     for _ in range(20):
-        deep = stub("Field", vocab=deep)
+        deep = pickled("Field", vocab=deep)
     assert read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": {"src": deep, "tgt": deep}}) is None
 
 
-def test_opennmt_with_subwords(tmp_path, model):
-    """Each side's model is named in the options, by a path of the machine that it was trained on."""
-    listed = ["<unk>", "<blank>", "<s>", "</s>", *pieces(model)]
-    lowers = ["<unk>", "<blank>", "<s>", "</s>", "lower", "low@@"]
+def test_opennmt_with_subword_models(tmp_path, model, pieces):
+    """The options name each side's model by its path on the training machine."""
+    source_words = ["<unk>", "<blank>", "<s>", "</s>", *pieces]
+    target_words = ["<unk>", "<blank>", "<s>", "</s>", "lower", "low@@"]
     write(tmp_path, src__model=model, bpe__tgt="#version: 0.2\n" + "\n".join(MERGES) + "\n")
     options = {
         "src_subword_model": "/data/run/src.model",
@@ -275,21 +238,23 @@ def test_opennmt_with_subwords(tmp_path, model):
         "tgt_subword_model": "C:\\data\\bpe.tgt",
         "tgt_subword_type": "bpe",
     }
-    extras = {"vocab": {"src": listed, "tgt": lowers}, "opt": stub("argparse.Namespace", **options)}
+    extras = {"vocab": {"src": source_words, "tgt": target_words}, "opt": pickled("argparse.Namespace", **options)}
     tokenizer = read(tmp_path, "opennmt-py", extras)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     for text in SCRIPTS:
-        expected = [listed.index(piece) if piece in listed else 0 for piece in processor.encode(text, out_type=str)]
+        expected = [
+            source_words.index(piece) if piece in source_words else 0 for piece in processor.encode(text, out_type=str)
+        ]
         assert tokenizer.encode(text) == expected
     assert tokenizer.encode_target("lowlower") == [5, 4, 3]
 
 
-def test_opennmt_without_unknown(tmp_path):
+def test_vocabulary_without_the_unknown_token_is_refused(tmp_path):
     with pytest.raises(ValueError, match="must have the unknown token <unk>"):
         read_framework_vocabularies(tmp_path, "opennmt-py", {"vocab": {"src": ["a"], "tgt": ["b"]}})
 
 
-JOEY = """
+JOEYNMT_CONFIG = """
 data:
   src: {lang: en, level: %s, voc_file: "runs/en.voc", tokenizer_type: x, tokenizer_cfg: {model_file: runs/%s}}
   trg: {lang: fr, level: word, tokenizer_cfg: {codes: null}}
@@ -297,42 +262,41 @@ model: {encoder: {num_layers: 1}}
 """
 
 
-def test_joeynmt(tmp_path):
-    """Special tokens first, whether the file has them or not."""
-    write(tmp_path, config__yaml=JOEY % ("word", "none"), en__voc="the\r\ncat\r\n")
+def test_joeynmt_word_lists(tmp_path):
+    """Special tokens come first, whether the file has them or not."""
+    write(tmp_path, config__yaml=JOEYNMT_CONFIG % ("word", "none"), en__voc="the\r\ncat\r\n")
     write(tmp_path, src_vocab__txt="other\n", trg_vocab__txt="<unk>\n<pad>\n<s>\n</s>\nle\nchat\n")
     tokenizer = read(tmp_path, "joeynmt", {})
     assert tokenizer.encode_batch(["the cat dog", ""]) == [[4, 5, 0, 3], [3]]
     assert tokenizer.encode_target("le chat") == [4, 5, 3]
     assert tokenizer.decode([2, 4, 5, 0, 3, 1]) == "le chat <unk>"
-    assert_kept(tmp_path, tokenizer)
+    assert_loads_unchanged(tmp_path, tokenizer)
     (tmp_path / "en.voc").unlink()
     assert read(tmp_path, "joeynmt", {}).encode("other") == [4, 3]
     (tmp_path / "trg_vocab.txt").unlink()
     assert read_framework_vocabularies(tmp_path, "joeynmt", {}) is None
 
 
-def test_joeynmt_with_sentencepiece(tmp_path, model):
-    write(tmp_path, config__yaml=JOEY % ("bpe", "spm.model"), spm__model=model, trg_vocab__txt="x\n")
-    write(tmp_path, en__voc="".join(f"{piece}\n" for piece in pieces(model)))
+def test_joeynmt_with_sentencepiece(tmp_path, model, pieces):
+    write(tmp_path, config__yaml=JOEYNMT_CONFIG % ("bpe", "spm.model"), spm__model=model, trg_vocab__txt="x\n")
+    write(tmp_path, en__voc="".join(f"{piece}\n" for piece in pieces))
     tokenizer = read(tmp_path, "joeynmt", {})
-    ids = {piece: i for i, piece in enumerate(pieces(model), 4)}
+    ids = {piece: i for i, piece in enumerate(pieces, 4)}
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     for text in SCRIPTS:
         expected = [ids.get(piece, 0) for piece in processor.encode(text, out_type=str)]
         assert tokenizer.encode(text) == [*expected, 3]
 
 
-def test_joeynmt_with_characters(tmp_path, caplog):
-    """The weights are converted all the same."""
-    write(tmp_path, config__yaml=JOEY % ("char", "none"), src_vocab__txt="a\n", trg_vocab__txt="b\n")
+def test_joeynmt_with_characters_is_not_supported(tmp_path, caplog):
+    write(tmp_path, config__yaml=JOEYNMT_CONFIG % ("char", "none"), src_vocab__txt="a\n", trg_vocab__txt="b\n")
     with caplog.at_level(logging.WARNING):
         assert read_framework_vocabularies(tmp_path, "joeynmt", {}) is None
     assert "character-level vocabularies are not supported" in caplog.text
 
 
 @pytest.mark.parametrize(
-    "words, expected",
+    ("words", "expected"),
     [
         (["a", "b"], "words"),
         (["a@@", "b", "c@@"], "subwords"),
@@ -340,6 +304,6 @@ def test_joeynmt_with_characters(tmp_path, caplog):
         (["a\uffed", "b@@", "\uffedc"], "joiner"),
     ],
 )
-def test_joining(words, expected):
+def test_detect_join(words, expected):
     assert detect_join(words) == expected
     assert WordVocabulary({word: i for i, word in enumerate(words)}, 0, expected).join == expected

@@ -1,43 +1,39 @@
-"""Tokenizers in the files of transformers: its source ids and its decoded text, of small models that are made here."""
+"""Converted tokenizers of transformers give its ids and its text, for small models trained here."""
 
 import dataclasses
 import json
 import logging
 import random
-import struct
 
 import pytest
-import sentencepiece
 import tokenizers
 from support.texts import SCRIPTS, SPECIALS, TEXTS, random_texts
-from support.tiny_pieces import (
+from support.tiny_hf_tokenizers import (
     CASES,
     MASK,
-    MODELS,
     NLLB_CONFIG,
     SENTINELS,
     T5_CONFIG,
     auto_tokenizer,
-    lists,
-    make,
-    write,
+    read_tokenizer,
+    train_models,
+    vocab_and_merges,
+    write_case,
+    write_folder,
 )
-from support.tiny_pieces import trained as train_all
-from tokenizers import models, normalizers
+from tokenizers import models
 
-from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.tokenizers.hf_pipeline import find_tokenizer_class, read_hf_tokenizer
-from mlx_transformer.weights.tokenizers.sentencepiece_proto import iterate_fields, parse_sentencepiece_model
 
 pytestmark = pytest.mark.torch
 
-ALL = TEXTS + random_texts(300)
+ALL_TEXTS = TEXTS + random_texts(300)
 
 
 @pytest.fixture(scope="module")
 def trained():
-    return train_all()
+    return train_models()
 
 
 @pytest.fixture(scope="module")
@@ -46,132 +42,138 @@ def auto():
         yield load
 
 
-def read(folder):
-    vocabulary, _, found = read_hf_tokenizer(folder, json.loads((folder / "config.json").read_text()))
-    return Tokenizer(vocabulary, None, TokenizerConfig(**found, start_id=0))
-
-
-def rows(theirs, ids):
-    """Rows to decode: the texts themselves, and ids at random."""
+def id_sequences(theirs, ids):
+    """Return the ids of the texts and random ids, to decode."""
     generator = random.Random(1)
     size = len(theirs)
     return ids + [[generator.randrange(size) for _ in range(generator.randrange(15))] for _ in range(100)]
 
 
-def assert_equal(ours, theirs, texts=ALL):
-    """The same ids of all texts, and the same text of many rows of ids."""
-    if ours.config.target_language == "source":  # the original does not ask for the tag of a language
+def assert_equal(ours, theirs, texts=ALL_TEXTS):
+    """Assert the same ids of all texts, and the same text of many sequences of ids."""
+    if ours.config.target_language == "source":  # the original needs no language tag
         plain = dataclasses.replace(ours.config, languages={}, target_language="none")
         ours = Tokenizer(ours.source, None, plain)
     ids = [list(row) for row in theirs(texts)["input_ids"]]
     assert {text: row for text, row in zip(texts, ours.encode_batch(texts), strict=True)} == dict(
         zip(texts, ids, strict=True)
     )
-    batch = rows(theirs, ids)
+    batch = id_sequences(theirs, ids)
     assert ours.decode_batch(batch) == theirs.batch_decode(batch, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_files_of_version_4(tmp_path, trained, auto, name):
-    """A sentencepiece model, or vocabulary and merges; then a copy saved by transformers 5; both loaded again."""
-    folder = make(tmp_path / "four", trained, name)
-    theirs, ours = auto(folder), read(folder)
-    # transformers leaves out an end that byT5 would have twice; here it is always there.
-    texts = [text for text in ALL if text != "</s>"] if name == "byt5" else ALL
+def test_folders_of_transformers_4_and_5(tmp_path, trained, auto, name):
+    """A SentencePiece model, or vocabulary and merges; our saved copy; a copy saved by transformers 5."""
+    folder = write_case(tmp_path / "four", trained, name)
+    theirs, ours = auto(folder), read_tokenizer(folder)
+    # Where a text for ByT5 ends with "</s>", transformers adds no second one; we do.
+    texts = [text for text in ALL_TEXTS if text != "</s>"] if name == "byt5" else ALL_TEXTS
     assert_equal(ours, theirs, texts)
 
     ours.save(tmp_path / "ours")
     assert_equal(Tokenizer.load(tmp_path / "ours"), theirs, texts)
 
     theirs.save_pretrained(tmp_path / "five")
-    again = write(tmp_path / "five", {}, CASES[name][2])
-    assert_equal(read(again), auto(again), texts)
+    resaved = write_folder(tmp_path / "five", {}, CASES[name][2])
+    assert_equal(read_tokenizer(resaved), auto(resaved), texts)
 
 
-def old_pipeline(stored):
-    """What the converters of version 4 wrote into tokenizer.json, and version 5 does not follow."""
-    rules = stored["normalizer"] or {"type": "Sequence", "normalizers": []}
+def use_version_4_pipeline(tokenizer_json):
+    """Set the pipeline that the converters of version 4 wrote into tokenizer.json and version 5 ignores."""
+    rules = tokenizer_json["normalizer"] or {"type": "Sequence", "normalizers": []}
     strip = {"type": "Strip", "strip_left": False, "strip_right": True}
-    stored["normalizer"] = {"type": "Sequence", "normalizers": [*rules.get("normalizers", [rules]), strip]}
-    stored["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+    tokenizer_json["normalizer"] = {"type": "Sequence", "normalizers": [*rules.get("normalizers", [rules]), strip]}
+    tokenizer_json["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": "\u2581",
+        "prepend_scheme": "first",
+        "split": False,
+    }
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name][1].endswith(".model")])
 def test_tokenizer_json_of_version_4(tmp_path, trained, auto, name):
-    """Vocabulary, rules and added tokens come from tokenizer.json, its pipeline does not."""
-    folder = make(tmp_path / "four", trained, name)
+    """The vocabulary, normalisation rules and added tokens come from tokenizer.json; its pipeline is ignored."""
+    folder = write_case(tmp_path / "four", trained, name)
     auto(folder).save_pretrained(tmp_path / "five")
-    stored = json.loads((tmp_path / "five" / "tokenizer.json").read_text())
-    old_pipeline(stored)
-    if "merges" in stored["model"]:
-        stored["model"]["merges"] = [" ".join(merge) for merge in stored["model"]["merges"]]
-    (folder / "tokenizer.json").write_text(json.dumps(stored))
-    assert_equal(read(folder), auto(folder))
+    tokenizer_json = json.loads((tmp_path / "five" / "tokenizer.json").read_text())
+    use_version_4_pipeline(tokenizer_json)
+    if "merges" in tokenizer_json["model"]:
+        tokenizer_json["model"]["merges"] = [" ".join(merge) for merge in tokenizer_json["model"]["merges"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json))
+    assert_equal(read_tokenizer(folder), auto(folder))
 
 
-@pytest.mark.parametrize("model, model_type", [("bart", "bart"), ("blenderbot", "blenderbot")])
-@pytest.mark.parametrize("named", [None, "PreTrainedTokenizerFast"])
-def test_byte_level_tokenizer_json(tmp_path, trained, auto, model, model_type, named):
-    config = {"clean_up_tokenization_spaces": True} | ({"tokenizer_class": named} if named else {})
-    folder = write(tmp_path, {"tokenizer.json": trained[model]}, model_type, config)
-    assert_equal(read(folder), auto(folder))
+@pytest.mark.parametrize(("model", "model_type"), [("bart", "bart"), ("blenderbot", "blenderbot")])
+@pytest.mark.parametrize("class_name", [None, "PreTrainedTokenizerFast"])
+def test_byte_level_tokenizer_json(tmp_path, trained, auto, model, model_type, class_name):
+    config = {"clean_up_tokenization_spaces": True} | ({"tokenizer_class": class_name} if class_name else {})
+    folder = write_folder(tmp_path, {"tokenizer.json": trained[model]}, model_type, config)
+    assert_equal(read_tokenizer(folder), auto(folder))
 
 
-def test_tokenizer_json_as_it_is(tmp_path, trained, auto):
-    """That of umT5 is not taken apart; cleaned up it is unless it is BPE."""
-    folder = make(tmp_path / "four", trained, "t5")
+def test_tokenizer_json_of_umt5_is_unchanged(tmp_path, trained, auto):
+    """Its pipeline is used, with clean-up, because it is not BPE."""
+    folder = write_case(tmp_path / "four", trained, "t5")
     auto(folder).save_pretrained(tmp_path / "five")
-    umt5 = write(tmp_path / "five", {}, "umt5", T5_CONFIG | {"clean_up_tokenization_spaces": True})
-    stored = json.loads((umt5 / "tokenizer.json").read_text())
-    old_pipeline(stored)
-    (umt5 / "tokenizer.json").write_text(json.dumps(stored))
-    assert_equal(read(umt5), auto(umt5))
-    assert read(umt5).encode("a  b") != read(folder).encode("a  b")
+    umt5 = write_folder(tmp_path / "five", {}, "umt5", T5_CONFIG | {"clean_up_tokenization_spaces": True})
+    tokenizer_json = json.loads((umt5 / "tokenizer.json").read_text())
+    use_version_4_pipeline(tokenizer_json)
+    (umt5 / "tokenizer.json").write_text(json.dumps(tokenizer_json))
+    assert_equal(read_tokenizer(umt5), auto(umt5))
+    assert read_tokenizer(umt5).encode("a  b") != read_tokenizer(folder).encode("a  b")
 
 
 def test_special_tokens_map(tmp_path, trained, auto):
-    """Before version 4.34 special tokens stood in a file of their own, added ones in another."""
-    folder = make(tmp_path, trained, "bart")
+    """Before version 4.34, special tokens and added tokens were in files of their own."""
+    folder = write_case(tmp_path, trained, "bart")
     (folder / "special_tokens_map.json").write_text(
         json.dumps({"mask_token": MASK, "eos_token": "<end>", "additional_special_tokens": ["<new>"]})
     )
     size = len(json.loads((folder / "vocab.json").read_text()))
     (folder / "added_tokens.json").write_text(json.dumps({"<other>": size, "<new>": size + 1}))
-    texts = [*ALL, "a <new> b<other>c <end>", "<new><new>", "x  <mask>"]
-    assert_equal(read(folder), auto(folder), texts)
+    texts = [*ALL_TEXTS, "a <new> b<other>c <end>", "<new><new>", "x  <mask>"]
+    assert_equal(read_tokenizer(folder), auto(folder), texts)
 
 
-def test_chat_with_added_tokens(tmp_path, trained, auto):
-    folder = make(tmp_path, trained, "blenderbot-small")
+def test_blenderbot_small_with_added_tokens(tmp_path, trained, auto):
+    folder = write_case(tmp_path, trained, "blenderbot-small")
     size = len(json.loads((folder / "vocab.json").read_text()))
     (folder / "added_tokens.json").write_text(json.dumps({"<other>": size}))
     (folder / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["<new>"]}))
-    assert_equal(read(folder), auto(folder), [*ALL, "a <new> b<other>c", "Don't! It\u0130s\n\nso\x1cit.", "a 'b'\nc"])
+    assert_equal(
+        read_tokenizer(folder),
+        auto(folder),
+        [*ALL_TEXTS, "a <new> b<other>c", "Don't! It\u0130s\n\nso\x1cit.", "a 'b'\nc"],
+    )
 
 
-def test_bytes_with_flags(tmp_path, trained, auto):
-    """byT5 with an end beside which spaces stay, and fewer sentinels."""
+def test_byt5_with_token_flags(tmp_path, trained, auto):
+    """An end token that strips no whitespace, and fewer sentinels."""
     end = {"__type": "AddedToken", **MASK, "content": "</s>", "lstrip": False}
     names = SENTINELS[:3]
-    folder = write(
+    folder = write_folder(
         tmp_path,
         {},
         "t5",
         {"tokenizer_class": "ByT5Tokenizer", "eos_token": end, "extra_ids": 3, "additional_special_tokens": names},
     )
-    flagged = {
+    added_tokens = {
         str(i): MASK | {"content": token, "lstrip": i == 0} for i, token in enumerate(["<pad>", "</s>", "<unk>"])
     }
-    assert_equal(read(folder), auto(folder), [text for text in ALL if text != "</s>"])
-    write(folder, {}, "t5", {"tokenizer_class": "ByT5Tokenizer", "added_tokens_decoder": flagged, "extra_ids": 2})
-    assert_equal(read(folder), auto(folder), [text for text in ALL if text != "</s>"])
+    assert_equal(read_tokenizer(folder), auto(folder), [text for text in ALL_TEXTS if text != "</s>"])
+    write_folder(
+        folder, {}, "t5", {"tokenizer_class": "ByT5Tokenizer", "added_tokens_decoder": added_tokens, "extra_ids": 2}
+    )
+    assert_equal(read_tokenizer(folder), auto(folder), [text for text in ALL_TEXTS if text != "</s>"])
 
 
 @pytest.mark.parametrize("name", ["nllb", "nllb legacy", "mbart50", "mbart"])
-def test_languages(tmp_path, trained, auto, name):
-    """Sources as transformers has them for every language; what stands where; the same codes."""
-    folder = make(tmp_path, trained, name)
-    theirs, ours = auto(folder), read(folder)
+def test_language_tokens(tmp_path, trained, auto, name):
+    """Sources have the same ids as in transformers, for the first and the last languages."""
+    folder = write_case(tmp_path, trained, name)
+    theirs, ours = auto(folder), read_tokenizer(folder)
     for code in ours.languages[:5] + ours.languages[-2:]:
         theirs.src_lang = code
         assert ours.encode_batch(SCRIPTS, code) == [list(row) for row in theirs(SCRIPTS)["input_ids"]]
@@ -184,23 +186,23 @@ def test_languages(tmp_path, trained, auto, name):
 
 
 def test_default_languages(tmp_path, trained):
-    ours = read(make(tmp_path / "a", trained, "mbart to Romanian")).config
+    ours = read_tokenizer(write_case(tmp_path / "a", trained, "mbart to Romanian")).config
     assert (ours.default_source_language, ours.default_target_language) == ("ro_RO", "en_XX")
-    ours = read(make(tmp_path / "b", trained, "nllb")).config
+    ours = read_tokenizer(write_case(tmp_path / "b", trained, "nllb")).config
     assert (ours.default_source_language, ours.default_target_language) == ("eng_Latn", None)
-    folder = make(tmp_path / "c", trained, "nllb")
+    folder = write_case(tmp_path / "c", trained, "nllb")
     config = json.loads((folder / "tokenizer_config.json").read_text()) | {"src_lang": "xx", "tgt_lang": ["fra_Latn"]}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    ours = read(folder).config
+    ours = read_tokenizer(folder).config
     assert (ours.default_source_language, ours.default_target_language) == (None, None)
 
 
-def test_codes_are_no_text(tmp_path, trained, auto):
-    """Where the files of mBART-50 leave its codes out, transformers writes them into translations."""
-    folder = make(tmp_path, trained, "mbart50")
+def test_language_codes_are_not_decoded(tmp_path, trained, auto):
+    """Where the files of mBART-50 omit its codes, transformers decodes them as text; we do not."""
+    folder = write_case(tmp_path, trained, "mbart50")
     config = {"tokenizer_class": "MBart50Tokenizer", "additional_special_tokens": None}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    theirs, ours = auto(folder), read(folder)
+    theirs, ours = auto(folder), read_tokenizer(folder)
     ids = [list(row) for row in theirs(SCRIPTS + SPECIALS)["input_ids"]]
     assert ours.encode_batch(SCRIPTS + SPECIALS) == ids
     texts = theirs.batch_decode(ids, skip_special_tokens=True)
@@ -208,50 +210,16 @@ def test_codes_are_no_text(tmp_path, trained, auto):
     assert ours.decode_batch(ids)[: len(SCRIPTS)] == [text.removeprefix("en_XX ") for text in texts[: len(SCRIPTS)]]
 
 
-def test_end_of_bytes_is_doubled(tmp_path, auto):
-    """Where a text for byT5 ends with "</s>", transformers adds no other end."""
-    folder = write(tmp_path, {}, "t5", {"tokenizer_class": "ByT5Tokenizer"})
+def test_byt5_adds_a_second_end(tmp_path, auto):
+    """Where a text ends with "</s>", transformers adds no second one; we do."""
+    folder = write_folder(tmp_path, {}, "t5", {"tokenizer_class": "ByT5Tokenizer"})
     with pytest.warns(UserWarning, match="already has </s>"):
         assert auto(folder)("a</s>")["input_ids"] == [100, 1]
-    assert read(folder).encode("a</s>") == [100, 1, 1]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_models_are_read_as_sentencepiece_reads_them(trained, name):
-    model = parse_sentencepiece_model(trained[name], "it")
-    processor = sentencepiece.SentencePieceProcessor(model_proto=trained[name])
-    count = processor.get_piece_size()
-    assert model.pieces == [(processor.id_to_piece(i), processor.get_score(i)) for i in range(count)]
-    control = {processor.id_to_piece(i): True for i in range(count) if processor.is_control(i)}
-    assert model.added_tokens == control | ({"<2de>": False, "<2fr>": False} if name == "symbols" else {})
-    if name == "plain":
-        assert model.charsmap is None
-        return
-    rules = normalizers.Precompiled(model.charsmap)
-    for text in SCRIPTS:
-        assert rules.normalize_str(text).replace(" ", "\u2581") == processor.normalize(text).removeprefix("\u2581")
-
-
-def test_fields_of_a_message():
-    number = b"\x08\x96\x01"
-    text = b"\x12\x02hi"
-    single = b"\x1d" + struct.pack("<f", 1.5)
-    double = b"\x21" + bytes(8)
-    found = [(field, value) for field, value in iterate_fields(number + text + single + double)]
-    assert found == [(1, 150), (2, b"hi"), (3, struct.pack("<f", 1.5)), (4, bytes(8))]
-    for damaged, error in (
-        (text[:-1], "2 bytes, but only 1"),
-        (b"\x0b", "unknown wire type 3"),
-        (b"\xff" * 11, "more than 10"),
-    ):
-        with pytest.raises((IndexError, TypeError), match=error):
-            list(iterate_fields(damaged))
-    with pytest.raises(IndexError):
-        list(iterate_fields(b"\x08\x96"))
+    assert read_tokenizer(folder).encode("a</s>") == [100, 1, 1]
 
 
 @pytest.mark.parametrize(
-    "model_type, stated, expected",
+    ("model_type", "configured", "expected"),
     [
         ("t5", None, "T5Tokenizer"),
         ("t5", "T5TokenizerFast", "T5Tokenizer"),
@@ -264,20 +232,20 @@ def test_fields_of_a_message():
         ("other", None, ""),
     ],
 )
-def test_class(tmp_path, model_type, stated, expected):
-    write(tmp_path, {}, model_type, {"tokenizer_class": stated} if stated else None)
+def test_tokenizer_class(tmp_path, model_type, configured, expected):
+    write_folder(tmp_path, {}, model_type, {"tokenizer_class": configured} if configured else None)
     assert find_tokenizer_class(tmp_path, {"model_type": model_type}) == expected
 
 
-def test_no_files(tmp_path):
+def test_folder_without_tokenizer(tmp_path):
     for model_type in ("t5", "umt5", "bart", "blenderbot-small", "other"):
-        assert read_hf_tokenizer(write(tmp_path, {}, model_type), {"model_type": model_type}) is None
+        assert read_hf_tokenizer(write_folder(tmp_path, {}, model_type), {"model_type": model_type}) is None
 
 
 DAMAGES = {
     "truncated model": ("t5", "spiece.model", lambda content: content[: len(content) // 2], "sentencepiece model"),
     "empty model": ("t5", "spiece.model", lambda content: b"", "sentencepiece model"),
-    "config is no JSON": ("t5", "tokenizer_config.json", lambda content: content[:-1], "must be JSON"),
+    "config is not JSON": ("t5", "tokenizer_config.json", lambda content: content[:-1], "must be JSON"),
     "config is a list": ("t5", "tokenizer_config.json", lambda content: b"[]", "must be a JSON object"),
     "too many sentinels": (
         "t5",
@@ -306,7 +274,12 @@ DAMAGES = {
     "merges of one piece": ("bart", "merges.txt", lambda content: b"\xff", "must be text in UTF-8"),
     "merges of unknown pieces": ("bart", "merges.txt", lambda content: b"#\nqqq zzz\n", "complete tokenizer: .*qqq"),
     "ids are text": ("bart", "vocab.json", lambda content: b'{"a": "b"}', "must hold a complete tokenizer"),
-    "chat ids are text": ("blenderbot-small", "vocab.json", lambda content: b'{"a": "b"}', "must be dict"),
+    "ids of Blenderbot-small are text": (
+        "blenderbot-small",
+        "vocab.json",
+        lambda content: b'{"a": "b"}',
+        "must be dict",
+    ),
     "no specials": ("bart", "vocab.json", lambda content: b'{"a": 0}', "complete tokenizer"),
 }
 
@@ -314,10 +287,10 @@ DAMAGES = {
 @pytest.mark.parametrize("case", DAMAGES)
 def test_damaged_files(tmp_path, trained, case):
     name, file, damage, message = DAMAGES[case]
-    folder = make(tmp_path, trained, name)
+    folder = write_case(tmp_path, trained, name)
     (folder / file).write_bytes(damage((folder / file).read_bytes()) if (folder / file).exists() else damage(b""))
     with pytest.raises(ValueError, match=message) as caught:
-        read(folder)
+        read_tokenizer(folder)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
 
@@ -335,43 +308,43 @@ DAMAGED_JSON = {
 @pytest.mark.parametrize("case", DAMAGED_JSON)
 def test_damaged_tokenizer_json(tmp_path, case, model_type, capfd):
     change, message = DAMAGED_JSON[case]
-    stored = json.loads(
+    tokenizer_json = json.loads(
         tokenizers.Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)], 2)).to_str()
     )
-    folder = write(tmp_path, {"tokenizer.json": json.dumps(stored | change)}, model_type)
+    folder = write_folder(tmp_path, {"tokenizer.json": json.dumps(tokenizer_json | change)}, model_type)
     with pytest.raises(ValueError, match=message):
-        read(folder)
+        read_tokenizer(folder)
 
 
 def test_missing_merges(tmp_path, trained):
     for name in ("bart", "blenderbot-small"):
-        folder = make(tmp_path / name, trained, name)
+        folder = write_case(tmp_path / name, trained, name)
         (folder / "merges.txt").unlink()
         with pytest.raises(FileNotFoundError, match=r"(?i)there is no .*merges\.txt"):
-            read(folder)
+            read_tokenizer(folder)
 
 
-def test_classes_that_are_not_covered(tmp_path, trained, auto, caplog):
-    """They are read by their tokenizer.json, if they have one."""
-    folder = write(tmp_path, lists(trained["bart"]), "bart", {"tokenizer_class": "GPT2Tokenizer"})
+def test_unsupported_tokenizer_class(tmp_path, trained, auto, caplog):
+    """It is read from its tokenizer.json, if there is one."""
+    folder = write_folder(tmp_path, vocab_and_merges(trained["bart"]), "bart", {"tokenizer_class": "GPT2Tokenizer"})
     with caplog.at_level(logging.WARNING):
         assert read_hf_tokenizer(folder, {"model_type": "bart"}) is None
     assert "its class, GPT2Tokenizer, is not supported" in caplog.text
-    write(folder, {"tokenizer.json": trained["bart"]}, "bart", {"tokenizer_class": "SomeTokenizer"})
-    assert_equal(read(folder), auto(folder))
+    write_folder(folder, {"tokenizer.json": trained["bart"]}, "bart", {"tokenizer_class": "SomeTokenizer"})
+    assert_equal(read_tokenizer(folder), auto(folder))
 
 
-def test_languages_without_numbers(tmp_path, trained):
-    """Of a list without ids transformers 5 numbers the languages of NLLB otherwise than the model learned them."""
-    folder = make(tmp_path, trained, "nllb")
+def test_nllb_without_ids_of_languages_is_refused(tmp_path, trained):
+    """Given a list without ids, transformers 5 numbers the languages of NLLB differently from the trained model."""
+    folder = write_case(tmp_path, trained, "nllb")
     (folder / "tokenizer_config.json").write_text(json.dumps(NLLB_CONFIG))
     with pytest.raises(ValueError, match="must number its languages: .* has no tokenizer.json"):
-        read(folder)
+        read_tokenizer(folder)
 
 
-def test_tags_of_languages_are_languages(tmp_path, trained):
-    """As MADLAD has them: pieces like <2de>, one of which every source begins with."""
-    ours = read(make(tmp_path / "tagged", trained, "t5 with symbols"))
+def test_language_tags_are_languages(tmp_path, trained):
+    """As in MADLAD: every source begins with a piece like <2de>."""
+    ours = read_tokenizer(write_case(tmp_path / "tagged", trained, "t5 with symbols"))
     assert ours.languages and ours.config.target_language == "source"
     code = ours.languages[0]
     ids = ours.encode("Hello world", target_language=code)

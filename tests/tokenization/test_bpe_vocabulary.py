@@ -1,0 +1,41 @@
+"""BPE vocabularies in the notation of subword-nmt."""
+
+import pytest
+
+from mlx_transformer.tokenization import bpe_vocabulary
+from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, apply_merges, split_chat_words
+
+MERGES = ("l o", "lo w", "e r</w>", "low er</w>", "n e")
+
+
+def test_merges_apply_in_order_of_rank_from_left_to_right():
+    ranks = {tuple(merge.split()): rank for rank, merge in enumerate(MERGES)}
+    assert apply_merges("lower", ranks) == ["lower"]
+    assert apply_merges("lowlow", ranks) == ["low@@", "lo@@", "w"]
+    assert apply_merges("newer", ranks) == ["ne@@", "w@@", "er"]
+    assert apply_merges("x", ranks) == ["x"]
+    assert apply_merges("aaaaa", {("a", "a"): 0}) == ["aa@@", "aa@@", "a"]
+
+
+def test_merges_must_be_pairs():
+    with pytest.raises(ValueError, match="two pieces separated by a space: got 'abc'"):
+        BPEVocabulary({"a": 0}, 0, ("abc",))
+
+
+def test_text_that_ends_inside_a_word():
+    """fairseq removes the final "@@", Blenderbot-small keeps it."""
+    ids = {"a@@": 0, "b": 1}
+    assert BPEVocabulary(ids, 1, ()).decode([0, 1, 0]) == "ab a"
+    assert BPEVocabulary(ids, 1, (), chat=True).decode([0, 1, 0]) == "ab a@@"
+    assert BPEVocabulary(ids, 1, ()).decode([9, 0, 1]) == "b ab"
+
+
+def test_words_of_blenderbot_small():
+    assert list(split_chat_words("Don't!  Go\nthere.")) == ["don", "'", "t", "!", "go", "__newln__", "there", "."]
+
+
+def test_word_cache_is_bounded(monkeypatch):
+    monkeypatch.setattr(bpe_vocabulary, "MAX_CACHED_WORDS", 3)
+    vocabulary = BPEVocabulary({"a": 0, "b": 1, "c": 2, "d": 3}, 0, ())
+    assert vocabulary.encode("a b c d d c b a") == [0, 1, 2, 3, 3, 2, 1, 0]
+    assert len(vocabulary._word_cache) <= 3
