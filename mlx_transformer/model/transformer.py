@@ -322,7 +322,7 @@ class Transformer(nn.Module):
         check_length("target", target.shape[1], self.config.decoder.max_length)
         start = 0 if cache is None else cache.length
         x = self.decoder.embed(self._target_embedding(target), start)
-        masks = self._masks(target.shape[1], cache)
+        masks = self._causal_masks(target.shape[1], cache)
         for index, layer in enumerate(self.decoder.layers):
             update_cache = identity if cache is None else functools.partial(cache.update_and_fetch, index)
             x = self._maybe_checkpoint(layer)(
@@ -356,7 +356,7 @@ class Transformer(nn.Module):
         """Compile `function(model, *options, ...)`, with the weights as inputs, so that it sees later updates."""
         return compile_with_weights(self, self._compiled, function, options)
 
-    def _masks(self, queries: int, cache: KVCache | None) -> list[mx.array] | list[str]:
+    def _causal_masks(self, queries: int, cache: KVCache | None) -> list[mx.array] | list[str]:
         """Return each decoder layer's self-attention mask: causal, and limited to the cache's positions."""
         if cache is not None:
             return self.decoder.masks(cache.mask(queries), cache.length, queries)
