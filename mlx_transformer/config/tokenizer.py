@@ -21,11 +21,11 @@ class TokenizerConfig:
         skip_ids: Ids that decoding skips.
         clean_up: Remove spaces before punctuation and English contractions from decoded text.
         source_vocab_size: The model's source vocabulary size if larger than the vocabulary; None for the same.
-        target_vocab_size: The model's target vocabulary size, likewise.
+        target_vocab_size: The same for targets.
         languages: Language code -> id of its token.
-        source_language: Where the source language's token stands: "before" or "after" everything else in the source.
-        target_language: Where the target language's token stands: at the beginning of the "source", as the "start"
-            token of the decoder, or as the "first" generated token, which is forced.
+        source_language: Position of the source language's token: "before" or "after" everything else in the source.
+        target_language: Position of the target language's token: at the beginning of the "source", as the "start" token
+            of the decoder, or as the "first" generated token, which is forced.
         default_source_language: The source language if none is given.
         default_target_language: The target language if none is given.
         source_prefix: Text prepended to every source if no other prefix is given.

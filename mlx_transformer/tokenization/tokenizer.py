@@ -125,7 +125,7 @@ class Tokenizer:
         Args:
             texts: Source texts.
             source_language: The language code of the texts, or one per text; None for the checkpoint's default.
-            target_language: The language code to generate, likewise; used if the source carries the target language.
+            target_language: The target language in the same form; used if the source carries its token.
 
         Raises:
             ValueError: If a text has a lone surrogate, or a language is missing or unknown.
@@ -282,7 +282,7 @@ class Tokenizer:
 
         Args:
             sources: Source texts; all are held in memory.
-            targets: Target texts, likewise.
+            targets: Target texts; all are held in memory.
             vocab_size: Maximum size of a vocabulary.
             shared: Train one vocabulary for both sides.
             source_languages: Codes of the source languages, whose tokens precede sources; a single one is the default.

@@ -58,7 +58,7 @@ class TestSplit:
 
     @pytest.mark.parametrize("most", [1, 7, 60, 10_000])
     def test_nothing_is_lost_and_every_sentence_fits(self, most):
-        for text in [PROSE, *TEXTS, *random_texts(500, longest=150)]:
+        for text in [PROSE, *TEXTS, *random_texts(500, max_length=150)]:
             found = split_paragraph(text, shorter_than(most))
             assert whole(found) == text == join_sentences(found, found.sentences)
             assert found.sentences and all(sentence == sentence.strip() for sentence in found.sentences)

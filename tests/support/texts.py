@@ -1,4 +1,4 @@
-"""Texts for comparing tokenizers: many scripts, odd spaces, marks, controls, look-alikes of special tokens, a fuzz."""
+"""Texts for testing tokenizers: scripts, whitespace, controls, text that looks like special tokens, random text."""
 
 import random
 
@@ -115,7 +115,7 @@ LONG = [
 
 TEXTS = [*SCRIPTS, *EMOJI, *FORMS, *SPACES, *CONTROLS, *SPECIALS, *PLAIN, *LONG]
 
-# Training text of a small model: enough of each script that pieces longer than one character are learned.
+# Training text of a small model: enough of each script to learn pieces longer than one character.
 CORPUS = [text for text in (*SCRIPTS, *PLAIN, *FORMS, *EMOJI) if len(text) < 200] * 6 + [
     "this is a translation of the text into another language",
     "there is nothing better than a good translation",
@@ -124,14 +124,14 @@ CORPUS = [text for text in (*SCRIPTS, *PLAIN, *FORMS, *EMOJI) if len(text) < 200
     "это перевод текста на другой язык",
 ] * 6
 
-# Blocks that random texts draw from, beside all of Unicode.
+# Code point ranges of random texts.
 BLOCKS = [(0x00, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x370, 0x52F), (0x590, 0x6FF), (0x900, 0x97F)]
 BLOCKS += [(0x1E00, 0x1FFF), (0x2000, 0x206F), (0x3000, 0x30FF), (0x4E00, 0x4EFF), (0xAC00, 0xACFF)]
 BLOCKS += [(0xFE00, 0xFFEF), (0x1F300, 0x1F6FF), (0x20, 0x20), (0x20, 0x20), (0x61, 0x7A)]
 
 
-def random_texts(count: int, seed: int = 0, longest: int = 30) -> list[str]:
-    """Texts of random code points of many blocks, a tenth of all Unicode; no surrogates."""
+def random_texts(count: int, seed: int = 0, max_length: int = 30) -> list[str]:
+    """Return texts of random code points: a tenth from all of Unicode, the others from BLOCKS; no surrogates."""
     generator = random.Random(seed)
 
     def character() -> str:
@@ -139,4 +139,21 @@ def random_texts(count: int, seed: int = 0, longest: int = 30) -> list[str]:
         code = generator.randint(low, high)
         return chr(code) if not 0xD800 <= code <= 0xDFFF else "\ufffd"
 
-    return ["".join(character() for _ in range(generator.randint(1, longest))) for _ in range(count)]
+    return ["".join(character() for _ in range(generator.randint(1, max_length))) for _ in range(count)]
+
+
+# Sentences of a small vocabulary, to train a tokenizer on.
+ENGLISH = [f"the {animal} don't see {count} dogs." for animal in ("cat", "dog", "bird") for count in range(40)]
+FRENCH = [f"l'{animal} n'a vu que {count} chiens !" for animal in ("oiseau", "âne", "ours") for count in range(40)]
+
+
+def random_unicode(count: int) -> list[str]:
+    """Return texts of random code points, mostly from outside the common scripts; no surrogates."""
+    generator = random.Random(0)
+    ranges = [(0, 0x7F), (0, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x2000, 0x206F), (0xE000, 0x10FFFF)]
+    ranges += [(0, 0xD7FF), (0x1F300, 0x1FAFF), (0x20, 0x20), (0x61, 0x7A)]
+
+    def character() -> str:
+        return chr(generator.randint(*generator.choice(ranges)))
+
+    return ["".join(character() for _ in range(generator.randint(1, 20))) for _ in range(count)]

@@ -1,19 +1,16 @@
 """Tokenizers: any text survives the round trip, text never produces special tokens, saved tokenizers load unchanged."""
 
 import json
-import random
 import sys
 
 import pytest
+from support.texts import ENGLISH, FRENCH, random_unicode
 
 import mlx_transformer as mt
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
-from mlx_transformer.tokenization.bpe_trainer import BYTE_TOKENS, FIXED_TOKENS, check_vocab_size
+from mlx_transformer.tokenization.bpe_trainer import BYTE_TOKENS, FIXED_TOKENS
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
-
-ENGLISH = [f"the {animal} don't see {count} dogs." for animal in ("cat", "dog", "bird") for count in range(40)]
-FRENCH = [f"l'{animal} n'a vu que {count} chiens !" for animal in ("oiseau", "âne", "ours") for count in range(40)]
 
 ODD_TEXTS = [
     "",
@@ -57,37 +54,19 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(ENGLISH, FRENCH, 500)
 
 
-def random_texts(count: int) -> list[str]:
-    rng = random.Random(0)
-    ranges = [(0, 0x7F), (0, 0x7F), (0x80, 0x24F), (0x300, 0x36F), (0x2000, 0x206F), (0xE000, 0x10FFFF)]
-    ranges += [(0, 0xD7FF), (0x1F300, 0x1FAFF), (0x20, 0x20), (0x61, 0x7A)]
-
-    def character() -> str:
-        return chr(rng.randint(*rng.choice(ranges)))
-
-    return ["".join(character() for _ in range(rng.randint(1, 20))) for _ in range(count)]
-
-
 def test_round_trip_of_odd_text(tokenizer):
     for text in ODD_TEXTS:
         assert tokenizer.decode(tokenizer.encode_target(text)) == text
 
 
 def test_round_trip_of_random_unicode(tokenizer):
-    texts = random_texts(4000)
+    texts = random_unicode(4000)
     assert tokenizer.decode_batch(tokenizer.encode_target_batch(texts)) == texts
 
 
-def test_round_trip_after_training_on_text_that_looks_like_special_tokens():
-    texts = [" ".join(FIXED_TOKENS), "".join(FIXED_TOKENS), "▁<pad></s>"] * 50
-    tokenizer = Tokenizer.train(texts, texts, 2000)
-    assert tokenizer.decode_batch(tokenizer.encode_batch(texts)) == texts
-    assert all(3 <= i for ids in tokenizer.encode_batch(texts) for i in ids[:-1])
-
-
 def test_round_trip_after_training_on_many_scripts():
-    tokenizer = Tokenizer.train(ODD_TEXTS * 3, random_texts(500), 3000)
-    texts = ODD_TEXTS + random_texts(1000)
+    tokenizer = Tokenizer.train(ODD_TEXTS * 3, random_unicode(500), 3000)
+    texts = ODD_TEXTS + random_unicode(1000)
     assert tokenizer.decode_batch(tokenizer.encode_batch(texts)) == texts
 
 
@@ -116,26 +95,6 @@ def test_decode_skips_special_tokens_and_replaces_invalid_bytes(tokenizer):
     assert tokenizer.decode([*ids[:-1], lone_byte]) == "the cat\ufffd"
 
 
-def test_frequent_words_are_one_piece_and_elisions_are_split(tokenizer):
-    assert tokenizer.tokens(tokenizer.encode("l'oiseau chiens")) == [" l'", "oiseau", " chiens", "</s>"]
-
-
-def test_digits_are_single_pieces(tokenizer):
-    assert tokenizer.tokens(tokenizer.encode("12 34")) == [" 1", "2", " 3", "4", "</s>"]
-
-
-def test_rare_characters_are_encoded_as_bytes():
-    tokenizer = Tokenizer.train(["abc " * 50_000 + "\u6f22"], [], 400)
-    assert tokenizer.tokens(tokenizer.encode("\u6f22")[-4:]) == ["<0xE6>", "<0xBC>", "<0xA2>", "</s>"]
-
-
-def test_vocab_size_is_the_maximum():
-    assert Tokenizer.train(ENGLISH, FRENCH, 300).source_vocab_size == 300
-    small = Tokenizer.train(["ab"], ["ab"], 5000)
-    assert len(FIXED_TOKENS) < small.source_vocab_size < 270
-    assert Tokenizer.train(random_texts(300), [], 261).source_vocab_size <= 261
-
-
 def test_separate_vocabularies_are_trained_on_their_side():
     tokenizer = Tokenizer.train(ENGLISH, FRENCH, 500, shared=False)
     assert not tokenizer.shared
@@ -143,12 +102,6 @@ def test_separate_vocabularies_are_trained_on_their_side():
     assert len(tokenizer.encode("chiens")) > len(tokenizer.encode_target("chiens"))
     assert tokenizer.decode_batch(tokenizer.encode_target_batch(ODD_TEXTS)) == ODD_TEXTS
     assert tokenizer.target_vocab_size == len(tokenizer.tokens(range(tokenizer.target_vocab_size)))
-
-
-def test_training_is_deterministic(tmp_path):
-    for name in "ab":
-        Tokenizer.train(iter(ENGLISH + random_texts(300)), iter(FRENCH), 600).save(tmp_path / name)
-    assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "b/tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -209,31 +162,6 @@ def test_id_outside_the_vocabulary_is_refused(tokenizer, bad):
     for method in (tokenizer.decode, tokenizer.tokens):
         with pytest.raises(ValueError, match=rf"in 0\.\.{size - 1}: got {bad};"):
             method([3, bad])
-
-
-@pytest.mark.parametrize("size", [-5, 0, 260])
-def test_too_small_vocabulary_is_refused(size):
-    with pytest.raises(ValueError, match=f"vocab_size must be at least 261: got {size};"):
-        Tokenizer.train(ENGLISH, FRENCH, size)
-    with pytest.raises(ValueError, match=f"vocab_size must be at least 261: got {size};"):
-        check_vocab_size(size)
-
-
-def test_vocab_size_must_leave_room_for_languages():
-    check_vocab_size(263, 2)
-    for train in (
-        lambda: check_vocab_size(262, 2),
-        lambda: Tokenizer.train(ENGLISH, FRENCH, 262, source_languages=["en"], target_languages=["fr"]),
-    ):
-        with pytest.raises(ValueError, match="vocab_size must be at least 263: got 262;"):
-            train()
-    small = Tokenizer.train(ENGLISH, FRENCH, 263, source_languages=["en"], target_languages=["fr"])
-    assert small.source_vocab_size <= 263
-
-
-def test_training_without_text_is_refused():
-    with pytest.raises(ValueError, match="trained on text: got no characters"):
-        Tokenizer.train([], [""], 500)
 
 
 EN, FR, ZH = 259, 260, 261  # language tokens follow the byte tokens, sorted by code
