@@ -1,8 +1,11 @@
-"""Size limits of small files."""
+"""Size limits of small files, and checksums."""
+
+import hashlib
+import threading
 
 import pytest
 
-from mlx_transformer.storage.files import MAX_BYTES, read_bytes
+from mlx_transformer.storage.files import MAX_BYTES, read_bytes, sha256_of
 
 
 def test_oversized_file_is_refused(tmp_path):
@@ -10,3 +13,12 @@ def test_oversized_file_is_refused(tmp_path):
         file.truncate(MAX_BYTES + 1)  # sparse
     with pytest.raises(ValueError, match=f"vocabulary.json must have at most {MAX_BYTES} bytes, not {MAX_BYTES + 1}"):
         read_bytes(tmp_path / "vocabulary.json")
+
+
+def test_checksum_stops_on_request(tmp_path):
+    file, stop = tmp_path / "model.safetensors", threading.Event()
+    file.write_bytes(bytes(range(256)) * 40)
+    expected = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert sha256_of(file, stop) == sha256_of(file) == expected
+    stop.set()
+    assert sha256_of(file, stop) == hashlib.sha256().hexdigest()

@@ -1,4 +1,4 @@
-"""Every family of transformers' models, converted: the same logits, and the same hypotheses and scores."""
+"""Converted models of every transformers family give the same logits, hypotheses and scores as transformers."""
 
 import dataclasses
 import json
@@ -25,14 +25,6 @@ pytestmark = pytest.mark.torch
 EARLY_STOPPING = (False, True, "never")
 
 
-@pytest.fixture(autouse=True)
-def uncompiled():
-    """On a CPU every new trace costs seconds."""
-    mx.disable_compile()
-    yield
-    mx.enable_compile()
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def pair(request, tmp_path_factory):
     theirs = torch_model(request.param)
@@ -42,7 +34,7 @@ def pair(request, tmp_path_factory):
 
 
 def save_shards(model, folder):
-    """A state dict in three files, as transformers 4 wrote it: tensors of one storage may be in several."""
+    """Save a state dict in three files, as transformers 4 did: tied tensors may be in several of them."""
     import torch
 
     state = model.state_dict()
@@ -59,8 +51,8 @@ def save_state(model, folder, **options):
     torch.save(model.state_dict(), folder / "pytorch_model.bin", **options)
 
 
-# Container -> what writes the weights of a model in it; the state dict of a .bin has every name of a shared tensor.
-CONTAINERS = {
+# Name of the file -> a function that writes a model's weights; a .bin has every name of a tied tensor.
+FORMATS = {
     "model.safetensors.index.json": lambda model, folder: model.save_pretrained(folder, max_shard_size=4000),
     "pytorch_model.bin": save_state,
     "legacy pytorch_model.bin": partial(save_state, _use_new_zipfile_serialization=False),
@@ -68,20 +60,20 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
-def test_every_container_holds_the_same_model(pair, container, tmp_path):
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_every_file_format_gives_the_same_model(pair, file_format, tmp_path):
     _, theirs, ours = pair
     theirs.config.save_pretrained(tmp_path)
     theirs.generation_config.save_pretrained(tmp_path)
-    CONTAINERS[container](theirs, tmp_path)
-    assert (tmp_path / container.split()[-1]).exists() and not (tmp_path / "model.safetensors").exists()
-    found = convert.load(tmp_path)[0]
-    assert found.search_defaults == ours.search_defaults
-    assert_same(ours, found)
+    FORMATS[file_format](theirs, tmp_path)
+    assert (tmp_path / file_format.split()[-1]).exists() and not (tmp_path / "model.safetensors").exists()
+    other = convert.load(tmp_path)[0]
+    assert other.search_defaults == ours.search_defaults
+    check_same_model(ours, other)
 
 
 def save_tensors(theirs, folder, state, settings=None):
-    """A folder with these tensors, each under one name only, as safetensors have them."""
+    """Save a checkpoint folder with these tensors; return the folder."""
     theirs.config.save_pretrained(folder)
     if settings is not None:
         (folder / "config.json").write_text(json.dumps(settings))
@@ -90,35 +82,35 @@ def save_tensors(theirs, folder, state, settings=None):
     return folder
 
 
-def assert_same(ours, found):
-    assert found.config == ours.config
+def check_same_model(ours, other):
+    assert other.config == ours.config
     arrays = dict(tree_flatten(ours.parameters()))
-    for name, array in tree_flatten(found.parameters()):
+    for name, array in tree_flatten(other.parameters()):
         assert mx.array_equal(array, arrays.pop(name)), name
     assert not arrays
 
 
-@pytest.mark.parametrize("kept", [0, 1, 2, 3])
-def test_any_name_of_a_shared_table_may_be_kept(pair, kept, tmp_path):
+@pytest.mark.parametrize("choice", [0, 1, 2, 3])
+def test_tied_embeddings_may_be_saved_under_any_name(pair, choice, tmp_path):
     _, theirs, ours = pair
     names = {}
     for name, value in theirs.state_dict().items():
         names.setdefault(value.data_ptr(), []).append(name)
     assert max(map(len, names.values())) > 1
-    kept = {shared[min(kept, len(shared) - 1)] for shared in names.values()}
-    state = {name: value for name, value in theirs.state_dict().items() if name in kept}
-    assert_same(ours, convert.load(save_tensors(theirs, tmp_path, state))[0])
+    saved = {tied[min(choice, len(tied) - 1)] for tied in names.values()}
+    state = {name: value for name, value in theirs.state_dict().items() if name in saved}
+    check_same_model(ours, convert.load(save_tensors(theirs, tmp_path, state))[0])
 
 
 def check_logits(theirs, ours, source, target, limit):
-    found = np.array(ours(mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32))))
-    expected = logits_of(theirs, source, target)
-    assert np.abs(found - expected).max() <= limit
+    logits = np.array(ours(mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32))))
+    expected = compute_logits(theirs, source, target)
+    assert np.abs(logits - expected).max() <= limit
     assert np.abs(expected).max() > 1, "the logits must not be trivial"
 
 
 def check_folder(theirs, folder, tolerance):
-    """Compare a folder's conversion with what transformers makes of it."""
+    """Compare a converted folder with the model that transformers loads from it; return the converted model."""
     theirs = type(theirs).from_pretrained(folder)
     ours = convert.load(folder)[0]
     source = torch_sources(theirs)
@@ -127,7 +119,7 @@ def check_folder(theirs, folder, tolerance):
     return ours
 
 
-def test_an_output_layer_of_its_own(pair, tmp_path, tolerance):
+def test_an_untied_output_layer(pair, tmp_path, tolerance):
     import torch
 
     _, theirs, _ = pair
@@ -135,7 +127,7 @@ def test_an_output_layer_of_its_own(pair, tmp_path, tolerance):
     assert not check_folder(theirs, save_tensors(theirs, tmp_path, state), tolerance).config.tie_output
 
 
-def test_a_base_model_without_head_and_prefix(pair, tmp_path, tolerance):
+def test_a_base_model_without_output_layer_and_prefix(pair, tmp_path, tolerance):
     _, theirs, _ = pair
     base = {name: value for name, value in theirs.state_dict().items() if name.split(".")[0] in theirs._modules}
     state = {name.removeprefix("model."): value for name, value in base.items() if not name.startswith("lm_head")}
@@ -143,8 +135,8 @@ def test_a_base_model_without_head_and_prefix(pair, tmp_path, tolerance):
     assert ours.config.tie_output and not ours.config.output_bias
 
 
-# Model -> tensors of old files that nothing reads.
-LEFTOVERS = {
+# Model -> unused tensors in old files.
+UNUSED_TENSORS = {
     "marian": ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"],
     "m2m100": ["model.encoder.embed_positions.weights", "model.decoder.embed_positions.weights"],
     "pegasus": ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"],
@@ -153,8 +145,8 @@ LEFTOVERS = {
 }
 
 
-@pytest.mark.parametrize("name", LEFTOVERS)
-def test_leftovers_of_old_files_change_nothing(name, tmp_path):
+@pytest.mark.parametrize("name", UNUSED_TENSORS)
+def test_unused_tensors_of_old_files_are_ignored(name, tmp_path):
     import torch
 
     theirs = torch_model(name)
@@ -162,26 +154,26 @@ def test_leftovers_of_old_files_change_nothing(name, tmp_path):
     theirs.save_pretrained(plain)
     theirs.save_pretrained(old)
     (old / "model.safetensors").unlink()
-    tables = {key: theirs.state_dict().get(key, torch.randn(8, 3)) for key in LEFTOVERS[name]}
+    tables = {key: theirs.state_dict().get(key, torch.randn(8, 3)) for key in UNUSED_TENSORS[name]}
     torch.save(theirs.state_dict() | tables, old / "pytorch_model.bin")
-    assert_same(convert.load(plain)[0], convert.load(old)[0])
+    check_same_model(convert.load(plain)[0], convert.load(old)[0])
 
 
 @pytest.mark.parametrize(
     "name", ["marian", "bart", "plbart", "mbart", "m2m100", "pegasus", "blenderbot", "blenderbot-small"]
 )
-def test_what_a_config_leaves_out(name, tmp_path, tolerance):
-    check_sparse(name, tmp_path, tolerance)
+def test_defaults_of_omitted_settings(name, tmp_path, tolerance):
+    check_omitted_settings(name, tmp_path, tolerance)
 
 
 @pytest.mark.parametrize("name", ["t5", "mt5", "umt5"])
-def test_what_a_config_of_relative_positions_leaves_out(name, tmp_path, tolerance):
-    ours = check_sparse(name, tmp_path, tolerance)
+def test_defaults_of_omitted_settings_with_relative_positions(name, tmp_path, tolerance):
+    ours = check_omitted_settings(name, tmp_path, tolerance)
     assert (ours.config.pad_id, ours.config.eos_id) == (0, 1)
 
 
-def check_sparse(name, folder, tolerance):
-    """A config.json of sizes and tokens alone means the same to us as to transformers."""
+def check_omitted_settings(name, folder, tolerance):
+    """Compare with transformers for a config.json of sizes and tokens only; return the converted model."""
     settings = required_settings(name)
     theirs = torch_model(name, settings=settings)
     if name in ("t5", "mt5", "umt5"):
@@ -189,23 +181,23 @@ def check_sparse(name, folder, tolerance):
     save_tensors(theirs, folder, theirs.state_dict(), settings | {"model_type": theirs.config.model_type})
     theirs = type(theirs).from_pretrained(folder)
     ours = convert.load(folder)[0]
-    # As long as a table of positions is, and relative ones have no end: far distances share buckets.
+    # Use every position; relative positions have no limit, but far distances share buckets.
     source = np.random.default_rng(0).integers(3, VOCAB - 1, (2, 600 if "d_kv" in settings else 40))
     target = np.random.default_rng(1).integers(3, VOCAB - 1, (2, 38))
     check_logits(theirs, ours, source, target, tolerance(1e-4))
-    assert epsilons(theirs) == {ours.config.norm_eps}
+    assert norm_epsilons(theirs) == {ours.config.norm_eps}
     return ours
 
 
-def epsilons(theirs):
+def norm_epsilons(theirs):
     norms = [vars(module) for module in theirs.modules() if type(module).__name__.endswith("Norm")]
     return {norm.get("eps", norm.get("variance_epsilon")) for norm in norms}
 
 
-def test_normalisation_and_positions_are_of_the_same_kind(pair):
-    """What logits of random models hardly show."""
+def test_normalisation_and_positions_equal_those_of_transformers(pair):
+    """Logits of random models hardly depend on these settings."""
     _, theirs, ours = pair
-    assert epsilons(theirs) == {ours.config.norm_eps}
+    assert norm_epsilons(theirs) == {ours.config.norm_eps}
     learned = any("embed_positions" in name and value.requires_grad for name, value in theirs.named_parameters())
     assert learned == any("positions" in name for name, _ in tree_flatten(ours.trainable_parameters()))
     limits = {vars(theirs.config).get("max_position_embeddings", ours.config.encoder.max_length)}
@@ -216,19 +208,19 @@ SIZES = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "deco
 SIZES += ("d_kv", "d_ff", "num_heads", "num_layers", "num_decoder_layers", "relative_attention_num_buckets")
 
 
-def test_a_config_of_other_sizes_than_the_tensors_is_refused(pair, tmp_path):
+def test_sizes_that_contradict_the_tensors_are_errors(pair, tmp_path):
     _, theirs, ours = pair
     theirs.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     computed = "max_position_embeddings" if ours.config.encoder.positions == "sinusoidal" else None
     for key in settings.keys() & set(SIZES) - {computed}:
-        for other in {settings[key] + 2, max(settings[key] - 1, 1)} - {settings[key]}:
-            (tmp_path / "config.json").write_text(json.dumps(settings | {key: other}))
+        for wrong in {settings[key] + 2, max(settings[key] - 1, 1)} - {settings[key]}:
+            (tmp_path / "config.json").write_text(json.dumps(settings | {key: wrong}))
             with pytest.raises(ValueError, match=r"\.$"):
                 convert.load(tmp_path)
 
 
-def logits_of(theirs, source, target):
+def compute_logits(theirs, source, target):
     import torch
 
     with torch.no_grad():
@@ -247,55 +239,54 @@ def test_logits_equal_those_of_transformers(pair, tolerance):
     check_logits(theirs, ours, source, target, tolerance(1e-4))
 
 
-def test_no_padding_and_one_token_sources_too(pair, tolerance):
+def test_logits_of_a_source_of_one_token(pair, tolerance):
     name, theirs, ours = pair
     source = np.array([[theirs.config.eos_token_id]])
     target = np.array([[ours.config.start_id, 5, 3]])
-    found = np.array(ours(mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32))))
-    assert np.abs(found - logits_of(theirs, source, target)).max() <= tolerance(1e-4)
+    logits = np.array(ours(mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32))))
+    assert np.abs(logits - compute_logits(theirs, source, target)).max() <= tolerance(1e-4)
 
 
-def with_padding(theirs):
-    """What transformers must suppress for equal terms: here padding is never generated."""
+def suppressed_ids(theirs):
+    """Return the tokens that transformers must suppress: padding too, which the search here never generates."""
     return sorted({theirs.config.pad_token_id, *(theirs.generation_config.suppress_tokens or [])})
 
 
-def generated(theirs, source, search, **settings):
-    """What transformers generates with its own settings: ids without start and padding, and scores."""
+def generate_with_transformers(theirs, source, search, **settings):
+    """Generate with transformers: ids without start and padding, and scores, None for greedy search."""
     import torch
 
-    beam = search.beam_size > 1
+    is_beam_search = search.beam_size > 1
     output = theirs.generate(
         torch.tensor(source),
         attention_mask=torch.tensor(source != theirs.config.pad_token_id).long(),
         num_beams=search.beam_size,
         num_return_sequences=search.num_hypotheses,
-        length_penalty=search.length_penalty if beam else None,
-        early_stopping=search.early_stopping if beam else None,
+        length_penalty=search.length_penalty if is_beam_search else None,
+        early_stopping=search.early_stopping if is_beam_search else None,
         do_sample=False,
         return_dict_in_generate=True,
         output_scores=True,
-        suppress_tokens=with_padding(theirs),
+        suppress_tokens=suppressed_ids(theirs),
         **settings,
     )
-    rows = []
-    for row in output.sequences.tolist():
-        ids = row[1:]
-        eos_id = theirs.config.eos_token_id
-        # A forced first token may be the end token, which ends nothing for transformers' beams but is told apart here.
+    eos_id = theirs.config.eos_token_id
+    sequences = []
+    for _, *ids in output.sequences.tolist():
+        # A forced first token may be the end token, after which beams of transformers continue; here they end.
         end = ids.index(eos_id) + 1 if eos_id in ids else len(ids)
-        rows.append(tuple(ids[:end]))
-    return rows, output.sequences_scores.numpy() if beam else None
+        sequences.append(tuple(ids[:end]))
+    return sequences, output.sequences_scores.numpy() if is_beam_search else None
 
 
-def check_equals(theirs, ours, source, search, tolerance):
-    """Compare hypotheses and scores with those of transformers; gives what they are and why they ended."""
-    expected, scores = generated(theirs, source, search)
-    found = [h for group in generate_ids(ours, mx.array(source.astype(np.int32)), search) for h in group]
-    assert [with_end(hypothesis, theirs.config.eos_token_id) for hypothesis in found] == expected
+def check_hypotheses(theirs, ours, source, search, tolerance):
+    """Compare hypotheses and scores with those of transformers; return the finish reasons."""
+    expected, scores = generate_with_transformers(theirs, source, search)
+    hypotheses = [h for group in generate_ids(ours, mx.array(source.astype(np.int32)), search) for h in group]
+    assert [with_end(hypothesis, theirs.config.eos_token_id) for hypothesis in hypotheses] == expected
     if scores is not None:
-        np.testing.assert_allclose([h.score for h in found], scores, atol=tolerance(1e-4))
-    return {h.finish_reason for h in found}
+        np.testing.assert_allclose([h.score for h in hypotheses], scores, atol=tolerance(1e-4))
+    return {h.finish_reason for h in hypotheses}
 
 
 @pytest.mark.parametrize("beam_size, num_hypotheses", [(1, 1), (3, 1), (4, 4)])
@@ -311,40 +302,40 @@ def test_hypotheses_equal_those_of_transformers(pair, beam_size, num_hypotheses,
                 length_penalty=length_penalty,
                 early_stopping=early_stopping,
             )
-            assert check_equals(theirs, ours, source, search, tolerance) <= {"stop", "length"}
+            assert check_hypotheses(theirs, ours, source, search, tolerance) <= {"stop", "length"}
 
 
-def test_the_search_of_the_checkpoint_is_the_default(pair, tolerance):
-    """Its own settings, none overridden, in one call of each library."""
+def test_generation_settings_of_the_checkpoint_are_the_defaults(pair, tolerance):
+    """Both libraries generate with the settings of the checkpoint, none of them overridden."""
     import torch
 
     name, theirs, ours = pair
     source = torch_sources(theirs, seed=3)
     theirs.generation_config.num_beams = 2
-    rows = theirs.generate(
+    sequences = theirs.generate(
         torch.tensor(source),
         attention_mask=torch.tensor(source != theirs.config.pad_token_id).long(),
-        suppress_tokens=with_padding(theirs),
+        suppress_tokens=suppressed_ids(theirs),
     ).tolist()
     theirs.generation_config.num_beams = 1
-    found = generate_ids(
+    results = generate_ids(
         ours, mx.array(source.astype(np.int32)), dataclasses.replace(ours.search_defaults, beam_size=2)
     )
-    for (hypothesis,), row in zip(found, rows, strict=True):
-        assert row[1 : 1 + len(hypothesis.ids)] == hypothesis.ids
+    for (hypothesis,), sequence in zip(results, sequences, strict=True):
+        assert sequence[1 : 1 + len(hypothesis.ids)] == hypothesis.ids
     assert ours.search_defaults.max_tokens == 8
 
 
-# Rules that read the tokens before, with the names that transformers gives them; the prefixes below bring them to bear.
-HISTORY = ({"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}, {"bad_words_ids": [[6, 5, 9], [11], [10, 7, 12]]})
+# Rules that depend on previous tokens, with their names in transformers; the prefixes below make them apply.
+RULES = ({"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.3}, {"bad_words_ids": [[6, 5, 9], [11], [10, 7, 12]]})
 PREFIXES = ([6, 5], [10, 7, 10, 7], [])
 
 
-@pytest.mark.parametrize("rules", HISTORY, ids=lambda rules: next(iter(rules)))
+@pytest.mark.parametrize("rules", RULES, ids=lambda rules: next(iter(rules)))
 @pytest.mark.parametrize("beam_size", [1, 4])
 @pytest.mark.parametrize("name", ["bart", "marian", "t5", "m2m100", "mbart-50"])
-def test_after_a_prefix_hypotheses_equal_those_of_transformers(name, beam_size, rules, tmp_path, tolerance):
-    """Here in one batch, there in one for each prefix, for all its rows must be of one length."""
+def test_hypotheses_after_a_prefix_equal_those_of_transformers(name, beam_size, rules, tmp_path, tolerance):
+    """All prefixes are in one batch here; transformers needs one batch per prefix because of their lengths."""
     import torch
 
     theirs = torch_model(name)
@@ -358,57 +349,57 @@ def test_after_a_prefix_hypotheses_equal_those_of_transformers(name, beam_size, 
         ours.search_defaults, beam_size=beam_size, num_hypotheses=beam_size, max_tokens=7, min_tokens=4, **ours_rules
     )
     prefixes = [PREFIXES[row % len(PREFIXES)] for row in range(len(source))]
-    found = generate_ids(ours, mx.array(source.astype(np.int32)), search, prefix_ids=prefixes)
-    first = [] if search.forced_bos_id is None else [search.forced_bos_id]
+    results = generate_ids(ours, mx.array(source.astype(np.int32)), search, prefix_ids=prefixes)
+    forced = [] if search.forced_bos_id is None else [search.forced_bos_id]
     for prefix in PREFIXES:
         rows = [row for row, other in enumerate(prefixes) if other == prefix]
-        begun = [ours.config.start_id, *(first + prefix if prefix else [])]
+        start = [ours.config.start_id, *(forced + prefix if prefix else [])]
         settings = {"min_length": None, "min_new_tokens": 3, "max_length": None, "max_new_tokens": 7, **rules}
-        given = dict(settings, decoder_input_ids=torch.tensor([begun] * len(rows)))
-        expected, scores = generated(theirs, source[rows], search, **given)
-        hypotheses = [hypothesis for row in rows for hypothesis in found[row]]
+        settings["decoder_input_ids"] = torch.tensor([start] * len(rows))
+        expected, scores = generate_with_transformers(theirs, source[rows], search, **settings)
+        hypotheses = [hypothesis for row in rows for hypothesis in results[row]]
         assert [with_end(hypothesis, theirs.config.eos_token_id) for hypothesis in hypotheses] == expected
         if scores is not None:
             np.testing.assert_allclose([h.score for h in hypotheses], scores, atol=tolerance(1e-4))
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_sequences_of_the_source_are_not_repeated(beam_size, tmp_path, tolerance):
+def test_ngrams_of_the_source_are_not_repeated(beam_size, tmp_path, tolerance):
     theirs = torch_model("blenderbot", seed=1)
-    tokens = [3, 4, 5, theirs.config.eos_token_id]  # so few that sequences of three come again
+    tokens = [3, 4, 5, theirs.config.eos_token_id]  # so few that trigrams repeat
     theirs.generation_config.suppress_tokens = [i for i in range(VOCAB) if i not in tokens]
     theirs.save_pretrained(tmp_path / "model")
     ours = convert.load(tmp_path / "model")[0]
     source = torch_sources(theirs)
     source[source > 2] = 3 + source[source > 2] % 2
     search = dataclasses.replace(ours.search_defaults, beam_size=beam_size, num_hypotheses=beam_size)
-    check_equals(theirs, ours, source, search, tolerance)
+    check_hypotheses(theirs, ours, source, search, tolerance)
     assert search.source_no_repeat_ngram_size == 3
-    free = dataclasses.replace(search, source_no_repeat_ngram_size=0)
+    unrestricted = dataclasses.replace(search, source_no_repeat_ngram_size=0)
     ids = mx.array(source.astype(np.int32))
-    assert generate_ids(ours, ids, free) != generate_ids(ours, ids, search), "the rule must forbid something"
+    assert generate_ids(ours, ids, unrestricted) != generate_ids(ours, ids, search), "the rule must have an effect"
 
 
 @pytest.mark.parametrize("name", [*ACTIVATIONS, "relu", "gelu", "silu", "tanh"])
-def test_an_activation_is_the_one_of_its_name(name, tolerance):
+def test_activations_equal_those_of_transformers(name, tolerance):
     import torch
     from transformers.activations import ACT2FN
 
     x = np.linspace(-6, 6, 1001, dtype=np.float32)
-    found = np.array(FUNCTIONS[activation(name)](mx.array(x)))
-    np.testing.assert_allclose(found, ACT2FN[name](torch.tensor(x)).numpy(), atol=tolerance(1e-6))
+    values = np.array(FUNCTIONS[activation(name)](mx.array(x)))
+    np.testing.assert_allclose(values, ACT2FN[name](torch.tensor(x)).numpy(), atol=tolerance(1e-6))
 
 
-@pytest.mark.parametrize("said", ["relu", "gelu", "gated-relu", "gated-gelu", "gated-silu", "gated-gelu_new"])
-def test_a_gated_activation_is_that_of_transformers(said):
+@pytest.mark.parametrize("name", ["relu", "gelu", "gated-relu", "gated-gelu", "gated-silu", "gated-gelu_new"])
+def test_gated_activations_equal_those_of_transformers(name):
     import transformers
 
-    theirs = transformers.T5Config(feed_forward_proj=said)
-    assert (gate_activation(said), is_gated(said)) == (activation(theirs.dense_act_fn), theirs.is_gated_act)
+    theirs = transformers.T5Config(feed_forward_proj=name)
+    assert (gate_activation(name), is_gated(name)) == (activation(theirs.dense_act_fn), theirs.is_gated_act)
 
 
-def test_every_family_is_trained_further(pair):
-    """All parameters move but key biases, which softmax cancels, and the loss falls."""
+def test_every_family_can_be_trained_further(pair):
+    """All parameters change, except key biases, which softmax cancels, and the loss decreases."""
     _, _, ours = pair
     model = model_folder.uninitialized_model(dataclasses.replace(ours.config, dropout=0.0), ours.search_defaults)
     model.update(ours.parameters())
@@ -421,6 +412,6 @@ def test_every_family_is_trained_further(pair):
     before = {name: array + 0 for name, array in split_projections(model.trainable_parameters()).items()}
     losses = [trainer.update([Batch(source, target)])[0].item() for _ in range(6)]
     after = split_projections(model.trainable_parameters())
-    still = {name for name in before if mx.array_equal(before[name], after[name])}
-    assert [name for name in still if not name.endswith("key_proj.bias")] == []
+    unchanged = {name for name in before if mx.array_equal(before[name], after[name])}
+    assert [name for name in unchanged if not name.endswith("key_proj.bias")] == []
     assert losses[-1] < losses[0]
