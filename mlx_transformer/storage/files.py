@@ -19,6 +19,14 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8; raises the errors of `read_bytes`, and ValueError if it is damaged."""
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error}; copy it again.") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; raises the errors of `read_bytes`, and ValueError if it is damaged."""
     content = read_bytes(path)

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mlx_transformer.config.serialization import check_types
-from mlx_transformer.storage.files import read_bytes
+from mlx_transformer.storage.files import read_text
 from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, Vocabulary
 
 END_OF_WORD = "</w>"  # appended to the last character of a word in merges
@@ -141,9 +141,6 @@ def read_merges(path: Path, first: int = 0, last: int | None = None) -> tuple[st
         FileNotFoundError: If the file does not exist.
         ValueError: If the file is not UTF-8 text.
     """
-    try:
-        lines = read_bytes(path).decode().split("\n")[first:last]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8: {error}; copy it again.") from None
+    lines = read_text(path).split("\n")[first:last]
     fields = (line.split() for line in lines if not line.startswith("#version"))
     return tuple(" ".join(pair[:2]) for pair in fields if len(pair) in (2, 3))

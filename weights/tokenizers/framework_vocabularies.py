@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from mlx_transformer.storage.files import read_bytes
+from mlx_transformer.storage.files import read_bytes, read_text
 from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, read_merges
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
 from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary, WordVocabulary
@@ -209,8 +209,4 @@ def _first_existing(folder: Path, names: Iterable[str]) -> Path | None:
 
 def _read_lines(path: Path) -> list[str]:
     """Return the lines of a text file, without an empty last line."""
-    try:
-        text = read_bytes(path).decode().replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8: {error}; copy it again.") from None
-    return text.removesuffix("\n").split("\n")
+    return read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")

@@ -108,13 +108,13 @@ def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> LoadedVocabular
 
 def _build_vocabulary(files: TokenizerFiles, tokenizer_class: TokenizerClass) -> LoadedVocabularies:
     special_tokens = resolve_special_tokens(files.config, tokenizer_class.special_tokens, tokenizer_class.mask_flags)
-    texts = tokenizer_class.special_tokens | {name: token_text(token) for name, token in special_tokens.items()}
-    parts, model_tokens = _read_parts(files, tokenizer_class, texts)
+    token_texts = tokenizer_class.special_tokens | {name: token_text(token) for name, token in special_tokens.items()}
+    parts, model_tokens = _read_parts(files, tokenizer_class, token_texts)
     try:
         tokenizer = tokenizer_class.build(parts)
         extra_tokens = resolve_extra_tokens(files, tokenizer_class.extra_tokens(files), model_tokens)
         tokenizer.add_tokens(collect_added_tokens(files, special_tokens, extra_tokens))
-        before, after = _template_ids(tokenizer, files, tokenizer_class, texts)
+        before, after = _template_ids(tokenizer, files, tokenizer_class, token_texts)
     except BaseException as error:  # the library raises anything for damaged files; its panics are not an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
