@@ -1,1 +1,1 @@
-"""Torch checkpoints to MLX: readers, tables of families, conversion; and the bundled model in pretrained/."""
+"""Converts torch checkpoints: file formats, families, tokenizers. The folder pretrained/ holds the bundled model."""

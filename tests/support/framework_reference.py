@@ -46,7 +46,7 @@ class Reference:
 
     Args:
         state: The state dict.
-        names: Part -> template of its name, with {s} for the stack and {i} for the layer; see FAIRSEQ for the parts.
+        names: Part -> template of its name, with {s} for the stack and {i} for the layer; see test_fairseq.py.
         options: heads, pre (whether pre-norm), positions and alpha by stack; norm, eps, activation, scale and pad_id.
     """
 

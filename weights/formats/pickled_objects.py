@@ -84,13 +84,13 @@ def make_set(values: Any = ()) -> set[Any]:
     return {to_key(value) for value in values}
 
 
-def _bytes(text: str, codec: str = "latin1") -> bytes:
+def _encode(text: str, codec: str = "latin1") -> bytes:
     if codec not in ("latin1", "latin-1", "utf-8", "ascii"):
         raise CheckpointError(f"text in a pickle must be latin1, utf-8 or ascii, not {quote(codec)}")
     return text.encode(codec)
 
 
-def _reconstructed(kind: PickledObject, *base: Any) -> PickledObject:
+def _reconstruct(kind: PickledObject, *base: Any) -> PickledObject:
     return PickledObject(kind.name, base)
 
 
@@ -121,7 +121,9 @@ def view_storage(storage: Storage, view: Any) -> Storage:
     return replace(storage, numel=numel, start=offset * itemsize)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None) -> Tensor:
+def _rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None
+) -> Tensor:
     if not isinstance(storage, Storage):
         name = quote(storage.name) if isinstance(storage, PickledObject) else type(storage).__name__
         raise CheckpointError(f"a tensor must have a plain storage, not {name}", "save plain tensors")
@@ -130,13 +132,13 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dty
     return make_tensor(storage, dtype or storage.dtype or "uint8", offset, shape, strides)
 
 
-def _tensor_of_type(
+def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, gradient: Any, hooks: Any, dtype: PickledObject, *rest: Any
 ) -> Tensor:
     name = dtype.name.removeprefix("torch.")
     if name not in DTYPES:
         raise CheckpointError(f"a tensor's dtype must be one of {', '.join(DTYPES)}, not {quote(name)}")
-    return _tensor(storage, offset, shape, strides, gradient, hooks, *rest, dtype=name)
+    return _rebuild_tensor(storage, offset, shape, strides, gradient, hooks, *rest, dtype=name)
 
 
 def _rebuild_parameter(tensor: Any, *rest: Any) -> Any:
@@ -150,9 +152,9 @@ def _rebuild_subclass(function: PickledObject, kind: Any, arguments: tuple[Any, 
 
 
 TENSOR_CALLS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_type,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
     "torch.nn.parameter.Parameter": _rebuild_parameter,
@@ -171,8 +173,8 @@ CALLS: dict[str, Callable[..., Any]] = {
     "builtins.tuple": tuple,
     "builtins.set": make_set,
     "builtins.frozenset": make_set,
-    "_codecs.encode": _bytes,
-    "copyreg._reconstructor": _reconstructed,
+    "_codecs.encode": _encode,
+    "copyreg._reconstructor": _reconstruct,
 }
 
 

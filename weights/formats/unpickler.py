@@ -155,7 +155,7 @@ class _PickleMachine:
         else:
             self.pop_mark()
 
-    def tuple_of(self, count: int | None) -> None:
+    def push_tuple(self, count: int | None) -> None:
         if count is None:
             return self.push(tuple(self.pop_mark()))
         if len(self.stack) < count:
@@ -187,15 +187,15 @@ class _PickleMachine:
         value, key = self.stack.pop(), self.stack.pop()
         self.set_items([key, value])
 
-    def find(self, name: str) -> None:
+    def push_global(self, name: str) -> None:
         module, _, attribute = name.partition(" ")
         self.push(PickledObject(f"{BUILTINS.get(module, module)}.{attribute}"))
 
-    def find_by_stack(self, _: Any) -> None:
+    def push_stack_global(self, _: Any) -> None:
         attribute, module = self.stack.pop(), self.stack.pop()
         if type(module) is not str or type(attribute) is not str:
             raise CheckpointError("a pickle must name a class by two strings")
-        self.find(f"{module} {attribute}")
+        self.push_global(f"{module} {attribute}")
 
     def call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, PickledObject) or not isinstance(arguments, tuple):
@@ -211,19 +211,19 @@ class _PickleMachine:
         arguments, function = self.stack.pop(), self.stack.pop()
         self.call(function, arguments)
 
-    def reduce_with_names(self, _: Any) -> None:
+    def call_newobj_ex(self, _: Any) -> None:
         names, arguments, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
         if not isinstance(names, dict) or not isinstance(arguments, tuple):
             raise CheckpointError("a pickle must call a class with a tuple and a dict")
         self.call(function, (*arguments, names) if names else arguments)
 
-    def call_marked(self, _: Any) -> None:
+    def call_obj(self, _: Any) -> None:
         function, *arguments = self.pop_mark()
         self.call(function, tuple(arguments))
 
-    def call_named(self, name: str) -> None:
+    def call_inst(self, name: str) -> None:
         arguments = tuple(self.pop_mark())
-        self.find(name)
+        self.push_global(name)
         self.call(self.stack.pop(), arguments)
 
     def build(self, _: Any) -> None:
@@ -235,12 +235,11 @@ class _PickleMachine:
                 entries = part if isinstance(part, dict) else {} if part is None else {"": part}
                 self.spend(len(entries))
                 target.state.update(entries)
-        elif not isinstance(
-            target, dict | Tensor
-        ):  # _metadata of an OrderedDict and attributes of a tensor are dropped
+        # _metadata of an OrderedDict and attributes of a tensor are dropped.
+        elif not isinstance(target, dict | Tensor):
             raise CheckpointError(f"a pickle must set the state of an object, not of {type(target).__name__}")
 
-    def persistent(self, _: Any) -> None:
+    def push_persistent(self, _: Any) -> None:
         pid = self.stack.pop()
         storage = make_storage(pid, self.path)
         if isinstance(storage, Storage):
@@ -280,10 +279,10 @@ OPCODES: dict[str, Callable[[_PickleMachine, Any], None]] = {
     "EMPTY_DICT": lambda machine, _: machine.push({}),
     "EMPTY_SET": lambda machine, _: machine.push(set()),
     "LIST": lambda machine, _: machine.push(machine.pop_mark()),
-    "TUPLE": lambda machine, _: machine.tuple_of(None),
-    "TUPLE1": lambda machine, _: machine.tuple_of(1),
-    "TUPLE2": lambda machine, _: machine.tuple_of(2),
-    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "TUPLE": lambda machine, _: machine.push_tuple(None),
+    "TUPLE1": lambda machine, _: machine.push_tuple(1),
+    "TUPLE2": lambda machine, _: machine.push_tuple(2),
+    "TUPLE3": lambda machine, _: machine.push_tuple(3),
     "DICT": lambda machine, _: machine.push(make_dict(_pairs(machine.pop_mark()))),
     "FROZENSET": lambda machine, _: machine.push(make_set(machine.pop_mark())),
     "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
@@ -291,13 +290,13 @@ OPCODES: dict[str, Callable[[_PickleMachine, Any], None]] = {
     "ADDITEMS": lambda machine, _: machine.extend(machine.pop_mark()),
     "SETITEM": _PickleMachine.set_item,
     "SETITEMS": lambda machine, _: machine.set_items(machine.pop_mark()),
-    "GLOBAL": _PickleMachine.find,
-    "STACK_GLOBAL": _PickleMachine.find_by_stack,
+    "GLOBAL": _PickleMachine.push_global,
+    "STACK_GLOBAL": _PickleMachine.push_stack_global,
     "REDUCE": _PickleMachine.reduce,
     "NEWOBJ": _PickleMachine.reduce,
-    "NEWOBJ_EX": _PickleMachine.reduce_with_names,
-    "OBJ": _PickleMachine.call_marked,
-    "INST": _PickleMachine.call_named,
+    "NEWOBJ_EX": _PickleMachine.call_newobj_ex,
+    "OBJ": _PickleMachine.call_obj,
+    "INST": _PickleMachine.call_inst,
     "BUILD": _PickleMachine.build,
-    "BINPERSID": _PickleMachine.persistent,
+    "BINPERSID": _PickleMachine.push_persistent,
 }

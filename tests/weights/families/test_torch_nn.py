@@ -19,7 +19,6 @@ from mlx_transformer.weights.parameter_map import ConversionError
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
-
 IDS = {"pad_id": 1, "start_id": 2, "eos_id": 3}
 
 
