@@ -1,4 +1,4 @@
-"""The line that every benchmark prints first: machine, versions, device and threads, so that a number can be read."""
+"""The line that every benchmark prints first: machine, versions, device and threads."""
 
 import importlib.metadata
 import os
@@ -12,39 +12,39 @@ from mlx_transformer import __version__
 
 
 def conditions(**settings: object) -> str:
-    """What was measured on: `key=value` pairs, the settings of the benchmark last."""
-    return " | ".join(f"{name}={value}" for name, value in (facts() | settings).items())
+    """Return the environment and the settings of a benchmark as one line of `key=value` pairs."""
+    return " | ".join(f"{name}={value}" for name, value in (environment() | settings).items())
 
 
-def facts() -> dict[str, object]:
-    """What was measured on, without the name of the machine or any path."""
+def environment() -> dict[str, object]:
+    """Return facts about the machine and the software, without host names or paths."""
     return {
-        "machine": processor(),
+        "machine": processor_name(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()}-{platform.release().split('-')[0]}",
         "python": platform.python_version(),
         "mlx": importlib.metadata.version("mlx"),
         "mlx_transformer": __version__,
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
-        "blas": blas(),
+        "blas": blas_name(),
         "load": f"{os.getloadavg()[0]:.1f}",
     }
 
 
-def processor() -> str:
-    """The processor's own name where the system tells it."""
+def processor_name() -> str:
+    """Return the name of the processor, or its architecture if the system does not report a name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         return names[0] if names else platform.machine()
     if platform.system() == "Darwin":
-        done = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        return done.stdout.strip() or platform.machine()
+        result = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        return result.stdout.strip() or platform.machine()
     return platform.processor() or platform.machine()
 
 
-def blas() -> str:
-    """Whether MLX's Linux CPU back end found a fast BLAS loaded before it (see the README); a Mac brings its own."""
+def blas_name() -> str:
+    """Return the BLAS that MLX's CPU back end uses: on Linux OpenBLAS if preloaded, on a Mac the system's."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return "system"

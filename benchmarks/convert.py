@@ -1,9 +1,9 @@
-"""Time and memory of converting and of loading a checkpoint, beside transformers on the same files.
+"""Time and memory of converting and loading a checkpoint, compared with transformers on the same files.
 
     python -m benchmarks.convert [--size nllb] [--folder FOLDER]
 
-The checkpoint has random numbers and the shape of NLLB-200 600M. Each measurement is a process of its own; before it
-the files are read once, so that they come from the system's cache, and what was written goes to the disk.
+The checkpoint has random weights and the shape of NLLB-200 600M. Each measurement runs in a separate process; before it
+the files are read once, so that they are in the page cache, and pending writes are flushed to disk.
 """
 
 import importlib.metadata
@@ -24,11 +24,12 @@ import numpy as np
 from benchmarks.conditions import conditions
 from mlx_transformer.storage.safetensors import write_streamed
 
-# Size -> dims, layers, heads, width of the feed-forward network, pieces, and bytes that a shard should have at most.
+# Size -> dims, layers, heads, feed-forward width, vocabulary size and maximum bytes of a shard.
 SIZES = {"nllb": (1024, 12, 16, 4096, 256206, 2**30), "tiny": (64, 2, 4, 128, 1000, 2**18)}
 TABLES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-KINDS = {"safetensors": "sharded safetensors", "bin": "one .bin"}
-# What is measured -> who does it, what is imported before, and the program; `source` and `destination` are folders.
+PEERS = ("torch", "transformers")
+FORMATS = {"safetensors": "sharded safetensors", "bin": "one .bin"}
+# (task, system) -> imports, which are not timed, and the timed program; `source` and `destination` are folders.
 OURS = "import mlx_transformer as mt; mt.load"
 THEIRS = "from transformers import M2M100ForConditionalGeneration as Model"
 JOBS = {
@@ -46,14 +47,14 @@ JOBS = {
     ),
 }
 NOTES = """
-Ratios are to mlx_transformer. Times leave imports out; peaks count them, and the pages of mapped files that were read.
-convert: transformers loads and saves; mlx_transformer also hashes the files, and waits until all is on the disk.
-load: transformers maps safetensors, so it reads numbers only as they are used; the last task uses them all.
+Ratios are to mlx_transformer. Times exclude imports; peaks include them and the pages of mapped files that were read.
+convert: transformers loads and saves; mlx_transformer also hashes the files and syncs the result to disk.
+load: transformers maps safetensors and reads weights only when they are used; the last task uses all of them.
 """
 CHILD = """
 import json, os, resource, sys, time
 source, destination = sys.argv[1:]
-def peak():  # what getrusage tells begins with the parent's memory on Linux
+def peak():  # on Linux getrusage would include the parent's memory
     if os.path.exists("/proc/self/status"):
         line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
@@ -79,68 +80,78 @@ torch.save(state, destination / "pytorch_model.bin")
 @click.command()
 @click.option("--size", type=click.Choice(list(SIZES)), default="nllb", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--peer/--no-peer", default=True, help="Measure transformers too, and .bin files, which torch writes.")
-@click.option("--folder", type=click.Path(file_okay=False, exists=True), help="Where to put files: on a disk.")
-def main(size: str, rounds: int, peer: bool, folder: str | None) -> None:
-    """Measure what converting and loading a random checkpoint costs; medians over rounds."""
-    peer = peer and all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
-    peers = {name: importlib.metadata.version(name) for name in ("torch", "transformers")} if peer else {}
+@click.option(
+    "--peer/--no-peer",
+    "with_transformers",
+    default=True,
+    help="Also measure transformers, and .bin files, which need torch.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, exists=True),
+    help="Folder for temporary files; it should be on a disk.",
+)
+def main(size: str, rounds: int, with_transformers: bool, folder: str | None) -> None:
+    """Measure time and memory of converting and loading a random checkpoint; medians over rounds."""
+    with_transformers = with_transformers and all(map(importlib.util.find_spec, PEERS))
+    versions = {name: importlib.metadata.version(name) for name in PEERS} if with_transformers else {}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        sources = {kind: Path(scratch) / kind for kind in (KINDS if peer else ["safetensors"])}
+        sources = {name: Path(scratch) / name for name in (FORMATS if with_transformers else ["safetensors"])}
         make_checkpoints(sources, *SIZES[size])
-        sizes = {kind: sum(path.stat().st_size for path in weights(source)) for kind, source in sources.items()}
-        print(conditions(size=size, rounds=rounds, files="warm", **peers))
-        found: dict[tuple[str, str, str], list[list[float]]] = {}
+        sizes = {name: sum(path.stat().st_size for path in weight_files(source)) for name, source in sources.items()}
+        print(conditions(size=size, rounds=rounds, files="warm", **versions))
+        results: dict[tuple[str, str, str], list[list[float]]] = {}
         for _ in range(rounds):
-            for (task, who), job in JOBS.items():
-                for kind, source in sources.items():
-                    if peer or who == "mlx_transformer":
-                        found.setdefault((task, kind, who), []).append(measure(source, Path(scratch) / "made", *job))
-    report({key: list(map(median, zip(*rows, strict=True))) for key, rows in found.items()}, sizes)
+            for (task, system), job in JOBS.items():
+                for file_format, source in sources.items():
+                    if with_transformers or system == "mlx_transformer":
+                        row = measure(source, Path(scratch) / "destination", *job)
+                        results.setdefault((task, file_format, system), []).append(row)
+    report({key: list(map(median, zip(*rows, strict=True))) for key, rows in results.items()}, sizes)
 
 
-def report(found: dict[tuple[str, str, str], list[float]], sizes: dict[str, int]) -> None:
-    """Print a table: a row for each measurement, with the ratios of theirs to ours."""
-    print("| task | from | by | s | ratio | s, on the disk | ratio | peak MB | ratio | of the file | before it MB |")
+def report(results: dict[tuple[str, str, str], list[float]], sizes: dict[str, int]) -> None:
+    """Print a table with a row for each measurement and its ratios to ours."""
+    print("| task | source | system | s | ratio | s, on disk | ratio | peak MB | ratio | peak / file | MB before |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for (task, kind, who), (*costs, before) in found.items():
-        ours = found[task, kind, "mlx_transformer"]
-        ratios = [f"{cost / own:.2f}" for cost, own in zip(costs, ours, strict=False)]
-        shown = [f"{costs[0]:.2f}", f"{costs[1]:.2f}", f"{costs[2] / 1e6:.0f}"]
-        cells = " | ".join(f"{cost} | {ratio}" for cost, ratio in zip(shown, ratios, strict=True))
-        file = f"{KINDS[kind]}, {sizes[kind] / 1e6:.0f} MB"
-        print(f"| {task} | {file} | {who} | {cells} | {costs[2] / sizes[kind]:.2f} | {before / 1e6:.0f} |")
+    for (task, file_format, system), (*costs, before) in results.items():
+        ours = results[task, file_format, "mlx_transformer"]
+        ratios = [f"{cost / our_cost:.2f}" for cost, our_cost in zip(costs, ours, strict=False)]
+        formatted = [f"{costs[0]:.2f}", f"{costs[1]:.2f}", f"{costs[2] / 1e6:.0f}"]
+        cells = " | ".join(f"{cost} | {ratio}" for cost, ratio in zip(formatted, ratios, strict=True))
+        file = f"{FORMATS[file_format]}, {sizes[file_format] / 1e6:.0f} MB"
+        print(f"| {task} | {file} | {system} | {cells} | {costs[2] / sizes[file_format]:.2f} | {before / 1e6:.0f} |")
     print(NOTES)
 
 
 def measure(source: Path, destination: Path, imports: str, program: str) -> list[float]:
-    """What a program costs in a process of its own.
+    """Run a program in a separate process.
 
     Returns:
-        Seconds, seconds until what it wrote is on the disk, bytes of memory at the peak, and those before it began.
+        Seconds, seconds until its output is on disk, peak memory in bytes, and memory in bytes before it started.
     """
     shutil.rmtree(destination, ignore_errors=True)
     os.sync()
-    for path in weights(source):
+    for path in weight_files(source):
         with path.open("rb") as file:
             while file.read(2**24):
                 pass
     command = [sys.executable, "-c", CHILD.format(imports=imports, program=program), source, destination]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise click.ClickException(f"{program} failed: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise click.ClickException(f"{program} failed: {result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])
 
 
-def weights(source: Path) -> list[Path]:
-    """The files of weights of a checkpoint."""
+def weight_files(source: Path) -> list[Path]:
+    """Return the weight files of a checkpoint."""
     return sorted([*source.glob("*.safetensors"), *source.glob("*.bin")])
 
 
 def make_checkpoints(
-    sources: dict[str, Path], dims: int, layers: int, heads: int, mlp: int, vocab: int, most: int
+    sources: dict[str, Path], dims: int, layers: int, heads: int, mlp: int, vocab: int, max_shard_bytes: int
 ) -> None:
-    """Write the same random numbers as each kind of checkpoint."""
+    """Write the same random weights as a checkpoint of each format."""
     settings = {
         "model_type": "m2m_100",
         "architectures": ["M2M100ForConditionalGeneration"],
@@ -161,30 +172,30 @@ def make_checkpoints(
     for source in sources.values():
         source.mkdir()
         (source / "config.json").write_text(json.dumps(settings))
-    write_shards(sources["safetensors"], shapes(dims, layers, mlp, vocab), most)
+    write_shards(sources["safetensors"], tensor_shapes(dims, layers, mlp, vocab), max_shard_bytes)
     if "bin" in sources:
         subprocess.run([sys.executable, "-c", SAVE_BIN % (TABLES,), *sources.values()], check=True)
 
 
-def shapes(dims: int, layers: int, mlp: int, vocab: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of an NLLB-200 without experts."""
-    found: dict[str, tuple[int, ...]] = {"model.shared.weight": (vocab, dims)}
+def tensor_shapes(dims: int, layers: int, mlp: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the tensors of a dense NLLB-200."""
+    tensors: dict[str, tuple[int, ...]] = {"model.shared.weight": (vocab, dims)}
     for side, attentions in (("encoder", ["self_attn"]), ("decoder", ["self_attn", "encoder_attn"])):
         norms = [f"{side}.layer_norm"]
         for layer in (f"{side}.layers.{number}" for number in range(layers)):
             linears = {f"{name}.{part}_proj": (dims, dims) for name in attentions for part in ("q", "k", "v", "out")}
             for name, shape in (linears | {"fc1": (mlp, dims), "fc2": (dims, mlp)}).items():
-                found |= {f"model.{layer}.{name}.weight": shape, f"model.{layer}.{name}.bias": shape[:1]}
+                tensors |= {f"model.{layer}.{name}.weight": shape, f"model.{layer}.{name}.bias": shape[:1]}
             norms += [f"{layer}.{name}_layer_norm" for name in (*attentions, "final")]
-        found |= {f"model.{norm}.{leaf}": (dims,) for norm in norms for leaf in ("weight", "bias")}
-    return found
+        tensors |= {f"model.{norm}.{leaf}": (dims,) for norm in norms for leaf in ("weight", "bias")}
+    return tensors
 
 
-def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], most: int) -> None:
-    """Write random numbers as shards of at most so many bytes, or of one tensor, with an index."""
+def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]], max_shard_bytes: int) -> None:
+    """Write random weights as shards of at most `max_shard_bytes`, or of one larger tensor, with an index."""
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     for name, shape in shapes.items():
-        if shards[-1] and 4 * sum(map(np.prod, [*shards[-1].values(), shape])) > most:
+        if shards[-1] and 4 * sum(map(np.prod, [*shards[-1].values(), shape])) > max_shard_bytes:
             shards.append({})
         shards[-1][name] = shape
     generator, index = np.random.default_rng(0), {}

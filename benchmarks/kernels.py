@@ -1,7 +1,7 @@
-"""Counts that stand for speed on a GPU and can be had without one: kernels of a step, reads by the host, traces.
+"""Counts that predict speed on a GPU without running on one: kernels of a step, host synchronisations, traces.
 
-A kernel is a primitive of the lazily built graph that is no view. A few more may be launched: an update of a slice is
-two, and a view of an array that is not contiguous may be a copy.
+A kernel is a primitive of the lazily built graph that is not a view. The GPU may launch a few more: a slice update
+takes two kernels, and a view of a non-contiguous array may copy it.
 """
 
 import functools
@@ -20,25 +20,25 @@ from mlx.utils import tree_flatten
 import mlx_transformer as mt
 from mlx_transformer.decoding import beam_search
 
-VIEWS = {"AsStrided", "Broadcast", "BroadcastAxes", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice", "Split"}
-VIEWS |= {"Squeeze", "StopGradient", "Transpose", "Unflatten", "View"}
-COUNTED_STEP = 3  # by then all that is made once for a search is there
+VIEW_PRIMITIVES = {"AsStrided", "Broadcast", "BroadcastAxes", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice"}
+VIEW_PRIMITIVES |= {"Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View"}
+COUNTED_STEP = 3  # by then everything that a search computes only once is done
 NODE = re.compile(r'label ?= ?"([^"]+)", shape=rectangle')
 
 
-def kernels(outputs: Any) -> Counter[str]:
-    """The kernels that evaluating arrays would launch, by the name of the primitive; they must not be evaluated yet."""
+def count_kernels(outputs: Any) -> Counter[str]:
+    """Count the kernels that evaluating lazy arrays would launch, by the name of the primitive."""
     graph = io.StringIO()
     mx.export_to_dot(graph, *(array for _, array in tree_flatten(outputs) if isinstance(array, mx.array)))
-    return Counter(name for name in NODE.findall(graph.getvalue()) if name not in VIEWS)
+    return Counter(name for name in NODE.findall(graph.getvalue()) if name not in VIEW_PRIMITIVES)
 
 
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Build normalisation and attention as one kernel each, as a GPU has them; the numbers are meaningless.
+def simulate_gpu_kernels() -> Iterator[None]:
+    """Build normalisation and attention as one kernel each, as on a GPU; the computed values are meaningless.
 
-    The stand-in is a cumulative sum, which is one kernel and never merged with others; that it depends on the other
-    inputs launches nothing.
+    The stand-in is a cumulative sum, which is one kernel and is never fused with others. Its dependency on the other
+    inputs adds no kernel.
     """
 
     def one_kernel(x: mx.array, *others: Any, **options: Any) -> mx.array:
@@ -52,14 +52,19 @@ def as_on_a_gpu() -> Iterator[None]:
         yield
 
 
-def step_kernels(model: mt.Transformer, source: np.ndarray, beams: int, forbidden: tuple[int, ...]) -> Counter[str]:
-    """The kernels of one decode step of a search, as the search builds it.
+def count_step_kernels(
+    model: mt.Transformer, source: np.ndarray, beams: int, suppress_ids: tuple[int, ...]
+) -> Counter[str]:
+    """Count the kernels of one decode step of a search.
 
     Args:
-        model: A model that has not searched yet, for what was traced before stays as it was.
+        model: A model that has not generated yet, because compiled functions are not traced again.
         source: Token ids, int32 (batch, length).
         beams: Beam size.
-        forbidden: Tokens that are suppressed, to keep the search alive.
+        suppress_ids: Tokens to suppress, so that the search does not end early.
+
+    Raises:
+        RuntimeError: If the search does not call `mx.async_eval` at each step.
     """
     issued = 0
 
@@ -67,85 +72,87 @@ def step_kernels(model: mt.Transformer, source: np.ndarray, beams: int, forbidde
         nonlocal issued
         issued += 1
         if issued == COUNTED_STEP:
-            raise Counted(kernels(arrays))
+            raise StepCounted(count_kernels(arrays))
         mx.eval(*arrays)
 
-    search = mt.SearchConfig(beam_size=beams, max_tokens=2 * COUNTED_STEP, suppress_ids=forbidden)
+    search = mt.SearchConfig(beam_size=beams, max_tokens=2 * COUNTED_STEP, suppress_ids=suppress_ids)
     try:
         with patch.object(mx, "async_eval", watch):
             mt.generate_ids(model, mx.array(source), search)
-    except Counted as counted:
+    except StepCounted as counted:
         return counted.kernels
-    raise RuntimeError("Kernels are counted where a search calls mx.async_eval at each step: it does not.")
+    raise RuntimeError("The search must call mx.async_eval at each step for kernels to be counted: it does not.")
 
 
-class Counted(Exception):
-    """Ends a search: what it would say is not needed, and means nothing with stand-ins."""
+class StepCounted(Exception):
+    """Ends a search once the kernels of a step are counted."""
 
     def __init__(self, kernels: Counter[str]) -> None:
         super().__init__(kernels)
         self.kernels = kernels
 
 
-def example_step_kernels(model: Any, source: np.ndarray) -> Counter[str]:
-    """The same for the T5 of mlx-examples, with greedy search."""
-    memory, cache, newest = model.encode(mx.array(source)), None, mx.array([0])
+def count_mlx_examples_step_kernels(model: Any, source: np.ndarray) -> Counter[str]:
+    """Count the kernels of one greedy decode step of the T5 of mlx-examples."""
+    memory, cache, last_token = model.encode(mx.array(source)), None, mx.array([0])
     for step in range(1, COUNTED_STEP + 1):
-        logits, cache = model.decode(newest[None], memory, cache=cache)
-        newest = mx.argmax(logits[:, -1, :], axis=-1)
+        logits, cache = model.decode(last_token[None], memory, cache=cache)
+        last_token = mx.argmax(logits[:, -1, :], axis=-1)
         if step < COUNTED_STEP:
-            mx.eval(newest, cache)
-    return kernels([newest, *cache])
+            mx.eval(last_token, cache)
+    return count_kernels([last_token, *cache])
 
 
-def by_layer(count: Callable[[int], Counter[str]], layers: int) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """Kernels of a whole step, of one decoder layer, and outside the layers, by counting with a layer less too."""
-    whole, less = count(layers), count(layers - 1)
-    layer = whole.copy()
-    layer.subtract(less)
-    outside = whole.copy()
+def split_by_layer(
+    count: Callable[[int], Counter[str]], layers: int
+) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """Return the kernels of a step, of one decoder layer, and outside the layers, by counting with one layer fewer."""
+    total, one_layer_fewer = count(layers), count(layers - 1)
+    layer = total.copy()
+    layer.subtract(one_layer_fewer)
+    outside = total.copy()
     outside.subtract({name: number * layers for name, number in layer.items()})
-    return whole, +layer, +outside
+    return total, +layer, +outside
 
 
 @contextmanager
-def counted_reads() -> Iterator[Counter[str] | None]:
-    """Counts where the host reads from the device in a search ("reads") and steps ("steps"); None where it cannot."""
+def count_host_reads() -> Iterator[Counter[str] | None]:
+    """Count the "reads" from the device and the "steps" of a search; yield None if it has no `to_host`."""
     if "to_host" not in vars(beam_search):
         yield None
         return
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     read, issue = beam_search.to_host, mx.async_eval
 
     def counted_read(*arguments: Any, **options: Any) -> Any:
-        found["reads"] += 1
+        counts["reads"] += 1
         return read(*arguments, **options)
 
     def counted_step(*arrays: Any) -> None:
-        found["steps"] += 1
+        counts["steps"] += 1
         issue(*arrays)
 
     with patch.object(beam_search, "to_host", counted_read), patch.object(mx, "async_eval", counted_step):
-        yield found
+        yield counts
 
 
 @contextmanager
-def counted_traces() -> Iterator[Counter[str]]:
-    """Counts how often what is compiled from here on runs its Python body, by the function's name."""
-    found: Counter[str] = Counter()
+def count_traces() -> Iterator[Counter[str]]:
+    """Count how often functions passed to `mx.compile` are traced, by the function's name."""
+    counts: Counter[str] = Counter()
     original = mx.compile
 
     def compile(function: Callable, *arguments: Any, **options: Any) -> Callable:
         def traced(*inputs: Any, **named: Any) -> Any:
-            found[name_of(function)] += 1
+            counts[function_name(function)] += 1
             return function(*inputs, **named)
 
         return original(traced, *arguments, **options)
 
     with patch.object(mx, "compile", compile):
-        yield found
+        yield counts
 
 
-def name_of(function: Any) -> str:
-    """A function's name; that of what a partial calls."""
-    return name_of(function.func) if isinstance(function, functools.partial) else function.__name__
+def function_name(function: Any) -> str:
+    """Return the name of a function or of the function that a partial calls."""
+    return function_name(function.func) if isinstance(function, functools.partial) else function.__name__

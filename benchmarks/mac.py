@@ -1,9 +1,9 @@
-"""One command for a person with a Mac: tests, speed and memory on its GPU, in one JSON file to send back.
+"""One command to measure a Mac: tests, speed and memory on its GPU, written to one JSON file to send back.
 
     python -m benchmarks.mac [--no-tests] [--output mac.json]
 
-It needs the checkout and `pip install -e '.[dev]'` (for the tests; without it --no-tests). It takes minutes,
-downloads nothing, and writes no path and no name of the machine. Elsewhere it runs too, and says so.
+It needs a checkout and, for the tests, `pip install -e '.[dev]'`; otherwise use --no-tests. It takes minutes, downloads
+nothing, and writes neither paths nor host names. On other machines it runs too, and the file says so.
 """
 
 import importlib.util
@@ -24,38 +24,52 @@ import click
 import mlx.core as mx
 
 import mlx_transformer as mt
-from benchmarks.conditions import facts
-from benchmarks.generate import numbers
-from benchmarks.kernels import as_on_a_gpu, step_kernels
-from benchmarks.measure import in_turn, set_device, summary, table
-from benchmarks.peers import Ours, systems
-from benchmarks.random_weights import FAR, NEAR, SOURCE_LENGTH, agreement, caller, describe, window
-from benchmarks.roofline import FORMATS, Work, held_bytes, step_bytes
-from benchmarks.shapes import SHAPES, Shape, random_sources, variation, write_checkpoint
+from benchmarks.conditions import environment
+from benchmarks.generate import parse_integers
+from benchmarks.kernels import count_step_kernels, simulate_gpu_kernels
+from benchmarks.measure import interleave_calls, markdown_table, set_device, summarise
+from benchmarks.peers import Ours, available_systems
+from benchmarks.random_weights import (
+    FAR_WINDOW,
+    NEAR_WINDOW,
+    SOURCE_LENGTH,
+    agreement,
+    describe_setting,
+    generate_call,
+    ms_per_token,
+)
+from benchmarks.roofline import FORMATS, Workload, loaded_bytes, step_bytes
+from benchmarks.shapes import SHAPES, Shape, distinct_token_counts, random_sources, write_checkpoint
 from benchmarks.train import Options, speed
-from benchmarks.trained_model import first_sentence, own_sentences
+from benchmarks.trained_model import simple_sentences, time_first_sentence
 from mlx_transformer.cli.commands.info import model_facts as describe_model
 
 ROOT = Path(__file__).resolve().parent.parent
-# Name -> the type that is computed in, and bits of the weights.
-NUMBERS: dict[str, tuple[str, int | None]] = {
+# Name -> compute dtype and bits of quantised weights.
+PRECISIONS: dict[str, tuple[str, int | None]] = {
     "float32": ("float32", None),
     "float16": ("float16", None),
     "bfloat16": ("bfloat16", None),
     "8-bit": ("float16", 8),
 }
 BEAMS = (1, 4)
-UPDATES = 4  # of a call that is timed
+UPDATES = 4  # updates of each timed call
 
 
 @click.command()
 @click.option("--output", type=click.Path(dir_okay=False, writable=True), default="mac.json", show_default=True)
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="The GPU if there is one.")
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="Default: the GPU if available.")
 @click.option("--tests/--no-tests", default=True, help="Run the test suite on the device first.")
-@click.option("--peers/--no-peers", default=True, help="Measure transformers and CTranslate2 too, if installed.")
+@click.option("--peers/--no-peers", default=True, help="Also measure transformers and CTranslate2, if installed.")
 @click.option("--shape", "shapes", multiple=True, type=click.Choice(list(SHAPES)), default=("marian", "t5"))
-@click.option("--numbers", "kinds", multiple=True, type=click.Choice(list(NUMBERS)), help="All; float32 on the CPU.")
-@click.option("--batches", callback=numbers, default="1,8,16", show_default=True)
+@click.option(
+    "--numbers",
+    "precisions",
+    multiple=True,
+    type=click.Choice(list(PRECISIONS)),
+    help="Default: all; on the CPU float32.",
+)
+@click.option("--batches", callback=parse_integers, default="1,8,16", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--tokens", type=click.IntRange(2), default=32, show_default=True)
 @click.option("--growth/--no-growth", default=True, help="Measure the time per token at position 512.")
@@ -67,7 +81,7 @@ def main(
     tests: bool,
     peers: bool,
     shapes: tuple[str, ...],
-    kinds: tuple[str, ...],
+    precisions: tuple[str, ...],
     batches: list[int],
     repeats: int,
     tokens: int,
@@ -75,59 +89,61 @@ def main(
     bundled: bool,
     training: bool,
 ) -> None:
-    """Measure this machine, write one file."""
+    """Measure this machine and write one JSON file."""
     device = device or ("gpu" if mx.is_available(mx.gpu) else "cpu")
     set_device(device)
-    kinds = kinds or (tuple(NUMBERS) if device == "gpu" else ("float32",))
-    found: dict[str, Any] = {"machine": machine(device)}
-    tell(" | ".join(f"{name}: {value}" for name, value in found["machine"].items()))
+    precisions = precisions or (tuple(PRECISIONS) if device == "gpu" else ("float32",))
+    results: dict[str, Any] = {"machine": machine_facts(device)}
+    print_now(" | ".join(f"{name}: {value}" for name, value in results["machine"].items()))
     if tests:
-        tell("Tests ...")
-        found["tests"] = run_tests(device)
-        tell(json.dumps(found["tests"]))
-    found["shapes"] = {}
+        print_now("Tests ...")
+        results["tests"] = run_tests(device)
+        print_now(json.dumps(results["tests"]))
+    results["shapes"] = {}
     for name in shapes:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             write_checkpoint(SHAPES[name], folder)
-            found["shapes"][name] = measured = measure_shape(SHAPES[name], folder, kinds, batches, repeats, tokens)
+            results["shapes"][name] = shape_results = measure_shape(
+                SHAPES[name], folder, precisions, batches, repeats, tokens
+            )
             if peers:
-                measured["peers"] = measure_peers(SHAPES[name], folder, device, batches, repeats, tokens)
+                shape_results["peers"] = measure_peers(SHAPES[name], folder, device, batches, repeats, tokens)
             if growth:
-                measured["growth"] = attempt(measure_growth, SHAPES[name], folder)
-        tell(f"\n## {name}\n\n{speeds(measured)}")
+                shape_results["growth"] = try_measurement(measure_growth, SHAPES[name], folder)
+        print_now(f"\n## {name}\n\n{speed_table(shape_results)}")
     if bundled:
-        found["bundled"] = attempt(measure_bundled, repeats)
-        tell(f"\n## bundled model\n\n{json.dumps(found['bundled'], indent=1)}")
+        results["bundled"] = try_measurement(measure_bundled, repeats)
+        print_now(f"\n## bundled model\n\n{json.dumps(results['bundled'], indent=1)}")
     if training:
-        found["training"] = measure_training(device, repeats)
-        tell(f"\n## training, seconds an update\n\n{json.dumps(found['training'], indent=1)}")
-    Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    tell(f"\nPlease send back {output}.")
+        results["training"] = measure_training(device, repeats)
+        print_now(f"\n## training, seconds an update\n\n{json.dumps(results['training'], indent=1)}")
+    Path(output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print_now(f"\nPlease send back {output}.")
 
 
-def tell(text: str) -> None:
-    """Print at once."""
+def print_now(text: str) -> None:
+    """Print without buffering."""
     print(text, flush=True)
 
 
-def machine(device: str) -> dict[str, Any]:
-    """The machine and what runs on it; no name of it or of its user, no path."""
+def machine_facts(device: str) -> dict[str, Any]:
+    """Return facts about the machine and the software, without host names, user names or paths."""
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     is_mac = platform.system() == "Darwin"
-    return facts() | {
+    return environment() | {
         "memory_gb": round(pages / 2**30, 1),
         "macos": platform.mac_ver()[0] or None,
         "metal": mx.metal.is_available(),
-        "device_info": {name: anonymous(value) for name, value in mx.device_info().items()},
+        "device_info": {name: anonymise(value) for name, value in mx.device_info().items()},
         "note": None
         if is_mac and device == "gpu"
-        else "Not the GPU of a Mac: this file only shows that the command works.",
+        else "Not measured on the GPU of a Mac: this file only shows that the command works.",
     }
 
 
-def anonymous(value: Any) -> Any:
-    """A text without this machine's paths and names."""
+def anonymise(value: Any) -> Any:
+    """Replace paths, the host name and the user name in a text."""
     if not isinstance(value, str):
         return value
     text = re.sub(r"(?<!\w)(?:[A-Za-z]:)?[\\/](?:[\w.@ -]+[\\/])+[\w.@-]*", "<path>", value)
@@ -136,113 +152,115 @@ def anonymous(value: Any) -> Any:
     return text
 
 
-def attempt(measurement: Any, *arguments: Any) -> dict[str, Any]:
-    """What a measurement finds, or why it could not be made: the others still can."""
+def try_measurement(measurement: Any, *arguments: Any) -> dict[str, Any]:
+    """Run a measurement; if it fails, return the error, so that the other measurements still run."""
     try:
         return measurement(*arguments)
     except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        return {"error": anonymous(f"{type(error).__name__}: {error}")}
+        return {"error": anonymise(f"{type(error).__name__}: {error}")}
 
 
 def run_tests(device: str) -> dict[str, Any]:
-    """The result of the test suite: its last line, and the names of what failed."""
+    """Run the test suite; return its last line and the names of failed tests."""
     if importlib.util.find_spec("pytest") is None:
         return {"result": "pytest is not installed"}
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", "--device", device, "tests"]
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return {"seconds": round(time.perf_counter() - started), **outcome(done.stdout)}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return {"seconds": round(time.perf_counter() - started), **parse_test_output(result.stdout)}
 
 
-def outcome(text: str) -> dict[str, Any]:
-    """What pytest printed: its last line, and the names of failed tests."""
+def parse_test_output(text: str) -> dict[str, Any]:
+    """Return the last line and the names of failed tests from the output of pytest."""
     lines = [line.strip("= ") for line in text.splitlines() if line.strip()]
     failed = [line.split()[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
-    return {"result": anonymous(lines[-1]) if lines else "nothing was printed", "failed": [*map(anonymous, failed)]}
+    return {"result": anonymise(lines[-1]) if lines else "nothing was printed", "failed": [*map(anonymise, failed)]}
 
 
 def measure_shape(
-    shape: Shape, folder: Path, kinds: tuple[str, ...], batches: list[int], repeats: int, tokens: int
+    shape: Shape, folder: Path, precisions: tuple[str, ...], batches: list[int], repeats: int, tokens: int
 ) -> dict[str, Any]:
-    """Speed, memory, kernels and attention of a shape in each type of numbers."""
-    found: dict[str, Any] = {"speed": [], "kernels": {}}
-    for kind in kinds:
-        tell(f"{shape.kind}, {kind} ...")
-        system = Ours(shape, folder, *NUMBERS[kind])
+    """Measure speed, memory, kernels and attention of a shape in each precision."""
+    results: dict[str, Any] = {"speed": [], "kernels": {}}
+    for precision in precisions:
+        print_now(f"{shape.family}, {precision} ...")
+        system = Ours(shape, folder, *PRECISIONS[precision])
         for beams in BEAMS:
             for batch in batches:
-                row = {"numbers": kind, "beams": beams, "batch": batch}
-                row |= attempt(measure_speed, system, shape, beams, batch, repeats, tokens)
-                found["speed"].append(row)
-        found.setdefault("held_bytes", {})[kind] = held_bytes(system.model)
-        found["fused_attention"] = describe_model(system.model, None)["fused_attention"]
+                row = {"numbers": precision, "beams": beams, "batch": batch}
+                row |= try_measurement(measure_speed, system, shape, beams, batch, repeats, tokens)
+                results["speed"].append(row)
+        results.setdefault("held_bytes", {})[precision] = loaded_bytes(system.model)
+        results["fused_attention"] = describe_model(system.model, None)["fused_attention"]
     config = system.model.config
-    found["step_bytes"] = {name: step_bytes(config, form, Work()) for name, form in FORMATS.items()}
-    found["same_tokens_as_on_the_cpu"] = attempt(compare_with_cpu, shape, folder, tokens)
+    results["step_bytes"] = {
+        name: step_bytes(config, number_format, Workload()) for name, number_format in FORMATS.items()
+    }
+    results["same_tokens_as_on_the_cpu"] = try_measurement(compare_with_cpu, shape, folder, tokens)
     for beams in BEAMS:
-        for built, context in (("here", nullcontext), ("as on a GPU", as_on_a_gpu)):
+        for built, context in (("here", nullcontext), ("as on a GPU", simulate_gpu_kernels)):
             model, source = mt.load(folder, dtype="float32")[0], random_sources(shape, 1, SOURCE_LENGTH)
             with context():
-                counts = step_kernels(model, source, beams, (shape.eos_id,))
-            found["kernels"][f"beam {beams}, {built}"] = {"total": counts.total(), **counts}
-    return found
+                counts = count_step_kernels(model, source, beams, (shape.eos_id,))
+            results["kernels"][f"beam {beams}, {built}"] = {"total": counts.total(), **counts}
+    return results
 
 
 def measure_speed(system: Any, shape: Shape, beams: int, batch: int, repeats: int, tokens: int) -> dict[str, Any]:
-    """Target tokens a second of a setting, the peak of MLX's memory, and whether outputs vary."""
+    """Measure target tokens per second and MLX's peak memory, and count distinct tokens."""
     source = random_sources(shape, batch, SOURCE_LENGTH)
-    outputs = system.generate(source, beams, tokens)  # traces and compiles
+    outputs = system.generate(source, beams, tokens)  # warm up: trace and compile
     mx.reset_peak_memory()
-    call = caller(system, source, beams, tokens)
-    taken = summary(in_turn({system.name: call}, repeats)[system.name])
-    speeds = [round(batch * tokens / seconds, 1) for seconds in (taken.median, taken.most, taken.least)]
-    found = dict(zip(("tokens_per_second", "least", "most"), speeds, strict=True))
+    call = generate_call(system, source, beams, tokens)
+    timing = summarise(interleave_calls({system.name: call}, repeats)[system.name])
+    speeds = [round(batch * tokens / seconds, 1) for seconds in (timing.median, timing.slowest, timing.fastest)]
+    results = dict(zip(("tokens_per_second", "least", "most"), speeds, strict=True))
     peak = round(mx.get_peak_memory() / 1e6, 1) if isinstance(system, Ours) else None
-    return found | {"peak_mb": peak, "calls": taken.counted, "distinct_tokens": variation(outputs)}
+    return results | {"peak_mb": peak, "calls": timing.calls, "distinct_tokens": distinct_token_counts(outputs)}
 
 
 def measure_peers(
     shape: Shape, folder: Path, device: str, batches: list[int], repeats: int, tokens: int
 ) -> dict[str, Any]:
-    """The same of transformers (on MPS) and of CTranslate2 (on the CPU) in float32, where they are installed."""
-    found, notes = systems(shape, folder, "float32", device, os.cpu_count() or 1, None)
+    """Measure transformers (on MPS) and CTranslate2 (on the CPU) in float32, if installed."""
+    available, notes = available_systems(shape, folder, "float32", device, os.cpu_count() or 1, None)
     rows = []
-    for system in found[1:]:
-        tell(f"{shape.kind}, {system.name} ...")
+    for system in available[1:]:
+        print_now(f"{shape.family}, {system.name} ...")
         for beams in BEAMS:
             for batch in batches:
                 row = {"system": system.name, "beams": beams, "batch": batch}
-                rows.append(row | attempt(measure_speed, system, shape, beams, batch, repeats, tokens))
-    return {"speed": rows, "left_out": [*map(anonymous, notes)]}
+                rows.append(row | try_measurement(measure_speed, system, shape, beams, batch, repeats, tokens))
+    return {"speed": rows, "left_out": [*map(anonymise, notes)]}
 
 
 def compare_with_cpu(shape: Shape, folder: Path, tokens: int) -> dict[str, Any]:
-    """The share of tokens that this device in float32 has in common with the CPU."""
+    """Return the share of tokens that this device and the CPU have in common in float32."""
     source, device, outputs = random_sources(shape, 4, SOURCE_LENGTH), mx.default_device(), []
     try:
-        for each in (device, mx.cpu):
-            mx.set_default_device(each)
+        for current in (device, mx.cpu):
+            mx.set_default_device(current)
             outputs.append({beams: Ours(shape, folder).generate(source, beams, tokens) for beams in BEAMS})
     finally:
         mx.set_default_device(device)
-    return {describe(beams, 4): agreement(outputs[0][beams], outputs[1][beams]) for beams in BEAMS}
+    return {describe_setting(beams, 4): agreement(outputs[0][beams], outputs[1][beams]) for beams in BEAMS}
 
 
 def measure_growth(shape: Shape, folder: Path) -> dict[str, Any]:
-    """Milliseconds per token around positions 16 and 512."""
+    """Measure milliseconds per token around positions 16 and 512."""
     system, source = Ours(shape, folder), random_sources(shape, 1, SOURCE_LENGTH)
-    system.stamps(source, FAR[1])
-    stamps = system.stamps(source, FAR[1])
-    near, far = window(stamps, NEAR), window(stamps, FAR)
+    system.token_timestamps(source, FAR_WINDOW[1])
+    timestamps = system.token_timestamps(source, FAR_WINDOW[1])
+    near, far = ms_per_token(timestamps, NEAR_WINDOW), ms_per_token(timestamps, FAR_WINDOW)
     return {"ms_at_16": near, "ms_at_512": far, "growth": far / near}
 
 
 def measure_bundled(repeats: int) -> dict[str, Any]:
-    """Sentences a second of the bundled model, at once and one by one, and the time to the first sentence."""
+    """Measure sentences per second of the bundled model, in one call and in single calls, and the start-up time."""
     network, tokenizer = mt.load()
     if tokenizer is None:
         raise ValueError("The bundled model must have a tokenizer: it has none.")
-    lines, found = own_sentences(), {}
+    lines, results = simple_sentences(), {}
     for beams in BEAMS:
         search = replace(network.search_defaults, beam_size=beams)
         mt.generate(network, tokenizer, lines, search)
@@ -251,32 +269,32 @@ def measure_bundled(repeats: int) -> dict[str, Any]:
             "at once": lambda search=search: mt.generate(network, tokenizer, lines, search),
             "one by one": lambda search=search: [mt.generate(network, tokenizer, line, search) for line in lines[:32]],
         }
-        for name, samples in in_turn(calls, max(1, repeats // 2)).items():
+        for name, samples in interleave_calls(calls, max(1, repeats // 2)).items():
             count = len(lines) if name == "at once" else 32
-            found[f"sentences/s, beam {beams}, {name}"] = round(count / summary(samples).median, 1)
-    seconds, text = first_sentence(None, {}, 4)
-    found |= {"seconds_to_first_sentence": [round(each, 2) for each in seconds], "first_sentence": text}
-    return found | {"dtype": str(network.dtype).removeprefix("mlx.core.")}
+            results[f"sentences/s, beam {beams}, {name}"] = round(count / summarise(samples).median, 1)
+    seconds, text = time_first_sentence(None, {}, 4)
+    results |= {"seconds_to_first_sentence": [round(value, 2) for value in seconds], "first_sentence": text}
+    return results | {"dtype": str(network.dtype).removeprefix("mlx.core.")}
 
 
 def measure_training(device: str, repeats: int) -> dict[str, Any]:
-    """Seconds an update of ours and of its peers, by the type that is computed in."""
-    found = {}
-    for kind in ("float32", "bfloat16") if device == "gpu" else ("float32",):
-        tell(f"training, {kind} ...")
-        options = Options(device=device, threads=os.cpu_count() or 1, compute_dtype=kind)
-        found[kind] = attempt(lambda options=options: speed(options, repeats, UPDATES).data["seconds"])
-    return found
+    """Measure seconds per training update of all systems in each compute dtype."""
+    results = {}
+    for precision in ("float32", "bfloat16") if device == "gpu" else ("float32",):
+        print_now(f"training, {precision} ...")
+        options = Options(device=device, threads=os.cpu_count() or 1, compute_dtype=precision)
+        results[precision] = try_measurement(lambda options=options: speed(options, repeats, UPDATES).data["seconds"])
+    return results
 
 
-def speeds(measured: dict[str, Any]) -> str:
-    """The speeds of a shape for a reader."""
+def speed_table(shape_results: dict[str, Any]) -> str:
+    """Format the speeds of a shape as a table."""
     rows = []
-    for row in [*measured["speed"], *measured.get("peers", {}).get("speed", [])]:
-        who = row.get("system", f"mlx_transformer, {row.get('numbers')}")
+    for row in [*shape_results["speed"], *shape_results.get("peers", {}).get("speed", [])]:
+        system_name = row.get("system", f"mlx_transformer, {row.get('numbers')}")
         figures = [row.get("error") or row["tokens_per_second"], row.get("peak_mb") or "-"]
-        rows.append((who, describe(row["beams"], row["batch"]), *figures))
-    return table(["system", "setting", "tokens/s", "peak MB"], rows)
+        rows.append((system_name, describe_setting(row["beams"], row["batch"]), *figures))
+    return markdown_table(["system", "setting", "tokens/s", "peak MB"], rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Measuring: what a call takes, what other programs took meanwhile, calls of several systems in turn, goals, tables."""
+"""Timing of calls with a check for other load on the machine, goals, and Markdown tables of results."""
 
 import ctypes
 import os
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -11,49 +12,49 @@ from typing import Any, NamedTuple
 import click
 import mlx.core as mx
 
-FOREIGN = 0.10  # share of all cores' time: a call beside which other programs took more is discarded
-PAUSE = 0.1  # seconds before a call, in which the threads of the system before it stop waiting busily
+MAX_OTHER_LOAD = 0.10  # share of all cores' time; calls during which other programs used more are discarded
+SETTLE_SECONDS = 0.1  # pause before a call, until worker threads of the previous system stop spinning
 
 
 class Sample(NamedTuple):
-    """One call.
+    """The measurement of one call.
 
     Attributes:
-        seconds: How long it took.
-        foreign: The share of all cores' time that other programs took meanwhile; None where the system does not tell.
+        seconds: Wall-clock time.
+        other_load: Share of all cores' time that other programs used during the call; None if unavailable.
     """
 
     seconds: float
-    foreign: float | None
+    other_load: float | None
 
 
 class Timing(NamedTuple):
-    """Calls of one system, in seconds.
+    """Summary of the calls of one system; times in seconds.
 
     Attributes:
-        median: Of the calls that count.
-        least: Of them.
-        most: Of them.
-        counted: How many count.
-        discarded: How many do not.
+        median: Median time.
+        fastest: Shortest time.
+        slowest: Longest time.
+        calls: Number of calls that count.
+        discarded: Number of calls discarded because of other load.
     """
 
     median: float
-    least: float
-    most: float
-    counted: int
+    fastest: float
+    slowest: float
+    calls: int
     discarded: int
 
 
 class Goal(NamedTuple):
-    """A figure that was set before it was measured.
+    """A measured figure and the thresholds that were set before the measurement.
 
     Attributes:
-        name: What is measured.
-        figure: What it came to; None where it could not be measured.
-        goal: What it must reach; None where there is only an aim.
-        aim: What it should.
-        lower: Whether less is better.
+        name: Name of the figure.
+        figure: Measured value; None if it could not be measured.
+        goal: Threshold that must be reached; None if there is only an aim.
+        aim: Threshold that should be reached.
+        lower: Whether lower is better.
     """
 
     name: str
@@ -62,115 +63,132 @@ class Goal(NamedTuple):
     aim: float
     lower: bool = False
 
-    def reached(self, bar: float | None) -> str:
-        """Whether the figure is as good as a bar."""
-        if bar is None:
+    def reached(self, threshold: float | None) -> str:
+        """Return "yes", "no", "not measured", or "-" if there is no threshold."""
+        if threshold is None:
             return "-"
         if self.figure is None:
             return "not measured"
-        return "yes" if (self.figure <= bar if self.lower else self.figure >= bar) else "no"
+        return "yes" if (self.figure <= threshold if self.lower else self.figure >= threshold) else "no"
 
 
-def busy() -> tuple[float, float] | None:
-    """Seconds that all programs took of all cores since the machine started, and that there were."""
+@dataclass(frozen=True)
+class Result:
+    """The result of one part of a benchmark.
+
+    Attributes:
+        text: Tables and notes in Markdown.
+        goals: Goals of the part.
+        data: The same figures as plain data.
+    """
+
+    text: str
+    goals: list[Goal]
+    data: Any
+
+
+def system_cpu_seconds() -> tuple[float, float] | None:
+    """Return the busy and the total CPU seconds of all cores since boot; None if unavailable."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
     user, nice, system, idle, wait, irq, softirq, steal = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
-    taken = user + nice + system + irq + softirq + steal
+    busy = user + nice + system + irq + softirq + steal
     ticks = os.sysconf("SC_CLK_TCK")
-    return taken / ticks, (taken + idle + wait) / ticks
+    return busy / ticks, (busy + idle + wait) / ticks
 
 
-def own() -> float:
-    """Seconds that this program and its finished children took of all cores."""
+def process_cpu_seconds() -> float:
+    """Return the CPU seconds used by this process and its finished children."""
     return sum(os.times()[:4])
 
 
-def timed(call: Callable[[], Any]) -> tuple[Any, Sample]:
-    """What a call returns, and what it took."""
-    time.sleep(PAUSE)
-    before, mine, started = busy(), own(), time.perf_counter()
+def time_call(call: Callable[[], Any]) -> tuple[Any, Sample]:
+    """Call a function; return its result and the measurement."""
+    time.sleep(SETTLE_SECONDS)
+    before, process_before, started = system_cpu_seconds(), process_cpu_seconds(), time.perf_counter()
     result = call()
-    seconds, mine, after = time.perf_counter() - started, own() - mine, busy()
+    seconds = time.perf_counter() - started
+    used, after = process_cpu_seconds() - process_before, system_cpu_seconds()
     if before is None or after is None or after[1] == before[1]:
         return result, Sample(seconds, None)
-    foreign = (after[0] - before[0] - mine) / (after[1] - before[1])
-    return result, Sample(seconds, max(0.0, foreign))
+    other_load = (after[0] - before[0] - used) / (after[1] - before[1])
+    return result, Sample(seconds, max(0.0, other_load))
 
 
-def in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Sample]]:
-    """Samples of each call; they take turns, so that a change of the machine meets all of them.
+def interleave_calls(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[Sample]]:
+    """Measure several calls in turn, so that changes of the machine's speed affect all of them.
 
-    Where calls were disturbed there are more rounds, up to as many again.
+    Disturbed calls are repeated, up to twice the number of rounds in total.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
-    for number in range(2 * repeats):
-        if number >= repeats and all(sum(map(undisturbed, taken)) >= repeats for taken in samples.values()):
+    for round_number in range(2 * repeats):
+        enough = all(sum(map(is_undisturbed, taken)) >= repeats for taken in samples.values())
+        if round_number >= repeats and enough:
             break
         for name, call in calls.items():
-            samples[name].append(timed(call)[1])
+            samples[name].append(time_call(call)[1])
     return samples
 
 
-def undisturbed(sample: Sample) -> bool:
-    """Whether other programs took little meanwhile, as far as the system tells."""
-    return sample.foreign is None or sample.foreign <= FOREIGN
+def is_undisturbed(sample: Sample) -> bool:
+    """Return whether other programs used little CPU time during a call, or whether that is unknown."""
+    return sample.other_load is None or sample.other_load <= MAX_OTHER_LOAD
 
 
-def summary(samples: list[Sample]) -> Timing:
-    """The calls that were not disturbed; all of them where fewer than two were not, or less than a quarter."""
-    clean = [sample for sample in samples if undisturbed(sample)]
-    kept = clean if len(clean) >= max(min(2, len(samples)), len(samples) / 4) else samples
-    seconds = [sample.seconds for sample in kept]
-    return Timing(median(seconds), min(seconds), max(seconds), len(kept), len(samples) - len(kept))
+def summarise(samples: list[Sample]) -> Timing:
+    """Summarise undisturbed calls, or all calls if fewer than two or fewer than a quarter were undisturbed."""
+    clean = [sample for sample in samples if is_undisturbed(sample)]
+    counted = clean if len(clean) >= max(min(2, len(samples)), len(samples) / 4) else samples
+    seconds = [sample.seconds for sample in counted]
+    return Timing(median(seconds), min(seconds), max(seconds), len(counted), len(samples) - len(counted))
 
 
-def greatest_foreign(samples: Iterable[Sample]) -> str:
-    """The largest share that other programs took, for a reader."""
-    shares = [sample.foreign for sample in samples if sample.foreign is not None]
+def max_other_load(samples: Iterable[Sample]) -> str:
+    """Format the largest share of CPU time that other programs used."""
+    shares = [sample.other_load for sample in samples if sample.other_load is not None]
     return f"{max(shares):.0%}" if shares else "not known"
 
 
 def set_device(name: str) -> None:
-    """Compute on the "cpu" or the "gpu"."""
+    """Select the default device of MLX, "cpu" or "gpu"."""
     device = mx.gpu if name == "gpu" else mx.cpu
     if not mx.is_available(device):
-        raise click.ClickException("MLX finds no GPU here: leave --device gpu out.")
+        raise click.ClickException("--device gpu needs a GPU that MLX supports: none was found. Use --device cpu.")
     mx.set_default_device(device)
 
 
 def set_threads(count: int) -> None:
-    """As many threads for the BLAS that MLX's Linux CPU back end calls, where it is one that can be told."""
-    os.environ["OPENBLAS_NUM_THREADS"] = str(count)  # for programs started from here, and for the line of conditions
+    """Set the number of threads of OpenBLAS, if it is loaded."""
+    os.environ["OPENBLAS_NUM_THREADS"] = str(count)  # for child processes and for the line of conditions
     try:
         ctypes.CDLL(None).openblas_set_num_threads(count)
     except (AttributeError, OSError):
         return
 
 
-def table(header: list[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table in Markdown."""
+def markdown_table(header: list[str], rows: Iterable[Iterable[object]]) -> str:
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
-def bar(value: float | None, lower: bool) -> str:
-    """What a figure must reach, for a reader."""
+def format_threshold(value: float | None, lower: bool) -> str:
+    """Format a threshold."""
     return "-" if value is None else f"{'<=' if lower else '>='} {value:g}"
 
 
 def goals_table(goals: list[Goal]) -> str:
-    """Each goal, its figure, and whether it is reached."""
+    """Format a table of goals with their figures and whether they are reached."""
     rows = [
         (
             goal.name,
             "-" if goal.figure is None else f"{goal.figure:.2f}",
-            bar(goal.goal, goal.lower),
+            format_threshold(goal.goal, goal.lower),
             goal.reached(goal.goal),
-            bar(goal.aim, goal.lower),
+            format_threshold(goal.aim, goal.lower),
             goal.reached(goal.aim),
         )
         for goal in goals
     ]
-    return table(["goal", "figure", "goal", "reached", "aim", "reached"], rows)
+    return markdown_table(["goal", "figure", "goal", "reached", "aim", "reached"], rows)

@@ -1,4 +1,4 @@
-"""MLX's own encoder-decoder, mlx.nn.Transformer, with a compiled training step as MLX's documentation shows it."""
+"""mlx.nn.Transformer as a peer of the training benchmarks, with a compiled training step as in MLX's documentation."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from mlx_transformer.model.precision import parse_dtype
 
 
 class MlxTransformer(nn.Module):
-    """mlx.nn.Transformer (always pre-norm here) with one table of embeddings for both sides and the output."""
+    """mlx.nn.Transformer, pre-norm, with embeddings shared by source, target and output."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -29,21 +29,21 @@ class MlxTransformer(nn.Module):
             config.encoder.mlp_dims,
             config.dropout,
         )
-        self._rows = sinusoidal_positions(max(config.encoder.max_length, config.decoder.max_length), config.dims)
+        self._positions = sinusoidal_positions(max(config.encoder.max_length, config.decoder.max_length), config.dims)
 
     def __call__(self, source: mx.array, target: mx.array) -> mx.array:
-        """Logits of every next target token, (batch, target_length, vocab)."""
+        """Return the logits of the next target tokens, (batch, target_length, vocab)."""
         mask = (source != self.pad_id)[:, None, None]
         return self.embedding.as_linear(self.transformer(self.embed(source), self.embed(target), mask, "causal", mask))
 
     def embed(self, ids: mx.array) -> mx.array:
-        """Scaled embeddings plus rows of positions, (batch, length, dims)."""
+        """Return scaled embeddings plus positional encodings, (batch, length, dims)."""
         x = self.embedding(ids) * self.scale
-        return self.dropout(x + self._rows[: ids.shape[1]].astype(x.dtype))
+        return self.dropout(x + self._positions[: ids.shape[1]].astype(x.dtype))
 
 
 class MlxTrainer:
-    """Its training step: Adam, clipping, smoothing by mlx.nn.losses. In low precision weights and all are low."""
+    """Compiled training step: Adam, clipping, label smoothing. Weights and moments have the compute dtype."""
 
     def __init__(self, model: MlxTransformer, config: TrainingConfig) -> None:
         model.set_dtype(parse_dtype(config.compute_dtype))
@@ -51,11 +51,11 @@ class MlxTrainer:
         self.optimizer = optim.Adam(config.learning_rate, betas=[0.9, 0.98], eps=1e-9, bias_correction=True)
         self.optimizer.init(model.trainable_parameters())
         self.state = [model.state, self.optimizer.state, mx.random.state]
-        self.compiled = partial(mx.compile, inputs=self.state, outputs=self.state)(self._step)
+        self.compiled_step = partial(mx.compile, inputs=self.state, outputs=self.state)(self._step)
 
     def update(self, batch: Batch) -> mx.array:
-        """One optimizer update; returns the loss, not yet evaluated."""
-        loss = self.compiled(mx.array(batch.source), mx.array(batch.target))
+        """Make one optimizer update; return the loss without evaluating it."""
+        loss = self.compiled_step(mx.array(batch.source), mx.array(batch.target))
         mx.async_eval(loss, self.state)
         return loss
 
@@ -66,7 +66,7 @@ class MlxTrainer:
         return loss
 
     def _loss(self, source: mx.array, target: mx.array) -> mx.array:
-        logits, wanted = self.model(source, target[:, :-1]).astype(mx.float32), target[:, 1:]
-        losses = nn.losses.cross_entropy(logits, wanted, label_smoothing=self.config.label_smoothing)
-        real = wanted != self.model.pad_id
-        return (losses * real).sum() / real.sum()
+        logits, labels = self.model(source, target[:, :-1]).astype(mx.float32), target[:, 1:]
+        losses = nn.losses.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        mask = labels != self.model.pad_id
+        return (losses * mask).sum() / mask.sum()

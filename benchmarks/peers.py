@@ -1,4 +1,4 @@
-"""The systems that generate, each behind the same three methods; one that is not installed is left out."""
+"""The systems whose generation is compared, behind one interface; systems that are not installed are skipped."""
 
 import importlib.util
 import json
@@ -16,66 +16,68 @@ import mlx_transformer as mt
 from benchmarks.shapes import Shape
 from mlx_transformer.model.precision import parse_dtype
 
-EXACT = "float32"  # only in this type must a system's tokens be transformers' tokens
+REFERENCE_DTYPE = "float32"  # the dtype in which the tokens of all systems must be equal
 
 
 class System(Protocol):
-    """A model in one system; `tokens` new tokens are generated for each source, the end token being forbidden.
+    """A model in one system. It generates exactly `tokens` tokens for each source; EOS is suppressed.
 
     Attributes:
-        name: What tables call it.
-        exact: Whether its tokens must be transformers' tokens.
+        name: Name in tables.
+        exact: Whether its tokens must equal those of transformers.
     """
 
     name: str
     exact: bool
 
-    def can(self, beams: int, batch: int) -> bool:
-        """Whether it can run such a setting at all."""
+    def supports(self, beams: int, batch: int) -> bool:
+        """Return whether the system can run a setting."""
 
     def generate(self, source: np.ndarray, beams: int, tokens: int) -> list[list[int]]:
-        """The tokens of the best output of each source, int32 (batch, length)."""
+        """Return the tokens of the best hypothesis of each source, int32 (batch, length)."""
 
-    def stamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
-        """When each token was there, in greedy search: seconds by the number of tokens."""
+    def token_timestamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
+        """Return the time in seconds by the number of tokens generated so far, in greedy search."""
 
 
 class Ours:
-    """This package."""
+    """mlx_transformer."""
 
-    def __init__(self, shape: Shape, folder: Path, dtype: str = EXACT, quantize: int | None = None) -> None:
+    def __init__(self, shape: Shape, folder: Path, dtype: str = REFERENCE_DTYPE, quantize: int | None = None) -> None:
         self.name = "mlx_transformer"
-        self.exact = dtype == EXACT and not quantize
+        self.exact = dtype == REFERENCE_DTYPE and not quantize
         self.model, _ = mt.load(folder, dtype=dtype, quantize=quantize, allow_overflow=True)
-        self.forbidden = (shape.eos_id,)
+        self.suppress_ids = (shape.eos_id,)
 
-    def can(self, beams: int, batch: int) -> bool:
-        """See System."""
+    def supports(self, beams: int, batch: int) -> bool:
+        """See `System`."""
         return True
 
     def generate(self, source: np.ndarray, beams: int, tokens: int) -> list[list[int]]:
-        """See System."""
-        search = mt.SearchConfig(beam_size=beams, max_tokens=tokens, suppress_ids=self.forbidden)
+        """See `System`."""
+        search = mt.SearchConfig(beam_size=beams, max_tokens=tokens, suppress_ids=self.suppress_ids)
         return [best.ids for best, *_ in mt.generate_ids(self.model, mx.array(source), search)]
 
-    def stamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
-        """See System; steps 8, 24, 40 and so on are waited for, between them the device works ahead."""
-        found: dict[int, float] = {}
+    def token_timestamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
+        """See `System`; the host waits only at steps 8, 24, 40 and so on, so that the device can work ahead."""
+        timestamps: dict[int, float] = {}
         issue = mx.async_eval
 
-        def watch(*arrays: Any) -> None:
+        def on_step(*arrays: Any) -> None:
             issue(*arrays)
-            watch.steps += 1
-            if watch.steps % 16 == 8:
+            on_step.steps += 1
+            if on_step.steps % 16 == 8:
                 mx.eval(*arrays)
-                found[watch.steps] = perf_counter()
+                timestamps[on_step.steps] = perf_counter()
 
-        watch.steps = 0
-        with patch.object(mx, "async_eval", watch):
+        on_step.steps = 0
+        with patch.object(mx, "async_eval", on_step):
             self.generate(source, 1, tokens)
-        if watch.steps != tokens:
-            raise RuntimeError(f"Growth is measured from calls of mx.async_eval: {watch.steps} for {tokens} tokens.")
-        return found
+        if on_step.steps != tokens:
+            raise RuntimeError(
+                f"The search must call mx.async_eval once for each token: {on_step.steps} calls for {tokens} tokens."
+            )
+        return timestamps
 
 
 class Transformers:
@@ -91,174 +93,174 @@ class Transformers:
         self.torch = torch
         self.device = torch_device(torch, device)
         self.name = f"transformers, torch {self.device}" if device == "gpu" else "transformers"
-        self.exact = dtype == EXACT
+        self.exact = dtype == REFERENCE_DTYPE
         model, loading = AutoModelForSeq2SeqLM.from_pretrained(
             folder, dtype=vars(torch)[dtype], output_loading_info=True
         )
         if loading["missing_keys"] or loading["unexpected_keys"]:
-            raise RuntimeError(f"transformers reads other tensors than were written: {loading}.")
+            raise RuntimeError(f"transformers must load exactly the tensors of the checkpoint: {loading}.")
         self.model = model.eval().to(self.device)
 
-    def can(self, beams: int, batch: int) -> bool:
-        """See System."""
+    def supports(self, beams: int, batch: int) -> bool:
+        """See `System`."""
         return True
 
     def generate(self, source: np.ndarray, beams: int, tokens: int, **options: Any) -> list[list[int]]:
-        """See System."""
+        """See `System`."""
         ids = self.torch.tensor(source, dtype=self.torch.long, device=self.device)
         limits = {"min_new_tokens": tokens, "max_new_tokens": tokens}
         mask = self.torch.ones_like(ids)
         with self.torch.inference_mode():
-            found = self.model.generate(
+            outputs = self.model.generate(
                 ids, attention_mask=mask, num_beams=beams, do_sample=False, length_penalty=1.0, **limits, **options
             )
-        return found[:, 1:].tolist()
+        return outputs[:, 1:].tolist()
 
-    def stamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
-        """See System."""
+    def token_timestamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
+        """See `System`."""
         from transformers import StoppingCriteriaList
 
-        found: dict[int, float] = {}
+        timestamps: dict[int, float] = {}
 
-        def watch(ids: Any, scores: Any, **_: Any) -> Any:
-            found[ids.shape[1] - 1] = perf_counter()
+        def on_step(ids: Any, scores: Any, **_: Any) -> Any:
+            timestamps[ids.shape[1] - 1] = perf_counter()
             return self.torch.zeros(ids.shape[0], dtype=self.torch.bool, device=ids.device)
 
-        self.generate(source, 1, tokens, stopping_criteria=StoppingCriteriaList([watch]))
-        return found
+        self.generate(source, 1, tokens, stopping_criteria=StoppingCriteriaList([on_step]))
+        return timestamps
 
 
 def torch_device(torch: ModuleType, device: str) -> str:
-    """The name of a device in torch."""
+    """Return torch's name of a device."""
     if device == "cpu":
         return "cpu"
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 class CTranslate2:
-    """CTranslate2, by its own converter of transformers' checkpoints; on the CPU unless there is CUDA."""
+    """CTranslate2 with its own converter of transformers checkpoints; on the CPU unless CUDA is available."""
 
-    def __init__(self, shape: Shape, folder: Path, kind: str, device: str, threads: int) -> None:
+    def __init__(self, shape: Shape, folder: Path, compute_type: str, device: str, threads: int) -> None:
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
 
-        made = folder.with_name(f"{folder.name}-ct2-{kind}")
-        words = [f"<{number}>" for number in range(shape.vocab)]
-        words[shape.pad_id], words[shape.eos_id], words[2] = "<pad>", "</s>", "<unk>"
+        converted = folder.with_name(f"{folder.name}-ct2-{compute_type}")
+        token_names = [f"<{number}>" for number in range(shape.vocab_size)]
+        token_names[shape.pad_id], token_names[shape.eos_id], token_names[2] = "<pad>", "</s>", "<unk>"
 
         class Converter(TransformersConverter):
-            """Without a tokenizer: every id has a word of its own."""
+            """A converter that names tokens after their ids instead of loading a tokenizer."""
 
             def load_tokenizer(self, *_: Any, **__: Any) -> Any:
                 return SimpleNamespace(
-                    get_vocab=lambda: {word: number for number, word in enumerate(words)},
-                    convert_ids_to_tokens=words.__getitem__,
+                    get_vocab=lambda: {name: number for number, name in enumerate(token_names)},
+                    convert_ids_to_tokens=token_names.__getitem__,
                     bos_token="<pad>",
                     eos_token="</s>",
                     unk_token="<unk>",
                     pad_token="<pad>",
                 )
 
-        if not made.exists():
-            Converter(str(folder)).convert(str(made), quantization=kind)
-        on = "cuda" if device == "gpu" and ctranslate2.get_cuda_device_count() else "cpu"
-        self.name = f"CTranslate2 {kind}{' on the CPU' if device == 'gpu' and on == 'cpu' else ''}"
-        self.exact = kind == EXACT
-        self.words, self.ids = words, {word: number for number, word in enumerate(words)}
+        if not converted.exists():
+            Converter(str(folder)).convert(str(converted), quantization=compute_type)
+        ct2_device = "cuda" if device == "gpu" and ctranslate2.get_cuda_device_count() else "cpu"
+        self.name = f"CTranslate2 {compute_type}{' on the CPU' if device == 'gpu' and ct2_device == 'cpu' else ''}"
+        self.exact = compute_type == REFERENCE_DTYPE
+        self.token_names, self.ids = token_names, {name: number for number, name in enumerate(token_names)}
         self.model = ctranslate2.Translator(
-            str(made), device=on, compute_type=kind, inter_threads=1, intra_threads=threads
+            str(converted), device=ct2_device, compute_type=compute_type, inter_threads=1, intra_threads=threads
         )
 
-    def can(self, beams: int, batch: int) -> bool:
-        """See System."""
+    def supports(self, beams: int, batch: int) -> bool:
+        """See `System`."""
         return True
 
     def generate(self, source: np.ndarray, beams: int, tokens: int, **options: Any) -> list[list[int]]:
-        """See System."""
-        words = [[self.words[number] for number in row] for row in source.tolist()]
+        """See `System`."""
+        token_names = [[self.token_names[number] for number in row] for row in source.tolist()]
         limits = {"min_decoding_length": tokens, "max_decoding_length": tokens}
-        found = self.model.translate_batch(words, beam_size=beams, **limits, **options)
-        return [[self.ids[word] for word in result.hypotheses[0]] for result in found]
+        results = self.model.translate_batch(token_names, beam_size=beams, **limits, **options)
+        return [[self.ids[word] for word in result.hypotheses[0]] for result in results]
 
-    def stamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
-        """See System."""
-        found: dict[int, float] = {}
+    def token_timestamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
+        """See `System`."""
+        timestamps: dict[int, float] = {}
 
-        def watch(step: Any) -> bool:
-            found[step.step + 1] = perf_counter()
+        def on_step(step: Any) -> bool:
+            timestamps[step.step + 1] = perf_counter()
             return False
 
-        self.generate(source, 1, tokens, callback=watch)
-        return found
+        self.generate(source, 1, tokens, callback=on_step)
+        return timestamps
 
 
 class MlxExamples:
-    """T5 of mlx-examples, its model as it is: greedy search, one source; one that was cloned, for it is no package."""
+    """The unmodified T5 of mlx-examples, loaded from a clone; it supports greedy search of one source."""
 
     def __init__(self, folder: Path, examples: Path, dtype: str) -> None:
-        self.name, self.exact = "mlx-examples T5", dtype == EXACT
-        self.model = load_example(examples, folder / "config.json")
+        self.name, self.exact = "mlx-examples T5", dtype == REFERENCE_DTYPE
+        self.model = load_mlx_examples_model(examples, folder / "config.json")
         arrays = self.model.sanitize(mx.load(str(folder / "model.safetensors")))
         self.model.load_weights([(name, array.astype(parse_dtype(dtype))) for name, array in arrays.items()])
         mx.eval(self.model.parameters())
 
-    def can(self, beams: int, batch: int) -> bool:
-        """See System."""
+    def supports(self, beams: int, batch: int) -> bool:
+        """See `System`."""
         return beams == batch == 1
 
     def generate(self, source: np.ndarray, beams: int, tokens: int) -> list[list[int]]:
-        """See System."""
+        """See `System`."""
         return [self.greedy(source, tokens, lambda number: None)]
 
-    def stamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
-        """See System."""
-        found: dict[int, float] = {}
-        self.greedy(source, tokens, lambda number: found.setdefault(number, perf_counter()))
-        return found
+    def token_timestamps(self, source: np.ndarray, tokens: int) -> dict[int, float]:
+        """See `System`."""
+        timestamps: dict[int, float] = {}
+        self.greedy(source, tokens, lambda number: timestamps.setdefault(number, perf_counter()))
+        return timestamps
 
-    def greedy(self, source: np.ndarray, tokens: int, tell: Callable[[int], object]) -> list[int]:
-        """The loop of its `generate` and of its command, without a tokenizer."""
+    def greedy(self, source: np.ndarray, tokens: int, on_token: Callable[[int], object]) -> list[int]:
+        """Run the loop of its `generate` function without a tokenizer."""
         memory, cache, ids = self.model.encode(mx.array(source)), None, []
-        newest = mx.array([0])
+        last_token = mx.array([0])
         for number in range(1, tokens + 1):
-            logits, cache = self.model.decode(newest[None], memory, cache=cache)
-            newest = mx.argmax(logits[:, -1, :], axis=-1)
-            ids.append(newest.item())
-            tell(number)
+            logits, cache = self.model.decode(last_token[None], memory, cache=cache)
+            last_token = mx.argmax(logits[:, -1, :], axis=-1)
+            ids.append(last_token.item())
+            on_token(number)
         return ids
 
 
-def load_example(examples: Path, config: Path) -> Any:
-    """The model of mlx-examples for a config.json, with its own random weights."""
+def load_mlx_examples_model(examples: Path, config: Path) -> Any:
+    """Return the T5 of mlx-examples for a config.json, with random weights."""
     path = examples / "t5.py"
     spec = importlib.util.spec_from_file_location("mlx_examples_t5", path)
     if spec is None or spec.loader is None or not path.exists():
-        raise FileNotFoundError(f"--mlx-examples must be the folder t5 of mlx-examples, with t5.py: {examples} is not.")
+        raise FileNotFoundError(f"--mlx-examples must be the folder t5 of mlx-examples: {examples} has no t5.py.")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     settings = json.loads(config.read_text())
-    settings.pop("feed_forward_proj", None)  # its presence alone would make the model gated
+    settings.pop("feed_forward_proj", None)  # any value makes this model gated
     return module.T5(SimpleNamespace(**settings))
 
 
-def systems(
+def available_systems(
     shape: Shape, folder: Path, dtype: str, device: str, threads: int, examples: Path | None
 ) -> tuple[list[System], list[str]]:
-    """All systems that are there, this package first, and why others are not."""
-    makers: dict[str, Callable[[], System]] = {
+    """Return all available systems, this package first, and notes on why others are skipped."""
+    constructors: dict[str, Callable[[], System]] = {
         "transformers": lambda: Transformers(shape, folder, dtype, device, threads),
         "CTranslate2": lambda: CTranslate2(shape, folder, dtype, device, threads),
         "CTranslate2 int8": lambda: CTranslate2(shape, folder, "int8", device, threads),
     }
-    found: list[System] = [Ours(shape, folder, dtype)]
+    available: list[System] = [Ours(shape, folder, dtype)]
     notes = []
-    if shape.kind == "t5" and examples is not None:
-        makers["mlx-examples T5"] = lambda: MlxExamples(folder, examples, dtype)
-    elif shape.kind == "t5":
-        notes.append("mlx-examples T5 is left out: --mlx-examples names no folder of it.")
-    for name, make in makers.items():
+    if shape.family == "t5" and examples is not None:
+        constructors["mlx-examples T5"] = lambda: MlxExamples(folder, examples, dtype)
+    elif shape.family == "t5":
+        notes.append("mlx-examples T5 is skipped: --mlx-examples is not set.")
+    for name, construct in constructors.items():
         try:
-            found.append(make())
+            available.append(construct())
         except (ImportError, ValueError) as error:
-            notes.append(f"{name} is left out: {error}")
-    return found, notes
+            notes.append(f"{name} is skipped: {error}")
+    return available, notes

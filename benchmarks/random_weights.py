@@ -1,4 +1,4 @@
-"""Parts of the benchmark of generation that need no trained model: throughput, growth, kernels, reads by the host."""
+"""Parts of the generation benchmark that use random weights: throughput, growth, kernels, host synchronisations."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,13 +11,24 @@ import numpy as np
 
 import mlx_transformer as mt
 from benchmarks import kernels
-from benchmarks.measure import Goal, Sample, Timing, greatest_foreign, in_turn, summary, table, timed, undisturbed
-from benchmarks.peers import Ours, System, load_example, systems
-from benchmarks.shapes import SHAPES, Shape, random_sources, variation, varied, write_checkpoint
+from benchmarks.measure import (
+    Goal,
+    Result,
+    Sample,
+    Timing,
+    interleave_calls,
+    is_undisturbed,
+    markdown_table,
+    max_other_load,
+    summarise,
+    time_call,
+)
+from benchmarks.peers import Ours, System, available_systems, load_mlx_examples_model
+from benchmarks.shapes import SHAPES, Shape, distinct_token_counts, outputs_vary, random_sources, write_checkpoint
 
 SOURCE_LENGTH, TOKENS = 24, 32
-NEAR, FAR = (8, 24), (504, 520)  # windows around positions 16 and 512
-# (beams, batch) -> beside whom -> how many times as fast we must be, and should be.
+NEAR_WINDOW, FAR_WINDOW = (8, 24), (504, 520)  # windows around positions 16 and 512
+# (beams, batch) -> peer -> goal and aim for our speed divided by the peer's.
 RATIOS: dict[tuple[int, int], dict[str, tuple[float | None, float]]] = {
     (1, 1): {"transformers": (1.15, 1.4), "mlx-examples T5": (1.15, 1.4)},
     (1, 16): {"transformers": (1.2, 1.5)},
@@ -28,16 +39,16 @@ RATIOS: dict[tuple[int, int], dict[str, tuple[float | None, float]]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was asked for.
+    """The options of the command.
 
     Attributes:
         scratch: A folder for checkpoints.
-        examples: The folder t5 of mlx-examples, if there is one.
-        dtype: What all systems compute in.
+        examples: The folder t5 of mlx-examples, if available.
+        dtype: The dtype in which all systems compute.
         device: "cpu" or "gpu".
         threads: Threads of each system.
-        repeats: Calls of each system for a figure.
-        settings: Pairs of beams and batch.
+        repeats: Calls of each system for each figure.
+        settings: Pairs of beam size and batch size.
         tokens: New tokens of each output.
     """
 
@@ -51,83 +62,72 @@ class Options:
     tokens: int = TOKENS
 
     def folder(self, shape: Shape) -> Path:
-        """The checkpoint of a shape, written when it is first asked for."""
-        folder = self.scratch / f"{shape.kind}-{shape.layers}-{shape.dims}"
+        """Return the folder of a shape's checkpoint, which is written at the first call."""
+        folder = self.scratch / f"{shape.family}-{shape.layers}-{shape.dims}"
         if not folder.exists():
             write_checkpoint(shape, folder)
         return folder
 
-    def systems(self, shape: Shape) -> tuple[list[System], list[str]]:
-        """See `peers.systems`."""
-        return systems(shape, self.folder(shape), self.dtype, self.device, self.threads, self.examples)
+    def available_systems(self, shape: Shape) -> tuple[list[System], list[str]]:
+        """See `peers.available_systems`."""
+        return available_systems(shape, self.folder(shape), self.dtype, self.device, self.threads, self.examples)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a part found.
-
-    Attributes:
-        text: Tables and notes in Markdown.
-        goals: Its goals.
-        data: The same figures as plain data.
-    """
-
-    text: str
-    goals: list[Goal]
-    data: Any
-
-
-def describe(beams: int, batch: int) -> str:
-    """A setting in words."""
+def describe_setting(beams: int, batch: int) -> str:
+    """Return a short description of a setting."""
     return f"{'greedy' if beams == 1 else f'beam {beams}'}, batch {batch}"
 
 
 def agreement(outputs: list[list[int]], reference: list[list[int]]) -> float:
-    """The share of positions with the same token."""
+    """Return the share of positions with the same token."""
     pairs = [(a, b) for row, other in zip(outputs, reference, strict=True) for a, b in zip(row, other, strict=True)]
     return sum(a == b for a, b in pairs) / len(pairs)
 
 
-def throughput(name: str, options: Options) -> Result:
-    """Target tokens a second, the encoder included, beside the peers; a time counts only with the right tokens."""
-    shape = SHAPES[name]
-    found, notes = options.systems(shape)
+def throughput(shape_name: str, options: Options) -> Result:
+    """Measure target tokens per second of all systems, encoder included; only times with correct tokens count."""
+    shape = SHAPES[shape_name]
+    systems, notes = options.available_systems(shape)
     rows, goals, data = [], [], []
     for beams, batch in options.settings:
-        able = [system for system in found if system.can(beams, batch)]
+        supported = [system for system in systems if system.supports(beams, batch)]
         source = random_sources(shape, batch, SOURCE_LENGTH)
-        outputs = {system.name: system.generate(source, beams, options.tokens) for system in able}
-        reference = outputs[(able[1] if len(able) > 1 else able[0]).name]
-        notes.append(f"{describe(beams, batch)}: {distinct(reference)}.")
-        calls = {system.name: caller(system, source, beams, options.tokens) for system in able}
-        samples = in_turn(calls, options.repeats)
-        shares = {system.name: agreement(outputs[system.name], reference) for system in able}
-        right = {system.name: not system.exact or shares[system.name] == 1 for system in able}
-        timings = {who: summary(taken) for who, taken in samples.items()}
-        for who, timing in timings.items():
-            speeds = [batch * options.tokens / seconds for seconds in (timing.median, timing.most, timing.least)]
-            row = {"setting": describe(beams, batch), "system": who, "tokens_per_second": speeds[0]}
-            row |= {"least": speeds[1], "most": speeds[2], "ours_over_it": ratio(timings, right, who)}
-            row |= {"same_tokens": shares[who], "counts": right[who]}
-            row |= {"calls": timing.counted, "discarded": timing.discarded, "foreign": greatest_foreign(samples[who])}
+        outputs = {system.name: system.generate(source, beams, options.tokens) for system in supported}
+        reference = outputs[(supported[1] if len(supported) > 1 else supported[0]).name]
+        notes.append(f"{describe_setting(beams, batch)}: {describe_variation(reference)}.")
+        calls = {system.name: generate_call(system, source, beams, options.tokens) for system in supported}
+        samples = interleave_calls(calls, options.repeats)
+        shares = {system.name: agreement(outputs[system.name], reference) for system in supported}
+        valid = {system.name: not system.exact or shares[system.name] == 1 for system in supported}
+        timings = {system_name: summarise(taken) for system_name, taken in samples.items()}
+        for system_name, timing in timings.items():
+            speeds = [batch * options.tokens / seconds for seconds in (timing.median, timing.slowest, timing.fastest)]
+            row = {"setting": describe_setting(beams, batch), "system": system_name, "tokens_per_second": speeds[0]}
+            row |= {"least": speeds[1], "most": speeds[2], "ours_over_it": speed_ratio(timings, valid, system_name)}
+            row |= {"same_tokens": shares[system_name], "counts": valid[system_name]}
+            row |= {
+                "calls": timing.calls,
+                "discarded": timing.discarded,
+                "foreign": max_other_load(samples[system_name]),
+            }
             data.append(row)
             rows.append(throughput_row(row))
-        goals += throughput_goals(name, beams, batch, timings, right)
+        goals += throughput_goals(shape_name, beams, batch, timings, valid)
     header = [
         "setting",
         "system",
         "tokens/s",
-        "least to most",
+        "range",
         "ours / it",
         "same tokens",
         "calls (discarded)",
-        "others",
+        "other load",
     ]
-    return Result(table(header, rows) + "\n" + "".join(f"- {note}\n" for note in notes), goals, data)
+    return Result(markdown_table(header, rows) + "\n" + "".join(f"- {note}\n" for note in notes), goals, data)
 
 
 def throughput_row(row: dict[str, Any]) -> list[str]:
-    """A line of the table; what does not count is in brackets."""
+    """Return a row of the table; speeds that do not count are in brackets."""
     speed = f"{row['tokens_per_second']:.1f}"
     return [
         row["setting"],
@@ -141,120 +141,142 @@ def throughput_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def distinct(outputs: list[list[int]]) -> str:
-    """What the check of the weights found."""
-    least, middle, most = variation(outputs)
-    verdict = "outputs vary" if varied(outputs) else "OUTPUTS DO NOT VARY, so equal tokens prove little"
-    return f"{least} to {most} distinct tokens of {len(outputs[0])}, median {middle}: {verdict}"
+def describe_variation(outputs: list[list[int]]) -> str:
+    """Return how varied outputs are, as a sentence."""
+    minimum, middle, maximum = distinct_token_counts(outputs)
+    verdict = "outputs vary" if outputs_vary(outputs) else "OUTPUTS DO NOT VARY, so equal tokens prove little"
+    return f"{minimum} to {maximum} distinct tokens of {len(outputs[0])}, median {middle}: {verdict}"
 
 
-def caller(system: System, source: np.ndarray, beams: int, tokens: int) -> Callable[[], Any]:
-    """A call of a system."""
+def generate_call(system: System, source: np.ndarray, beams: int, tokens: int) -> Callable[[], Any]:
+    """Return a function that generates from a source."""
     return lambda: system.generate(source, beams, tokens)
 
 
-def ratio(timings: dict[str, Timing], right: dict[str, bool], who: str) -> float | None:
-    """How many times as fast we are as another; None where either has other tokens."""
+def speed_ratio(timings: dict[str, Timing], valid: dict[str, bool], system_name: str) -> float | None:
+    """Return our speed divided by another system's; None if the tokens of either are wrong."""
     ours = next(iter(timings))
-    return timings[who].median / timings[ours].median if right[ours] and right[who] else None
+    return timings[system_name].median / timings[ours].median if valid[ours] and valid[system_name] else None
 
 
 def throughput_goals(
-    name: str, beams: int, batch: int, timings: dict[str, Timing], right: dict[str, bool]
+    shape_name: str, beams: int, batch: int, timings: dict[str, Timing], valid: dict[str, bool]
 ) -> list[Goal]:
-    """The goals of a setting, beside all peers that are there."""
+    """Return the goals of a setting for all available peers."""
     goals = []
     for peer, (goal, aim) in RATIOS.get((beams, batch), {}).items():
-        who = next((who for who in timings if who.startswith(peer)), None)
-        if who is not None:
-            words = f"{name}, {describe(beams, batch)}: speed / {who}"
-            goals.append(Goal(words, ratio(timings, right, who), goal, aim))
+        system_name = next((system_name for system_name in timings if system_name.startswith(peer)), None)
+        if system_name is not None:
+            goal_name = f"{shape_name}, {describe_setting(beams, batch)}: speed / {system_name}"
+            goals.append(Goal(goal_name, speed_ratio(timings, valid, system_name), goal, aim))
     return goals
 
 
-def growth(name: str, options: Options) -> Result:
-    """Time per token around position 512 over that around position 16, greedy, one source."""
-    shape = SHAPES[name]
-    found, notes = options.systems(shape)
+def growth(shape_name: str, options: Options) -> Result:
+    """Measure time per token around position 512 divided by that around position 16, greedy, one source."""
+    shape = SHAPES[shape_name]
+    systems, notes = options.available_systems(shape)
     source = random_sources(shape, 1, SOURCE_LENGTH)
-    found[0].stamps(source, FAR[1])  # traces all capacities
-    pairs: dict[str, list[tuple[dict[int, float], Sample]]] = {system.name: [] for system in found}
+    systems[0].token_timestamps(source, FAR_WINDOW[1])  # traces all cache capacities
+    pairs: dict[str, list[tuple[dict[int, float], Sample]]] = {system.name: [] for system in systems}
     for _ in range(max(2, options.repeats // 2)):
-        for system in found:
-            pairs[system.name].append(timed(lambda system=system: system.stamps(source, FAR[1])))
+        for system in systems:
+            pairs[system.name].append(time_call(lambda system=system: system.token_timestamps(source, FAR_WINDOW[1])))
     data = {}
-    for who, calls in pairs.items():
-        kept = [stamps for stamps, sample in calls if undisturbed(sample)]
-        discarded = len(calls) - len(kept)
-        windows = [[window(stamps, edges) for stamps in kept or [s for s, _ in calls]] for edges in (NEAR, FAR)]
-        near, far = map(median, windows)
-        data[who] = {"near_ms": near, "far_ms": far, "growth": far / near, "disturbed": discarded, "calls": len(calls)}
+    for system_name, calls in pairs.items():
+        undisturbed = [timestamps for timestamps, sample in calls if is_undisturbed(sample)]
+        discarded = len(calls) - len(undisturbed)
+        counted = undisturbed or [timestamps for timestamps, _ in calls]
+        near, far = (
+            median(ms_per_token(timestamps, window) for timestamps in counted) for window in (NEAR_WINDOW, FAR_WINDOW)
+        )
+        data[system_name] = {
+            "near_ms": near,
+            "far_ms": far,
+            "growth": far / near,
+            "disturbed": discarded,
+            "calls": len(calls),
+        }
     rows = [
-        (who, f"{d['near_ms']:.2f}", f"{d['far_ms']:.2f}", f"{d['growth']:.2f}", f"{d['calls']} ({d['disturbed']})")
-        for who, d in data.items()
+        (
+            system_name,
+            f"{d['near_ms']:.2f}",
+            f"{d['far_ms']:.2f}",
+            f"{d['growth']:.2f}",
+            f"{d['calls']} ({d['disturbed']})",
+        )
+        for system_name, d in data.items()
     ]
-    text = table(["system", "ms/token at 16", "at 512", "growth", "calls (disturbed)"], rows)
-    goal = Goal(f"{name}: time per token at 512 / at 16", data[found[0].name]["growth"], 1.2, 1.05, lower=True)
+    text = markdown_table(["system", "ms/token at 16", "at 512", "growth", "calls (disturbed)"], rows)
+    goal = Goal(f"{shape_name}: time per token at 512 / at 16", data[systems[0].name]["growth"], 1.2, 1.05, lower=True)
     return Result(text + "\n" + "".join(f"- {note}\n" for note in notes), [goal], data)
 
 
-def window(stamps: dict[int, float], edges: tuple[int, int]) -> float:
-    """Milliseconds per token between two tokens."""
-    return (stamps[edges[1]] - stamps[edges[0]]) / (edges[1] - edges[0]) * 1e3
+def ms_per_token(timestamps: dict[int, float], window: tuple[int, int]) -> float:
+    """Return the milliseconds per token between the first and the last token of a window."""
+    first, last = window
+    return (timestamps[last] - timestamps[first]) / (last - first) * 1e3
 
 
-def count_kernels(name: str, options: Options) -> Result:
-    """Kernels of one decode step, as the CPU builds it and as a GPU would, beside the T5 of mlx-examples."""
-    shape, rows, data, goals = SHAPES[name], [], [], []
+def kernels_per_step(shape_name: str, options: Options) -> Result:
+    """Count the kernels of a decode step as built for this device and for a GPU, also of the T5 of mlx-examples."""
+    shape, rows, data, goals = SHAPES[shape_name], [], [], []
     source = random_sources(shape, 1, SOURCE_LENGTH)
 
     def folder(layers: int) -> Path:
         return options.folder(replace(shape, layers=layers))
 
     def ours(beams: int) -> Callable[[int], Any]:
-        return lambda layers: kernels.step_kernels(mt.load(folder(layers))[0], source, beams, (shape.eos_id,))
+        return lambda layers: kernels.count_step_kernels(mt.load(folder(layers))[0], source, beams, (shape.eos_id,))
 
     counts = {f"mlx_transformer, beam {beams}": ours(beams) for beams in (1, 4)}
-    if shape.kind == "t5" and options.examples is not None:
+    if shape.family == "t5" and options.examples is not None:
         examples = options.examples
-        counts["mlx-examples T5"] = lambda layers: kernels.example_step_kernels(
-            load_example(examples, folder(layers) / "config.json"), source
+        counts["mlx-examples T5"] = lambda layers: kernels.count_mlx_examples_step_kernels(
+            load_mlx_examples_model(examples, folder(layers) / "config.json"), source
         )
-    for built, context in (("as it is here", nullcontext), ("as on a GPU", kernels.as_on_a_gpu)):
+    for built, context in (("on this device", nullcontext), ("as on a GPU", kernels.simulate_gpu_kernels)):
         totals = {}
-        for who, count in counts.items():
+        for system_name, count in counts.items():
             with context():
-                whole, layer, outside = kernels.by_layer(count, shape.layers)
-            totals[who] = whole.total()
-            rows.append((who, built, whole.total(), layer.total(), outside.total()))
-            data.append({"system": who, "built": built, "total": whole.total(), "layer": layer, "outside": outside})
+                total, layer, outside = kernels.split_by_layer(count, shape.layers)
+            totals[system_name] = total.total()
+            rows.append((system_name, built, total.total(), layer.total(), outside.total()))
+            data.append(
+                {"system": system_name, "built": built, "total": total.total(), "layer": layer, "outside": outside}
+            )
         if "mlx-examples T5" in totals:
             share = totals["mlx_transformer, beam 1"] / totals["mlx-examples T5"]
-            goals.append(Goal(f"{name}, kernels of a greedy step {built} / mlx-examples T5", share, 0.6, 0.4, True))
-    text = table(["system", "built", "kernels of a step", "in each layer", "outside the layers"], rows)
+            goals.append(
+                Goal(f"{shape_name}, kernels of a greedy step {built} / mlx-examples T5", share, 0.6, 0.4, True)
+            )
+    text = markdown_table(["system", "built", "kernels of a step", "in each layer", "outside the layers"], rows)
     return Result(text, goals, data)
 
 
-def reads(name: str, options: Options) -> Result:
-    """How often the host waits for the device, for each generated token and for each step."""
-    shape = SHAPES[name]
+def host_reads(shape_name: str, options: Options) -> Result:
+    """Count how often the host waits for the device, per generated token and per step."""
+    shape = SHAPES[shape_name]
     system = Ours(shape, options.folder(shape), options.dtype)
     rows, goals, data = [], [], []
     for beams, batch in options.settings:
         source = random_sources(shape, batch, SOURCE_LENGTH)
-        with kernels.counted_reads() as found:
+        with kernels.count_host_reads() as counts:
             outputs = system.generate(source, beams, options.tokens)
-        if found is None:
-            return Result(
-                "- Left out: decoding.beam_search has no function `to_host` through which all reads go.\n",
-                [],
-                [],
-            )
+        if counts is None:
+            return Result("- Skipped: decoding.beam_search has no function `to_host`.\n", [], [])
         tokens = sum(map(len, outputs))
-        row = {"setting": describe(beams, batch), "reads": found["reads"], "steps": found["steps"], "tokens": tokens}
+        row = {
+            "setting": describe_setting(beams, batch),
+            "reads": counts["reads"],
+            "steps": counts["steps"],
+            "tokens": tokens,
+        }
         data.append(row)
-        rows.append([*row.values(), f"{found['reads'] / tokens:.3f}", f"{found['reads'] / found['steps']:.3f}"])
-        if batch == 1:  # with more sentences there are more tokens to a read, which says nothing
-            words = f"{name}, {describe(beams, batch)}: reads by the host / token"
-            goals.append(Goal(words, found["reads"] / tokens, 0.25, 0.1, lower=True))
-    return Result(table(["setting", "reads", "steps", "tokens", "reads/token", "reads/step"], rows), goals, data)
+        rows.append([*row.values(), f"{counts['reads'] / tokens:.3f}", f"{counts['reads'] / counts['steps']:.3f}"])
+        if batch == 1:  # a larger batch has more tokens per read, so its ratio has no goal
+            goal_name = f"{shape_name}, {describe_setting(beams, batch)}: reads by the host / token"
+            goals.append(Goal(goal_name, counts["reads"] / tokens, 0.25, 0.1, lower=True))
+    return Result(
+        markdown_table(["setting", "reads", "steps", "tokens", "reads/token", "reads/step"], rows), goals, data
+    )

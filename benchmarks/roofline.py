@@ -1,9 +1,9 @@
-"""The speed that memory allows: bytes that a decode step must read, over the bandwidths of Apple's chips.
+"""Speed limits set by memory: bytes that a decode step reads, divided by the bandwidth of Apple's chips.
 
     python -m benchmarks.roofline [--shape marian | --model FOLDER] [--beam-size 4] [--batch 8] [--length 32]
 
-A step reads the decoder's weights and the output layer once for all rows, and the keys and values of every sentence and
-beam. No step can be faster than that; small models are slower still, for each of their kernels must be launched.
+A step reads the decoder's weights and the output layer once for the whole batch, and the keys and values of every
+sentence and beam. This bounds the speed from above; small models are limited by kernel launches before they reach it.
 """
 
 import tempfile
@@ -16,14 +16,14 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 import mlx_transformer as mt
-from benchmarks.conditions import conditions, facts
-from benchmarks.kernels import as_on_a_gpu, step_kernels
-from benchmarks.measure import table
+from benchmarks.conditions import conditions, environment
+from benchmarks.kernels import count_step_kernels, simulate_gpu_kernels
+from benchmarks.measure import markdown_table
 from benchmarks.shapes import SHAPES, random_sources, write_checkpoint
 from mlx_transformer.config.model import ModelConfig
 
-# Peak GB/s; 70 to 85 % of it can be reached. From pages that collect them, not from the vendor's: M1 to M4 agree in two
-# of these, M3 Ultra and M5 are approximate, and M5 Pro and Max are not known. "fewer cores": the smaller GPU of two.
+# Peak bandwidth in GB/s; 70 to 85 % is achievable. Figures are from third-party lists: two of them agree on M1 to M4,
+# M3 Ultra and M5 are approximate, M5 Pro and Max are unknown. "fewer cores" is the smaller of two GPU variants.
 CHIPS = {
     "M1": 68,
     "M1 Pro": 200,
@@ -48,35 +48,35 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Format:
-    """How numbers are stored.
+    """A storage format of weights.
 
     Attributes:
-        itemsize: Bytes of a number that is not quantised, keys and values among them.
-        bits: Bits of a quantised weight, None where none are.
-        group_size: Quantised weights that share a scale and an offset.
+        itemsize: Bytes of an unquantised number, including keys and values.
+        bits: Bits of a quantised weight; None if weights are not quantised.
+        group_size: Number of quantised weights that share a scale and a bias.
     """
 
     itemsize: int
     bits: int | None = None
     group_size: int = 64
 
-    def matrix(self, numbers: int) -> int:
-        """Bytes of the numbers of a linear layer or an embedding."""
+    def matrix_bytes(self, count: int) -> int:
+        """Return the bytes of the matrix of a linear layer or an embedding with `count` numbers."""
         if self.bits is None:
-            return numbers * self.itemsize
-        return numbers * self.bits // 8 + 2 * numbers // self.group_size * self.itemsize
+            return count * self.itemsize
+        return count * self.bits // 8 + 2 * count // self.group_size * self.itemsize
 
 
 FORMATS = {"float32": Format(4), "float16": Format(2), "8-bit": Format(2, 8), "4-bit": Format(2, 4)}
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is generated.
+class Workload:
+    """The sizes of a decode step.
 
     Attributes:
-        batch: Sentences.
-        beams: Beams of each.
+        batch: Number of sentences.
+        beams: Beams of each sentence.
         source_length: Tokens of each source.
         length: Tokens of each beam so far.
     """
@@ -87,53 +87,56 @@ class Work:
     length: int = 32
 
 
-def step_bytes(config: ModelConfig, form: Format, work: Work) -> dict[str, int]:
-    """Bytes that a decode step reads, by what they are; activations are left out, they stay near the processor."""
+def step_bytes(config: ModelConfig, number_format: Format, workload: Workload) -> dict[str, int]:
+    """Return the bytes that a decode step reads, by kind; activations are ignored, as they stay in caches."""
     stack = config.decoder
-    width = stack.num_heads * (config.head_dims or config.dims // stack.num_heads)
-    key_values = 2 * width * stack.num_layers * form.itemsize
+    projection_dims = stack.num_heads * (config.head_dims or config.dims // stack.num_heads)
+    key_values = 2 * projection_dims * stack.num_layers * number_format.itemsize
     return {
-        "layers": stack.num_layers * layer_bytes(config, form, width) + outer_bytes(config, form),
-        "output": form.matrix(config.target_vocab_size * config.dims)
-        + config.output_bias * config.target_vocab_size * form.itemsize,
-        "cross keys and values": work.batch * work.source_length * key_values,
-        "self keys and values": work.batch * work.beams * work.length * key_values,
+        "layers": stack.num_layers * layer_bytes(config, number_format, projection_dims)
+        + non_layer_bytes(config, number_format),
+        "output": number_format.matrix_bytes(config.target_vocab_size * config.dims)
+        + config.output_bias * config.target_vocab_size * number_format.itemsize,
+        "cross keys and values": workload.batch * workload.source_length * key_values,
+        "self keys and values": workload.batch * workload.beams * workload.length * key_values,
     }
 
 
-def layer_bytes(config: ModelConfig, form: Format, width: int) -> int:
-    """The weights of a decoder layer but for the keys and values of cross-attention, which are made once a source."""
+def layer_bytes(config: ModelConfig, number_format: Format, projection_dims: int) -> int:
+    """Return the bytes of a decoder layer without the projections of cross-attention that are used once per source."""
     dims, mlp = config.dims, config.decoder.mlp_dims
     out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
-    inner = 1 + config.gated_mlp
-    vectors = 4 * config.attention_bias * width + 2 * out_bias * dims  # queries, keys, values; queries; twice output
-    vectors += config.mlp_bias * (inner * mlp + dims)
-    vectors += 3 * norm_numbers(config)
-    tables = config.decoder.bias_each_layer * relative_numbers(config)
-    matrices = 4 * form.matrix(dims * width) + 2 * form.matrix(width * dims)
-    return matrices + (inner + 1) * form.matrix(dims * mlp) + (vectors + tables) * form.itemsize
+    num_inputs = 1 + config.gated_mlp
+    # Biases of query, key and value of self-attention, query of cross-attention, and both output projections.
+    vectors = 4 * config.attention_bias * projection_dims + 2 * out_bias * dims
+    vectors += config.mlp_bias * (num_inputs * mlp + dims)
+    vectors += 3 * num_norm_weights(config)
+    tables = config.decoder.bias_each_layer * num_relative_bias_weights(config)
+    matrices = 6 * number_format.matrix_bytes(dims * projection_dims)
+    matrices += (num_inputs + 1) * number_format.matrix_bytes(dims * mlp)
+    return matrices + (vectors + tables) * number_format.itemsize
 
 
-def outer_bytes(config: ModelConfig, form: Format) -> int:
-    """The decoder's weights outside its layers; of tables of tokens and positions a step reads next to nothing."""
+def non_layer_bytes(config: ModelConfig, number_format: Format) -> int:
+    """Return the bytes of the decoder outside its layers, without embeddings, of which a step reads only a few rows."""
     stack = config.decoder
-    norms = (stack.final_norm + (stack.embedding_norm != "none")) * norm_numbers(config)
-    return (norms + (not stack.bias_each_layer) * relative_numbers(config)) * form.itemsize
+    norms = (stack.final_norm + (stack.embedding_norm != "none")) * num_norm_weights(config)
+    return (norms + (not stack.bias_each_layer) * num_relative_bias_weights(config)) * number_format.itemsize
 
 
-def norm_numbers(config: ModelConfig) -> int:
-    """Numbers of a normalisation."""
+def num_norm_weights(config: ModelConfig) -> int:
+    """Return the number of weights of a normalisation."""
     return (1 + config.norm_bias) * config.dims
 
 
-def relative_numbers(config: ModelConfig) -> int:
-    """Numbers of a table of relative positions."""
+def num_relative_bias_weights(config: ModelConfig) -> int:
+    """Return the number of weights of a table of relative position biases."""
     stack = config.decoder
     return stack.num_buckets * stack.num_heads if stack.positions == "relative" else 0
 
 
-def held_bytes(model: mt.Transformer) -> dict[str, int]:
-    """Bytes of the arrays that a model really holds, of those that a step reads."""
+def loaded_bytes(model: mt.Transformer) -> dict[str, int]:
+    """Return the bytes of those arrays of a loaded model that a step reads."""
     layers = [
         array.nbytes
         for name, array in tree_flatten(model.decoder.parameters())
@@ -141,77 +144,79 @@ def held_bytes(model: mt.Transformer) -> dict[str, int]:
         and "cross_attention.key" not in name
         and "cross_attention.value" not in name
     ]
-    found = {"layers": sum(layers), "output": 0}
-    parts: list[nn.Module] = [model.output] if "output" in model else [output_table(model)]
-    found["output"] = sum(array.nbytes for part in parts for _, array in tree_flatten(part.parameters()))
+    output_layer: nn.Module = model.output if "output" in model else output_embedding(model)
+    output = sum(array.nbytes for _, array in tree_flatten(output_layer.parameters()))
     if "output_bias" in model:
-        found["output"] += model.output_bias.nbytes
-    return found
+        output += model.output_bias.nbytes
+    return {"layers": sum(layers), "output": output}
 
 
-def output_table(model: mt.Transformer) -> nn.Module:
-    """The embedding that a tied output layer is."""
+def output_embedding(model: mt.Transformer) -> nn.Module:
+    """Return the embedding that a tied output layer shares."""
     return model.source_embedding if model.config.share_embeddings else model.target_embedding
 
 
-def bound(gigabytes_per_second: float, total: int, batch: int) -> float:
-    """Tokens a second that a bandwidth allows: a step makes a token for each sentence, whatever its beams."""
+def max_tokens_per_second(gigabytes_per_second: float, total: int, batch: int) -> float:
+    """Return the limit set by a bandwidth; a step yields one token for each sentence, whatever the beam size."""
     return gigabytes_per_second * 1e9 / total * batch
 
 
 @click.command()
-@click.option("--model", help="A trained model; with neither this nor --shape, the bundled one.")
-@click.option("--shape", type=click.Choice(list(SHAPES)), help="A shape with random weights instead.")
+@click.option("--model", help="A trained model; default: the bundled one.")
+@click.option("--shape", type=click.Choice(list(SHAPES)), help="Use a shape with random weights instead.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--beam-size", "beams", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--source-length", type=click.IntRange(1), default=24, show_default=True)
 @click.option("--length", type=click.IntRange(1), default=32, show_default=True, help="Tokens of each output so far.")
 def main(model: str | None, shape: str | None, batch: int, beams: int, source_length: int, length: int) -> None:
-    """Print bytes of a step in several formats, and tokens a second that each chip's memory allows."""
-    work = Work(batch, beams, source_length, length)
+    """Print the bytes of a decode step in several formats and the tokens per second that each chip's memory allows."""
+    workload = Workload(batch, beams, source_length, length)
     with tempfile.TemporaryDirectory() as scratch:
         if shape:
             write_checkpoint(SHAPES[shape], Path(scratch))
         path = scratch if shape else model
         network, _ = mt.load(path)
-        print(conditions(model=shape or (Path(model).name if model else "bundled"), **vars(work)))
-        print(f"\n{bytes_table(network, work)}\n{bounds_table(network.config, work)}\n{kernels_text(path, work)}")
+        print(conditions(model=shape or (Path(model).name if model else "bundled"), **vars(workload)))
+        print(f"\n{bytes_table(network, workload)}\n{speed_limits_table(network.config, workload)}")
+        print(kernels_text(path, workload))
 
 
-def bytes_table(model: mt.Transformer, work: Work) -> str:
-    """Megabytes of a step in each format, and what the loaded arrays hold."""
-    calculated = {name: step_bytes(model.config, form, work) for name, form in FORMATS.items()}
+def bytes_table(model: mt.Transformer, workload: Workload) -> str:
+    """Format the megabytes of a step in each format, and those of the loaded arrays."""
+    calculated = {name: step_bytes(model.config, number_format, workload) for name, number_format in FORMATS.items()}
     parts = list(calculated["float32"])
     rows = [
-        (name, *(f"{found[part] / 1e6:.2f}" for part in parts), f"{sum(found.values()) / 1e6:.2f}")
-        for name, found in calculated.items()
+        (name, *(f"{sizes[part] / 1e6:.2f}" for part in parts), f"{sum(sizes.values()) / 1e6:.2f}")
+        for name, sizes in calculated.items()
     ]
-    held = held_bytes(model)
+    loaded = loaded_bytes(model)
     dtype = str(model.dtype).removeprefix("mlx.core.")
-    shown = (f"{held['layers'] / 1e6:.2f}", f"{held['output'] / 1e6:.2f}", "-", "-", "-")
-    return table(["MB of a step", *parts, "all"], [*rows, (f"as loaded here, {dtype}", *shown)])
+    cells = (f"{loaded['layers'] / 1e6:.2f}", f"{loaded['output'] / 1e6:.2f}", "-", "-", "-")
+    return markdown_table(["MB of a step", *parts, "all"], [*rows, (f"as loaded here, {dtype}", *cells)])
 
 
-def bounds_table(config: ModelConfig, work: Work) -> str:
-    """Tokens a second that each chip's memory allows."""
-    totals = [sum(step_bytes(config, form, work).values()) for form in FORMATS.values()]
+def speed_limits_table(config: ModelConfig, workload: Workload) -> str:
+    """Format the tokens per second that each chip's memory allows."""
+    totals = [sum(step_bytes(config, number_format, workload).values()) for number_format in FORMATS.values()]
     rows = [
-        (chip, speed, *(f"{bound(speed, total, work.batch):.0f}" for total in totals)) for chip, speed in CHIPS.items()
+        (chip, speed, *(f"{max_tokens_per_second(speed, total, workload.batch):.0f}" for total in totals))
+        for chip, speed in CHIPS.items()
     ]
-    return table(["chip", "GB/s", *(f"{name}, tokens/s at most" for name in FORMATS)], rows)
+    return markdown_table(["chip", "GB/s", *(f"{name}, tokens/s at most" for name in FORMATS)], rows)
 
 
-def kernels_text(path: str | None, work: Work) -> str:
-    """How many kernels a step launches, as it is here and as on a GPU."""
+def kernels_text(path: str | None, workload: Workload) -> str:
+    """Return a sentence with the number of kernels of a step, on this device and as on a GPU."""
     counts = []
-    for context in (nullcontext, as_on_a_gpu):
+    for context in (nullcontext, simulate_gpu_kernels):
         network, _ = mt.load(path)
         config = network.config
         tokens = min(config.source_vocab_size, config.target_vocab_size)
-        source = random_sources(SHAPES["t5"], work.batch, min(work.source_length, config.encoder.max_length)) % tokens
+        length = min(workload.source_length, config.encoder.max_length)
+        source = random_sources(SHAPES["t5"], workload.batch, length) % tokens
         with context():
-            counts.append(step_kernels(network, source, work.beams, (config.eos_id,)).total())
-    return f"Kernels of a step: {counts[0]} as it is on the {facts()['device']}, {counts[1]} as on a GPU."
+            counts.append(count_step_kernels(network, source, workload.beams, (config.eos_id,)).total())
+    return f"Kernels of a step: {counts[0]} on the {environment()['device']}, {counts[1]} as on a GPU."
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The reference of the training benchmarks: our model, our step and our run, built from torch's own layers.
+"""The reference of the training benchmarks: our model, training step and training run, built from torch's layers.
 
-Shape, places of dropout, family of initial weights, loss and recipe are ours; the code is torch's wherever it has any.
+Shape, dropout, initialisation, loss and recipe match ours; the implementation is torch's wherever it has one.
 """
 
 import json
@@ -32,7 +32,7 @@ from mlx_transformer.weights.convert import load as convert
 
 
 class TorchTransformer(nn.Module):
-    """torch.nn.TransformerEncoder and TransformerDecoder with one table of embeddings for both sides and the output."""
+    """torch.nn.TransformerEncoder and TransformerDecoder with embeddings shared by source, target and output."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -40,44 +40,44 @@ class TorchTransformer(nn.Module):
         self.embedding = nn.Embedding(config.source_vocab_size, config.dims)
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = nn.TransformerEncoder(
-            layer(nn.TransformerEncoderLayer, config, config.encoder),
+            make_layer(nn.TransformerEncoderLayer, config, config.encoder),
             config.encoder.num_layers,
             final_norm(config, config.encoder),
             enable_nested_tensor=False,
         )
         self.decoder = nn.TransformerDecoder(
-            layer(nn.TransformerDecoderLayer, config, config.decoder),
+            make_layer(nn.TransformerDecoderLayer, config, config.decoder),
             config.decoder.num_layers,
             final_norm(config, config.decoder),
         )
         length = max(config.encoder.max_length, config.decoder.max_length)
         self.register_buffer(
-            "rows", torch.tensor(np.array(sinusoidal_positions(length, config.dims))), persistent=False
+            "positions", torch.tensor(np.array(sinusoidal_positions(length, config.dims))), persistent=False
         )
-        self.register_buffer("later", torch.ones(length, length, dtype=torch.bool).triu(1), persistent=False)
-        initialise(self)
+        self.register_buffer("causal_mask", torch.ones(length, length, dtype=torch.bool).triu(1), persistent=False)
+        initialise_weights(self)
 
     def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Logits of every next target token, as our model gives them: (batch, target_length, vocab)."""
+        """Return the logits of the next target tokens, (batch, target_length, vocab)."""
         padding, length = source == self.pad_id, target.shape[1]
         memory = self.encoder(self.embed(source), src_key_padding_mask=padding)
         x = self.decoder(
             self.embed(target),
             memory,
-            tgt_mask=self.later[:length, :length],
+            tgt_mask=self.causal_mask[:length, :length],
             tgt_is_causal=True,
             memory_key_padding_mask=padding,
         )
         return functional.linear(x, self.embedding.weight)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Scaled embeddings plus rows of positions, (batch, length, dims)."""
-        return self.dropout(self.embedding(ids) * self.scale + self.rows[: ids.shape[1]])
+        """Return scaled embeddings plus positional encodings, (batch, length, dims)."""
+        return self.dropout(self.embedding(ids) * self.scale + self.positions[: ids.shape[1]])
 
 
-def layer(kind: type[nn.Module], config: ModelConfig, stack: StackConfig) -> nn.Module:
-    """A layer of torch's; it drops what ours does, and nothing else."""
-    made = kind(
+def make_layer(layer_class: type[nn.Module], config: ModelConfig, stack: StackConfig) -> nn.Module:
+    """Return a layer of torch that applies dropout where ours does."""
+    layer = layer_class(
         config.dims,
         stack.num_heads,
         stack.mlp_dims,
@@ -87,20 +87,20 @@ def layer(kind: type[nn.Module], config: ModelConfig, stack: StackConfig) -> nn.
         batch_first=True,
         norm_first=stack.norm_first,
     )
-    made.dropout.p = config.activation_dropout
-    for part in made.children():
+    layer.dropout.p = config.activation_dropout
+    for part in layer.children():
         if isinstance(part, nn.MultiheadAttention):
             part.dropout = config.attention_dropout
-    return made
+    return layer
 
 
 def final_norm(config: ModelConfig, stack: StackConfig) -> nn.LayerNorm | None:
-    """The normalisation after the last layer, where the stack has one."""
+    """Return the normalisation after the last layer, or None."""
     return nn.LayerNorm(config.dims, config.norm_eps) if stack.final_norm else None
 
 
-def initialise(model: TorchTransformer) -> None:
-    """Begin as our model does: Glorot's uniform weights, each projection by itself, and small embeddings."""
+def initialise_weights(model: TorchTransformer) -> None:
+    """Initialise as our model: Glorot uniform weights for each projection, embeddings scaled by 1/sqrt(dims)."""
     for name, parameter in model.named_parameters():
         if name == "embedding.weight":
             nn.init.normal_(parameter, std=1 / model.scale)
@@ -114,18 +114,18 @@ def initialise(model: TorchTransformer) -> None:
 
 
 class TorchTrainer:
-    """What our Trainer is, in torch: Adam under an inverse-square-root schedule, clipping, smoothing, averages."""
+    """Our training step in torch: Adam with a schedule, gradient clipping, label smoothing, checkpoint averaging."""
 
     def __init__(self, model: TorchTransformer, config: TrainingConfig, device: str = "cpu") -> None:
         self.model, self.config, self.device, self.step = model.to(device).train(), config, device, 0
         self.optimizer = torch.optim.Adam(model.parameters(), betas=config.betas, eps=1e-9, fused=True)
-        self.kept: deque[dict[str, torch.Tensor]] = deque(maxlen=config.average_checkpoints)
+        self.checkpoints: deque[dict[str, torch.Tensor]] = deque(maxlen=config.average_checkpoints)
 
     def update(self, batches: Sequence[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer update over batches taken together; returns loss and gradient norm, not waited for."""
+        """Make one optimizer update over accumulated batches; return loss and gradient norm without synchronising."""
         self.step += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rate(self.step, self.config.warmup_steps)
+            group["lr"] = self.config.learning_rate * inverse_sqrt_schedule(self.step, self.config.warmup_steps)
         self.optimizer.zero_grad(set_to_none=True)
         tokens = sum(int((batch.target[:, 1:] != self.model.pad_id).sum()) for batch in batches)
         total = torch.zeros((), device=self.device)
@@ -139,7 +139,7 @@ class TorchTrainer:
         return total, norm
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """The sum of the losses of a batch's tokens."""
+        """Return the sum of the losses of a batch's tokens."""
         source, target = (torch.from_numpy(ids).to(self.device, torch.long, non_blocking=True) for ids in batch)
         compute = vars(torch)[self.config.compute_dtype]
         with torch.autocast(self.device, compute, enabled=compute != torch.float32):
@@ -152,32 +152,34 @@ class TorchTrainer:
             reduction="sum",
         )
 
-    def keep(self) -> None:
-        """Remember the weights as they are, for `averaged`."""
-        self.kept.append({name: array.detach().clone() for name, array in self.model.state_dict().items()})
+    def keep_checkpoint(self) -> None:
+        """Keep a copy of the current weights for `averaged_weights`."""
+        self.checkpoints.append({name: array.detach().clone() for name, array in self.model.state_dict().items()})
 
-    def averaged(self) -> dict[str, torch.Tensor]:
-        """The mean of the weights that were kept last."""
-        return {name: torch.stack([kept[name] for kept in self.kept]).mean(0) for name in self.kept[0]}
+    def averaged_weights(self) -> dict[str, torch.Tensor]:
+        """Return the mean of the latest kept weights."""
+        return {
+            name: torch.stack([weights[name] for weights in self.checkpoints]).mean(0) for name in self.checkpoints[0]
+        }
 
 
-def rate(step: int, warmup_steps: int) -> float:
-    """The learning rate of a step (1 and up) as a share of the highest one (Vaswani et al. 2017, section 5.3)."""
+def inverse_sqrt_schedule(step: int, warmup_steps: int) -> float:
+    """Return the learning rate of a step, from 1, as a share of the peak (Vaswani et al. 2017, section 5.3)."""
     return min(step / warmup_steps, math.sqrt(warmup_steps / step))
 
 
 def train(config: TrainingConfig, device: str, report: Callable[[dict[str, Any]], None]) -> None:
-    """Train as `mlx_transformer.train` does: the same tokenizer, batches, validations, log and choice of the best.
+    """Train like `mlx_transformer.train`, with the same tokenizer, batches, validations, log and selection of the best.
 
-    Validation and search are our code, on torch's weights converted into our model.
+    Validation and search use our code with torch's weights converted to our model.
 
     Args:
-        config: The run; what is read of it is what this file knows.
-        device: Where torch computes.
+        config: The recipe; fields that this file does not use are ignored.
+        device: The torch device.
         report: Called with each entry of the log.
 
     Raises:
-        ValueError: If torch's weights are converted to a model of another shape.
+        ValueError: If the shape of torch's converted model differs from ours.
     """
     torch.manual_seed(config.seed)
     run = RunDirectory(config.output)
@@ -206,8 +208,8 @@ def train(config: TrainingConfig, device: str, report: Callable[[dict[str, Any]]
                 record("step", loss=torch.stack(losses).mean().item(), learning_rate=learning_rate)
                 losses = []
             if trainer.step % config.valid_every == 0 or last:
-                trainer.keep()
-                adopt(ours, trainer.averaged(), run.folder / "weights.pt")
+                trainer.keep_checkpoint()
+                load_torch_weights(ours, trainer.averaged_weights(), run.folder / "weights.pt")
                 results = validator.measure(ours)
                 if improved := results["bleu"] > best:
                     best = results["bleu"]
@@ -215,19 +217,19 @@ def train(config: TrainingConfig, device: str, report: Callable[[dict[str, Any]]
                 record("validation", **results, best=improved)
 
 
-def adopt(ours: mt.Transformer, weights: dict[str, torch.Tensor], file: Path) -> None:
-    """Put torch's weights into our model, by way of a file as `torch.save` writes it.
+def load_torch_weights(ours: mt.Transformer, weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Load torch's weights into our model by converting a file written by `torch.save`.
 
     Raises:
-        ValueError: If the file is converted to a model of another shape.
+        ValueError: If the shape of the converted model differs from ours.
     """
     torch.save({name: array.cpu() for name, array in weights.items()}, file)
     config = ours.config
-    told = {"num_heads": config.encoder.num_heads, "norm_first": config.encoder.norm_first}
-    told |= {name: vars(config)[name] for name in ("activation", "pad_id", "eos_id", "start_id")}
-    found, _ = convert(file, settings=told | {"max_length": config.encoder.max_length})
+    settings = {"num_heads": config.encoder.num_heads, "norm_first": config.encoder.norm_first}
+    settings |= {name: vars(config)[name] for name in ("activation", "pad_id", "eos_id", "start_id")}
+    converted, _ = convert(file, settings=settings | {"max_length": config.encoder.max_length})
     rates = {name: vars(config)[name] for name in ("dropout", "attention_dropout", "activation_dropout")}
-    if replace(found.config, **rates) != config:
-        raise ValueError(f"Torch's model must be of our shape: {found.config} is not {config}.")
-    ours.update(found.parameters())
+    if replace(converted.config, **rates) != config:
+        raise ValueError(f"Torch's model must have the shape of ours: {converted.config} is not {config}.")
+    ours.update(converted.parameters())
     ours.eval()

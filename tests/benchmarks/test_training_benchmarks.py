@@ -42,7 +42,7 @@ RECIPE = TrainingConfig(
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch):
     """Nothing is timed here in earnest, on a CPU every new trace costs seconds, and threads wait busily."""
-    monkeypatch.setattr(measure, "PAUSE", 0)
+    monkeypatch.setattr(measure, "SETTLE_SECONDS", 0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     mx.disable_compile()
@@ -67,7 +67,7 @@ def padded_batch(seed=0):
 def twins(config, tmp_path):
     """A model of torch and ours with its weights."""
     theirs, ours = torch_model.TorchTransformer(config), mt.Transformer(config)
-    torch_model.adopt(ours, theirs.state_dict(), tmp_path / "weights.pt")
+    torch_model.load_torch_weights(ours, theirs.state_dict(), tmp_path / "weights.pt")
     return theirs, ours
 
 
@@ -83,8 +83,8 @@ def test_converted_weights_give_the_logits_of_torch(norm_first, tmp_path, tolera
 
 def test_weights_of_another_shape_are_refused(tmp_path):
     theirs, ours = torch_model.TorchTransformer(model_config(True)), mt.Transformer(model_config(False))
-    with pytest.raises(ValueError, match="must be of our shape"):
-        torch_model.adopt(ours, theirs.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="must have the shape of ours"):
+        torch_model.load_torch_weights(ours, theirs.state_dict(), tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
@@ -127,8 +127,8 @@ def test_torch_averages_the_weights_that_were_kept_last():
     )
     for value in (1.0, 2.0, 4.0):
         torch.nn.init.constant_(trainer.model.embedding.weight, value)
-        trainer.keep()
-    assert trainer.averaged()["embedding.weight"].unique().tolist() == [3]
+        trainer.keep_checkpoint()
+    assert trainer.averaged_weights()["embedding.weight"].unique().tolist() == [3]
 
 
 def test_padding_changes_nothing_for_mlx():
@@ -149,7 +149,9 @@ def test_every_system_learns_its_batch(name):
 def test_speed_is_compared_with_ours(monkeypatch):
     monkeypatch.setattr(train, "SYSTEMS", dict.fromkeys(train.SYSTEMS, lambda options: lambda count: None))
     seconds = {OURS: 2.0, MLX: 3.0, TORCH: 1.0}
-    monkeypatch.setattr(train, "in_turn", lambda calls, n: {name: [Sample(seconds[name], 0.0)] for name in calls})
+    monkeypatch.setattr(
+        train, "interleave_calls", lambda calls, n: {name: [Sample(seconds[name], 0.0)] for name in calls}
+    )
     found = train.speed(TINY, repeats=1, updates=4)
     assert found.data["seconds"] == {OURS: 0.5, MLX: 0.75, TORCH: 0.25}
     assert [(goal.figure, goal.reached(goal.goal)) for goal in found.goals] == [(1.5, "yes"), (0.5, "no")]
@@ -158,7 +160,7 @@ def test_speed_is_compared_with_ours(monkeypatch):
 
 def test_memory_is_compared_with_ours(monkeypatch):
     peaks = {OURS: 100, MLX: 80, TORCH: 200}
-    monkeypatch.setattr(train, "alone", lambda name, options: peaks[name])
+    monkeypatch.setattr(train, "peak_in_subprocess", lambda name, options: peaks[name])
     assert [(goal.figure, goal.reached(goal.goal)) for goal in train.memory(TINY).goals] == [(1.25, "no"), (0.5, "yes")]
 
 
@@ -170,8 +172,8 @@ def test_weights_and_averages_do_not_count_as_memory_of_the_loss(monkeypatch):
         sizes.append(sum(array.nbytes for _, array in tree_flatten(model.trainable_parameters())))
         return 3 * sizes[-1] + 1_500_000_000
 
-    monkeypatch.setattr(train, "alone", peak)
-    monkeypatch.setattr(train, "LOSS", {"layers": 1, "vocab": 60, "rows": 2, "length": 3})
+    monkeypatch.setattr(train, "peak_in_subprocess", peak)
+    monkeypatch.setattr(train, "LARGE_VOCABULARY", {"layers": 1, "vocab": 60, "rows": 2, "length": 3})
     assert [goal.figure for goal in train.loss(TINY).goals] == [pytest.approx(1.5)] * 2
     assert sizes[0] < sizes[1]
 
@@ -179,9 +181,9 @@ def test_weights_and_averages_do_not_count_as_memory_of_the_loss(monkeypatch):
 def test_a_process_of_its_own_tells_its_peak():
     large = replace(TINY, vocab=20_000)
     numbers = 20_000 * TINY.dims * 4
-    assert 4 * numbers < train.alone(OURS, large, updates=1) < 30 * numbers
+    assert 4 * numbers < train.peak_in_subprocess(OURS, large, updates=1) < 30 * numbers
     with pytest.raises(RuntimeError, match="mlx_transformer failed: .*num_heads must divide dims"):
-        train.alone(OURS, replace(TINY, heads=5))
+        train.peak_in_subprocess(OURS, replace(TINY, heads=5))
 
 
 def test_command_of_training_steps(tmp_path, pytestconfig):
@@ -259,7 +261,7 @@ def test_a_training_whose_time_is_up_ends_with_a_model(system, data, tmp_path, t
     done = CliRunner().invoke(multi30k.main, list(map(str, words)), catch_exceptions=False)
     assert done.exit_code == 0 and "ended by minutes" in done.output
     assert read_log(tmp_path / "run")[-1]["step"] == 2
-    assert 0 <= multi30k.scores(tmp_path / "run")["bleu"] <= 100
+    assert 0 <= multi30k.score_run(tmp_path / "run")["bleu"] <= 100
 
 
 def test_scores_are_of_the_texts(data, tmp_path, monkeypatch):
@@ -273,7 +275,7 @@ def test_scores_are_of_the_texts(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(mt, "load", lambda folder: (mt.Transformer(TINY.model), None))
     monkeypatch.setattr(mt, "generate", generate)
-    found = multi30k.scores(tmp_path)
+    found = multi30k.score_run(tmp_path)
     assert [found[name] for name in multi30k.METRICS] == [pytest.approx(100)] * 3
     assert asked == [([source for source, _ in pairs], 5)]
 
@@ -295,12 +297,12 @@ def test_goals_compare_means_after_the_same_recipe():
         f"BLEU of ours: {pre}": 30,
         f"BLEU, ours - torch's: {pre}": -1,
     }
-    assert multi30k.goals([run_of("ours", 39.7), run_of("torch", 40)])[1].reached(-multi30k.BELOW) == "yes"
+    assert multi30k.goals([run_of("ours", 39.7), run_of("torch", 40)])[1].reached(-multi30k.MAX_BLEU_DEFICIT) == "yes"
     assert goals[0].reached(goals[0].aim) == "yes" and goals[1].reached(goals[1].goal) == "no"
 
 
 def test_table_of_curves_has_some_of_the_steps_and_the_ends():
     log = [{"event": "validation", "step": step, "loss": step / 8, "bleu": step} for step in range(8, 808, 8)]
     lines = multi30k.curves_table({"a": log, "b": log[:-1]}).splitlines()
-    assert lines[0] == "| step | a, loss | a, bleu | b, loss | b, bleu |" and len(lines) == 2 + multi30k.ROWS
+    assert lines[0] == "| step | a, loss | a, bleu | b, loss | b, bleu |" and len(lines) == 2 + multi30k.TABLE_ROWS
     assert lines[2] == "| 8 | 1.000 | 8.000 | 1.000 | 8.000 |" and lines[-1] == "| 800 | 100.000 | 800.000 | - | - |"
