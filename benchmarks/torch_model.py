@@ -189,7 +189,7 @@ def train(config: TrainingConfig, device: str, report: Callable[[dict[str, Any]]
     trainer = TorchTrainer(theirs, config, device)
     corpus, valid = (TokenizedCorpus.build(pairs, tokenizer, config.max_length) for pairs in (training, validation))
     validator = Validator(validation, valid, tokenizer, config)
-    with run.log.open("w") as log:
+    with run.log_file.open("w") as log:
 
         def record(event: str, **values: Any) -> None:
             entry = {"event": event, "step": trainer.step, **values}

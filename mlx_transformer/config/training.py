@@ -1,18 +1,18 @@
-"""How a model is trained: the options of a run, as plain data. This file imports nothing of MLX."""
+"""Options of a training run and the sizes of new models."""
 
 from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from mlx_transformer.config.serialization import check_positive, check_shares, check_types
 
-# What can be frozen -> its places in the model.
+# Part that can be frozen -> its submodules and arrays in the model.
 FREEZABLE_PARTS = {
     "encoder": ("encoder",),
     "decoder": ("decoder",),
     "embeddings": ("source_embedding", "target_embedding"),
     "output": ("output", "output_bias"),
 }
-# What makes a new model, and is settled where one is trained further.
+# Options of a new model, which fine-tuning takes from the initial model instead.
 NEW_MODEL_OPTIONS = (
     *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
     *("vocab_size", "shared_vocabulary"),
@@ -21,57 +21,61 @@ NEW_MODEL_OPTIONS = (
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A training run: corpora in, a run folder with the best and the last model out.
+    """The options of a training run, which writes a run folder with the best and the latest model.
 
     Attributes:
-        train: Corpora to train on: a TSV file, SOURCE_FILE::TARGET_FILE, or "dates"; .gz or plain. With "en:fr=" before
-            it, the model is told these languages.
-        valid: Corpora to validate on, written likewise.
-        output: The run folder: best/ and last/ are model folders, log.jsonl is the log.
-        init: Train this model further, with its own tokenizer: a folder, a torch checkpoint, or owner/name on the hub.
-        freeze: Parts that stay as they are: encoder, decoder, embeddings, output, separated by commas.
-        source_prefix: What every source begins with, as T5 wants it.
-        preset: The size of a new model.
-        num_layers: Layers of the encoder, and of the decoder, if not the preset's.
-        decoder_layers: Layers of the decoder, if not as many as the encoder has.
-        dims: Width of the residual stream, if not the preset's.
-        mlp_dims: Width of the feed-forward networks, if not the preset's.
-        num_heads: Attention heads, if not one for each 64 of the width.
-        norm_first: Normalise before each sublayer, which trains more easily, instead of after it.
-        activation: Non-linearity of the feed-forward networks.
-        vocab_size: Most pieces of the subword vocabulary.
-        shared_vocabulary: One vocabulary and embedding table for both languages.
-        steps: Optimizer updates.
-        batch_tokens: Padded positions of a batch on its longer side.
-        accumulate: Batches of an update, one after the other: as one larger batch, with the memory of one of them.
-        optimizer: What makes an update of a gradient.
-        betas: Decay of the first and the second moment of the gradient.
-        weight_decay: What matrices lose in an update, times the learning rate; not with adam.
-        learning_rate: The highest rate, reached after warm-up.
-        warmup_steps: Steps over which the rate rises from 0.
-        schedule: How the rate falls after warm-up: with the inverse square root of the step, along half a cosine or a
-            line to 0 at the last step, or not at all.
-        label_smoothing: Share of the probability that is spread evenly over the vocabulary.
-        dropout: Share of activations dropped, of embeddings and of each sublayer's output.
-        attention_dropout: Share of attention's weights dropped.
-        activation_dropout: Share dropped inside the feed-forward networks.
-        clip_norm: Largest norm of the gradient; 0 for none.
-        ema_decay: Decay a step of the moving average of the weights, which is what is validated and kept; 0 for none.
-        average_checkpoints: What is validated and kept is the mean of so many of the last checkpoints.
-        compute_dtype: Numbers to compute gradients in; weights, their average and the optimizer stay in float32.
-        recompute: Compute layers twice instead of keeping all that they make in memory for the gradient.
-        seed: The same seed gives the same run.
-        valid_every: Steps between validations, after each of which a checkpoint is written.
-        log_every: Steps between lines of the log.
-        bleu_sentences: Validation sentences translated for BLEU, chrF and exact matches; 0 for none.
-        samples: How many of them are shown at each validation.
-        best_by: What decides which model is the best: validation's token accuracy, loss (which label smoothing
-            worsens while translations still get better), BLEU or chrF (which need sacrebleu).
-        patience: End after so many validations without a better one; 0 to go on to the last step.
-        keep: Checkpoints that are kept; from the one before it a run goes on if the last is damaged.
-        max_length: Longest sentence in tokens; longer ones are left out of training.
-        skip_bad_lines: Count and skip bad lines of the corpora instead of stopping.
-        resume: Go on with the run in `output`, with its own options, from its last checkpoint.
+        train: Training corpus: a TSV file, SOURCE_FILE::TARGET_FILE or "dates"; files may be gzipped. A prefix such as
+            "en:fr=" sets the languages.
+        valid: Validation corpus, in the same format.
+        output: Run folder: best/ and last/ are model folders, log.jsonl is the log.
+        init: Model to fine-tune, with its own tokenizer: a model folder, a PyTorch checkpoint or a hub name
+            (owner/name).
+        freeze: Parts not to train: any of encoder, decoder, embeddings and output, separated by commas.
+        source_prefix: Text to put before every source, as T5 models expect.
+        preset: Size of a new model.
+        num_layers: Number of encoder layers, and of decoder layers unless decoder_layers is set; by default the
+            preset's.
+        decoder_layers: Number of decoder layers; by default the same as the encoder's.
+        dims: Model width; by default the preset's.
+        mlp_dims: Width of the feed-forward networks; by default the preset's.
+        num_heads: Number of attention heads; by default one per 64 of the model width.
+        norm_first: Normalise before each sublayer (pre-norm), which trains more easily, instead of after it.
+        activation: Activation function of the feed-forward networks.
+        vocab_size: Maximum size of the subword vocabulary.
+        shared_vocabulary: Share one vocabulary and one embedding table between source and target.
+        steps: Number of optimizer updates.
+        batch_tokens: Tokens per batch, including padding, counted on the longer of source and target.
+        accumulate: Batches per update: gradients are accumulated, so memory use is that of one batch.
+        optimizer: Optimizer.
+        betas: Decay rates of the first and second moment of the gradient.
+        weight_decay: Decoupled weight decay of matrices, multiplied by the learning rate; not available with adam.
+        learning_rate: Peak learning rate, reached after warm-up.
+        warmup_steps: Steps of linear warm-up from 0 to the peak learning rate.
+        schedule: Learning rate after warm-up: inverse square root of the step, cosine or linear decay to 0 at the last
+            step, or constant.
+        label_smoothing: Probability mass spread evenly over the vocabulary.
+        dropout: Dropout rate of embeddings and of each sublayer's output.
+        attention_dropout: Dropout rate of attention weights.
+        activation_dropout: Dropout rate inside the feed-forward networks.
+        clip_norm: Maximum norm of the gradient; 0 turns clipping off.
+        ema_decay: Decay per step of the exponential moving average of the weights, which is validated and saved; 0
+            turns it off.
+        average_checkpoints: Validate and save the mean of the last N checkpoints.
+        compute_dtype: Data type of the forward and backward pass; weights, their average and the optimizer state stay
+            in float32.
+        recompute: Recompute layers in the backward pass instead of storing their activations (gradient checkpointing).
+        seed: Random seed; the same seed gives the same run.
+        valid_every: Steps between validations; each one writes a checkpoint.
+        log_every: Steps between log entries.
+        bleu_sentences: Validation sentences to translate for BLEU, chrF and exact match; 0 for none.
+        samples: Translations to show at each validation.
+        best_by: Metric that selects the best model: token accuracy, loss (which label smoothing can worsen while
+            translations improve), BLEU or chrF (which need sacrebleu).
+        patience: Stop after this many validations without improvement; 0 to train for all steps.
+        keep: Checkpoints to keep; if the latest is damaged, a run resumes from an earlier one.
+        max_length: Maximum sentence length in tokens; longer pairs are dropped.
+        skip_bad_lines: Skip and count malformed lines of the corpora instead of stopping.
+        resume: Resume the run in the output folder from its latest checkpoint, with its own options.
     """
 
     train: tuple[str, ...]
@@ -129,7 +133,7 @@ class TrainingConfig:
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
         if not self.train or not self.valid:
-            raise ValueError("A training run needs at least one corpus to train on and one to validate on.")
+            raise ValueError("Training needs at least one training and one validation corpus: set train and valid.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, not {self.seed}.")
         self._check_optimizer()
@@ -142,15 +146,15 @@ class TrainingConfig:
         if self.optimizer == "adafactor" and self.betas != (0.9, 0.98):
             raise ValueError("optimizer 'adafactor' has no betas: leave them out.")
         if self.weight_decay and self.optimizer == "adam":
-            raise ValueError("optimizer 'adam' has no weight decay: choose adamw, or leave weight_decay out.")
+            raise ValueError("optimizer 'adam' has no weight decay: use adamw, or leave weight_decay out.")
         if self.schedule in ("cosine", "linear") and self.warmup_steps >= self.steps:
             raise ValueError(
-                f"A schedule that ends with the run must have steps after warm-up: warmup_steps {self.warmup_steps} is "
+                f"This schedule needs steps after warm-up: warmup_steps {self.warmup_steps} is "
                 f"not less than steps {self.steps}."
             )
         if self.batch_tokens < self.max_length:
             raise ValueError(
-                f"A batch must hold the longest sentence: batch_tokens {self.batch_tokens} is less than max_length "
+                f"A batch must fit the longest sentence: batch_tokens {self.batch_tokens} is less than max_length "
                 f"{self.max_length}."
             )
 
@@ -158,13 +162,13 @@ class TrainingConfig:
         if self.preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}.")
         if unknown := [name for name in self.freeze if name not in FREEZABLE_PARTS]:
-            raise ValueError(f"freeze takes {', '.join(FREEZABLE_PARTS)}: {unknown[0]!r} is none of them.")
+            raise ValueError(f"freeze must be any of {', '.join(FREEZABLE_PARTS)}, not {unknown[0]!r}.")
         if self.freeze and self.init is None:
-            raise ValueError("Only a model that has learned something has parts to freeze: give init as well.")
+            raise ValueError("freeze only applies to fine-tuning: set init as well.")
         if self.init is not None:
             defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
-            if given := [name for name in NEW_MODEL_OPTIONS if vars(self)[name] != defaults[name]]:
-                raise ValueError(f"A model that is trained further has its own {given[0]}: leave it out with init.")
+            if changed := [name for name in NEW_MODEL_OPTIONS if vars(self)[name] != defaults[name]]:
+                raise ValueError(f"{changed[0]} cannot be changed in fine-tuning: leave it out with init.")
             return
         for name in ("num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads"):
             if vars(self)[name] is not None:
@@ -175,16 +179,15 @@ class TrainingConfig:
 
     def _check_validation(self) -> None:
         if self.best_by in ("bleu", "chrf") and not self.bleu_sentences:
-            raise ValueError(f"best_by {self.best_by!r} needs sentences to translate: bleu_sentences must not be 0.")
+            raise ValueError(f"best_by {self.best_by!r} needs sentences to translate: set bleu_sentences above 0.")
         if self.keep < self.average_checkpoints:
             raise ValueError(
-                f"A mean of {self.average_checkpoints} checkpoints needs them: keep {self.keep} is less than "
-                "average_checkpoints."
+                f"keep must be at least average_checkpoints: {self.keep} is less than {self.average_checkpoints}."
             )
 
     @property
     def size(self) -> "ModelSize":
-        """The size of a new model: the preset's, where nothing else is asked for."""
+        """The size of a new model: the preset's, unless an option overrides it."""
         preset = PRESETS[self.preset]
         layers, dims = self.num_layers or preset.layers, self.dims or preset.dims
         heads = self.num_heads or max(dims // 64, 1)
@@ -193,7 +196,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The size of a model to train."""
+    """The size of a new model."""
 
     layers: int
     decoder_layers: int
@@ -204,7 +207,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class Preset:
-    """The size of a model to train: pre-norm, `layers` layers on each side, heads of 64."""
+    """A named model size: `layers` encoder and decoder layers, attention heads of 64."""
 
     dims: int
     layers: int
@@ -213,7 +216,9 @@ class Preset:
 
 PRESETS = {
     "tiny": Preset(dims=128, layers=2, mlp_dims=512),
-    "small": Preset(dims=256, layers=3, mlp_dims=512),  # narrow inside, for corpora of some ten thousand pairs
+    "small": Preset(
+        dims=256, layers=3, mlp_dims=512
+    ),  # narrow feed-forward networks, for corpora of tens of thousands of pairs
     "base": Preset(dims=512, layers=6, mlp_dims=2048),
     "big": Preset(dims=1024, layers=6, mlp_dims=4096),
 }

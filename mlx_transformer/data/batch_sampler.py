@@ -1,4 +1,4 @@
-"""Batches of sentence pairs of similar length, in an order that follows from the seed."""
+"""Batches of sentence pairs of similar length, in an order that depends only on the seed."""
 
 import math
 from collections.abc import Iterator
@@ -22,138 +22,147 @@ class Batch(NamedTuple):
 
 
 class BatchPosition(NamedTuple):
-    """Where a batch stands in the data: its epoch, its number in that epoch, and which pairs of the corpus it holds."""
+    """The position of a batch in the data: epoch, index in the epoch, and indices of its pairs in the corpus."""
 
     epoch: int
-    number: int
-    members: np.ndarray
+    batch_index: int
+    pair_indices: np.ndarray
 
 
-def validation_batches(
+PositionedBatch = tuple[BatchPosition, Batch]
+
+
+def epoch_batches(
     corpus: TokenizedCorpus, batch_tokens: int, *, seed: int | None = None, epoch: int = 0, skip: int = 0
 ) -> Iterator[Batch]:
-    """Cut a corpus into batches of about `batch_tokens` positions a side; every pair comes once.
+    """Yield the batches of one epoch, of about `batch_tokens` tokens a side; every pair occurs once.
 
-    Batches of one shape have the same number of rows, and there are few shapes, the same in each epoch, since each is
-    compiled once. The few batches that are not full are filled up with rows of an end token to nothing, which have no
-    loss.
+    There are few shapes, the same in every epoch, because each is compiled once. Batches with fewer pairs than their
+    shape has rows are filled up with rows that have an end token as source and no target, and so no loss.
 
     Args:
         corpus: The pairs.
         batch_tokens: A batch has `batch_tokens // max(source_length, target_length)` rows, at least one.
-        seed: With the epoch, chooses which pairs meet and the order of the batches; None sorts them by length, of a
-            large corpus WINDOW pairs after WINDOW pairs.
-        epoch: Number of the pass over the corpus.
-        skip: How many batches at the beginning to pass over; they are not filled.
+        seed: Seed that, with the epoch, shuffles pairs and batches; None sorts batches by length, within each window
+            of SHUFFLE_WINDOW pairs if the corpus is larger.
+        epoch: Number of the epoch.
+        skip: Number of batches to skip at the beginning, without building them.
     """
-    for place in islice(BatchSampler(corpus, batch_tokens).places(seed, epoch), skip, None):
-        yield _make_batch(corpus, place)
+    for spec in islice(BatchSampler(corpus, batch_tokens).batch_specs(seed, epoch), skip, None):
+        yield _build_batch(corpus, spec)
 
 
 def iterate_batches(
     corpus: TokenizedCorpus, batch_tokens: int, seed: int, *, skip: int = 0, every: int = 1
-) -> Iterator[tuple[BatchPosition, Batch]]:
-    """The batches of one epoch after the other, without end, each with where it stands.
+) -> Iterator[PositionedBatch]:
+    """Yield the batches of one epoch after another, without end, each with its position.
 
     Args:
         corpus: The pairs.
-        batch_tokens: See `batches`.
-        seed: See `batches`.
-        skip: How many batches to pass over; however many epochs they make, this takes no longer than a part of one.
-        every: Give the first batch after those, and from there only each `every`-th: the share of a process.
+        batch_tokens: See `epoch_batches`.
+        seed: See `epoch_batches`.
+        skip: Number of batches to skip; whole epochs are skipped without being planned.
+        every: Yield only every `every`-th batch, starting with the first one after `skip`: the share of one process.
     """
-    plan = BatchSampler(corpus, batch_tokens)
-    first_epoch, skip = divmod(skip, len(plan))
-    places = (
-        (BatchPosition(epoch, number, place.members), place)
+    sampler = BatchSampler(corpus, batch_tokens)
+    first_epoch, skip = divmod(skip, len(sampler))
+    positions = (
+        (BatchPosition(epoch, index, spec.pair_indices), spec)
         for epoch in count(first_epoch)
-        for number, place in enumerate(plan.places(seed, epoch))
+        for index, spec in enumerate(sampler.batch_specs(seed, epoch))
     )
-    for position, place in islice(places, skip, None, every):
-        yield position, _make_batch(corpus, place)
+    for position, spec in islice(positions, skip, None, every):
+        yield position, _build_batch(corpus, spec)
 
 
 class BatchSpec(NamedTuple):
-    """A batch yet to be filled: which pairs are in it, and its shape."""
+    """A batch that is not built yet: the indices of its pairs, and its shape."""
 
-    members: np.ndarray
+    pair_indices: np.ndarray
     shape: BatchShape
 
 
 class BatchSampler:
-    """How a corpus is cut into batches; the shapes and their number are the same in every epoch."""
+    """Assigns the pairs of a corpus to batches; shapes and number of batches are the same in every epoch."""
 
     def __init__(self, corpus: TokenizedCorpus, batch_tokens: int) -> None:
         self.corpus = corpus
-        self.sources, self.targets = bucket_lengths(corpus.source.longest), bucket_lengths(corpus.target.longest - 1)
-        counts = np.zeros((len(self.sources), len(self.targets)), np.int64)
+        self.source_buckets = bucket_lengths(corpus.source.max_length)
+        self.target_buckets = bucket_lengths(corpus.target.max_length - 1)
+        counts = np.zeros((len(self.source_buckets), len(self.target_buckets)), np.int64)
         for window in shuffle_windows(len(corpus)):
-            np.add.at(counts, self._cells(window), 1)
-        self.shapes, self.numbers = choose_batch_shapes(counts, self.sources, self.targets, batch_tokens)
-        self.sizes = np.bincount(self.numbers.ravel(), counts.ravel(), len(self.shapes)).astype(int)
+            np.add.at(counts, self._find_buckets(window), 1)
+        self.shapes, self.shape_indices = choose_batch_shapes(
+            counts, self.source_buckets, self.target_buckets, batch_tokens
+        )
+        pairs_per_shape = np.bincount(self.shape_indices.ravel(), counts.ravel(), len(self.shapes))
+        self.pairs_per_shape = pairs_per_shape.astype(int)
 
-    def _cells(self, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Between which rungs the lengths of pairs lie."""
-        sources, targets = self.corpus.source.lengths(members), self.corpus.target.lengths(members) - 1
-        return np.searchsorted(self.sources, sources), np.searchsorted(self.targets, targets)
+    def _find_buckets(self, pair_indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source and target bucket of each pair."""
+        source_lengths = self.corpus.source.lengths(pair_indices)
+        target_lengths = self.corpus.target.lengths(pair_indices) - 1
+        return np.searchsorted(self.source_buckets, source_lengths), np.searchsorted(
+            self.target_buckets, target_lengths
+        )
 
     def __len__(self) -> int:
-        """Number of batches in an epoch: it is dealt as `_deal` does."""
-        waiting, total = self.sizes.tolist(), 0
-        for number, shape in enumerate(self.shapes):
-            whole, rest = divmod(waiting[number], shape.rows)
-            total += whole
+        """Number of batches in an epoch, computed as `_take_batches` forms them."""
+        pairs, total = self.pairs_per_shape.tolist(), 0
+        for index, shape in enumerate(self.shapes):
+            full, rest = divmod(pairs[index], shape.rows)
+            total += full
             if shape.larger is not None:
-                waiting[shape.larger] += rest
+                pairs[shape.larger] += rest
             else:
                 total += rest > 0
         return total
 
-    def places(self, seed: int | None, epoch: int) -> Iterator[BatchSpec]:
-        """The batches of an epoch in order; memory holds those of a window."""
+    def batch_specs(self, seed: int | None, epoch: int) -> Iterator[BatchSpec]:
+        """Yield the batches of an epoch in order; one window of pairs is in memory at a time."""
         rng = None if seed is None else np.random.default_rng((seed, epoch))
-        # The windows of an epoch take pairs from all over the corpus, so that corpora one after the other mix.
-        factor, summand = (1, 0) if rng is None else _random_permutation(rng, len(self.corpus))
+        # A window takes pairs from the whole corpus, so that concatenated corpora are mixed.
+        factor, offset = (1, 0) if rng is None else _random_permutation(rng, len(self.corpus))
         queues = [np.empty(0, np.int64)] * len(self.shapes)
         for window in shuffle_windows(len(self.corpus)):
-            members = (factor * window + summand) % len(self.corpus)
+            pair_indices = (factor * window + offset) % len(self.corpus)
             if rng is not None:
-                rng.shuffle(members)
-            numbers = self.numbers[self._cells(members)]
-            queues = [np.append(queue, members[numbers == number]) for number, queue in enumerate(queues)]
-            places = list(self._deal(queues, last=window[-1] + 1 == len(self.corpus)))
+                rng.shuffle(pair_indices)
+            shape_indices = self.shape_indices[self._find_buckets(pair_indices)]
+            queues = [np.append(queue, pair_indices[shape_indices == index]) for index, queue in enumerate(queues)]
+            specs = list(self._take_batches(queues, is_last_window=window[-1] + 1 == len(self.corpus)))
             if rng is not None:
-                rng.shuffle(places)
-            yield from places
+                rng.shuffle(specs)
+            yield from specs
 
-    def _deal(self, queues: list[np.ndarray], last: bool) -> Iterator[BatchSpec]:
-        """Take full batches from the queues of shapes; of the last window what is left moves to larger shapes."""
-        for number, shape in enumerate(self.shapes):
-            queue = queues[number]
-            whole = len(queue) // shape.rows * shape.rows
-            for members in queue[:whole].reshape(-1, shape.rows):
-                yield BatchSpec(members, shape)
-            queues[number] = rest = queue[whole:]
-            if last and shape.larger is not None:
+    def _take_batches(self, queues: list[np.ndarray], is_last_window: bool) -> Iterator[BatchSpec]:
+        """Take full batches from each shape's queue; in the last window the rest moves on to larger shapes."""
+        for index, shape in enumerate(self.shapes):
+            queue = queues[index]
+            num_full = len(queue) // shape.rows * shape.rows
+            for pair_indices in queue[:num_full].reshape(-1, shape.rows):
+                yield BatchSpec(pair_indices, shape)
+            queues[index] = rest = queue[num_full:]
+            if is_last_window and shape.larger is not None:
                 queues[shape.larger] = np.append(rest, queues[shape.larger])
-            elif last and len(rest):
+            elif is_last_window and len(rest):
                 yield BatchSpec(rest, shape)
 
 
 def _random_permutation(rng: np.random.Generator, size: int) -> tuple[int, int]:
-    """A factor and a summand: i -> (factor * i + summand) % size permutes the numbers below `size` without memory."""
+    """Return (factor, offset) so that i -> (factor * i + offset) % size is a permutation, which needs no memory."""
     factor = int(rng.integers(1, size + 1))
     while math.gcd(factor, size) > 1:
         factor += 1
     return factor, int(rng.integers(size))
 
 
-def _make_batch(corpus: TokenizedCorpus, place: BatchSpec) -> Batch:
-    rows, source_length, target_length, _ = place.shape
-    filled = len(place.members)
+def _build_batch(corpus: TokenizedCorpus, spec: BatchSpec) -> Batch:
+    rows, source_length, target_length, _ = spec.shape
+    num_pairs = len(spec.pair_indices)
     source = np.full((rows, source_length), corpus.pad_id, np.int32)
     target = np.full((rows, target_length + 1), corpus.pad_id, np.int32)
-    source[:filled] = corpus.source.rows(place.members, source_length, corpus.pad_id)
-    source[filled:, 0] = corpus.eos_id
-    target[:filled] = corpus.target.rows(place.members, target_length + 1, corpus.pad_id)
+    source[:num_pairs] = corpus.source.padded_rows(spec.pair_indices, source_length, corpus.pad_id)
+    source[num_pairs:, 0] = corpus.eos_id
+    target[:num_pairs] = corpus.target.padded_rows(spec.pair_indices, target_length + 1, corpus.pad_id)
     return Batch(source, target)

@@ -14,15 +14,14 @@ import numpy as np
 from mlx_transformer.data.parallel_corpus import SentencePair
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-CHUNK_SIZE = 8192  # pairs that are tokenised at once
-
-CHECKSUMMED_BYTES = 2**20  # ids whose checksum is computed at once
-SHUFFLE_WINDOW = 2**18  # pairs that are dealt to batches at once
+CHUNK_SIZE = 8192  # pairs tokenised at once
+CHECKSUM_CHUNK = 2**20  # ids read into memory at once for the fingerprint
+SHUFFLE_WINDOW = 2**18  # pairs assigned to batches at once
 
 
 @dataclass(frozen=True)
 class TokenSequences:
-    """Token ids of many sentences end to end: sentence i is `ids[offsets[i] : offsets[i + 1]]`."""
+    """Token ids of many sentences, concatenated: sentence i is `ids[offsets[i] : offsets[i + 1]]`."""
 
     ids: np.ndarray
     offsets: np.ndarray
@@ -30,38 +29,38 @@ class TokenSequences:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def lengths(self, members: np.ndarray) -> np.ndarray:
-        """Number of ids of some sentences, (members,)."""
-        return self.offsets[members + 1] - self.offsets[members]
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Return the lengths of some sentences, (indices,)."""
+        return self.offsets[indices + 1] - self.offsets[indices]
 
     @cached_property
-    def longest(self) -> int:
-        """Number of ids of the longest sentence."""
+    def max_length(self) -> int:
+        """Length of the longest sentence."""
         return max(int(self.lengths(window).max()) for window in shuffle_windows(len(self)))
 
-    def rows(self, members: np.ndarray, length: int, pad_id: int) -> np.ndarray:
-        """Give sentences as rows padded on the right, int32 (members, length)."""
-        start, end = self.offsets[members, None], self.offsets[members + 1, None]
-        places = start + np.arange(length)
-        inside = places < end
-        return np.where(inside, self.ids[np.where(inside, places, 0)], np.int32(pad_id))
+    def padded_rows(self, indices: np.ndarray, length: int, pad_id: int) -> np.ndarray:
+        """Return sentences as rows padded on the right, int32 (indices, length)."""
+        start, end = self.offsets[indices, None], self.offsets[indices + 1, None]
+        positions = start + np.arange(length)
+        is_token = positions < end
+        return np.where(is_token, self.ids[np.where(is_token, positions, 0)], np.int32(pad_id))
 
 
 @dataclass(frozen=True)
 class TokenizedCorpus:
-    """Pairs as token ids.
+    """Sentence pairs as token ids.
 
     Attributes:
-        source: Sources with all that stands around them.
-        target: What the decoder reads and predicts: the start token, then the target with all that stands around it.
-        dropped: How many pairs were too long.
-        pad_id: What batches are padded with; it may also start targets.
-        eos_id: The only id of rows that fill up a batch.
+        source: Sources, with the special tokens that the tokenizer adds.
+        target: Start token and target, with the special tokens that the tokenizer adds.
+        num_dropped: Number of pairs that were too long.
+        pad_id: Padding token; it may also be the start token.
+        eos_id: End token.
     """
 
     source: TokenSequences
     target: TokenSequences
-    dropped: int
+    num_dropped: int
     pad_id: int
     eos_id: int
 
@@ -75,18 +74,18 @@ class TokenizedCorpus:
         source_prefix: str = "",
         folder: str | Path | None = None,
     ) -> "TokenizedCorpus":
-        """Tokenise pairs, without those that are too long; ids are held in temporary files, not in memory.
+        """Tokenise pairs and drop those that are too long; ids are stored in temporary files, not in memory.
 
         Args:
-            pairs: Sources and targets, with the codes of their languages where the tokenizer asks for them.
+            pairs: Sources and targets, with language codes if the tokenizer needs them.
             tokenizer: The tokenizer.
-            max_tokens: Most tokens on a side, the end token counted, the start token not.
-            source_prefix: What every source begins with; it is set before those that do not.
-            folder: Where the files are made, which have no name and are freed whenever the process ends; None for the
-                system's folder for such.
+            max_tokens: Maximum number of tokens of source and target, with the end token, without the start token.
+            source_prefix: Text to put before every source that does not begin with it.
+            folder: Folder of the temporary files, by default the system's. The files are unnamed and are freed when
+                the process ends.
 
         Raises:
-            ValueError: If no pair is left, or a language is missing or unknown.
+            ValueError: If all pairs are too long, or a language is missing or unknown.
         """
         pairs = iter(pairs)
         total = 0
@@ -95,14 +94,16 @@ class TokenizedCorpus:
             target = _SequenceWriter(files, folder, tokenizer.target_vocab_size)
             while chunk := [SentencePair(*pair) for pair in islice(pairs, CHUNK_SIZE)]:
                 total += len(chunk)
-                rows = _encode_pairs(chunk, tokenizer, source_prefix)
-                kept = [row for row in rows if len(row[0]) <= max_tokens and len(row[1]) - 1 <= max_tokens]
-                source.write([ids for ids, _ in kept])
-                target.write([ids for _, ids in kept])
-            if not source.count:
-                raise ValueError(f"No pair is left of {total}: all exceed {max_tokens} tokens; allow more.")
-            dropped = total - source.count
-            return cls(source.sentences(), target.sentences(), dropped, tokenizer.pad_id, tokenizer.eos_id)
+                encoded = _encode_pairs(chunk, tokenizer, source_prefix)
+                short = [pair for pair in encoded if len(pair[0]) <= max_tokens and len(pair[1]) - 1 <= max_tokens]
+                source.write([source_ids for source_ids, _ in short])
+                target.write([target_ids for _, target_ids in short])
+            if not source.num_sequences:
+                raise ValueError(
+                    f"At least one pair must fit {max_tokens} tokens, but all {total} are longer: raise the limit."
+                )
+            num_dropped = total - source.num_sequences
+            return cls(source.sequences(), target.sequences(), num_dropped, tokenizer.pad_id, tokenizer.eos_id)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -110,23 +111,23 @@ class TokenizedCorpus:
 
     @cached_property
     def fingerprint(self) -> list[int]:
-        """What tells it from another: number of pairs and a checksum of ids."""
-        total = 0
+        """Number of pairs and a checksum of all ids, to detect other data."""
+        checksum = 0
         for ids in (self.source.ids, self.target.ids):
-            for first in range(0, len(ids), CHECKSUMMED_BYTES):
-                total = zlib.crc32(ids[first : first + CHECKSUMMED_BYTES].tobytes(), total)
-        return [len(self), total]
+            for start in range(0, len(ids), CHECKSUM_CHUNK):
+                checksum = zlib.crc32(ids[start : start + CHECKSUM_CHUNK].tobytes(), checksum)
+        return [len(self), checksum]
 
     @property
     def num_target_tokens(self) -> int:
-        """Number of tokens that are predicted in an epoch, end tokens counted."""
+        """Number of tokens predicted in an epoch, with end tokens."""
         return len(self.target.ids) - len(self)
 
 
 def _encode_pairs(
     chunk: list[SentencePair], tokenizer: Tokenizer, prefix: str
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """Give the ids of each pair's source and target."""
+    """Yield the source and target ids of each pair."""
     sources, targets, source_languages, target_languages = map(list, zip(*chunk, strict=True))
     sources = [text if text.startswith(prefix) else prefix + text for text in sources]
     source_ids = tokenizer.encode_batch(sources, source_languages, target_languages)
@@ -137,33 +138,34 @@ def _encode_pairs(
 
 
 class _SequenceWriter:
-    """Appends sentences to files without a name, whose contents the memory then maps."""
+    """Appends token sequences to unnamed temporary files, which are memory-mapped afterwards."""
 
     def __init__(self, files: ExitStack, folder: str | Path | None, vocab_size: int) -> None:
-        self.ids, self.ends = (files.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(2))
+        self.ids_file, self.offsets_file = (files.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(2))
         self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.int32)
-        self.count = 0
-        self.end = 0
-        self.ends.write(np.zeros(1, np.int64).tobytes())
+        self.num_sequences = 0
+        self.num_ids = 0
+        self.offsets_file.write(np.zeros(1, np.int64).tobytes())
 
-    def write(self, rows: list[list[int]]) -> None:
-        ends = self.end + np.cumsum([0, *map(len, rows)])
-        self.count, self.end = self.count + len(rows), int(ends[-1])
-        self.ends.write(ends[1:].tobytes())
-        self.ids.write(np.fromiter(chain.from_iterable(rows), self.dtype).tobytes())
+    def write(self, sequences: list[list[int]]) -> None:
+        offsets = self.num_ids + np.cumsum([0, *map(len, sequences)])
+        self.num_sequences, self.num_ids = self.num_sequences + len(sequences), int(offsets[-1])
+        self.offsets_file.write(offsets[1:].tobytes())
+        self.ids_file.write(np.fromiter(chain.from_iterable(sequences), self.dtype).tobytes())
 
-    def sentences(self) -> TokenSequences:
-        for file in (self.ids, self.ends):
+    def sequences(self) -> TokenSequences:
+        for file in (self.ids_file, self.offsets_file):
             file.flush()
-        # Plain arrays: a memmap hands its class on to all that is computed from it.
+        # Plain arrays, because results of computing with a memmap would be memmaps too.
         ids, offsets = (
-            np.asarray(np.memmap(file, kind, "r")) for file, kind in ((self.ids, self.dtype), (self.ends, np.int64))
+            np.asarray(np.memmap(file, dtype, "r"))
+            for file, dtype in ((self.ids_file, self.dtype), (self.offsets_file, np.int64))
         )
         return TokenSequences(ids, offsets)
 
 
 def shuffle_windows(size: int) -> Iterator[np.ndarray]:
-    """The numbers from 0 to `size` - 1, cut into equal parts of at most WINDOW."""
-    parts = -(-size // SHUFFLE_WINDOW)
-    for part in range(parts):
-        yield np.arange(size * part // parts, size * (part + 1) // parts)
+    """Split the indices 0 to `size` - 1 into equal windows of at most SHUFFLE_WINDOW."""
+    num_windows = -(-size // SHUFFLE_WINDOW)
+    for window in range(num_windows):
+        yield np.arange(size * window // num_windows, size * (window + 1) // num_windows)

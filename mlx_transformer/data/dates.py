@@ -1,4 +1,4 @@
-"""The built-in task `dates`: dates as people write them in English, to ISO 8601; made from a seed, no download."""
+"""The built-in task `dates`: generated pairs of a date written out in English and its ISO 8601 form."""
 
 import random
 import zlib
@@ -15,7 +15,7 @@ UNITS = (
     "eighteen nineteen"
 ).split()
 TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
-IRREGULAR = {
+IRREGULAR_ORDINALS = {
     "one": "first",
     "two": "second",
     "three": "third",
@@ -27,8 +27,8 @@ IRREGULAR = {
     "thirty": "thirtieth",
 }
 
-# Every form says the year in full and which number is the month, so each has one reading.
-FORMS = (
+# Every template gives the year in full and an unambiguous month, so each text stands for one date.
+TEMPLATES = (
     "{day} {month} {year}",
     "{day} {mon} {year}",
     "{day} {month}, {year}",
@@ -66,41 +66,41 @@ FORMS = (
     "in {year}, on the {nth} of {month}",
     "on {month} {day} in {year}",
 )
-CASES: tuple[Callable[[str], str], ...] = (str, str, str, str.lower, str.upper)
+LETTER_CASES: tuple[Callable[[str], str], ...] = (str, str, str, str.lower, str.upper)
 
 
 def date_pairs(split: str = "train", *, size: int | None = None, seed: int = 0) -> list[tuple[str, str]]:
-    """Write dates of one split in random forms, each with its ISO form; no date is in two splits, nor twice in one.
+    """Return pairs of a date in a random format and its ISO form; the splits are disjoint, and no date occurs twice.
 
     Args:
-        split: "train", "valid" or "test"; a fixed hash of the date decides, whatever the seed.
-        size: Number of pairs; by default 20000, 1000 and 1000.
-        seed: Chooses the dates and their forms.
+        split: "train", "valid" or "test"; a hash of the date assigns it to a split, independent of the seed.
+        size: Number of pairs; by default 20000 for train, 1000 for valid and test.
+        seed: Seed for the choice of dates and formats.
 
     Raises:
-        ValueError: If there is no such split, or it has fewer dates than `size`.
+        ValueError: If the split does not exist or has fewer dates than `size`.
     """
     if split not in SIZES:
-        raise ValueError(f"A split of dates must be one of {', '.join(SIZES)}: got {split!r}.")
+        raise ValueError(f"split must be one of {', '.join(SIZES)}, not {split!r}.")
     size = SIZES[split] if size is None else size
     start, end = date(FIRST_YEAR, 1, 1), date(LAST_YEAR, 12, 31)
     days = (start + timedelta(i) for i in range((end - start).days + 1))
-    members = [day for day in days if split_of(day) == split]
-    if not 1 <= size <= len(members):
-        raise ValueError(f"The {split} split of dates gives 1 to {len(members)} pairs: got size {size}.")
+    split_days = [day for day in days if split_of(day) == split]
+    if not 1 <= size <= len(split_days):
+        raise ValueError(f"size must be from 1 to {len(split_days)} for the {split} split of dates, not {size}.")
     rng = random.Random(f"{split} {seed}")
-    return [(format_date(day, rng), day.isoformat()) for day in rng.sample(members, size)]
+    return [(format_date(day, rng), day.isoformat()) for day in rng.sample(split_days, size)]
 
 
 def split_of(day: date) -> str:
-    """Give the split of a date: one in twenty is for validation, one in twenty for the test."""
+    """Return the split of a date: valid for one date in twenty, test for one in twenty, otherwise train."""
     return {0: "valid", 1: "test"}.get(zlib.crc32(day.isoformat().encode()) % 20, "train")
 
 
 def format_date(day: date, rng: random.Random) -> str:
-    """Write a date in a random form: "Tuesday, the third of March nineteen eighty-seven", "3-Mar-1987"."""
+    """Write a date in a random format, such as "Tuesday, the third of March nineteen eighty-seven" or "3-Mar-1987"."""
     month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
-    text = rng.choice(FORMS).format(
+    text = rng.choice(TEMPLATES).format(
         day=day.day,
         nth=f"{day.day}{ordinal_suffix(day.day)}",
         ordinal=ordinal_words(day.day),
@@ -112,11 +112,11 @@ def format_date(day: date, rng: random.Random) -> str:
         weekday=weekday,
         wkd=weekday[:3],
     )
-    return rng.choice(CASES)(text)
+    return rng.choice(LETTER_CASES)(text)
 
 
 def cardinal_words(number: int) -> str:
-    """Spell 1 to 99: 87 is "eighty-seven"."""
+    """Return a number from 1 to 99 in words: 87 is "eighty-seven"."""
     if number < 20:
         return UNITS[number]
     tens, unit = divmod(number, 10)
@@ -124,18 +124,18 @@ def cardinal_words(number: int) -> str:
 
 
 def ordinal_words(number: int) -> str:
-    """Spell the place 1 to 39: 23 is "twenty-third"."""
-    head, hyphen, last = cardinal_words(number).rpartition("-")
-    return head + hyphen + IRREGULAR.get(last, f"{last}th")
+    """Return an ordinal from 1 to 39 in words: 23 is "twenty-third"."""
+    tens, hyphen, unit = cardinal_words(number).rpartition("-")
+    return tens + hyphen + IRREGULAR_ORDINALS.get(unit, f"{unit}th")
 
 
 def ordinal_suffix(number: int) -> str:
-    """Give the ending of the place in figures: 1st, 2nd, 3rd, 11th."""
+    """Return the suffix of an ordinal in figures: 1st, 2nd, 3rd, 11th."""
     return "th" if 10 < number % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
 
 def spoken_year(year: int, rng: random.Random) -> str:
-    """Say a year as read aloud: "nineteen oh five", "two thousand and five", "twenty fifteen"."""
+    """Return a year as spoken: "nineteen oh five", "two thousand and five", "twenty fifteen"."""
     century, rest = divmod(year, 100)
     if century == 20 and (rest < 10 or rng.random() < 0.3):
         return f"two thousand and {cardinal_words(rest)}" if rest else "two thousand"

@@ -1,4 +1,4 @@
-"""Parallel text in files: what a SPEC names, and its pairs, read line by line as often as they are wanted."""
+"""Parallel corpora in text files: parses corpus specs such as `en:fr=FILE.tsv`, and reads their pairs line by line."""
 
 import gzip
 import re
@@ -8,15 +8,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from .dates import date_pairs
+from mlx_transformer.data.dates import date_pairs
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LANGUAGE_PREFIX = re.compile(r"([\w-]*):([\w-]*)=")
-SPEC_SYNTAX = "a SPEC is FILE.tsv, A::B or dates, after SOURCE:TARGET= where it tells languages"
+SPEC_SYNTAX = "use FILE.tsv, SOURCE_FILE::TARGET_FILE or dates, optionally after SOURCE_LANGUAGE:TARGET_LANGUAGE="
 
 
 class SentencePair(NamedTuple):
-    """A source and its target, with the codes of their languages where those are told."""
+    """A source and its target, with their language codes if the corpus spec has them."""
 
     source: str
     target: str
@@ -25,14 +25,14 @@ class SentencePair(NamedTuple):
 
 
 class CorpusSpec(NamedTuple):
-    """A SPEC taken apart.
+    """A parsed corpus spec.
 
     Attributes:
-        text: As it was written.
-        files: One file of two columns, or two of one; none for the built-in task.
-        split: The split of the built-in task.
-        source_language: The code of its sources' language, if told.
-        target_language: The code of its targets' language, if told.
+        text: The spec as the user wrote it.
+        files: One TSV file, or a source and a target file; none for the built-in task.
+        split: Split of the built-in task.
+        source_language: Language code of the sources, if the spec has one.
+        target_language: Language code of the targets, if the spec has one.
     """
 
     text: str
@@ -43,29 +43,29 @@ class CorpusSpec(NamedTuple):
 
 
 class ParallelCorpora:
-    """The pairs of some SPECs, one after the other: read anew, line by line, each time they are iterated.
+    """The pairs of one or more corpora, one after another; each iteration reads the files again, line by line.
 
     Attributes:
-        specs: Where they are.
-        source_languages: The codes of the sources' languages, sorted.
-        target_languages: The codes of the targets' languages, sorted.
-        skipped: How many bad lines the last whole pass left out.
+        specs: The parsed corpus specs.
+        source_languages: Language codes of the sources, sorted.
+        target_languages: Language codes of the targets, sorted.
+        skipped: Number of bad lines skipped in the last complete iteration.
     """
 
     def __init__(self, specs: Sequence[str], *, split: str = "train", skip_bad_lines: bool = False) -> None:
-        """Take SPECs apart and see that their files are there; lines are checked when they are read.
+        """Parse corpus specs and check that their files exist; lines are checked when they are read.
 
         Args:
-            specs: Each is `FILE.tsv` (source, tab, target), `SOURCE_FILE::TARGET_FILE` (a sentence a line), either
-                plain or .gz, or `dates`, the built-in task, whose split may be named: `dates:train`, `dates:valid`,
-                `dates:test`. Before it may stand the codes of its languages, `en:fr=FILE.tsv`, or one, `:fr=FILE.tsv`.
-            split: The split that plain `dates` stands for; no date is in two of them.
-            skip_bad_lines: Leave out lines that are no pair of non-empty UTF-8 texts, and count them.
+            specs: Each is `FILE.tsv` (source, tab, target), `SOURCE_FILE::TARGET_FILE` (one sentence per line) or
+                `dates`, the built-in task; files may be gzipped (.gz). `dates:train`, `dates:valid` and `dates:test`
+                select a split. A prefix sets language codes: `en:fr=FILE.tsv`, or only one, `:fr=FILE.tsv`.
+            split: Split that `dates` stands for; the splits are disjoint.
+            skip_bad_lines: Skip and count lines that are not a pair of non-empty UTF-8 texts.
 
         Raises:
             FileNotFoundError: If a file does not exist.
-            ValueError: If a SPEC is none, or only some tell their languages. Also from each iteration: if a line is bad
-                (also one that only the longer of two files has), or if a file is empty or damaged.
+            ValueError: If a spec is malformed, or only some have language codes. Iterating raises it if a line is bad
+                (including lines without a counterpart in the other file), or if a file is empty or damaged.
         """
         self.specs = [_parse_spec(spec, split) for spec in specs]
         self.source_languages = _language_codes("source", {spec.text: spec.source_language for spec in self.specs})
@@ -84,20 +84,20 @@ class ParallelCorpora:
         self.skipped = skipped
 
     def sample(self, count: int) -> list[SentencePair]:
-        """Choose pairs evenly spread over the whole, in order: `count`, or all where there are fewer."""
-        chosen: list[SentencePair] = []
-        step = 1
-        for number, pair in enumerate(self):
-            if number % step == 0:
-                chosen.append(pair)
-                if len(chosen) >= 2 * count:
-                    chosen, step = chosen[::2], 2 * step
-        most = min(count, len(chosen))
-        return [chosen[i * len(chosen) // most] for i in range(most)]
+        """Return `count` pairs evenly spread over all corpora, in order, or all pairs if there are fewer."""
+        sample: list[SentencePair] = []
+        stride = 1
+        for index, pair in enumerate(self):
+            if index % stride == 0:
+                sample.append(pair)
+                if len(sample) >= 2 * count:
+                    sample, stride = sample[::2], 2 * stride
+        size = min(count, len(sample))
+        return [sample[i * len(sample) // size] for i in range(size)]
 
 
 class TextPairs(NamedTuple):
-    """Sources with their targets, how many lines were left out as bad, and the languages that the SPEC tells."""
+    """All pairs of a corpus, the number of bad lines skipped, and its language codes."""
 
     pairs: list[tuple[str, str]]
     skipped: int
@@ -106,7 +106,7 @@ class TextPairs(NamedTuple):
 
 
 def read_pairs(spec: str, *, split: str = "train", skip_bad_lines: bool = False) -> TextPairs:
-    """Read all pairs that one SPEC names; arguments and errors are those of `Corpora`."""
+    """Read all pairs of one corpus; see `ParallelCorpora` for arguments and errors."""
     corpora = ParallelCorpora([spec], split=split, skip_bad_lines=skip_bad_lines)
     pairs = [(pair.source, pair.target) for pair in corpora]
     (parsed,) = corpora.specs
@@ -116,55 +116,55 @@ def read_pairs(spec: str, *, split: str = "train", skip_bad_lines: bool = False)
 def _parse_spec(text: str, split: str) -> CorpusSpec:
     codes = LANGUAGE_PREFIX.match(text)
     source_language, target_language = codes.groups() if codes else (None, None)
-    names = text[codes.end() :] if codes else text
-    task, colon, named = names.partition(":")
-    if task == "dates" and not named.startswith(":"):
-        files, split = [], named if colon else split
-        date_pairs(split, size=1)  # refuses a split that there is not
+    path = text[codes.end() :] if codes else text
+    task, colon, task_split = path.partition(":")
+    if task == "dates" and not task_split.startswith(":"):
+        files, split = [], task_split if colon else split
+        date_pairs(split, size=1)  # raises ValueError for an unknown split
     else:
-        source, two_files, target = names.partition("::")
-        files = [source, target] if two_files else [source]
+        source, separator, target = path.partition("::")
+        files = [source, target] if separator else [source]
     if "" in files or (codes and not (source_language or target_language)):
-        raise ValueError(f"Files and languages must have names: {text!r} leaves one out; {SPEC_SYNTAX}.")
-    for path in files:
-        if not Path(path).exists():
-            raise FileNotFoundError(f"A file of pairs must exist: there is no {path}; {SPEC_SYNTAX}.")
+        raise ValueError(f"A corpus must name its files and languages: {text!r} lacks one; {SPEC_SYNTAX}.")
+    for file in files:
+        if not Path(file).exists():
+            raise FileNotFoundError(f"The corpus file {file} does not exist; {SPEC_SYNTAX}.")
     return CorpusSpec(text, files, split, source_language or None, target_language or None)
 
 
-def _language_codes(side: str, told: dict[str, str | None]) -> list[str]:
-    """The languages that SPECs tell of a side, sorted."""
-    codes = {code for code in told.values() if code is not None}
-    silent = [spec for spec, code in told.items() if code is None]
-    if codes and silent:
+def _language_codes(side: str, code_of_spec: dict[str, str | None]) -> list[str]:
+    """Return the language codes of one side, sorted."""
+    codes = {code for code in code_of_spec.values() if code is not None}
+    without = [spec for spec, code in code_of_spec.items() if code is None]
+    if codes and without:
         raise ValueError(
-            f"Either all corpora tell the {side}'s language or none does: {silent[0]} tells none, others "
-            f"{', '.join(sorted(codes))}; write SOURCE:TARGET={silent[0]}."
+            f"Either all corpora or none must have a {side} language: {without[0]} has none, others have "
+            f"{', '.join(sorted(codes))}; write SOURCE_LANGUAGE:TARGET_LANGUAGE={without[0]}."
         )
     return sorted(codes)
 
 
 def _read_spec(spec: CorpusSpec, skip_bad_lines: bool) -> Iterator[SentencePair | None]:
-    """Give each pair, None for a bad line that is left out."""
-    good = bad = 0
+    """Yield each pair, and None for each bad line that is skipped."""
+    num_pairs = num_bad = 0
     for number, columns in enumerate(_read_columns(spec), 1):
         try:
             pair = SentencePair(*_decode_columns(columns), spec.source_language, spec.target_language)
         except ValueError as error:
             if not skip_bad_lines:
-                remedy = "correct the line, or leave such out with --skip-bad-lines"
+                remedy = "correct it, or skip such lines with --skip-bad-lines"
                 raise ValueError(f"{spec.text}, line {number}: {error}; {remedy}.") from error
-            bad += 1
+            num_bad += 1
             yield None
         else:
-            good += 1
+            num_pairs += 1
             yield pair
-    if not good:
-        raise ValueError(f"{spec.text} must hold at least one pair: found none, {bad} bad lines.")
+    if not num_pairs:
+        raise ValueError(f"{spec.text} must contain at least one pair: it has none, and {num_bad} bad lines.")
 
 
 def _read_columns(spec: CorpusSpec) -> Iterator[Sequence[bytes | None]]:
-    """Give the columns of each line; two files make two columns, None where one of them has ended."""
+    """Yield the columns of each line; with two files, None for the file that has ended."""
     if not spec.files:
         return ([source.encode(), target.encode()] for source, target in date_pairs(spec.split))
     if len(spec.files) == 2:
@@ -184,17 +184,19 @@ def _read_text_lines(path: str) -> Iterator[bytes]:
 
 
 def _decode_columns(columns: Sequence[bytes | None]) -> tuple[str, str]:
-    """Give source and target; ValueError, which says what is wrong with the line, if it is bad."""
+    """Return source and target; raise ValueError with the reason if the line is bad."""
     if len(columns) != 2:
-        raise ValueError(f"a line must have one tab, between source and target, but has {len(columns) - 1}")
+        raise ValueError(f"a line must have one tab, between source and target, but it has {len(columns) - 1}")
     texts = []
     for side, column in zip(("source", "target"), columns, strict=True):
         if column is None:
-            raise ValueError(f"the {side} file has no such line, the two differ in length")
+            raise ValueError(f"the {side} file has fewer lines than the other")
         try:
             texts.append(column.decode())
         except UnicodeDecodeError as error:
-            raise ValueError(f"the {side} must be UTF-8, but {column[error.start : error.end]!r} is not") from error
+            raise ValueError(
+                f"the {side} must be UTF-8, but it has the bytes {column[error.start : error.end]!r}"
+            ) from error
         if not texts[-1].strip():
             raise ValueError(f"the {side} must not be empty")
     return texts[0], texts[1]

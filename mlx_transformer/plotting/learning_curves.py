@@ -128,13 +128,15 @@ def read_log(folder: str | Path) -> Log:
         ValueError: If it has no losses yet.
     """
     run = RunDirectory(folder)
-    if not run.log.is_file():
+    if not run.log_file.is_file():
         raise FileNotFoundError(
-            f"A run must have a log, but there is no {run.log}: give the folder that `train --output` named."
+            f"A run must have a log, but there is no {run.log_file}: give the folder that `train --output` named."
         )
-    log = run.entries()
+    log = run.log_entries()
     if not any(curve(log, event, "loss") for event in ("step", "validation")):
-        raise ValueError(f"A log must hold losses, but {run.log} has none yet: wait for the first steps of the run.")
+        raise ValueError(
+            f"A log must hold losses, but {run.log_file} has none yet: wait for the first steps of the run."
+        )
     return log
 
 

@@ -1,4 +1,4 @@
-"""The model that a run trains, with its tokenizer: a new one, or another one that it trains further."""
+"""Builds the model and the tokenizer that a run trains: new ones, or those of a model to fine-tune."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,35 +16,36 @@ from mlx_transformer.pretrained.loading import load
 from mlx_transformer.tokenization.bpe_trainer import check_vocab_size
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-TOKENIZER_SAMPLE_SIZE = 500_000  # a vocabulary is learned from so many pairs at most, evenly spread
+TOKENIZER_SAMPLE_SIZE = 500_000  # maximum number of pairs that a vocabulary is learned from, evenly spread
 
 
 def build_model_and_tokenizer(
-    config: TrainingConfig, training: ParallelCorpora, last: Path | None = None
+    config: TrainingConfig, train_pairs: ParallelCorpora, checkpoint: Path | None = None
 ) -> tuple[Transformer, Tokenizer]:
-    """The model of a run, in float32, and its tokenizer.
+    """Build the model of a run, in float32, and its tokenizer.
 
     Args:
-        config: The run.
-        training: What a new tokenizer learns from.
-        last: The checkpoint that the run goes on from; its weights are not read here.
+        config: Options of the run.
+        train_pairs: Corpora from which a new tokenizer is learned.
+        checkpoint: Checkpoint that the run resumes from. Its config and tokenizer are used; its weights are not read.
 
     Raises:
-        ValueError: If the options do not make a model, or the model to train further has no tokenizer.
-        FileNotFoundError: If there is no model to train further.
+        ValueError: If the options do not fit together, or the model to fine-tune has no tokenizer.
+        FileNotFoundError: If the model to fine-tune does not exist.
     """
-    if last is not None:
-        folder = model_folder.read_config(last)
+    if checkpoint is not None:
+        folder = model_folder.read_config(checkpoint)
         model = model_folder.uninitialized_model(folder.model, folder.search, folder.tasks)
-        tokenizer: Tokenizer | None = Tokenizer.load(last)
+        tokenizer: Tokenizer | None = Tokenizer.load(checkpoint)
     elif config.init is not None:
         model, tokenizer = _pretrained_model(config)
     else:
-        check_vocab_size(config.vocab_size, len({*training.source_languages, *training.target_languages}))
-        tokenizer = _new_tokenizer(config, training)
+        num_languages = len({*train_pairs.source_languages, *train_pairs.target_languages})
+        check_vocab_size(config.vocab_size, num_languages)
+        tokenizer = _train_tokenizer(config, train_pairs)
         model = Transformer(new_model_config(config, tokenizer), SearchConfig(suppress_ids=(tokenizer.start_id,)))
     if tokenizer is None:
-        raise ValueError(f"A model that is trained further needs its tokenizer: {config.init} has none.")
+        raise ValueError(f"Fine-tuning needs the model's tokenizer, but {config.init} has none: add its files.")
     if config.source_prefix:
         tokenizer.config = replace(tokenizer.config, source_prefix=config.source_prefix)
     check_dtype(parse_dtype(config.compute_dtype), model.config, allow_overflow=False)
@@ -53,30 +54,30 @@ def build_model_and_tokenizer(
 
 
 def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer | None]:
-    """A model that has learned something, with the dropout of this run."""
-    source, tokenizer = load(config.init, dtype="float32")
+    """Load the model to fine-tune, with the dropout rates of this run."""
+    pretrained, tokenizer = load(config.init, dtype="float32")
     rates = {name: vars(config)[name] for name in ("dropout", "attention_dropout", "activation_dropout")}
     model = model_folder.uninitialized_model(
-        replace(source.config, **rates), source.search_defaults, source.tasks.values()
+        replace(pretrained.config, **rates), pretrained.search_defaults, pretrained.tasks.values()
     )
-    model.update(source.parameters())
+    model.update(pretrained.parameters())
     return model, tokenizer
 
 
-def _new_tokenizer(config: TrainingConfig, training: ParallelCorpora) -> Tokenizer:
-    pairs = training.sample(TOKENIZER_SAMPLE_SIZE)
+def _train_tokenizer(config: TrainingConfig, train_pairs: ParallelCorpora) -> Tokenizer:
+    sample = train_pairs.sample(TOKENIZER_SAMPLE_SIZE)
     return Tokenizer.train(
-        [pair.source for pair in pairs],
-        [pair.target for pair in pairs],
+        [pair.source for pair in sample],
+        [pair.target for pair in sample],
         config.vocab_size,
         shared=config.shared_vocabulary,
-        source_languages=training.source_languages,
-        target_languages=training.target_languages,
+        source_languages=train_pairs.source_languages,
+        target_languages=train_pairs.target_languages,
     )
 
 
 def new_model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """What a new model is: with a tied output layer and positions for sentences of the greatest length."""
+    """Return the config of a new model, with a tied output layer and positions for sentences of maximum length."""
     size = config.size
     encoder = StackConfig(
         num_layers=size.layers,
@@ -84,7 +85,7 @@ def new_model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfi
         mlp_dims=size.mlp_dims,
         norm_first=config.norm_first,
         final_norm=config.norm_first,
-        # More rows than the longest sentence has tokens: the decoder reads the start token before it.
+        # One more position than tokens in the longest sentence, for the decoder's start token.
         max_length=config.max_length + 1,
     )
     return ModelConfig(
@@ -105,7 +106,7 @@ def new_model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfi
 
 
 def freeze_parts(model: Transformer, parts: tuple[str, ...]) -> None:
-    """Keep parts of a model as they are.
+    """Freeze parts of a model.
 
     Raises:
         ValueError: If the model has no such part, or nothing is left to train.
@@ -113,11 +114,13 @@ def freeze_parts(model: Transformer, parts: tuple[str, ...]) -> None:
     for part in parts:
         names = [name for name in FREEZABLE_PARTS[part] if name in model]
         if not names:
-            raise ValueError(f"This model has no {part} of its own to freeze: its output layer is the embeddings.")
+            raise ValueError(
+                f"This model has no separate {part} to freeze: its output layer is tied to the embeddings."
+            )
         for name in names:
             if isinstance(model[name], mx.array):
                 model.freeze(keys=[name], recurse=False)
             else:
                 model[name].freeze()
     if not model.num_parameters:
-        raise ValueError(f"Something must be left to train: freeze names all parts, {', '.join(parts)}.")
+        raise ValueError(f"freeze must leave something to train: it names all parts, {', '.join(parts)}.")

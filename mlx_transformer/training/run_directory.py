@@ -1,4 +1,4 @@
-"""A run's folder on disk: options, checkpoints with checksums, and the log."""
+"""Run folders: options.toml, checkpoints with checksums, and the log."""
 
 import json
 import logging
@@ -20,81 +20,96 @@ from mlx_transformer.storage.files import sha256_of
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # the same, for Python 3.10
+    import tomli as tomllib  # its backport to Python 3.10
 
 logger = logging.getLogger(__name__)
 
-CHECKSUM_FILE = "SHA256SUMS"  # as `sha256sum --check` reads it
+CHECKSUM_FILE = "SHA256SUMS"  # in the format of `sha256sum --check`
 
 
 class RunDirectory:
-    """The folder of a run."""
+    """The folder of a training run.
+
+    Attributes:
+        folder: The run folder.
+        best: Model folder of the best model.
+        last: The latest checkpoint.
+        earlier: The folder of earlier checkpoints.
+        options_file: The options of the run, as TOML.
+        log_file: The log, as JSON lines.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.last, self.best = self.folder / "last", self.folder / "best"
-        self.earlier, self.options = self.folder / "earlier", self.folder / "options.toml"
-        self.log = self.folder / "log.jsonl"
+        self.earlier, self.options_file = self.folder / "earlier", self.folder / "options.toml"
+        self.log_file = self.folder / "log.jsonl"
 
     def recover(self) -> None:
-        """Put right what a former process was cut off in."""
+        """Restore best/ if a process was killed while replacing it."""
         atomic.restore_interrupted_replacement(self.best)
 
     @contextmanager
-    def claimed(self, first: bool) -> Iterator[None]:
-        """Let no other process train in this folder meanwhile, but those of which this is the first, or not.
+    def lock(self, is_main_process: bool) -> Iterator[None]:
+        """Create the folder and lock it against other training runs.
+
+        Args:
+            is_main_process: Whether this process takes the lock; the other processes of a distributed run do not.
 
         Raises:
-            BlockingIOError: If another one does.
+            BlockingIOError: If another run holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic.try_lock(self.folder) if first else nullcontext(True) as mine:
-            if not mine:
-                raise BlockingIOError(f"{self.folder} is being trained by another process: end that one first.")
+        with atomic.try_lock(self.folder) if is_main_process else nullcontext(True) as locked:
+            if not locked:
+                raise BlockingIOError(f"{self.folder} is in use by another training process: stop that one first.")
             try:
                 yield
             finally:
                 with suppress(OSError):
-                    self.folder.rmdir()  # it is empty if the run was refused
+                    self.folder.rmdir()  # only succeeds if empty, after an error before training
 
     def checkpoints(self) -> list[Path]:
-        """Checkpoints, whole or not, the newest first."""
+        """Return all checkpoints, intact or damaged, newest first."""
         earlier = sorted(self.earlier.glob("step-[0-9]*"), key=checkpoint_step, reverse=True)
         return [*([self.last] if self.last.exists() else []), *earlier]
 
-    def newest(self, set_aside: bool = True) -> Path | None:
-        """The newest checkpoint that is whole, None if there is none at all; those after it are set aside, and told.
+    def latest_checkpoint(self, set_aside_damaged: bool = True) -> Path | None:
+        """Return the newest intact checkpoint, None if the run has no checkpoint.
+
+        Args:
+            set_aside_damaged: Rename damaged checkpoints that are newer, with a warning.
 
         Raises:
-            ValueError: If there are some, but none is whole.
+            ValueError: If all checkpoints are damaged.
         """
         damaged: dict[Path, str] = {}
         for path in self.checkpoints():
-            if (damage := find_damaged_files(path)) is None:
+            if (damage := find_damage(path)) is None:
                 break
             damaged[path] = damage
         else:
             if damaged:
-                found = "; ".join(f"{path}: {damage}" for path, damage in damaged.items())
+                details = "; ".join(f"{path}: {damage}" for path, damage in damaged.items())
                 raise ValueError(
-                    f"No checkpoint is whole, so nothing can go on: {found}. Copy one back, or start another run with "
-                    f"init {self.best} to keep what was learned."
+                    f"No checkpoint is intact: {details}. Restore one, or start another run from the best model with "
+                    f"init {self.best}."
                 )
             return None
-        for each, damage in damaged.items() if set_aside else ():
-            aside = self.folder / f"damaged-{each.name}"
+        for checkpoint, damage in damaged.items() if set_aside_damaged else ():
+            aside = self.folder / f"damaged-{checkpoint.name}"
             shutil.rmtree(aside, ignore_errors=True)
-            each.rename(aside)
-            logger.warning("%s is damaged: %s. It is %s now, the checkpoint before it is used.", each, damage, aside)
+            checkpoint.rename(aside)
+            logger.warning("%s is damaged: %s. Renamed to %s; using an earlier checkpoint.", checkpoint, damage, aside)
         return path
 
-    def save(self, write: Callable[[Path], None], keep: int, every: int) -> None:
-        """Write last/; what was there is kept as an earlier one, if it is of a validation and among the newest.
+    def save_checkpoint(self, write: Callable[[Path], None], keep: int, valid_every: int) -> None:
+        """Write last/, and keep the previous one in earlier/ if it belongs to a validation and is recent enough.
 
         Args:
-            write: Writes a checkpoint into a folder.
-            keep: How many checkpoints are kept, this one counted.
-            every: Steps between validations.
+            write: Function that writes a checkpoint into a folder.
+            keep: Number of checkpoints to keep, including this one.
+            valid_every: Steps between validations.
         """
         retired = None
         if self.last.exists():
@@ -105,99 +120,100 @@ class RunDirectory:
             write(new)
             write_checksums(new)
         _, *earlier = self.checkpoints()
-        for path in set(earlier) - set(validation_checkpoints(earlier, every)[: keep - 1]):
+        for path in set(earlier) - set(validation_checkpoints(earlier, valid_every)[: keep - 1]):
             shutil.rmtree(path, ignore_errors=True)
 
-    def begin(self, config: TrainingConfig, step: int, conditions: dict[str, str]) -> None:
-        """Write all options as TOML, by which a run can be repeated, and cut off the log what will be done again."""
-        remarks = [f"# {name}: {quote_toml(value)[1:-1]}" for name, value in conditions.items()]
+    def prepare(self, config: TrainingConfig, step: int, environment: dict[str, str]) -> None:
+        """Write options.toml, with the environment as comments, and remove log entries after `step`."""
+        comments = [f"# {name}: {quote_toml(value)[1:-1]}" for name, value in environment.items()]
         options = [
             f"{name} = {quote_toml(value)}"
             for name, value in to_dict(config).items()
             if value is not None and name != "resume"
         ]
-        atomic_write_text(self.options, "\n".join([*remarks, *options]) + "\n")
-        kept = [entry for entry in self.entries() if entry["step"] <= step] if step else []
-        atomic_write_text(self.log, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
+        atomic_write_text(self.options_file, "\n".join([*comments, *options]) + "\n")
+        entries = [entry for entry in self.log_entries() if entry["step"] <= step] if step else []
+        atomic_write_text(self.log_file, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries))
 
-    def entries(self) -> list[dict[str, Any]]:
-        """What the log says; a line that was cut off is left out."""
-        if not self.log.exists():
+    def log_entries(self) -> list[dict[str, Any]]:
+        """Return the entries of the log, without lines that were cut off."""
+        if not self.log_file.exists():
             return []
-        found = []
-        # Texts may hold other line ends than the log's, and the last line may be cut off within a letter.
-        for line in self.log.read_text(encoding="utf-8", errors="replace").split("\n"):
+        entries = []
+        # Split only at line feeds, because texts may hold other line separators. Replace invalid UTF-8, because the
+        # last line may be cut off within a character.
+        for line in self.log_file.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError):
                 entry = json.loads(line)
                 if isinstance(entry, dict) and "step" in entry:
-                    found.append(entry)
-        return found
+                    entries.append(entry)
+        return entries
 
 
 def quote_toml(value: Any) -> str:
-    """A value as both JSON and TOML have it."""
+    """Return a value in a notation that is valid as both JSON and TOML."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def checkpoint_step(checkpoint_folder: Path) -> int:
-    """The step of a checkpoint: earlier ones have it in their names."""
-    named = re.fullmatch(r"step-(\d+)", checkpoint_folder.name)
-    return int(named[1]) if named else model_folder.read_json(checkpoint_folder / "training.json")["step"]
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the step of a checkpoint, from its name or from its training.json."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(match[1]) if match else model_folder.read_json(checkpoint / "training.json")["step"]
 
 
-def validation_checkpoints(checkpoints: list[Path], every: int) -> list[Path]:
-    """Those of checkpoints that were written after a validation, not because a run was stopped."""
-    return [path for path in checkpoints if checkpoint_step(path) % every == 0]
+def validation_checkpoints(checkpoints: list[Path], valid_every: int) -> list[Path]:
+    """Return the checkpoints written after a validation, not because a run was stopped."""
+    return [path for path in checkpoints if checkpoint_step(path) % valid_every == 0]
 
 
 def read_options_file(path: str | Path) -> dict[str, Any]:
-    """The options in a TOML file, such as a run's own.
+    """Read options from a TOML file, such as a run's options.toml.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no TOML.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not valid TOML.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"There is no file of options {path}: check the path.")
+        raise FileNotFoundError(f"The options file {path} does not exist: check the path.")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be TOML, a line `name = value` for each option: {error}.") from None
+        raise ValueError(f"{path} must be TOML, with a line `name = value` per option: {error}.") from None
 
 
 def load_run_options(folder: str | Path) -> TrainingConfig:
-    """The options of a run that was started.
+    """Read the options of a run.
 
     Raises:
-        FileNotFoundError: If there is no run.
+        FileNotFoundError: If the folder does not hold a run.
         ValueError: If its options.toml is damaged.
     """
-    path = RunDirectory(folder).options
+    path = RunDirectory(folder).options_file
     if not path.exists():
-        raise FileNotFoundError(f"There is no run to resume in {folder}: start one, without resume.")
+        raise FileNotFoundError(f"There is no run to resume in {folder}: start one without resume.")
     return from_dict(TrainingConfig, read_options_file(path), str(path))
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the checksum of every file of a folder."""
+    """Write the SHA-256 checksums of all files in a folder."""
     sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     (folder / CHECKSUM_FILE).write_text("".join(sums), encoding="utf-8")
 
 
-def find_damaged_files(folder: Path) -> str | None:
-    """Why a checkpoint is not what was written; None if it is."""
-    path = folder / CHECKSUM_FILE
+def find_damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, None if they match their checksums."""
+    path = checkpoint / CHECKSUM_FILE
     if not path.exists():
-        return f"it has no {CHECKSUM_FILE}"
+        return f"{CHECKSUM_FILE} is missing"
     try:
         lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-        listed = {name: digest for digest, name in lines}
+        checksums = {name: digest for digest, name in lines}
     except ValueError:
-        return f"{CHECKSUM_FILE} cannot be read"
-    for name in ("model.safetensors", "training.safetensors", "training.json", *listed):
-        if name not in listed or not (folder / name).is_file():
+        return f"{CHECKSUM_FILE} is malformed"
+    for name in ("model.safetensors", "training.safetensors", "training.json", *checksums):
+        if name not in checksums or not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if sha256_of(folder / name) != listed[name]:
-            return f"{name} has another checksum than {CHECKSUM_FILE} says"
+        if sha256_of(checkpoint / name) != checksums[name]:
+            return f"{name} does not match its checksum in {CHECKSUM_FILE}"
     return None

@@ -1,4 +1,4 @@
-"""Signals that ask a program to end, kept until it has come to a good place."""
+"""Deferred SIGINT and SIGTERM, so that training stops after the current step."""
 
 import signal
 import threading
@@ -10,13 +10,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Whether somebody asked to end, and by which signal; None so far."""
+    """The signal that asked the program to stop; None if there was none."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    def end(self) -> None:
-        """End as the signal would have: KeyboardInterrupt of SIGINT, otherwise the status that a shell expects."""
+    def raise_if_signalled(self) -> None:
+        """Exit as the signal would have: KeyboardInterrupt for SIGINT, otherwise the exit status that shells use."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is not None:
@@ -25,21 +25,24 @@ class Interruption:
 
 @contextmanager
 def defer_signals() -> Iterator[Interruption]:
-    """Note the first signal to end; a second one of its kind acts at once. Elsewhere than in the main thread, none."""
+    """Record the first SIGINT or SIGTERM instead of acting on it; a second one of the same kind acts at once.
+
+    Outside the main thread, where Python cannot set signal handlers, this does nothing.
+    """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
-    former = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         interruption.signal = number
-        signal.signal(number, former[signal.Signals(number)])
+        signal.signal(number, previous[signal.Signals(number)])
 
     for number in SIGNALS:
-        signal.signal(number, note)
+        signal.signal(number, record)
     try:
         yield interruption
     finally:
-        for number, handler in former.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

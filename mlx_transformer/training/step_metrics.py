@@ -1,4 +1,4 @@
-"""What is told of a run while it goes on: loss, speed, memory and time left; and that the loss is a number still."""
+"""Metrics of training steps for the log: loss, speed, memory and time left; stops a run whose loss is not finite."""
 
 import math
 import time
@@ -7,100 +7,104 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.data.batch_sampler import Batch, BatchPosition
+from mlx_transformer.data.batch_sampler import Batch, BatchPosition, PositionedBatch
 from mlx_transformer.training.train_state import TrainState
-
-HostMetrics = list[tuple[BatchPosition, Batch]]
 
 
 class StepMetrics:
-    """Counts steps between two lines of the log."""
+    """Accumulates the metrics of the steps between two log entries."""
 
-    def __init__(self, trainer: TrainState) -> None:
-        """Begin with the losses that a stopped run had not yet told."""
-        self.trainer = trainer
-        self._latest: tuple[int, HostMetrics] = (trainer.step, [])
-        self._unchecked: mx.array | None = None
-        self._restart()
-        self.losses += [mx.array(loss) for loss in trainer.progress.pop("losses", [])]
+    def __init__(self, state: TrainState) -> None:
+        self.state = state
+        self._latest: tuple[int, list[PositionedBatch]] = (state.step, [])
+        self._unchecked_loss: mx.array | None = None
+        self._reset()
+        # Losses that a stopped run had not yet logged.
+        self.losses += [mx.array(loss) for loss in state.progress.pop("losses", [])]
 
-    def _restart(self) -> None:
-        """Forget the steps so far and start the clock."""
+    def _reset(self) -> None:
         self.started = time.perf_counter()
-        self.tokens = self.steps = 0
+        self.num_tokens = self.num_steps = 0
         self.losses: list[mx.array] = []
         mx.reset_peak_memory()
 
-    def add(self, read: HostMetrics, results: tuple[mx.array, mx.array]) -> None:
-        """Count a step, which need not have been computed yet, and check the one before it, which has.
+    def add(self, batches: list[PositionedBatch], results: tuple[mx.array, mx.array]) -> None:
+        """Add a step, whose results need not be evaluated yet, and check the loss of the previous step.
+
+        Args:
+            batches: The batches of the step.
+            results: Its loss and gradient norm.
 
         Raises:
-            ValueError: If the loss of that one is not finite.
+            ValueError: If the loss of the previous step is NaN or infinite.
         """
-        self.check()
-        self._unchecked, self.norm = results
-        self._latest = self.trainer.step, read
-        self.losses.append(self._unchecked)
-        self.steps += 1
-        pad_id = self.trainer.model.config.pad_id
-        self.tokens += sum(int((batch.target[:, 1:] != pad_id).sum()) for _, batch in read)
+        self.check_finite()
+        self._unchecked_loss, self.grad_norm = results
+        self._latest = self.state.step, batches
+        self.losses.append(self._unchecked_loss)
+        self.num_steps += 1
+        pad_id = self.state.model.config.pad_id
+        self.num_tokens += sum(int((batch.target[:, 1:] != pad_id).sum()) for _, batch in batches)
 
-    def check(self) -> None:
-        """Wait for the last step.
+    def check_finite(self) -> None:
+        """Wait for the latest step and check its loss.
 
         Raises:
-            ValueError: If its loss is not finite.
+            ValueError: If the loss is NaN or infinite.
         """
-        if self._unchecked is not None and not mx.isfinite(self._unchecked).item():
-            raise ValueError(self.diverged())
-        self._unchecked = None
+        if self._unchecked_loss is not None and not mx.isfinite(self._unchecked_loss).item():
+            raise ValueError(self.divergence_message())
+        self._unchecked_loss = None
 
-    def read(self) -> dict[str, Any]:
-        """Mean loss, speed and so on since the last reading.
+    def flush(self) -> dict[str, Any]:
+        """Return the metrics since the previous call, and start again from zero.
 
         Raises:
-            ValueError: If the loss is not finite, or no gradient is finite any more.
+            ValueError: If the loss is NaN or infinite, or gradients overflow at every loss scale.
         """
-        self.check()
-        trainer, steps = self.trainer, self.trainer.config.steps
-        loss, norm = float(mx.stack(self.losses).mean()), float(self.norm)
+        self.check_finite()
+        state, steps = self.state, self.state.config.steps
+        loss, grad_norm = float(mx.stack(self.losses).mean()), float(self.grad_norm)
         seconds = time.perf_counter() - self.started
-        scale = {"loss_scale": float(trainer.scaling["scale"])} if trainer.scaling else {}
-        if scale.get("loss_scale") == 1 and not math.isfinite(norm):
-            raise ValueError(self.diverged())
-        values = {
+        scale = {"loss_scale": float(state.loss_scaling["scale"])} if state.loss_scaling else {}
+        if scale.get("loss_scale") == 1 and not math.isfinite(grad_norm):
+            raise ValueError(self.divergence_message())
+        metrics = {
             "steps": steps,
             "loss": loss,
             "perplexity": math.exp(min(loss, 100)),
-            "tokens_per_second": self.tokens * trainer.group.size() / seconds,
-            "learning_rate": float(trainer.optimizer.learning_rate),
-            "gradient_norm": norm if math.isfinite(norm) else None,
+            "tokens_per_second": self.num_tokens * state.group.size() / seconds,
+            "learning_rate": float(state.optimizer.learning_rate),
+            "gradient_norm": grad_norm if math.isfinite(grad_norm) else None,
             "memory": mx.get_peak_memory(),
-            "seconds_left": (steps - trainer.step) * seconds / self.steps,
+            "seconds_left": (steps - state.step) * seconds / self.num_steps,
         }
-        self._restart()
-        return values | scale
+        self._reset()
+        return metrics | scale
 
-    def pass_over(self, seconds: float) -> None:
-        """Do not count time that was spent on something else than steps."""
+    def exclude_time(self, seconds: float) -> None:
+        """Do not count time that was spent on something other than training steps."""
         self.started += seconds
 
-    def diverged(self) -> str:
-        """Where a loss stopped being a number, and what likely made it so."""
-        (step, read), config = self._latest, self.trainer.config
-        where = "; ".join(describe_batch(place, batch) for place, batch in read)
+    def divergence_message(self) -> str:
+        """Return an error message with the step and batch at which training diverged, and the likely cause."""
+        (step, batches), config = self._latest, self.state.config
+        where = "; ".join(describe_batch(position, batch) for position, batch in batches)
         if config.compute_dtype == "float16":
-            likely = "float16 overflowed: compute in bfloat16 or float32"
+            cause = "float16 overflowed: compute in bfloat16 or float32"
         elif step <= config.warmup_steps or not config.clip_norm:
-            likely = "the steps were too large: lower learning_rate, raise warmup_steps, or set clip_norm to 1"
+            cause = "the steps were too large: lower learning_rate, raise warmup_steps, or set clip_norm to 1"
         else:
-            likely = "the steps were too large: lower learning_rate"
-        before = "; last/ holds the model before" if (Path(config.output) / "last").exists() else ""
-        return f"The loss is not finite any more at step {step}, {where}. Likely {likely}{before}."
+            cause = "the steps were too large: lower learning_rate"
+        previous = "; last/ holds an earlier model" if (Path(config.output) / "last").exists() else ""
+        return f"The loss became NaN or infinite at step {step}, {where}. Likely cause: {cause}{previous}."
 
 
-def describe_batch(place: BatchPosition, batch: Batch) -> str:
-    """Which batch it is, and the first of its pairs."""
-    pairs = ", ".join(str(i) for i in place.members[:3]) + " and so on" * (len(place.members) > 3)
+def describe_batch(position: BatchPosition, batch: Batch) -> str:
+    """Return the position and shape of a batch, and the indices of its first pairs, for error messages."""
+    more = ", ..." * (len(position.pair_indices) > 3)
+    pairs = ", ".join(map(str, position.pair_indices[:3])) + more
     shape = " x ".join(map(str, batch.source.shape))
-    return f"batch {place.number} of epoch {place.epoch} ({shape} source tokens, pairs {pairs}, from 0)"
+    return (
+        f"batch {position.batch_index} of epoch {position.epoch} ({shape} source tokens, pairs {pairs}, counted from 0)"
+    )

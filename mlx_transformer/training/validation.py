@@ -1,4 +1,4 @@
-"""Validation: loss and accuracy by teacher forcing, and translations beside their references."""
+"""Validation: loss and token accuracy with teacher forcing, and scores of translations."""
 
 import math
 from collections.abc import Iterable
@@ -9,37 +9,38 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.training import TrainingConfig
-from mlx_transformer.data.batch_sampler import validation_batches
+from mlx_transformer.data.batch_sampler import epoch_batches
 from mlx_transformer.data.dataset import TokenizedCorpus
 from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair
 from mlx_transformer.inference.generation import generate
 from mlx_transformer.metrics import corpus_scores, exact_match, has_sacrebleu
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.training.losses import chunk_sizes, token_losses
+from mlx_transformer.training.losses import chunk_slices, token_losses
 
 
 class Validator:
-    """The pairs that a run is validated on."""
+    """Validates models on the validation corpora of a run."""
 
     def __init__(
-        self, corpora: ParallelCorpora, corpus: TokenizedCorpus, tokenizer: Tokenizer, config: TrainingConfig
+        self, pairs: ParallelCorpora, corpus: TokenizedCorpus, tokenizer: Tokenizer, config: TrainingConfig
     ) -> None:
         self.corpus, self.tokenizer, self.config = corpus, tokenizer, config
-        self.sources, self.references = sample_references(corpora, config.bleu_sentences)
+        self.sources, self.references = sample_references(pairs, config.bleu_sentences)
 
     def measure(self, model: Transformer) -> dict[str, Any]:
-        """Loss, accuracy and, of the first sentences, the scores of greedy translations and a few samples.
+        """Return loss, token accuracy, scores of the translations of the first sentences, and a few samples.
 
         Raises:
-            FloatingPointError: If the loss is not finite.
+            FloatingPointError: If the loss is NaN or infinite.
         """
         results: dict[str, Any] = validate(model, self.corpus, self.config.batch_tokens)
         if not math.isfinite(results["loss"]):
             raise FloatingPointError
-        return results | self._translate(model)
+        return results | self.score_translations(model)
 
-    def _translate(self, model: Transformer) -> dict[str, Any]:
+    def score_translations(self, model: Transformer) -> dict[str, Any]:
+        """Translate the first sentences greedily; return their scores and a few samples."""
         if not self.sources:
             return {}
         texts, _, source_languages, target_languages = map(list, zip(*self.sources, strict=True))
@@ -63,36 +64,37 @@ class Validator:
 
 
 def sample_references(pairs: Iterable[SentencePair], count: int) -> tuple[list[SentencePair], list[list[str]]]:
-    """The first distinct sources, and all references of each."""
+    """Return the first `count` distinct sources, and all references of each."""
     references: dict[tuple, dict[str, None]] = {}
-    first: dict[tuple, SentencePair] = {}
+    sources: dict[tuple, SentencePair] = {}
     for pair in pairs if count else ():
         key = pair.source, pair.source_language, pair.target_language
-        if key in first or len(first) < count:
-            first.setdefault(key, pair)
+        if key in sources or len(sources) < count:
+            sources.setdefault(key, pair)
             references.setdefault(key, {})[pair.target] = None
-    return list(first.values()), [list(texts) for texts in references.values()]
+    return list(sources.values()), [list(texts) for texts in references.values()]
 
 
 def validate(model: Transformer, corpus: TokenizedCorpus, batch_tokens: int) -> dict[str, float]:
-    """Loss without label smoothing (nats a token) and share of tokens predicted right, by teacher forcing."""
-    measure = model.compiled(_batch_metrics)
+    """Return the loss per token (nats, no label smoothing) and the token accuracy, with teacher forcing."""
+    batch_metrics = model.compiled(_batch_metrics)
     totals = mx.zeros(3)
-    for batch in validation_batches(corpus, batch_tokens):
-        totals = totals + measure(mx.array(batch.source), mx.array(batch.target))
+    for batch in epoch_batches(corpus, batch_tokens):
+        totals = totals + batch_metrics(mx.array(batch.source), mx.array(batch.target))
         mx.async_eval(totals)
     loss, correct, tokens = np.array(totals).tolist()
     return {"loss": loss / tokens, "token_accuracy": correct / tokens}
 
 
 def _batch_metrics(model: Transformer, source: mx.array, target: mx.array) -> mx.array:
-    """Sum of losses, number of tokens predicted right, number of tokens."""
+    """Return the summed loss, the number of correct tokens and the number of tokens, float32 (3,)."""
     hidden_states, labels = model.hidden_states(source, target[:, :-1]).flatten(0, 1), target[:, 1:].flatten()
     mask = labels != model.config.pad_id
     totals = mx.zeros(3)
-    for piece in chunk_sizes(len(labels), model.config.target_vocab_size):
-        logits, counted = model.logits(mx.depends([hidden_states[piece]], [totals])[0]), mask[piece]
-        losses = token_losses(logits, labels[piece])
-        correct = logits.argmax(axis=-1) == labels[piece]
+    for chunk in chunk_slices(len(labels), model.config.target_vocab_size):
+        # Each chunk depends on the previous one, so that only one chunk of logits is in memory.
+        logits, counted = model.logits(mx.depends([hidden_states[chunk]], [totals])[0]), mask[chunk]
+        losses = token_losses(logits, labels[chunk])
+        correct = logits.argmax(axis=-1) == labels[chunk]
         totals = totals + mx.stack([(losses * counted).sum(), (correct & counted).sum(), counted.sum()])
     return totals

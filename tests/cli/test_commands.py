@@ -561,7 +561,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("text", "told"),
         [
-            ("steps = ", "options.toml must be TOML, a line `name = value` for each option"),
+            ("steps = ", "options.toml must be TOML, with a line `name = value` per option"),
             ("stepps = 3", "options.toml has unknown fields: stepps. The known ones are train, valid"),
             ("steps = 'many'", "steps must be int, not 'many'"),
             ("output = 3\nresume = true", "output must be a text, the folder of the run, not 3"),
@@ -574,7 +574,7 @@ class TestTrain:
         result = CliRunner().invoke(main, arguments.split())
         assert result.exit_code == 1 and told in error_line(result)
         result = CliRunner().invoke(main, arguments.replace("options", "absent").split())
-        assert result.exit_code == 1 and "There is no file of options run/absent.toml" in error_line(result)
+        assert result.exit_code == 1 and "The options file run/absent.toml does not exist" in error_line(result)
 
     def test_parts_to_freeze_are_separated_by_commas(self, configs):
         arguments = "train --train a --valid b --output new --init model --freeze encoder,embeddings"

@@ -1,4 +1,4 @@
-"""Configurations: JSON there and back, and every rule that a value can break."""
+"""Configs: conversion to and from JSON, types, and validation of values."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def kind_of(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
-def test_json_there_and_back(config):
+def test_configs_survive_json(config):
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config))), "it") == config
 
 
@@ -49,7 +49,7 @@ def test_a_config_is_frozen_and_hashable(config):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
-def test_fields_that_have_defaults_may_be_left_out(config):
+def test_fields_with_defaults_may_be_omitted(config):
     for field in dataclasses.fields(config):
         if field.default is not dataclasses.MISSING and field.name != "share_embeddings":
             data = {name: value for name, value in to_dict(config).items() if name != field.name}
@@ -70,7 +70,7 @@ def test_unknown_and_missing_fields_are_named(config):
 
 
 @pytest.mark.parametrize("data", [None, [], "text", 3])
-def test_a_config_is_an_object(data):
+def test_a_config_must_be_a_json_object(data):
     with pytest.raises(ValueError, match=f"^it must be an object with fields, not {data!r}".replace("[", r"\[")):
         from_dict(ModelConfig, data, "it")
     with pytest.raises(ValueError, match="^it: decoder must be (an object with fields|StackConfig), not "):
@@ -78,7 +78,7 @@ def test_a_config_is_an_object(data):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=kind_of)
-def test_no_field_takes_a_value_of_another_kind(config):
+def test_every_field_checks_its_type(config):
     for field in dataclasses.fields(config):
         for value in ({}, b"1", object()):
             with pytest.raises(ValueError, match=f"^{field.name} must be .*, not "):
@@ -109,23 +109,23 @@ def test_no_field_takes_a_value_of_another_kind(config):
         (TRAINING, "best_by", "rouge"),
     ],
 )
-def test_an_ill_typed_field_is_named_with_its_value(config, name, value):
-    told = repr(value).replace("(", r"\(").replace(")", r"\)")
-    with pytest.raises(ValueError, match=f"^{name} must be .*, not {told}"):
+def test_type_errors_name_the_field_and_its_value(config, name, value):
+    expected = repr(value).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=f"^{name} must be .*, not {expected}"):
         dataclasses.replace(config, **{name: value})
 
 
-def test_a_whole_number_is_a_float():
+def test_an_int_is_accepted_for_a_float():
     assert dataclasses.replace(SEARCH, length_penalty=2).length_penalty == 2
 
 
-def test_lists_of_json_become_tuples():
+def test_json_lists_become_tuples():
     assert from_dict(SearchConfig, {"suppress_ids": [0, 2]}, "it").suppress_ids == (0, 2)
     with pytest.raises(ValueError, match=r"^it: beam_size must be int, not \(1,\)"):
         from_dict(SearchConfig, {"beam_size": [1]}, "it")
 
 
-def test_errors_of_a_nested_stack_name_its_place():
+def test_errors_in_a_nested_config_name_its_path():
     for side in ("encoder", "decoder"):
         data = to_dict(MODEL)
         data[side] = {**data[side], "num_layers": "six"}
@@ -137,7 +137,7 @@ def test_errors_of_a_nested_stack_name_its_place():
 
 
 @pytest.mark.parametrize(
-    ("config", "changes", "told"),
+    ("config", "changes", "message"),
     [
         *[(STACK, {name: 0}, f"{name} must be more than 0, not 0") for name in ("num_layers", "num_heads", "mlp_dims")],
         (STACK, {"num_layers": 1001}, "num_layers must be at most 1000, not 1001"),
@@ -205,48 +205,52 @@ def test_errors_of_a_nested_stack_name_its_place():
         (TRAINING, {"betas": (0.9, 1.0)}, "betas must be two numbers, at least 0 and below 1, not .0.9, 1.0"),
         (TRAINING, {"betas": (0.5, 0.9), "optimizer": "adafactor"}, "'adafactor' has no betas: leave them out"),
         (TRAINING, {"betas": (0.9,)}, "betas must be two numbers"),
-        (TRAINING, {"weight_decay": 0.1}, "optimizer 'adam' has no weight decay: choose adamw"),
+        (TRAINING, {"weight_decay": 0.1}, "optimizer 'adam' has no weight decay: use adamw"),
         *[
             (TRAINING, {"schedule": name, "steps": 9, "warmup_steps": 9}, "warmup_steps 9 is not less than steps 9")
             for name in ("cosine", "linear")
         ],
         (TRAINING, {"bleu_sentences": 0, "best_by": "chrf"}, "best_by 'chrf' needs sentences to translate"),
-        (TRAINING, {"average_checkpoints": 5}, "keep 2 is less than average_checkpoints"),
-        (TRAINING, {"init": "it", "freeze": ("head",)}, "freeze takes encoder, .*: 'head' is none of them"),
-        (TRAINING, {"freeze": ("encoder",)}, "parts to freeze: give init as well"),
-        (TRAINING, {"init": "it", "preset": "tiny"}, "has its own preset: leave it out with init"),
-        (TRAINING, {"init": "it", "vocab_size": 9}, "has its own vocab_size: leave it out with init"),
+        (TRAINING, {"average_checkpoints": 5}, "keep must be at least average_checkpoints: 2 is less than 5"),
+        (TRAINING, {"init": "it", "freeze": ("head",)}, "freeze must be any of encoder, .*, not 'head'"),
+        (TRAINING, {"freeze": ("encoder",)}, "freeze only applies to fine-tuning: set init as well"),
+        (TRAINING, {"init": "it", "preset": "tiny"}, "preset cannot be changed in fine-tuning: leave it out with init"),
+        (
+            TRAINING,
+            {"init": "it", "vocab_size": 9},
+            "vocab_size cannot be changed in fine-tuning: leave it out with init",
+        ),
         (TRAINING, {"dims": 512, "num_heads": 7}, "num_heads must divide dims: 7 does not divide 512"),
         (TRAINING, {"decoder_layers": 0}, "decoder_layers must be more than 0, not 0"),
         (TRAINING, {"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, not 1.0"),
         (TRAINING, {"ema_decay": 1}, "ema_decay must be at least 0 and below 1, not 1"),
         (TRAINING, {"dropout": -0.5}, "dropout must be at least 0 and below 1, not -0.5"),
         (TRAINING, {"preset": "huge"}, "preset must be one of tiny, small, base, big, not 'huge'"),
-        (TRAINING, {"train": ()}, "at least one corpus to train on"),
-        (TRAINING, {"valid": ()}, "one to validate on"),
+        (TRAINING, {"train": ()}, "at least one training and one validation corpus"),
+        (TRAINING, {"valid": ()}, "one validation corpus: set train and valid"),
         (TRAINING, {"batch_tokens": 100}, "batch_tokens 100 is less than max_length 256"),
         (TRAINING, {"seed": -1}, "seed must be at least 0 and below 2\\*\\*32, not -1"),
         (TRAINING, {"seed": 1 << 32}, "seed must be at least 0 and below 2\\*\\*32, not 4294967296"),
         (TRAINING, {"bleu_sentences": -1}, "bleu_sentences must not be negative: -1"),
-        (TRAINING, {"bleu_sentences": 0}, "best_by 'bleu' needs sentences to translate: bleu_sentences must not be 0"),
+        (TRAINING, {"bleu_sentences": 0}, "best_by 'bleu' needs sentences to translate: set bleu_sentences above 0"),
         (QUANTIZATION, {"bits": 0}, "bits must be one of 4, 8, not 0"),
         (QUANTIZATION, {"group_size": -1}, "group_size must be one of 32, 64, 128, not -1"),
     ],
 )
-def test_every_rule(config, changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_invalid_values_raise(config, changes, message):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(config, **changes)
 
 
 def test_the_largest_models_are_within_the_limits():
-    """ByT5 and MADLAD of 4,096 numbers, T5 with 128 heads and 65,536 of the network, LED with 16,384 positions."""
+    """ByT5 and MADLAD with dims of 4,096, T5 with 128 heads and mlp_dims of 65,536, LED with 16,384 positions."""
     wide = StackConfig(48, 128, 65536, positions="relative", max_length=8192)
     assert ModelConfig(256512, 256512, 4096, wide, wide, head_dims=128).dims == 4096
     long = StackConfig(12, 16, 4096, positions="learned", max_length=16384)
     assert ModelConfig(50265, 50265, 1024, long, long).encoder.max_length == 16384
 
 
-def test_heads_of_their_own_width_need_not_divide_dims():
+def test_num_heads_need_not_divide_dims_if_head_dims_is_set():
     assert dataclasses.replace(MODEL, dims=30).head_dims == 24
 
 
@@ -255,10 +259,10 @@ def test_presets_have_heads_of_64(name):
     assert PRESETS[name].dims % 64 == 0 and PRESETS[name].layers > 0 and PRESETS[name].mlp_dims > 0
 
 
-def test_a_model_that_is_trained_further_has_its_own_form():
+def test_fine_tuning_cannot_change_the_model():
     other = {"preset": "tiny", "norm_first": False, "activation": "gelu", "shared_vocabulary": False}
     for name in NEW_MODEL_OPTIONS:
-        with pytest.raises(ValueError, match=f"has its own {name}: leave it out with init"):
+        with pytest.raises(ValueError, match=f"{name} cannot be changed in fine-tuning: leave it out with init"):
             replace(TRAINING, init="it", **{name: other.get(name, 4)})
     assert {*NEW_MODEL_OPTIONS} == {
         *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
@@ -266,12 +270,12 @@ def test_a_model_that_is_trained_further_has_its_own_form():
     }
 
 
-def test_limits_that_just_fit():
+def test_values_at_their_limits_are_valid():
     config = replace(TRAINING, keep=3, average_checkpoints=3, batch_tokens=256, max_length=256)
     assert replace(config, schedule="cosine", steps=10, warmup_steps=9).warmup_steps == 9
 
 
-def test_the_size_is_the_preset_s_where_nothing_else_is_asked_for():
+def test_size_is_the_preset_s_unless_overridden():
     assert replace(TRAINING, preset="tiny").size == ModelSize(2, 2, 128, 512, 2)
     assert replace(TRAINING, preset="tiny", num_layers=4, dims=192).size == ModelSize(4, 4, 192, 512, 3)
     assert replace(TRAINING, decoder_layers=1, dims=32, mlp_dims=7).size == ModelSize(3, 1, 32, 7, 1)

@@ -1,4 +1,4 @@
-"""Reading pairs loses or invents none, as often as they are read; SPECs tell files and languages."""
+"""Parallel corpora: every pair is read once per iteration, bad lines are reported, specs set files and languages."""
 
 import gzip
 from pathlib import Path
@@ -14,7 +14,7 @@ def write(path: Path, content: bytes) -> str:
     return str(path)
 
 
-def numbered(path: Path, count: int, first: int = 0) -> str:
+def write_numbered(path: Path, count: int, first: int = 0) -> str:
     return write(path, "".join(f"source {i}\ttarget {i}\n" for i in range(first, first + count)).encode())
 
 
@@ -22,7 +22,7 @@ def numbered(path: Path, count: int, first: int = 0) -> str:
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("last", [True, False])
-def test_files_give_the_same_pairs_however_written(tmp_path, ending, suffix, mark, last):
+def test_line_ends_compression_and_byte_order_mark_do_not_change_the_pairs(tmp_path, ending, suffix, mark, last):
     pairs = [("a cat", "un chat"), (" two\u2028lines\x0c\x85", "deux \x0b lignes"), ("3", "trois ")]
 
     def file(name, lines):
@@ -35,25 +35,25 @@ def test_files_give_the_same_pairs_however_written(tmp_path, ending, suffix, mar
 
 
 BAD_LINES = [
-    (b"no tab here", "one tab, between source and target, but has 0"),
-    (b"", "but has 0"),
-    (b"one\ttwo\tthree", "but has 2"),
+    (b"no tab here", "one tab, between source and target, but it has 0"),
+    (b"", "but it has 0"),
+    (b"one\ttwo\tthree", "but it has 2"),
     (b"\tcible", "the source must not be empty"),
     (b"source\t \xc2\xa0", "the target must not be empty"),
-    (b"source\tcible \xff", r"the target must be UTF-8, but b'\\xff' is not"),
+    (b"source\tcible \xff", r"the target must be UTF-8, but it has the bytes b'\\xff'"),
     (b"\xed\xa0\x80\tcible", "the source must be UTF-8"),
 ]
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES)
-def test_bad_line_is_named_or_counted(tmp_path, line, message):
+def test_a_bad_line_raises_or_is_skipped(tmp_path, line, message):
     spec = write(tmp_path / "pairs.tsv", b"a\tb\n" + line + b"\nc\td\n" + line + b"\n")
     with pytest.raises(ValueError, match=rf"pairs\.tsv, line 2: .*{message}.*--skip-bad-lines"):
         read_pairs(spec)
     assert read_pairs(spec, skip_bad_lines=True) == ([("a", "b"), ("c", "d")], 2, None, None)
 
 
-def test_bad_line_of_two_files_takes_its_partner_along(tmp_path):
+def test_a_bad_line_of_two_files_skips_its_counterpart(tmp_path):
     source = write(tmp_path / "en", b"a\n\nc\nd\n")
     target = write(tmp_path / "fr", b"A\nB\nC\t\xff\nD\n")
     with pytest.raises(ValueError, match="en::.*fr, line 2: the source must not be empty"):
@@ -67,36 +67,36 @@ def test_two_files_may_hold_tabs(tmp_path):
 
 
 @pytest.mark.parametrize(("first", "second", "ended"), [(3, 5, "source"), (5, 3, "target")])
-def test_lines_that_only_one_of_two_files_has_are_bad(tmp_path, first, second, ended):
+def test_lines_without_a_counterpart_are_bad(tmp_path, first, second, ended):
     spec = write(tmp_path / "en", b"a\n" * first) + "::" + write(tmp_path / "fr", b"b\n" * second)
-    with pytest.raises(ValueError, match=rf"en::.*fr, line 4: the {ended} file has no such line"):
+    with pytest.raises(ValueError, match=rf"en::.*fr, line 4: the {ended} file has fewer lines"):
         read_pairs(spec)
     assert read_pairs(spec, skip_bad_lines=True) == ([("a", "b")] * 3, 2, None, None)
 
 
-def test_file_without_pairs_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"empty\.tsv must hold at least one pair: found none, 0 bad"):
+def test_a_file_without_pairs_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"empty\.tsv must contain at least one pair: it has none, and 0 bad"):
         read_pairs(write(tmp_path / "empty.tsv", b""))
-    with pytest.raises(ValueError, match="found none, 2 bad lines"):
+    with pytest.raises(ValueError, match="it has none, and 2 bad lines"):
         read_pairs(write(tmp_path / "bad.tsv", b"x\ny\n"), skip_bad_lines=True)
 
 
 @pytest.mark.parametrize("spec", ["{}/none.tsv", "{}/none.gz", "{}/none.en::{}/none.fr"])
-def test_missing_file_is_named(tmp_path, spec):
+def test_a_missing_file_raises(tmp_path, spec):
     good = write(tmp_path / "good.tsv", b"a\tb\n")
-    with pytest.raises(FileNotFoundError, match=r"there is no .*none\.[a-z]+;"):
+    with pytest.raises(FileNotFoundError, match=r"corpus file .*none\.[a-z]+ does not exist;"):
         ParallelCorpora([good, spec.format(tmp_path, tmp_path)])
 
 
-def test_damaged_gzip_is_named(tmp_path):
-    whole = gzip.compress("".join(f"{i * i}\t{i}\n" for i in range(5000)).encode())
-    flipped = bytearray(whole)
-    flipped[len(whole) // 2] ^= 0xFF
+def test_a_damaged_gzip_file_raises(tmp_path):
+    intact = gzip.compress("".join(f"{i * i}\t{i}\n" for i in range(5000)).encode())
+    flipped = bytearray(intact)
+    flipped[len(intact) // 2] ^= 0xFF
     for name, content in (
-        ("cut", whole[:-20]),
+        ("cut", intact[:-20]),
         ("plain", b"a\tb\n"),
         ("flipped", bytes(flipped)),
-        ("noise", whole[:10] + b"\xff" * 50),
+        ("noise", intact[:10] + b"\xff" * 50),
     ):
         path = tmp_path / f"{name}.tsv.gz"
         path.write_bytes(content)
@@ -104,21 +104,21 @@ def test_damaged_gzip_is_named(tmp_path):
             read_pairs(str(path), skip_bad_lines=True)
 
 
-def test_dates_are_held_out_by_split_or_by_name():
+def test_dates_are_split_by_argument_or_name():
     train = {target for _, target in read_pairs("dates").pairs}
     valid = {target for _, target in read_pairs("dates", split="valid").pairs}
     test = {target for _, target in read_pairs("dates:test").pairs}
     assert not train & valid and not train & test and not valid & test
     assert read_pairs("dates:valid").pairs == read_pairs("dates", split="valid").pairs
-    with pytest.raises(ValueError, match="got 'dev'"):
+    with pytest.raises(ValueError, match="not 'dev'"):
         ParallelCorpora(["dates:dev"])
 
 
 # Several SPECs
 
 
-def test_corpora_are_read_one_after_the_other_as_often_as_wanted(tmp_path):
-    first, second = numbered(tmp_path / "a.tsv", 3), numbered(tmp_path / "b.tsv.gz", 2, first=3)
+def test_corpora_can_be_iterated_several_times(tmp_path):
+    first, second = write_numbered(tmp_path / "a.tsv", 3), write_numbered(tmp_path / "b.tsv.gz", 2, first=3)
     corpora = ParallelCorpora([first, "dates:valid", second])
     dates = read_pairs("dates:valid").pairs
     numbers = [(f"source {i}", f"target {i}") for i in range(5)]
@@ -129,7 +129,7 @@ def test_corpora_are_read_one_after_the_other_as_often_as_wanted(tmp_path):
     assert [next(one), next(one), next(other), next(one)] == [SentencePair(*numbers[i]) for i in (0, 1, 0, 2)]
 
 
-def test_bad_lines_of_all_are_counted_anew_in_each_pass(tmp_path):
+def test_bad_lines_are_counted_in_each_iteration(tmp_path):
     specs = [write(tmp_path / name, b"x\na\tb\n\n") for name in ("a.tsv", "b.tsv")]
     corpora = ParallelCorpora(specs, skip_bad_lines=True)
     assert corpora.skipped == 0
@@ -140,9 +140,9 @@ def test_bad_lines_of_all_are_counted_anew_in_each_pass(tmp_path):
         list(ParallelCorpora(specs))
 
 
-def test_one_corpus_without_pairs_is_refused_among_others(tmp_path):
-    corpora = ParallelCorpora([numbered(tmp_path / "a.tsv", 3), write(tmp_path / "b.tsv", b"")])
-    with pytest.raises(ValueError, match=r"b\.tsv must hold at least one pair"):
+def test_one_of_several_corpora_without_pairs_raises(tmp_path):
+    corpora = ParallelCorpora([write_numbered(tmp_path / "a.tsv", 3), write(tmp_path / "b.tsv", b"")])
+    with pytest.raises(ValueError, match=r"b\.tsv must contain at least one pair"):
         list(corpora)
 
 
@@ -150,8 +150,8 @@ def test_one_corpus_without_pairs_is_refused_among_others(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 100, 1500])
 def test_a_sample_is_spread_evenly(tmp_path, size, count):
     half = size // 2
-    specs = [numbered(tmp_path / "a.tsv", size - half)]
-    specs += [numbered(tmp_path / "b.tsv", half, first=size - half)] if half else []
+    specs = [write_numbered(tmp_path / "a.tsv", size - half)]
+    specs += [write_numbered(tmp_path / "b.tsv", half, first=size - half)] if half else []
     sample = [int(pair.source.split()[1]) for pair in ParallelCorpora(specs).sample(count)]
     assert len(sample) == min(size, count) and sample == sorted(set(sample))
     if count:
@@ -167,19 +167,19 @@ def test_a_sample_is_spread_evenly(tmp_path, size, count):
     [("en:fr=", "en", "fr"), ("eng_Latn:zh-Hans=", "eng_Latn", "zh-Hans"), (":fr=", None, "fr"), ("en:=", "en", None)],
 )
 @pytest.mark.parametrize("kind", ["table", "two", "dates:test"])
-def test_a_spec_tells_languages(tmp_path, prefix, source, target, kind):
-    one = numbered(tmp_path / "pairs.tsv", 2)
-    plain = {"table": one, "two": f"{one}::{one}"}.get(kind, kind)
-    corpora = ParallelCorpora([prefix + plain])
-    expected = [SentencePair(*pair, source, target) for pair in read_pairs(plain).pairs]
+def test_a_spec_sets_language_codes(tmp_path, prefix, source, target, kind):
+    one = write_numbered(tmp_path / "pairs.tsv", 2)
+    spec = {"table": one, "two": f"{one}::{one}"}.get(kind, kind)
+    corpora = ParallelCorpora([prefix + spec])
+    expected = [SentencePair(*pair, source, target) for pair in read_pairs(spec).pairs]
     assert list(corpora) == expected and expected
     assert corpora.source_languages == [source] * (source is not None)
     assert corpora.target_languages == [target] * (target is not None)
-    assert read_pairs(prefix + plain) == (read_pairs(plain).pairs, 0, source, target)
+    assert read_pairs(prefix + spec) == (read_pairs(spec).pairs, 0, source, target)
 
 
 def test_languages_of_several_specs_are_sorted(tmp_path):
-    path = numbered(tmp_path / "pairs.tsv", 1)
+    path = write_numbered(tmp_path / "pairs.tsv", 1)
     corpora = ParallelCorpora([f"{pair}={path}" for pair in ("en:fr", "en:de", "de:fr", "aa:cs", "zz:zh")])
     assert corpora.source_languages == ["aa", "de", "en", "zz"]
     assert corpora.target_languages == ["cs", "de", "fr", "zh"]
@@ -188,29 +188,29 @@ def test_languages_of_several_specs_are_sorted(tmp_path):
 
 
 @pytest.mark.parametrize(("first", "second", "side"), [("en:fr=", "", "source"), ("en:fr=", "en:=", "target")])
-def test_either_all_specs_tell_a_language_or_none(tmp_path, first, second, side):
-    path = numbered(tmp_path / "pairs.tsv", 1)
-    with pytest.raises(ValueError, match=f"all corpora tell the {side}'s language or none does: {second}.*tells none"):
+def test_either_all_specs_or_none_have_a_language(tmp_path, first, second, side):
+    path = write_numbered(tmp_path / "pairs.tsv", 1)
+    with pytest.raises(ValueError, match=f"all corpora or none must have a {side} language: {second}.* has none"):
         ParallelCorpora([first + path, second + path])
 
 
 @pytest.mark.parametrize("spec", ["", "::", "a::", "::b", "en:fr=", ":=dates", "en:fr=::b"])
-def test_a_spec_that_leaves_something_out_is_refused(spec):
-    with pytest.raises(ValueError, match=f"must have names: '{spec}' leaves one out; a SPEC is"):
+def test_an_incomplete_spec_raises(spec):
+    with pytest.raises(ValueError, match=f"must name its files and languages: '{spec}' lacks one; use FILE.tsv"):
         ParallelCorpora([spec])
 
 
-def test_an_error_names_the_spec_with_its_languages(tmp_path):
+def test_errors_name_the_spec_with_its_languages(tmp_path):
     path = write(tmp_path / "pairs.tsv", b"a\tb\nc\n")
     with pytest.raises(ValueError, match=rf"^en:fr={path}, line 2: "):
         list(ParallelCorpora([f"en:fr={path}"]))
 
 
-def test_a_file_may_be_named_like_a_spec_with_languages(tmp_path, monkeypatch):
+def test_a_file_name_may_look_like_a_language_prefix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    numbered(tmp_path / "a:b=c.tsv", 1)
+    write_numbered(tmp_path / "a:b=c.tsv", 1)
     assert ParallelCorpora(["./a:b=c.tsv"]).source_languages == []
-    numbered(tmp_path / "dates", 1)
+    write_numbered(tmp_path / "dates", 1)
     assert read_pairs("dates::dates").pairs == [("source 0\ttarget 0", "source 0\ttarget 0")]
 
 
@@ -224,5 +224,5 @@ corpora.sample(100)
 """
 
 
-def test_reading_holds_no_more_than_a_sample(tmp_path):
-    assert growth(READ, numbered(tmp_path / "pairs.tsv", 200_000)) < 10e6
+def test_reading_holds_only_the_sample_in_memory(tmp_path):
+    assert growth(READ, write_numbered(tmp_path / "pairs.tsv", 200_000)) < 10e6

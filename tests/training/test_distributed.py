@@ -1,18 +1,30 @@
-"""Training in two processes: each takes its batches, and together they take the step of one batch."""
+"""Training in two processes: each reads its own batches, and together they take the step of one larger batch."""
 
 import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from support.paths import ROOT, TESTS
-from support.training_cases import MODEL, OPTIONS, log_of, make_batch, near, same_bits, write_corpora
+from support.training_cases import (
+    MODEL,
+    OPTIONS,
+    all_close,
+    bitwise_equal,
+    log_events,
+    make_batch,
+    without_key_biases,
+    write_corpora,
+)
 
 from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.model.fused_projections import split_projections
@@ -21,21 +33,20 @@ from mlx_transformer.training.run_directory import checkpoint_step
 from mlx_transformer.training.train_state import TrainState
 
 STEPS = 2
-PROGRAM = f"""
+# Takes some steps and saves the weights.
+STEP_PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
 import training.test_distributed as t
-trainer = t.new_trainer()
+state = t.new_train_state()
 for step in range(t.STEPS):
-    trainer.update([t.batch_of(step, trainer.group.rank())])
-t.save(trainer, sys.argv[1])
+    state.update([t.make_step_batch(step, state.group.rank())])
+t.save(state, sys.argv[1])
 """
-
-
-# A run whose validations never get better after the first.
-RUN = f"""
+# A run whose validations never improve after the first.
+RUN_PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
 import mlx.core as mx
@@ -47,21 +58,21 @@ from support.training_cases import run_options
 Validator.measure = lambda *_: dict(loss=1.0, token_accuracy=0.5)
 train(run_options(Path(sys.argv[1]).parent, patience=1, steps=40))
 """
-ring = pytest.mark.skipif(sys.platform != "linux", reason="needs the ring back end on loopback, tried on Linux only")
+needs_ring = pytest.mark.skipif(sys.platform != "linux", reason="tests MLX's ring back end on Linux only")
 
 
-def new_trainer():
+def new_train_state():
     mx.random.seed(1)
     return TrainState(Transformer(dataclasses.replace(MODEL, dropout=0.0)), OPTIONS)
 
 
-def batch_of(step, rank):
-    """The second process has fewer tokens, so that it must weigh less."""
+def make_step_batch(step, rank):
+    """The batch of a process; the second process has fewer tokens, so it must weigh less."""
     return make_batch(rows=5 - 3 * rank, seed=2 * step + rank)
 
 
-def save(trainer, path):
-    mx.save_safetensors(path, split_projections({"model": trainer.model.parameters(), "average": trainer.average}))
+def save(state, path):
+    mx.save_safetensors(path, split_projections({"model": state.model.parameters(), "average": state.ema_weights}))
 
 
 def free_ports(count):
@@ -74,49 +85,88 @@ def free_ports(count):
     return ports
 
 
-def start_two(program, arguments):
-    """Run a program in two processes that know each other, one for each of the lists of arguments."""
-    hosts = Path(arguments[0][0]).with_name("hosts.json")
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLX_HOSTFILE": str(hosts), "OPENBLAS_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *given],
-            env=environment | {"MLX_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank, given in enumerate(arguments)
-    ]
+def run_two_processes(program, arguments, timeout=240):
+    """Run a program in two processes of one distributed group, one for each list of arguments.
+
+    Each process leads a process group, which is killed in the end, so that a failing test leaves no process behind.
+    """
+    folder = Path(arguments[0][0]).parent
+    (folder / "hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    environment |= {"MLX_HOSTFILE": str(folder / "hosts.json")}
+    processes = []
     try:
-        for process in processes:
-            _, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, errors.decode()
+        for rank, process_arguments in enumerate(arguments):
+            with open(folder / f"errors{rank}.txt", "w") as errors:
+                command = [sys.executable, "-c", program, *process_arguments]
+                rank_environment = environment | {"MLX_RANK": str(rank)}
+                processes.append(subprocess.Popen(command, env=rank_environment, stderr=errors, start_new_session=True))
+        deadline = time.monotonic() + timeout
+        exit_codes = [None, None]
+        # If one process fails, the other one may wait for it forever.
+        while None in exit_codes and not any(exit_codes) and time.monotonic() < deadline:
+            time.sleep(0.02)
+            exit_codes = [process.poll() for process in processes]
+        assert exit_codes == [0, 0], "\n".join((folder / f"errors{rank}.txt").read_text() for rank in range(2))
     finally:
         for process in processes:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-@ring
-def test_two_processes_take_the_step_of_one_batch(tmp_path, tolerance):
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@needs_ring
+def test_two_processes_take_the_same_step_as_one(tmp_path, tolerance):
     files = [tmp_path / f"{rank}.safetensors" for rank in range(2)]
-    start_two(PROGRAM, [[str(file)] for file in files])
+    run_two_processes(STEP_PROGRAM, [[str(file)] for file in files])
     first, second = (mx.load(str(file)) for file in files)
-    assert same_bits(first, second)
+    assert bitwise_equal(first, second)
 
-    alone = new_trainer()
+    single = new_train_state()
     for step in range(STEPS):
-        parts = [batch_of(step, rank) for rank in range(2)]
-        alone.update([Batch(*(np.concatenate(side) for side in zip(*parts, strict=True)))])
-    save(alone, str(tmp_path / "alone.safetensors"))
-    # The gradient of a key bias is rounding alone, which Adam makes into steps of full size.
-    expected = {n: a for n, a in mx.load(str(tmp_path / "alone.safetensors")).items() if "key_proj.bias" not in n}
-    assert near({name: first[name] for name in expected}, expected, tolerance(1e-4))
+        batches = [make_step_batch(step, rank) for rank in range(2)]
+        single.update([Batch(*(np.concatenate(side) for side in zip(*batches, strict=True)))])
+    save(single, str(tmp_path / "single.safetensors"))
+    expected = without_key_biases(mx.load(str(tmp_path / "single.safetensors")))
+    assert all_close({name: first[name] for name in expected}, expected, tolerance(1e-4))
 
 
-@ring
-def test_two_processes_end_a_run_together(tmp_path):
+@needs_ring
+def test_two_processes_stop_together(tmp_path):
     write_corpora(tmp_path)
-    start_two(RUN, [[str(tmp_path / "any")]] * 2)
-    (ended,) = log_of(tmp_path / "run", "end")
-    assert (ended["step"], ended["reason"]) == (8, "patience")
+    run_two_processes(RUN_PROGRAM, [[str(tmp_path / "any")]] * 2)
+    (end,) = log_events(tmp_path / "run", "end")
+    assert (end["step"], end["reason"]) == (8, "patience")
     assert checkpoint_step(tmp_path / "run" / "last") == 8
+
+
+@needs_ring
+def test_a_failing_process_leaves_no_other_behind(tmp_path):
+    """The second process fails while the first one waits for a child process."""
+    program = """
+import os, pathlib, subprocess, sys, time
+pids = pathlib.Path(sys.argv[1])
+if os.environ["MLX_RANK"] == "0":
+    child = subprocess.Popen(["sleep", "1000"])
+    pids.with_name("new").write_text(f"{os.getpid()} {child.pid}")
+    pids.with_name("new").rename(pids)
+    child.wait()
+while not pids.exists():
+    time.sleep(0.02)
+sys.exit("failed on purpose")
+"""
+    with pytest.raises(AssertionError, match="failed on purpose"):
+        run_two_processes(program, [[str(tmp_path / "pids")]] * 2)
+    pids = (tmp_path / "pids").read_text().split()
+    deadline = time.monotonic() + 10
+    while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(is_running(pid) for pid in pids)

@@ -1,4 +1,4 @@
-"""Model folders and runs written by earlier versions load and resume; each is kept in tests/support/runs."""
+"""Model folders and runs written by earlier versions, in tests/support/runs, load and resume."""
 
 import dataclasses
 import json
@@ -14,13 +14,13 @@ from mlx_transformer.training.run_directory import load_run_options
 # --num-heads 1 --vocab-size 270 --batch-tokens 256 --valid-every 2 --log-every 1 --bleu-sentences 4 --warmup-steps 2
 # --samples 1 --dropout 0.1 --seed 5 --keep 1 --steps 4 --output run
 VERSION_0_1_0 = TESTS / "support" / "runs" / "version_0.1.0"
-# What that version generated with it, and logged when it resumed the run to 8 steps.
+# Results of that version: the score of its model, and the losses of the run resumed to 8 steps.
 SCORE = -3.1484615802764893
 LOSSES = {5: 5.657515048980713, 6: 5.709819793701172, 7: 5.589269638061523, 8: 5.618022441864014}
 VALIDATION_LOSS = 5.4589765625
 
 
-def test_a_model_folder_gives_the_same_hypothesis():
+def test_a_model_folder_generates_the_same_hypothesis():
     model, tokenizer = mt.load(VERSION_0_1_0 / "best")
     search = dataclasses.replace(model.search_defaults, max_tokens=4)
     ((hypothesis,),) = mt.generate_hypotheses(model, tokenizer, ["on august 9 in 2092"], search)
@@ -29,7 +29,7 @@ def test_a_model_folder_gives_the_same_hypothesis():
 
 
 @pytest.mark.cpu
-def test_a_run_resumes_as_it_did_then(tmp_path):
+def test_a_run_resumes_with_the_same_losses(tmp_path):
     run = tmp_path / "run"
     shutil.copytree(VERSION_0_1_0, run)
     mt.train(dataclasses.replace(load_run_options(run), output=str(run), resume=True, steps=8))

@@ -1,4 +1,4 @@
-"""Signals that ask to end are kept until a good place; a second one acts at once."""
+"""The first SIGINT or SIGTERM is deferred; a second one acts at once."""
 
 import signal
 import threading
@@ -9,17 +9,17 @@ from mlx_transformer.training.signals import SIGNALS, defer_signals
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_is_kept_and_then_ends_as_it_would_have(number):
+def test_the_first_signal_is_deferred(number):
     before = signal.getsignal(number)
     with defer_signals() as interruption:
         assert interruption.signal is None
-        interruption.end()
+        interruption.raise_if_signalled()
         signal.raise_signal(number)
         assert interruption.signal == number
     assert signal.getsignal(number) is before
-    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
-        interruption.end()
-    assert number == signal.SIGINT or ended.value.code == 143
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as error:
+        interruption.raise_if_signalled()
+    assert number == signal.SIGINT or error.value.code == 143
 
 
 def test_a_second_interrupt_acts_at_once():
@@ -30,20 +30,20 @@ def test_a_second_interrupt_acts_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_in_another_thread_handlers_stay_as_they_are():
-    seen = []
+def test_handlers_do_not_change_outside_the_main_thread():
+    results = []
 
     def work():
         with defer_signals() as interruption:
-            seen.append((signal.getsignal(signal.SIGINT), interruption.signal))
+            results.append((signal.getsignal(signal.SIGINT), interruption.signal))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(signal.default_int_handler, None)]
+    assert results == [(signal.default_int_handler, None)]
 
 
-def test_the_other_signal_is_kept_after_one():
+def test_a_second_signal_of_another_kind_is_deferred_too():
     with defer_signals() as interruption:
         signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -1,4 +1,4 @@
-"""Validation: loss and accuracy of each pair alone, translations with all references and languages, samples."""
+"""Validation: loss, token accuracy, and scores of translations with all references and languages."""
 
 import dataclasses
 
@@ -20,21 +20,21 @@ from mlx_transformer.training.validation import Validator, sample_references, va
 
 def make_corpus(count=9):
     tokenizer = Tokenizer.train(["ab cd ef gh"], ["ab cd ef gh"], 261)
-    words = ["ab", "cd ef", "gh ab cd", "ef"]
-    pairs = [(" ".join(words[: 1 + i % 4]), words[i % 4]) for i in range(count)]
+    phrases = ["ab", "cd ef", "gh ab cd", "ef"]
+    pairs = [(" ".join(phrases[: 1 + i % 4]), phrases[i % 4]) for i in range(count)]
     return TokenizedCorpus.build(pairs, tokenizer), tokenizer
 
 
-@pytest.mark.parametrize("piece", [None, 300])
-@pytest.mark.parametrize("favourite", [Tokenizer.pad_id, Tokenizer.eos_id])
-def test_loss_and_accuracy_are_those_of_each_pair_alone(favourite, piece, monkeypatch, tolerance):
-    if piece is not None:
+@pytest.mark.parametrize("chunk", [None, 300])
+@pytest.mark.parametrize("predicted", [Tokenizer.pad_id, Tokenizer.eos_id])
+def test_loss_and_accuracy_match_each_pair_alone(predicted, chunk, monkeypatch, tolerance):
+    if chunk is not None:
         monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
-        monkeypatch.setattr(losses_module, "CHUNK_LOGITS", piece)
+        monkeypatch.setattr(losses_module, "CHUNK_LOGITS", chunk)
     corpus, _ = make_corpus()
     stack = dataclasses.replace(STACK, max_length=64)
     model = Transformer(ModelConfig(261, 261, 32, stack, stack, output_bias=True))
-    model.output_bias[favourite] = 9  # what it foretells nearly everywhere, also at padding
+    model.output_bias[predicted] = 9  # the predicted token at nearly all positions, including padding
     model.eval()
     losses, correct = [], []
     for i in range(len(corpus)):
@@ -48,10 +48,10 @@ def test_loss_and_accuracy_are_those_of_each_pair_alone(favourite, piece, monkey
     results = validate(model, corpus, 128)
     assert results["loss"] == pytest.approx(np.mean(losses), rel=tolerance(1e-5))
     assert results["token_accuracy"] == pytest.approx(np.mean(correct))
-    assert any(correct) == (favourite == Tokenizer.eos_id)
+    assert any(correct) == (predicted == Tokenizer.eos_id)
 
 
-def test_references_of_a_source_are_gathered_by_language():
+def test_references_are_grouped_by_source_and_language():
     pairs = [
         SentencePair("a", "x"),
         SentencePair("b", "y"),
@@ -60,8 +60,8 @@ def test_references_of_a_source_are_gathered_by_language():
         SentencePair("a", "q", None, "fr"),
         SentencePair("c", "w"),
     ]
-    firsts, references = sample_references(pairs, 3)
-    assert firsts == [pairs[0], pairs[1], pairs[4]]
+    sources, references = sample_references(pairs, 3)
+    assert sources == [pairs[0], pairs[1], pairs[4]]
     assert references == [["x", "z"], ["y"], ["q"]]
     assert sample_references(pairs, 0) == ([], [])
 
@@ -76,18 +76,18 @@ def validator(tmp_path):
     return Validator(corpora, corpus, tokenizer, options)
 
 
-def test_translations_are_compared_with_all_references_and_some_are_shown(validator, monkeypatch):
-    asked = {}
+def test_translations_are_scored_against_all_references(validator, monkeypatch):
+    arguments = {}
 
     def translate(model, tokenizer, texts, **options):
-        asked.update(options, texts=texts)
+        arguments.update(options, texts=texts)
         return ["ef", "no"]
 
     monkeypatch.setattr(validation, "generate", translate)
     model = Transformer(dataclasses.replace(MODEL, source_vocab_size=261, target_vocab_size=261))
     model.eval()
     results = validator.measure(model)
-    assert asked["texts"] == ["ab", "ef"] and asked["source_prefix"] == "say "
+    assert arguments["texts"] == ["ab", "ef"] and arguments["source_prefix"] == "say "
     assert results["exact_match"] == 0.5 and results["bleu"] >= 0 and results["chrf"] > 0
     assert results["samples"] == [{"source": "ab", "reference": "cd", "hypothesis": "ef"}]
     monkeypatch.setattr(validation, "has_sacrebleu", lambda: False)
@@ -95,12 +95,12 @@ def test_translations_are_compared_with_all_references_and_some_are_shown(valida
     assert results["exact_match"] == 0.5 and "bleu" not in results and results["samples"]
 
 
-def test_translations_are_from_and_into_the_languages_of_the_pairs(tmp_path, monkeypatch):
+def test_translations_use_the_languages_of_the_pairs(tmp_path, monkeypatch):
     (tmp_path / "valid.tsv").write_text("ab\tcd\n")
     corpora = ParallelCorpora([f"xx:yy={tmp_path / 'valid.tsv'}", f"xx:zz={tmp_path / 'valid.tsv'}"])
     tokenizer = Tokenizer.train(["ab"], ["cd"], 270, source_languages=["xx"], target_languages=["yy", "zz"])
-    asked = {}
-    monkeypatch.setattr(validation, "generate", lambda *_, **options: asked.update(options) or ["cd", "cd"])
+    arguments = {}
+    monkeypatch.setattr(validation, "generate", lambda *_, **options: arguments.update(options) or ["cd", "cd"])
     options = dataclasses.replace(OPTIONS, bleu_sentences=9)
-    Validator(corpora, TokenizedCorpus.build(corpora, tokenizer), tokenizer, options)._translate(None)
-    assert asked == {"source_language": ["xx"] * 2, "target_language": ["yy", "zz"], "source_prefix": None}
+    Validator(corpora, TokenizedCorpus.build(corpora, tokenizer), tokenizer, options).score_translations(None)
+    assert arguments == {"source_language": ["xx"] * 2, "target_language": ["yy", "zz"], "source_prefix": None}

@@ -1,0 +1,148 @@
+"""Checkpoints of a run: failed writes, damage, and how many are kept."""
+
+import dataclasses
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+from support.training_cases import interrupt_at, log_events, run_options, runs_equal, write_corpora
+
+import mlx_transformer as mt
+from mlx_transformer.storage import safetensors
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+from mlx_transformer.training.run_directory import RunDirectory, checkpoint_step, find_damage
+from mlx_transformer.training.train_state import TrainState
+from mlx_transformer.training.trainer import train
+
+pytestmark = pytest.mark.cpu
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Options of a run that has finished; tests do not change its folder."""
+    options = run_options(write_corpora(tmp_path_factory.mktemp("finished")), keep=3)
+    train(options)
+    return options
+
+
+@pytest.fixture
+def damaged(finished, tmp_path):
+    """Options of a copy of the finished run, for tests to damage."""
+    shutil.copytree(finished.output, tmp_path / "damaged")
+    return dataclasses.replace(finished, output=str(tmp_path / "damaged"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "SHA256SUMS"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
+def test_a_damaged_checkpoint_is_reported_and_an_earlier_one_used(finished, damaged, name, damage, caplog):
+    path = Path(damaged.output) / "last" / name
+    data = path.read_bytes()
+    middle = len(data) // 2
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:middle] if damage == "truncated" else data[:middle] + b"#" + data[middle + 1 :])
+    with caplog.at_level("WARNING", logger="mlx_transformer.training.run_directory"):
+        train(dataclasses.replace(damaged, resume=True))
+    assert f"{Path(damaged.output) / 'last'} is damaged: " in caplog.text and name in caplog.text
+    assert log_events(damaged.output, "start")[-1]["step"] == 8
+    assert runs_equal(finished.output, damaged.output)
+    assert (Path(damaged.output) / "damaged-last").exists()
+
+
+def test_a_run_without_an_intact_checkpoint_is_not_touched(damaged):
+    run = Path(damaged.output)
+    for folder in RunDirectory(run).checkpoints():
+        (folder / "training.json").write_text("{}")
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match="No checkpoint is intact.*last: training.json does not.*step-8.*with init .*best"
+        ):
+            train(dataclasses.replace(damaged, resume=True))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+
+
+def test_keep_limits_the_number_of_checkpoints(options):
+    for keep, earlier in ((1, []), (2, [8]), (3, [8, 4]), (9, [8, 4])):
+        run = Path(options.output).with_name(f"keep{keep}")
+        train(dataclasses.replace(options, output=str(run), keep=keep))
+        assert [checkpoint_step(path) for path in RunDirectory(run).checkpoints()] == [12, *earlier]
+
+
+def test_a_failed_checkpoint_leaves_the_previous_one_intact(options, monkeypatch, tmp_path):
+    write_arrays = safetensors.write_arrays
+
+    def fail(path, arrays, metadata=None):
+        if path.name == "training.safetensors" and (Path(options.output) / "last").exists():
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_arrays(path, arrays, metadata)
+
+    monkeypatch.setattr(safetensors, "write_arrays", fail)
+    message = (
+        "checkpoint of step 8 could not be written, that of step 4 is intact: free some space.*No space left on device"
+    )
+    with pytest.raises(OSError, match=message):
+        train(options)
+    monkeypatch.setattr(safetensors, "write_arrays", write_arrays)
+    assert find_damage(Path(options.output) / "last") is None
+    assert not list(Path(options.output).glob(".last.new*"))
+    train(dataclasses.replace(options, resume=True))
+    train(dataclasses.replace(options, output=str(tmp_path / "other")))
+    assert runs_equal(options.output, tmp_path / "other")
+
+
+def test_a_stop_right_after_a_validation_saves_no_second_checkpoint(options, monkeypatch):
+    calls, save = [], RunDirectory.save_checkpoint
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", lambda run, *args: calls.append(args) or save(run, *args))
+    with pytest.raises(KeyboardInterrupt):
+        train(options, interrupt_at(4, event="validation"))
+    assert len(calls) == 1 and [path.name for path in RunDirectory(options.output).checkpoints()] == ["last"]
+
+
+def test_checkpoints_of_stops_do_not_displace_those_of_validations(options):
+    options = dataclasses.replace(options, keep=2, log_every=1)
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            train(dataclasses.replace(options, resume=resume), interrupt_at(6, 7))
+    assert [checkpoint_step(path) for path in RunDirectory(options.output).checkpoints()] == [7, 4]
+
+
+def test_a_second_damaged_checkpoint_replaces_the_first_one_set_aside(damaged):
+    for _ in range(2):
+        (Path(damaged.output) / "last" / "training.json").write_text("{}")
+        train(dataclasses.replace(damaged, resume=True))
+    assert (Path(damaged.output) / "damaged-last" / "training.json").read_text() == "{}"
+
+
+def test_the_error_says_if_there_is_no_earlier_checkpoint(options, monkeypatch):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(TrainState, "write", fail)
+    with pytest.raises(OSError, match="step 4 could not be written, and there is no earlier one: free some space"):
+        train(options)
+
+
+def test_best_is_restored_if_its_replacement_was_interrupted(damaged):
+    best = Path(damaged.output) / "best"
+    best.rename(best.with_name(".best.old"))
+    assert train(dataclasses.replace(damaged, resume=True)) == best
+    assert isinstance(mt.load(best)[1], Tokenizer)
+
+
+def test_several_damaged_checkpoints_are_skipped(finished, damaged):
+    for name in ("last", "earlier/step-8"):
+        (Path(damaged.output) / name / "training.json").unlink()
+    train(dataclasses.replace(damaged, resume=True))
+    assert log_events(damaged.output, "start")[-1]["step"] == 4
+    assert runs_equal(finished.output, damaged.output)
+    assert {"damaged-last", "damaged-step-8"} <= {path.name for path in Path(damaged.output).iterdir()}
+
+
+def test_checkpoints_are_sorted_by_step(tmp_path):
+    for step in (4, 12, 8, 100):
+        (tmp_path / "earlier" / f"step-{step}").mkdir(parents=True)
+    assert [checkpoint_step(path) for path in RunDirectory(tmp_path).checkpoints()] == [100, 12, 8, 4]
