@@ -14,6 +14,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from support.bart_files import BART_CONFIG, VOCAB, bart_tensors
 from support.checkpoint_files import safetensors_file, tensor, zip_file
 from support.hub_server import TOKEN, Hub
 from support.paths import ROOT
@@ -23,7 +24,6 @@ import mlx_transformer as mt
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.pretrained import hub
 from mlx_transformer.weights.formats import checkpoint as checkpoint_module
-from tests.weights.test_convert import SETTINGS_OF_BART, VOCAB, bart_tensors
 
 # Loads what it is told, and gives for each a number by which the weights are known, or the error.
 LOAD = """
@@ -69,7 +69,7 @@ convert.model_card = die
 def model_files(mark=0.0, weights="model.safetensors", **settings):
     """Return the files of a checkpoint whose output bias is `mark`."""
     tensors = bart_tensors() | {"final_logits_bias": mx.full((1, VOCAB), mark)}
-    config = {"config.json": json.dumps(SETTINGS_OF_BART | settings).encode(), "generation_config.json": b"{}"}
+    config = {"config.json": json.dumps(BART_CONFIG | settings).encode(), "generation_config.json": b"{}"}
     return config | {weights: safetensors(tensors)}
 
 

@@ -67,8 +67,6 @@ def test_half_precision_is_the_default_for_half_precision_checkpoints(tmp_path):
 
 
 ROWS = 2**22
-
-
 EMBEDDING_BYTES = 4 * ROWS * DIMS  # in float32
 
 
