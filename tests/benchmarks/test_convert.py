@@ -1,4 +1,4 @@
-"""The benchmark of conversion measures all of its tasks."""
+"""Tests of the command that measures conversion and loading."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 from support.paths import ROOT
 
 
-def test_conversion_benchmark():
+def test_every_task_is_measured():
     command = [sys.executable, "-m", "benchmarks.convert", "--size", "tiny", "--rounds", "1", "--no-peer"]
     output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     measured = [line.split(" | ") for line in output.splitlines() if "| mlx_transformer |" in line]

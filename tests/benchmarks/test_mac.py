@@ -1,0 +1,62 @@
+"""Tests of the command that measures a Mac."""
+
+import json
+import platform
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import mlx.core as mx
+from click.testing import CliRunner
+
+from benchmarks import mac
+from benchmarks.train import Options
+
+
+def test_output_of_pytest_is_parsed():
+    text = (
+        "F.\n= short test summary info =\nFAILED tests/test_a.py::test_b[c] - assert 1\n1 failed, 2 passed in 3.21s\n"
+    )
+    assert mac.parse_test_output(text) == {
+        "result": "1 failed, 2 passed in 3.21s",
+        "failed": ["tests/test_a.py::test_b[c]"],
+    }
+
+
+def test_paths_and_host_names_are_anonymised(monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "annas-mac.local")
+    text = mac.anonymise(f"OSError: {Path('/', 'Users', 'anna', 'x y', 'model.bin')} on annas-mac.local")
+    assert text == "OSError: <path> on <name>"
+    assert mac.anonymise("tests/test_a.py: 3 / 4") == "tests/test_a.py: 3 / 4"
+
+
+def test_the_json_file_has_all_figures_and_no_private_names(pytestconfig, tmp_path, monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "a-name-of-a-machine")
+    tiny = {"layers": 1, "dims": 16, "heads": 2, "mlp": 16, "vocab": 20, "rows": 2, "length": 4}
+    monkeypatch.setattr(mac, "Options", partial(Options, **tiny))
+    file = tmp_path / "mac.json"
+    flags = ["--no-tests", "--no-peers", "--no-growth", "--no-bundled", "--device", pytestconfig.getoption("--device")]
+    sizes = ["--shape", "t5-tiny", "--numbers", "float32", "--batches", "1,2", "--repeats", "1", "--tokens", "4"]
+    result = CliRunner().invoke(mac.main, [*flags, *sizes, "--output", str(file)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    text = file.read_text()
+    for private in (platform.node(), str(tmp_path), str(Path.home()), tempfile.gettempdir(), str(mac.ROOT)):
+        assert private not in text
+    results = json.loads(text)
+    assert all(seconds > 0 for seconds in results["training"]["float32"].values())
+    shape = results["shapes"]["t5-tiny"]
+    assert {(row["beams"], row["batch"]) for row in shape["speed"]} == {(1, 1), (1, 2), (4, 1), (4, 2)}
+    assert all(row["tokens_per_second"] > 0 and row["peak_mb"] > 0 for row in shape["speed"])
+    assert shape["same_tokens_as_on_the_cpu"] == {"greedy, batch 4": 1, "beam 4, batch 4": 1}
+    counts = shape["kernels"]["beam 4, as on a GPU"]
+    assert counts["total"] == sum(number for name, number in counts.items() if name != "total") > 0
+    loaded = shape["held_bytes"]["float32"]
+    assert loaded == {part: shape["step_bytes"]["float32"][part] for part in loaded}
+    assert (results["machine"]["note"] is None) == (platform.system() == "Darwin" and mx.default_device() == mx.gpu)
+
+
+def test_a_failed_measurement_does_not_stop_the_others():
+    def fail():
+        raise ValueError(f"no model at {Path('/', 'some', 'folder')}")
+
+    assert mac.try_measurement(fail) == {"error": "ValueError: no model at <path>"}
