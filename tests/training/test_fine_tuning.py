@@ -13,9 +13,7 @@ from support.training_cases import (
     flatten,
     interrupt_at,
     log_events,
-    run_options,
     runs_equal,
-    write_corpora,
 )
 
 import mlx_transformer as mt
@@ -26,12 +24,10 @@ from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.training.trainer import train
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """The run folder of a model to fine-tune; tests do not change it."""
-    options = run_options(write_corpora(tmp_path_factory.mktemp("pretrained")))
-    train(options)
-    return Path(options.output)
+@pytest.fixture
+def pretrained(finished):
+    """The run folder of the model to fine-tune."""
+    return Path(finished.output)
 
 
 def test_fine_tuning_starts_from_the_model_s_weights(options, pretrained):

@@ -71,18 +71,16 @@ def resume_and_kill(options, event, calls):
     return process.returncode
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(options, tmp_path):
-    resumed = dataclasses.replace(options, output=str(tmp_path / "resumed"))
-    train(options)
-    train(dataclasses.replace(resumed, steps=4))
-    assert not runs_equal(options.output, resumed.output)
-    train(dataclasses.replace(resumed, resume=True))
-    assert runs_equal(options.output, resumed.output)
-    assert log_events(options.output, "validation") == log_events(resumed.output, "validation")
+def test_a_resumed_run_equals_an_uninterrupted_one(finished, options):
+    train(dataclasses.replace(options, steps=4))
+    assert not runs_equal(finished.output, options.output)
+    train(dataclasses.replace(options, resume=True))
+    assert runs_equal(finished.output, options.output)
+    assert log_events(finished.output, "validation") == log_events(options.output, "validation")
     fields = ("step", "loss", "learning_rate", "gradient_norm")
     steps, resumed_steps = (
         [{name: entry[name] for name in fields} for entry in log_events(run, "step")]
-        for run in (options.output, resumed.output)
+        for run in (finished.output, options.output)
     )
     assert steps == resumed_steps
 
@@ -141,7 +139,7 @@ def test_an_existing_run_is_not_overwritten(options):
     assert before[1] == after[1] and bitwise_equal(before[0], after[0])
 
 
-def test_resuming_without_a_checkpoint_starts_from_the_beginning(options, tmp_path):
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(finished, options):
     resumed = dataclasses.replace(options, resume=True)
     with pytest.raises(FileNotFoundError, match=f"There is no run to resume in {options.output}: start one"):
         train(resumed)
@@ -153,28 +151,25 @@ def test_resuming_without_a_checkpoint_starts_from_the_beginning(options, tmp_pa
     with pytest.raises(ZeroDivisionError):
         train(options, fail)
     train(resumed)
-    train(dataclasses.replace(options, output=str(tmp_path / "other")))
-    assert runs_equal(options.output, tmp_path / "other")
+    assert runs_equal(finished.output, options.output)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_stop_the_run_with_a_checkpoint(options, number, tmp_path):
-    resumed = dataclasses.replace(options, output=str(tmp_path / "resumed"))
+def test_signals_stop_the_run_with_a_checkpoint(finished, options, number):
     handler = signal.getsignal(number)
 
     def stop(entry):
         if entry["event"] == "step" and entry["step"] == 6:
             signal.raise_signal(number)
 
-    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
-        train(resumed, stop)
-    assert number == signal.SIGINT or ended.value.code == 128 + signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as error:
+        train(options, stop)
+    assert number == signal.SIGINT or error.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(number) is handler
-    assert log_events(resumed.output, "stopped") == [{"event": "stopped", "step": 6, "signal": number}]
-    assert checkpoint_step(Path(resumed.output) / "last") == 6
-    train(options)
-    train(dataclasses.replace(resumed, resume=True))
-    assert runs_equal(options.output, resumed.output)
+    assert log_events(options.output, "stopped") == [{"event": "stopped", "step": 6, "signal": number}]
+    assert checkpoint_step(Path(options.output) / "last") == 6
+    train(dataclasses.replace(options, resume=True))
+    assert runs_equal(finished.output, options.output)
 
 
 def test_changed_options_are_named_in_the_error(options):
@@ -251,12 +246,11 @@ def test_resuming_a_finished_run_changes_nothing(options):
     assert files == {path: path.read_bytes() for path in Path(options.output).rglob("*.safetensors")}
 
 
-def test_a_moved_run_folder_resumes(options, tmp_path):
+def test_a_moved_run_folder_resumes(finished, options, tmp_path):
     train(dataclasses.replace(options, steps=4))
     Path(options.output).rename(tmp_path / "moved")
     train(dataclasses.replace(options, output=str(tmp_path / "moved"), resume=True))
-    train(options)
-    assert runs_equal(options.output, tmp_path / "moved")
+    assert runs_equal(finished.output, tmp_path / "moved")
 
 
 @pytest.mark.parametrize("stopped", [2, 6])
