@@ -40,7 +40,7 @@ class Validator:
         return results | self.score_translations(model)
 
     def score_translations(self, model: Transformer) -> dict[str, Any]:
-        """Translate the first sentences greedily; return their scores and a few samples."""
+        """Translate the first sentences with the model's search defaults; return their scores and a few samples."""
         if not self.sources:
             return {}
         texts, _, source_languages, target_languages = map(list, zip(*self.sources, strict=True))
@@ -93,8 +93,8 @@ def _batch_metrics(model: Transformer, source: mx.array, target: mx.array) -> mx
     totals = mx.zeros(3)
     for chunk in chunk_slices(len(labels), model.config.target_vocab_size):
         # Each chunk depends on the previous one, so that only one chunk of logits is in memory.
-        logits, counted = model.logits(mx.depends([hidden_states[chunk]], [totals])[0]), mask[chunk]
+        logits, chunk_mask = model.logits(mx.depends([hidden_states[chunk]], [totals])[0]), mask[chunk]
         losses = token_losses(logits, labels[chunk])
         correct = logits.argmax(axis=-1) == labels[chunk]
-        totals = totals + mx.stack([(losses * counted).sum(), (correct & counted).sum(), counted.sum()])
+        totals = totals + mx.stack([(losses * chunk_mask).sum(), (correct & chunk_mask).sum(), chunk_mask.sum()])
     return totals
