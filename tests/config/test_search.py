@@ -1,0 +1,36 @@
+"""Invalid values of SearchConfig."""
+
+import dataclasses
+
+import pytest
+from support.configs import SEARCH
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beam_size": 0}, "beam_size must be more than 0, not 0"),
+        ({"num_hypotheses": 0}, "num_hypotheses must be more than 0, not 0"),
+        ({"num_hypotheses": 5}, "num_hypotheses must not exceed beam_size: 5 is more than 4; .* larger beam"),
+        ({"max_tokens": 0}, "max_tokens must be more than 0, not 0"),
+        ({"min_tokens": -2}, "min_tokens must not be negative: -2"),
+        ({"max_length_ratio": 0.0}, "max_length_ratio must be more than 0, not 0"),
+        ({"min_length_ratio": -0.5}, "min_length_ratio must not be negative: -0.5"),
+        *[
+            ({"temperature": 1.0, **{name: -1}}, f"{name} must not be negative: -1")
+            for name in ("temperature", "top_k", "min_p", "seed")
+        ],
+        ({"temperature": 1e-39}, "temperature must be 0, or at least 1e-06, not 1e-39"),
+        ({"temperature": 1.0, "top_p": 0.0}, "top_p must be more than 0 and at most 1, not 0.0"),
+        ({"temperature": 1.0, "min_p": 1.5}, "min_p must be at most 1, not 1.5"),
+        ({"seed": 1 << 32}, "seed must be less than 2\\*\\*32, not 4294967296"),
+        ({"top_k": 5}, "top_k only affects sampling: set a temperature above 0"),
+        (
+            {"temperature": 1.0, "alternatives": True},
+            "alternatives cannot be sampled: leave out temperature 1.0",
+        ),
+    ],
+)
+def test_invalid_values_raise(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SEARCH, **changes)
