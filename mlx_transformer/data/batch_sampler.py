@@ -99,12 +99,12 @@ class BatchSampler:
         self.pairs_per_shape = pairs_per_shape.astype(int)
 
     def _find_buckets(self, pair_indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the source and target bucket of each pair."""
+        """Return the indices of the source and target buckets of each pair."""
         source_lengths = self.corpus.source.lengths(pair_indices)
         target_lengths = self.corpus.target.lengths(pair_indices) - 1
-        return np.searchsorted(self.source_buckets, source_lengths), np.searchsorted(
-            self.target_buckets, target_lengths
-        )
+        source_indices = np.searchsorted(self.source_buckets, source_lengths)
+        target_indices = np.searchsorted(self.target_buckets, target_lengths)
+        return source_indices, target_indices
 
     def __len__(self) -> int:
         """Number of batches in an epoch, computed as `_take_batches` forms them."""
