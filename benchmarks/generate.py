@@ -119,19 +119,19 @@ def run_parts(
     """Yield the title and the result of each part as it finishes."""
     dtype = None if options.dtype == "float32" and options.device == "cpu" else options.dtype
     sentences = lines or trained_model.simple_sentences()
-    origin = "of the corpus" if lines else "simple built-in ones, as --corpus is not set"
+    origin = "sentences of the corpus" if lines else "built-in sentences, as --corpus is not set"
     for part in parts:
         if part in RANDOM_WEIGHT_PARTS:
             for name in shapes:
                 yield f"{part}, {name} shape", try_part(RANDOM_WEIGHT_PARTS[part], name, options)
         elif part == "file":
             yield (
-                f"file, sentences {origin}",
+                f"file, {origin}",
                 try_part(trained_model.file_throughput, model, dtype, sentences, options.repeats),
             )
         elif part == "shapes":
             count = min(200, len(sentences))
-            yield f"shapes, sentences {origin}", try_part(trained_model.file_traces, model, dtype, sentences, count)
+            yield f"shapes, {origin}", try_part(trained_model.file_traces, model, dtype, sentences, count)
         else:
             yield "start", try_part(trained_model.startup, model)
 

@@ -147,7 +147,7 @@ def summarise(samples: list[Sample]) -> Timing:
 def max_other_load(samples: Iterable[Sample]) -> str:
     """Format the largest share of CPU time that other programs used."""
     shares = [sample.other_load for sample in samples if sample.other_load is not None]
-    return f"{max(shares):.0%}" if shares else "not known"
+    return f"{max(shares):.0%}" if shares else "unknown"
 
 
 def set_device(name: str) -> None:
