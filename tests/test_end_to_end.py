@@ -20,7 +20,7 @@ from mlx_transformer.cli import main
 from mlx_transformer.pretrained import hub
 from mlx_transformer.weights import convert
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
 
 LONG = " ".join(SCRIPTS[:6])
 LINES = [

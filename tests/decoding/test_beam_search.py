@@ -564,6 +564,7 @@ def leaving_model(eos_bias):
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
+@pytest.mark.slow
 def test_finished_sentences_leave_the_batch_without_changing_results(kind, monkeypatch, tolerance):
     """Includes the steps at which the cache grows, 32 and 64."""
     model = leaving_model(eos_bias=3 if "rules" in kind else -2)
@@ -611,6 +612,7 @@ BY_KIND = {
 
 @pytest.mark.parametrize("kind", BY_KIND)
 @pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.slow
 def test_results_do_not_depend_on_batch_or_padding(setting, kind, tolerance):
     model = random_model(SETTINGS[setting], gain=2, seed=1)
     sources = random_sources(model.config, LENGTHS, seed=5)

@@ -96,6 +96,7 @@ def large(tmp_path_factory):
         ("half", None, 0.8),
     ],
 )
+@pytest.mark.slow
 def test_memory_of_a_conversion_depends_on_the_largest_tensor(large, source, dtype, limit):
     """It is less than the largest tensor if that is stored unchanged."""
     program = f"mt.convert(source, destination, dtype={dtype!r}, force=True)"
@@ -103,6 +104,7 @@ def test_memory_of_a_conversion_depends_on_the_largest_tensor(large, source, dty
 
 
 @pytest.mark.parametrize("source", ["positions", "half"])
+@pytest.mark.slow
 def test_memory_of_loading_depends_on_the_model_and_the_largest_tensor(large, source):
     largest = EMBEDDING_BYTES // 2 if source == "half" else 0  # in float32 the model uses the tensor itself
     assert growth("model, _ = mt.load(source, dtype='float32')", large / source) < 3.4 * EMBEDDING_BYTES + largest

@@ -290,6 +290,7 @@ def check_hypotheses(theirs, ours, source, search, tolerance):
 
 
 @pytest.mark.parametrize("beam_size, num_hypotheses", [(1, 1), (3, 1), (4, 4)])
+@pytest.mark.slow
 def test_hypotheses_equal_those_of_transformers(pair, beam_size, num_hypotheses, tolerance):
     _, theirs, ours = pair
     source = torch_sources(theirs)

@@ -364,6 +364,7 @@ def test_zip64_members(tmp_path):
 
 @pytest.mark.parametrize("dtype", ("F32", "BF16", "F64", "BOOL"))
 @pytest.mark.parametrize("gap", (0, 3))
+@pytest.mark.slow
 def test_loading_needs_little_more_memory_than_the_tensor(tmp_path, dtype, gap):
     """Two tensors of 128 MiB, aligned or not: no copy of a tensor, and not both in memory at a time."""
     size = 2**27
