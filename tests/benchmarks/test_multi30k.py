@@ -40,6 +40,7 @@ def tiny_recipe(monkeypatch):
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.slow
 def test_both_systems_train_evaluate_and_report(norm_first, data, tmp_path, monkeypatch, tiny_recipe):
     read = {"ours": [], "torch": []}
     for name, trainer in (("ours", TrainState), ("torch", torch_model.TorchTrainer)):

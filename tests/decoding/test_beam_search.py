@@ -810,6 +810,7 @@ STREAMED = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.slow
 def test_streamed_tokens_equal_the_hypothesis(setting):
     model = random_model(SETTINGS[setting], gain=2, seed=1)
     lengths = set()

@@ -86,6 +86,7 @@ def stream(tokenizer, ids):
 
 
 @pytest.mark.parametrize(("clean_up", "window"), [(True, detokenizer_module.WINDOW), (False, 3)])
+@pytest.mark.slow
 def test_streamed_text_equals_decoded_text(tokenizer, clean_up, window, monkeypatch):
     """Also with a window so short that almost all earlier ids are dropped."""
     monkeypatch.setattr(detokenizer_module, "WINDOW", window)
@@ -144,6 +145,7 @@ def test_reuse_after_finish(tokenizer_of):
         assert "".join([*map(detokenizer.add, ids), detokenizer.finish()]) == tokenizer.decode(ids)
 
 
+@pytest.mark.slow
 def test_cost_per_id_is_constant(tokenizer, monkeypatch):
     """In a text of several thousand ids, few ids are decoded again for each new one."""
     (ids,) = encode(tokenizer, [" ".join(SCRIPTS * 12)])

@@ -86,6 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, options):
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.slow
 def test_resuming_is_exact_for_all_options(options, changes, tmp_path):
     options = dataclasses.replace(options, **changes)
     resumed = dataclasses.replace(options, output=str(tmp_path / "resumed"), log_every=1)

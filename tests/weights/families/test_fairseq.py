@@ -72,6 +72,7 @@ def with_old_names(state):
 
 
 @pytest.mark.parametrize("kind", ["legacy args", "cfg", "learned", "old names"])
+@pytest.mark.slow
 def test_fairseq(kind, tmp_path, tolerance):
     pre = kind in ("cfg", "learned")
     names = FAIRSEQ if kind == "learned" else without(FAIRSEQ, "embedding_norm")

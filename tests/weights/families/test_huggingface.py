@@ -61,6 +61,7 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.slow
 def test_every_file_format_gives_the_same_model(pair, file_format, tmp_path):
     _, theirs, ours = pair
     theirs.config.save_pretrained(tmp_path)
@@ -335,6 +336,7 @@ PREFIXES = ([6, 5], [10, 7, 10, 7], [])
 @pytest.mark.parametrize("rules", RULES, ids=lambda rules: next(iter(rules)))
 @pytest.mark.parametrize("beam_size", [1, 4])
 @pytest.mark.parametrize("name", ["bart", "marian", "t5", "m2m100", "mbart-50"])
+@pytest.mark.slow
 def test_hypotheses_after_a_prefix_equal_those_of_transformers(name, beam_size, rules, tmp_path, tolerance):
     """All prefixes are in one batch here; transformers needs one batch per prefix because of their lengths."""
     import torch
@@ -399,6 +401,7 @@ def test_gated_activations_equal_those_of_transformers(name):
     assert (gate_activation(name), is_gated(name)) == (activation(theirs.dense_act_fn), theirs.is_gated_act)
 
 
+@pytest.mark.slow
 def test_every_family_can_be_trained_further(pair):
     """All parameters change, except key biases, which softmax cancels, and the loss decreases."""
     _, _, ours = pair

@@ -46,6 +46,7 @@ ONMT = {
 
 
 @pytest.mark.parametrize("kind", ["standard", "rms, gated, half biases", "no positions", "no biases", "old norms"])
+@pytest.mark.slow
 def test_opennmt_py(kind, tmp_path, tolerance):
     gated = kind.startswith("rms")
     bias = not gated and kind != "no biases"

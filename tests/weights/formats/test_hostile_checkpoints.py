@@ -142,6 +142,7 @@ def check_all(folder, cases, name="model.pt"):
 
 
 @pytest.mark.parametrize("kind", ("zip", "legacy"))
+@pytest.mark.slow
 def test_hostile_pickles(folder, kind):
     cases = {}
     for name, (root, words) in PICKLES.items():

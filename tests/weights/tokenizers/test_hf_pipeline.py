@@ -63,6 +63,7 @@ def assert_equal(ours, theirs, texts=ALL_TEXTS):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_folders_of_transformers_4_and_5(tmp_path, trained, auto, name):
     """A SentencePiece model, or vocabulary and merges; our saved copy; a copy saved by transformers 5."""
     folder = write_case(tmp_path / "four", trained, name)
