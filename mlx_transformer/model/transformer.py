@@ -376,7 +376,7 @@ class Transformer(nn.Module):
         return self._target_embedding.weight, self.get("output_bias")
 
     def logits(self, hidden_states: mx.array) -> mx.array:
-        """What the output layer makes of `hidden`, (..., dims) -> (..., target_vocab_size)."""
+        """Apply the output layer, (..., dims) -> (..., target_vocab_size)."""
         if "output" in self:
             return self.output(hidden_states)
         logits = self._target_embedding.as_linear(hidden_states)
