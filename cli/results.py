@@ -1,4 +1,4 @@
-"""Answers to lines: what is generated from each, as a whole or sentence by sentence, and how it is written."""
+"""Results of input lines: generated as a whole, as a stream or sentence by sentence, and formatted as text or JSON."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.input_lines import InputLine
 
-GenerateFunction = Callable[..., Iterator[list[Any]]]  # generate_hypotheses, with all but lines and their languages
+GenerateFunction = Callable[..., Iterator[list[Any]]]  # `mt.generate_hypotheses` with all arguments but the lines
 
 
 class LineResult(NamedTuple):
-    """What is generated from a line.
+    """The result of a line.
 
     Attributes:
         line: The line.
-        hypotheses: Its hypotheses, best first; where lines are split, the one that its sentences make together.
-        sentences: Its sentences, each with its best hypothesis; None where lines are not split.
+        hypotheses: Its hypotheses, best first; with split sentences, their combination.
+        sentences: Its sentences with their best hypotheses; None if sentences are not split.
     """
 
     line: InputLine
@@ -31,26 +31,19 @@ class LineResult(NamedTuple):
 
 
 def generate_lines(windows: Iterable[list[InputLine]], generate: GenerateFunction) -> Iterator[LineResult]:
-    """Answer each line as a whole."""
+    """Generate from each line as a whole."""
     count = 0
     for window in windows:
-        found = generate(
-            [line.text for line in window],
-            source_language=[line.source_language for line in window],
-            target_language=[line.target_language for line in window],
-            target_prefix=[line.target_prefix for line in window],
-            first_line=count,
-        )
-        for line, hypotheses in zip(window, found, strict=True):
+        results = generate([line.source for line in window], first_line=count)
+        for line, hypotheses in zip(window, results, strict=True):
             yield LineResult(line, hypotheses)
         count += len(window)
 
 
 def stream_lines(windows: Iterable[list[InputLine]], stream: Callable[..., Iterator[str]]) -> Iterator[bytes]:
-    """The text of each line in pieces, as they come; a newline inside a text would break the count of lines."""
+    """Yield the text of each line in pieces, as it is generated; line feeds inside a text become spaces."""
     for number, line in enumerate(chain.from_iterable(windows)):
-        languages = {"source_language": line.source_language, "target_language": line.target_language}
-        for piece in stream(line.text, target_prefix=line.target_prefix, line=number, **languages):
+        for piece in stream(line.source, line=number):
             yield piece.replace("\n", " ").encode("utf-8", "replace")
         yield b"\n"
 
@@ -63,7 +56,7 @@ def generate_sentences(
     prefix: str | None,
     language: str | None,
 ) -> Iterator[LineResult]:
-    """Answer each line sentence by sentence; the rules of `language`, or of the line's own, tell where these end."""
+    """Generate from each line sentence by sentence; `language`, or the line's own, selects the splitting rules."""
     from mlx_transformer.inference.sentence_splitting import (
         Paragraph,
         combine_hypotheses,
@@ -71,32 +64,35 @@ def generate_sentences(
         generate_paragraphs,
         split_paragraph,
     )
+    from mlx_transformer.inference.source_lines import SourceLine, add_source_prefix
 
-    limit = model.config.encoder.max_length
-    before = tokenizer.config.source_prefix if prefix is None else prefix
+    max_length = model.config.encoder.max_length
 
     def paragraph(line: InputLine) -> Paragraph:
-        if line.target_prefix:
+        source = line.source
+        if source.target_prefix:
             raise ValueError(f"{line.name} cannot be split and have a target prefix: leave out one of them.")
-        codes = (line.source_language, line.target_language)
-        found = split_paragraph(
-            line.text, lambda text: fits_model(before + text, limit, tokenizer, *codes), language or codes[0]
+
+        def fits(text: str) -> bool:
+            (prefixed,) = add_source_prefix(tokenizer.config, [SourceLine(text)], prefix)
+            return fits_model(prefixed.text, max_length, tokenizer, source.source_language, source.target_language)
+
+        return split_paragraph(source.text, fits, language or source.source_language)._replace(
+            source_language=source.source_language, target_language=source.target_language
         )
-        return found._replace(source_language=codes[0], target_language=codes[1])
 
     count = 0
     for window in windows:
-        found = generate_paragraphs(map(paragraph, window), partial(generate, first_line=count))
-        for line, (sentences, parts) in zip(window, found, strict=True):
-            best = [hypotheses[0] for hypotheses in parts]
-            yield LineResult(
-                line, [combine_hypotheses(sentences, best)], list(zip(sentences.sentences, best, strict=True))
-            )
+        results = generate_paragraphs(map(paragraph, window), partial(generate, first_line=count))
+        for line, (parts, hypotheses) in zip(window, results, strict=True):
+            best = [row[0] for row in hypotheses]
+            sentences = list(zip(parts.sentences, best, strict=True))
+            yield LineResult(line, [combine_hypotheses(parts, best)], sentences)
             count += len(best)
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Refuse an option that does nothing without another one."""
+    """Raise UsageError for options that have no effect without another option."""
     for name, needed in (
         ("alignment_layers", "alignments"),
         ("alignment_heads", "alignments"),
@@ -105,38 +101,40 @@ def check_options(options: dict[str, Any]) -> None:
     ):
         if options[name] not in (None, ()) and not options[needed]:
             option, other = name.removesuffix("s").replace("_", "-"), needed.replace("_", "-")
-            raise click.UsageError(f"--{option} does nothing by itself: give --{other} as well.")
+            raise click.UsageError(f"--{option} has no effect on its own: give --{other} as well.")
     if options["alternatives"] and (options["num_hypotheses"] or 1) < 2:
-        raise click.UsageError("--alternatives gives several ways to go on: give --num-hypotheses 2 or more as well.")
+        raise click.UsageError("--alternatives needs several hypotheses: give --num-hypotheses 2 or more as well.")
 
 
 def prepare_split(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a search for one hypothesis; an error, before the model is loaded, where no line can be split."""
+    """Set the search options for split sentences, and raise errors before the model is loaded."""
     from mlx_transformer.inference.sentence_splitting import load_segmenter
 
     for name in ("num_hypotheses", "target_prefix", "alternatives"):
         if options[name] not in (None, 1):
             option = name.replace("_", "-")
-            raise click.UsageError(f"--split-sentences gives one text for each line: leave out --{option}.")
+            raise click.UsageError(f"--split-sentences gives one text per line: leave out --{option}.")
     load_segmenter()
     return options | {"num_hypotheses": 1}
 
 
 def prepare_stream(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a search for one hypothesis that is written as it comes; an error where that cannot be."""
+    """Set the search options for streaming; raise UsageError for options that it does not support."""
     for name in ("as_json", "split_sentences", "alignments", "scores", "strict", "verbose"):
         if options[name]:
             option = name.removeprefix("as_").replace("_", "-")
-            raise click.UsageError(f"--stream writes plain text as it comes: leave out --{option}.")
+            raise click.UsageError(f"--stream writes plain text as it is generated: leave out --{option}.")
     for name in ("beam_size", "num_hypotheses"):
         if options[name] not in (None, 1):
             option = f"--{name.replace('_', '-')} {options[name]}"
-            raise click.UsageError(f"--stream gives one hypothesis, whose words stay as they are: leave out {option}.")
+            raise click.UsageError(
+                f"--stream writes one hypothesis, whose words cannot change any more: leave out {option}."
+            )
     return options | {"beam_size": 1, "num_hypotheses": 1}
 
 
 def format_text(answer: LineResult, count: int, scores: bool) -> bytes:
-    """`count` lines, with tabs between score, text and alignment; a newline inside a text becomes a space."""
+    """Format `count` lines with tabs between score, text and alignment; line feeds inside a text become spaces."""
     from mlx_transformer.inference.alignment import format_pharaoh
 
     lines = []
@@ -150,7 +148,7 @@ def format_text(answer: LineResult, count: int, scores: bool) -> bytes:
 
 
 def format_json(answer: LineResult, count: int, scores: bool, tokenizer: mt.Tokenizer) -> bytes:
-    """One line; the single best hypothesis lies flat in the object, an n-best list under "hypotheses"."""
+    """Format one JSON line; a single hypothesis is merged into the object, an n-best list is under "hypotheses"."""
     rows = [hypothesis_fields(hypothesis, tokenizer) for hypothesis in answer.hypotheses]
     result = answer.line.fields | (rows[0] if count == 1 else {"hypotheses": rows})
     if answer.sentences is not None:
@@ -161,13 +159,13 @@ def format_json(answer: LineResult, count: int, scores: bool, tokenizer: mt.Toke
 
 
 def hypothesis_fields(hypothesis: mt.Hypothesis, tokenizer: mt.Tokenizer) -> dict[str, Any]:
-    """A hypothesis as plain data."""
-    asked = {"token_scores": hypothesis.token_scores, "alignment": hypothesis.alignment}
+    """Return a hypothesis as plain data."""
+    optional = {"token_scores": hypothesis.token_scores, "alignment": hypothesis.alignment}
     return {
         "text": hypothesis.text,
         "score": hypothesis.score,
         "tokens": tokenizer.tokens(hypothesis.ids),
         "finish_reason": hypothesis.finish_reason,
         "truncated": hypothesis.truncated,
-        **{name: value for name, value in asked.items() if value is not None},
+        **{name: value for name, value in optional.items() if value is not None},
     }

@@ -65,7 +65,9 @@ class RunStats:
         """Count answers as they pass."""
         for answer in answers:
             self.first = self.first or time.perf_counter() - self.start
-            sources = [answer.line.text] if answer.sentences is None else [source for source, _ in answer.sentences]
+            sources = (
+                [answer.line.source.text] if answer.sentences is None else [source for source, _ in answer.sentences]
+            )
             self.sentences += sum(bool(source.strip()) for source in sources)
             self.tokens += sum(len(hypothesis.ids) for hypothesis in answer.hypotheses)
             yield answer

@@ -1,57 +1,61 @@
-"""How good hypotheses are: BLEU and chrF by sacrebleu, with any number of references, and exact matches."""
+"""Metrics of translations: BLEU and chrF by sacrebleu with any number of references, and exact matches."""
 
 import importlib.util
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+Source = TypeVar("Source")
 INSTALL_HINT = "pip install 'mlx_transformer[train]'"
 
 
-def group_references(pairs: Iterable[tuple[str, str]]) -> tuple[list[str], list[list[str]]]:
-    """Gather all references of a source that occurs in several pairs.
+def group_references(
+    pairs: Iterable[tuple[Source, str]], max_sources: int | None = None
+) -> tuple[list[Source], list[list[str]]]:
+    """Collect the references of each source.
+
+    Args:
+        pairs: Sources and references; a source may occur several times.
+        max_sources: How many distinct sources to keep, the first ones; None for all.
 
     Returns:
-        The distinct sources in the order of their first pair, and for each one its distinct references.
+        The distinct sources in order of their first pair, and for each one its distinct references.
     """
-    references: dict[str, dict[str, None]] = {}
-    for source, target in pairs:
-        references.setdefault(source, {})[target] = None
+    references: dict[Source, dict[str, None]] = {}
+    for source, reference in pairs:
+        if source in references or max_sources is None or len(references) < max_sources:
+            references.setdefault(source, {})[reference] = None
     return list(references), [list(group) for group in references.values()]
 
 
 def has_sacrebleu() -> bool:
-    """Whether BLEU and chrF can be computed here."""
+    """Whether sacrebleu is installed."""
     return importlib.util.find_spec("sacrebleu") is not None
 
 
 def check_sacrebleu() -> None:
-    """Say early, before anything is translated, that the scores cannot be computed.
-
-    Raises:
-        ValueError: If sacrebleu is not installed.
-    """
+    """Raise ValueError if sacrebleu is not installed, before anything is translated."""
     if not has_sacrebleu():
         raise ValueError(f"BLEU and chrF need sacrebleu, which is not installed: {INSTALL_HINT}.")
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The share, 0 to 1, of hypotheses that are one of their references, letter for letter."""
+    """Return the share, 0 to 1, of hypotheses that equal one of their references."""
     check_reference_counts(hypotheses, references)
     return sum(text in group for text, group in zip(hypotheses, references, strict=True)) / len(hypotheses)
 
 
 def corpus_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Measure a corpus of hypotheses.
+    """Compute the metrics of a corpus.
 
     Args:
-        hypotheses: One text for each sentence.
-        references: For each sentence its references, one or more.
+        hypotheses: One text per sentence.
+        references: One or more references per sentence.
 
     Returns:
         `bleu` and `chrf` (0 to 100) with `bleu_signature` and `chrf_signature`, and `exact_match` (0 to 1).
 
     Raises:
-        ValueError: If sacrebleu is not installed, or hypotheses and references do not fit.
+        ValueError: If sacrebleu is not installed, or the numbers of hypotheses and references differ.
 
     Source: Post 2018, A Call for Clarity in Reporting BLEU Scores.
     """
@@ -68,10 +72,10 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
 
 
 def check_reference_counts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Refuse what would give a number without a meaning."""
+    """Raise ValueError unless every hypothesis has a reference that is not empty."""
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(
-            f"There must be as many groups of references as hypotheses, at least one: got {len(references)} and "
+            f"There must be as many groups of references as hypotheses, at least one, not {len(references)} and "
             f"{len(hypotheses)}."
         )
     for number, group in enumerate(references, start=1):
@@ -80,6 +84,6 @@ def check_reference_counts(hypotheses: Sequence[str], references: Sequence[Seque
 
 
 def to_reference_streams(references: Sequence[Sequence[str]]) -> list[list[Any]]:
-    """Turn groups into sacrebleu's streams: stream i holds reference i of each sentence, None where there are fewer."""
+    """Convert groups to sacrebleu's streams: stream i has reference i of each sentence, or None."""
     width = max(len(group) for group in references)
     return [[group[i] if i < len(group) else None for group in references] for i in range(width)]

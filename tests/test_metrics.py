@@ -41,7 +41,7 @@ def test_exact_match_is_the_share_that_equals_any_reference():
 
 @pytest.mark.parametrize(
     ("hypotheses", "references", "told"),
-    [([], [], "got 0 and 0"), (["a"], [["a"], ["b"]], "got 2 and 1"), (["a", "b"], [["a"], [""]], "number 2 has none")],
+    [([], [], "not 0 and 0"), (["a"], [["a"], ["b"]], "not 2 and 1"), (["a", "b"], [["a"], [""]], "number 2 has none")],
 )
 def test_what_has_no_score_is_refused(hypotheses, references, told):
     with pytest.raises(ValueError, match=told):

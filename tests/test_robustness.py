@@ -24,6 +24,7 @@ import mlx_transformer as mt
 from mlx_transformer.cli import main, run_stats
 from mlx_transformer.cli.input_lines import InputLine
 from mlx_transformer.cli.results import LineResult
+from mlx_transformer.inference.source_lines import SourceLine
 
 CONTROLS = (
     "nul\x00 escape\x1b[2J return\r feed\x0b\x0c separators\x1c\x1e next\x85 line\u2028 paragraph\u2029 mark\ufeff."
@@ -208,7 +209,7 @@ class TestSplit:
 
     def test_several_hypotheses_are_refused(self, echo):
         _, told = echo("--split-sentences", "--num-hypotheses", 2, "One.", status=2)
-        assert "Error: --split-sentences gives one text for each line: leave out --num-hypotheses." in told
+        assert "Error: --split-sentences gives one text per line: leave out --num-hypotheses." in told
 
     def test_of_a_model_that_gives_several_the_best_is_taken(self, echo):
         assert echo("--split-sentences", "--task", "shout", "One.")[0] == "hey: ONE.\n"
@@ -217,7 +218,7 @@ class TestSplit:
         monkeypatch.setitem(sys.modules, "sentencex", None)
         monkeypatch.setitem(vars(mt), "load", None)
         _, told = echo("--split-sentences", "One.", status=1)
-        assert told == "Error: To split sentences sentencex must be installed: it is not; pip install sentencex.\n"
+        assert told == "Error: Splitting sentences needs sentencex, which is not installed: pip install sentencex.\n"
 
 
 class TestTerminal:
@@ -273,7 +274,7 @@ class TestReport:
         monkeypatch.setattr(mx, "get_active_memory", lambda: 2_000_000)
         monkeypatch.setattr(mx, "get_peak_memory", lambda: 1_234_000_000)
         counted = run_stats.RunStats(time.perf_counter())
-        answer = LineResult(InputLine("Line 1", "a", {}), [mt.Hypothesis([1] * 1000, 0.0, "stop", "b")])
+        answer = LineResult(InputLine("Line 1", SourceLine("a"), {}), [mt.Hypothesis([1] * 1000, 0.0, "stop", "b")])
         assert list(counted.watch([answer, answer])) == [answer, answer]
         assert counted.lines() == (
             "2 sentences, 2,000 tokens in 2.00 s (1,000 tokens a second), the first answer after 0.50 s.\n"

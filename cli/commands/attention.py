@@ -102,10 +102,11 @@ def encode_source(
     source_prefix: str | None,
 ) -> list[int]:
     """The source as the model reads it."""
-    from mlx_transformer.inference.batching import encode_sources, make_source_lines
+    from mlx_transformer.inference.batching import encode_sources
+    from mlx_transformer.inference.source_lines import add_source_prefix, make_source_lines
 
-    prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    (ids,) = encode_sources(tokenizer, list(make_source_lines([text], prefix, source_language, target_language)))
+    lines = make_source_lines([text], source_language, target_language)
+    (ids,) = encode_sources(tokenizer, list(add_source_prefix(tokenizer.config, lines, source_prefix)))
     return tokenizer.truncate_source(ids, model.config.encoder.max_length)
 
 

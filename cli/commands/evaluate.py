@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import read_lines
+from mlx_transformer.cli.input_lines import decode_lines
 from mlx_transformer.cli.options import (
     batch_option,
     beam_option,
@@ -115,8 +115,8 @@ def read_test_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, s
 
 def read_test_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
     """Lines of sources, each with the references that stand on its line."""
-    lines = list(read_lines(sources))
-    columns = [list(read_lines(path)) for path in references]
+    lines = list(decode_lines(sources))
+    columns = [list(decode_lines(path)) for path in references]
     for path, column in zip(references, columns, strict=True):
         if len(column) != len(lines):
             raise ValueError(

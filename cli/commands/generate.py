@@ -1,4 +1,4 @@
-"""`generate`: text or JSON lines in, the model's hypotheses out, in order, as soon as they are there."""
+"""The command `generate`: text or JSON lines in, hypotheses out, in order, as soon as they are available."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ from mlx_transformer.cli.streams import (
     write_results,
 )
 
-# How results of --json look, below the options.
+# Describes the results of --json below the options.
 JSON_FORMATS = """\b
-With --json each result is one line:
+With --json every result is one line:
   {"id": ..., "text": ..., "score": ..., "tokens": [...],
    "finish_reason": "stop" or "length", "truncated": ...}
 with --scores also "token_scores", with --alignments "alignment": [[0, 0], ...];
 with --num-hypotheses 2 or more:
   {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}
-with --split-sentences, where the score of a line is the sum of those of its
-sentences, and its finish_reason is "length" if that of one of them is:
+with --split-sentences; the score of a line is the sum over its sentences, and
+its finish_reason is "length" if that of any sentence is:
   {"id": ..., "text": ..., ..., "sentences": [{"source": ..., "text": ..., ...}, ...]}
 """
 
 
-@click.command("generate", short_help="Lines in, hypotheses out.", epilog=JSON_FORMATS)
+@click.command("generate", short_help="Generate text from lines: translate, summarise, ...", epilog=JSON_FORMATS)
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @model_option
 @revision_option
@@ -77,29 +77,31 @@ sentences, and its finish_reason is "length" if that of one of them is:
 @source_language_option
 @target_language_option
 @prefix_option
-@click.option("--target-prefix", metavar="TEXT", help="What targets begin with; it counts in no score and no length.")
+@click.option(
+    "--target-prefix", metavar="TEXT", help="Text that targets begin with; it does not count in scores or lengths."
+)
 @task_option
 @beam_option
-@click.option("--num-hypotheses", type=int, help="Best hypotheses to give for each line. Default: the model's.")
+@click.option("--num-hypotheses", type=int, help="Number of hypotheses to write per line. Default: the model's.")
 @penalty_option
 @search_options
-@click.option("--stream", is_flag=True, help="Write the text as it comes: one hypothesis, greedy or drawn at random.")
-@click.option(
-    "--split-sentences", is_flag=True, help="Split lines into sentences; then none is too long for the model."
-)
+@click.option("--stream", is_flag=True, help="Write text as it is generated: one hypothesis, greedy or sampled.")
+@click.option("--split-sentences", is_flag=True, help="Split lines into sentences, so that long lines fit the model.")
 @click.option(
     "--sentence-language",
     metavar="CODE",
-    help="Language whose rules tell where sentences end. Default: the source language, or else en.",
+    help="Language whose rules split sentences. Default: the source language, or en.",
 )
 @batch_option
 @memory_option
-@click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text; with --json also those of tokens.")
+@click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text; with --json also token scores.")
 @alignments_option
 @layers_option
 @heads_option
 @click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below.")
-@click.option("--strict", is_flag=True, help="A source that is too long for the model is an error; else it is cut.")
+@click.option(
+    "--strict", is_flag=True, help="Treat sources that are too long for the model as errors instead of truncating them."
+)
 @dtype_option
 @overflow_option
 @verbose_option
@@ -122,14 +124,14 @@ def command(
 ) -> None:
     """Generate from each TEXT, or from each line of --input or standard input.
 
-    One line out for each line in, in order, blank lines kept; with --num-hypotheses N, N lines for each line in, best
-    first (empty ones where the search found fewer). Only a newline separates lines. Standard input is answered as it
-    arrives, a file in large windows. Scores are natural logarithms, divided by length ** length penalty.
+    Writes one line per input line, in order; blank lines stay blank. With --num-hypotheses N, writes N lines per input
+    line, best first (empty lines if the search found fewer). Only line feeds separate lines. Standard input is
+    processed as it arrives, files in large windows. Scores are natural logarithms, divided by length ** length penalty.
 
-    A --temperature above 0 draws targets at random instead of searching for the most probable one.
+    A --temperature above 0 samples targets instead of searching for the most probable one.
 
-    With --json an input line is a JSON string, or an object with "text" and perhaps "id", any value, which is handed
-    back, "source_language", "target_language" and "target_prefix"; a TEXT is plain.
+    With --json an input line is a JSON string, or an object with "text" and optionally "id" (any value, returned with
+    the result), "source_language", "target_language" and "target_prefix"; a TEXT argument is plain.
 
     With --split-sentences the white space of a line is kept, around its sentences and between them.
     """
@@ -145,8 +147,8 @@ def command(
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
-    usual = {name: options[name] for name in LINE_OPTIONS}
-    lines = parse_lines(windows, options["as_json"] and not texts, "TEXT" if texts else "Line", usual)
+    line_defaults = {name: options[name] for name in LINE_OPTIONS}
+    lines = parse_lines(windows, options["as_json"] and not texts, "TEXT" if texts else "Line", line_defaults)
     if stream:
         pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
         write_results(output, stream_lines(lines, pieces), context)

@@ -1,4 +1,4 @@
-"""`score`: pairs of source and target in, how probable each target is out, in order, as soon as it is there."""
+"""The command `score`: log-probabilities of given targets, in order, as soon as they are available."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import InputLine, iterate_lines, parse_lines, read_line_windows, read_lines
+from mlx_transformer.cli.input_lines import InputLine, decode_lines, iterate_lines, parse_lines, read_line_windows
 from mlx_transformer.cli.options import (
     alignments_option,
     dtype_option,
@@ -37,20 +37,20 @@ from mlx_transformer.cli.streams import (
 )
 from mlx_transformer.config.search import BATCH_TOKENS
 
-PAIRS_PER_WINDOW = 2048  # pairs of two files that are scored together
+PAIRS_PER_WINDOW = 2048
 
 
 class TextPair(NamedTuple):
-    """A source and its target, and what messages call them."""
+    """A source and its target, with their name in messages."""
 
     name: str
     source: str
     target: str
 
 
-@click.command("score", short_help="How probable given targets are.")
-@click.option("--source", "-s", type=click.Path(dir_okay=False), help="File of sources, one a line.")
-@click.option("--target", "-t", type=click.Path(dir_okay=False), help="File of their targets.")
+@click.command("score", short_help="Log-probabilities of given targets.")
+@click.option("--source", "-s", type=click.Path(dir_okay=False), help="File of sources, one per line.")
+@click.option("--target", "-t", type=click.Path(dir_okay=False), help="File of targets, one per line.")
 @input_option("path", "File of SOURCE<tab>TARGET lines; - is standard input.")
 @output_option
 @model_option
@@ -64,12 +64,12 @@ class TextPair(NamedTuple):
     type=click.IntRange(min=1),
     default=BATCH_TOKENS,
     show_default=True,
-    help="Padded tokens in one batch, of its longer side.",
+    help="Maximum number of padded tokens in a batch, on its longer side.",
 )
 @alignments_option
 @layers_option
 @heads_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a pair, with its tokens and their scores.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object per pair, with tokens and their scores.")
 @dtype_option
 @overflow_option
 @click.pass_context
@@ -93,11 +93,11 @@ def command(
     dtype: str | None,
     allow_overflow: bool,
 ) -> None:
-    """Score given targets: the natural logarithm of each one's probability, given its source, one line a pair.
+    """Score given targets: write the natural logarithm of each target's probability, one line per pair.
 
     Pairs are SOURCE<tab>TARGET lines of --input or standard input, or the lines of --source and --target; files are
-    plain or .gz. The end token counts; an empty target is the end token alone. With --alignments the score is followed
-    by a tab and pairs of source and target words, as 0-0 1-2. With --json a pair gives
+    plain or .gz. Scores include the end token; an empty target is the end token alone. With --alignments a tab and
+    pairs of source and target words follow the score, as in 0-0 1-2. With --json the result of a pair is
 
     \b
     {"score": ..., "tokens": [...], "token_scores": [...], "truncated": ..., "alignment": [[0, 0], [1, 2]]}
@@ -105,7 +105,9 @@ def command(
     if bool(source) != bool(target) or (source and path):
         raise click.UsageError("Give --source with --target, or --input, or pairs on standard input.")
     if (alignment_layers or alignment_heads) and not alignments:
-        raise click.UsageError("--alignment-layer and --alignment-head do nothing alone: give --alignments as well.")
+        raise click.UsageError(
+            "--alignment-layer and --alignment-head have no effect on their own: give --alignments as well."
+        )
     check_paths(output, *((source, target) if source else (path,)))
     windows = read_pair_files(source, target) if source and target else read_pairs(path, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
@@ -114,7 +116,7 @@ def command(
 
     def results() -> Iterator[bytes]:
         for window in windows:
-            found = mt.score(
+            scores = mt.score(
                 network,
                 tokenizer,
                 [pair.source for pair in window],
@@ -125,7 +127,7 @@ def command(
                 alignment=alignment if alignments else None,
                 batch_tokens=batch_tokens,
             )
-            for pair, score in zip(window, found, strict=True):
+            for pair, score in zip(window, scores, strict=True):
                 if score.truncated:
                     warn_truncated(pair.name)
                 yield format_score_json(score, tokenizer) if as_json else format_score(score)
@@ -134,51 +136,51 @@ def command(
 
 
 def read_pairs(path: str | None, context: click.Context) -> Iterator[list[TextPair]]:
-    """The pairs of a file of two columns, or of standard input as they arrive."""
+    """Yield the pairs of a two-column file, or of standard input as they arrive."""
     windows = iterate_lines(open_input(None, context)) if path is None else read_line_windows(path)
     for window in parse_lines(windows, False, "Line"):
         yield [split_pair(line) for line in window]
 
 
 def split_pair(line: InputLine) -> TextPair:
-    """The two columns of a line."""
-    columns = line.text.split("\t")
+    """Split a line into its two columns."""
+    columns = line.source.text.split("\t")
     if len(columns) != 2:
         raise ValueError(
-            f"{line.name} must be a source, one tab and a target: it has {len(columns) - 1} tabs; correct the line."
+            f"{line.name} must be a source, one tab and a target, but has {len(columns) - 1} tabs: correct the line."
         )
     return TextPair(line.name, *columns)
 
 
 def read_pair_files(source: str, target: str) -> Iterator[list[TextPair]]:
-    """The pairs of two files, line by line."""
-    pairs = enumerate(zip_longest(read_lines(source), read_lines(target)), start=1)
+    """Yield the pairs of two files, line by line."""
+    pairs = enumerate(zip_longest(decode_lines(source), decode_lines(target)), start=1)
     while window := list(islice(pairs, PAIRS_PER_WINDOW)):
         for number, texts in window:
             if None in texts:
                 shorter = (source, target)[texts.index(None)]
                 raise ValueError(
-                    f"--source and --target must have equally many lines: {shorter} ends after line {number - 1}; "
-                    "line them up again."
+                    f"--source and --target must have equally many lines, but {shorter} ends after line "
+                    f"{number - 1}: align them again."
                 )
         yield [TextPair(f"Line {number}", *texts) for number, texts in window]
 
 
 def format_score(score: mt.Score) -> bytes:
-    """The score and, after a tab, the alignment where there is one."""
+    """Format a score, followed by a tab and the alignment if there is one."""
     from mlx_transformer.inference.alignment import format_pharaoh
 
-    aligned = "" if score.alignment is None else f"\t{format_pharaoh(score.alignment)}"
-    return f"{score.score:.4f}{aligned}\n".encode()
+    alignment = "" if score.alignment is None else f"\t{format_pharaoh(score.alignment)}"
+    return f"{score.score:.4f}{alignment}\n".encode()
 
 
 def format_score_json(score: mt.Score, tokenizer: mt.Tokenizer) -> bytes:
-    """All that is known of a pair in one line."""
+    """Format a score as one JSON line."""
     result = {
         "score": score.score,
         "tokens": tokenizer.tokens(score.tokens),
         "token_scores": score.token_scores,
         "truncated": score.truncated,
     }
-    aligned = {} if score.alignment is None else {"alignment": score.alignment}
-    return (json.dumps(result | aligned, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    alignment = {} if score.alignment is None else {"alignment": score.alignment}
+    return (json.dumps(result | alignment, ensure_ascii=False) + "\n").encode("utf-8", "replace")

@@ -1,16 +1,14 @@
 """Parallel corpora in text files: parses corpus specs such as `en:fr=FILE.tsv`, and reads their pairs line by line."""
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from mlx_transformer.data.dates import date_pairs
+from mlx_transformer.storage.files import read_lines
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LANGUAGE_PREFIX = re.compile(r"([\w-]*):([\w-]*)=")
 SPEC_SYNTAX = "use FILE.tsv, SOURCE_FILE::TARGET_FILE or dates, optionally after SOURCE_LANGUAGE:TARGET_LANGUAGE="
 
@@ -168,19 +166,8 @@ def _read_columns(spec: CorpusSpec) -> Iterator[Sequence[bytes | None]]:
     if not spec.files:
         return ([source.encode(), target.encode()] for source, target in date_pairs(spec.split))
     if len(spec.files) == 2:
-        return zip_longest(*map(_read_text_lines, spec.files))
-    return (line.split(b"\t") for line in _read_text_lines(spec.files[0]))
-
-
-def _read_text_lines(path: str) -> Iterator[bytes]:
-    """Give the lines of a file; only a line feed ends one, after a carriage return or not."""
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            for number, line in enumerate(file):
-                line = line.removeprefix(BYTE_ORDER_MARK) if number == 0 else line
-                yield line.removesuffix(b"\n").removesuffix(b"\r")
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be a whole gzip file: {error}; copy it anew.") from error
+        return zip_longest(*map(read_lines, spec.files))
+    return (line.split(b"\t") for line in read_lines(spec.files[0]))
 
 
 def _decode_columns(columns: Sequence[bytes | None]) -> tuple[str, str]:

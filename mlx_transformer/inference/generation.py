@@ -1,4 +1,4 @@
-"""Texts in, texts out: lines are tokenised, packed by length into batches, searched, and given back in order."""
+"""Generation of texts: lines are tokenized, batched by length, searched, decoded and returned in order."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -17,19 +17,17 @@ from mlx_transformer.decoding.inputs import max_target_tokens
 from mlx_transformer.inference.alignment import source_word_indices, token_indices, word_indices_of_ids
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
-    PerLineText,
-    SourceLine,
     batch_by_length,
     encode_prefixes,
     encode_sources,
     encode_truncated,
-    make_source_lines,
     pad_ids,
     padded_batch_size,
     padded_length,
     reorder,
 )
 from mlx_transformer.inference.scoring import EncodedPair, score_pairs
+from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
@@ -40,15 +38,15 @@ EMPTY_HYPOTHESIS = Hypothesis(ids=[], score=0.0, finish_reason="stop", text="")
 
 
 class EncodedSource(NamedTuple):
-    """A source as the model reads it.
+    """A tokenized source line.
 
     Attributes:
-        ids: Its token ids, cut to the model's positions.
-        start: What its target begins with.
-        prefix_ids: The tokens that follow that.
-        number: The line's number, on which what is drawn at random depends.
-        line: The line that it was.
-        truncated: Whether it was cut.
+        ids: Source token ids, truncated to the model's maximum length.
+        start: Start token and forced first token of its target.
+        prefix_ids: Token ids of its target prefix.
+        number: The line's number, which selects its random numbers.
+        line: The line.
+        truncated: Whether the source was truncated.
     """
 
     ids: list[int]
@@ -101,18 +99,21 @@ def generate(
     target_prefix: PerLineText = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> str | list[str]:
-    """The best target of a text, or of each of several.
+    """Generate the best target of a text, or of each of several texts.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        text: One source text, or a list of them.
-        search: How to search; `model.search_defaults` if None.
+        text: A source text, or a list of source texts.
+        search: The search configuration; `model.search_defaults` if None.
         source_language: See `generate_hypotheses`.
         target_language: See `generate_hypotheses`.
         source_prefix: See `generate_hypotheses`.
         target_prefix: See `generate_hypotheses`.
-        batch_tokens: Most padded source positions x beams of a batch.
+        batch_tokens: See `generate_hypotheses`.
+
+    Returns:
+        The target text, or a list with one target text per source text.
     """
     hypotheses = generate_hypotheses(
         model,
@@ -132,7 +133,7 @@ def generate(
 def generate_hypotheses(
     model: Transformer,
     tokenizer: Tokenizer,
-    lines: Iterable[str],
+    lines: Iterable[str | SourceLine],
     search: SearchConfig | None = None,
     *,
     source_language: PerLineText = None,
@@ -144,47 +145,48 @@ def generate_hypotheses(
     token_scores: bool = False,
     first_line: int = 0,
 ) -> Iterator[list[Hypothesis]]:
-    """The hypotheses of each line, best first, lazily and in order.
+    """Generate the hypotheses of each line, best first, lazily and in order.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        lines: Source texts; a blank one, or one without tokens, gives one empty hypothesis.
-        search: How to search; `model.search_defaults` if None.
-        source_language: The code of the lines' language, or one for each line; None for models that need none.
-        target_language: The code of the language to generate, likewise.
-        source_prefix: What every source begins with ("summarize: "), set before lines that do not begin with it
-            already; the model's own if None, nothing if empty.
-        target_prefix: What the target begins with, one text for all lines or one for each; None or blank for nothing.
-        batch_tokens: Most padded source positions x beams of a batch.
-        alignment: Which attention aligns the hypotheses with their sources, in one more pass; None for no alignments.
-        token_scores: Give the log-probability of each token, from the same pass.
-        first_line: The number of the first line, on which what is drawn at random depends.
+        lines: Source texts; blank ones and ones without tokens give one empty hypothesis. A SourceLine brings its own
+            languages and target prefix.
+        search: The search configuration; `model.search_defaults` if None.
+        source_language: Language code of the lines, or one per line; None for models that need none.
+        target_language: Language code to generate, or one per line; None for models that need none.
+        source_prefix: Text such as "summarize: " that is put before lines that do not begin with it; the model's own
+            prefix if None, no prefix if empty.
+        target_prefix: Text that targets begin with, or one per line; None or blank for none.
+        batch_tokens: Maximum number of padded source positions x beams in a batch.
+        alignment: How to align the hypotheses with their sources, in one more pass; None for no alignments.
+        token_scores: Whether to return the log-probability of each token, from the same pass.
+        first_line: Number of the first line; line numbers select random numbers in sampling.
 
     Returns:
-        A list for each line. A source that is longer than the model's positions is cut, and its hypotheses say so
-        (`truncated`).
+        A list of hypotheses per line. `truncated` marks hypotheses whose source was truncated to the model's maximum
+        length.
 
     Raises:
-        ValueError: If `batch_tokens` is not positive, or if a language is missing or unknown.
+        ValueError: If `batch_tokens` is not positive, or a language is missing or unknown.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
     search = search or model.search_defaults
-    prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    rows = make_source_lines(lines, prefix, source_language, target_language, target_prefix)
-    reviewed = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
-    empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if reviewed else None, alignment=[] if alignment else None)
-    while window := list(islice(rows, READ_AHEAD)):
+    source_lines = make_source_lines(lines, source_language, target_language, target_prefix)
+    prefixed = add_source_prefix(tokenizer.config, source_lines, source_prefix)
+    rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
+    empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
+    while window := list(islice(prefixed, READ_AHEAD)):
         sources = _encode_lines(model, tokenizer, window, first_line)
-        yield from _generate_window(model, tokenizer, sources, search, batch_tokens, reviewed, empty)
+        yield from _generate_window(model, tokenizer, sources, search, batch_tokens, rescore, empty)
         first_line += len(window)
 
 
 def stream_generate(
     model: Transformer,
     tokenizer: Tokenizer,
-    text: str,
+    text: str | SourceLine,
     search: SearchConfig | None = None,
     *,
     source_language: str | None = None,
@@ -193,32 +195,32 @@ def stream_generate(
     target_prefix: str | None = None,
     line: int = 0,
 ) -> Iterator[str]:
-    """The target of one text in pieces, as they come: joined they are what `generate` gives.
+    """Yield the target of one text in pieces, as it is generated; joined, they equal the result of `generate`.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        text: The source text. One that is longer than the model's positions is cut, with a warning in the log.
-        search: How to search, with a beam of one; the model's own search, but greedy, if None.
+        text: The source text. A text beyond the model's maximum length is truncated, with a warning in the log.
+        search: The search configuration, with a beam of one; `model.search_defaults` with a beam of one if None.
         source_language: See `generate_hypotheses`.
         target_language: See `generate_hypotheses`.
         source_prefix: See `generate_hypotheses`.
         target_prefix: See `generate_hypotheses`.
-        line: A number on which what is drawn at random depends.
+        line: Line number, which selects random numbers in sampling.
 
     Raises:
         ValueError: If the search has several beams, or a language is missing or unknown.
     """
     search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
-    prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    lines = list(make_source_lines([text], prefix, source_language, target_language, target_prefix))
-    (source,) = _encode_lines(model, tokenizer, lines, line)
+    lines = make_source_lines([text], source_language, target_language, target_prefix)
+    prefixed = list(add_source_prefix(tokenizer.config, lines, source_prefix))
+    (source,) = _encode_lines(model, tokenizer, prefixed, line)
     if source.truncated:
         logger.warning("Line %d is longer than the model can read and was cut.", line + 1)
     if source.ids:
         detokenizer = Detokenizer(tokenizer)
-        asked = _search_arguments(model, [source], search)
-        yield from filter(None, map(detokenizer.add, stream_ids(model, search=search, **asked)))
+        arguments = _search_arguments(model, [source], search)
+        yield from filter(None, map(detokenizer.add, stream_ids(model, search=search, **arguments)))
         yield from filter(None, [detokenizer.finish()])
 
 
@@ -228,64 +230,62 @@ def _generate_window(
     sources: list[EncodedSource],
     search: SearchConfig,
     batch_tokens: int,
-    reviewed: Rescore | None,
+    rescore: Rescore | None,
     empty: Hypothesis,
 ) -> Iterator[list[Hypothesis]]:
-    """Search sources in batches of like length; results in order."""
-    written = [i for i, source in enumerate(sources) if source.ids]
-    limit, positions = model.config.encoder.max_length, batch_tokens // search.beam_size
+    """Search sources in batches of similar length; yield their hypotheses in order."""
+    nonempty = [i for i, source in enumerate(sources) if source.ids]
+    max_length, max_positions = model.config.encoder.max_length, batch_tokens // search.beam_size
 
-    def found() -> Iterator[tuple[int, list[Hypothesis]]]:
+    def results() -> Iterator[tuple[int, list[Hypothesis]]]:
         yield from ((i, [empty]) for i, source in enumerate(sources) if not source.ids)
-        for places in batch_by_length([len(sources[i].ids) for i in written], limit, positions):
-            batch = [sources[written[place]] for place in places]
-            results = _search_batch(model, batch, search)
-            results = reviewed(batch, results) if reviewed else results
-            for place, source, hypotheses in zip(places, batch, results, strict=True):
-                texts = tokenizer.decode_batch(h.ids for h in hypotheses)
+        for batch in batch_by_length([len(sources[i].ids) for i in nonempty], max_length, max_positions):
+            indices = [nonempty[i] for i in batch]
+            batch_sources = [sources[i] for i in indices]
+            hypotheses = _search_batch(model, batch_sources, search)
+            hypotheses = rescore(batch_sources, hypotheses) if rescore else hypotheses
+            for index, source, row in zip(indices, batch_sources, hypotheses, strict=True):
+                texts = tokenizer.decode_batch(h.ids for h in row)
                 yield (
-                    written[place],
-                    [replace(h, text=t, truncated=source.truncated) for h, t in zip(hypotheses, texts, strict=True)],
+                    index,
+                    [replace(h, text=text, truncated=source.truncated) for h, text in zip(row, texts, strict=True)],
                 )
-            mx.clear_cache()  # buffers of shapes that may not come again
+            mx.clear_cache()  # buffers of shapes that may not occur again
 
-    return reorder(found())
+    return reorder(results())
 
 
 def _encode_lines(
-    model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine], number: int
+    model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine], first_line: int
 ) -> list[EncodedSource]:
-    """What the model reads of each line, the first of which has this number; nothing of a blank one."""
-    limit = model.config.encoder.max_length
-    written = [line for line in lines if line.text]
+    """Tokenize lines, the first of which has the number `first_line`; blank lines get no ids."""
+    max_length = model.config.encoder.max_length
+    nonblank = [line for line in lines if line.text]
     encoded = zip(
-        encode_truncated(partial(encode_sources, tokenizer), written, limit),
-        tokenizer.decoder_starts(len(written), [line.target_language for line in written]),
-        encode_prefixes(tokenizer, written),
+        encode_truncated(partial(encode_sources, tokenizer), nonblank, max_length),
+        tokenizer.decoder_starts(len(nonblank), [line.target_language for line in nonblank]),
+        encode_prefixes(tokenizer, nonblank),
         strict=True,
     )
     sources: list[EncodedSource] = []
-    for line in lines:
+    for number, line in enumerate(lines, start=first_line):
         ids, start, prefix = next(encoded) if line.text else ([], DecoderStart(0, None), [])
-        sources.append(
-            EncodedSource(
-                tokenizer.truncate_source(ids, limit), start, prefix, number + len(sources), line, len(ids) > limit
-            )
-        )
+        truncated = tokenizer.truncate_source(ids, max_length)
+        sources.append(EncodedSource(truncated, start, prefix, number, line, len(ids) > max_length))
     return sources
 
 
 def _search_batch(model: Transformer, sources: list[EncodedSource], search: SearchConfig) -> list[list[Hypothesis]]:
-    """Search sources as one batch of a size that is compiled once; rows to fill it up end after one token."""
-    missing = padded_batch_size(len(sources)) - len(sources)
-    filled = sources + [sources[0]._replace(ids=[model.config.eos_id])] * missing
-    asked = _search_arguments(model, filled, search)
-    asked["max_tokens"][len(sources) :] = [1] * missing
-    return generate_ids(model, search=search, **asked)[: len(sources)]
+    """Search sources as one batch, padded to a batch size that is compiled once by rows that end after one token."""
+    num_padding = padded_batch_size(len(sources)) - len(sources)
+    padded = sources + [sources[0]._replace(ids=[model.config.eos_id])] * num_padding
+    arguments = _search_arguments(model, padded, search)
+    arguments["max_tokens"][len(sources) :] = [1] * num_padding
+    return generate_ids(model, search=search, **arguments)[: len(sources)]
 
 
 def _search_arguments(model: Transformer, sources: list[EncodedSource], search: SearchConfig) -> dict[str, Any]:
-    """The arguments of a search that differ from source to source."""
+    """Return the arguments of a search that differ from source to source."""
     config = model.config
     length = padded_length(max(len(source.ids) for source in sources), config.encoder.max_length)
     forced = [source.start.first_id for source in sources if source.start.first_id is not None]
@@ -303,16 +303,20 @@ def _rescore(
     model: Transformer,
     tokenizer: Tokenizer,
     alignment: AlignmentConfig | None,
-    positions: int,
+    batch_tokens: int,
     sources: list[EncodedSource],
-    found: list[list[Hypothesis]],
+    hypotheses: list[list[Hypothesis]],
 ) -> list[list[Hypothesis]]:
-    """Hypotheses with what a teacher-forced pass over them tells."""
-    pairs = [_make_pair(model, tokenizer, s, h, alignment) for s, row in zip(sources, found, strict=True) for h in row]
-    scores = score_pairs(model, pairs, alignment, positions)
+    """Add token scores and alignments from one teacher-forced pass."""
+    pairs = [
+        _make_pair(model, tokenizer, source, hypothesis, alignment)
+        for source, row in zip(sources, hypotheses, strict=True)
+        for hypothesis in row
+    ]
+    scores = score_pairs(model, pairs, alignment, batch_tokens)
     return [
         [replace(h, token_scores=s.token_scores, alignment=s.alignment) for h, s in zip(row, scores, strict=False)]
-        for row in found
+        for row in hypotheses
     ]
 
 
@@ -323,7 +327,7 @@ def _make_pair(
     hypothesis: Hypothesis,
     alignment: AlignmentConfig | None,
 ) -> EncodedPair:
-    """A source and a hypothesis as the model reads them."""
+    """Return the token ids of a source and a hypothesis, with their words if alignments are needed."""
     end = [model.config.eos_id] if hypothesis.finish_reason == "stop" else []
     pair = EncodedPair(source.ids, [source.start.start_id, *hypothesis.ids, *end])
     if alignment is None:

@@ -1,4 +1,4 @@
-"""How probable given targets are: natural-log probabilities of their tokens, and where they come from."""
+"""Scoring of given targets: log-probabilities of their tokens, and word alignments with their sources."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,34 +21,32 @@ from mlx_transformer.inference.alignment import (
 from mlx_transformer.inference.attention_weights import check_target_rows, record_attention
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
-    PerLineText,
-    SourceLine,
     batch_by_length,
     encode_sources,
     encode_targets,
     encode_truncated,
-    make_source_lines,
     pad_ids,
     padded_batch_size,
     padded_length,
     reorder,
 )
+from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
-MAX_LOGITS = 2**27  # of one batch, half a gigabyte: a large vocabulary makes batches smaller
+MAX_LOGITS = 2**27  # per batch, half a gigabyte: large vocabularies get smaller batches
 
 
 @dataclass(frozen=True)
 class Score:
-    """How probable a target is, given its source.
+    """Log-probability of a target, given its source.
 
     Attributes:
-        score: Natural logarithm of its probability, the sum of `token_scores`.
-        tokens: Its token ids with the end token, without the decoder's first input.
-        token_scores: Natural logarithm of the probability of each; 0 for a first token that generation forces.
-        truncated: Whether source or target was cut to the length that the model can read.
-        alignment: Pairs of source and target units, where they were asked for.
+        score: Natural logarithm of the target's probability, the sum of `token_scores`.
+        tokens: Target token ids with the end token, without the start token.
+        token_scores: Log-probability of each token; 0 for a first token that generation would force.
+        truncated: Whether source or target was truncated to the model's maximum length.
+        alignment: Pairs of aligned source and target words (or tokens); on request.
     """
 
     score: float
@@ -59,14 +57,14 @@ class Score:
 
 
 class EncodedPair(NamedTuple):
-    """A source and its target, as the model reads them.
+    """A tokenized source and its target.
 
     Attributes:
-        source: Token ids.
-        target: Token ids, the first of which is the decoder's first input.
-        forced: Whether generation would force the next one, which then scores 0.
-        truncated: Whether one of them was cut.
-        units: What the ids of the source, and those of the target but its first, belong to, where that is asked for.
+        source: Source token ids.
+        target: Target token ids, beginning with the start token.
+        forced: Whether generation would force the first token after the start token, which then scores 0.
+        truncated: Whether source or target was truncated.
+        units: Word (or token) index of each source id, and of each target id after the start token; for alignments.
     """
 
     source: list[int]
@@ -77,29 +75,29 @@ class EncodedPair(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Positions of the longer side."""
+        """Number of positions of the longer side."""
         return max(len(self.source), len(self.target) - 1)
 
 
 def score_ids(
     model: Transformer, source: mx.array, target: mx.array, alignment: AlignmentConfig | None = None
 ) -> tuple[mx.array, mx.array | None]:
-    """The log-probability of each token of given targets, from one teacher-forced pass.
+    """Compute the log-probability of each token of given targets in one teacher-forced pass.
 
     Args:
         model: The model, in evaluation mode.
         source: Token ids, int32 (batch, source_length), padded on the right with `model.config.pad_id`.
-        target: Token ids, int32 (rows, target_length), beginning with the decoder's first input, padded likewise; rows
-            is a multiple of batch, the rows of one source side by side.
-        alignment: Which attention to give as well.
+        target: Token ids, int32 (rows, target_length), beginning with the start token, padded on the right. The number
+            of rows is a multiple of batch, with the rows of one source adjacent.
+        alignment: Layers and heads whose cross-attention to return; None for no attention.
 
     Returns:
-        Natural logarithms, float32 (rows, target_length - 1), 0 at padding; and, where asked for, cross-attention
-        averaged over the chosen layers and heads, float32 (rows, target_length - 1, source_length).
+        Log-probabilities, float32 (rows, target_length - 1), 0 at padding; and cross-attention averaged over the
+        selected layers and heads, float32 (rows, target_length - 1, source_length), or None.
 
     Raises:
-        ValueError: If rows is no multiple of batch, a sequence is longer than its stack has positions, or the decoder
-            has no such layer or head.
+        ValueError: If the number of rows is not a multiple of batch, a sequence is too long, or a layer or head does
+            not exist.
     """
     check_target_rows(source, target)
     layers, heads = ((), ()) if alignment is None else alignment.select(model.config.decoder)
@@ -110,16 +108,16 @@ def score_ids(
 def _token_scores(
     model: Transformer, layers: tuple[int, ...], heads: tuple[int, ...], source: mx.array, target: mx.array
 ) -> list[mx.array]:
-    read, wanted = target[:, :-1], target[:, 1:]
-    seen: list[mx.array] = []
+    inputs, labels = target[:, :-1], target[:, 1:]
+    attention: list[mx.array] = []
     memory = model.encode(source)
-    logits = model.decode(read, memory, attend=record_attention(seen, read.shape[1])).astype(mx.float32)
-    chosen = mx.take_along_axis(logits, wanted[..., None], axis=-1).squeeze(-1)
-    tokens = mx.cumsum(wanted != model.config.pad_id, axis=1, reverse=True) > 0  # text may hold that token too
-    scores = mx.where(tokens, chosen - mx.logsumexp(logits, axis=-1), 0.0)
+    logits = model.decode(inputs, memory, attend=record_attention(attention, inputs.shape[1])).astype(mx.float32)
+    label_logits = mx.take_along_axis(logits, labels[..., None], axis=-1).squeeze(-1)
+    mask = mx.cumsum(labels != model.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text
+    scores = mx.where(mask, label_logits - mx.logsumexp(logits, axis=-1), 0.0)
     if not layers:
         return [scores]
-    cross = mx.stack([seen[1::2][layer] for layer in layers])
+    cross = mx.stack([attention[1::2][layer] for layer in layers])
     return [scores, mx.take(cross, mx.array(heads), axis=2).mean(axis=(0, 2))]
 
 
@@ -135,44 +133,44 @@ def score(
     alignment: AlignmentConfig | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Iterator[Score]:
-    """How probable each target is, given its source, lazily and in order.
+    """Compute the log-probability of each target, given its source, lazily and in order.
 
-    A blank source is read as an empty one, and an empty target is the end token alone. What the model's own search
-    would force as first token (a language code) scores 0; the search's other options change nothing.
+    Blank sources are scored as empty ones; an empty target is the end token alone. A first token that the model's own
+    search would force (a language code) scores 0. Other search options have no effect.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         sources: Source texts.
-        targets: A target text for each.
-        source_language: The code of the sources' language, or one for each; None for models that need none.
-        target_language: The code of the targets' language, likewise.
-        source_prefix: What every source begins with ("summarize: "), set before those that do not begin with it
-            already; the model's own if None, nothing if empty.
-        alignment: Which attention aligns the targets with their sources; None for no alignments.
-        batch_tokens: Most padded positions of a batch, of its longer side.
+        targets: One target text per source.
+        source_language: Language code of the sources, or one per source; None for models that need none.
+        target_language: Language code of the targets, or one per target; None for models that need none.
+        source_prefix: Text such as "summarize: " that is put before sources that do not begin with it; the model's own
+            prefix if None, no prefix if empty.
+        alignment: How to align the targets with their sources; None for no alignments.
+        batch_tokens: Maximum number of padded positions in a batch, counted on its longer side.
 
     Raises:
-        ValueError: If sources and targets are not equally many, a language is missing or unknown, `batch_tokens` is not
-            positive, the decoder has no such layer or head, or the model's logits are not numbers.
+        ValueError: If the numbers of sources and targets differ, a language is missing or unknown, `batch_tokens` is
+            not positive, a layer or head does not exist, or logits are NaN.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
     if isinstance(sources, str) or isinstance(targets, str):
-        raise ValueError("sources and targets must be several texts, not one: put it in a list.")
-    prefix = tokenizer.config.source_prefix if source_prefix is None else source_prefix
-    pairs = _pair_lines(make_source_lines(sources, prefix, source_language, target_language), targets)
+        raise ValueError("sources and targets must be lists of texts, not one text: put it in a list.")
+    lines = make_source_lines(sources, source_language, target_language)
+    pairs = _pair_lines(add_source_prefix(tokenizer.config, lines, source_prefix), targets)
     while window := list(islice(pairs, READ_AHEAD)):
         yield from score_pairs(model, _encode_window(model, tokenizer, window, alignment), alignment, batch_tokens)
-        mx.clear_cache()  # buffers of shapes that may not come again
+        mx.clear_cache()  # buffers of shapes that may not occur again
 
 
 def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator[tuple[SourceLine, SourceLine]]:
-    """Each source with its target, whose language it knows."""
+    """Yield each source with its target, as lines with the same languages."""
     for number, (line, target) in enumerate(zip_longest(lines, targets), start=1):
         if line is None or target is None:
             side = "source" if line is None else "target"
-            raise ValueError(f"Every source needs a target and every target a source: number {number} has no {side}.")
+            raise ValueError(f"Sources and targets must be equally many: number {number} has no {side}.")
         yield line, line._replace(text=target if target.strip() else "", start=0)
 
 
@@ -182,31 +180,38 @@ def _encode_window(
     lines: list[tuple[SourceLine, SourceLine]],
     alignment: AlignmentConfig | None,
 ) -> list[EncodedPair]:
-    """What the model reads of each source and its target: cut to its positions, and never empty."""
-    limit, most, end = model.config.encoder.max_length, model.config.decoder.max_length, [model.config.eos_id]
+    """Tokenize sources and targets, truncated to the model's maximum lengths and never empty."""
+    max_source, max_target, end = (
+        model.config.encoder.max_length,
+        model.config.decoder.max_length,
+        [model.config.eos_id],
+    )
     sources, targets = (list(side) for side in zip(*lines, strict=True))
-    source_ids = encode_truncated(partial(encode_sources, tokenizer), sources, limit)
-    target_ids = encode_truncated(partial(_encode_targets, model, tokenizer), targets, most)
+    source_ids = encode_truncated(partial(encode_sources, tokenizer), sources, max_source)
+    target_ids = encode_truncated(partial(_encode_targets, model, tokenizer), targets, max_target)
     pairs = []
     for source, target, start in zip(source_ids, target_ids, _decoder_starts(model, tokenizer, targets), strict=True):
-        read, written = tokenizer.truncate_source(source, limit) or end, [start.start_id, *(target[:most] or end)]
-        truncated = len(source) > limit or len(target) > most
-        pairs.append(EncodedPair(read, written, start.first_id is not None, truncated))
+        truncated = len(source) > max_source or len(target) > max_target
+        source = tokenizer.truncate_source(source, max_source) or end
+        target = [start.start_id, *(target[:max_target] or end)]
+        pairs.append(EncodedPair(source, target, start.first_id is not None, truncated))
     if alignment is None:
         return pairs
-    units = [_word_indices(model, tokenizer, *each, alignment) for each in zip(pairs, lines, strict=True)]
-    return [pair._replace(units=each) for pair, each in zip(pairs, units, strict=True)]
+    return [
+        pair._replace(units=_word_indices(model, tokenizer, pair, pair_lines, alignment))
+        for pair, pair_lines in zip(pairs, lines, strict=True)
+    ]
 
 
 def _decoder_starts(model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine]) -> list[DecoderStart]:
-    """What generation would begin each target with."""
+    """Return the start token and the forced first token of each target, as in generation."""
     starts = tokenizer.decoder_starts(len(lines), [line.target_language for line in lines])
     forced = model.search_defaults.forced_bos_id
     return [start._replace(first_id=forced) if start.first_id is None else start for start in starts]
 
 
 def _encode_targets(model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine]) -> list[list[int]]:
-    """The target ids of each line, with the first token that generation would force."""
+    """Return the target token ids of each line, with the first token that generation would force."""
     rows = zip(encode_targets(tokenizer, lines), _decoder_starts(model, tokenizer, lines), strict=True)
     return [ids if first is None or ids[:1] == [first] else [first, *ids] for ids, (_, first) in rows]
 
@@ -218,41 +223,41 @@ def _word_indices(
     lines: tuple[SourceLine, SourceLine],
     alignment: AlignmentConfig,
 ) -> tuple[WordIndices, WordIndices]:
-    """The words, or tokens, that the ids of a pair belong to."""
+    """Return the word (or token) indices of a pair's ids."""
     source, target = lines
-    after = len(tokenizer.config.after_target)
+    num_after = len(tokenizer.config.after_target)
     words = (
         source_word_indices(tokenizer, source, pair.source),
-        word_indices_of_text(partial(_encode_targets, model, tokenizer), target, pair.target[1:], after),
+        word_indices_of_text(partial(_encode_targets, model, tokenizer), target, pair.target[1:], num_after),
     )
     return words if alignment.unit == "words" else (token_indices(words[0]), token_indices(words[1]))
 
 
 def score_pairs(
-    model: Transformer, pairs: list[EncodedPair], alignment: AlignmentConfig | None, positions: int
+    model: Transformer, pairs: list[EncodedPair], alignment: AlignmentConfig | None, batch_tokens: int
 ) -> Iterator[Score]:
-    """Score pairs, in batches of like length and at most so many positions; in order.
+    """Score pairs in batches of similar length and at most `batch_tokens` positions; yield scores in order.
 
     Raises:
-        ValueError: As `score_ids`, or if the logits are not numbers.
+        ValueError: As in `score_ids`, and if logits are NaN.
     """
     config = model.config
-    limit = max(config.encoder.max_length, config.decoder.max_length)
-    positions = min(positions, MAX_LOGITS // config.target_vocab_size)
+    max_length = max(config.encoder.max_length, config.decoder.max_length)
+    max_positions = min(batch_tokens, MAX_LOGITS // config.target_vocab_size)
 
-    def found() -> Iterator[tuple[int, Score]]:
-        for batch in batch_by_length([pair.length for pair in pairs], limit, positions):
+    def scores() -> Iterator[tuple[int, Score]]:
+        for batch in batch_by_length([pair.length for pair in pairs], max_length, max_positions):
             yield from zip(batch, _score_batch(model, [pairs[i] for i in batch], alignment), strict=True)
-            mx.clear_cache()  # buffers of shapes that may not come again
+            mx.clear_cache()  # buffers of shapes that may not occur again
 
-    return reorder(found())
+    return reorder(scores())
 
 
 def _score_batch(model: Transformer, pairs: list[EncodedPair], alignment: AlignmentConfig | None) -> list[Score]:
-    """Score pairs as one batch of a shape that is compiled once; rows to fill it up are an end token each."""
+    """Score pairs as one batch, padded to a shape that is compiled once."""
     config = model.config
-    filler = EncodedPair([config.eos_id], [config.start_id, config.eos_id])
-    rows = pairs + [filler] * (padded_batch_size(len(pairs)) - len(pairs))
+    padding = EncodedPair([config.eos_id], [config.start_id, config.eos_id])
+    rows = pairs + [padding] * (padded_batch_size(len(pairs)) - len(pairs))
     source_length = padded_length(max(len(pair.source) for pair in pairs), config.encoder.max_length)
     target_length = padded_length(max(len(pair.target) - 1 for pair in pairs), config.decoder.max_length)
     scores, attention = score_ids(
@@ -261,16 +266,16 @@ def _score_batch(model: Transformer, pairs: list[EncodedPair], alignment: Alignm
         pad_ids([pair.target for pair in rows], target_length + 1, config.pad_id),
         alignment,
     )
-    found = np.array(scores)
-    if not np.isfinite(found).all():
-        raise ValueError("Scores must be numbers: the model's logits are none; compute in float32.")
+    logprobs = np.array(scores)
+    if not np.isfinite(logprobs).all():
+        raise ValueError("Scores must be finite, but the model's logits are not: compute in float32.")
     weights = [None] * len(rows) if attention is None else np.array(attention)
-    return [_make_score(*each) for each in zip(pairs, found, weights, strict=False)]
+    return [_make_score(*row) for row in zip(pairs, logprobs, weights, strict=False)]
 
 
-def _make_score(pair: EncodedPair, scores: np.ndarray, weights: np.ndarray | None) -> Score:
-    own = scores[: len(pair.target) - 1].tolist()
+def _make_score(pair: EncodedPair, logprobs: np.ndarray, weights: np.ndarray | None) -> Score:
+    token_scores = logprobs[: len(pair.target) - 1].tolist()
     if pair.forced:
-        own[0] = 0.0
-    aligned = None if weights is None else align(weights, *pair.units)
-    return Score(sum(own), pair.target[1:], own, pair.truncated, aligned)
+        token_scores[0] = 0.0
+    alignment = None if weights is None else align(weights, *pair.units)
+    return Score(sum(token_scores), pair.target[1:], token_scores, pair.truncated, alignment)

@@ -1,6 +1,6 @@
-"""Long texts: split into sentences that a model can read, and put together again with the white space between them.
+"""Splitting of long texts into sentences that fit a model, and joining of their results with the original white space.
 
-Sentences are found by the library sentencex; one that is still too long is cut at clauses, at white space, or anywhere.
+The library sentencex finds sentences. Sentences that are too long are split after clauses, at white space, or anywhere.
 """
 
 import re
@@ -8,23 +8,23 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice, tee
-from operator import itemgetter
+from itertools import islice
 from typing import NamedTuple
 
 from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-BLOCK_SIZE = 10_000  # characters that are split at a time: sentencex takes quadratic time where there is no white space
-CHARACTERS_PER_TOKEN = 16  # a text with more for each position of the model is cut without being tokenised
-LONGEST_LETTER = 32  # code points that are one letter or sign for the eye
+BLOCK_SIZE = 10_000  # characters per call of sentencex, which takes quadratic time without white space
+CHARACTERS_PER_TOKEN = 16  # texts with more characters per position are split without being tokenized
+MAX_GRAPHEME = 32  # code points of the longest visible character
 CLAUSE = re.compile(r"[.!?…,;:)\]–—،؛؟।]\s+|[。！？、，；：]\s*")
 WHITESPACE = re.compile(r"\s+")
-# Scripts that set no space between words: South-East Asian ones, Tibetan, Chinese and Japanese.
+# Scripts without spaces between words: South-East Asian scripts, Tibetan, Chinese and Japanese.
 UNSPACED_SCRIPTS = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
-# What sentencex calls languages of which it knows more than of others, by the codes of ISO 639-3.
+# ISO 639-3 codes and sentencex's own codes of the languages that it has rules for.
 LANGUAGE_CODES = dict(
     pair.split("=")
     for pair in """
@@ -36,13 +36,13 @@ LANGUAGE_CODES = dict(
 
 
 class Paragraph(NamedTuple):
-    """A text as sentences.
+    """A text split into sentences.
 
     Attributes:
-        sentences: Sentences without white space around them, at least one; of a blank text one that is empty.
-        spaces: The white space before each and after the last.
-        source_language: The code of its language for the model, None where it needs none.
-        target_language: The code of the language to generate, likewise.
+        sentences: Sentences without surrounding white space, at least one; one empty sentence for a blank text.
+        spaces: White space before each sentence and after the last.
+        source_language: Language code of the text; None for models that need none.
+        target_language: Language code to generate; None for models that need none.
     """
 
     sentences: list[str]
@@ -52,13 +52,12 @@ class Paragraph(NamedTuple):
 
 
 def split_paragraph(text: str, fits: Callable[[str], bool], language: str | None = None) -> Paragraph:
-    """Split a text into sentences, each of which fits, without losing a character.
+    """Split a text into sentences that fit, without losing a character.
 
     Args:
         text: The text.
-        fits: Whether a model can read the whole of a sentence.
-        language: A code such as "en", "eng_Latn" or "en_XX"; of a language that is not known, and of None, English
-            is assumed.
+        fits: Whether a sentence fits the model.
+        language: A code such as "en", "eng_Latn" or "en_XX"; the rules of English apply to unknown languages and None.
 
     Raises:
         ValueError: If sentencex is not installed.
@@ -79,42 +78,41 @@ def split_paragraph(text: str, fits: Callable[[str], bool], language: str | None
 
 def fits_model(
     text: str,
-    limit: int,
+    max_length: int,
     tokenizer: Tokenizer,
     source_language: str | None = None,
     target_language: str | None = None,
 ) -> bool:
-    """Whether a text has at most `limit` tokens, with all that stands around sources; one far too long is not read."""
-    if len(text) > CHARACTERS_PER_TOKEN * limit:
+    """Whether a source has at most `max_length` tokens, special tokens included."""
+    if len(text) > CHARACTERS_PER_TOKEN * max_length:
         return False
-    return len(tokenizer.encode(text, source_language, target_language)) <= limit
+    return len(tokenizer.encode(text, source_language, target_language)) <= max_length
 
 
 def join_sentences(paragraph: Paragraph, texts: Sequence[str]) -> str:
-    """Put what was made of the sentences of a paragraph together, with its white space between them.
+    """Join the results of a paragraph's sentences with the paragraph's white space.
 
-    Where the paragraph has no space because its script sets none, but what was made of it is of another script, a
-    space is set between.
+    Sentences of a script without spaces get a space between them if their results are in a script with spaces.
     """
     sources, spaces = paragraph.sentences, paragraph.spaces
     joined = spaces[0] + texts[0]
-    for place in range(1, len(texts)):
-        space = spaces[place]
+    for i in range(1, len(texts)):
+        space = spaces[i]
         if (
             not space
-            and _is_unspaced_boundary(sources[place - 1], sources[place])
-            and not _is_unspaced_boundary(joined, texts[place])
+            and _is_unspaced_boundary(sources[i - 1], sources[i])
+            and not _is_unspaced_boundary(joined, texts[i])
         ):
             space = " "
-        joined += space + texts[place]
+        joined += space + texts[i]
     return joined + spaces[-1]
 
 
 def combine_hypotheses(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hypothesis:
-    """The hypotheses of the sentences of a paragraph as one, without scores of tokens.
+    """Combine the hypotheses of a paragraph's sentences, without token scores.
 
-    Its score is the sum of theirs; it is truncated, or reached a length, if one of them is or did. Words are counted
-    through the paragraph.
+    Scores are summed. The result is truncated, or has the finish reason "length", if any part has. Alignments count
+    words from the beginning of the paragraph.
     """
     ended = all(part.finish_reason == "stop" for part in parts)
     return replace(
@@ -130,7 +128,7 @@ def combine_hypotheses(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hyp
 
 
 def _shift_alignment(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> list[tuple[int, int]] | None:
-    """The aligned words of all sentences, each counted from the beginning of the paragraph."""
+    """Return the alignments of all sentences, with words counted from the beginning of the paragraph."""
     if all(part.alignment is None for part in parts):
         return None
     pairs = set()
@@ -145,80 +143,79 @@ def _shift_alignment(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> list[
 def generate_paragraphs(
     paragraphs: Iterable[Paragraph], generate: Callable[..., Iterator[list[Hypothesis]]]
 ) -> Iterator[tuple[Paragraph, list[list[Hypothesis]]]]:
-    """Each paragraph with the hypotheses of its sentences, in order, as soon as all are there.
+    """Yield each paragraph with the hypotheses of its sentences, in order, as soon as they are complete.
 
     Args:
-        paragraphs: Are read only as far ahead as `generate` asks for sentences.
-        generate: `generate_hypotheses` with all that it needs besides lines and their languages.
+        paragraphs: The paragraphs, read only as far ahead as `generate` reads sentences.
+        generate: `generate_hypotheses` with all arguments but the lines.
     """
     waiting: deque[Paragraph] = deque()
 
-    def sentences() -> Iterator[tuple[str, str | None, str | None]]:
+    def lines() -> Iterator[SourceLine]:
         for paragraph in paragraphs:
             waiting.append(paragraph)
             for sentence in paragraph.sentences:
-                yield sentence, paragraph.source_language, paragraph.target_language
+                yield SourceLine(sentence, paragraph.source_language, paragraph.target_language)
 
-    texts, source_languages, target_languages = (
-        map(itemgetter(column), rows) for column, rows in enumerate(tee(sentences(), 3))
-    )
-    found = generate(texts, source_language=source_languages, target_language=target_languages)
-    for first in found:
+    hypotheses = generate(lines())
+    for first in hypotheses:
         paragraph = waiting.popleft()
-        yield paragraph, [first, *islice(found, len(paragraph.sentences) - 1)]
+        yield paragraph, [first, *islice(hypotheses, len(paragraph.sentences) - 1)]
 
 
 def load_segmenter() -> Callable[[str, str], list[str]]:
-    """The function of sentencex that splits the text of a language; ValueError if it is not installed."""
+    """Return sentencex's function that splits a text by language code; ValueError if sentencex is not installed."""
     try:
         from sentencex import segment
     except ImportError:
-        raise ValueError("To split sentences sentencex must be installed: it is not; pip install sentencex.") from None
+        raise ValueError(
+            "Splitting sentences needs sentencex, which is not installed: pip install sentencex."
+        ) from None
     function: Callable[[str, str], list[str]] = segment
     return function
 
 
 def _sentences(text: str, code: str) -> Iterator[str]:
-    """Sentences with the white space around them; joined they are the text."""
+    """Yield sentences with the white space around them; joined, they equal the text."""
     segment = load_segmenter()
     start, size = 0, BLOCK_SIZE
     while start < len(text):
-        found = segment(code, text[start : start + size])
+        sentences = segment(code, text[start : start + size])
         if start + size < len(text):
-            if len(found) == 1:
+            if len(sentences) == 1:
                 size *= 2
                 continue
-            found.pop()  # it may go on in the next block
-        yield from found
-        start, size = start + sum(map(len, found)), BLOCK_SIZE
+            sentences.pop()  # it may continue in the next block
+        yield from sentences
+        start, size = start + sum(map(len, sentences)), BLOCK_SIZE
 
 
 def _split_long_sentence(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
-    """Parts of a sentence that fit, with the white space around them; a single character is taken to fit."""
+    """Yield parts of a sentence that fit, with the white space around them; a single character always fits."""
     stripped = text.strip()
     if len(stripped) < 2 or fits(stripped):
         yield text
     else:
-        place = _split_position(text)
-        yield from _split_long_sentence(text[:place], fits)
-        yield from _split_long_sentence(text[place:], fits)
+        position = _split_position(text)
+        yield from _split_long_sentence(text[:position], fits)
+        yield from _split_long_sentence(text[position:], fits)
 
 
 def _split_position(text: str) -> int:
-    """Where to cut: after a clause in the middle half, else after white space, else between characters."""
+    """Return where to split: after a clause in the middle half, else after white space, else between characters."""
     middle, quarter = len(text) // 2, len(text) // 4
-    for found in (CLAUSE.finditer(text, quarter, len(text) - quarter), WHITESPACE.finditer(text)):
-        if places := [end for match in found if (end := match.end()) < len(text)]:
-            return min(places, key=lambda place: abs(place - middle))
-    near = range(middle, max(middle - LONGEST_LETTER, 0), -1)
-    return next((place for place in near if not _inside_grapheme(text, place)), middle)
+    for matches in (CLAUSE.finditer(text, quarter, len(text) - quarter), WHITESPACE.finditer(text)):
+        if positions := [end for match in matches if (end := match.end()) < len(text)]:
+            return min(positions, key=lambda position: abs(position - middle))
+    near_middle = range(middle, max(middle - MAX_GRAPHEME, 0), -1)
+    return next((position for position in near_middle if not _inside_grapheme(text, position)), middle)
 
 
-def _inside_grapheme(text: str, place: int) -> bool:
-    """Whether what follows is a mark, or joined, to what is before."""
-    return unicodedata.category(text[place])[0] == "M" or "\u200d" in text[place - 1 : place + 1]
+def _inside_grapheme(text: str, position: int) -> bool:
+    """Whether the next character combines with, or is joined to, the previous one."""
+    return unicodedata.category(text[position])[0] == "M" or "\u200d" in text[position - 1 : position + 1]
 
 
 def _is_unspaced_boundary(before: str, after: str) -> bool:
-    """Whether one of the characters that meet is of a script without spaces."""
+    """Whether one of the adjacent characters belongs to a script without spaces."""
     return bool(UNSPACED_SCRIPTS.search(before[-1:] + after[:1]))

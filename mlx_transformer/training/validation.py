@@ -13,7 +13,7 @@ from mlx_transformer.data.batch_sampler import epoch_batches
 from mlx_transformer.data.dataset import TokenizedCorpus
 from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair
 from mlx_transformer.inference.generation import generate
-from mlx_transformer.metrics import corpus_scores, exact_match, has_sacrebleu
+from mlx_transformer.metrics import corpus_scores, exact_match, group_references, has_sacrebleu
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training.losses import chunk_slices, token_losses
@@ -65,14 +65,9 @@ class Validator:
 
 def sample_references(pairs: Iterable[SentencePair], count: int) -> tuple[list[SentencePair], list[list[str]]]:
     """Return the first `count` distinct sources, and all references of each."""
-    references: dict[tuple, dict[str, None]] = {}
-    sources: dict[tuple, SentencePair] = {}
-    for pair in pairs if count else ():
-        key = pair.source, pair.source_language, pair.target_language
-        if key in sources or len(sources) < count:
-            sources.setdefault(key, pair)
-            references.setdefault(key, {})[pair.target] = None
-    return list(sources.values()), [list(texts) for texts in references.values()]
+    if not count:
+        return [], []  # without reading the pairs
+    return group_references(((pair._replace(target=""), pair.target) for pair in pairs), count)
 
 
 def validate(model: Transformer, corpus: TokenizedCorpus, batch_tokens: int) -> dict[str, float]:

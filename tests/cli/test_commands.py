@@ -79,14 +79,14 @@ class TestOptions:
     @pytest.mark.parametrize(
         "given, told",
         [
-            (["--alignment-layer", "1"], "--alignment-layer does nothing by itself: give --alignments as well"),
+            (["--alignment-layer", "1"], "--alignment-layer has no effect on its own: give --alignments as well"),
             (
                 ["--sentence-language", "fr"],
-                "--sentence-language does nothing by itself: give --split-sentences",
+                "--sentence-language has no effect on its own: give --split-sentences",
             ),
-            (["--seed", "1"], "--seed does nothing by itself: give --temperature as well"),
+            (["--seed", "1"], "--seed has no effect on its own: give --temperature as well"),
             (["--alternatives"], "give --num-hypotheses 2 or more as well"),
-            (["--stream", "--json"], "--stream writes plain text as it comes: leave out --json"),
+            (["--stream", "--json"], "--stream writes plain text as it is generated: leave out --json"),
             (["--stream", "--beam-size", "0"], "leave out --beam-size 0"),
             (["--stream", "--num-hypotheses", "2"], "leave out --num-hypotheses 2"),
             (["--split-sentences", "--target-prefix", "a"], "leave out --target-prefix"),
@@ -134,7 +134,7 @@ class TestLanguagesAndTasks:
 
     def test_a_language_is_a_code(self, echo):
         result = echo("generate", "--json", stdin=b'{"text": "one", "source_language": 5}\n', status=1)
-        assert 'Line 1 must have a string as "source_language": got 5.' in error_line(result)
+        assert 'Line 1 must have a string as "source_language", not 5.' in error_line(result)
 
     def test_a_prefix(self, echo):
         assert echo("generate", "--source-prefix", "now: ", "one").stdout == "now: ONE\n"
@@ -257,12 +257,12 @@ class TestJson:
         ("line", "told"),
         [
             ("{", "Line 2 must be JSON: .* column 2"),
-            ("[1]", "Line 2 must be a JSON string or an object .* got \\[1\\]"),
+            ("[1]", "Line 2 must be a JSON string or an object .* not \\[1\\]"),
             ('{"id": 1}', "Line 2 must be a JSON string or an object"),
             ('{"text": 1}', "Line 2 must be a JSON string or an object"),
-            ('{"text": "", "beam": 1}', "no other names: got beam"),
+            ('{"text": "", "beam": 1}', "may have the names .*, not beam"),
             ('"\\ud800"', "Line 2 must be Unicode text"),
-            ("[" * 200_000, "Line 2 must be JSON .* nested too deeply"),
+            ("[" * 200_000, "Line 2 must be JSON, .* nested too deeply"),
             ('{"text": "", "id": NaN}', "Line 2 .* finite numbers"),
             ('{"text": "", "id": [-Infinity]}', "Line 2 .* finite numbers"),
             ('{"text": "", "id": 1e999}', "Line 2 .* finite numbers"),
@@ -652,7 +652,7 @@ class TestEvaluate:
         path, data = arguments[1], arguments[1].read_bytes()
         for damaged in (data[:-4], b"no gzip", data[:10] + b"\xff" * 4 + data[14:]):
             path.write_bytes(damaged)
-            assert f"{path} must be a whole gzip file" in error_line(echo("evaluate", *arguments, status=1))
+            assert f"{path} must be a complete gzip file" in error_line(echo("evaluate", *arguments, status=1))
         path.write_bytes(gzip.compress(b"good\n\xff\n"))
         assert f"{path}, line 2, must be valid UTF-8" in error_line(echo("evaluate", *arguments, status=1))
 
@@ -730,8 +730,8 @@ class TestScore:
     @pytest.mark.parametrize(
         ("stdin", "told"),
         [
-            (b"a\tb\nno tab\n", "Line 2 must be a source, one tab and a target: it has 0 tabs; correct the line."),
-            (b"a\tb\tc\n", "Line 1 must be a source, one tab and a target: it has 2 tabs"),
+            (b"a\tb\nno tab\n", "Line 2 must be a source, one tab and a target, but has 0 tabs: correct the line."),
+            (b"a\tb\tc\n", "Line 1 must be a source, one tab and a target, but has 2 tabs"),
             (b"\n", "Line 1 must be a source, one tab and a target"),
             (b"a\tb\na\t\xff\n", "Line 2 must be valid UTF-8: byte 3 is 0xff"),
         ],
@@ -744,14 +744,14 @@ class TestScore:
     )
     def test_files_of_unequal_numbers_of_lines(self, echo, two_files, source, target, name, lines):
         line = error_line(echo("score", *two_files(source, target), status=1))
-        assert f"{name} ends after line {lines}; line them up again." in line
+        assert f"{name} ends after line {lines}: align them again." in line
 
     def test_files_that_cannot_be_read(self, echo, two_files, tmp_path):
         options = two_files("a\n", "b\n")
         options[3].write_bytes(b"\xff\n")
         assert f"{options[3]}, line 1, must be valid UTF-8" in error_line(echo("score", *options, status=1))
         options[1].write_bytes(b"no gzip")
-        assert f"{options[1]} must be a whole gzip file" in error_line(echo("score", *options, status=1))
+        assert f"{options[1]} must be a complete gzip file" in error_line(echo("score", *options, status=1))
         for arguments in (("--input", tmp_path / "absent"), (*options[:3], tmp_path / "absent")):
             line = error_line(echo("score", *arguments, status=1))
             assert f"{tmp_path / 'absent'}: No such file or directory." in line

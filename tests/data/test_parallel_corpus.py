@@ -101,7 +101,7 @@ def test_a_damaged_gzip_file_raises(tmp_path):
     ):
         path = tmp_path / f"{name}.tsv.gz"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}\.tsv\.gz must be a whole gzip file"):
+        with pytest.raises(ValueError, match=rf"{name}\.tsv\.gz must be a complete gzip file"):
             read_pairs(str(path), skip_bad_lines=True)
 
 

@@ -217,12 +217,13 @@ class TestJoin:
 class TestParagraphs:
     @staticmethod
     def upper(ahead):
-        """A stand-in for the search, which reads so many sentences at a time."""
+        """Return a fake search that reads `ahead` sentences at a time."""
 
-        def generate(texts, source_language, target_language):
-            while window := list(islice(zip(texts, source_language, target_language, strict=False), ahead)):
-                for text, *codes in window:
-                    yield hypotheses(f"{text.upper()} {codes}") if text else hypotheses(" ")
+        def generate(lines):
+            while window := list(islice(lines, ahead)):
+                for line in window:
+                    codes = [line.source_language, line.target_language]
+                    yield hypotheses(f"{line.text.upper()} {codes}") if line.text else hypotheses(" ")
 
         return generate
 
@@ -260,5 +261,7 @@ class TestParagraphs:
 
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencex", None)
-    with pytest.raises(ValueError, match="sentencex must be installed: it is not; pip install sentencex"):
+    with pytest.raises(
+        ValueError, match="Splitting sentences needs sentencex, which is not installed: pip install sentencex"
+    ):
         split_paragraph("a", shorter_than(5))

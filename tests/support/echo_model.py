@@ -1,14 +1,13 @@
-"""A stand-in for a model, to test the command line without one: its hypotheses are the sources in capitals,
-its scores minus the number of letters."""
+"""A fake model to test the command line: its hypotheses are the sources in capitals."""
 
 import dataclasses
-import itertools
 import sys
 from types import SimpleNamespace
 
 import mlx_transformer as mt
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.inference.source_lines import make_source_lines
 
 LONGEST = 100
 
@@ -61,15 +60,14 @@ def generate_hypotheses(
     token_scores=False,
     first_line=0,
 ):
-    columns = (source_language, target_language, target_prefix)
-    codes = (itertools.repeat(c) if c is None or isinstance(c, str) else c for c in columns)
-    for line, origin, goal, begun in zip(lines, *codes, strict=False):
+    for source in make_source_lines(lines, source_language, target_language, target_prefix):
+        line, languages = source.text, (source.source_language, source.target_language)
         if line == "bug":
             raise KeyError("a bug")
         if line.startswith("RuntimeError: "):
             raise RuntimeError(line.removeprefix("RuntimeError: "))
-        told = f"{origin}>{goal} " if origin or goal else ""
-        text = (begun or "") + told + (source_prefix or "") + line[:LONGEST].upper()
+        codes = "{}>{} ".format(*languages) if any(languages) else ""
+        text = (source.target_prefix or "") + codes + (source_prefix or "") + line[:LONGEST].upper()
         cut = len(line) > LONGEST
         count = search.num_hypotheses if line else 1
         more = {
@@ -99,7 +97,7 @@ def score(
     alignment=None,
     batch_tokens=4096,
 ):
-    """Minus the letters of both; words stand one below the other."""
+    """Score minus the number of letters; words are aligned in order."""
     for source, target in zip(sources, targets, strict=True):
         told = f"{source_language}>{target_language}" if source_language or target_language else ""
         scores = [-1.0] * len(told + (source_prefix or "") + source + target)

@@ -1,0 +1,69 @@
+"""Source lines: a text with its languages and prefixes, from the caller to the search."""
+
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import NamedTuple
+
+from mlx_transformer.config.tokenizer import TokenizerConfig
+
+PerLineText = str | Iterable[str | None] | None  # one text for all lines, or one for each
+
+
+class SourceLine(NamedTuple):
+    """A source text with the settings of its line.
+
+    Attributes:
+        text: The text; `add_source_prefix` puts a prefix before it.
+        source_language: Language code of the text; None for models that need none.
+        target_language: Language code to generate; None for models that need none.
+        target_prefix: Text that the target begins with; None or blank for none.
+        start: Index in `text` at which the line itself begins, after an added prefix.
+    """
+
+    text: str
+    source_language: str | None = None
+    target_language: str | None = None
+    target_prefix: str | None = None
+    start: int = 0
+
+
+def make_source_lines(
+    texts: Iterable[str | SourceLine],
+    source_language: PerLineText = None,
+    target_language: PerLineText = None,
+    target_prefix: PerLineText = None,
+) -> Iterator[SourceLine]:
+    """Combine texts with their settings; a text that is a SourceLine already keeps its own.
+
+    Raises:
+        ValueError: If a setting is given per line and has fewer values than there are lines.
+    """
+    columns = [
+        repeat(setting) if setting is None or isinstance(setting, str) else iter(setting)
+        for setting in (source_language, target_language, target_prefix)
+    ]
+    for number, text in enumerate(texts, start=1):
+        try:
+            source, target, prefix = [next(column) for column in columns]  # StopIteration ends a generator silently
+        except StopIteration:
+            raise ValueError(
+                f"Languages and target prefixes must be one for all lines or one for each: line {number} lacks one."
+            ) from None
+        yield text if isinstance(text, SourceLine) else SourceLine(text, source, target, prefix)
+
+
+def add_source_prefix(
+    config: TokenizerConfig, lines: Iterable[SourceLine], source_prefix: str | None
+) -> Iterator[SourceLine]:
+    """Put the source prefix before each line that does not begin with it; blank lines become empty.
+
+    Args:
+        config: The tokenizer's configuration, which has the model's own prefix.
+        lines: Lines without a prefix.
+        source_prefix: The prefix; the model's own if None, no prefix if empty.
+    """
+    prefix = config.source_prefix if source_prefix is None else source_prefix
+    for line in lines:
+        blank = not line.text.strip()
+        added = "" if blank or line.text.startswith(prefix) else prefix
+        yield line._replace(text="" if blank else added + line.text, start=len(added))
