@@ -1,4 +1,4 @@
-"""Whole checkpoints as on the hub, tiny: the command line gives the text that transformers gives."""
+"""Tiny complete checkpoints as on the hub: the command line gives the text of transformers."""
 
 import json
 import os
@@ -45,13 +45,13 @@ LANGUAGE_TOKENS = {"m2m100": "__{}__", "plbart": "__{}__"}  # where they are not
 
 
 def pieces(case):
-    """What makes a folder of the files of a case."""
+    """Return a function that writes the files of a case."""
     return lambda folder: write_case(folder, train_models(), case)
 
 
 @dataclass
 class Family:
-    """A row of the table.
+    """A checkpoint family and its options.
 
     Attributes:
         model: A tiny model's name.
@@ -75,7 +75,7 @@ class Family:
 
 
 def saved_by_transformers(folder):
-    """umT5 has a tokenizer.json, which is read as it is."""
+    """umT5 has a tokenizer.json, which is read unchanged."""
     with auto_tokenizer() as load:
         load(write_case(folder / "four", train_models(), "t5")).save_pretrained(folder)
 
@@ -104,7 +104,7 @@ FAMILIES = {
 
 @pytest.fixture(autouse=True)
 def uncompiled():
-    """On a CPU every new trace costs seconds."""
+    """Compilation is disabled, because every trace takes seconds on a CPU."""
     mx.disable_compile()
     yield
     mx.enable_compile()
@@ -112,7 +112,7 @@ def uncompiled():
 
 @pytest.fixture(autouse=True, scope="module")
 def load_tokenizer():
-    """Without protobuf, and without sacremoses, which changes punctuation where it is installed."""
+    """Hide protobuf, and sacremoses, which changes punctuation if it is installed."""
     transformers = pytest.importorskip("transformers")
     with auto_tokenizer() as load, pytest.MonkeyPatch.context() as patch:
         plain = lambda self: setattr(self, "punc_normalizer", lambda text: text)  # noqa: E731
@@ -121,7 +121,7 @@ def load_tokenizer():
 
 
 def make_lively(model, torch):
-    """Change random weights so that what is generated depends on the source, and tokens do not repeat themselves."""
+    """Change random weights so that targets depend on the source and do not repeat tokens."""
     with torch.no_grad():
         for key, value in (*model.named_parameters(), *model.named_buffers()):
             if key.endswith("bias"):
@@ -131,7 +131,7 @@ def make_lively(model, torch):
 
 
 def write_checkpoint(folder, family, load_tokenizer, **config):
-    """Write a checkpoint as on the hub; gives the tokenizer and the model that transformers reads from it."""
+    """Write a checkpoint as on the hub; returns the tokenizer and model of transformers."""
     torch = pytest.importorskip("torch")
     folder.mkdir()
     family.files(folder)
@@ -153,7 +153,7 @@ def write_checkpoint(folder, family, load_tokenizer, **config):
 
 
 def original(theirs, model, lines, family, **settings):
-    """What transformers generates from each line by itself; padding, which we never generate, is suppressed."""
+    """Generate each line separately with transformers; padding is suppressed, as in our search."""
     if family.source:
         theirs.src_lang = family.source
     if family.target and not family.model.startswith("marian"):
@@ -179,7 +179,7 @@ def original(theirs, model, lines, family, **settings):
 
 
 def original_scores(theirs, model, pairs, family):
-    """The log-probabilities that transformers gives the tokens of each target; 0 for one that it would force."""
+    """Return transformers' log-probabilities of target tokens; 0 for a forced one."""
     import torch
 
     start, forced = model.config.decoder_start_token_id, model.generation_config.forced_bos_token_id
@@ -203,7 +203,7 @@ def original_scores(theirs, model, pairs, family):
 
 
 def run(*arguments, status=0, stdin=""):
-    """Our command line; the one line of an error, or what it printed."""
+    """Run our command line; returns its output or its one-line error."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
     assert result.exit_code == status, result.output
     if not status:
@@ -213,20 +213,20 @@ def run(*arguments, status=0, stdin=""):
 
 
 def generate(folder, lines, *options):
-    """Our command line's answer to lines on standard input."""
+    """Run our command line with lines on standard input."""
     printed = run("generate", "--model", folder, *options, stdin="".join(f"{line}\n" for line in lines))
     return printed.removesuffix("\n").split("\n")
 
 
 def languages(family):
-    """The options of a family."""
+    """Return the options of a family."""
     sides = {"--source-language": family.source, "--target-language": family.target}
     return [word for option, code in sides.items() if code for word in (option, code)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_same_text(name, tmp_path, load_tokenizer):
-    """From the checkpoint, and from the folder that it is converted to."""
+def test_text_equals_transformers(name, tmp_path, load_tokenizer):
+    """Both from the checkpoint and from the converted folder."""
     family = FAMILIES[name]
     prefix = {"prefix": family.prefix} if family.prefix else {}
     theirs, model = write_checkpoint(tmp_path / "theirs", family, load_tokenizer, **prefix)
@@ -243,8 +243,8 @@ def test_the_same_text(name, tmp_path, load_tokenizer):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_same_scores(name, tmp_path, load_tokenizer):
-    """Of given targets, with languages, prefixes and what is forced."""
+def test_scores_equal_transformers(name, tmp_path, load_tokenizer):
+    """Scores of given targets, with languages, prefixes and forced tokens."""
     family = FAMILIES[name]
     theirs, model = write_checkpoint(tmp_path / "theirs", family, load_tokenizer)
     sources, targets = SCRIPTS[:6], [*SCRIPTS[5:0:-1], "a"]
@@ -261,7 +261,7 @@ def test_the_same_scores(name, tmp_path, load_tokenizer):
     assert len({round(sum(scores), 2) for scores in expected}) > 4
 
 
-def test_as_a_program(tmp_path, load_tokenizer):
+def test_command_line_equals_library(tmp_path, load_tokenizer):
     family = FAMILIES["bart"]
     expected = original(*write_checkpoint(tmp_path / "theirs", family, load_tokenizer), LINES, family)
     done = subprocess.run(
@@ -284,7 +284,7 @@ PAIRS = {
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_languages_of_each_line(name, tmp_path, load_tokenizer):
-    """In any order, and beside lines that take those of the options."""
+    """In any order, and next to lines that use the options' languages."""
     theirs, model = write_checkpoint(tmp_path / "theirs", FAMILIES[name], load_tokenizer)
     objects, expected = [], []
     for text, (source, target) in zip(SCRIPTS[:6], PAIRS[name] * 2, strict=True):
@@ -307,7 +307,7 @@ TASKS = {
 
 
 def test_tasks(tmp_path, load_tokenizer):
-    """A prefix and generation settings; --source-prefix comes before the config's own."""
+    """A task has a prefix and generation settings; --source-prefix overrides the config's."""
     family = replace(FAMILIES["t5"], generation={"max_length": 12})
     config = {"prefix": "question: ", "task_specific_params": TASKS}
     theirs, model = write_checkpoint(tmp_path / "theirs", family, load_tokenizer, **config)
@@ -325,14 +325,14 @@ def test_tasks(tmp_path, load_tokenizer):
         for folder in ("theirs", "ours"):
             assert generate(tmp_path / folder, LINES, *options) == answers[-1]
     assert len(set(map(tuple, answers))) == len(answers), "each must make a difference"
-    told = run("info", tmp_path / "ours")
-    assert all(f"{name}: sources begin with {task['prefix']!r}" in told for name, task in TASKS.items())
+    message = run("info", tmp_path / "ours")
+    assert all(f"{name}: sources begin with {task['prefix']!r}" in message for name, task in TASKS.items())
     error = run("generate", "--model", tmp_path / "ours", "--task", "sum", status=1, stdin="a\n")
     assert "--task must be one of summarization, translation_en_to_de, not 'sum'" in error
 
 
 @pytest.mark.parametrize("name, wrong, like", [("nllb", "fra", "fra_Latn"), ("marian", "fr", "fra")])
-def test_what_is_told_about_languages(name, wrong, like, tmp_path, load_tokenizer):
+def test_info_lists_languages(name, wrong, like, tmp_path, load_tokenizer):
     family, folder = FAMILIES[name], tmp_path / "theirs"
     write_checkpoint(folder, family, load_tokenizer)
     known = json.loads(run("info", folder, "--json"))["languages"]
@@ -344,7 +344,7 @@ def test_what_is_told_about_languages(name, wrong, like, tmp_path, load_tokenize
     assert f"got {wrong!r}. Similar codes are {like}" in error
 
 
-def test_a_language_that_the_model_does_not_ask_for(tmp_path, load_tokenizer):
+def test_unneeded_language_is_rejected(tmp_path, load_tokenizer):
     write_checkpoint(tmp_path / "theirs", FAMILIES["t5"], load_tokenizer)
     for side in ("source", "target"):
         error = run("generate", "--model", tmp_path / "theirs", f"--{side}-language", "de", status=1, stdin="Hello\n")

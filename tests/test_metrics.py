@@ -19,7 +19,7 @@ def test_references_are_grouped_in_the_order_of_their_sources():
     assert group_references(pairs) == (["b", "a"], [["1", "3"], ["2"]])
 
 
-def test_one_reference_is_plain_sacrebleu():
+def test_one_reference_equals_sacrebleu():
     first = [group[0] for group in REFERENCES]
     scores = corpus_scores(HYPOTHESES, [[reference] for reference in first])
     assert scores["bleu"] == BLEU().corpus_score(HYPOTHESES, [first]).score
@@ -27,7 +27,7 @@ def test_one_reference_is_plain_sacrebleu():
     assert "nrefs:1|" in scores["bleu_signature"]
 
 
-def test_fewer_references_count_as_if_the_first_were_repeated():
+def test_fewer_references_equal_repeating_the_first():
     scores = corpus_scores(HYPOTHESES, REFERENCES)
     repeated = corpus_scores(HYPOTHESES, [(group + group[:1] * 3)[:3] for group in REFERENCES])
     assert (scores["bleu"], scores["chrf"]) == (repeated["bleu"], repeated["chrf"])
@@ -35,20 +35,20 @@ def test_fewer_references_count_as_if_the_first_were_repeated():
     assert "nrefs:var|" in scores["bleu_signature"]
 
 
-def test_exact_match_is_the_share_that_equals_any_reference():
+def test_exact_match_accepts_any_reference():
     assert exact_match(["x", "y", "z"], [["a", "x"], ["y"], ["zz"]]) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
-    ("hypotheses", "references", "told"),
+    ("hypotheses", "references", "message"),
     [([], [], "not 0 and 0"), (["a"], [["a"], ["b"]], "not 2 and 1"), (["a", "b"], [["a"], [""]], "number 2 has none")],
 )
-def test_what_has_no_score_is_refused(hypotheses, references, told):
-    with pytest.raises(ValueError, match=told):
+def test_missing_references_are_rejected(hypotheses, references, message):
+    with pytest.raises(ValueError, match=message):
         corpus_scores(hypotheses, references)
 
 
-def test_without_sacrebleu_the_remedy_is_told(monkeypatch):
+def test_missing_sacrebleu_error_names_the_remedy(monkeypatch):
     monkeypatch.setattr(metrics, "has_sacrebleu", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'mlx_transformer\[train\]'"):
         corpus_scores(["a"], [["a"]])

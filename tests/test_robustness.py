@@ -1,4 +1,4 @@
-"""The command line as people use it: long texts and many, odd characters, terminals, memory."""
+"""The command line with long inputs, many lines, odd characters, terminals and memory limits."""
 
 import contextlib
 import fcntl
@@ -35,7 +35,7 @@ LONG = 100_000  # characters
 
 @pytest.fixture(autouse=True)
 def uncompiled():
-    """What is tested here does not depend on compilation, which takes seconds."""
+    """Compilation is disabled, because it takes seconds and does not matter here."""
     mx.disable_compile()
     yield
     mx.enable_compile()
@@ -43,7 +43,7 @@ def uncompiled():
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A tiny, untrained model whose targets depend on the source, and its tokenizer."""
+    """A tiny untrained model whose targets depend on the source, with its tokenizer."""
     mx.random.seed(0)
     tokenizer = mt.Tokenizer.train([" ".join(WORDS)] * 3, [" ".join(WORDS)], 300)
     stack = mt.StackConfig(num_layers=1, num_heads=1, mlp_dims=16, max_length=40)
@@ -56,7 +56,7 @@ def tiny():
 
 @pytest.fixture
 def generate(tiny, monkeypatch):
-    """Runs `generate` in this process with the tiny model: what it prints, and what it says."""
+    """Run `generate` in this process with the tiny model; returns standard output and standard error."""
     monkeypatch.setitem(vars(mt), "load", lambda *arguments, **options: tiny)
 
     def run(*arguments, stdin="", status=0):
@@ -69,7 +69,7 @@ def generate(tiny, monkeypatch):
 
 @pytest.fixture
 def echo(monkeypatch):
-    """Runs `generate` in this process with the stand-in for a model."""
+    """Run `generate` in this process with the fake model."""
     echo_model.install(monkeypatch.setitem)
 
     def run(*arguments, stdin="", status=0):
@@ -90,7 +90,7 @@ def prose(characters):
 
 class TestOddLines:
     @pytest.mark.parametrize("options", [(), ("--split-sentences",), ("--json",), ("--split-sentences", "--json")])
-    def test_one_line_out_for_each_line_in(self, generate, options):
+    def test_one_output_line_per_input_line(self, generate, options):
         texts = [
             CONTROLS,
             "",
@@ -105,34 +105,36 @@ class TestOddLines:
         ]
         as_json = "--json" in options
         stdin = "".join(f"{json.dumps(text) if as_json else text}\n" for text in texts)
-        printed, told = generate(*options, stdin=stdin)
+        printed, message = generate(*options, stdin=stdin)
         rows = printed.removesuffix("\n").split("\n")
         assert len(rows) == len(texts) and printed.endswith("\n")
-        assert "Traceback" not in told
+        assert "Traceback" not in message
         if as_json:
             assert all(json.loads(row)["finish_reason"] in ("stop", "length") for row in rows)
 
-    def test_control_characters_of_a_text_go_through(self, echo):
+    def test_control_characters_pass_through(self, echo):
         for options in ((), ("--split-sentences",)):
             assert echo(*options, stdin=f"{CONTROLS}\nx\n")[0] == f"{CONTROLS.upper()}\nX\n"
 
 
 class TestLongLines:
     @pytest.mark.parametrize("text", [prose(LONG), "word " * (LONG // 5), "x" * LONG, "長" * LONG, " " * LONG + "x"])
-    def test_a_line_is_cut_and_told_in_a_moment(self, generate, text):
+    def test_long_line_is_truncated_quickly_with_a_warning(self, generate, text):
         start = time.process_time()
-        printed, told = generate(stdin=f"{text}\na line\n")
-        assert printed.count("\n") == 2 and told == "Warning: Line 1 is longer than the model can read and was cut.\n"
+        printed, message = generate(stdin=f"{text}\na line\n")
+        assert (
+            printed.count("\n") == 2 and message == "Warning: Line 1 is longer than the model can read and was cut.\n"
+        )
         assert time.process_time() - start < 5
 
-    def test_with_split_sentences_all_of_it_is_read(self, generate, tiny):
-        """Every sentence, in its place, as it is generated alone."""
+    def test_split_sentences_reads_the_whole_line(self, generate, tiny):
+        """Every sentence gives the text that it gives on its own."""
         text = prose(20_000)
         start = time.process_time()
-        printed, told = generate("--split-sentences", "--json", stdin=f"{json.dumps(text)}\n")
+        printed, message = generate("--split-sentences", "--json", stdin=f"{json.dumps(text)}\n")
         assert time.process_time() - start < 20
         found = json.loads(printed)
-        assert told == "" and not found["truncated"]
+        assert message == "" and not found["truncated"]
         assert " ".join(part["source"] for part in found["sentences"]) == text.strip()
         assert " ".join(part["text"] for part in found["sentences"]) == found["text"].strip()
         assert [token for part in found["sentences"] for token in part["tokens"]] == found["tokens"]
@@ -140,19 +142,19 @@ class TestLongLines:
         alone, _ = generate(stdin="".join(f"{source}\n" for source in sources))
         assert alone == "".join(part["text"].replace("\n", " ") + "\n" for part in found["sentences"][:5])
 
-    def test_what_stands_before_each_sentence_is_counted(self, generate):
+    def test_source_prefix_counts_in_sentence_length(self, generate):
         arguments = ("--split-sentences", "--strict", "--source-prefix", "one two three four five: ")
         assert generate(*arguments, stdin=f"{prose(500)}\n{'x' * 30}\n")[1] == ""
 
-    def test_a_word_of_a_hundred_thousand_letters_too(self, generate):
+    def test_word_of_a_hundred_thousand_letters(self, generate):
         start = time.process_time()
-        printed, told = generate("--split-sentences", "--strict", stdin="x" * LONG + "\n")
-        assert printed.count("\n") == 1 and told == ""
+        printed, message = generate("--split-sentences", "--strict", stdin="x" * LONG + "\n")
+        assert printed.count("\n") == 1 and message == ""
         assert time.process_time() - start < 20
 
 
 class TestManyLines:
-    def test_they_are_read_some_way_ahead_only(self, tiny):
+    def test_read_ahead_is_limited(self, tiny):
         read = given = furthest = 0
 
         def lines():
@@ -168,11 +170,11 @@ class TestManyLines:
 
 
 class TestSplit:
-    def test_white_space_stays(self, echo):
+    def test_white_space_is_kept(self, echo):
         text = "  One. Two!  Three?\tFour \n\n \nMr. Five.\u3000"
         assert echo("--split-sentences", stdin=f"{text}\n")[0] == f"{text.upper()}\n"
 
-    def test_sentences_go_through_the_search_one_by_one(self, echo):
+    def test_each_sentence_is_searched_separately(self, echo):
         printed, _ = echo("--split-sentences", "--source-prefix", ">", stdin="One. Two.  Three.\n\nFour.\n")
         assert printed == ">ONE. >TWO.  >THREE.\n>\n>FOUR.\n"
 
@@ -201,32 +203,32 @@ class TestSplit:
         texts = [json.loads(line)["text"] for line in printed.splitlines()]
         assert texts == ["en>fr A. B.", "de>fr C.", "en>it D. E."]
 
-    def test_the_language_of_the_rules(self, echo):
+    def test_sentence_language_option(self, echo):
         text = "Am 3. Mai. Dann, d. h. Hr. Müller, ging er."
         for options, count in (((), 3), (("--sentence-language", "de"), 2), (("--source-language", "deu_Latn"), 2)):
             printed, _ = echo("--split-sentences", "--json", *options, stdin=f"{json.dumps(text)}\n")
             assert len(json.loads(printed)["sentences"]) == count
 
-    def test_several_hypotheses_are_refused(self, echo):
-        _, told = echo("--split-sentences", "--num-hypotheses", 2, "One.", status=2)
-        assert "Error: --split-sentences gives one text per line: leave out --num-hypotheses." in told
+    def test_several_hypotheses_are_rejected(self, echo):
+        _, message = echo("--split-sentences", "--num-hypotheses", 2, "One.", status=2)
+        assert "Error: --split-sentences gives one text per line: leave out --num-hypotheses." in message
 
-    def test_of_a_model_that_gives_several_the_best_is_taken(self, echo):
+    def test_best_of_several_hypotheses_is_used(self, echo):
         assert echo("--split-sentences", "--task", "shout", "One.")[0] == "hey: ONE.\n"
 
-    def test_without_the_library_no_model_is_loaded(self, echo, monkeypatch):
+    def test_missing_sentencex_fails_before_loading(self, echo, monkeypatch):
         monkeypatch.setitem(sys.modules, "sentencex", None)
         monkeypatch.setitem(vars(mt), "load", None)
-        _, told = echo("--split-sentences", "One.", status=1)
-        assert told == "Error: Splitting sentences needs sentencex, which is not installed: pip install sentencex.\n"
+        _, message = echo("--split-sentences", "One.", status=1)
+        assert message == "Error: Splitting sentences needs sentencex, which is not installed: pip install sentencex.\n"
 
 
 class TestTerminal:
-    """A bar is drawn where a terminal shows it, and never among the results."""
+    """The progress bar is drawn on terminals only, and never among results."""
 
     @staticmethod
     def shown(tmp_path, *arguments, **streams):
-        """What a terminal gets to see of a command with a file to read."""
+        """Return what a terminal shows while a command reads a file."""
         (tmp_path / "in").write_text("one\ntwo\n")
         terminal, end = pty.openpty()
         fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # without a width no bar is drawn
@@ -243,28 +245,28 @@ class TestTerminal:
         assert process.wait() == 0
         return output.decode()
 
-    def test_no_bar_among_the_results(self, tmp_path):
+    def test_no_progress_bar_when_results_share_the_terminal(self, tmp_path):
         assert self.shown(tmp_path) == "ONE\r\nTWO\r\n"
         assert self.shown(tmp_path, "-o", "-") == "ONE\r\nTWO\r\n"
 
-    def test_a_bar_beside_the_results(self, tmp_path):
+    def test_progress_bar_beside_redirected_results(self, tmp_path):
         with (tmp_path / "out").open("wb") as file:
             assert "2/2" in self.shown(tmp_path, stdout=file)
         assert (tmp_path / "out").read_text() == "ONE\nTWO\n"
         assert "2/2" in self.shown(tmp_path, "-o", str(tmp_path / "out"))
 
-    def test_no_bar_where_no_terminal_is(self, tmp_path):
+    def test_no_progress_bar_without_a_terminal(self, tmp_path):
         with (tmp_path / "log").open("wb") as log:
             assert self.shown(tmp_path, stderr=log) == "ONE\r\nTWO\r\n"
         assert (tmp_path / "log").read_bytes() == b""
 
 
-class TestReport:
-    def test_what_it_counts(self, echo):
+class TestVerbose:
+    def test_counts(self, echo):
         for options, sentences in (((), 2), (("--split-sentences",), 3)):
-            printed, told = echo("--verbose", *options, stdin="One. Two.\n\nThree.\n")
+            printed, message = echo("--verbose", *options, stdin="One. Two.\n\nThree.\n")
             assert printed == "ONE. TWO.\n\nTHREE.\n"
-            counts, memory = told.splitlines()
+            counts, memory = message.splitlines()
             assert counts.startswith(f"{sentences} sentences, ") and "tokens a second" in counts
             assert memory.startswith("MLX holds ")
 
@@ -281,14 +283,14 @@ class TestReport:
             "MLX holds 2 MB of memory now and held 1,234 MB at its peak."
         )
 
-    def test_of_nothing(self, echo):
+    def test_empty_input(self, echo):
         assert echo("--verbose")[1].startswith("0 sentences, 0 tokens")
 
 
 class TestMemoryLimit:
     @pytest.fixture
     def limits(self, monkeypatch):
-        """The limits of a stand-in for MLX, which keeps up to 1 GB for reuse."""
+        """Fake memory limits of MLX with a cache of 1 GB."""
         now = {"memory": 8 * 10**9, "cache": 10**9}
 
         def setter(name):
@@ -316,11 +318,11 @@ class TestMemoryLimit:
         assert limits == {"memory": memory, "cache": cache}
 
     @pytest.mark.parametrize("size", ["4", "0GB", "-1GB", "4XB", "GB", "", "1e3MB"])
-    def test_what_is_none(self, echo, limits, size):
-        _, told = echo("--memory-limit", size, "one", status=2)
-        assert f"{size!r} must be a number above 0 with its unit, such as 512MB or 4GB." in told
+    def test_invalid_sizes(self, echo, limits, size):
+        _, message = echo("--memory-limit", size, "one", status=2)
+        assert f"{size!r} must be a number above 0 with its unit, such as 512MB or 4GB." in message
 
-    def test_a_limit_below_what_is_needed_changes_no_result(self, generate):
+    def test_low_memory_limit_does_not_change_results(self, generate):
         expected = generate(stdin="a line\n")
         memory, cache = mx.set_memory_limit(10**9), mx.set_cache_limit(10**6)
         try:

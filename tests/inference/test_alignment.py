@@ -1,4 +1,4 @@
-"""Alignments: the words of tokens for every kind of tokenizer, and pairs of words where attention is known."""
+"""Word alignments: words of tokens for every kind of tokenizer, and alignments from known attention."""
 
 import dataclasses
 import json
@@ -45,10 +45,10 @@ PLAIN = TokenizerConfig(skip_ids=(0, 1, 2, 3))
 class TestAlign:
     WEIGHTS = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.3, 0.1], [0.0, 0.0, 0.1, 0.9]])
 
-    def test_each_target_token_goes_with_what_it_attends_to_most(self):
+    def test_each_target_token_is_aligned_with_its_largest_weight(self):
         assert align(self.WEIGHTS, [0, 1, 2, 3], [0, 1, 2]) == [(0, 1), (3, 0), (3, 2)]
 
-    def test_what_is_no_text_has_none_and_receives_none(self):
+    def test_special_tokens_are_not_aligned(self):
         assert align(self.WEIGHTS, [None, 0, 1, None], [None, 0, 1]) == [(1, 0), (1, 1)]
         assert align(self.WEIGHTS, [None, 0, 1], [0, None, None]) == [(1, 0)]
         assert align(self.WEIGHTS, [None] * 4, [0, 1, 2]) == [] == align(self.WEIGHTS, [0, 1, 2, 3], [])
@@ -74,7 +74,7 @@ def whole_words():
 
 
 def letters():
-    """Each letter a piece, "@@" where the word goes on."""
+    """A tokenizer of single letters with "@@" at continuations."""
     pieces = [letter + sign for letter in "abcdefghijklmnopqrstuvwxyz" for sign in ("@@", "")]
     return Tokenizer(BPEVocabulary({piece: i for i, piece in enumerate(pieces, start=4)}, 3, ()), None, PLAIN)
 
@@ -94,7 +94,7 @@ KINDS = {
 
 
 def languages(tokenizer):
-    """Codes where the tokenizer asks for them."""
+    """Language codes, if the tokenizer needs them."""
     code = min(tokenizer.languages, default=None)
     sides = tokenizer.config.source_language, tokenizer.config.target_language
     return [None if side == "none" else code for side in sides]
@@ -108,7 +108,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 def both_sides(tokenizer, text, prefix=""):
-    """The ids of a text as a source with a prefix and as a target, and their words."""
+    """Return the ids of a text as a prefixed source and as a target, with their words."""
     line = SourceLine(prefix + text, *languages(tokenizer), start=len(prefix))
     source = tokenizer.encode(line.text, line.source_language, line.target_language)
     (target,) = encode_targets(tokenizer, [line._replace(text=text)])
@@ -121,32 +121,32 @@ def both_sides(tokenizer, text, prefix=""):
 
 class TestWords:
     @pytest.mark.parametrize("text", SENTENCES)
-    def test_of_a_text_and_of_generated_ids(self, tokenizer, text):
-        """Two ways, by encoding beginnings and by decoding them, lead to the same words."""
+    def test_words_of_a_text_equal_words_of_its_ids(self, tokenizer, text):
+        """Encoding and decoding of beginnings give the same words."""
         _, (ids, words) = both_sides(tokenizer, text)
         assert words == word_indices_of_ids(tokenizer, ids)
         assert [word for word in dict.fromkeys(words) if word is not None] == list(range(len(text.split())))
 
     @pytest.mark.parametrize("text", SENTENCES)
-    def test_of_a_source_are_those_of_a_target(self, tokenizer, text):
+    def test_source_words_equal_target_words(self, tokenizer, text):
         sides = both_sides(tokenizer, text)
         assert all(len(ids) == len(words) for ids, words in sides)
-        told = [[pair for pair in zip(*side, strict=True) if pair[1] is not None] for side in sides]
-        assert told[0] == told[1] or not tokenizer.shared
+        message = [[pair for pair in zip(*side, strict=True) if pair[1] is not None] for side in sides]
+        assert message[0] == message[1] or not tokenizer.shared
 
-    def test_of_any_text(self, tokenizer):
+    def test_words_of_arbitrary_texts(self, tokenizer):
         for text in TEXTS:
             if len(text) > 1000:
                 continue
             for ids, words in both_sides(tokenizer, text):
-                told = [word for word in words if word is not None]
-                assert len(words) == len(ids) and told == sorted(told)
-                assert not told or 0 <= told[0] and told[-1] < len(text.split())
+                message = [word for word in words if word is not None]
+                assert len(words) == len(ids) and message == sorted(message)
+                assert not message or 0 <= message[0] and message[-1] < len(text.split())
             ids = ids[: len(ids) // 2 + 1]
             words = word_indices_of_ids(tokenizer, ids)
-            told = [word for word in words if word is not None]
-            assert told == sorted(told) and len(words) == len(ids)
-            assert {*range(len(tokenizer.decode(ids).split()))} >= {*told}
+            message = [word for word in words if word is not None]
+            assert message == sorted(message) and len(words) == len(ids)
+            assert {*range(len(tokenizer.decode(ids).split()))} >= {*message}
 
     def test_unknown_characters_do_not_shift_words(self, tokenizer):
         text = "this is\u4f60\u597d\U0001f600translation of \U0001f600 language"
@@ -154,14 +154,14 @@ class TestWords:
             last = [word for word in words if word is not None][-1]
             assert last == len(text.split()) - 1
 
-    def test_a_prefix_is_not_counted(self, tokenizer):
+    def test_prefix_has_no_words(self, tokenizer):
         plain, prefixed = (
             [word for word in both_sides(tokenizer, "this is a language", prefix)[0][1] if word is not None]
             for prefix in ("", "translation of: ")
         )
         assert prefixed == plain
 
-    def test_what_stands_around_texts_has_none(self, tokenizer):
+    def test_special_tokens_around_texts_have_no_words(self, tokenizer):
         for special, (ids, words) in zip(
             ({*tokenizer.config.after_source, *tokenizer.config.languages.values()}, {*tokenizer.config.after_target}),
             both_sides(tokenizer, SENTENCES[0]),
@@ -171,8 +171,8 @@ class TestWords:
             assert words[0] in (0, None) and words[-1] == (None if special else 9)
 
 
-def test_words_that_what_follows_joins():
-    """Clean-up takes out the space of "do n't"."""
+def test_words_joined_by_later_tokens():
+    """Clean-up removes the space of "do n't"."""
     tokenizer = Tokenizer(
         WordVocabulary({"do": 4, "n't": 5, "go": 6, ".": 7}, 3), None, dataclasses.replace(PLAIN, clean_up=True)
     )
@@ -180,7 +180,7 @@ def test_words_that_what_follows_joins():
     assert word_indices_of_ids(tokenizer, [4, 5, 6, 7, 1]) == [0, 0, 1, 1, None]
 
 
-def test_a_source_that_is_cut_keeps_its_words():
+def test_truncated_source_keeps_its_words():
     tokenizer = letters()
     line = SourceLine("abc de")
     ids = tokenizer.truncate_source(tokenizer.encode(line.text), 5)
@@ -192,7 +192,7 @@ STRAIGHT = AlignmentConfig(heads=(0,))
 
 
 def straight_model(tokenizer):
-    """A model whose first heads attend at each position to the same one of the source: positions are all they see."""
+    """A model whose first heads attend to the source position of the same index."""
     sizes = {"source_vocab_size": tokenizer.source_vocab_size, "target_vocab_size": tokenizer.target_vocab_size}
     model = random_model(config(**sizes, dims=32, share_embeddings=False, decoder=stack(num_layers=2), encoder=stack()))
     for layers in (model.encoder.layers, model.decoder.layers):
@@ -216,7 +216,7 @@ def straight_model(tokenizer):
 
 @pytest.fixture
 def uncompiled():
-    """On a CPU every new trace costs seconds."""
+    """Compilation is disabled, because every trace takes seconds on a CPU."""
     mx.disable_compile()
     yield
     mx.enable_compile()
@@ -224,7 +224,7 @@ def uncompiled():
 
 @pytest.mark.usefixtures("uncompiled")
 class TestKnownAttention:
-    def test_words_are_aligned_as_their_tokens_are(self):
+    def test_word_alignments_follow_token_alignments(self):
         tokenizer = letters()
         model = straight_model(tokenizer)
         sources, targets = ["abc de", "abc de", "a b c", "a b c"], ["abc de", "ab cde", "a b c", ""]
@@ -234,14 +234,14 @@ class TestKnownAttention:
         tokens = score(model, tokenizer, sources, targets, alignment=dataclasses.replace(STRAIGHT, unit="tokens"))
         assert [one.alignment for one in tokens] == [[(i, i) for i in range(count)] for count in (5, 5, 3, 0)]
 
-    def test_prefixes_are_passed_over(self):
+    def test_prefixes_are_not_aligned(self):
         tokenizer = letters()
         model = straight_model(tokenizer)
         (one,) = score(model, tokenizer, ["cd e"], ["ab cd e"], source_prefix="ab ", alignment=STRAIGHT)
         # Nobody attends to the prefix: what would goes to the words nearest to it.
         assert one.alignment == [(0, 0), (0, 1), (1, 2)]
 
-    def test_a_language_that_is_written_first(self):
+    def test_language_token_at_the_beginning(self):
         config = dataclasses.replace(
             PLAIN, languages={"xx": 2}, source_language="before", target_language="first", before_target=()
         )
@@ -250,7 +250,7 @@ class TestKnownAttention:
         (one,) = score(straight_model(tokenizer), tokenizer, ["a b"], ["a b"], **codes, alignment=STRAIGHT)
         assert one.tokens[0] == 2 and one.alignment == [(0, 0), (1, 1)]
 
-    def test_padding_and_batch_mates_change_nothing(self):
+    def test_alignments_do_not_depend_on_padding_or_batch(self):
         tokenizer = letters()
         model = random_model(straight_model(tokenizer).config)
         rng = np.random.default_rng(0)
@@ -263,7 +263,7 @@ class TestKnownAttention:
 
 @pytest.mark.skipif(not (BUNDLED_MODEL / "config.json").exists(), reason="the bundled model is not here")
 @pytest.mark.usefixtures("uncompiled")
-def test_the_bundled_model_aligns_plain_sentences():
+def test_bundled_model_aligns_simple_sentences():
     model, tokenizer = mt.load()
     sources = ["I like tea.", "Where is the station?", "Tom gave Mary a red car."]
     targets = ["J'aime le thé.", "Où est la gare ?", "Tom a donné une voiture rouge à Mary."]
@@ -272,7 +272,7 @@ def test_the_bundled_model_aligns_plain_sentences():
     assert {(0, 0), (1, 2), (5, 4), (4, 5), (2, 7)} <= found[2]
 
 
-def test_the_settings_are_plain_data():
+def test_alignment_config_validation():
     assert json.loads(json.dumps(dataclasses.asdict(AlignmentConfig((1,), (0, 2))))) == {
         "layers": [1],
         "heads": [0, 2],
@@ -282,7 +282,7 @@ def test_the_settings_are_plain_data():
         AlignmentConfig(unit="letters")
 
 
-def test_of_a_line_that_is_cut_no_more_is_encoded_than_is_read():
+def test_truncated_lines_are_not_encoded_beyond_the_limit():
     tokenizer, line = letters(), SourceLine("a b c " * 500)
     (whole,) = encode_sources(tokenizer, [line])
     calls = []

@@ -1,4 +1,4 @@
-"""The weights of attention: those of the formula and of transformers, and what fused attention makes of them."""
+"""Attention weights: compared with the formula, with transformers and with fused attention."""
 
 import mlx.core as mx
 import numpy as np
@@ -37,7 +37,7 @@ def close(tolerance):
 
 
 @pytest.mark.parametrize("mask", ["causal", "boolean", "bias"])
-def test_the_formula(mask, close):
+def test_weights_equal_the_formula(mask, close):
     rng = np.random.default_rng(0)
     queries, keys = (rng.standard_normal((2, 3, 5, 4)).astype(np.float32) for _ in range(2))
     allowed = {"causal": np.tri(5, dtype=bool), "boolean": rng.random((2, 1, 1, 5)) < 0.7, "bias": True}[mask]
@@ -48,7 +48,7 @@ def test_the_formula(mask, close):
     close(found, exponentials / exponentials.sum(axis=-1, keepdims=True), 1e-6)
 
 
-def test_the_weights_make_what_fused_makes(model, source, target, close):
+def test_weights_reproduce_fused_attention(model, source, target, close):
     def unfused(queries, keys, values, **options):
         return attention_weights(queries, keys, **options) @ values
 
@@ -56,7 +56,7 @@ def test_the_weights_make_what_fused_makes(model, source, target, close):
     close(model.decode(target, memory, attend=unfused), model(source, target), 1e-4)
 
 
-def test_shapes_and_sums(model, source, target, close):
+def test_shapes_and_row_sums(model, source, target, close):
     config = model.config
     found = attention(model, source, target)
     sizes = {"encoder": (7, 7), "decoder": (6, 6), "cross": (6, 7)}
@@ -69,7 +69,7 @@ def test_shapes_and_sums(model, source, target, close):
             close(layer.sum(axis=-1), mx.ones(layer.shape[:-1]))
 
 
-def test_nothing_is_seen_of_padding_and_of_what_comes_later(model, source, target):
+def test_padding_and_future_positions_have_weight_zero(model, source, target):
     found = attention(model, source, target)
     for row, length in enumerate(LENGTHS):
         for layer in found.encoder + found.cross:
@@ -79,7 +79,7 @@ def test_nothing_is_seen_of_padding_and_of_what_comes_later(model, source, targe
         assert ((layer > 0) == behind).all()
 
 
-def test_a_sentence_in_a_batch_is_the_sentence_alone(model, source, target, close):
+def test_weights_in_a_batch_equal_single_sentences(model, source, target, close):
     together = attention(model, source, target)
     for row, length in enumerate(LENGTHS):
         alone = attention(model, source[row : row + 1, :length], target[row : row + 1])
@@ -89,7 +89,7 @@ def test_a_sentence_in_a_batch_is_the_sentence_alone(model, source, target, clos
             close(layer[row, ..., : own.shape[-1]], own[0])
 
 
-def test_several_targets_of_a_source(model, source, close):
+def test_several_targets_per_source(model, source, close):
     target = random_targets(model.config, rows=3 * len(LENGTHS), length=4, seed=1)
     found = attention(model, source, target)
     repeated = attention(model, mx.repeat(source, 3, axis=0), target)
@@ -98,12 +98,12 @@ def test_several_targets_of_a_source(model, source, close):
             close(layer, expected)
 
 
-def test_targets_that_cannot_be_dealt_to_sources(model, source):
+def test_unequal_numbers_of_targets_are_rejected(model, source):
     with pytest.raises(ValueError, match="but 4 is not a multiple of 3"):
         attention(model, source, random_targets(model.config, rows=4, length=3))
 
 
-def test_low_precision_is_looked_at_in_float32(source, target, model):
+def test_weights_are_float32_in_low_precision(source, target, model):
     expected = attention(model, source, target)
     low = random_model(model.config)
     low.set_dtype(mx.float16)
@@ -111,7 +111,7 @@ def test_low_precision_is_looked_at_in_float32(source, target, model):
         assert layer.dtype == mx.float32 and mx.abs(layer - exact).max().item() < 0.02
 
 
-def test_who_stands_in_for_fused_sees_all_of_it(model, source, target):
+def test_custom_attention_function_gets_all_arguments(model, source, target):
     calls = []
 
     def counting(*arrays, **options):
@@ -127,7 +127,7 @@ def test_who_stands_in_for_fused_sees_all_of_it(model, source, target):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", MODELS)
-def test_the_weights_of_transformers(name, tmp_path, tolerance):
+def test_weights_equal_those_of_transformers(name, tmp_path, tolerance):
     torch = pytest.importorskip("torch")
     original = torch_model(name)
     original.save_pretrained(tmp_path)

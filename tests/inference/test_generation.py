@@ -1,4 +1,4 @@
-"""Texts in, texts out: order, blank lines, laziness, truncation, and results that do not depend on batching."""
+"""Generation of texts: order, blank lines, laziness, truncation, and independence of batching."""
 
 import dataclasses
 import logging
@@ -49,14 +49,14 @@ def model(tokenizer):
 
 @pytest.fixture
 def uncompiled():
-    """On a CPU every new trace costs seconds."""
+    """Compilation is disabled, because every trace takes seconds on a CPU."""
     mx.disable_compile()
     yield
     mx.enable_compile()
 
 
 def make_lines(count, longest=12, seed=0):
-    """Texts of mixed lengths, no two alike in a row."""
+    """Texts of mixed lengths, neighbours of different length."""
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, longest))) for _ in range(count)]
 
@@ -66,7 +66,7 @@ def essence(hypotheses):
 
 
 def alone(model, tokenizer, lines, search):
-    """Each line searched by itself, without any padding or filling up, by the function below."""
+    """Search each line separately, without padding."""
     results = []
     for line in lines:
         ids = tokenizer.encode(line)
@@ -79,7 +79,7 @@ def alone(model, tokenizer, lines, search):
 
 @pytest.fixture
 def shapes(monkeypatch):
-    """The shapes of the sources that reach the search."""
+    """Record the shapes of sources that reach the search."""
     seen = Counter()
 
     def counting(model, source, search, **asked):
@@ -91,26 +91,26 @@ def shapes(monkeypatch):
 
 
 class TestTexts:
-    def test_a_text_gives_a_text_and_a_list_a_list(self, model, tokenizer):
+    def test_string_gives_string_and_list_gives_list(self, model, tokenizer):
         text = generate(model, tokenizer, "ab cde")
         assert isinstance(text, str) and text
         assert generate(model, tokenizer, ["ab cde"]) == [text]
         assert generate(model, tokenizer, []) == []
         assert generate(model, tokenizer, "") == "" and generate(model, tokenizer, ["", " \t"]) == ["", ""]
 
-    def test_the_text_is_that_of_the_best_hypothesis(self, model, tokenizer):
+    def test_text_is_the_best_hypothesis(self, model, tokenizer):
         lines = make_lines(5)
         best = [hypotheses[0] for hypotheses in generate_hypotheses(model, tokenizer, lines, BEAM)]
         assert generate(model, tokenizer, lines, BEAM) == [h.text for h in best]
         assert [tokenizer.decode(h.ids) for h in best] == [h.text for h in best]
 
-    def test_the_search_of_the_model_is_the_default(self, model, tokenizer):
+    def test_search_defaults_of_the_model_are_used(self, model, tokenizer):
         default = list(generate_hypotheses(model, tokenizer, make_lines(4)))
         assert default == list(generate_hypotheses(model, tokenizer, make_lines(4), model.search_defaults))
         assert {len(hypotheses) for hypotheses in default} == {1}
 
     def test_results_differ_between_lines(self, model, tokenizer):
-        """Else the tests of order below would show nothing."""
+        """Makes sure that the tests of order are not vacuous."""
         texts = [h[0].text for h in alone(model, tokenizer, make_lines(12), GREEDY)]
         assert len(set(texts)) > 6
 
@@ -122,13 +122,13 @@ class TestTexts:
 
 
 class TestOrder:
-    def test_order_is_kept_over_mixed_lengths(self, model, tokenizer):
+    def test_results_keep_the_order_of_lines(self, model, tokenizer):
         lines = make_lines(12)
         expected = alone(model, tokenizer, lines, GREEDY)
         got = list(generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=64))
         assert [essence(h) for h in got] == [essence(h) for h in expected]
 
-    def test_blank_lines_give_one_empty_hypothesis_in_their_place(self, model, tokenizer, shapes):
+    def test_blank_lines_give_one_empty_hypothesis(self, model, tokenizer, shapes):
         lines = ["", *make_lines(2), "  ", "\t", *make_lines(1, seed=1), "", "\u3000"]
         results = list(generate_hypotheses(model, tokenizer, lines, BEAM))
         assert len(results) == len(lines)
@@ -142,8 +142,8 @@ class TestOrder:
         assert [h.text for (h,) in generate_hypotheses(model, tokenizer, ["", " "], BEAM)] == ["", ""]
         assert not shapes
 
-    def test_a_line_of_no_tokens_is_blank(self, model, tokenizer, monkeypatch):
-        """As one of invisible characters is to a vocabulary with no end token around sources."""
+    def test_line_without_tokens_counts_as_blank(self, model, tokenizer, monkeypatch):
+        """Such as a line of invisible characters, without an end token."""
         invisible, (line,) = "\u200b", make_lines(1)
         encode = tokenizer.encode_batch
         monkeypatch.setattr(
@@ -158,7 +158,7 @@ class TestOrder:
 
 
 class TestLaziness:
-    def test_lines_are_read_a_window_at_a_time(self, model, tokenizer, monkeypatch):
+    def test_lines_are_read_in_windows(self, model, tokenizer, monkeypatch):
         monkeypatch.setattr(generation, "READ_AHEAD", 4)
         read = []
 
@@ -185,7 +185,7 @@ class TestLaziness:
         results = generate_hypotheses(model, tokenizer, lines(), GREEDY)
         assert next(results)[0].text == next(results)[0].text == next(results)[0].text
 
-    def test_results_come_before_the_window_is_all_searched(self, model, tokenizer, shapes):
+    def test_first_results_come_before_the_window_is_finished(self, model, tokenizer, shapes):
         lines = sorted(make_lines(8), key=len)
         results = generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=16)
         next(results)
@@ -203,7 +203,7 @@ class TestBatches:
             got = list(generate_hypotheses(model, tokenizer, lines, search, batch_tokens=batch_tokens))
             assert [essence(h) for h in got] == expected
 
-    def test_limits_are_each_lines_own(self, model, tokenizer):
+    def test_length_limits_per_line(self, model, tokenizer):
         """Without max_tokens a long neighbour must not lengthen a short line's target."""
         search = SearchConfig(suppress_ids=(1,))  # nothing ends before its limit
         wide = dataclasses.replace(model.config.decoder, max_length=60)
@@ -216,14 +216,14 @@ class TestBatches:
         assert [len(h.ids) for (h,) in results] == limits and limits[0] < limits[1] < 60
         assert {h.finish_reason for (h,) in results} == {"length"}
 
-    def test_filler_rows_change_nothing(self, model, tokenizer, shapes):
+    def test_padding_rows_do_not_change_results(self, model, tokenizer, shapes):
         lines = make_lines(5, longest=6)
         results = list(generate_hypotheses(model, tokenizer, lines, BEAM))
         assert list(shapes) == [(8, 16)]  # three rows to fill up
         assert len(results) == 5
         assert [essence(h) for h in results] == [essence(h) for h in alone(model, tokenizer, lines, BEAM)]
 
-    def test_batches_keep_to_their_budget(self, model, tokenizer, shapes):
+    def test_batches_respect_batch_tokens(self, model, tokenizer, shapes):
         lines = make_lines(30, longest=14)
         for search, budget in ((GREEDY, 128), (BEAM, 192)):
             list(generate_hypotheses(model, tokenizer, lines, search, batch_tokens=budget))
@@ -248,7 +248,7 @@ class TestBatches:
         assert len(shapes) <= 12 < sum(shapes.values())
 
     @pytest.mark.parametrize("batch_tokens", [0, -5])
-    def test_an_impossible_budget(self, model, tokenizer, batch_tokens):
+    def test_batch_tokens_must_be_positive(self, model, tokenizer, batch_tokens):
         with pytest.raises(ValueError, match=f"batch_tokens must be more than 0, not {batch_tokens}"):
             list(generate_hypotheses(model, tokenizer, ["ab"], batch_tokens=batch_tokens))
 
@@ -258,7 +258,7 @@ class TestTruncation:
         word = next(word for word in WORDS if len(tokenizer.encode(f"{word} {word}")) == 3)
         return [" ".join([word] * count) for count in (3, LIMIT - 1, LIMIT, 3 * LIMIT)]
 
-    def test_a_source_that_is_too_long_is_cut_and_flagged(self, model, tokenizer):
+    def test_long_sources_are_truncated_and_marked(self, model, tokenizer):
         fits, exact, over, far = self.lines(tokenizer)
         results = list(generate_hypotheses(model, tokenizer, [far, fits, over, exact], BEAM))
         assert [[h.truncated for h in hypotheses] for hypotheses in results] == [
@@ -272,7 +272,7 @@ class TestTruncation:
         assert texts[0] == texts[2] == texts[3]
 
     @pytest.mark.parametrize("line", ["a " * 9000, "a" * 9000, " " * 9000, "a" + " " * 9000 + "b", "é" * 9000])
-    def test_of_an_enormous_line_only_the_beginning_is_read(self, tokenizer, line):
+    def test_only_the_beginning_of_a_huge_line_is_tokenized(self, tokenizer, line):
         (ids,) = encode_truncated(partial(encode_sources, tokenizer), [SourceLine(line)], LIMIT)
         whole = tokenizer.encode(line)
         assert (len(ids) > LIMIT) == (len(whole) > LIMIT)
@@ -294,7 +294,7 @@ class TestLanguages:
 
     @pytest.mark.parametrize("target", ["first", "start"])
     @pytest.mark.parametrize("source", ["before", "after"])
-    def test_each_line_has_its_own(self, model, tokenizer, multilingual, source, target):
+    def test_languages_per_line(self, model, tokenizer, multilingual, source, target):
         lines = ["", *make_lines(9)]
         origins, goals = ["aa"] + ["aa", "bb", "cc"] * 3, ["bb"] + ["bb", "bb", "cc", "aa"] * 2 + ["cc"]
         found = list(
@@ -313,7 +313,7 @@ class TestLanguages:
             assert [h.score for h in hypotheses] == pytest.approx([h.score for h in expected], abs=2e-3)
         assert len({h.text for hypotheses in found for h in hypotheses}) > 4
 
-    def test_one_for_all_lines_and_the_tokenizers_own(self, model, multilingual):
+    def test_one_language_for_all_lines_and_the_default(self, model, multilingual):
         lines = make_lines(4)
         tokenizer = multilingual(default_source_language="bb")
         found = generate(model, tokenizer, lines, source_language="bb", target_language="cc")
@@ -322,7 +322,7 @@ class TestLanguages:
         assert found != generate(model, tokenizer, lines, target_language="aa")
         assert found != generate(model, tokenizer, lines, source_language="aa", target_language="cc")
 
-    def test_what_cannot_be(self, model, tokenizer, multilingual):
+    def test_invalid_languages(self, model, tokenizer, multilingual):
         with pytest.raises(ValueError, match="needs the target language: --target-language aa on the command line"):
             generate(model, multilingual(), "ab", source_language="aa")
         with pytest.raises(ValueError, match="one for all lines or one for each: line 2 lacks one"):
@@ -330,7 +330,7 @@ class TestLanguages:
         with pytest.raises(ValueError, match="got 'ab'. Similar codes are"):
             generate(model, multilingual(), ["ab"], source_language="ab", target_language="bb")
 
-    def test_a_source_that_is_cut_keeps_its_language(self, model, multilingual, tokenizer):
+    def test_truncated_source_keeps_its_language_token(self, model, multilingual, tokenizer):
         line = "ab " * 60
         for source in ("before", "after"):
             ids = multilingual(source).encode(line, "cc", "aa")
@@ -344,7 +344,7 @@ class TestLanguages:
 
 
 class TestSourcePrefix:
-    def test_it_stands_before_each_line_once(self, model, tokenizer):
+    def test_source_prefix_is_added_once(self, model, tokenizer):
         lines = ["ab cde", "", "fg: ab cde", "hijk"]
         whole = generate(model, tokenizer, ["fg: ab cde", "", "fg: ab cde", "fg: hijk"])
         assert generate(model, tokenizer, lines, source_prefix="fg: ") == whole
@@ -359,7 +359,7 @@ DRAWN = SearchConfig(3, 2, max_tokens=6, temperature=2.0, seed=7)
 @pytest.mark.usefixtures("uncompiled")
 class TestTargetPrefix:
     @pytest.mark.parametrize("search", [GREEDY, BEAM, DRAWN], ids=["greedy", "beam", "drawn"])
-    def test_each_target_begins_with_its_own(self, model, tokenizer, search):
+    def test_target_prefixes_per_line(self, model, tokenizer, search):
         lines = make_lines(7)
         prefixes = ["ab", None, "fg l", "", "  ", " ab cde ", "mno"]
         found = list(generate_hypotheses(model, tokenizer, lines, search, target_prefix=prefixes, batch_tokens=100))
@@ -373,7 +373,7 @@ class TestTargetPrefix:
             assert all(h.ids[: len(begun)] == begun and h.text.startswith(text) for h in hypotheses)
         assert len(found) == 7
 
-    def test_one_for_all_lines_but_blank_ones(self, model, tokenizer):
+    def test_one_target_prefix_for_all_nonblank_lines(self, model, tokenizer):
         lines = ["ab", "", "cde fg"]
         found = generate(model, tokenizer, lines, target_prefix="mno")
         assert found == generate(model, tokenizer, lines, target_prefix=["mno"] * 3)
@@ -382,14 +382,14 @@ class TestTargetPrefix:
         with pytest.raises(ValueError, match="one for all lines or one for each: line 3 lacks one"):
             generate(model, tokenizer, lines, target_prefix=["mno", "mno"])
 
-    def test_one_that_leaves_no_room(self, model, tokenizer):
+    def test_too_long_target_prefix_is_rejected(self, model, tokenizer):
         with pytest.raises(ValueError, match="must be shorter than the decoder's 12 positions"):
             generate(model, tokenizer, "ab", target_prefix="ab " * 40)
 
 
 @pytest.mark.usefixtures("uncompiled")
-class TestDrawing:
-    def test_what_is_drawn_does_not_depend_on_batches_and_windows(self, model, tokenizer, monkeypatch):
+class TestSampling:
+    def test_samples_do_not_depend_on_batches_and_windows(self, model, tokenizer, monkeypatch):
         lines = ["", *make_lines(9), "ab", "ab", "ab"]
         expected = list(generate_hypotheses(model, tokenizer, lines, DRAWN, batch_tokens=1))
         assert len({h[0].text for h in expected[-3:]}) > 1, "a line that comes again is drawn anew"
@@ -406,14 +406,14 @@ class TestDrawing:
 class TestStreaming:
     @pytest.mark.parametrize("prefix", [None, "ab cde"])
     @pytest.mark.parametrize("search", [GREEDY, dataclasses.replace(DRAWN, beam_size=1, num_hypotheses=1)])
-    def test_pieces_joined_are_the_text(self, model, tokenizer, search, prefix):
+    def test_joined_pieces_equal_the_text(self, model, tokenizer, search, prefix):
         for line in ["", " ", *make_lines(6)]:
             pieces = list(stream_generate(model, tokenizer, line, search, target_prefix=prefix))
             assert "".join(pieces) == generate(model, tokenizer, line, search, target_prefix=prefix)
             assert all(pieces) and bool(pieces) == bool(line.strip())
             assert prefix is None or not pieces or len(pieces) > 2
 
-    def test_the_models_own_search_but_greedy_is_the_default(self, model, tokenizer):
+    def test_default_search_is_the_models_with_a_beam_of_one(self, model, tokenizer):
         beam = Transformer(model.config, BEAM)
         beam.update(model.parameters())
         beam.eval()
@@ -421,7 +421,7 @@ class TestStreaming:
         with pytest.raises(ValueError, match="one source and beam_size 1, not 1 and 3"):
             next(stream_generate(beam, tokenizer, "ab cde", BEAM))
 
-    def test_a_text_that_is_cut_says_so_in_the_log(self, model, tokenizer, caplog):
+    def test_truncation_is_logged(self, model, tokenizer, caplog):
         with caplog.at_level(logging.WARNING):
             for line in ("ab " * 30, "ab " * 3 * LIMIT):
                 assert not caplog.records
@@ -442,8 +442,8 @@ class TestStreaming:
             next(stream_generate(model, languages, "l mno", **(asked | {"target_language": "cc"})))
 
 
-class TestReview:
-    def test_scores_of_tokens_and_alignments_are_there_when_asked_for(self, model, tokenizer):
+class TestTokenScoresAndAlignments:
+    def test_token_scores_and_alignments_on_request(self, model, tokenizer):
         search = dataclasses.replace(BEAM, length_penalty=0.0)
         lines = ["", *make_lines(6), " "]
         asked = {"alignment": AlignmentConfig(unit="tokens"), "token_scores": True}

@@ -1,4 +1,4 @@
-"""Scores of given targets: teacher-forced log-probabilities, those of the search, in any batch, in order."""
+"""Scores of given targets: teacher-forced log-probabilities, equal to the search's, in any batch, in order."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ LIMIT = 40
 
 @pytest.fixture(autouse=True, scope="module")
 def uncompiled():
-    """On a CPU every new trace costs seconds."""
+    """Compilation is disabled, because every trace takes seconds on a CPU."""
     mx.disable_compile()
     yield
     mx.enable_compile()
@@ -44,20 +44,20 @@ def source(model):
 
 
 def logprobs(model, source, target):
-    """Log-probabilities by numpy, in double precision, (rows, target_length - 1)."""
+    """Compute log-probabilities with numpy in double precision, (rows, target_length - 1)."""
     logits = np.array(model(mx.array(source), mx.array(target)[:, :-1]), np.float64)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return np.take_along_axis(logits, np.array(target)[:, 1:, None], axis=-1)[..., 0]
 
 
 class TestIds:
-    def test_the_formula(self, model, source, tolerance):
+    def test_scores_equal_the_formula(self, model, source, tolerance):
         target = random_targets(model.config, rows=3, length=6)
         found, attended = score_ids(model, source, target)
         assert found.dtype == mx.float32 and attended is None
         np.testing.assert_allclose(found, logprobs(model, source, target), atol=tolerance(1e-5))
 
-    def test_padding_scores_nothing_and_changes_nothing(self, model, source, tolerance):
+    def test_padding_scores_zero_and_changes_nothing(self, model, source, tolerance):
         target = random_targets(model.config, rows=3, length=6)
         expected = np.array(score_ids(model, source, target)[0])
         target[1, 4:] = model.config.pad_id
@@ -67,13 +67,13 @@ class TestIds:
         np.testing.assert_allclose(found[::2, :5], expected[::2], atol=tolerance(1e-5))
         np.testing.assert_allclose(found[1, :3], expected[1, :3], atol=tolerance(1e-5))
 
-    def test_padding_before_other_tokens_is_a_token(self, model, source, tolerance):
+    def test_pad_id_inside_a_text_is_scored(self, model, source, tolerance):
         target = random_targets(model.config, rows=3, length=6)
         target[:, 2] = model.config.pad_id
         expected = logprobs(model, source, target)
         np.testing.assert_allclose(score_ids(model, source, target)[0], expected, atol=tolerance(1e-5))
 
-    def test_low_precision_is_summed_up_in_float32(self, model, source):
+    def test_scores_are_float32_in_low_precision(self, model, source):
         target = random_targets(model.config, rows=3, length=6)
         low = random_model(model.config)
         low.set_dtype(mx.float16)
@@ -82,7 +82,7 @@ class TestIds:
         chosen = mx.take_along_axis(logits, target[:, 1:, None], axis=-1)[..., 0]
         np.testing.assert_allclose(found, chosen - mx.logsumexp(logits, axis=-1), atol=1e-5)
 
-    def test_several_targets_of_a_source(self, model, source, tolerance):
+    def test_several_targets_per_source(self, model, source, tolerance):
         target = random_targets(model.config, rows=6, length=5, seed=1)
         found = score_ids(model, source, target, AlignmentConfig())
         expected = score_ids(model, mx.repeat(source, 2, axis=0), target, AlignmentConfig())
@@ -92,7 +92,7 @@ class TestIds:
             score_ids(model, source, target[:5])
 
     @pytest.mark.parametrize("beam_size", [1, 4])
-    def test_the_scores_of_the_search(self, model, source, beam_size, tolerance):
+    def test_scores_equal_those_of_the_search(self, model, source, beam_size, tolerance):
         config = model.config
         search = SearchConfig(beam_size=beam_size, num_hypotheses=beam_size, max_tokens=8, length_penalty=0.0)
         found = generate_ids(model, source, search)
@@ -106,7 +106,7 @@ class TestIds:
         np.testing.assert_allclose(scores.sum(axis=1), expected, atol=tolerance(1e-4))
         assert len(expected) == 3 * beam_size and len(set(expected)) > 1
 
-    def test_attention_is_averaged_over_the_chosen_layers_and_heads(self, model, source, tolerance):
+    def test_attention_is_averaged_over_selected_layers_and_heads(self, model, source, tolerance):
         target = random_targets(model.config, rows=3, length=6)
         weights = np.stack(attention(model, source, target[:, :-1]).cross)
         layers, heads = weights.shape[0], weights.shape[2]
@@ -117,7 +117,7 @@ class TestIds:
             np.testing.assert_allclose(found, expected, atol=tolerance(1e-6))
             assert mx.array_equal(scores, score_ids(model, source, target)[0])
 
-    def test_layers_and_heads_that_are_not_there(self, model, source):
+    def test_missing_layers_and_heads_are_rejected(self, model, source):
         target = random_targets(model.config, rows=3, length=6)
         layers, heads = model.config.decoder.num_layers, model.config.decoder.num_heads
         with pytest.raises(ValueError, match=f"layer of an alignment must be from 0 to {layers - 1}, not {layers}"):
@@ -127,7 +127,7 @@ class TestIds:
         with pytest.raises(ValueError, match="must not be empty"):
             AlignmentConfig(layers=())
 
-    def test_compiled_is_not_compiled(self, tolerance):
+    def test_compiled_equals_uncompiled(self, tolerance):
         model = random_model(SETTINGS["relative_positions"])
         source = padded(random_sources(model.config, LENGTHS), model.config)
         target = random_targets(model.config, rows=3, length=6)
@@ -140,7 +140,7 @@ class TestIds:
 
 
 def words_tokenizer(model, **changes):
-    """A tokenizer whose words are the tokens of a tiny model: w3 is 3."""
+    """A tokenizer whose words are the token ids of a tiny model: w3 is 3."""
     sides = [
         WordVocabulary({f"w{i}": i for i in range(size)}, unknown_id=3)
         for size in (model.config.source_vocab_size, model.config.target_vocab_size)
@@ -171,14 +171,14 @@ def targets(model):
 
 
 def alone(model, tokenizer, source, target, start=None, **languages):
-    """The log-probabilities of one pair, without padding, by numpy."""
+    """Compute the log-probabilities of one pair with numpy, without padding."""
     ids = tokenizer.encode(source), tokenizer.encode_target(target)
     rows = [mx.array([ids[0]], mx.int32), mx.array([[start or model.config.start_id, *ids[1]]], mx.int32)]
     return logprobs(model, *rows)[0]
 
 
 class TestTexts:
-    def test_in_batches_as_alone_and_in_order(self, model, tokenizer, sources, targets, tolerance):
+    def test_batched_scores_equal_single_scores_in_order(self, model, tokenizer, sources, targets, tolerance):
         for budget in (1, 64, 4096):
             found = list(score(model, tokenizer, sources, targets, batch_tokens=budget))
             for one, source, target in zip(found, sources, targets, strict=True):
@@ -187,7 +187,7 @@ class TestTexts:
                 np.testing.assert_allclose(one.token_scores, expected, atol=tolerance(1e-4))
                 assert one.score == pytest.approx(sum(one.token_scores)) and one.alignment is None
 
-    def test_the_scores_of_the_search(self, model, tokenizer, sources, tolerance):
+    def test_scores_equal_those_of_the_search(self, model, tokenizer, sources, tolerance):
         search = SearchConfig(beam_size=4, num_hypotheses=4, max_tokens=9, length_penalty=0.0)
         endless = words_tokenizer(model, after_target=())
         for line in sources:
@@ -206,7 +206,7 @@ class TestTexts:
         for one, (read, target) in zip(found, rows, strict=True):
             assert one.token_scores == pytest.approx(logprobs(model, read, [[start, *target]])[0], abs=1e-4)
 
-    def test_nothing_around_a_text(self, model, tokenizer):
+    def test_tokenizer_without_special_tokens(self, model, tokenizer):
         bare = words_tokenizer(model, after_source=(), after_target=())
         expected = list(score(model, tokenizer, [""], [""]))
         assert list(score(model, bare, [""], [""])) == expected, "what is empty is an end token"
@@ -215,7 +215,7 @@ class TestTexts:
 
 @pytest.fixture(scope="module")
 def plain():
-    """The one model for what does not depend on the model."""
+    """One model for tests that do not depend on the model."""
     return random_model(config(encoder=stack(max_length=LIMIT), decoder=stack(max_length=30)))
 
 
@@ -226,16 +226,16 @@ def words(plain):
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Sources, and their targets."""
+    """Sources and their targets."""
     return make_lines(19, 13), make_lines(19, 13, seed=1)
 
 
 class TestMany:
-    """Windows, batches, errors: with one model."""
+    """Windows, batches and errors with one model."""
 
     @pytest.fixture
     def shapes(self, monkeypatch):
-        """The shapes of sources and targets that are scored."""
+        """Record the shapes of scored sources and targets."""
         seen = Counter()
 
         def counting(model, source, target, alignment):
@@ -245,14 +245,14 @@ class TestMany:
         monkeypatch.setattr(scoring, "score_ids", counting)
         return seen
 
-    def test_windows_join_without_a_seam(self, plain, words, pairs, monkeypatch):
+    def test_windows_join_seamlessly(self, plain, words, pairs, monkeypatch):
         expected = list(score(plain, words, *pairs))
         monkeypatch.setattr(scoring, "READ_AHEAD", 4)
         found = list(score(plain, words, *pairs))
         assert [one.tokens for one in found] == [one.tokens for one in expected]
         assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
 
-    def test_no_more_is_read_than_a_window(self, plain, words, monkeypatch):
+    def test_pairs_are_read_in_windows(self, plain, words, monkeypatch):
         monkeypatch.setattr(scoring, "READ_AHEAD", 4)
         read = itertools.count()
         endless = (f"w{3 + next(read) % 9}" for _ in itertools.count())
@@ -260,7 +260,7 @@ class TestMany:
         next(found)
         assert next(read) == 4
 
-    def test_few_shapes_and_a_budget(self, plain, words, monkeypatch):
+    def test_few_shapes_within_batch_tokens(self, plain, words, monkeypatch):
         shapes = Counter()
 
         def nothing(model, source, target, alignment):
@@ -280,13 +280,13 @@ class TestMany:
         list(score(plain, words, *pairs))
         assert max(rows * length for _, (rows, length) in shapes) <= 2 * 17
 
-    def test_filler_rows_change_nothing(self, plain, words, pairs, shapes):
+    def test_padding_rows_do_not_change_scores(self, plain, words, pairs, shapes):
         found = list(score(plain, words, *pairs))
         assert list(shapes) == [((16, 16), (16, 17))] and len(found) == 13
         for one, source, target in zip(found, *pairs, strict=True):
             assert one.token_scores == pytest.approx(alone(plain, words, source, target), abs=1e-4)
 
-    def test_what_is_too_long_is_cut_and_told(self, plain, words):
+    def test_long_texts_are_truncated_and_marked(self, plain, words):
         source, target = " ".join(["w3"] * 39), " ".join(["w4"] * 29)  # they fit exactly
         far = "w3 " * 4000
         pairs = [(source, target), (source + " w3", target), (source, target + " w4"), (far, "w5"), ("w5", far)]
@@ -310,13 +310,13 @@ class TestMany:
             list(score(plain, words, ["w3"], ["w3"], batch_tokens=0))
         assert list(score(plain, words, [], [])) == []
 
-    def test_logits_that_are_not_numbers(self, words):
+    def test_nan_logits_are_an_error(self, words):
         broken = random_model(config())
         broken.decoder.layers[0].feed_forward.up_proj.bias[0] = float("nan")
         with pytest.raises(ValueError, match="Scores must be finite, but the model's logits are not"):
             list(score(broken, words, ["w3"], ["w3"]))
 
-    def test_a_prefix(self, plain, words):
+    def test_source_prefix(self, plain, words):
         expected = [one.score for one in score(plain, words, ["w6 w7 w3", "w6 w7 w3", ""], ["w4", "w4", "w4"])]
         lines = ["w3", "w6 w7 w3", ""]
         found = [one.score for one in score(plain, words, lines, ["w4"] * 3, source_prefix="w6 w7 ")]
@@ -324,7 +324,7 @@ class TestMany:
         assert found == expected == [one.score for one in score(plain, own, lines, ["w4"] * 3)]
         assert expected[0] != next(score(plain, own, ["w3"], ["w4"], source_prefix="")).score
 
-    def test_a_first_token_that_is_forced_scores_nothing(self, plain):
+    def test_forced_first_token_scores_zero(self, plain):
         for target_language, start in (("first", 2), ("start", 5)):
             own = words_tokenizer(plain, target_language=target_language)
             (one,) = score(plain, own, ["w3"], ["w6 w7"], target_language="bb")
@@ -337,7 +337,7 @@ class TestMany:
                 list(score(plain, own, ["w3"], ["w6"]))
 
     @pytest.mark.parametrize("before", [(), (8,)])
-    def test_that_of_the_search_too(self, plain, before):
+    def test_forced_first_token_of_the_search_scores_zero(self, plain, before):
         forcing = Transformer(plain.config, SearchConfig(forced_bos_id=8))
         forcing.eval()
         forcing.update(plain.parameters())
@@ -354,6 +354,6 @@ class TestMany:
         with pytest.raises(ValueError, match="line 2 lacks one"):
             list(score(plain, own, ["w3"] * 2, ["w3"] * 2, source_language=["aa"], target_language="bb"))
 
-    def test_a_score_is_plain_data(self, plain, words):
+    def test_score_is_a_frozen_dataclass(self, plain, words):
         (one,) = score(plain, words, ["w3"], ["w4"], alignment=AlignmentConfig())
         assert json.loads(json.dumps(dataclasses.asdict(one))) == dataclasses.asdict(one) | {"alignment": [[0, 0]]}

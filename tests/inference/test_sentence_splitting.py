@@ -1,4 +1,4 @@
-"""Long texts: no character is lost, every sentence fits, white space stays, paragraphs come back lazily, in order."""
+"""Sentence splitting: no character is lost, every sentence fits, and paragraphs are lazy and in order."""
 
 import random
 import sys
@@ -44,7 +44,7 @@ def hypotheses(*texts, **changes):
 
 
 class TestSplit:
-    def test_sentences_and_the_white_space_between_them(self):
+    def test_sentences_and_white_space(self):
         found = split_paragraph(PROSE, shorter_than(1000))
         assert found.sentences == [
             "Dr. Smith came at 3.30 on Friday.",
@@ -57,7 +57,7 @@ class TestSplit:
         assert found.spaces == ["  ", "  ", "\t", " ", "\u3000\n\n", " ", " "]
 
     @pytest.mark.parametrize("most", [1, 7, 60, 10_000])
-    def test_nothing_is_lost_and_every_sentence_fits(self, most):
+    def test_no_character_is_lost_and_every_sentence_fits(self, most):
         for text in [PROSE, *TEXTS, *random_texts(500, max_length=150)]:
             found = split_paragraph(text, shorter_than(most))
             assert whole(found) == text == join_sentences(found, found.sentences)
@@ -66,7 +66,7 @@ class TestSplit:
             assert all(found.sentences) or not text.strip()
 
     @pytest.mark.parametrize("blank", ["", " ", "\t\n ", "\u3000"])
-    def test_a_blank_text_is_one_empty_sentence(self, blank):
+    def test_blank_text_is_one_empty_sentence(self, blank):
         assert split_paragraph(blank, shorter_than(0)) == Paragraph([""], [blank, ""])
 
     @pytest.mark.parametrize("code", ["de", "de_DE", "deu_Latn", "de-AT"])
@@ -80,14 +80,14 @@ class TestSplit:
         )
 
     @pytest.mark.parametrize("code", ["", "xx", "zzz_Zzzz", "nonsense"])
-    def test_an_unknown_language_is_split_like_english(self, code):
+    def test_unknown_languages_use_english_rules(self, code):
         assert split_paragraph(PROSE, shorter_than(1000), code) == split_paragraph(PROSE, shorter_than(1000), "en")
 
-    def test_where_no_space_is_set(self):
+    def test_scripts_without_spaces(self):
         found = split_paragraph("我能吞下玻璃。你好！世界", shorter_than(1000), "zho_Hans")
         assert found.sentences == ["我能吞下玻璃。", "你好！", "世界"] and set(found.spaces) == {""}
 
-    def test_a_long_text_is_split_as_a_whole_one(self, monkeypatch):
+    def test_blocks_do_not_change_the_sentences(self, monkeypatch):
         text = "".join(f"Sentence {number} is here. " for number in range(400))
         expected = split_paragraph(text, shorter_than(1000))
         for block in (10, 100, 1000):  # the first is shorter than a sentence
@@ -95,8 +95,8 @@ class TestSplit:
             assert split_paragraph(text, shorter_than(1000)) == expected
         assert len(expected.sentences) == 400
 
-    def test_a_long_text_is_read_in_blocks(self, monkeypatch):
-        """In one piece it would take time that grows with the square of its length."""
+    def test_long_texts_are_split_in_blocks(self, monkeypatch):
+        """Splitting it in one call would take quadratic time."""
         lengths = []
         segment = sentence_splitting.load_segmenter()
         monkeypatch.setattr(
@@ -108,8 +108,8 @@ class TestSplit:
         assert max(lengths) == sentence_splitting.BLOCK_SIZE and sum(lengths) < 71_000
 
 
-class TestCuts:
-    def test_at_a_clause_else_at_white_space_else_anywhere(self):
+class TestLongSentences:
+    def test_split_after_clauses_then_white_space_then_anywhere(self):
         clauses = "one two three four, five six seven eight nine ten eleven"
         assert split_paragraph(clauses, shorter_than(40)).sentences == [
             "one two three four,",
@@ -122,21 +122,21 @@ class TestCuts:
             "而不伤身体",
         ]
 
-    def test_numbers_are_no_clauses(self):
+    def test_numbers_are_not_split_like_clauses(self):
         assert split_paragraph("about 1,000,000.50 or so", shorter_than(20)).sentences == [
             "about",
             "1,000,000.50 or so",
         ]
 
-    def test_a_mark_stays_with_its_letter(self):
+    def test_combining_marks_stay_with_their_letter(self):
         text = "e\u0301" * 9
         assert all(part[0] == "e" for part in split_paragraph(text, shorter_than(6)).sentences)
         family = "👨\u200d👩\u200d👧" * 4
         assert {part[0] + part[-1] for part in split_paragraph(family, shorter_than(10)).sentences} == {"👨👧"}
 
     @pytest.mark.parametrize("unit", ["x", "word ", "some words, ", "長", "\u0301", '"Well. ', "(", "a.b"])
-    def test_the_cost_of_a_long_text(self, unit):
-        """A character is read by the tokenizer a few times; all takes a fraction of a second."""
+    def test_cost_of_long_texts(self, unit):
+        """The tokenizer reads each character a few times only."""
         read = 0
 
         def counted(text):
@@ -150,17 +150,17 @@ class TestCuts:
         assert time.process_time() - start < 3
         assert read < 12 * LONG
 
-    def test_many_blanks(self):
+    def test_long_white_space(self):
         found = split_paragraph("a" + " " * LONG + "b", shorter_than(10))
         assert found.sentences == ["a", "b"] and found.spaces[1] == " " * LONG
 
-    def test_the_limit_counts_all_that_a_model_reads(self):
+    def test_limit_includes_special_tokens(self):
         tokenizer = Tokenizer.train(["ab cd ef"] * 3, ["ab cd ef"], 300)
         text = "ab cd ef"
         count = len(tokenizer.encode(text))
         assert fits_model(text, count, tokenizer) and not fits_model(text, count - 1, tokenizer)
 
-    def test_a_text_that_is_far_too_long_is_not_tokenised(self):
+    def test_much_too_long_texts_are_not_tokenized(self):
         assert not fits_model("x" * LONG, 512, None)
 
 
@@ -175,13 +175,13 @@ class TestJoin:
             ("  Hello.\tWorld. ", ["", "b"], "  \tb "),
         ],
     )
-    def test_spaces_between_scripts(self, source, texts, joined):
+    def test_spaces_are_added_between_scripts(self, source, texts, joined):
         assert join_sentences(split_paragraph(source, shorter_than(1000)), texts) == joined
 
     def test_parts_of_a_word_stay_joined(self):
         assert join_sentences(split_paragraph("x" * 20, shorter_than(12)), ["a", "b"]) == "ab"
 
-    def test_a_paragraph_of_hypotheses(self):
+    def test_combined_hypothesis(self):
         parts = hypotheses("A b.", "C.", score=-0.5)
         found = combine_hypotheses(Paragraph(["a.", "c."], ["  ", "\t", ""]), parts)
         assert found == Hypothesis([65, 67], -1.0, "stop", "  A b.\tC.", truncated=False)
@@ -201,11 +201,11 @@ class TestJoin:
             (["a", "b"], ["", " ", ""], ["", "B"], [None, [(0, 0)]], [(1, 0)]),
         ],
     )
-    def test_words_are_counted_through_the_paragraph(self, sentences, spaces, texts, pairs, expected):
+    def test_alignments_count_words_of_the_paragraph(self, sentences, spaces, texts, pairs, expected):
         parts = [Hypothesis([], 0.0, "stop", text, alignment=own) for text, own in zip(texts, pairs, strict=True)]
         assert combine_hypotheses(Paragraph(sentences, spaces), parts).alignment == expected
 
-    def test_one_that_is_cut_short_tells_of_all(self):
+    def test_one_incomplete_part_marks_the_whole(self):
         paragraph = Paragraph(["a", "b"], [""] * 3)
         assert (
             combine_hypotheses(paragraph, hypotheses("A") + hypotheses("B", finish_reason="length")).finish_reason
@@ -228,7 +228,7 @@ class TestParagraphs:
         return generate
 
     @pytest.mark.parametrize("ahead", [1, 2, 5, 100])
-    def test_they_come_back_in_order_with_their_languages(self, ahead):
+    def test_paragraphs_keep_order_and_languages(self, ahead):
         generator = random.Random(ahead)
         counts = [generator.randint(1, 4) for _ in range(30)]
         paragraphs = [
@@ -241,7 +241,7 @@ class TestParagraphs:
             texts = [best.text for (best,) in parts]
             assert texts == [f"{sentence.upper()} ['from{i}', 'to{i}']" for sentence in paragraph.sentences]
 
-    def test_they_are_read_only_as_far_ahead_as_sentences_are(self):
+    def test_paragraphs_are_read_lazily(self):
         read = []
 
         def paragraphs():
@@ -255,11 +255,11 @@ class TestParagraphs:
             next(found)
             assert len(read) == 3 * (number // 3 + 1)
 
-    def test_none(self):
+    def test_no_paragraphs(self):
         assert list(generate_paragraphs([], self.upper(3))) == []
 
 
-def test_without_the_library(monkeypatch):
+def test_missing_sentencex(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencex", None)
     with pytest.raises(
         ValueError, match="Splitting sentences needs sentencex, which is not installed: pip install sentencex"
