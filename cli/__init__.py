@@ -1,4 +1,4 @@
-"""The command line: the group of commands and the one place where errors become a line and an exit status.
+"""The command line: the group of commands, and the conversion of errors to one line and an exit status.
 
 Option definitions import nothing heavy, so that `--help` is quick; each command imports the library when it runs.
 """
@@ -12,20 +12,20 @@ from mlx_transformer import __version__
 from mlx_transformer.cli import input_lines, streams
 from mlx_transformer.cli.commands import attention, convert, evaluate, generate, info, plot, score, train
 
-# Words of MLX's errors where an allocation fails: on the CPU, on Metal, on CUDA.
+# Parts of MLX's error messages for failed allocations on the CPU, Metal and CUDA.
 OUT_OF_MEMORY = ("malloc", "unable to allocate", "out of memory", "insufficient memory")
-INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE: what a shell expects of a program that a signal ended
+INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE, as shells expect
 PIPE_CLOSED = 141
 
 
 class CommandLine(click.Group):
-    """A click group that turns what a user can cause into one line and an exit status; bugs keep their traceback."""
+    """A click group that prints user errors as one line with an exit status; bugs keep their traceback."""
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; what the library raises is exit status 1, Ctrl-C 130, a closed pipe 141."""
+        """Run a command; exit status 1 for errors of the library, 130 for Ctrl-C, 141 for a closed pipe."""
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # here, so that a full disk or a closed pipe is told like any other error
+            sys.stdout.flush()  # so that a full disk or closed pipe is reported like other errors
             return result
         except KeyboardInterrupt:
             flush_or_discard()
@@ -42,12 +42,12 @@ class CommandLine(click.Group):
 
 
 def describe_error(error: Exception, ctx: click.Context) -> str:
-    """Put an error in one line that a terminal shows as it is."""
+    """Format an error as one printable line."""
     if isinstance(error, (MemoryError, RuntimeError)):
         options = main.commands[ctx.invoked_subcommand].params if ctx.invoked_subcommand else []
         if any(option.name == "batch_tokens" for option in options):
-            return "The model with one batch does not fit in memory: lower --batch-tokens."
-        return "The model does not fit in memory: take a smaller one, or a machine with more."
+            return "The model and one batch do not fit in memory: lower --batch-tokens."
+        return "The model does not fit in memory: use a smaller model, or a machine with more memory."
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
         return input_lines.escape_control_characters(f"{where}{error.strerror}.")
@@ -55,7 +55,7 @@ def describe_error(error: Exception, ctx: click.Context) -> str:
 
 
 def partial_results_note(ctx: click.Context) -> str:
-    """Where the results of a run that failed are, if it wrote any to a file."""
+    """Return a note about the partial output file of a failed run, if there is one."""
     return (
         f" The results so far are in {ctx.meta[streams.PARTIAL_PATH_KEY]}."
         if streams.PARTIAL_PATH_KEY in ctx.meta
@@ -64,7 +64,7 @@ def partial_results_note(ctx: click.Context) -> str:
 
 
 def flush_or_discard() -> None:
-    """Write what is buffered, or nowhere if that fails: Python would complain about the rest when it exits."""
+    """Flush standard output; if that fails, discard the rest, because Python would report it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a command says of its own work: sentences, tokens, seconds and memory; and a limit for the memory of MLX."""
+"""Statistics of a run (sentences, tokens, seconds, memory), and a memory limit for MLX."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
 
 
 class MemorySize(click.ParamType[int]):
-    """A number of bytes with its unit: 512MB, 1.5GB, 4GiB."""
+    """Bytes with a unit: 512MB, 1.5GB, 4GiB."""
 
     name = "size"
 
@@ -25,12 +25,12 @@ class MemorySize(click.ParamType[int]):
         found = SIZE.fullmatch(str(value).strip())
         size = float(found[1]) * (1024 if found[3] else 1000) ** UNITS[found[2].upper()] if found else 0
         if size < 1:
-            self.fail(f"{value!r} must be a number above 0 with its unit, such as 512MB or 4GB.", param, ctx)
+            self.fail(f"{value!r} must be a number above 0 with a unit, such as 512MB or 4GB.", param, ctx)
         return int(size)
 
 
 def limit_memory(context: click.Context, parameter: click.Parameter, size: int | None) -> None:
-    """Let MLX hold no more than it needs beyond a size; what it keeps for reuse may shrink, but never grow."""
+    """Limit MLX's memory and shrink its buffer cache, which never grows."""
     if size is None:
         return
     import mlx.core as mx
@@ -46,40 +46,40 @@ memory_option = click.option(
     metavar="SIZE",
     callback=limit_memory,
     expose_value=False,
-    help="Memory of MLX (4GB) beyond which it frees what it keeps for reuse and lets running work end before it starts "
+    help="Memory (4GB) above which MLX frees cached buffers and waits for running work before it starts "
     "more. Weights and a batch that need more get it: lower --batch-tokens.",
 )
-verbose_option = click.option("--verbose", is_flag=True, help="At the end, tell speed and memory on standard error.")
+verbose_option = click.option("--verbose", is_flag=True, help="Report speed and memory on standard error at the end.")
 
 
 @dataclass
 class RunStats:
-    """Counts answers, and seconds from when it is made."""
+    """Counts results, and seconds since its creation."""
 
     start: float = field(default_factory=time.perf_counter)
     first: float = 0.0
     sentences: int = 0
     tokens: int = 0
 
-    def watch(self, answers: Iterable[LineResult]) -> Iterator[LineResult]:
-        """Count answers as they pass."""
-        for answer in answers:
+    def watch(self, results: Iterable[LineResult]) -> Iterator[LineResult]:
+        """Count results as they pass through."""
+        for result in results:
             self.first = self.first or time.perf_counter() - self.start
             sources = (
-                [answer.line.source.text] if answer.sentences is None else [source for source, _ in answer.sentences]
+                [result.line.source.text] if result.sentences is None else [source for source, _ in result.sentences]
             )
             self.sentences += sum(bool(source.strip()) for source in sources)
-            self.tokens += sum(len(hypothesis.ids) for hypothesis in answer.hypotheses)
-            yield answer
+            self.tokens += sum(len(hypothesis.ids) for hypothesis in result.hypotheses)
+            yield result
 
     def lines(self) -> str:
-        """Two lines for a reader."""
+        """Format the statistics as two lines."""
         import mlx.core as mx
 
         seconds = time.perf_counter() - self.start
         active, peak = (f"{size / 1e6:,.0f} MB" for size in (mx.get_active_memory(), mx.get_peak_memory()))
         return (
             f"{self.sentences:,} sentences, {self.tokens:,} tokens in {seconds:.2f} s ({self.tokens / seconds:,.0f} "
-            f"tokens a second), the first answer after {self.first:.2f} s.\n"
-            f"MLX holds {active} of memory now and held {peak} at its peak."
+            f"tokens/s), first result after {self.first:.2f} s.\n"
+            f"MLX memory: {active} now, {peak} at its peak."
         )

@@ -1,4 +1,4 @@
-"""The files and streams of commands that answer line by line: no result is lost, and no file is left half written."""
+"""Input and output streams: results are written as they arrive, and output files are replaced as a whole."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import click
 
 from mlx_transformer.cli.input_lines import read_line_windows
 
-PARTIAL_PATH_KEY = "mlx_transformer.partial"  # where the context says which file holds the results of a run that failed
+PARTIAL_PATH_KEY = "mlx_transformer.partial"  # key of the partial output file in the click context
 DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 
 
 def none_if_dash(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
-    """- is standard input or output, as no path is."""
+    """Treat - like a missing path: standard input or output."""
     return None if path == "-" else path
 
 
 def input_option(name: str, help: str) -> Any:
-    """The option --input."""
+    """Create the option --input."""
     return click.option("--input", "-i", name, type=click.Path(dir_okay=False), callback=none_if_dash, help=help)
 
 
@@ -32,25 +32,27 @@ output_option = click.option(
     "-o",
     type=click.Path(dir_okay=False, writable=True),
     callback=none_if_dash,
-    help="File to write: results gather in OUTPUT.partial, which takes its place when all are there.",
+    help="File to write; results are collected in OUTPUT.partial, which replaces it at the end.",
 )
 
 
 def check_paths(output: str | None, *inputs: str | None) -> None:
-    """Refuse, before the model is loaded, what cannot work or would overwrite an input (None: standard input)."""
+    """Check that the output can be written and overwrites no input (None: standard input)."""
     found = [os.fstat(0) if path is None else os.stat(path) for path in inputs]
     if output is None:
         return
     if not Path(output).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--output needs an existing folder: {Path(output).parent} is none.")
+        raise FileNotFoundError(
+            f"--output must be in an existing folder, but there is no {Path(output).parent}: create it."
+        )
     for read in found:
         for path in (Path(output), partial_path(output)):
             if path.is_file() and os.path.samestat(path.stat(), read):
-                raise ValueError(f"--output must be another file than the input: both are {path}.")
+                raise ValueError(f"--output and the input must be different files, but both are {path}.")
 
 
 def open_input(source: str | None, context: click.Context) -> BinaryIO:
-    """What to read lines from: a file, open until the command ends, or standard input."""
+    """Open the input for the duration of the command: a file, or standard input."""
     if source is not None:
         return context.with_resource(Path(source).open("rb"))
     if sys.stdin.isatty():
@@ -59,7 +61,7 @@ def open_input(source: str | None, context: click.Context) -> BinaryIO:
 
 
 def with_progress(results: Iterable[bytes], source: str | None, output: str | None) -> Iterable[bytes]:
-    """A bar on standard error where that is a terminal that results do not go to, and the number of lines is known."""
+    """Show a progress bar if standard error is a terminal without results and the number of lines is known."""
     shared = output is None and sys.stdout.isatty()
     if source is None or not Path(source).is_file() or shared or not sys.stderr.isatty():
         return results
@@ -71,11 +73,11 @@ def with_progress(results: Iterable[bytes], source: str | None, output: str | No
 
 
 def write_results(output: str | None, results: Iterable[bytes], context: click.Context) -> None:
-    """Write the results as they come; a file that exists is replaced once all are there, a device written to."""
+    """Write results as they arrive; an existing file is replaced at the end, a device is written to directly."""
     if output is None:
         copy_results(results, sys.stdout.buffer)
     elif is_device(Path(output)):
-        with Path(output).open("ab") as file:  # to append empties no file behind /dev/stdout
+        with Path(output).open("ab") as file:  # appending does not truncate a file behind /dev/stdout
             copy_results(results, file)
     else:
         path, partial = Path(output).resolve(), partial_path(output)
@@ -89,18 +91,18 @@ def write_results(output: str | None, results: Iterable[bytes], context: click.C
 
 
 def partial_path(output: str) -> Path:
-    """Where results gather, beside the file that a link may lead to."""
+    """Return the path of the partial output, next to the output file (links are resolved)."""
     path = Path(output).resolve()
     return path.with_name(f"{path.name}.partial")
 
 
 def is_device(path: Path) -> bool:
-    """Whether a path is no regular file, or another name of an open one."""
+    """Whether a path is a device, or a name of an open file such as /dev/stdout."""
     return path.exists() and (not path.is_file() or path.absolute().parent in DEVICES)
 
 
 def copy_results(results: Iterable[bytes], stream: BinaryIO) -> None:
-    """Write and flush each result as it comes."""
+    """Write and flush each result as it arrives."""
     for result in results:
         stream.write(result)
         stream.flush()

@@ -267,7 +267,7 @@ class TestVerbose:
             printed, message = echo("--verbose", *options, stdin="One. Two.\n\nThree.\n")
             assert printed == "ONE. TWO.\n\nTHREE.\n"
             counts, memory = message.splitlines()
-            assert counts.startswith(f"{sentences} sentences, ") and "tokens a second" in counts
+            assert counts.startswith(f"{sentences} sentences, ") and "tokens/s" in counts
             assert memory.startswith("MLX holds ")
 
     def test_seconds_and_memory(self, monkeypatch):
@@ -279,8 +279,8 @@ class TestVerbose:
         answer = LineResult(InputLine("Line 1", SourceLine("a"), {}), [mt.Hypothesis([1] * 1000, 0.0, "stop", "b")])
         assert list(counted.watch([answer, answer])) == [answer, answer]
         assert counted.lines() == (
-            "2 sentences, 2,000 tokens in 2.00 s (1,000 tokens a second), the first answer after 0.50 s.\n"
-            "MLX holds 2 MB of memory now and held 1,234 MB at its peak."
+            "2 sentences, 2,000 tokens in 2.00 s (1,000 tokens/s), first result after 0.50 s.\n"
+            "MLX memory: 2 MB now, 1,234 MB at its peak."
         )
 
     def test_empty_input(self, echo):
@@ -320,7 +320,7 @@ class TestMemoryLimit:
     @pytest.mark.parametrize("size", ["4", "0GB", "-1GB", "4XB", "GB", "", "1e3MB"])
     def test_invalid_sizes(self, echo, limits, size):
         _, message = echo("--memory-limit", size, "one", status=2)
-        assert f"{size!r} must be a number above 0 with its unit, such as 512MB or 4GB." in message
+        assert f"{size!r} must be a number above 0 with a unit, such as 512MB or 4GB." in message
 
     def test_low_memory_limit_does_not_change_results(self, generate):
         expected = generate(stdin="a line\n")

@@ -1,4 +1,4 @@
-"""`attention`: a text in, a picture of what the model looks at while it reads and translates it out."""
+"""The command `attention`: a picture of the attention weights of a text and its target."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from mlx_transformer.cli.options import (
 from mlx_transformer.cli.streams import check_paths
 
 
-@click.command("attention", short_help="A picture of attention weights.")
+@click.command("attention", short_help="Draw attention weights.")
 @click.argument("text")
 @click.option(
     "--output",
     "-o",
     type=click.Path(dir_okay=False, writable=True),
     required=True,
-    help="Picture to write; its name ends in .png, .svg or .pdf.",
+    help="Picture to write: .png, .svg or .pdf.",
 )
 @model_option
 @revision_option
-@click.option("--target", metavar="TEXT", help="The target to look at. Default: what the model generates.")
+@click.option("--target", metavar="TEXT", help="Target text. Default: the text that the model generates.")
 @click.option(
     "--kind",
     "kinds",
     type=click.Choice(("encoder", "decoder", "cross")),
     multiple=True,
-    help="Attention of the encoder, of the decoder to its own target, or across; may be repeated. Default: all.",
+    help="Encoder self-attention, decoder self-attention or cross-attention; repeatable. Default: all.",
 )
-@click.option("--layer", "layers", type=int, multiple=True, help="Layer, from 0; may be repeated. Default: the last.")
+@click.option("--layer", "layers", type=int, multiple=True, help="Layer, from 0; repeatable. Default: the last.")
 @click.option(
-    "--head", "heads", type=int, multiple=True, help="Head, from 0; may be repeated. Default: the mean of all."
+    "--head", "heads", type=int, multiple=True, help="Head, from 0; repeatable. Default: the mean over heads."
 )
 @source_language_option
 @target_language_option
@@ -68,10 +68,10 @@ def command(
     dtype: str | None,
     allow_overflow: bool,
 ) -> None:
-    """Draw the attention weights of TEXT and its target: one panel for each kind, layer and head.
+    """Draw the attention weights of TEXT and its target, one panel per kind, layer and head.
 
-    A row shows where one token looks, from white, not at all, to dark blue. Rows of the target are the tokens that the
-    decoder predicts, columns those that it has read.
+    A row shows the attention weights of one token, from white (0) to dark blue. Target rows are the tokens that the
+    decoder predicts, target columns the tokens that it has read.
     """
     from mlx_transformer.plotting.attention_maps import attention_figure
     from mlx_transformer.plotting.figures import check_format, save
@@ -79,7 +79,7 @@ def command(
     check_format(output)
     check_paths(output)
     if not text.strip():
-        raise ValueError("TEXT must have a letter to look at: it is blank.")
+        raise ValueError("TEXT must not be blank.")
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     search, prefix = select_task(network, task, source_prefix)
     options = {"source_language": source_language, "target_language": target_language, "source_prefix": prefix}
@@ -101,7 +101,7 @@ def encode_source(
     target_language: str | None,
     source_prefix: str | None,
 ) -> list[int]:
-    """The source as the model reads it."""
+    """Return the token ids of the source."""
     from mlx_transformer.inference.batching import encode_sources
     from mlx_transformer.inference.source_lines import add_source_prefix, make_source_lines
 
@@ -113,7 +113,7 @@ def encode_source(
 def generate_target(
     model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, search: mt.SearchConfig, **options: Any
 ) -> list[int]:
-    """The best target that the model finds, with the end token if it has come to it."""
+    """Return the token ids of the best hypothesis, with the end token if it was generated."""
     ((best, *_),) = mt.generate_hypotheses(model, tokenizer, [text], search, **options)
     if best.truncated:
         warn_truncated("TEXT")
@@ -121,7 +121,7 @@ def generate_target(
 
 
 def encode_target(model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, target: str, **options: Any) -> list[int]:
-    """A given target as the model reads it, with the end token."""
+    """Return the token ids of a given target, with the end token."""
     (score,) = mt.score(model, tokenizer, [text], [target], **options)
     if score.truncated:
         warn_truncated("TEXT or --target")

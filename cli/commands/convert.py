@@ -1,4 +1,4 @@
-"""`convert`: a torch checkpoint to a model folder."""
+"""The command `convert`: a torch checkpoint to a model folder."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.options import overflow_option, revision_option
 
-LARGE = 1 << 28  # bytes; below it a progress bar would only flicker
+LARGE = 1 << 28  # bytes; smaller models need no progress bar
 
 
-@click.command("convert", short_help="A torch checkpoint to a model folder.")
+@click.command("convert", short_help="Convert a torch checkpoint to a model folder.")
 @click.argument("source", type=click.Path())
 @click.argument("destination", type=click.Path())
 @revision_option
-@click.option("--family", help="Family of the checkpoint, where the file does not tell it.")
+@click.option("--family", help="Family of the checkpoint, if it cannot be detected.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="Type of the numbers stored. Default: the checkpoint's.",
+    help="Data type to store. Default: the checkpoint's.",
 )
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A setting that the checkpoint does not tell, or tells wrong; may be repeated.",
+    help="Setting that the checkpoint lacks or has wrong; repeatable.",
 )
 @click.option(
     "--rename",
     multiple=True,
     metavar="REGEX=TEXT",
-    help="Rename tensors before they are looked up; may be repeated.",
+    help="Rename tensors before they are matched; repeatable.",
 )
-@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits of each weight of linear layers and embeddings.")
+@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits per weight of linear layers and embeddings.")
 @overflow_option
-@click.option("--force", is_flag=True, help="Replace a model folder that is there already.")
+@click.option("--force", is_flag=True, help="Replace an existing model folder.")
 def command(
     source: str,
     destination: str,
@@ -55,12 +55,12 @@ def command(
 ) -> None:
     """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
 
-    SOURCE is a folder, a file, or owner/name on the hub. What lies beside the weights is read too: settings of the
-    model and of the search, and the tokenizer.
+    SOURCE is a folder, a file, or owner/name on the hub. Model configuration, generation settings and tokenizer are
+    read from the files next to the weights.
 
-    Checkpoints of torch.nn.Transformer do not tell everything: --set num_heads=8 --set pad_id=1 --set start_id=2 --set
-    eos_id=3, and if they are so norm_first=true and activation=gelu; --set encoder.num_heads=4 is for one side only. A
-    wrong NAME lists all names.
+    Checkpoints of torch.nn.Transformer lack settings: add --set num_heads=8 --set pad_id=1 --set start_id=2 --set
+    eos_id=3 and, where they apply, norm_first=true and activation=gelu; --set encoder.num_heads=4 sets one side only.
+    An unknown NAME lists all names.
 
     \b
     mlx-transformer convert facebook/nllb-200-distilled-600M nllb --quantize 8
@@ -84,7 +84,7 @@ def command(
 
 
 def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:
-    """A progress bar on standard error, for large models on a terminal."""
+    """Return a callback that shows a progress bar on standard error, for large models on a terminal."""
     bars: list[Any] = []
 
     def report(done: int, total: int) -> None:
@@ -98,15 +98,15 @@ def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:
 
 
 def parse_pair(text: str) -> tuple[str, str]:
-    """The two sides of NAME=VALUE; of several equals signs the last counts."""
+    """Split NAME=VALUE at the last equals sign."""
     name, sign, value = text.rpartition("=")
     if not sign:
-        raise click.UsageError(f"It must be NAME=VALUE, not {text!r}.")
+        raise click.UsageError(f"--set and --rename take NAME=VALUE, not {text!r}.")
     return name, value
 
 
 def parse_value(value: str) -> Any:
-    """A number, true, false, none, or a word."""
+    """Parse a number, true, false, none, or a word."""
     words = {"true": True, "false": False, "none": None}
     if value.lower() in words:
         return words[value.lower()]

@@ -1,4 +1,4 @@
-"""`evaluate`: BLEU, chrF and exact matches of a model on a test set."""
+"""The command `evaluate`: BLEU, chrF and exact matches of a model on a test set."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from mlx_transformer.cli.run_stats import memory_option
 @click.argument("spec", required=False)
 @model_option
 @revision_option
-@click.option("--sources", type=click.Path(), help="Instead of SPEC: file of sources, one a line.")
-@click.option("--references", type=click.Path(), multiple=True, help="File of references, one a line; may be repeated.")
+@click.option("--sources", type=click.Path(), help="Instead of SPEC: file of sources, one per line.")
+@click.option("--references", type=click.Path(), multiple=True, help="File of references, one per line; repeatable.")
 @source_language_option
 @target_language_option
 @prefix_option
@@ -48,7 +48,7 @@ from mlx_transformer.cli.run_stats import memory_option
 @memory_option
 @dtype_option
 @overflow_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def command(
     spec: str | None,
     model: str | None,
@@ -67,37 +67,37 @@ def command(
 ) -> None:
     """Measure a model by BLEU and chrF (sacrebleu, with its signatures) and by exact matches.
 
-    SPEC is a file of SOURCE<tab>REFERENCE lines, SOURCE_FILE::REFERENCE_FILE, or `dates`; .gz or plain. A source that
-    stands on several lines is translated once and compared with all its references. SPEC may tell the languages, as in
+    SPEC is a file of SOURCE<tab>REFERENCE lines, SOURCE_FILE::REFERENCE_FILE, or `dates`; .gz or plain. A source on
+    several lines is translated once and compared with all its references. SPEC may set the languages, as in
     `en:fr=FILE`.
 
-    --sources with --references takes each line for itself; a blank line in one of several files of references is no
-    reference. Without sacrebleu only exact matches are counted.
+    With --sources and --references every line counts separately; a blank line in one of several reference files is not
+    a reference. Without sacrebleu only exact matches are counted.
     """
     from mlx_transformer.metrics import corpus_scores, exact_match, has_sacrebleu
 
     if (spec is None) == (sources is None) or bool(sources) != bool(references):
         raise click.UsageError("Give either SPEC, or --sources with one or more --references.")
-    lines, groups, *told = (
+    lines, groups, *languages = (
         read_test_spec(spec) if spec is not None else (*read_test_files(str(sources), references), None, None)
     )
     if not (scored := has_sacrebleu()):
-        click.echo("BLEU and chrF are left out, they need sacrebleu: pip install sacrebleu", err=True)
+        click.echo("BLEU and chrF need sacrebleu and are left out: pip install sacrebleu", err=True)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()
-    found = mt.generate_hypotheses(
+    results = mt.generate_hypotheses(
         network,
         tokenizer,
         lines,
         config,
-        source_language=source_language or told[0],
-        target_language=target_language or told[1],
+        source_language=source_language or languages[0],
+        target_language=target_language or languages[1],
         source_prefix=prefix,
         batch_tokens=batch_tokens,
     )
-    hypotheses = best_texts(lines, show_progress(found, len(lines)))
+    hypotheses = best_texts(lines, show_progress(results, len(lines)))
     seconds = time.perf_counter() - start
     scores = corpus_scores(hypotheses, groups) if scored else {"exact_match": exact_match(hypotheses, groups)}
     counts = {"sentences": len(lines), "references": sum(map(len, groups)), "seconds": round(seconds, 2)}
@@ -105,26 +105,26 @@ def command(
 
 
 def read_test_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, str | None]:
-    """Distinct sources, each with all its references, and the languages that the SPEC tells."""
+    """Return the distinct sources of a SPEC, their references, and the languages that it sets."""
     from mlx_transformer.data.parallel_corpus import read_pairs
     from mlx_transformer.metrics import group_references
 
-    read = read_pairs(spec, split="test")
-    return *group_references(read.pairs), read.source_language, read.target_language
+    pairs = read_pairs(spec, split="test")
+    return *group_references(pairs.pairs), pairs.source_language, pairs.target_language
 
 
 def read_test_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
-    """Lines of sources, each with the references that stand on its line."""
+    """Return the lines of the source file, each with the references on the same line."""
     lines = list(decode_lines(sources))
     columns = [list(decode_lines(path)) for path in references]
     for path, column in zip(references, columns, strict=True):
         if len(column) != len(lines):
             raise ValueError(
-                f"Sources and references must be equally long: {sources} has {len(lines)} lines, {path} has "
-                f"{len(column)}; line them up again."
+                f"Sources and references must have equally many lines, but {sources} has {len(lines)} and {path} has "
+                f"{len(column)}: align them again."
             )
     if not lines:
-        raise ValueError(f"{sources} must hold at least one source: it is empty.")
+        raise ValueError(f"{sources} must have at least one source, but is empty.")
     groups = [[text for text in row if text.strip()] for row in zip(*columns, strict=True)]
     for number, (line, group) in enumerate(zip(lines, groups, strict=True), start=1):
         if not line.strip() or not group:
@@ -135,26 +135,26 @@ def read_test_files(sources: str, references: tuple[str, ...]) -> tuple[list[str
     return lines, groups
 
 
-def best_texts(lines: list[str], found: Iterable[list[mt.Hypothesis]]) -> list[str]:
-    """The best hypothesis of each line; a line that the model could not read to its end is told."""
+def best_texts(lines: list[str], results: Iterable[list[mt.Hypothesis]]) -> list[str]:
+    """Return the best hypothesis of each line, with warnings for truncated lines."""
     texts = []
-    for line, (best, *_) in zip(lines, found, strict=True):
+    for line, (best, *_) in zip(lines, results, strict=True):
         if best.truncated:
             warn_truncated(f'"{line[:40]}..."')
         texts.append(best.text or "")
     return texts
 
 
-def show_progress(found: Iterator[Any], total: int) -> Iterable[Any]:
-    """A bar on standard error where that is a terminal."""
+def show_progress(results: Iterator[Any], total: int) -> Iterable[Any]:
+    """Show a progress bar if standard error is a terminal."""
     from tqdm import tqdm
 
-    bar: Iterable[Any] = tqdm(found, total=total, unit=" lines", file=sys.stderr, disable=not sys.stderr.isatty())
+    bar: Iterable[Any] = tqdm(results, total=total, unit=" lines", file=sys.stderr, disable=not sys.stderr.isatty())
     return bar
 
 
 def format_report(figures: dict[str, Any]) -> Iterator[str]:
-    """The figures for a reader, a line each."""
+    """Format metrics and counts as lines."""
     if "bleu" in figures:
         yield f"BLEU         {figures['bleu']:.2f}   {figures['bleu_signature']}"
         yield f"chrF         {figures['chrf']:.2f}   {figures['chrf_signature']}"

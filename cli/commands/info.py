@@ -1,4 +1,4 @@
-"""`info`: what a model folder or a torch checkpoint holds, and how this machine will run it."""
+"""The command `info`: contents of a model folder or torch checkpoint, and how this machine runs it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import mlx_transformer as mt
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import revision_option
 
-# Head sizes that Metal's fused attention takes in MLX 0.32: for at most 8 queries (a decode step), and for more.
+# Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
 FUSED_LONG = (64, 72, 80, 96, 128)
 
 
-@click.command("info", short_help="What a model folder or torch checkpoint holds.")
+@click.command("info", short_help="Describe a model folder or torch checkpoint.")
 @click.argument("folder", metavar="[MODEL]", required=False)
 @revision_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def command(folder: str | None, revision: str | None, as_json: bool) -> None:
-    """Tell what MODEL holds (model folder, torch checkpoint, owner/name on the hub); without it, the bundled model."""
+    """Describe MODEL: a model folder, a torch checkpoint or owner/name on the hub. Default: the bundled model."""
     from mlx_transformer.pretrained.loading import find_model
 
     path = find_model(folder, revision)
@@ -33,7 +33,7 @@ def command(folder: str | None, revision: str | None, as_json: bool) -> None:
 
 
 def folder_facts(folder: Path) -> dict[str, Any]:
-    """The facts that only the files tell."""
+    """Return the facts that are in the files only."""
     from mlx_transformer.checkpoints.model_folder import read_config
     from mlx_transformer.config.serialization import to_dict
     from mlx_transformer.pretrained.loading import is_torch_checkpoint
@@ -52,12 +52,12 @@ def folder_facts(folder: Path) -> dict[str, Any]:
 
 
 def dtype_names(arrays: Iterable[Any]) -> list[str]:
-    """The names of the arrays' types."""
+    """Return the names of the arrays' data types."""
     return sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays})
 
 
 def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str, Any]:
-    """The facts as plain data."""
+    """Return the facts about a loaded model as plain data."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -69,7 +69,7 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[s
         for side, stack in (("encoder", model.encoder), ("decoder", model.decoder))
     }
     return {
-        # Of a model that is never evaluated: quantised weights pack several parameters in a number.
+        # Counted on an unquantised model, because quantised weights pack several parameters into one number.
         "parameters": mt.Transformer(model.config).num_parameters,
         "dtype": dtype_names(arrays),
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
@@ -87,7 +87,7 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[s
 
 
 def format_facts(facts: dict[str, Any]) -> Iterator[str]:
-    """The facts for a reader, a line each."""
+    """Format facts as lines."""
     config = facts["config"]
     quantized = f", quantised to {facts['quantization']['bits']} bits" if facts["quantization"] else ""
     kind = f"format {facts['format_version']}" if "family" not in facts else f"torch checkpoint, {facts['family']}"
@@ -109,19 +109,19 @@ def format_facts(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def wrap_field(name: str, text: str) -> list[str]:
-    """A fact in as many lines as it takes."""
+    """Wrap a long fact."""
     return textwrap.wrap(text, 100, initial_indent=f"{name:<18}", subsequent_indent=" " * 18, break_on_hyphens=False)
 
 
 def vocabulary_facts(config: dict[str, Any]) -> str:
-    """Sizes of the vocabularies."""
+    """Format the sizes of the vocabularies."""
     if config["share_embeddings"]:
         return f"{config['source_vocab_size']:,} pieces, shared"
     return f"{config['source_vocab_size']:,} source and {config['target_vocab_size']:,} target pieces"
 
 
 def stack_facts(config: dict[str, Any], side: dict[str, Any]) -> str:
-    """One stack in a line."""
+    """Format one stack."""
     norm = "pre-norm" if side["norm_first"] else "post-norm"
     return (
         f"{side['num_layers']} layers, {config['dims']} wide, {side['num_heads']} heads, feed-forward "

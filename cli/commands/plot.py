@@ -1,4 +1,4 @@
-"""`plot`: the logs of training runs in, their learning curves out."""
+"""The command `plot`: learning curves of training runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import click
 from mlx_transformer.cli.streams import check_paths
 
 
-@click.command("plot", short_help="Learning curves of training runs.")
+@click.command("plot", short_help="Draw learning curves of training runs.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option(
     "--output",
@@ -15,13 +15,13 @@ from mlx_transformer.cli.streams import check_paths
     type=click.Path(dir_okay=False, writable=True),
     default="curves.png",
     show_default=True,
-    help="Picture to write; its name ends in .png, .svg or .pdf.",
+    help="Picture to write: .png, .svg or .pdf.",
 )
 def command(runs: tuple[str, ...], output: str) -> None:
-    """Draw learning curves: loss, BLEU, chrF and learning rate by step, of one or several runs.
+    """Draw learning curves of one or several runs: loss, BLEU, chrF and learning rate by step.
 
-    RUN is what `train --output` names; it may still be going on. A star marks the validation whose model is RUN/best.
-    The training loss contains label smoothing, the validation loss does not.
+    RUN is a folder that `train --output` wrote; the run may still be in progress. A star marks the validation whose
+    model is RUN/best. The training loss includes label smoothing; the validation loss does not.
     """
     from mlx_transformer.plotting.figures import check_format, save
     from mlx_transformer.plotting.learning_curves import learning_curves

@@ -1,4 +1,4 @@
-"""`train`: every field of TrainingConfig as an option, its progress as a bar, as lines or as JSON."""
+"""The command `train`: every field of TrainingConfig is an option; progress is a bar, lines or JSON."""
 
 import dataclasses
 import inspect
@@ -26,13 +26,13 @@ class CommaSeparated(click.ParamType[tuple[str, ...]]):
 
 
 def option_descriptions() -> dict[str, str]:
-    """The help of each option: the Attributes section of TrainingConfig's docstring."""
+    """Return the help of each option, from the Attributes section of TrainingConfig's docstring."""
     _, _, section = inspect.cleandoc(TrainingConfig.__doc__ or "").partition("Attributes:\n")
     return dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE))
 
 
 def train_option(field: dataclasses.Field[Any], text: str) -> Any:
-    """The click option of one field; its default stands in the dataclass only."""
+    """Create the click option of a field, with the default of the dataclass."""
     flag = "--" + field.name.replace("_", "-")
     if field.name in ("train", "valid"):
         return click.option(flag, metavar="SPEC", multiple=True, help=text)
@@ -49,7 +49,7 @@ def train_option(field: dataclasses.Field[Any], text: str) -> Any:
 
 
 def option_type(field: dataclasses.Field[Any]) -> Any:
-    """What click makes of an option's text."""
+    """Return the click type of a field."""
     if field.name == "preset":
         return click.Choice(list(PRESETS))
     if get_origin(field.type) is None or type(None) not in (kinds := get_args(field.type)):
@@ -66,26 +66,26 @@ def train_options(function: Any) -> Any:
     return function
 
 
-@click.command("train", short_help="Parallel text to a model folder.")
+@click.command("train", short_help="Train or fine-tune a model on parallel text.")
 @train_options
-@click.option("--config", "file", type=click.Path(), help="A TOML file of options, `name = value` lines.")
-@click.option("--json", "as_json", is_flag=True, help="Progress as JSON lines on standard output.")
+@click.option("--config", "file", type=click.Path(), help="TOML file with options, as `name = value` lines.")
+@click.option("--json", "as_json", is_flag=True, help="Write progress as JSON lines to standard output.")
 @click.pass_context
 def command(context: click.Context, file: str | None, as_json: bool, **fields: Any) -> None:
-    """Train a tokenizer and a model on parallel text, or --init MODEL further.
+    """Train a tokenizer and a model on parallel text, or fine-tune the model of --init.
 
     SPEC is a file of SOURCE<tab>TARGET lines, SOURCE_FILE::TARGET_FILE (line by line), or `dates`, the built-in task
-    (written-out dates to ISO). Files may be gzipped (.gz). --train and --valid may be repeated. `en:fr=SPEC` tells the
-    languages, of which one model may learn several.
+    (written-out dates to ISO format). Files may be gzipped (.gz). --train and --valid may be repeated. `en:fr=SPEC`
+    sets the languages of a corpus; one model may learn several.
 
     The best model is RUN/best, the newest RUN/last: use them with `generate --model RUN/best`.
 
-    Options may stand in a file (--config; RUN/options.toml is one): those of the command line come first. --resume
-    goes on with the run in RUN and its own options: all but --output may be left out. Ctrl-C and SIGTERM end a run
-    with a checkpoint to resume from.
+    Options may be read from a file (--config; RUN/options.toml is one); the command line takes precedence. --resume
+    continues the run in RUN with its own options, so all options but --output may be left out. Ctrl-C and SIGTERM stop
+    a run with a checkpoint from which it can resume.
     """
-    given = {name: value for name, value in fields.items() if is_given(context, name)}
-    config = make_training_config(given, file)
+    options = {name: value for name, value in fields.items() if is_given(context, name)}
+    config = make_training_config(options, file)
     progress: Any = JsonLines() if as_json else Progress(config)
     try:
         best = mt.train(config, report=progress)
@@ -96,43 +96,43 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
 
 
 def is_given(context: click.Context, name: str) -> bool:
-    """Whether an option stands on the command line."""
+    """Whether an option was given on the command line."""
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
-def make_training_config(given: dict[str, Any], file: str | None = None) -> TrainingConfig:
-    """A new run of the options given and of those in a file, or a former one with these changed."""
+def make_training_config(options: dict[str, Any], file: str | None = None) -> TrainingConfig:
+    """Merge options with those of a file and, when resuming, of the earlier run."""
     from mlx_transformer.config.serialization import from_dict
     from mlx_transformer.training.run_directory import load_run_options, read_options_file
 
-    merged = (read_options_file(file) if file is not None else {}) | given
+    merged = (read_options_file(file) if file is not None else {}) | options
     resume = merged.get("resume", False)
-    needed = ["output"] if resume else ["train", "valid", "output"]
+    required = ["output"] if resume else ["train", "valid", "output"]
     if not isinstance(merged.get("output", ""), str):
-        raise ValueError(f"{file}: output must be a text, the folder of the run, not {merged['output']!r}.")
-    if missing := [f"--{name}" for name in needed if not merged.get(name)]:
-        raise click.UsageError(f"Missing {', '.join(missing)}: only --resume goes without --train and --valid.")
-    former = dataclasses.asdict(load_run_options(merged["output"])) if resume else {}
-    return from_dict(TrainingConfig, former | merged, file) if file else TrainingConfig(**former | merged)
+        raise ValueError(f"{file}: output must be a string, the folder of the run, not {merged['output']!r}.")
+    if missing := [f"--{name}" for name in required if not merged.get(name)]:
+        raise click.UsageError(f"Missing {', '.join(missing)}: only --resume works without --train and --valid.")
+    earlier = dataclasses.asdict(load_run_options(merged["output"])) if resume else {}
+    return from_dict(TrainingConfig, earlier | merged, file) if file else TrainingConfig(**earlier | merged)
 
 
 class JsonLines:
-    """Writes what training reports as it is, a JSON object a line."""
+    """Writes every log entry of training as one JSON line."""
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Write one report, at once."""
+        """Write one log entry and flush."""
         click.echo(json.dumps(event, ensure_ascii=False))
         sys.stdout.flush()
 
     def close(self) -> None:
-        """Nothing is left to be put in order."""
+        """Do nothing: there is no bar to close."""
 
 
 class Progress:
-    """Shows what training reports: validations as lines, steps in a bar on a terminal, as lines elsewhere."""
+    """Shows the log of training: validations as lines, steps as a bar on a terminal and as lines elsewhere."""
 
     def __init__(self, config: TrainingConfig) -> None:
-        """Prepare a bar that appears with the first step."""
+        """Prepare a progress bar that appears with the first step."""
         from tqdm import tqdm
 
         self.tqdm = tqdm
@@ -140,30 +140,30 @@ class Progress:
         self.bar: Any = None
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """Show one report."""
+        """Show one log entry."""
         shown = {"start": self.start, "step": self.step, "validation": self.validation}
         shown |= {"stopped": self.stopped, "end": self.end}
         if event["event"] in shown:
             shown[event["event"]](event)
 
     def close(self) -> None:
-        """Leave the terminal in order, however training ended."""
+        """Close the progress bar."""
         if self.bar is not None:
             self.bar.close()
 
     def line(self, text: str) -> None:
-        """A line above the bar, at once."""
+        """Print a line above the bar and flush."""
         self.tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
     def start(self, event: dict[str, Any]) -> None:
-        """Sizes of model and corpus."""
-        left_out = f", {event['too_long']:,} too long and left out" if event.get("too_long") else ""
-        resumed = f", from step {event['step']:,} on" if event["step"] else ""
+        """Print the sizes of model and corpus."""
+        left_out = f", {event['too_long']:,} skipped because they are too long" if event.get("too_long") else ""
+        resumed = f", resumed at step {event['step']:,}" if event["step"] else ""
         self.line(f"{event['parameters']:,} parameters to train, {event['pairs']:,} pairs{left_out}{resumed}")
 
     def step(self, event: dict[str, Any]) -> None:
-        """Loss, speed, learning rate, memory and time left."""
+        """Show loss, speed, learning rate, memory and time left."""
         figures = {
             "loss": f"{event['loss']:.3f}",
             "perplexity": f"{event['perplexity']:,.1f}",
@@ -182,7 +182,7 @@ class Progress:
         self.line(f"step {event['step']}/{event['steps']} {text} left {duration(event['seconds_left'])}")
 
     def validation(self, event: dict[str, Any]) -> None:
-        """The figures of one validation, whether it is the best so far, and a few translations."""
+        """Print the metrics of a validation, whether it is the best so far, and a few translations."""
         names = {"loss": ".4f", "token_accuracy": ".4f", "exact_match": ".4f", "bleu": ".2f", "chrf": ".2f"}
         figures = [f"{name} {event[name]:{form}}" for name, form in names.items() if event.get(name) is not None]
         self.line(" ".join([f"validation at step {event['step']}:", *figures, *["(best)"] * bool(event["best"])]))
@@ -191,17 +191,17 @@ class Progress:
                 self.line(f"    {mark}{sample[side]}")
 
     def stopped(self, event: dict[str, Any]) -> None:
-        """Where a run that somebody ended can go on."""
+        """Print how an interrupted run can be resumed."""
         again = f"mlx-transformer train --output {shlex.quote(self.config.output)} --resume"
-        self.line(f"Stopped after step {event['step']}, and saved: go on with {again}")
+        self.line(f"Stopped and saved after step {event['step']}: resume with {again}")
 
     def end(self, event: dict[str, Any]) -> None:
-        """Why a run ended before its last step."""
+        """Print why a run ended before its last step."""
         if event["reason"] == "patience":
             self.line(f"Ended at step {event['step']}: no better validation among the last {self.config.patience}.")
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

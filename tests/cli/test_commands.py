@@ -285,12 +285,12 @@ class TestErrors:
 
     def test_a_missing_output_folder(self, echo, tmp_path):
         line = error_line(echo("generate", "--output", tmp_path / "absent" / "out", "one", status=1))
-        assert "--output needs an existing folder" in line
+        assert "--output must be in an existing folder" in line
 
     def test_the_output_may_not_be_the_input(self, echo, tmp_path):
         (tmp_path / "file").write_text("one\n")
         line = error_line(echo("generate", "-i", tmp_path / "file", "-o", tmp_path / "file", status=1))
-        assert "--output must be another file than the input" in line
+        assert "--output and the input must be different files" in line
         assert (tmp_path / "file").read_text() == "one\n"
 
     @pytest.mark.parametrize("name", ["file", "link"])
@@ -299,13 +299,16 @@ class TestErrors:
         (tmp_path / "link").symlink_to("file")
         with (tmp_path / "file").open("rb") as stdin:
             process = start("generate", "-o", str(tmp_path / name), stdin=stdin)
-            assert b"--output must be another file than the input" in process.communicate()[1]
+            assert b"--output and the input must be different files" in process.communicate()[1]
         assert process.returncode == 1 and (tmp_path / "file").read_text() == "one\n"
 
     def test_the_input_may_not_be_where_results_gather(self, echo, tmp_path):
         (tmp_path / "out.partial").write_text("one\n")
         line = error_line(echo("generate", "-i", tmp_path / "out.partial", "-o", tmp_path / "out", status=1))
-        assert "--output must be another file" in line and (tmp_path / "out.partial").read_text() == "one\n"
+        assert (
+            "--output and the input must be different files" in line
+            and (tmp_path / "out.partial").read_text() == "one\n"
+        )
 
     @pytest.mark.parametrize("model", ["no-tokenizer", None])
     def test_a_model_without_tokenizer(self, echo, monkeypatch, model):
@@ -350,7 +353,7 @@ class TestErrors:
     )
     def test_too_little_memory(self, echo, message):
         result = echo("generate", stdin=f"one\nRuntimeError: {message}\n".encode(), status=1)
-        assert error_line(result) == "Error: The model with one batch does not fit in memory: lower --batch-tokens.\n"
+        assert error_line(result) == "Error: The model and one batch do not fit in memory: lower --batch-tokens.\n"
 
     @pytest.mark.parametrize("command", ["info", "convert"])
     def test_only_a_command_with_batches_is_told_of_them(self, echo, monkeypatch, tmp_path, command):
@@ -522,13 +525,13 @@ class TestTrain:
         arguments = "train --train a.tsv --train b.tsv --valid v.tsv --output run --steps 4 --no-shared-vocabulary"
         result = CliRunner().invoke(main, arguments.split())
         assert result.output.splitlines() == [
-            "1,234 parameters to train, 5 pairs, 2 too long and left out",
+            "1,234 parameters to train, 5 pairs, 2 skipped because they are too long",
             "step 2/4 loss 1.500 perplexity 4.5 tokens/s 10,000 rate 1.00e-03 gradient 1.00 memory 1.25GB left 1:01:01",
             "validation at step 2: loss 1.2500 token_accuracy 0.5000 (best)",
             "      Hi",
             "    = Salut",
             "    > Sal",
-            "Stopped after step 3, and saved: go on with mlx-transformer train --output run --resume",
+            "Stopped and saved after step 3: resume with mlx-transformer train --output run --resume",
             "Ended at step 4: no better validation among the last 0.",
             "Best model: run/best",
         ]
@@ -564,7 +567,7 @@ class TestTrain:
             ("steps = ", "options.toml must be TOML, with a line `name = value` per option"),
             ("stepps = 3", "options.toml has unknown fields: stepps. The known ones are train, valid"),
             ("steps = 'many'", "steps must be int, not 'many'"),
-            ("output = 3\nresume = true", "output must be a text, the folder of the run, not 3"),
+            ("output = 3\nresume = true", "output must be a string, the folder of the run, not 3"),
         ],
     )
     def test_a_bad_file_of_options_is_told(self, configs, text, told):
@@ -639,8 +642,8 @@ class TestEvaluate:
         [
             ("a\nb\n", "A\n\n", "A\n \n", "line 2 of .*sources.gz has no reference"),
             ("a\n\n", "A\nB\n", "A\nB\n", "line 2 of .*sources.gz has no source"),
-            ("a\nb\n", "A\nB\n", "A\n", "sources.gz has 2 lines, .*two.gz has 1"),
-            ("", "", "", "sources.gz must hold at least one source"),
+            ("a\nb\n", "A\nB\n", "A\n", "sources.gz has 2 and .*two.gz has 1"),
+            ("", "", "", "sources.gz must have at least one source"),
         ],
     )
     def test_files_that_do_not_fit(self, echo, tmp_path, sources, one, two, told):
@@ -771,7 +774,7 @@ class TestScore:
         options = two_files("a\n", "b\n")
         for path in (options[1], options[3]):
             line = error_line(echo("score", *options, "-o", path, status=1))
-            assert "--output must be another file than the input" in line
+            assert "--output and the input must be different files" in line
         assert options[3].read_text() == "b\n"
 
 

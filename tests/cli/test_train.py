@@ -37,7 +37,7 @@ class TestTrain:
     )
     def test_what_is_missing_is_named(self, configs, arguments, told):
         result = CliRunner().invoke(main, ["train", *arguments.split()])
-        assert result.exit_code == 2 and f"{told}: only --resume goes without --train and --valid." in result.output
+        assert result.exit_code == 2 and f"{told}: only --resume works without --train and --valid." in result.output
         assert configs == []
 
     def test_a_resumed_run_says_from_where_and_how_to_go_on(self, monkeypatch):
@@ -49,8 +49,8 @@ class TestTrain:
         monkeypatch.setitem(vars(mt), "train", fake)
         result = CliRunner().invoke(main, ["train", "--train", "a", "--valid", "b", "--output", "my run"])
         assert result.output.splitlines()[:2] == [
-            "1,234 parameters to train, 5 pairs, from step 1,500 on",
-            "Stopped after step 3, and saved: go on with mlx-transformer train --output 'my run' --resume",
+            "1,234 parameters to train, 5 pairs, resumed at step 1,500",
+            "Stopped and saved after step 3: resume with mlx-transformer train --output 'my run' --resume",
         ]
 
     def test_texts_in_json_are_readable(self, monkeypatch):

@@ -46,7 +46,10 @@ class TestPlot:
             (["run", "none"], "there is no none/log.jsonl"),
             (["empty"], "empty/log.jsonl has none yet: wait"),
             (["run", "--output", "curves.doc"], "must end in one of .png, .svg, .pdf, not curves.doc."),
-            (["run", "--output", "none/curves.png"], "--output needs an existing folder: none is none."),
+            (
+                ["run", "--output", "none/curves.png"],
+                "--output must be in an existing folder, but there is no none: create it.",
+            ),
         ],
     )
     def test_errors_are_one_line(self, invoke, run, tmp_path, monkeypatch, arguments, message):
@@ -124,9 +127,9 @@ class TestAttentionCommand:
             (["Hi", "--layer", "9"], "A layer of encoder self-attention must be from 0 to 2, not 9."),
             (["Hi", "--kind", "cross", "--head", "4"], "A head of cross-attention must be from 0 to 3, not 4."),
             (["Hi", "--model", "none", "--output", "a.doc"], "must end in one of .png, .svg, .pdf, not a.doc."),
-            (["Hi", "--model", "none", "--output", "none/a.png"], "--output needs an existing folder"),
+            (["Hi", "--model", "none", "--output", "none/a.png"], "--output must be in an existing folder"),
             (["Hi", "--task", "x"], "--task must be left out"),
-            ([" "], "TEXT must have a letter to look at: it is blank."),
+            ([" "], "TEXT must not be blank."),
         ],
     )
     def test_errors_are_one_line(self, invoke, tmp_path, monkeypatch, arguments, message):
