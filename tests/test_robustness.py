@@ -268,7 +268,7 @@ class TestVerbose:
             assert printed == "ONE. TWO.\n\nTHREE.\n"
             counts, memory = message.splitlines()
             assert counts.startswith(f"{sentences} sentences, ") and "tokens/s" in counts
-            assert memory.startswith("MLX holds ")
+            assert memory.startswith("MLX memory: ")
 
     def test_seconds_and_memory(self, monkeypatch):
         clock = iter([10.0, 10.5, 12.0])
