@@ -1,0 +1,84 @@
+"""The command evaluate."""
+
+import gzip
+import json
+import re
+
+import pytest
+from support.command_line import error_line
+
+from mlx_transformer.cli.commands import evaluate
+
+
+class TestEvaluate:
+    def test_all_references_of_a_source_count(self, echo, tmp_path):
+        lines = ["a b c d\tA B C D", "e f g h\tX", "e f g h\tE F G H", "i j k l\tY"]
+        (tmp_path / "test.tsv").write_text("\n".join(lines) + "\n")
+        figures = json.loads(echo("evaluate", tmp_path / "test.tsv", "--json").stdout)
+        assert (figures["sentences"], figures["references"]) == (3, 4)
+        assert figures["exact_match"] == pytest.approx(2 / 3)
+        assert "nrefs:var" in figures["bleu_signature"] and "version:" in figures["chrf_signature"]
+
+    def test_files_of_sources_and_references(self, echo, tmp_path):
+        for name, text in {"source": "a b c d\na b c d\n", "one": "A B C D\nX\n", "two": "Y\nA B C D\n"}.items():
+            (tmp_path / name).write_text(text)
+        paths = ["--sources", tmp_path / "source", "--references", tmp_path / "one", "--references", tmp_path / "two"]
+        output = echo("evaluate", *paths).stdout
+        assert "BLEU         100.00" in output and "exact match  100.00%" in output
+        assert "2 with 4 references" in output
+
+    @staticmethod
+    def files(folder, **texts):
+        """Files of sources and references whose paths would mislead a SPEC, as options."""
+        arguments = []
+        for name, text in texts.items():
+            path = folder / f"a::{name}.gz"
+            path.write_bytes(gzip.compress(text.encode()))
+            arguments += ["--sources" if name == "sources" else "--references", path]
+        return arguments
+
+    def test_a_blank_line_in_one_of_several_files_is_no_reference(self, echo, tmp_path):
+        arguments = self.files(tmp_path, sources="a b c d\ne f g h\n", one="A B C D\n\n", two="X\r\nE F G H\r\n")
+        figures = json.loads(echo("evaluate", *arguments, "--json").stdout)
+        assert (figures["sentences"], figures["references"], figures["exact_match"]) == (2, 3, 1)
+        assert figures["bleu"] == pytest.approx(100)
+
+    @pytest.mark.parametrize(
+        ("sources", "one", "two", "told"),
+        [
+            ("a\nb\n", "A\n\n", "A\n \n", "line 2 of .*sources.gz has no reference"),
+            ("a\n\n", "A\nB\n", "A\nB\n", "line 2 of .*sources.gz has no source"),
+            ("a\nb\n", "A\nB\n", "A\n", "sources.gz has 2 and .*two.gz has 1"),
+            ("", "", "", "sources.gz must have at least one source"),
+        ],
+    )
+    def test_files_that_do_not_fit(self, echo, tmp_path, sources, one, two, told):
+        arguments = self.files(tmp_path, sources=sources, one=one, two=two)
+        assert re.search(told, error_line(echo("evaluate", *arguments, status=1)))
+
+    def test_files_that_cannot_be_read(self, echo, tmp_path):
+        arguments = self.files(tmp_path, sources="a\n", one="A\n")
+        path, data = arguments[1], arguments[1].read_bytes()
+        for damaged in (data[:-4], b"no gzip", data[:10] + b"\xff" * 4 + data[14:]):
+            path.write_bytes(damaged)
+            assert f"{path} must be a complete gzip file" in error_line(echo("evaluate", *arguments, status=1))
+        path.write_bytes(gzip.compress(b"good\n\xff\n"))
+        assert f"{path}, line 2, must be valid UTF-8" in error_line(echo("evaluate", *arguments, status=1))
+
+    def test_a_cut_source_is_told(self, echo, tmp_path):
+        result = echo("evaluate", *self.files(tmp_path, sources="a\n" + "x" * 101 + "\n", one="A\nX\n"))
+        assert result.stderr == f'Warning: "{"x" * 40}..." is longer than the model can read and was cut.\n'
+
+    def test_without_sacrebleu_exact_matches_are_counted(self, echo, monkeypatch, tmp_path):
+        monkeypatch.setattr("mlx_transformer.metrics.has_sacrebleu", lambda: False)
+        arguments = self.files(tmp_path, sources="a\nb\n", one="A\nX\n")
+        result = echo("evaluate", *arguments)
+        assert [line.split()[0] for line in result.stdout.splitlines()] == ["exact", "sentences", "seconds"]
+        assert "50.00%" in result.stdout and "pip install sacrebleu" in result.stderr
+        figures = json.loads(echo("evaluate", *arguments, "--json").stdout)
+        assert figures.keys() == {"exact_match", "sentences", "references", "seconds"}
+
+
+def test_evaluate_takes_the_search_options_of_generate():
+    names = {option.name for option in evaluate.command.params}
+    assert {"beam_size", "length_penalty", "batch_tokens", "memory_limit", "model", "dtype"} <= names

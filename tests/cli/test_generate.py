@@ -1,0 +1,225 @@
+"""The command generate: options, languages, tasks, lines and JSON."""
+
+import io
+import json
+import re
+import sys
+
+import pytest
+from support.command_line import error_line
+
+import mlx_transformer as mt
+from mlx_transformer.cli import input_lines, options
+
+
+def is_join(event, function):
+    return event == "c_call" and function.__name__ == "join"
+
+
+def test_a_limit_of_the_user_lowers_the_models_least_length():
+    defaults = mt.SearchConfig(min_tokens=30, max_tokens=60)
+    assert options.search_config(defaults, {"max_tokens": 20, "min_tokens": None}).min_tokens == 20
+    with pytest.raises(ValueError, match="min_tokens must not exceed max_tokens: 25 > 20; lower min_tokens"):
+        options.search_config(defaults, {"max_tokens": 20, "min_tokens": 25})
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        "given, told",
+        [
+            (["--alignment-layer", "1"], "--alignment-layer has no effect on its own: give --alignments as well"),
+            (
+                ["--sentence-language", "fr"],
+                "--sentence-language has no effect on its own: give --split-sentences",
+            ),
+            (["--seed", "1"], "--seed has no effect on its own: give --temperature as well"),
+            (["--alternatives"], "give --num-hypotheses 2 or more as well"),
+            (["--stream", "--json"], "--stream writes plain text as it is generated: leave out --json"),
+            (["--stream", "--beam-size", "0"], "leave out --beam-size 0"),
+            (["--stream", "--num-hypotheses", "2"], "leave out --num-hypotheses 2"),
+            (["--split-sentences", "--target-prefix", "a"], "leave out --target-prefix"),
+            (["--split-sentences", "--num-hypotheses", "-3"], "leave out --num-hypotheses"),
+        ],
+    )
+    def test_what_does_nothing_or_cannot_be_is_misuse(self, echo, given, told):
+        assert told in " ".join(echo("generate", "one", *given, status=2).stderr.split())
+
+    def test_columns(self, echo):
+        options = ("generate", "--scores", "--alignments", "one two", "three")
+        assert echo(*options).stdout == "-0.5000\tONE TWO\t0-0 1-1\n-0.5000\tTHREE\t0-0\n"
+        row = json.loads(echo(*options[:-1], "--json").stdout)
+        assert row["alignment"] == [[0, 0], [1, 1]] and row["token_scores"] == [-0.5] * 7
+
+    def test_a_stream_is_the_text(self, echo):
+        assert echo("generate", "--stream", "--target-prefix", ">", stdin=b"one\n\ntwo").stdout == ">ONE\n>\n>TWO\n"
+
+    def test_each_line_may_begin_as_it_likes(self, echo):
+        stdin = b'{"text": "one", "target_prefix": "A "}\n"two"\n'
+        rows = echo("generate", "--json", "--target-prefix", "B ", stdin=stdin).stdout.splitlines()
+        assert [json.loads(row)["text"] for row in rows] == ["A ONE", "B TWO"]
+
+    def test_what_is_drawn_is_not_the_best_of_more(self):
+        defaults = mt.SearchConfig(beam_size=4)
+        drawn = options.search_config(defaults, {"temperature": 0.5, "num_hypotheses": None})
+        assert (drawn.beam_size, drawn.num_hypotheses) == (1, 1)
+        others = options.search_config(defaults, {"alternatives": True, "num_hypotheses": 3})
+        assert (others.beam_size, others.num_hypotheses) == (3, 3)
+
+
+class TestLanguagesAndTasks:
+    def test_languages_of_all_lines(self, echo):
+        arguments = ("generate", "--source-language", "en", "--target-language", "fr")
+        assert echo(*arguments, stdin=b"one\ntwo\n").stdout == "en>fr ONE\nen>fr TWO\n"
+
+    def test_json_lines_have_their_own(self, echo):
+        stdin = (
+            b'{"text": "one", "source_language": "de", "id": 3}\n"two"\n{"text": "three", "target_language": "it"}\n'
+        )
+        result = echo("generate", "--json", "--source-language", "en", "--target-language", "fr", stdin=stdin)
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [row["text"] for row in rows] == ["de>fr ONE", "en>fr TWO", "en>it THREE"]
+        assert rows[0]["id"] == 3 and "source_language" not in rows[0]
+
+    def test_a_language_is_a_code(self, echo):
+        result = echo("generate", "--json", stdin=b'{"text": "one", "source_language": 5}\n', status=1)
+        assert 'Line 1 must have a string as "source_language", not 5.' in error_line(result)
+
+    def test_a_prefix(self, echo):
+        assert echo("generate", "--source-prefix", "now: ", "one").stdout == "now: ONE\n"
+
+    def test_a_task_has_its_prefix_and_its_search(self, echo):
+        assert echo("generate", "--task", "shout", "one").stdout == "hey: ONE\nhey: ONE!\n"
+        assert echo("generate", "--task", "shout", "--source-prefix", "", "--beam-size", "1", "one").stdout == "ONE\n"
+
+    def test_an_unknown_task(self, echo):
+        result = echo("generate", "--task", "sing", "one", status=1)
+        assert "--task must be one of shout, not 'sing'; or give --source-prefix." in error_line(result)
+
+    def test_evaluate_has_them_too(self, echo, tmp_path):
+        (tmp_path / "test.tsv").write_text("one\ten>fr hey: ONE\ntwo\tno\n")
+        languages = ("--source-language", "en", "--target-language", "fr", "--task", "shout")
+        assert json.loads(echo("evaluate", tmp_path / "test.tsv", *languages, "--json").stdout)["exact_match"] == 0.5
+
+
+class TestLines:
+    def test_one_line_out_for_each_line_in_blank_ones_kept(self, echo):
+        assert echo("generate", stdin=b"one\n\n  \ntwo\n\n").stdout_bytes == b"ONE\n\n  \nTWO\n\n"
+
+    def test_the_last_line_may_lack_its_newline(self, echo):
+        assert echo("generate", stdin=b"one\ntwo").stdout_bytes == b"ONE\nTWO\n"
+
+    def test_no_line_in_no_line_out(self, echo):
+        assert echo("generate").stdout_bytes == b""
+
+    def test_only_a_newline_separates_lines(self, echo):
+        line = "a\u2028b\x0bc\x85d\x1ee\rf"
+        assert echo("generate", stdin=f"{line}\nx\n".encode()).stdout_bytes.decode() == f"{line.upper()}\nX\n"
+
+    def test_files_from_windows(self, echo):
+        assert echo("generate", stdin=b"\xef\xbb\xbfone\r\n\r\ntwo\r\n").stdout_bytes == b"ONE\n\nTWO\n"
+
+    def test_windows_of_input_join_without_a_seam(self, echo, monkeypatch):
+        monkeypatch.setattr("mlx_transformer.cli.input_lines.READ_BYTES", 3)
+        stdin = "".join(f"line {i}\n" * (i % 3) for i in range(50)).encode()
+        assert echo("generate", stdin=stdin).stdout_bytes == stdin.upper()
+
+    def test_a_byte_order_mark_alone_is_no_line(self, echo, monkeypatch):
+        monkeypatch.setattr("mlx_transformer.cli.input_lines.READ_BYTES", 2)
+        assert echo("generate", stdin=b"\xef\xbb\xbf").stdout == ""
+        assert echo("generate", stdin=b"\xef\xbb\xbfone").stdout == "ONE\n"
+
+    def test_a_byte_order_mark_is_stripped_from_the_first_line_of_a_stream_only(self):
+        mark = b"\xef\xbb\xbf"
+        assert list(input_lines.iterate_lines(io.BytesIO(mark + b"a\n" + mark + b"b"))) == [[b"a"], [mark + b"b"]]
+
+    def test_a_long_line_is_joined_once(self):
+        class Pieces(io.BytesIO):
+            """A line that arrives in pieces of eight bytes."""
+
+            def read1(self, size):
+                return super().read1(8)
+
+        line, joins = b"x" * (1 << 16), []
+        sys.setprofile(lambda frame, event, function: joins.append(event) if is_join(event, function) else None)
+        try:
+            lines = list(input_lines.iterate_lines(Pieces(line)))
+        finally:
+            sys.setprofile(None)
+        assert lines == [[line]] and len(joins) == 1
+
+    def test_texts_of_the_command_line(self, echo):
+        assert echo("generate", "one", "", "two\nlines").stdout == "ONE\n\nTWO LINES\n"
+
+    def test_input_and_output_files(self, echo, tmp_path):
+        (tmp_path / "in").write_text("one\ntwo\n")
+        assert echo("generate", "-i", tmp_path / "in", "-o", tmp_path / "out").stdout == ""
+        assert (tmp_path / "out").read_text() == "ONE\nTWO\n"
+
+    def test_an_empty_input_makes_an_empty_output(self, echo, tmp_path):
+        echo("generate", "-o", tmp_path / "out")
+        assert (tmp_path / "out").read_text() == ""
+
+    def test_a_dash_is_standard_input_and_output(self, echo, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert echo("generate", "-i", "-", "-o", "-", stdin=b"one\n").stdout == "ONE\n"
+        assert list(tmp_path.iterdir()) == []
+
+    def test_scores_and_several_hypotheses(self, echo):
+        result = echo("generate", "--scores", "--num-hypotheses", "2", stdin=b"one\n\n")
+        assert result.stdout == "-0.5000\tONE\n-1.5000\tONE!\n0.0000\t\n\n"
+
+    def test_a_cut_source_is_told(self, echo):
+        result = echo("generate", stdin=b"short\n" + b"x" * 101)
+        assert result.stderr.startswith("Warning: Line 2 is longer") and result.stderr.count("\n") == 1
+        assert result.stdout == "SHORT\n" + "X" * 100 + "\n"
+
+    def test_strict_makes_it_an_error(self, echo):
+        result = echo("generate", "--strict", stdin=b"short\n" + b"x" * 101, status=1)
+        assert "Line 2 is longer than the model can read" in error_line(result) and result.stdout == "SHORT\n"
+
+    def test_a_beam_grows_with_the_hypotheses_asked_for(self):
+        config = options.search_config(mt.SearchConfig(), {"num_hypotheses": 3, "early_stopping": "never"})
+        assert (config.beam_size, config.num_hypotheses, config.early_stopping) == (3, 3, "never")
+
+    def test_a_greedy_search_of_a_model_with_several_hypotheses(self):
+        defaults = mt.SearchConfig(beam_size=4, num_hypotheses=4)
+        assert options.search_config(defaults, {"beam_size": 1}).num_hypotheses == 1
+
+
+class TestJson:
+    def test_objects_and_strings(self, echo):
+        result = echo("generate", "--json", stdin=b'{"id": 7, "text": "h\xc3\xa9"}\n"a\\nb"\n\n')
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert rows[0] == {
+            "id": 7,
+            "text": "HÉ",
+            "score": -0.5,
+            "tokens": ["H", "É"],
+            "finish_reason": "stop",
+            "truncated": False,
+        }
+        assert [row["text"] for row in rows] == ["HÉ", "A\nB", ""]
+
+    def test_several_hypotheses_stand_in_one_line(self, echo):
+        (line,) = echo("generate", "--json", "--num-hypotheses", "2", "one").stdout.splitlines()
+        assert [row["text"] for row in json.loads(line)["hypotheses"]] == ["ONE", "ONE!"]
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            ("{", "Line 2 must be JSON: .* column 2"),
+            ("[1]", "Line 2 must be a JSON string or an object .* not \\[1\\]"),
+            ('{"id": 1}', "Line 2 must be a JSON string or an object"),
+            ('{"text": 1}', "Line 2 must be a JSON string or an object"),
+            ('{"text": "", "beam": 1}', "may have the names .*, not beam"),
+            ('"\\ud800"', "Line 2 must be Unicode text"),
+            ("[" * 200_000, "Line 2 must be JSON, .* nested too deeply"),
+            ('{"text": "", "id": NaN}', "Line 2 .* finite numbers"),
+            ('{"text": "", "id": [-Infinity]}', "Line 2 .* finite numbers"),
+            ('{"text": "", "id": 1e999}', "Line 2 .* finite numbers"),
+            ('{"text": "", "id": ' + "9" * 5000 + "}", "Line 2 .* numbers of at most 4300 digits"),
+        ],
+    )
+    def test_bad_lines(self, echo, line, told):
+        result = echo("generate", "--json", stdin=f'"good"\n{line}\n'.encode(), status=1)
+        assert re.search(told, error_line(result))

@@ -1,0 +1,111 @@
+"""Output files, devices and pipes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.command_line import error_line
+
+
+class TestOutput:
+    """--output: nothing is lost, whatever happens."""
+
+    @pytest.fixture
+    def out(self, tmp_path):
+        (tmp_path / "out").write_text("precious")
+        return tmp_path / "out"
+
+    def test_a_run_that_fails_leaves_an_existing_file_and_tells_where_its_results_are(self, echo, out):
+        result = echo("generate", "--strict", "-o", out, stdin=b"one\n" + b"x" * 101, status=1)
+        assert f"The results so far are in {out}.partial." in error_line(result)
+        assert out.read_text() == "precious" and Path(f"{out}.partial").read_text() == "ONE\n"
+
+    def test_results_are_visible_as_they_come_and_kept_at_ctrl_c(self, start, out):
+        process = start("generate", "-o", str(out))
+        process.stdin.write(b"one\n")
+        process.stdin.flush()
+        partial = Path(f"{out}.partial")
+        while process.poll() is None and not (partial.exists() and partial.read_text()):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        told = f"Interrupted. The results so far are in {partial}.\n"
+        assert process.communicate()[1].decode() == told and process.returncode == 130
+        assert out.read_text() == "precious" and partial.read_text() == "ONE\n"
+
+    def test_a_run_that_succeeds_replaces_a_file_and_keeps_its_mode(self, echo, out):
+        out.chmod(0o640)
+        echo("generate", "-o", out, "one")
+        assert out.read_text() == "ONE\n" and out.stat().st_mode & 0o777 == 0o640
+        assert os.listdir(out.parent) == ["out"]
+
+    def test_a_link_stays_a_link(self, echo, out):
+        link = out.with_name("link")
+        link.symlink_to("out")
+        echo("generate", "-o", link, "one")
+        assert link.is_symlink() and out.read_text() == "ONE\n"
+
+    def test_devices_are_written_to_directly(self, start, tmp_path):
+        assert start("generate", "one", "-o", "/dev/stdout").communicate() == (b"ONE\n", b"")
+        assert start("generate", "one", "-o", "/dev/null").communicate() == (b"", b"")
+        assert not list(Path("/dev").glob("*.partial"))
+        with (tmp_path / "log").open("ab") as log:
+            log.write(b"before\n")
+            log.flush()
+            start("generate", "one", "-o", "/dev/stdout", stdout=log).wait()
+        assert (tmp_path / "log").read_text() == "before\nONE\n" and os.listdir(tmp_path) == ["log"]
+
+    def test_named_pipes_of_input_and_output(self, start, tmp_path):
+        for name in ("in", "out"):
+            os.mkfifo(tmp_path / name)
+        results = os.open(tmp_path / "out", os.O_RDONLY | os.O_NONBLOCK)
+        writer = subprocess.Popen(["sh", "-c", "echo one > in"], cwd=tmp_path)
+        process = start("generate", "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"))
+        assert process.wait() == 0 and os.read(results, 100) == b"ONE\n"
+        os.close(results)
+        writer.kill()
+        writer.wait()
+
+
+class TestPipes:
+    @pytest.mark.parametrize("options", [(), ("--split-sentences",)], ids=["whole", "split"])
+    def test_each_line_is_answered_as_it_arrives(self, start, options):
+        process = start("generate", *options)
+        for line in (b"one\n", b"\n", b"two\n"):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline() == line.upper()
+        assert process.communicate()[0] == b"" and process.returncode == 0
+
+    def test_a_closed_pipe_ends_quietly(self, start):
+        endless = "import sys\ntry:\n while True: print('one')\nexcept OSError: sys.stdout = None"
+        producer = subprocess.Popen([sys.executable, "-c", endless], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = start("generate", stdin=producer.stdout)
+        producer.stdout.close()
+        assert process.stdout.readline() == b"ONE\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+        process.stderr.close()
+        producer.kill()
+        producer.wait()
+
+    @pytest.mark.parametrize("waiting", [True, False], ids=["waiting", "after a line"])
+    def test_ctrl_c_ends_cleanly(self, start, waiting):
+        process = start("generate")
+        process.stdin.write(b"one\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"ONE\n"
+        if not waiting:
+            process.stdin.write(b"two")
+            process.stdin.flush()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+        assert (output, errors, process.returncode) == (b"", b"Interrupted.\n", 130)
+
+    def test_any_locale(self, start):
+        process = start("generate", env={"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"})
+        assert process.communicate("ŝ\n".encode())[0] == "Ŝ\n".encode()

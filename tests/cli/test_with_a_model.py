@@ -1,0 +1,146 @@
+"""Commands with a small model: generate, convert and info."""
+
+import json
+import shutil
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+from mlx.utils import tree_map
+from support.command_line import error_line
+
+import mlx_transformer as mt
+from mlx_transformer.cli import main
+
+LINES = ["a short line", "", "the third of March, 1987", "a short line", "one line that is a good deal longer"] * 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    mx.random.seed(2)
+    tokenizer = mt.Tokenizer.train(LINES, LINES, 300)
+    stack = mt.StackConfig(num_layers=1, num_heads=1, mlp_dims=16, max_length=40)
+    size = tokenizer.source_vocab_size
+    model = mt.Transformer(mt.ModelConfig(size, size, dims=16, encoder=stack, decoder=stack))
+    # Larger weights than training starts from, so that different sources have different targets.
+    model.update(tree_map(lambda array: array + 0.5 * mx.random.normal(array.shape), model.parameters()))
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    mt.save(folder, model, tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def uncompiled():
+    """What is tested here does not depend on compilation, which takes seconds."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.mark.usefixtures("uncompiled")
+class TestWithAModel:
+    """The same commands with a real, tiny, untrained model."""
+
+    @staticmethod
+    def invoke(*arguments, stdin=None, status=0):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+        assert result.exit_code == status, (result.output, result.exception)
+        return result
+
+    def test_lines_keep_their_places(self, folder):
+        options = ("--model", folder, "--max-tokens", "8")
+        result = self.invoke("generate", *options, stdin="\n".join(LINES))
+        assert result.stdout.count("\n") == len(LINES)
+        alone = [self.invoke("generate", *options, line).stdout for line in LINES[:5]] * 3
+        assert result.stdout == "".join(alone)
+        assert alone[1] == "\n" and alone[0] != alone[2]
+
+    def test_json_has_scores_and_tokens(self, folder):
+        result = self.invoke("generate", "-m", folder, "--json", "--beam-size", "2", "--max-tokens", "4", "a line")
+        row = json.loads(result.stdout)
+        assert len(row["tokens"]) <= 4 and row["score"] <= 0 and row["finish_reason"] in ("stop", "length")
+
+    def test_a_source_longer_than_the_model_reads(self, folder):
+        stdin = "a line\n" + "long " * 100
+        result = self.invoke("generate", "-m", folder, "--max-tokens", "2", stdin=stdin)
+        assert "Warning: Line 2 is longer" in result.stderr and result.stdout.count("\n") == 2
+        assert "Line 2 is longer" in error_line(
+            self.invoke("generate", "-m", folder, "--strict", stdin=stdin, status=1)
+        )
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    def test_dtypes(self, folder, dtype):
+        assert self.invoke("generate", "-m", folder, "--dtype", dtype, "--max-tokens", "2", "a line").stdout
+
+    def test_evaluate(self, folder, tmp_path):
+        (tmp_path / "test.tsv").write_text("a short line\tanother\na short line\tone more\n")
+        figures = json.loads(self.invoke("evaluate", "-m", folder, tmp_path / "test.tsv", "--json").stdout)
+        assert figures["sentences"] == 1 and figures["references"] == 2 and figures["exact_match"] == 0
+
+    def test_score(self, folder):
+        stdin = "a short line\tthe third\n\t\na line\tanother\n"
+        result = self.invoke("score", "-m", folder, "--json", "--alignments", stdin=stdin)
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [row["tokens"][-1] for row in rows] == ["</s>"] * 3 and rows[1]["tokens"] == ["</s>"]
+        assert all(row["score"] == pytest.approx(sum(row["token_scores"])) and row["score"] < 0 for row in rows)
+        assert {j for _, j in rows[0]["alignment"]} == {0, 1} and rows[1]["alignment"] == []
+        layer = ("--alignments", "--alignment-layer", "1")
+        told = "A layer of an alignment must be from 0 to 0, not 1."
+        assert told in error_line(self.invoke("score", "-m", folder, *layer, stdin=stdin, status=1))
+
+    def test_info(self, folder):
+        facts = json.loads(self.invoke("info", folder, "--json").stdout)
+        assert facts["config"]["dims"] == 16 and facts["stored_dtype"] == ["float32"] and facts["format_version"] == 1
+        assert facts["fused_attention"]["decoder"] == {"head_dims": 16, "step": False, "long": False}
+        arrays = json.loads(self.invoke("info", folder, "--json").stdout)["parameters"]
+        text = self.invoke("info", folder).stdout
+        assert f"{arrays:,} in float32" in text and "head size 16; on Metal not fused" in text
+
+    def test_info_of_a_stranger_s_model_keeps_to_its_lines(self, folder, tmp_path):
+        shutil.copytree(folder, tmp_path / "odd")
+        config = json.loads((folder / "config.json").read_text())
+        search = config["search"]
+        config["tasks"] = [{"name": "a\x1b[2J\nb", "source_prefix": "", "search": search}]
+        (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+        text = self.invoke("info", tmp_path / "odd").stdout
+        assert r"task              a\x1b[2J\nb: sources begin" in text and "\x1b" not in text
+
+    def test_info_counts_the_parameters_of_a_quantised_model(self, tmp_path, monkeypatch):
+        stack = mt.StackConfig(num_layers=1, num_heads=2, mlp_dims=64, max_length=8)
+        model = mt.Transformer(mt.ModelConfig(64, 64, dims=64, head_dims=64, encoder=stack, decoder=stack))
+        mt.save(tmp_path / "model", model, quantize=8)
+        monkeypatch.setattr("mlx_transformer.model.precision.dequantize", lambda model: None)  # as on a GPU
+        facts = json.loads(self.invoke("info", tmp_path / "model", "--json").stdout)
+        assert facts["parameters"] == model.num_parameters and "uint32" in facts["dtype"]
+        assert facts["fused_attention"]["encoder"]["head_dims"] == 64
+
+    def test_damaged_folders(self, folder, tmp_path):
+        broken = tmp_path / "broken"
+        shutil.copytree(folder, broken)
+        weights = (folder / "model.safetensors").read_bytes()
+        for size in (0, 7, 100, len(weights) // 2, len(weights) - 1):
+            (broken / "model.safetensors").write_bytes(weights[:size])
+            for command in (("generate", "one", "-m"), ("info",), ("evaluate", "dates", "-m")):
+                assert "model.safetensors" in error_line(self.invoke(*command, broken, status=1))
+        (broken / "model.safetensors").unlink()
+        assert "model.safetensors" in error_line(self.invoke("info", broken, status=1))
+
+    @pytest.mark.parametrize(
+        ("old", "new", "told"),
+        [
+            ('"format_version": 1', '"format_version": 99', "upgrade"),
+            ('"dims"', '"dmis"', "unknown fields: dmis"),
+            ('"dims": 16', '"dims": "16"', "dims must be int"),
+            ("{", "", "must be JSON"),
+        ],
+    )
+    def test_damaged_configs(self, folder, tmp_path, old, new, told):
+        broken = tmp_path / "broken"
+        shutil.copytree(folder, broken)
+        text = (broken / "config.json").read_text()
+        (broken / "config.json").write_text(text.replace(old, new, 1))
+        assert told in error_line(self.invoke("generate", "one", "-m", broken, status=1))
+
+    def test_a_missing_folder(self, tmp_path):
+        for command in (("generate", "one", "-m"), ("info",), ("evaluate", "dates", "-m")):
+            assert str(tmp_path / "absent") in error_line(self.invoke(*command, tmp_path / "absent", status=1))
