@@ -32,12 +32,12 @@ class ActiveBatch(NamedTuple):
     """The sentences that are still being decoded.
 
     Attributes:
-        rows: Their rows among the sources.
+        source_rows: Their rows among the sources.
         memory: Their encoded sources.
         inputs: Their per-sentence settings.
     """
 
-    rows: np.ndarray
+    source_rows: np.ndarray
     memory: Memory
     inputs: DecodingInputs
 
@@ -253,7 +253,7 @@ def compact_batch(
         if name != "length"
     }
     return (
-        ActiveBatch(batch.rows[surviving], take(batch.memory, sentences), take(batch.inputs, rows)),
+        ActiveBatch(batch.source_rows[surviving], take(batch.memory, sentences), take(batch.inputs, rows)),
         state._replace(**fields),
     )
 
@@ -269,7 +269,7 @@ def _finished_hypotheses(
     order = np.argsort(-scores, axis=1, kind="stable") if search.temperature else np.arange(search.beam_size)[None]
     ids = backtrace(backpointers, last, lengths, vocab)
     hypotheses = {}
-    for i, row in enumerate(batch.rows.tolist()):
+    for i, row in enumerate(batch.source_rows.tolist()):
         best = [k for k in np.broadcast_to(order, scores.shape)[i].tolist() if scores[i, k] > NEG_INF]
         hypotheses[row] = [
             _make_hypothesis(prefixes[row], ids[i, k, : lengths[i, k]].tolist(), float(scores[i, k]), eos_id)

@@ -97,9 +97,10 @@ class FeedForward(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Transform each position, (rows, length, dims)."""
-        inner = self.activation(self.gate_proj(x) if "gate_proj" in self else self.up_proj(x))
         if "gate_proj" in self:
-            inner = inner * self.up_proj(x)
+            inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
+        else:
+            inner = self.activation(self.up_proj(x))
         return self.down_proj(dropout(inner, self.dropout) if self.training else inner)
 
 
@@ -122,7 +123,7 @@ class Residual(nn.Module):
 
 
 def identity(key_values: mx.array) -> mx.array:
-    """Attend to the keys and values of the current positions only: the update of no cache."""
+    """Return keys and values unchanged: the cache update of a pass without a cache."""
     return key_values
 
 
