@@ -93,6 +93,7 @@ def test_plain_install_works_inside_the_checkout(checkout, tmp_path):
 @pytest.mark.parametrize(
     "arguments", [None, ["--help"], *([name, "--help"] for name in ("generate", "train", "evaluate", "info"))]
 )
+@pytest.mark.slow
 def test_import_and_help_do_not_load_mlx(arguments):
     command = f"main({arguments}, standalone_mode=False)" if arguments else "None"
     code = f"import sys, mlx_transformer; from mlx_transformer.cli import main; {command}; print('mlx' in sys.modules)"

@@ -7,6 +7,7 @@ from benchmarks import peers, shapes
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["marian-tiny", "t5-tiny"])
+@pytest.mark.slow
 def test_transformers_generates_the_same_tokens(name, tmp_path):
     pytest.importorskip("transformers")
     shape = shapes.SHAPES[name]

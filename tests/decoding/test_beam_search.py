@@ -404,6 +404,7 @@ def check_equals_transformers(marian, search, tolerance):
 @pytest.mark.torch
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
 @pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.0, 2.0])
+@pytest.mark.slow
 def test_beams_equal_those_of_transformers(marian, length_penalty, early_stopping, tolerance):
     for beam_size, num_hypotheses in ((3, 1), (4, 4)):
         search = SearchConfig(

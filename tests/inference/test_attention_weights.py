@@ -127,6 +127,7 @@ def test_custom_attention_function_gets_all_arguments(model, source, target):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_weights_equal_those_of_transformers(name, tmp_path, tolerance):
     torch = pytest.importorskip("torch")
     original = torch_model(name)

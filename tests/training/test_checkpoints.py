@@ -27,6 +27,7 @@ def damaged(finished, tmp_path):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "SHA256SUMS"])
 @pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_reported_and_an_earlier_one_used(finished, damaged, name, damage, caplog):
     path = Path(damaged.output) / "last" / name
     data = path.read_bytes()

@@ -124,6 +124,7 @@ def is_running(pid):
 
 
 @needs_ring
+@pytest.mark.slow
 def test_two_processes_take_the_same_step_as_one(tmp_path, tolerance):
     files = [tmp_path / f"{rank}.safetensors" for rank in range(2)]
     run_two_processes(STEP_PROGRAM, [[str(file)] for file in files])
@@ -140,6 +141,7 @@ def test_two_processes_take_the_same_step_as_one(tmp_path, tolerance):
 
 
 @needs_ring
+@pytest.mark.slow
 def test_two_processes_stop_together(tmp_path):
     write_corpora(tmp_path)
     run_two_processes(RUN_PROGRAM, [[str(tmp_path / "any")]] * 2)

@@ -231,6 +231,7 @@ def test_samples_come_from_the_validation_corpus(options):
     assert {(sample["source"], sample["reference"]) for sample in entry["samples"]} <= {*pairs}
 
 
+@pytest.mark.slow
 def test_dates_task_validates_on_its_valid_split(options, monkeypatch):
     corpora = []
     monkeypatch.setattr(Validator, "__init__", lambda self, pairs, *rest: corpora.append(pairs) or 1 / 0)

@@ -35,6 +35,7 @@ ANNOTATED = {
 
 
 @pytest.mark.parametrize("norm", ["deviation", "layer"])
+@pytest.mark.slow
 def test_annotated_transformer(norm, tmp_path, tolerance):
     state = random_state(ANNOTATED)
     state = with_old_norms(state) if norm == "deviation" else state

@@ -24,6 +24,7 @@ D2L = {
 }
 
 
+@pytest.mark.slow
 def test_d2l(tmp_path, tolerance):
     state = random_state(D2L, bias=False)
     table = interleaved_sinusoids(1000)

@@ -92,6 +92,7 @@ def check_same_model(ours, other):
 
 
 @pytest.mark.parametrize("choice", [0, 1, 2, 3])
+@pytest.mark.slow
 def test_tied_embeddings_may_be_saved_under_any_name(pair, choice, tmp_path):
     _, theirs, ours = pair
     names = {}

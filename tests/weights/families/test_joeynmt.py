@@ -69,6 +69,7 @@ def convert_joeynmt(tmp_path, tolerance, config, *, final_norms, **options):
 
 
 @pytest.mark.parametrize("kind", ["pre", "post"])
+@pytest.mark.slow
 def test_joeynmt(kind, tmp_path, tolerance):
     pre = kind == "pre"
     encoder, decoder = ("", "") if pre else ("alpha: 1.7, ", "alpha: 2.0, ")

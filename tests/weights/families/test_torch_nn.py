@@ -60,6 +60,7 @@ def wrapper():
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("norm_first, bias, activation", [(False, True, "relu"), (True, False, "gelu")])
+@pytest.mark.slow
 def test_torch_nn_transformer(norm_first, bias, activation, tmp_path, tolerance):
     module = Wrapper(bias, norm_first=norm_first, activation=activation)
     settings = {"num_heads": 4, "norm_first": norm_first, "activation": activation}

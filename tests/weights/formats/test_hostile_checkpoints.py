@@ -408,6 +408,7 @@ def fuzz(folder, count, seed):
     return outcomes
 
 
+@pytest.mark.slow
 def test_randomly_damaged_files(folder):
     before = peak()
     outcomes = fuzz(folder, FUZZ, 11)
