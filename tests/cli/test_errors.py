@@ -23,14 +23,14 @@ class TestErrors:
         line = error_line(echo("generate", "--output", tmp_path / "absent" / "out", "one", status=1))
         assert "--output must be in an existing folder" in line
 
-    def test_the_output_may_not_be_the_input(self, echo, tmp_path):
+    def test_output_must_not_be_the_input(self, echo, tmp_path):
         (tmp_path / "file").write_text("one\n")
         line = error_line(echo("generate", "-i", tmp_path / "file", "-o", tmp_path / "file", status=1))
         assert "--output and the input must be different files" in line
         assert (tmp_path / "file").read_text() == "one\n"
 
     @pytest.mark.parametrize("name", ["file", "link"])
-    def test_the_output_may_not_be_what_standard_input_is(self, start, tmp_path, name):
+    def test_output_must_not_be_the_file_behind_standard_input(self, start, tmp_path, name):
         (tmp_path / "file").write_text("one\n")
         (tmp_path / "link").symlink_to("file")
         with (tmp_path / "file").open("rb") as stdin:
@@ -38,7 +38,7 @@ class TestErrors:
             assert b"--output and the input must be different files" in process.communicate()[1]
         assert process.returncode == 1 and (tmp_path / "file").read_text() == "one\n"
 
-    def test_the_input_may_not_be_where_results_gather(self, echo, tmp_path):
+    def test_input_must_not_be_the_partial_output(self, echo, tmp_path):
         (tmp_path / "out.partial").write_text("one\n")
         line = error_line(echo("generate", "-i", tmp_path / "out.partial", "-o", tmp_path / "out", status=1))
         assert (
@@ -73,7 +73,7 @@ class TestErrors:
             ("evaluate", "--sources", "y"),
         ],
     )
-    def test_misuse_is_status_2(self, echo, arguments):
+    def test_usage_errors_have_status_2(self, echo, arguments):
         assert "Usage: " in echo(*arguments, status=2).stderr
 
     def test_a_bug_keeps_its_traceback(self, start):
@@ -92,7 +92,7 @@ class TestErrors:
         assert error_line(result) == "Error: The model and one batch do not fit in memory: lower --batch-tokens.\n"
 
     @pytest.mark.parametrize("command", ["info", "convert"])
-    def test_only_a_command_with_batches_is_told_of_them(self, echo, monkeypatch, tmp_path, command):
+    def test_memory_error_names_batch_tokens_only_where_the_option_exists(self, echo, monkeypatch, tmp_path, command):
         def fail(*arguments, **options):
             raise RuntimeError("[malloc] Unable to allocate 4294967296 bytes.")
 
@@ -106,7 +106,7 @@ class TestErrors:
         result = echo("generate", "RuntimeError: a bug", status=1)
         assert result.stderr == "" and str(result.exception) == "a bug"
 
-    def test_a_line_of_error_for_errors_without_words(self, echo, monkeypatch):
+    def test_errors_without_a_message_print_their_type(self, echo, monkeypatch):
         def fail(*arguments, **options):
             raise ValueError("two\n  lines")
 
@@ -116,7 +116,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "error", [ValueError("a\x1b[2J\u202e\udcff\n b"), OSError(2, "gone", "a\x1b[2J\u202e\udcff b")]
     )
-    def test_what_a_terminal_would_obey_is_written_out(self, echo, monkeypatch, error):
+    def test_control_characters_in_errors_are_escaped(self, echo, monkeypatch, error):
         def fail(*arguments, **options):
             raise error
 

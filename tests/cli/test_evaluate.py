@@ -37,14 +37,14 @@ class TestEvaluate:
             arguments += ["--sources" if name == "sources" else "--references", path]
         return arguments
 
-    def test_a_blank_line_in_one_of_several_files_is_no_reference(self, echo, tmp_path):
+    def test_blank_line_in_one_reference_file_is_not_a_reference(self, echo, tmp_path):
         arguments = self.files(tmp_path, sources="a b c d\ne f g h\n", one="A B C D\n\n", two="X\r\nE F G H\r\n")
         figures = json.loads(echo("evaluate", *arguments, "--json").stdout)
         assert (figures["sentences"], figures["references"], figures["exact_match"]) == (2, 3, 1)
         assert figures["bleu"] == pytest.approx(100)
 
     @pytest.mark.parametrize(
-        ("sources", "one", "two", "told"),
+        ("sources", "one", "two", "message"),
         [
             ("a\nb\n", "A\n\n", "A\n \n", "line 2 of .*sources.gz has no reference"),
             ("a\n\n", "A\nB\n", "A\nB\n", "line 2 of .*sources.gz has no source"),
@@ -52,11 +52,11 @@ class TestEvaluate:
             ("", "", "", "sources.gz must have at least one source"),
         ],
     )
-    def test_files_that_do_not_fit(self, echo, tmp_path, sources, one, two, told):
+    def test_mismatched_files_are_rejected(self, echo, tmp_path, sources, one, two, message):
         arguments = self.files(tmp_path, sources=sources, one=one, two=two)
-        assert re.search(told, error_line(echo("evaluate", *arguments, status=1)))
+        assert re.search(message, error_line(echo("evaluate", *arguments, status=1)))
 
-    def test_files_that_cannot_be_read(self, echo, tmp_path):
+    def test_unreadable_files(self, echo, tmp_path):
         arguments = self.files(tmp_path, sources="a\n", one="A\n")
         path, data = arguments[1], arguments[1].read_bytes()
         for damaged in (data[:-4], b"no gzip", data[:10] + b"\xff" * 4 + data[14:]):
@@ -65,7 +65,7 @@ class TestEvaluate:
         path.write_bytes(gzip.compress(b"good\n\xff\n"))
         assert f"{path}, line 2, must be valid UTF-8" in error_line(echo("evaluate", *arguments, status=1))
 
-    def test_a_cut_source_is_told(self, echo, tmp_path):
+    def test_truncated_source_is_reported(self, echo, tmp_path):
         result = echo("evaluate", *self.files(tmp_path, sources="a\n" + "x" * 101 + "\n", one="A\nX\n"))
         assert result.stderr == f'Warning: "{"x" * 40}..." is longer than the model can read and was cut.\n'
 

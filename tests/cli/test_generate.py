@@ -16,7 +16,7 @@ def is_join(event, function):
     return event == "c_call" and function.__name__ == "join"
 
 
-def test_a_limit_of_the_user_lowers_the_models_least_length():
+def test_max_tokens_lowers_the_models_min_tokens():
     defaults = mt.SearchConfig(min_tokens=30, max_tokens=60)
     assert options.search_config(defaults, {"max_tokens": 20, "min_tokens": None}).min_tokens == 20
     with pytest.raises(ValueError, match="min_tokens must not exceed max_tokens: 25 > 20; lower min_tokens"):
@@ -25,7 +25,7 @@ def test_a_limit_of_the_user_lowers_the_models_least_length():
 
 class TestOptions:
     @pytest.mark.parametrize(
-        "given, told",
+        "given, message",
         [
             (["--alignment-layer", "1"], "--alignment-layer has no effect on its own: give --alignments as well"),
             (
@@ -41,8 +41,8 @@ class TestOptions:
             (["--split-sentences", "--num-hypotheses", "-3"], "leave out --num-hypotheses"),
         ],
     )
-    def test_what_does_nothing_or_cannot_be_is_misuse(self, echo, given, told):
-        assert told in " ".join(echo("generate", "one", *given, status=2).stderr.split())
+    def test_options_without_effect_are_usage_errors(self, echo, given, message):
+        assert message in " ".join(echo("generate", "one", *given, status=2).stderr.split())
 
     def test_columns(self, echo):
         options = ("generate", "--scores", "--alignments", "one two", "three")
@@ -50,15 +50,15 @@ class TestOptions:
         row = json.loads(echo(*options[:-1], "--json").stdout)
         assert row["alignment"] == [[0, 0], [1, 1]] and row["token_scores"] == [-0.5] * 7
 
-    def test_a_stream_is_the_text(self, echo):
+    def test_streamed_text_equals_generated_text(self, echo):
         assert echo("generate", "--stream", "--target-prefix", ">", stdin=b"one\n\ntwo").stdout == ">ONE\n>\n>TWO\n"
 
-    def test_each_line_may_begin_as_it_likes(self, echo):
+    def test_target_prefix_per_line(self, echo):
         stdin = b'{"text": "one", "target_prefix": "A "}\n"two"\n'
         rows = echo("generate", "--json", "--target-prefix", "B ", stdin=stdin).stdout.splitlines()
         assert [json.loads(row)["text"] for row in rows] == ["A ONE", "B TWO"]
 
-    def test_what_is_drawn_is_not_the_best_of_more(self):
+    def test_sampling_draws_exactly_num_hypotheses(self):
         defaults = mt.SearchConfig(beam_size=4)
         drawn = options.search_config(defaults, {"temperature": 0.5, "num_hypotheses": None})
         assert (drawn.beam_size, drawn.num_hypotheses) == (1, 1)
@@ -71,7 +71,7 @@ class TestLanguagesAndTasks:
         arguments = ("generate", "--source-language", "en", "--target-language", "fr")
         assert echo(*arguments, stdin=b"one\ntwo\n").stdout == "en>fr ONE\nen>fr TWO\n"
 
-    def test_json_lines_have_their_own(self, echo):
+    def test_json_lines_set_their_own_languages(self, echo):
         stdin = (
             b'{"text": "one", "source_language": "de", "id": 3}\n"two"\n{"text": "three", "target_language": "it"}\n'
         )
@@ -95,35 +95,35 @@ class TestLanguagesAndTasks:
         result = echo("generate", "--task", "sing", "one", status=1)
         assert "--task must be one of shout, not 'sing'; or give --source-prefix." in error_line(result)
 
-    def test_evaluate_has_them_too(self, echo, tmp_path):
+    def test_evaluate_accepts_languages_and_tasks(self, echo, tmp_path):
         (tmp_path / "test.tsv").write_text("one\ten>fr hey: ONE\ntwo\tno\n")
         languages = ("--source-language", "en", "--target-language", "fr", "--task", "shout")
         assert json.loads(echo("evaluate", tmp_path / "test.tsv", *languages, "--json").stdout)["exact_match"] == 0.5
 
 
 class TestLines:
-    def test_one_line_out_for_each_line_in_blank_ones_kept(self, echo):
+    def test_one_output_line_per_input_line_with_blank_lines(self, echo):
         assert echo("generate", stdin=b"one\n\n  \ntwo\n\n").stdout_bytes == b"ONE\n\n  \nTWO\n\n"
 
-    def test_the_last_line_may_lack_its_newline(self, echo):
+    def test_last_line_without_a_line_feed(self, echo):
         assert echo("generate", stdin=b"one\ntwo").stdout_bytes == b"ONE\nTWO\n"
 
-    def test_no_line_in_no_line_out(self, echo):
+    def test_empty_input_gives_no_output(self, echo):
         assert echo("generate").stdout_bytes == b""
 
-    def test_only_a_newline_separates_lines(self, echo):
+    def test_only_line_feeds_separate_lines(self, echo):
         line = "a\u2028b\x0bc\x85d\x1ee\rf"
         assert echo("generate", stdin=f"{line}\nx\n".encode()).stdout_bytes.decode() == f"{line.upper()}\nX\n"
 
     def test_files_from_windows(self, echo):
         assert echo("generate", stdin=b"\xef\xbb\xbfone\r\n\r\ntwo\r\n").stdout_bytes == b"ONE\n\nTWO\n"
 
-    def test_windows_of_input_join_without_a_seam(self, echo, monkeypatch):
+    def test_input_windows_join_seamlessly(self, echo, monkeypatch):
         monkeypatch.setattr("mlx_transformer.cli.input_lines.READ_BYTES", 3)
         stdin = "".join(f"line {i}\n" * (i % 3) for i in range(50)).encode()
         assert echo("generate", stdin=stdin).stdout_bytes == stdin.upper()
 
-    def test_a_byte_order_mark_alone_is_no_line(self, echo, monkeypatch):
+    def test_byte_order_mark_alone_is_not_a_line(self, echo, monkeypatch):
         monkeypatch.setattr("mlx_transformer.cli.input_lines.READ_BYTES", 2)
         assert echo("generate", stdin=b"\xef\xbb\xbf").stdout == ""
         assert echo("generate", stdin=b"\xef\xbb\xbfone").stdout == "ONE\n"
@@ -155,11 +155,11 @@ class TestLines:
         assert echo("generate", "-i", tmp_path / "in", "-o", tmp_path / "out").stdout == ""
         assert (tmp_path / "out").read_text() == "ONE\nTWO\n"
 
-    def test_an_empty_input_makes_an_empty_output(self, echo, tmp_path):
+    def test_empty_input_gives_an_empty_file(self, echo, tmp_path):
         echo("generate", "-o", tmp_path / "out")
         assert (tmp_path / "out").read_text() == ""
 
-    def test_a_dash_is_standard_input_and_output(self, echo, tmp_path, monkeypatch):
+    def test_dash_means_standard_input_and_output(self, echo, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         assert echo("generate", "-i", "-", "-o", "-", stdin=b"one\n").stdout == "ONE\n"
         assert list(tmp_path.iterdir()) == []
@@ -168,16 +168,16 @@ class TestLines:
         result = echo("generate", "--scores", "--num-hypotheses", "2", stdin=b"one\n\n")
         assert result.stdout == "-0.5000\tONE\n-1.5000\tONE!\n0.0000\t\n\n"
 
-    def test_a_cut_source_is_told(self, echo):
+    def test_truncated_source_is_reported(self, echo):
         result = echo("generate", stdin=b"short\n" + b"x" * 101)
         assert result.stderr.startswith("Warning: Line 2 is longer") and result.stderr.count("\n") == 1
         assert result.stdout == "SHORT\n" + "X" * 100 + "\n"
 
-    def test_strict_makes_it_an_error(self, echo):
+    def test_strict_rejects_truncated_sources(self, echo):
         result = echo("generate", "--strict", stdin=b"short\n" + b"x" * 101, status=1)
         assert "Line 2 is longer than the model can read" in error_line(result) and result.stdout == "SHORT\n"
 
-    def test_a_beam_grows_with_the_hypotheses_asked_for(self):
+    def test_beam_size_grows_with_num_hypotheses(self):
         config = options.search_config(mt.SearchConfig(), {"num_hypotheses": 3, "early_stopping": "never"})
         assert (config.beam_size, config.num_hypotheses, config.early_stopping) == (3, 3, "never")
 
@@ -200,12 +200,12 @@ class TestJson:
         }
         assert [row["text"] for row in rows] == ["HÉ", "A\nB", ""]
 
-    def test_several_hypotheses_stand_in_one_line(self, echo):
+    def test_several_hypotheses_share_one_json_line(self, echo):
         (line,) = echo("generate", "--json", "--num-hypotheses", "2", "one").stdout.splitlines()
         assert [row["text"] for row in json.loads(line)["hypotheses"]] == ["ONE", "ONE!"]
 
     @pytest.mark.parametrize(
-        ("line", "told"),
+        ("line", "message"),
         [
             ("{", "Line 2 must be JSON: .* column 2"),
             ("[1]", "Line 2 must be a JSON string or an object .* not \\[1\\]"),
@@ -220,6 +220,6 @@ class TestJson:
             ('{"text": "", "id": ' + "9" * 5000 + "}", "Line 2 .* numbers of at most 4300 digits"),
         ],
     )
-    def test_bad_lines(self, echo, line, told):
+    def test_bad_lines(self, echo, line, message):
         result = echo("generate", "--json", stdin=f'"good"\n{line}\n'.encode(), status=1)
-        assert re.search(told, error_line(result))
+        assert re.search(message, error_line(result))

@@ -19,12 +19,12 @@ class TestOutput:
         (tmp_path / "out").write_text("precious")
         return tmp_path / "out"
 
-    def test_a_run_that_fails_leaves_an_existing_file_and_tells_where_its_results_are(self, echo, out):
+    def test_failed_run_keeps_the_old_file_and_names_the_partial_output(self, echo, out):
         result = echo("generate", "--strict", "-o", out, stdin=b"one\n" + b"x" * 101, status=1)
         assert f"The results so far are in {out}.partial." in error_line(result)
         assert out.read_text() == "precious" and Path(f"{out}.partial").read_text() == "ONE\n"
 
-    def test_results_are_visible_as_they_come_and_kept_at_ctrl_c(self, start, out):
+    def test_partial_results_are_visible_and_kept_at_ctrl_c(self, start, out):
         process = start("generate", "-o", str(out))
         process.stdin.write(b"one\n")
         process.stdin.flush()
@@ -32,11 +32,11 @@ class TestOutput:
         while process.poll() is None and not (partial.exists() and partial.read_text()):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        told = f"Interrupted. The results so far are in {partial}.\n"
-        assert process.communicate()[1].decode() == told and process.returncode == 130
+        message = f"Interrupted. The results so far are in {partial}.\n"
+        assert process.communicate()[1].decode() == message and process.returncode == 130
         assert out.read_text() == "precious" and partial.read_text() == "ONE\n"
 
-    def test_a_run_that_succeeds_replaces_a_file_and_keeps_its_mode(self, echo, out):
+    def test_successful_run_replaces_the_file_and_keeps_its_mode(self, echo, out):
         out.chmod(0o640)
         echo("generate", "-o", out, "one")
         assert out.read_text() == "ONE\n" and out.stat().st_mode & 0o777 == 0o640
@@ -72,7 +72,7 @@ class TestOutput:
 
 class TestPipes:
     @pytest.mark.parametrize("options", [(), ("--split-sentences",)], ids=["whole", "split"])
-    def test_each_line_is_answered_as_it_arrives(self, start, options):
+    def test_each_line_is_processed_as_it_arrives(self, start, options):
         process = start("generate", *options)
         for line in (b"one\n", b"\n", b"two\n"):
             process.stdin.write(line)

@@ -42,7 +42,7 @@ class TestScore:
         assert json.loads(row) == expected | {"alignment": [[0, 0]]} and "é" in row
         assert json.loads(echo("score", "--json", stdin="é a\té".encode()).stdout) == expected
 
-    def test_windows_of_two_files_join_without_a_seam(self, echo, two_files, monkeypatch):
+    def test_windows_of_two_files_join_seamlessly(self, echo, two_files, monkeypatch):
         monkeypatch.setattr("mlx_transformer.cli.commands.score.PAIRS_PER_WINDOW", 3)
         options = two_files("".join("a" * i + "\n" for i in range(10)), "\n" * 10)
         assert echo("score", *options).stdout == "".join(f"{-float(i):.4f}\n" for i in range(10)).replace("-0.", "0.")
@@ -52,7 +52,7 @@ class TestScore:
         assert echo("score", *languages, "--source-prefix", "now: ", stdin=b"a\tb\n").stdout == "-12.0000\n"
         assert echo("score", "--task", "shout", stdin=b"a\tb\n").stdout == "-7.0000\n"
 
-    def test_each_pair_is_answered_as_it_arrives(self, start):
+    def test_each_pair_is_processed_as_it_arrives(self, start):
         process = start("score")
         for line in (b"one\tun\n", b"\t\n"):
             process.stdin.write(line)
@@ -60,12 +60,12 @@ class TestScore:
             assert process.stdout.readline() == (b"0.0000\n" if line == b"\t\n" else b"-5.0000\n")
         assert process.communicate()[0] == b"" and process.returncode == 0
 
-    def test_a_cut_pair_is_told(self, echo):
+    def test_truncated_pair_is_reported(self, echo):
         result = echo("score", stdin=b"a\tb\na\t" + b"x" * 101)
         assert result.stderr.startswith("Warning: Line 2 is longer than the model can read and was cut.")
 
     @pytest.mark.parametrize(
-        ("stdin", "told"),
+        ("stdin", "message"),
         [
             (b"a\tb\nno tab\n", "Line 2 must be a source, one tab and a target, but has 0 tabs: correct the line."),
             (b"a\tb\tc\n", "Line 1 must be a source, one tab and a target, but has 2 tabs"),
@@ -73,8 +73,8 @@ class TestScore:
             (b"a\tb\na\t\xff\n", "Line 2 must be valid UTF-8: byte 3 is 0xff"),
         ],
     )
-    def test_lines_that_are_no_pairs(self, echo, stdin, told):
-        assert told in error_line(echo("score", stdin=stdin, status=1))
+    def test_lines_without_exactly_one_tab_are_rejected(self, echo, stdin, message):
+        assert message in error_line(echo("score", stdin=stdin, status=1))
 
     @pytest.mark.parametrize(
         ("source", "target", "name", "lines"), [("a\nb\nc\n", "a\n", "target", 1), ("", "a\n", "source.gz", 0)]
@@ -83,7 +83,7 @@ class TestScore:
         line = error_line(echo("score", *two_files(source, target), status=1))
         assert f"{name} ends after line {lines}: align them again." in line
 
-    def test_files_that_cannot_be_read(self, echo, two_files, tmp_path):
+    def test_unreadable_files(self, echo, two_files, tmp_path):
         options = two_files("a\n", "b\n")
         options[3].write_bytes(b"\xff\n")
         assert f"{options[3]}, line 1, must be valid UTF-8" in error_line(echo("score", *options, status=1))
@@ -96,10 +96,10 @@ class TestScore:
     @pytest.mark.parametrize(
         "arguments", [("--source", "x"), ("--target", "x"), ("--source", "x", "--target", "y", "--input", "z")]
     )
-    def test_misuse_is_status_2(self, echo, arguments):
+    def test_usage_errors_have_status_2(self, echo, arguments):
         assert "Give --source with --target, or --input" in echo("score", *arguments, status=2).stderr
 
-    def test_results_take_the_place_of_a_file_when_all_are_there(self, echo, two_files, tmp_path):
+    def test_output_file_is_replaced_when_complete(self, echo, two_files, tmp_path):
         (tmp_path / "out").write_text("precious")
         result = echo("score", "-o", tmp_path / "out", stdin=b"a\tb\nbad\n", status=1)
         assert (tmp_path / "out").read_text() == "precious" and "The results so far are in" in error_line(result)

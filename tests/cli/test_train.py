@@ -32,7 +32,7 @@ class TestTrain:
             if field.default is not dataclasses.MISSING:
                 assert options[field.name].default == field.default
 
-    def test_a_run_is_reported_in_lines(self, monkeypatch):
+    def test_progress_lines_of_a_run(self, monkeypatch):
         def fake(config, report):
             for entry in ENTRIES:
                 report(entry)
@@ -67,7 +67,7 @@ class TestTrain:
         (tmp_path / "run" / "options.toml").write_text(former)
         return trained
 
-    def test_options_in_a_file_come_after_those_given(self, configs):
+    def test_command_line_overrides_the_config_file(self, configs):
         result = CliRunner().invoke(
             main, "train --config run/options.toml --output new --seed 5 --betas 0.8 0.9".split()
         )
@@ -75,12 +75,12 @@ class TestTrain:
         own = {"preset": "tiny", "steps": 7, "seed": 5, "betas": (0.8, 0.9)}
         assert configs == [TrainingConfig(train=("a.tsv",), valid=("v.tsv",), output="new", **own)]
 
-    def test_the_run_may_be_named_in_the_file(self, configs):
+    def test_config_file_may_set_the_output(self, configs):
         result = CliRunner().invoke(main, "train --config run/options.toml".split())
         assert result.exit_code == 0 and configs[0].output == "moved"
 
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "message"),
         [
             ("steps = ", "options.toml must be TOML, with a line `name = value` per option"),
             ("stepps = 3", "options.toml has unknown fields: stepps. The known ones are train, valid"),
@@ -88,12 +88,12 @@ class TestTrain:
             ("output = 3\nresume = true", "output must be a string, the folder of the run, not 3"),
         ],
     )
-    def test_a_bad_file_of_options_is_told(self, configs, text, told):
+    def test_bad_config_files_are_reported(self, configs, text, message):
         Path("run/options.toml").write_text(text)
         named = "" if text.startswith("output") else "--output new"
         arguments = f"train --config run/options.toml {named} --train a.tsv --valid b.tsv"
         result = CliRunner().invoke(main, arguments.split())
-        assert result.exit_code == 1 and told in error_line(result)
+        assert result.exit_code == 1 and message in error_line(result)
         result = CliRunner().invoke(main, arguments.replace("options", "absent").split())
         assert result.exit_code == 1 and "The options file run/absent.toml does not exist" in error_line(result)
 
@@ -102,26 +102,26 @@ class TestTrain:
         CliRunner().invoke(main, arguments.split())
         assert configs[0].freeze == ("encoder", "embeddings")
 
-    def test_a_run_goes_on_with_its_own_options(self, configs):
+    def test_resumed_run_uses_its_own_options(self, configs):
         result = CliRunner().invoke(main, "train --output run --resume --steps 9".split())
         assert result.exit_code == 0, result.output
         own = {"preset": "tiny", "steps": 9, "seed": 3, "resume": True}
         assert configs == [TrainingConfig(train=("a.tsv",), valid=("v.tsv",), output="run", **own)]
 
-    def test_an_option_with_its_default_counts_as_given(self, configs):
+    def test_option_set_to_its_default_counts_as_given(self, configs):
         CliRunner().invoke(main, "train --output run --resume --steps 10000".split())
         assert configs[0].steps == TrainingConfig.steps
 
-    def test_a_run_that_is_not_there(self, tmp_path):
+    def test_resuming_a_missing_run(self, tmp_path):
         result = CliRunner().invoke(main, ["train", "--resume", "--output", str(tmp_path / "absent")])
         assert result.exit_code == 1 and str(tmp_path / "absent") in error_line(result)
 
-    def test_a_wrong_value_is_told(self):
+    def test_invalid_values_are_reported(self):
         arguments = "train --train dates --valid dates --output run --dropout 2"
         result = CliRunner().invoke(main, arguments.split())
         assert result.exit_code == 1 and "dropout must be at least 0 and below 1, not 2.0" in error_line(result)
 
-    def test_a_run_goes_on_with_options_of_a_file(self, configs):
+    def test_resumed_run_reads_a_config_file(self, configs):
         Path("more.toml").write_text("keep = 5\nsteps = 8\n")
         result = CliRunner().invoke(main, "train --output run --resume --config more.toml --steps 9".split())
         assert result.exit_code == 0, result.output
@@ -134,7 +134,7 @@ class TestTrain:
         assert configs[0].freeze == ("encoder", "output")
 
     @pytest.mark.parametrize(
-        ("arguments", "told"),
+        ("arguments", "message"),
         [
             ("", "Missing --train, --valid, --output"),
             ("--train a --output new", "Missing --valid"),
@@ -142,12 +142,12 @@ class TestTrain:
             ("--resume", "Missing --output"),
         ],
     )
-    def test_what_is_missing_is_named(self, configs, arguments, told):
+    def test_missing_options_are_named(self, configs, arguments, message):
         result = CliRunner().invoke(main, ["train", *arguments.split()])
-        assert result.exit_code == 2 and f"{told}: only --resume works without --train and --valid." in result.output
+        assert result.exit_code == 2 and f"{message}: only --resume works without --train and --valid." in result.output
         assert configs == []
 
-    def test_a_resumed_run_says_from_where_and_how_to_go_on(self, monkeypatch):
+    def test_resumed_run_reports_its_step_and_how_to_resume(self, monkeypatch):
         def fake(config, report):
             report(ENTRIES[0] | {"step": 1500, "too_long": 0})
             report(ENTRIES[3])
@@ -165,7 +165,7 @@ class TestTrain:
         result = CliRunner().invoke(main, ["train", "--train", "a", "--valid", "b", "--output", "run", "--json"])
         assert result.output == '{"event": "x", "text": "é"}\n'
 
-    def test_the_bar_of_a_terminal_begins_where_the_run_does_and_is_closed(self, monkeypatch):
+    def test_progress_bar_starts_at_the_resumed_step_and_is_closed(self, monkeypatch):
         bars = []
 
         def fake(config, report):

@@ -47,7 +47,7 @@ class TestWithAModel:
         assert result.exit_code == status, (result.output, result.exception)
         return result
 
-    def test_lines_keep_their_places(self, folder):
+    def test_results_keep_the_order_of_lines(self, folder):
         options = ("--model", folder, "--max-tokens", "8")
         result = self.invoke("generate", *options, stdin="\n".join(LINES))
         assert result.stdout.count("\n") == len(LINES)
@@ -85,8 +85,8 @@ class TestWithAModel:
         assert all(row["score"] == pytest.approx(sum(row["token_scores"])) and row["score"] < 0 for row in rows)
         assert {j for _, j in rows[0]["alignment"]} == {0, 1} and rows[1]["alignment"] == []
         layer = ("--alignments", "--alignment-layer", "1")
-        told = "A layer of an alignment must be from 0 to 0, not 1."
-        assert told in error_line(self.invoke("score", "-m", folder, *layer, stdin=stdin, status=1))
+        message = "A layer of an alignment must be from 0 to 0, not 1."
+        assert message in error_line(self.invoke("score", "-m", folder, *layer, stdin=stdin, status=1))
 
     def test_info(self, folder):
         facts = json.loads(self.invoke("info", folder, "--json").stdout)
@@ -96,7 +96,7 @@ class TestWithAModel:
         text = self.invoke("info", folder).stdout
         assert f"{arrays:,} in float32" in text and "head size 16; on Metal not fused" in text
 
-    def test_info_of_a_stranger_s_model_keeps_to_its_lines(self, folder, tmp_path):
+    def test_info_escapes_control_characters(self, folder, tmp_path):
         shutil.copytree(folder, tmp_path / "odd")
         config = json.loads((folder / "config.json").read_text())
         search = config["search"]
@@ -126,7 +126,7 @@ class TestWithAModel:
         assert "model.safetensors" in error_line(self.invoke("info", broken, status=1))
 
     @pytest.mark.parametrize(
-        ("old", "new", "told"),
+        ("old", "new", "message"),
         [
             ('"format_version": 1', '"format_version": 99', "upgrade"),
             ('"dims"', '"dmis"', "unknown fields: dmis"),
@@ -134,12 +134,12 @@ class TestWithAModel:
             ("{", "", "must be JSON"),
         ],
     )
-    def test_damaged_configs(self, folder, tmp_path, old, new, told):
+    def test_damaged_configs(self, folder, tmp_path, old, new, message):
         broken = tmp_path / "broken"
         shutil.copytree(folder, broken)
         text = (broken / "config.json").read_text()
         (broken / "config.json").write_text(text.replace(old, new, 1))
-        assert told in error_line(self.invoke("generate", "one", "-m", broken, status=1))
+        assert message in error_line(self.invoke("generate", "one", "-m", broken, status=1))
 
     def test_a_missing_folder(self, tmp_path):
         for command in (("generate", "one", "-m"), ("info",), ("evaluate", "dates", "-m")):
