@@ -17,8 +17,9 @@ from mlx.utils import tree_reduce
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.attention import AttentionFunction, attention_with_dropout, scaled_dot_product_attention
-from mlx_transformer.model.compilation import compile_with_weights
+from mlx_transformer.model.compilation import CompiledFunctions
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
+from mlx_transformer.model.forking import check_process
 from mlx_transformer.model.kv_cache import KVCache
 from mlx_transformer.model.layers import ACTIVATIONS, NORMS, embedding, fused_linear, linear
 from mlx_transformer.model.positions import (
@@ -92,15 +93,16 @@ class FeedForward(nn.Module):
             self.gate_proj = linear(config.dims, stack.mlp_dims, config.mlp_bias)
         self.up_proj = linear(config.dims, stack.mlp_dims, config.mlp_bias)
         self.down_proj = linear(stack.mlp_dims, config.dims, config.mlp_bias)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.dropout = config.activation_dropout
 
     def __call__(self, x: mx.array) -> mx.array:
         """Transform each position, (rows, length, dims)."""
+        activation = ACTIVATIONS[self.activation]
         if "gate_proj" in self:
-            inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
+            inner = activation(self.gate_proj(x)) * self.up_proj(x)
         else:
-            inner = self.activation(self.up_proj(x))
+            inner = activation(self.up_proj(x))
         return self.down_proj(dropout(inner, self.dropout) if self.training else inner)
 
 
@@ -227,6 +229,7 @@ class Transformer(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
+        check_process()
         super().__init__()
         self.config = config
         self.search_defaults = search_defaults or SearchConfig()
@@ -240,8 +243,14 @@ class Transformer(nn.Module):
         elif config.output_bias:
             self.output_bias = mx.zeros(config.target_vocab_size)
         self.recompute = False
-        for name in ("tasks", "_compiled"):
-            object.__setattr__(self, name, {})  # plain attributes: nn.Module would take dicts for submodules
+        self._compiled = CompiledFunctions()
+        object.__setattr__(self, "tasks", {})  # a plain attribute: nn.Module would take a dict for a submodule
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _compiled=CompiledFunctions())  # a copy compiles anew
 
     def __call__(self, source: mx.array, target: mx.array) -> mx.array:
         """Predict every next target token from the source and the preceding target tokens (teacher forcing).
@@ -278,6 +287,7 @@ class Transformer(nn.Module):
         Raises:
             ValueError: If a source is longer than the encoder has positions.
         """
+        check_process()
         check_length("source", source.shape[1], self.config.encoder.max_length)
         tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text
         mask = (tokens if mask is None else mask)[:, None, None]
@@ -354,8 +364,16 @@ class Transformer(nn.Module):
         return self.decoder.layers[0].feed_forward_residual.norm.weight.dtype
 
     def compiled(self, function: Callable, *options: Any) -> Callable:
-        """Compile `function(model, *options, ...)`, with the weights as inputs, so that it sees later updates."""
-        return compile_with_weights(self, self._compiled, function, options)
+        """Compile `function(model, *options, *arguments)`, with the weights as inputs, so that it sees later updates.
+
+        Any thread may call the result.
+        """
+
+        def call(*arguments: Any) -> Any:
+            check_process()
+            return self._compiled.get(self, function, options)(self, *arguments)
+
+        return call
 
     def _causal_masks(self, queries: int, cache: KVCache | None) -> list[mx.array] | list[str]:
         """Return each decoder layer's self-attention mask: causal, and limited to the cache's positions."""

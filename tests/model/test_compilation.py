@@ -1,14 +1,31 @@
-"""A compiled function that fails while it is traced leaves the model unchanged."""
+"""Compiled functions: failures, threads, copies and the lifetime of models."""
+
+import copy
+import pickle
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
-from support.tiny_models import config, padded, random_model, random_sources, random_targets
+from mlx.utils import tree_flatten
+from support.tiny_models import SETTINGS, config, padded, random_model, random_sources, random_targets
 
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids
+from mlx_transformer.inference.attention_weights import attention
 from mlx_transformer.inference.scoring import score_ids
+from mlx_transformer.model import compilation
 
 CONFIG = config()
+SOURCE, TARGET = padded(random_sources(CONFIG, [5]), CONFIG), random_targets(CONFIG, 1, 4)
+
+
+def forward(model, source, target):
+    return model(source, target)
+
+
+def add(model, number, array):
+    return array + number
 
 
 @pytest.mark.parametrize(
@@ -21,8 +38,75 @@ CONFIG = config()
 )
 def test_model_is_usable_after_a_rejected_input(refused):
     model = random_model(CONFIG)
-    source, target = padded(random_sources(CONFIG, [5]), CONFIG), random_targets(CONFIG, 1, 4)
-    before = mx.array(model(source, target))
+    before = mx.array(model(SOURCE, TARGET))
     with pytest.raises(ValueError, match="at most 40 tokens long"):
         refused(model)
-    assert mx.array_equal(model(source, target), before)
+    assert mx.array_equal(model(SOURCE, TARGET), before)
+
+
+def test_tracing_never_puts_placeholders_into_the_model():
+    model = random_model(CONFIG)
+    weights = [id(array) for _, array in tree_flatten(model.parameters())]
+    seen = []
+
+    def spy(traced, array):
+        seen.append([id(array) for _, array in tree_flatten(model.parameters())])
+        return traced.source_embedding(array)
+
+    assert mx.array_equal(model.compiled(spy)(SOURCE), model.source_embedding(SOURCE))
+    assert seen == [weights]
+
+
+def test_compiled_functions_are_kept_up_to_a_limit():
+    model, array = random_model(CONFIG), mx.array([1.0])
+    traced = []
+
+    def count(model, number, array):
+        traced.append(number)
+        return array + number
+
+    for number in [*range(compilation.MAX_COMPILED + 1), compilation.MAX_COMPILED, 0]:
+        assert model.compiled(count, number)(array).item() == 1 + number
+    assert traced == [*range(compilation.MAX_COMPILED + 1), 0]  # only the oldest was dropped
+
+
+def test_dropped_functions_leave_no_traces_in_other_threads():
+    """MLX drops the traces of the last caller's thread only; a new function may get the address of a dropped one."""
+    model, array = random_model(CONFIG), mx.array([1.0])
+    with ThreadPoolExecutor(1) as pool:
+        for number in range(4 * compilation.MAX_COMPILED):
+            function = model.compiled(add, number)
+            results = [pool.submit(lambda f=function: f(array).item()).result(), function(array).item()]
+            assert results == [1 + number] * 2
+
+
+def test_used_model_is_freed_when_its_last_reference_is_deleted():
+    model = random_model(CONFIG)
+    generate_ids(model, SOURCE, SearchConfig(beam_size=2, max_tokens=2))
+    score_ids(model, SOURCE, TARGET)
+    attention(model, SOURCE, TARGET)
+    reference = weakref.ref(model)
+    del model
+    assert reference() is None
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_copies_of_a_used_model_give_the_same_logits(name, copied):
+    model = random_model(SETTINGS[name])
+    source, target = padded(random_sources(model.config, [5, 3]), model.config), random_targets(model.config, 2, 4)
+    expected = model.compiled(forward)(source, target)
+    clone = copied(model)
+    config = model.config
+    del model  # a copy does not need the original
+    assert mx.array_equal(clone.compiled(forward)(source, target), expected)
+    assert (clone.config, clone.training) == (config, False)
+
+
+def test_deep_copy_has_weights_of_its_own():
+    model = random_model(CONFIG)
+    expected = model(SOURCE, TARGET)
+    clone = copy.deepcopy(model)
+    clone.source_embedding.weight *= 2
+    assert mx.array_equal(model(SOURCE, TARGET), expected)
+    assert not mx.allclose(clone(SOURCE, TARGET), expected, atol=0.1)
