@@ -1,8 +1,7 @@
-"""Lines of input: read as they arrive, split at line feeds only, decoded, and parsed as text or JSON."""
+"""Lines of input: decoded, and parsed as text or JSON."""
 
 from __future__ import annotations
 
-import codecs
 import itertools
 import json
 import math
@@ -10,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from mlx_transformer.inference.source_lines import SourceLine
-from mlx_transformer.storage.files import open_text, read_lines
+from mlx_transformer.storage.text_files import read_lines
 
-READ_BYTES = 1 << 20
 LINE_OPTIONS = ("source_language", "target_language", "target_prefix")  # options that a JSON line may set
 
 
@@ -35,20 +33,6 @@ class InputLine(NamedTuple):
     fields: dict[str, Any]
 
 
-def iterate_lines(stream: Any) -> Iterator[list[bytes]]:
-    """Yield the complete lines that have arrived, at least one at a time; the last line may lack its line feed."""
-    mark = codecs.BOM_UTF8
-    pieces: list[bytes] = []  # of the incomplete line
-    while chunk := stream.read1(READ_BYTES):
-        end, *lines = chunk.split(b"\n")
-        pieces.append(end)
-        if lines:
-            yield [b"".join(pieces).removeprefix(mark), *lines[:-1]]
-            mark, pieces = b"", lines[-1:]
-    if last := b"".join(pieces).removeprefix(mark):
-        yield [last]
-
-
 def parse_lines(
     windows: Iterable[list[bytes]], as_json: bool, noun: str, defaults: dict[str, Any] | None = None
 ) -> Iterator[list[InputLine]]:
@@ -66,14 +50,8 @@ def parse_text(name: str, line: str, defaults: dict[str, Any]) -> InputLine:
 
 
 def decode_lines(path: str) -> Iterator[str]:
-    """Yield the lines of a plain or gzipped file."""
+    """Yield the lines of a file as texts; raise ValueError for one that is not UTF-8."""
     return (decode(f"{path}, line {number},", line) for number, line in enumerate(read_lines(path), start=1))
-
-
-def read_line_windows(path: str) -> Iterator[list[bytes]]:
-    """Yield the lines of a plain or gzipped file in windows."""
-    with open_text(path) as file:
-        yield from iterate_lines(file)
 
 
 def decode(name: str, line: bytes) -> str:
@@ -82,7 +60,8 @@ def decode(name: str, line: bytes) -> str:
         return line.decode().removesuffix("\r")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{name} must be valid UTF-8: byte {error.start + 1} is {line[error.start]:#04x}. Convert it with iconv."
+            f"{name} must be valid UTF-8: byte {error.start + 1} is {line[error.start]:#04x}. Convert it with "
+            "iconv, for example iconv -f WINDOWS-1252 -t UTF-8."
         ) from error
 
 

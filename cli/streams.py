@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
-from mlx_transformer.cli.input_lines import read_line_windows
+from mlx_transformer.storage.text_files import iterate_lines, open_text
 
 PARTIAL_PATH_KEY = "mlx_transformer.partial"  # key of the partial output file in the click context
 DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
@@ -51,13 +51,13 @@ def check_paths(output: str | None, *inputs: str | None) -> None:
                 raise ValueError(f"--output and the input must be different files, but both are {path}.")
 
 
-def open_input(source: str | None, context: click.Context) -> BinaryIO:
-    """Open the input for the duration of the command: a file, or standard input."""
+def read_input(source: str | None, context: click.Context) -> Iterator[list[bytes]]:
+    """Open a file, or standard input, for the duration of the command; return the lines as they arrive."""
     if source is not None:
-        return context.with_resource(Path(source).open("rb"))
+        return iterate_lines(context.with_resource(open_text(source)), source)
     if sys.stdin.isatty():
         click.echo("Reading lines from the terminal; Ctrl-D ends.", err=True)
-    return sys.stdin.buffer
+    return iterate_lines(sys.stdin.buffer, "Standard input")
 
 
 def with_progress(results: Iterable[bytes], source: str | None, output: str | None) -> Iterable[bytes]:
@@ -67,7 +67,8 @@ def with_progress(results: Iterable[bytes], source: str | None, output: str | No
         return results
     from tqdm import tqdm
 
-    total = sum(map(len, read_line_windows(source)))
+    with open_text(source) as file:
+        total = sum(map(len, iterate_lines(file, source)))
     bar: Iterable[bytes] = tqdm(results, total=total, unit=" lines", file=sys.stderr)
     return bar
 

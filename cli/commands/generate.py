@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, iterate_lines, parse_lines
+from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, parse_lines
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     alignments_option,
@@ -48,8 +48,8 @@ from mlx_transformer.cli.run_stats import RunStats, memory_option, verbose_optio
 from mlx_transformer.cli.streams import (
     check_paths,
     input_option,
-    open_input,
     output_option,
+    read_input,
     with_progress,
     write_results,
 )
@@ -72,7 +72,7 @@ its finish_reason is "length" if that of any sentence is:
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @model_option
 @revision_option
-@input_option("source", "File to read; - is standard input.")
+@input_option("source", "Text file to read, plain or .gz; - is standard input.")
 @output_option
 @source_language_option
 @target_language_option
@@ -125,8 +125,9 @@ def command(
     """Generate from each TEXT, or from each line of --input or standard input.
 
     Writes one line per input line, in order; blank lines stay blank. With --num-hypotheses N, writes N lines per input
-    line, best first (empty lines if the search found fewer). Only line feeds separate lines. Standard input is
-    processed as it arrives, files in large windows. Scores are natural logarithms, divided by length ** length penalty.
+    line, best first (empty lines if the search found fewer). Only line feeds separate lines; a text without any, as
+    from old Macs, is split at carriage returns. Standard input is processed as it arrives, files in large windows.
+    Scores are natural logarithms, divided by length ** length penalty.
 
     A --temperature above 0 samples targets instead of searching for the most probable one.
 
@@ -143,7 +144,7 @@ def command(
         options = prepare_stream({**options, "strict": strict, "verbose": verbose})
     if options["split_sentences"]:
         options = prepare_split(options)
-    windows = [[os.fsencode(text) for text in texts]] if texts else iterate_lines(open_input(source, context))
+    windows = [[os.fsencode(text) for text in texts]] if texts else read_input(source, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})

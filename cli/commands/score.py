@@ -10,7 +10,7 @@ from typing import NamedTuple
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import InputLine, decode_lines, iterate_lines, parse_lines, read_line_windows
+from mlx_transformer.cli.input_lines import InputLine, decode_lines, parse_lines
 from mlx_transformer.cli.options import (
     alignments_option,
     dtype_option,
@@ -30,8 +30,8 @@ from mlx_transformer.cli.options import (
 from mlx_transformer.cli.streams import (
     check_paths,
     input_option,
-    open_input,
     output_option,
+    read_input,
     with_progress,
     write_results,
 )
@@ -137,8 +137,7 @@ def command(
 
 def read_pairs(path: str | None, context: click.Context) -> Iterator[list[TextPair]]:
     """Yield the pairs of a two-column file, or of standard input as they arrive."""
-    windows = iterate_lines(open_input(None, context)) if path is None else read_line_windows(path)
-    for window in parse_lines(windows, False, "Line"):
+    for window in parse_lines(read_input(path, context), False, "Line"):
         yield [split_pair(line) for line in window]
 
 

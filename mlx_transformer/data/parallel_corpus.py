@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlx_transformer.data.dates import date_pairs
-from mlx_transformer.storage.files import read_lines
+from mlx_transformer.storage.text_files import read_lines
 
 LANGUAGE_PREFIX = re.compile(r"([\w-]*):([\w-]*)=")
 SPEC_SYNTAX = "use FILE.tsv, SOURCE_FILE::TARGET_FILE or dates, optionally after SOURCE_LANGUAGE:TARGET_LANGUAGE="
@@ -145,6 +145,7 @@ def _language_codes(side: str, code_of_spec: dict[str, str | None]) -> list[str]
 def _read_spec(spec: CorpusSpec, skip_bad_lines: bool) -> Iterator[SentencePair | None]:
     """Yield each pair, and None for each bad line that is skipped."""
     num_pairs = num_bad = 0
+    reason = ""
     for number, columns in enumerate(_read_columns(spec), 1):
         try:
             pair = SentencePair(*_decode_columns(columns), spec.source_language, spec.target_language)
@@ -152,13 +153,13 @@ def _read_spec(spec: CorpusSpec, skip_bad_lines: bool) -> Iterator[SentencePair 
             if not skip_bad_lines:
                 remedy = "correct it, or skip such lines with --skip-bad-lines"
                 raise ValueError(f"{spec.text}, line {number}: {error}; {remedy}.") from error
-            num_bad += 1
+            num_bad, reason = num_bad + 1, f"; in line {number} {error}"
             yield None
         else:
             num_pairs += 1
             yield pair
     if not num_pairs:
-        raise ValueError(f"{spec.text} must contain at least one pair: it has none, and {num_bad} bad lines.")
+        raise ValueError(f"{spec.text} must contain at least one pair: it has none, and {num_bad} bad lines{reason}.")
 
 
 def _read_columns(spec: CorpusSpec) -> Iterator[Sequence[bytes | None]]:
@@ -184,6 +185,8 @@ def _decode_columns(columns: Sequence[bytes | None]) -> tuple[str, str]:
             raise ValueError(
                 f"the {side} must be UTF-8, but it has the bytes {column[error.start : error.end]!r}"
             ) from error
+        if "\0" in texts[-1]:
+            raise ValueError(f"the {side} must be text, but it has NUL characters")
         if not texts[-1].strip():
             raise ValueError(f"the {side} must not be empty")
     return texts[0], texts[1]

@@ -1,15 +1,10 @@
-"""Small files with a size limit, lines of text files, and checksums."""
+"""Small files with a size limit, and checksums."""
 
-import codecs
-import gzip
 import hashlib
 import json
 import threading
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 MAX_BYTES = 2**27  # several times the size of the largest known configuration or tokenizer file
 CHUNK_SIZE = 2**20
@@ -48,21 +43,3 @@ def sha256_of(path: Path, stop: threading.Event | None = None) -> str:
         while not (stop and stop.is_set()) and (chunk := file.read(CHUNK_SIZE)):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def open_text(path: str) -> Iterator[BinaryIO]:
-    """Open a plain or gzipped (.gz) text file for reading bytes; ValueError if the gzip data is damaged."""
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            yield cast(BinaryIO, file)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be a complete gzip file: {error}; copy it again.") from error
-
-
-def read_lines(path: str) -> Iterator[bytes]:
-    """Yield the lines of a plain or gzipped text file, without byte order mark, line feed and carriage return."""
-    with open_text(path) as file:
-        for number, line in enumerate(file):
-            line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
-            yield line.removesuffix(b"\n").removesuffix(b"\r")

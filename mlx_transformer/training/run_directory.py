@@ -16,6 +16,7 @@ from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.storage import atomic
 from mlx_transformer.storage.atomic import atomic_write_text
 from mlx_transformer.storage.files import sha256_of
+from mlx_transformer.storage.text_files import read_lines
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -177,7 +178,7 @@ def read_options_file(path: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(f"The options file {path} does not exist: check the path.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(b"\n".join(read_lines(str(path))).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be TOML, with a line `name = value` per option: {error}.") from None
 

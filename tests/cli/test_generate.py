@@ -9,7 +9,8 @@ import pytest
 from support.command_line import error_line
 
 import mlx_transformer as mt
-from mlx_transformer.cli import input_lines, options
+from mlx_transformer.cli import options
+from mlx_transformer.storage.text_files import iterate_lines
 
 
 def is_join(event, function):
@@ -119,18 +120,18 @@ class TestLines:
         assert echo("generate", stdin=b"\xef\xbb\xbfone\r\n\r\ntwo\r\n").stdout_bytes == b"ONE\n\nTWO\n"
 
     def test_input_windows_join_seamlessly(self, echo, monkeypatch):
-        monkeypatch.setattr("mlx_transformer.cli.input_lines.READ_BYTES", 3)
+        monkeypatch.setattr("mlx_transformer.storage.text_files.READ_BYTES", 3)
         stdin = "".join(f"line {i}\n" * (i % 3) for i in range(50)).encode()
         assert echo("generate", stdin=stdin).stdout_bytes == stdin.upper()
 
     def test_byte_order_mark_alone_is_not_a_line(self, echo, monkeypatch):
-        monkeypatch.setattr("mlx_transformer.cli.input_lines.READ_BYTES", 2)
+        monkeypatch.setattr("mlx_transformer.storage.text_files.READ_BYTES", 2)
         assert echo("generate", stdin=b"\xef\xbb\xbf").stdout == ""
         assert echo("generate", stdin=b"\xef\xbb\xbfone").stdout == "ONE\n"
 
     def test_a_byte_order_mark_is_stripped_from_the_first_line_of_a_stream_only(self):
         mark = b"\xef\xbb\xbf"
-        assert list(input_lines.iterate_lines(io.BytesIO(mark + b"a\n" + mark + b"b"))) == [[b"a"], [mark + b"b"]]
+        assert list(iterate_lines(io.BytesIO(mark + b"a\n" + mark + b"b"), "text")) == [[b"a"], [mark + b"b"]]
 
     def test_a_long_line_is_joined_once(self):
         class Pieces(io.BytesIO):
@@ -142,7 +143,7 @@ class TestLines:
         line, joins = b"x" * (1 << 16), []
         sys.setprofile(lambda frame, event, function: joins.append(event) if is_join(event, function) else None)
         try:
-            lines = list(input_lines.iterate_lines(Pieces(line)))
+            lines = list(iterate_lines(Pieces(line), "text"))
         finally:
             sys.setprofile(None)
         assert lines == [[line]] and len(joins) == 1

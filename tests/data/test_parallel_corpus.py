@@ -43,6 +43,7 @@ BAD_LINES = [
     (b"source\t \xc2\xa0", "the target must not be empty"),
     (b"source\tcible \xff", r"the target must be UTF-8, but it has the bytes b'\\xff'"),
     (b"\xed\xa0\x80\tcible", "the source must be UTF-8"),
+    (b"source\tcib\0le", "the target must be text, but it has NUL characters"),
 ]
 
 
@@ -62,6 +63,22 @@ def test_a_bad_line_of_two_files_skips_its_counterpart(tmp_path):
     assert read_pairs(f"{source}::{target}", skip_bad_lines=True) == ([("a", "A"), ("d", "D")], 2, None, None)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be", "latin-1"])
+def test_a_corpus_in_another_encoding_raises_although_bad_lines_are_skipped(tmp_path, encoding):
+    text = "Une fenêtre\tA window\nLa porte\tThe door\nÇa va\tFine\nà côté\tbeside\n" * 100
+    other = write(tmp_path / "good.txt", b"a\n" * 400)
+    spec = write(tmp_path / "pairs.tsv", text.encode(encoding))
+    for corpus in (spec, f"{spec}::{other}", f"{other}::{spec}"):
+        with pytest.raises(ValueError, match=r"pairs\.tsv must be text in UTF-8, but seems to be in .* iconv -f"):
+            read_pairs(corpus, skip_bad_lines=True)
+
+
+def test_a_part_of_a_corpus_in_utf_16_is_skipped(tmp_path):
+    content = b"a\tb\n" * 50_000 + "c\td\n".encode("utf-16-le") * 3
+    pairs = read_pairs(write(tmp_path / "pairs.tsv", content), skip_bad_lines=True)
+    assert set(pairs.pairs) == {("a", "b")} and pairs.skipped >= 3
+
+
 def test_two_files_may_hold_tabs(tmp_path):
     spec = write(tmp_path / "en", b"a\tb\n") + "::" + write(tmp_path / "fr", b"A\tB\n")
     assert read_pairs(spec).pairs == [("a\tb", "A\tB")]
@@ -78,7 +95,7 @@ def test_lines_without_a_counterpart_are_bad(tmp_path, first, second, ended):
 def test_a_file_without_pairs_raises(tmp_path):
     with pytest.raises(ValueError, match=r"empty\.tsv must contain at least one pair: it has none, and 0 bad"):
         read_pairs(write(tmp_path / "empty.tsv", b""))
-    with pytest.raises(ValueError, match="it has none, and 2 bad lines"):
+    with pytest.raises(ValueError, match="it has none, and 2 bad lines; in line 2 a line must have one tab"):
         read_pairs(write(tmp_path / "bad.tsv", b"x\ny\n"), skip_bad_lines=True)
 
 
