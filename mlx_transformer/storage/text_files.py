@@ -18,6 +18,9 @@ BYTE_ORDER_MARKS = {  # UTF-32 first, because its little-endian mark begins with
 }
 SIGNATURES = {
     b"\x1f\x8b": "gzip data: decompress it, or give a file whose name ends in .gz",
+    b"BZh9": "compressed by bzip2: decompress it",
+    b"\xfd7zXZ": "compressed by xz: decompress it",
+    b"(\xb5/\xfd": "compressed by zstd: decompress it",
     b"PK\x03\x04": "a ZIP archive or an office document: save its content as plain text",
     b"%PDF-": "a PDF document: save its content as plain text",
     rb"{\rtf": "an RTF document: save its content as plain text",

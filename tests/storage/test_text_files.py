@@ -1,7 +1,9 @@
 """Text files: line ends, compression, and the encodings that are refused by name."""
 
+import bz2
 import gzip
 import itertools
+import lzma
 
 import pytest
 
@@ -107,6 +109,9 @@ class TestEncodings:
         noise = bytes(itertools.islice(itertools.cycle(range(256)), 5000))
         assert "is a binary file" in message(noise) and "is a binary file" in message(noise.replace(b"\0", b""))
         assert "is gzip data: decompress it, or give a file whose name ends in .gz" in message(gzip.compress(b"text"))
+        assert "is compressed by bzip2" in message(bz2.compress(b"text"))
+        assert "is compressed by xz" in message(lzma.compress(b"text"))
+        assert "is compressed by zstd" in message(b"(\xb5/\xfd" + noise)
         assert "is a ZIP archive or an office document" in message(b"PK\x03\x04" + noise)
         assert "is a PDF document" in message(b"%PDF-1.7\n")
         assert "is an RTF document" in message(rb"{\rtf1\ansi text}")
