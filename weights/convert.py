@@ -176,14 +176,14 @@ def prepare_checkpoint(
         overrides=settings,
         defaults={} if start is None else {"start_id": start},
     )
-    search = search_config(generation)
+    search = search_config(generation, plan.config)
     if unsupported := unsupported_settings(generation) if config else []:
         logger.warning("Unsupported generation settings are ignored: %s.", ", ".join(map(quote, unsupported)))
     rules = {} if config else FAMILIES[plan.family].search
     values = {name: options.get(rule) if isinstance(rule, str) else rule for name, rule in rules.items()}
     search = replace(search, **{name: value for name, value in values.items() if value is not None})
     tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
-    return PreparedCheckpoint(plan, search, task_configs(config, generation), tokenizer)
+    return PreparedCheckpoint(plan, search, task_configs(config, generation, plan.config), tokenizer)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:

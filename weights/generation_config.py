@@ -1,10 +1,14 @@
 """Translates the generation settings of a checkpoint into a SearchConfig."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.weights.source_config import read_sibling_json
+
+logger = logging.getLogger(__name__)
 
 # Generation settings that are supported, or have no effect on results.
 SUPPORTED = {
@@ -47,22 +51,27 @@ def decoder_start_id(settings: dict[str, Any], generation: dict[str, Any]) -> in
     return None
 
 
-def search_config(generation: dict[str, Any]) -> SearchConfig:
+def search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfig:
     """Translate generation settings of transformers into a SearchConfig.
 
     In transformers lengths count the start token, and the minimum does not count the end token; in SearchConfig
-    lengths count the end token but not the start token.
+    lengths count the end token but not the start token. Settings that contradict one another are left out or lowered,
+    with a warning.
+
+    Args:
+        generation: The generation settings.
+        model: The configuration of the model.
 
     Raises:
         ValueError: If a setting has the wrong type.
     """
     try:
-        return _search_config({key: value for key, value in generation.items() if value is not None})
+        return _search_config({key: value for key, value in generation.items() if value is not None}, model)
     except TypeError as error:
         raise ValueError(f"The checkpoint's generation settings have wrong types: {error}.") from None
 
 
-def _search_config(generation: dict[str, Any]) -> SearchConfig:
+def _search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfig:
     max_tokens = generation.get("max_length", 0) - 1
     min_tokens = generation["min_new_tokens"] + 1 if "min_new_tokens" in generation else 0
     values = {
@@ -75,15 +84,16 @@ def _search_config(generation: dict[str, Any]) -> SearchConfig:
         "no_repeat_ngram_size": generation.get("no_repeat_ngram_size", 0),
         "source_no_repeat_ngram_size": generation.get("encoder_no_repeat_ngram_size", 0),
         "repetition_penalty": generation.get("repetition_penalty", 1.0),
-        "forced_bos_id": generation.get("forced_bos_token_id"),
-        "forced_eos_id": _first_id(generation.get("forced_eos_token_id")),
+        "forced_bos_id": _forced_id(generation, "forced_bos_token_id", model),
+        "forced_eos_id": _forced_id(generation, "forced_eos_token_id", model),
         "renormalize": generation.get("renormalize_logits", False),
     }
-    if values["max_tokens"] is not None:
-        values["min_tokens"] = min(values["min_tokens"], values["max_tokens"])
+    limit = min(model.decoder.max_length, values["max_tokens"] or model.decoder.max_length)
+    if values["min_tokens"] > limit + 1:  # one more, if equal lengths were meant
+        logger.warning("The minimum length %d exceeds the maximum and is lowered to %d.", values["min_tokens"], limit)
+    values["min_tokens"] = min(values["min_tokens"], limit)
     forced = {values["forced_bos_id"], values["forced_eos_id"]}
-    eos_id = _first_id(generation.get("eos_token_id"))
-    words = [tuple(word) for word in generation.get("bad_words_ids", []) if word and list(word) != [eos_id]]
+    words = [tuple(word) for word in generation.get("bad_words_ids", []) if word and list(word) != [model.eos_id]]
     # A bad word that is also a forced token stays possible where it is forced; a suppressed token never is.
     suppressed = {word[0] for word in words if len(word) == 1 and word[0] not in forced}
     values["suppress_ids"] = tuple(sorted(suppressed | set(generation.get("suppress_tokens", []))))
@@ -91,11 +101,28 @@ def _search_config(generation: dict[str, Any]) -> SearchConfig:
     return SearchConfig(**values)
 
 
-def task_configs(settings: dict[str, Any], generation: dict[str, Any]) -> tuple[TaskConfig, ...]:
+def _forced_id(generation: dict[str, Any], key: str, model: ModelConfig) -> int | None:
+    """Return the id of a forced token; None, with a warning, if it can never be generated or leaves no target."""
+    token = _first_id(generation.get(key))
+    if type(token) is not int:
+        return token
+    reasons = {
+        "the vocabulary has no such token": not 0 <= token < model.target_vocab_size,
+        "it is the padding token": token == model.pad_id,
+        "it is suppressed": token in generation.get("suppress_tokens", []),
+        "it ends every target at once": key == "forced_bos_token_id" and token == model.eos_id,
+    }
+    if reason := next((reason for reason, applies in reasons.items() if applies), None):
+        logger.warning("The generation setting %s %d is ignored: %s.", key, token, reason)
+        return None
+    return token
+
+
+def task_configs(settings: dict[str, Any], generation: dict[str, Any], model: ModelConfig) -> tuple[TaskConfig, ...]:
     """Return the tasks of an old config.json, each with a prefix and changes to the generation settings."""
     tasks = settings.get("task_specific_params")
     return tuple(
-        TaskConfig(name, str(task.get("prefix", settings.get("prefix")) or ""), search_config(generation | task))
+        TaskConfig(name, str(task.get("prefix", settings.get("prefix")) or ""), search_config(generation | task, model))
         for name, task in (tasks.items() if isinstance(tasks, dict) else ())
         if isinstance(task, dict)
     )

@@ -16,6 +16,10 @@ MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 
 
 MAX_POSITIONS = 2**26  # max_length x dims of a position table
 
+PAD_IS_EOS = (
+    "pad_id must differ from eos_id, or no target could end: both are {}; set pad_id to a token that no text contains."
+)
+
 
 @dataclass(frozen=True)
 class StackConfig:
@@ -152,6 +156,8 @@ class ModelConfig:
             vocab_size = self.target_vocab_size if name == "start_id" else smallest
             if not 0 <= vars(self)[name] < vocab_size:
                 raise ValueError(f"{name} must be a token id from 0 to {vocab_size - 1}, not {vars(self)[name]}.")
+        if self.pad_id == self.eos_id:
+            raise ValueError(PAD_IS_EOS.format(self.eos_id))
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm 'rms' has no bias: set norm_bias to false.")
         if self.norm == "deviation" and not self.norm_bias:

@@ -20,7 +20,7 @@ class SearchConfig:
         beam_size: Number of beams per sentence; 1 is greedy search.
         num_hypotheses: Number of hypotheses to return per sentence, best first.
         max_tokens: Maximum number of generated tokens, including the end token, limited by the decoder's positions.
-            None for 2 x source tokens + 50, or for the limit of max_length_ratio if that is set.
+            None for 2 x source tokens + 50 (at least min_tokens), or for the limit of max_length_ratio if that is set.
         min_tokens: Minimum number of generated tokens, including the end token.
         length_penalty: Exponent alpha in score = sum of log-probabilities / length ** alpha; the length includes the
             end token.
@@ -102,14 +102,27 @@ class SearchConfig:
         check_positive(self, "repetition_penalty")
         if self.max_length_ratio is not None:
             check_positive(self, "max_length_ratio")
+            if self.min_length_ratio > self.max_length_ratio:
+                raise ValueError(
+                    "min_length_ratio must not exceed max_length_ratio: "
+                    f"{self.min_length_ratio} > {self.max_length_ratio}; lower min_length_ratio."
+                )
         for name in ("min_tokens", "min_length_ratio", "no_repeat_ngram_size", "source_no_repeat_ngram_size"):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")
+        self._check_tokens()
+        self._check_sampling()
+
+    def _check_tokens(self) -> None:
         if any(token < 0 for token in self.suppress_ids):
             raise ValueError(f"suppress_ids must be token ids of at least 0, not {min(self.suppress_ids)}.")
         if not all(self.bad_words):
             raise ValueError("bad_words must be sequences of at least one token: one of them is empty.")
-        self._check_sampling()
+        for name in ("forced_bos_id", "forced_eos_id"):
+            if vars(self)[name] in self.suppress_ids:
+                raise ValueError(
+                    f"{name} must not be suppressed: {vars(self)[name]} is one of suppress_ids; remove it there."
+                )
 
     def _check_sampling(self) -> None:
         for name in ("temperature", "top_k", "min_p", "seed"):

@@ -159,7 +159,7 @@ def _forced_prefixes(
 def _compiled_step(model: Transformer, search: SearchConfig, forced: bool) -> DecodeStep:
     """Return the compiled decode step; settings that it does not read share one trace."""
     key = replace(search, max_tokens=None, min_tokens=0, max_length_ratio=None, min_length_ratio=0.0)
-    first = 0 if forced or search.forced_bos_id is not None else None  # its id is in the inputs
+    first = -1 if forced or search.forced_bos_id is not None else None  # its id is in the inputs
     return model.compiled(decode_step, replace(key, num_hypotheses=1, seed=0, forced_bos_id=first))
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.transformer import Transformer
 
@@ -52,6 +53,7 @@ def make_decoding_inputs(
         ValueError: If an argument does not have one value for each source, or a value is out of range.
     """
     batch, config = source.shape[0], model.config
+    check_search(search, config)
     ratio = search.min_length_ratio
     lengths = [0] * batch  # counted only if needed: the host has to wait for the device
     if ratio or not max_tokens:
@@ -73,6 +75,9 @@ def make_decoding_inputs(
         )
     first = forced_bos_ids or [search.forced_bos_id or 0] * batch
     check_per_source("forced_bos_ids", first, batch, 0, config.target_vocab_size - 1)
+    if forced_bos_ids:
+        for token in first:
+            check_forced_token("forced_bos_ids", token, search, config)
     prefix_length = -(-max(map(len, prefixes)) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
     lines = lines or list(range(batch))
     check_per_source("lines", lines, batch, 0, 2**32 - 1)
@@ -89,6 +94,39 @@ def make_decoding_inputs(
     return rows, max(n + len(prefix) for n, prefix in zip(max_new_tokens, prefixes, strict=True))
 
 
+def check_search(search: SearchConfig, config: ModelConfig) -> None:
+    """Raise ValueError for a search that contradicts the model's tokens or positions."""
+    for name in ("forced_bos_id", "forced_eos_id"):
+        if (token := vars(search)[name]) is not None:
+            check_forced_token(name, token, search, config)
+    if search.forced_bos_id == config.eos_id:
+        raise ValueError(
+            f"forced_bos_id must not be eos_id, or all targets would be empty: both are {config.eos_id}; leave it out."
+        )
+    if (config.eos_id,) in search.bad_words:
+        raise ValueError(
+            f"bad_words must not be the end token {config.eos_id}: remove it, or put it in suppress_ids if all targets "
+            "shall have max_tokens."
+        )
+    never = {config.pad_id, *search.suppress_ids, *(word[0] for word in search.bad_words if len(word) == 1)}
+    if sum(token < config.target_vocab_size for token in never) == config.target_vocab_size:
+        raise ValueError("A search must leave tokens to generate: suppress_ids and bad_words contain all; remove some.")
+    if search.min_tokens > config.decoder.max_length:
+        raise ValueError(
+            f"min_tokens must not exceed the decoder's {config.decoder.max_length} positions: {search.min_tokens} is "
+            "more; lower min_tokens."
+        )
+
+
+def check_forced_token(name: str, token: int, search: SearchConfig, config: ModelConfig) -> None:
+    """Raise ValueError for a forced token that the vocabulary does not have, or that is never generated."""
+    if not 0 <= token < config.target_vocab_size:
+        raise ValueError(f"{name} must be a token id from 0 to {config.target_vocab_size - 1}, not {token}.")
+    if token == config.pad_id or token in search.suppress_ids:
+        origin = "pad_id" if token == config.pad_id else "one of suppress_ids"
+        raise ValueError(f"{name} must not be suppressed: {token} is {origin}; force another token.")
+
+
 def max_target_tokens(model: Transformer, source_length: int, search: SearchConfig) -> int:
     """Return the maximum number of target tokens for a source of `source_length` tokens."""
     limits = [model.config.decoder.max_length]
@@ -97,7 +135,7 @@ def max_target_tokens(model: Transformer, source_length: int, search: SearchConf
     if search.max_length_ratio is not None:
         limits.append(max(1, int(min(search.max_length_ratio * source_length, limits[0]))))
     if len(limits) == 1:
-        limits.append(2 * source_length + 50)
+        limits.append(max(2 * source_length + 50, search.min_tokens))
     return min(limits)
 
 

@@ -39,6 +39,7 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
         (MODEL, {"pad_id": -1}, "pad_id must be a token id from 0 to 299, not -1"),
         (MODEL, {"eos_id": 400}, "eos_id must be a token id from 0 to 299, not 400"),
         (MODEL, {"start_id": 1000}, "start_id must be a token id from 0 to 399, not 1000"),
+        (MODEL, {"eos_id": 0}, "pad_id must differ from eos_id, .* both are 0; set pad_id to a token that no text"),
         (MODEL, {"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, not 1"),
         (QUANTIZATION, {"bits": 0}, "bits must be one of 4, 8, not 0"),
         (QUANTIZATION, {"group_size": -1}, "group_size must be one of 32, 64, 128, not -1"),

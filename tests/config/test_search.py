@@ -16,6 +16,12 @@ from support.configs import SEARCH
         ({"min_tokens": -2}, "min_tokens must not be negative: -2"),
         ({"max_length_ratio": 0.0}, "max_length_ratio must be more than 0, not 0"),
         ({"min_length_ratio": -0.5}, "min_length_ratio must not be negative: -0.5"),
+        (
+            {"min_length_ratio": 2.0, "max_length_ratio": 1.5},
+            "min_length_ratio must not exceed max_length_ratio: 2.0 > 1.5; lower min_length_ratio",
+        ),
+        ({"forced_bos_id": 2}, "forced_bos_id must not be suppressed: 2 is one of suppress_ids; remove it there"),
+        ({"forced_eos_id": 0}, "forced_eos_id must not be suppressed: 0 is one of suppress_ids; remove it there"),
         *[
             ({"temperature": 1.0, **{name: -1}}, f"{name} must not be negative: -1")
             for name in ("temperature", "top_k", "min_p", "seed")

@@ -8,6 +8,7 @@ from mlx_transformer.config.tokenizer import TokenizerConfig
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"pad_id": 1}, "pad_id must differ from eos_id, .* both are 1; set pad_id to a token that no text contains"),
         ({"languages": {}, "source_language": "before"}, "must know some languages: languages is empty"),
         ({"languages": {}, "target_language": "first"}, "must know some languages: languages is empty"),
         ({"default_source_language": "xx"}, "default_source_language must be one of .*: got 'xx'"),

@@ -32,6 +32,7 @@ def make(model, lengths, search=None, max_tokens=None, forced_bos_ids=None, pref
         ({"max_length_ratio": 1.5}, 5, 7),
         ({"max_length_ratio": 1.5}, 1000, 100),
         ({"max_length_ratio": 0.1}, 5, 1),
+        ({"min_tokens": 80}, 3, 80),  # otherwise 2 x 3 + 50
         ({"max_length_ratio": 30.0}, 3, 90),  # more than the usual 2 x 3 + 50
         ({"max_length_ratio": 2.0, "max_tokens": 8}, 3, 6),
         ({"max_length_ratio": 2.0, "max_tokens": 8}, 5, 8),
@@ -96,6 +97,20 @@ def test_random_keys_are_distinct():
             {"search": SearchConfig(10, alternatives=True)},
             "alternatives must not exceed the vocabulary: beam_size 10 is more than 9; lower beam_size",
         ),
+        ({"search": SearchConfig(forced_bos_id=9)}, "forced_bos_id must be a token id from 0 to 8, not 9"),
+        ({"search": SearchConfig(forced_eos_id=-1)}, "forced_eos_id must be a token id from 0 to 8, not -1"),
+        ({"search": SearchConfig(forced_bos_id=0)}, "forced_bos_id must not be suppressed: 0 is pad_id; force another"),
+        ({"search": SearchConfig(forced_bos_id=1)}, "forced_bos_id must not be eos_id, .* both are 1; leave it out"),
+        (
+            {"search": SearchConfig(suppress_ids=(4,)), "forced_bos_ids": [3, 4]},
+            "forced_bos_ids must not be suppressed: 4 is one of suppress_ids; force another token",
+        ),
+        ({"search": SearchConfig(bad_words=((3, 1), (1,)))}, "bad_words must not be the end token 1: remove it"),
+        (
+            {"search": SearchConfig(suppress_ids=tuple(range(1, 8)), bad_words=((8,),))},
+            "must leave tokens to generate: suppress_ids and bad_words contain all; remove some",
+        ),
+        ({"search": SearchConfig(min_tokens=21)}, "min_tokens must not exceed the decoder's 20 positions: 21 is more"),
     ],
 )
 def test_arguments_out_of_range_are_rejected(model, changes, message):

@@ -1,7 +1,11 @@
 """Generation settings of transformers are translated into SearchConfig and tasks."""
 
+import re
+from dataclasses import replace
+
 import pytest
 from click.testing import CliRunner
+from support import configs
 from support.bart_files import BART_CONFIG, bart_tensors, write_checkpoint
 
 import mlx_transformer as mt
@@ -9,6 +13,8 @@ from mlx_transformer import cli
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.weights import convert
 from mlx_transformer.weights.generation_config import search_config, unsupported_settings
+
+MODEL = replace(configs.MODEL, pad_id=1, eos_id=0, decoder=replace(configs.STACK, max_length=300))
 
 
 @pytest.mark.parametrize(
@@ -19,7 +25,7 @@ from mlx_transformer.weights.generation_config import search_config, unsupported
         ({"max_length": 200, "max_new_tokens": 7}, {"max_tokens": 7}),
         ({"min_length": 4}, {"min_tokens": 4}),
         ({"min_length": 4, "min_new_tokens": 6}, {"min_tokens": 7}),
-        ({"bad_words_ids": [[3], [4, 5], [0]], "eos_token_id": 0}, {"suppress_ids": (3,), "bad_words": ((4, 5),)}),
+        ({"bad_words_ids": [[3], [4, 5], [0]]}, {"suppress_ids": (3,), "bad_words": ((4, 5),)}),
         (
             {"bad_words_ids": [[3], [2]], "forced_bos_token_id": 3, "suppress_tokens": [9]},
             {"suppress_ids": (2, 9), "bad_words": ((3,),), "forced_bos_id": 3},
@@ -38,7 +44,7 @@ from mlx_transformer.weights.generation_config import search_config, unsupported
     ids=str,
 )
 def test_generation_settings_become_a_search_config(generation, expected):
-    assert search_config(generation) == SearchConfig(**expected)
+    assert search_config(generation, MODEL) == SearchConfig(**expected)
 
 
 def test_generation_config_takes_precedence_and_unsupported_settings_are_warned_about(tmp_path, caplog):
@@ -135,14 +141,42 @@ def test_tasks_of_an_old_config(tmp_path):
     [({"min_length": 9, "max_length": 9}, 8, 8), ({"min_new_tokens": 8, "max_new_tokens": 8}, 8, 8)],
 )
 def test_equal_minimum_and_maximum_lengths(settings, min_tokens, max_tokens):
-    search = search_config(settings)
+    search = search_config(settings, MODEL)
     assert (search.min_tokens, search.max_tokens) == (min_tokens, max_tokens)
 
 
 def test_invalid_generation_settings():
-    assert search_config({"bad_words_ids": [[], [5]]}).suppress_ids == (5,)
+    assert search_config({"bad_words_ids": [[], [5]]}, MODEL).suppress_ids == (5,)
     with pytest.raises(ValueError, match="beam_size must be at most 1024, not 100000"):
-        search_config({"num_beams": 100000})
+        search_config({"num_beams": 100000}, MODEL)
+
+
+@pytest.mark.parametrize(
+    "generation, expected, warning",
+    [
+        (
+            {"forced_eos_token_id": 0, "suppress_tokens": [0]},
+            {"suppress_ids": (0,)},
+            "forced_eos_token_id 0 .* suppress",
+        ),
+        ({"forced_bos_token_id": 1}, {}, "forced_bos_token_id 1 is ignored: it is the padding token"),
+        ({"forced_bos_token_id": 0}, {}, "forced_bos_token_id 0 is ignored: it ends every target at once"),
+        ({"forced_bos_token_id": 400}, {}, "forced_bos_token_id 400 is ignored: the vocabulary has no such token"),
+        ({"min_length": 20, "max_length": 10}, {"min_tokens": 9, "max_tokens": 9}, "20 exceeds the maximum .* to 9"),
+        ({"min_length": 700}, {"min_tokens": 300}, "minimum length 700 exceeds the maximum and is lowered to 300"),
+    ],
+    ids=str,
+)
+def test_contradictory_settings_are_left_out_with_a_warning(generation, expected, warning, caplog):
+    assert search_config(generation, MODEL) == SearchConfig(**expected)
+    assert re.search(warning, caplog.text)
+
+
+def test_a_checkpoint_whose_padding_ends_targets_needs_another_padding_token(tmp_path):
+    source = write_checkpoint(tmp_path / "model", bart_tensors(), BART_CONFIG | {"pad_token_id": 2, "eos_token_id": 2})
+    with pytest.raises(ValueError, match="pad_id must differ from eos_id, .* both are 2; set pad_id to a token that"):
+        convert.load(source)
+    assert convert.load(source, settings={"pad_id": 3})[0].config.pad_id == 3
 
 
 def test_a_task_without_a_prefix_has_that_of_the_model(tmp_path):
