@@ -97,26 +97,37 @@ def detect_family(names: Iterable[str], settings: dict[str, Any], family: str | 
     Raises:
         ValueError: If it is unknown or not supported.
     """
-    supported = ", ".join(sorted(FAMILIES))
     if family is not None:
         if family not in FAMILIES:
-            raise ValueError(f"family must be one of {supported}, not {family!r}.")
+            raise ValueError(f"family must be one of {', '.join(sorted(FAMILIES))}, not {family!r}.")
         return family
-    model_type = settings.get("model_type")
-    if isinstance(model_type, str):
-        if reason := UNSUPPORTED_MODEL_TYPES.get(model_type):
-            raise ValueError(f"Checkpoints of model_type {model_type!r} cannot be converted: {reason}.")
-        for name, candidate in FAMILIES.items():
-            if model_type in candidate.model_types:
-                return name
-        raise ValueError(f"model_type {model_type!r} of config.json is not supported. Supported families: {supported}.")
+    if (named := family_of_model_type(settings)) is not None:
+        return named
     for name, candidate in FAMILIES.items():
         if candidate.signature and any(fnmatchcase(tensor, candidate.signature) for tensor in names):
             return name
     raise ValueError(
         "The family cannot be detected from config.json or the names of tensors: "
-        f"specify it. The families are {supported}."
+        f"specify it. The families are {', '.join(sorted(FAMILIES))}."
     )
+
+
+def family_of_model_type(settings: dict[str, Any]) -> str | None:
+    """Return the name of the family of a config.json; None if it has no model_type.
+
+    Raises:
+        ValueError: If models of this type are not supported.
+    """
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str):
+        return None
+    if reason := UNSUPPORTED_MODEL_TYPES.get(model_type):
+        raise ValueError(f"Checkpoints of model_type {model_type!r} cannot be converted: {reason}.")
+    for name, family in FAMILIES.items():
+        if model_type in family.model_types:
+            return name
+    supported = ", ".join(sorted(FAMILIES))
+    raise ValueError(f"model_type {model_type!r} of config.json is not supported. Supported families: {supported}.")
 
 
 def plan_conversion(
@@ -204,16 +215,14 @@ def fields_from_config(family: Family, settings: dict[str, Any], skip: Iterable[
         if callable(rule):
             try:
                 value = rule(settings)
-            except (LookupError, TypeError, ValueError, ArithmeticError):
+            except (LookupError, TypeError, ArithmeticError):
                 raise ValueError(f"The checkpoint's settings do not determine {name}: set it.") from None
         else:
             key, default, function = (rule, None, None) if isinstance(rule, str) else (*rule, None)[:3]
             value = settings.get(key)
             value = default if value is None else value
-            if isinstance(function, dict):
-                value = function.get(value, value)
-            elif function is not None and isinstance(value, str):
-                value = function(value)
+            if function is not None and isinstance(value, str):
+                value = function.get(value, value) if isinstance(function, dict) else function(value)
         if value is not None:
             values[name] = value
     return values

@@ -20,7 +20,13 @@ from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import safetensors
 from mlx_transformer.storage.files import sha256_of
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.weights.conversion_plan import ConversionPlan, ProgressCallback, parameter_shapes, plan_conversion
+from mlx_transformer.weights.conversion_plan import (
+    ConversionPlan,
+    ProgressCallback,
+    family_of_model_type,
+    parameter_shapes,
+    plan_conversion,
+)
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, read_checkpoint
 from mlx_transformer.weights.formats.tensors import quote
@@ -97,7 +103,7 @@ def convert(
     source, destination = Path(source), Path(destination)
     if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
         raise FileExistsError(f"{destination} already exists: choose another name, or use force to replace it.")
-    with read_checkpoint(source) as checkpoint:
+    with open_checkpoint(source, family) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, source, family, rename, settings)
         stored = parse_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
         if dtype is not None:
@@ -141,7 +147,7 @@ def load(
         ConversionError: If tensors are missing, unexpected or of the wrong shape.
         ValueError: If the checkpoint is damaged or its family is unknown.
     """
-    with read_checkpoint(source) as checkpoint:
+    with open_checkpoint(source, family) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, Path(source), family, rename, settings)
         model = prepared.build_model(quantize)
         prepared.plan.fill(model)
@@ -151,9 +157,21 @@ def load(
 
 def inspect_checkpoint(source: str | Path) -> dict[str, Any]:
     """Return the family of a checkpoint and the dtypes of its tensors, without reading their values."""
-    with read_checkpoint(source) as checkpoint:
+    with open_checkpoint(source) as checkpoint:
         plan = prepare_checkpoint(checkpoint, Path(source)).plan
         return {"family": plan.family, "stored_dtype": sorted({t.dtype for t in checkpoint.tensors.values()})}
+
+
+def open_checkpoint(source: str | Path, family: str | None = None) -> Checkpoint:
+    """Open a checkpoint; one whose config.json rules out a conversion is refused first, as its weights may be missing.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is damaged or not supported.
+    """
+    if family is None:
+        family_of_model_type(read_config(Path(source)))
+    return read_checkpoint(source)
 
 
 def prepare_checkpoint(

@@ -6,6 +6,7 @@ from typing import Any
 
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
+from mlx_transformer.config.serialization import check_type
 from mlx_transformer.weights.source_config import read_sibling_json
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,14 @@ NEUTRAL_VALUES = {
     **dict.fromkeys(("do_sample", "diversity_penalty", "penalty_alpha", "sequence_bias", "forced_decoder_ids")),
     **dict.fromkeys(("begin_suppress_tokens", "exponential_decay_length_penalty", "stop_strings", "constraints")),
     **dict.fromkeys(("force_words_ids", "remove_invalid_values", "max_time", "token_healing", "watermarking_config")),
+}
+
+# Settings that are computed with; SearchConfig checks the others.
+SETTING_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("max_length", "max_new_tokens", "min_length", "min_new_tokens"), int),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), int),
+    "suppress_tokens": list[int],
+    "bad_words_ids": list[list[int]],
 }
 
 # Settings that may be a list, of which only the first token is used.
@@ -65,13 +74,10 @@ def search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfi
     Raises:
         ValueError: If a setting has the wrong type.
     """
-    try:
-        return _search_config({key: value for key, value in generation.items() if value is not None}, model)
-    except TypeError as error:
-        raise ValueError(f"The checkpoint's generation settings have wrong types: {error}.") from None
-
-
-def _search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfig:
+    generation = {key: value for key, value in generation.items() if value is not None}
+    for key, kind in SETTING_TYPES.items():
+        if key in generation:
+            check_type(f"The generation setting {key}", generation[key], kind)
     max_tokens = generation.get("max_length", 0) - 1
     min_tokens = generation["min_new_tokens"] + 1 if "min_new_tokens" in generation else 0
     values = {

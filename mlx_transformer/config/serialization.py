@@ -61,8 +61,8 @@ def _has_type(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(
             _has_type(k, args[0]) and _has_type(v, args[1]) for k, v in value.items()
         )
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_has_type(item, args[0]) for item in value)
+    if origin in (tuple, list):
+        return isinstance(value, origin) and all(_has_type(item, args[0]) for item in value)
     if kind is float:
         return type(value) in (int, float)
     return type(value) is kind
@@ -71,12 +71,17 @@ def _has_type(value: Any, kind: Any) -> bool:
 def check_types(config: Any) -> None:
     """Raise ValueError for a field whose value does not have its annotated type."""
     for item in dataclasses.fields(config):
-        value = vars(config)[item.name]
-        if not _has_type(value, item.type):
-            kind = item.type.__name__ if isinstance(item.type, type) else str(item.type).replace("typing.", "")
-            raise ValueError(f"{item.name} must be {kind}, not {reprlib.repr(value)}.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{item.name} must be a finite number, not {value}.")
+        check_type(item.name, vars(config)[item.name], item.type)
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError for a value that does not have the type `kind`; the error calls it `name`."""
+    if not _has_type(value, kind):
+        choices = "one of " + ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else None
+        expected = choices or (kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", ""))
+        raise ValueError(f"{name} must be {expected}, not {reprlib.repr(value)}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value}.")
 
 
 def check_at_most(config: Any, limits: dict[str, int]) -> None:

@@ -167,10 +167,8 @@ def load_segmenter() -> Callable[[str, str], list[str]]:
     """Return sentencex's function that splits a text by language code; ValueError if sentencex is not installed."""
     try:
         from sentencex import segment
-    except ImportError:
-        raise ValueError(
-            "Splitting sentences needs sentencex, which is not installed: pip install sentencex."
-        ) from None
+    except ImportError as error:
+        raise ValueError(f"Splitting sentences needs sentencex: {error}; pip install sentencex.") from None
     function: Callable[[str, str], list[str]] = segment
     return function
 

@@ -5,4 +5,4 @@ from mlx_transformer.metrics import INSTALL_HINT
 try:
     import matplotlib as matplotlib
 except ModuleNotFoundError as error:
-    raise ValueError(f"Pictures need matplotlib, which is not installed: {INSTALL_HINT}.") from error
+    raise ValueError(f"Pictures need matplotlib: {error}; {INSTALL_HINT}.") from error

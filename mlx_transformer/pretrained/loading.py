@@ -12,6 +12,7 @@ from mlx_transformer.storage.atomic import atomic_symlink
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.convert import convert as convert
 from mlx_transformer.weights.convert import load as load_torch
+from mlx_transformer.weights.source_config import read_config
 
 BUNDLED_MODEL = Path(weights.__file__).parent / "pretrained" / "en-fr"
 TORCH_PATTERNS = ("*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.ckpt")
@@ -110,5 +111,6 @@ def is_torch_checkpoint(path: Path) -> bool:
     """Whether a path is a torch checkpoint, as opposed to a model folder."""
     if path.is_file():
         return True
-    has_weights = any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS)
-    return has_weights and not model_folder.is_model_folder(path)
+    if model_folder.is_model_folder(path):
+        return False
+    return any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS) or bool(read_config(path))

@@ -261,7 +261,5 @@ class TestParagraphs:
 
 def test_missing_sentencex(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencex", None)
-    with pytest.raises(
-        ValueError, match="Splitting sentences needs sentencex, which is not installed: pip install sentencex"
-    ):
+    with pytest.raises(ValueError, match="Splitting sentences needs sentencex: .*; pip install sentencex"):
         split_paragraph("a", shorter_than(5))

@@ -1,6 +1,7 @@
 """Loading of model folders and of the bundled model."""
 
 import gzip
+import json
 
 import mlx.core as mx
 import pytest
@@ -29,6 +30,22 @@ def test_load_accepts_paths_and_strings(folder):
         model, tokenizer = loading.load(name)
         assert tokenizer is None and not model.training
         assert all(mx.array_equal(array, expected[key]) for key, array in tree_flatten(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "model_type, message",
+    [
+        ("gpt2", "model_type 'gpt2' cannot be converted: it is a decoder without an encoder"),
+        ("bert", "model_type 'bert' cannot be converted: it is an encoder without a decoder"),
+        ("elmo", "model_type 'elmo' of config.json is not supported"),
+        ("t5", "a folder must have a checkpoint: model.safetensors"),
+    ],
+)
+def test_a_folder_of_transformers_without_weights_is_named_as_what_it_is(tmp_path, model_type, message):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for use in (loading.load, lambda folder: loading.convert(folder, tmp_path / "converted")):
+        with pytest.raises(ValueError, match=message):
+            use(tmp_path)
 
 
 def test_load_passes_the_dtype_on(folder):

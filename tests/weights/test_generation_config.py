@@ -149,6 +149,14 @@ def test_invalid_generation_settings():
     assert search_config({"bad_words_ids": [[], [5]]}, MODEL).suppress_ids == (5,)
     with pytest.raises(ValueError, match="beam_size must be at most 1024, not 100000"):
         search_config({"num_beams": 100000}, MODEL)
+    for settings, message in (
+        ({"max_length": "long"}, "generation setting max_length must be int, not 'long'"),
+        ({"min_length": 2.5}, "generation setting min_length must be int, not 2.5"),
+        ({"bad_words_ids": [3]}, r"generation setting bad_words_ids must be list\[list\[int\]\], not \[3\]"),
+        ({"suppress_tokens": 3}, r"generation setting suppress_tokens must be list\[int\], not 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search_config(settings, MODEL)
 
 
 @pytest.mark.parametrize(

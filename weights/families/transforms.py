@@ -124,4 +124,4 @@ def scale_if_tied(settings: dict[str, Any]) -> float:
     scaled = settings.get("scale_decoder_outputs")
     if scaled is None:
         scaled = settings.get("tie_word_embeddings") is not False
-    return float(settings["d_model"]) ** -0.5 if scaled else 1.0
+    return settings["d_model"] ** -0.5 if scaled else 1.0

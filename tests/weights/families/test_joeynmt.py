@@ -104,5 +104,5 @@ def test_joeynmt_without_layer_norm_setting(final_norms, tmp_path, tolerance):
 def test_joeynmt_stacks_must_have_the_same_activation():
     heads = {"encoder_num_heads": 2, "decoder_num_heads": 2, "encoder_activation": "gelu"}
     assert fields_from_config(FAMILIES["joeynmt"], heads | {"decoder_activation": "gelu"})["activation"] == "gelu"
-    with pytest.raises(ValueError, match="do not determine activation"):
+    with pytest.raises(ValueError, match="Both stacks must have the same activation, not gelu, relu"):
         fields_from_config(FAMILIES["joeynmt"], heads)
