@@ -3,8 +3,10 @@
 Option definitions import nothing heavy, so that `--help` is quick; each command imports the library when it runs.
 """
 
+import errno
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -21,9 +23,20 @@ PIPE_CLOSED = 141
 class CommandLine(click.Group):
     """A click group that prints user errors as one line with an exit status; bugs keep their traceback."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line, also with closed standard streams."""
+        streams.open_closed_streams()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # from writing --help or --version
+            flush_or_discard()
+            click.echo(f"Error: {describe_os_error(error)}", err=True)
+            sys.exit(1)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; exit status 1 for errors of the library, 130 for Ctrl-C, 141 for a closed pipe."""
         try:
+            streams.replace_unusable_tmpdir()
             result = super().invoke(ctx)
             sys.stdout.flush()  # so that a full disk or closed pipe is reported like other errors
             return result
@@ -49,9 +62,16 @@ def describe_error(error: Exception, ctx: click.Context) -> str:
             return "The model and one batch do not fit in memory: lower --batch-tokens."
         return "The model does not fit in memory: use a smaller model, or a machine with more memory."
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return input_lines.escape_control_characters(f"{where}{error.strerror}.")
+        return describe_os_error(error)
     return input_lines.escape_control_characters(" ".join(str(error).split())) or type(error).__name__
+
+
+def describe_os_error(error: OSError) -> str:
+    """Format an error of the operating system as one printable line."""
+    if error.errno == errno.EBADF:
+        return "Standard output is closed: redirect it to a file, or to /dev/null."
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return input_lines.escape_control_characters(f"{where}{error.strerror}.")
 
 
 def partial_results_note(ctx: click.Context) -> str:

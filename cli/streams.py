@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
+from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.storage.text_files import iterate_lines, open_text
 
 PARTIAL_PATH_KEY = "mlx_transformer.partial"  # key of the partial output file in the click context
 DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 
 
+def open_closed_streams() -> None:
+    """Open closed standard streams, so that no file gets their descriptors.
+
+    Standard input stays None, writing to standard output raises OSError, and standard error is discarded.
+    """
+    if sys.stdin is None:
+        os.open(os.devnull, os.O_RDONLY)
+    if sys.stdout is None:
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # not writable
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")
+
+
+def replace_unusable_tmpdir() -> None:
+    """Replace a TMPDIR that cannot be written, because MLX compiles functions there."""
+    wanted, usable = os.environ.get("TMPDIR"), tempfile.gettempdir()
+    if wanted and os.path.abspath(wanted) != usable:
+        click.echo(f"Warning: TMPDIR is {wanted}, which cannot be written; {usable} is used instead.", err=True)
+    os.environ["TMPDIR"] = usable
+
+
 def none_if_dash(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:
-    """Treat - like a missing path: standard input or output."""
-    return None if path == "-" else path
+    """Treat - and the names of standard input and output like a missing path."""
+    return None if path in ("-", "/dev/stdin", "/dev/stdout") else path
 
 
 def input_option(name: str, help: str) -> Any:
@@ -55,9 +79,20 @@ def read_input(source: str | None, context: click.Context) -> Iterator[list[byte
     """Open a file, or standard input, for the duration of the command; return the lines as they arrive."""
     if source is not None:
         return iterate_lines(context.with_resource(open_text(source)), source)
+    if sys.stdin is None:
+        raise ValueError("Standard input is closed: give --input FILE, or redirect standard input.")
     if sys.stdin.isatty():
         click.echo("Reading lines from the terminal; Ctrl-D ends.", err=True)
     return iterate_lines(sys.stdin.buffer, "Standard input")
+
+
+def warn_file_names(texts: Iterable[str], remedy: str) -> None:
+    """Warn on standard error of texts that are the names of files; `remedy` may have a {file}."""
+    for text in filter(os.path.isfile, texts):
+        advice = remedy.format(file=shlex.quote(text))
+        click.echo(
+            f"Warning: {escape_control_characters(text)} is a file, but only its name is read: {advice}.", err=True
+        )
 
 
 def with_progress(results: Iterable[bytes], source: str | None, output: str | None) -> Iterable[bytes]:

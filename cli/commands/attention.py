@@ -20,7 +20,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
-from mlx_transformer.cli.streams import check_paths
+from mlx_transformer.cli.streams import check_paths, warn_file_names
 
 
 @click.command("attention", short_help="Draw attention weights.")
@@ -78,6 +78,7 @@ def command(
 
     check_format(output)
     check_paths(output)
+    warn_file_names([text], "give the text itself")
     if not text.strip():
         raise ValueError("TEXT must not be blank.")
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)

@@ -50,6 +50,7 @@ from mlx_transformer.cli.streams import (
     input_option,
     output_option,
     read_input,
+    warn_file_names,
     with_progress,
     write_results,
 )
@@ -140,6 +141,7 @@ def command(
         raise click.UsageError("Give TEXT or --input, not both.")
     check_paths(output, *([] if texts else [source]))
     check_options(options)
+    warn_file_names(texts, "to read the file, give --input {file}")
     if stream:
         options = prepare_stream({**options, "strict": strict, "verbose": verbose})
     if options["split_sentences"]:
