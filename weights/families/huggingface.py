@@ -9,6 +9,7 @@ from mlx_transformer.weights.families.spec import (
     OUTPUT_BIAS,
     POST_NORM,
     PRE_NORM,
+    STACKS,
     Family,
     NameTable,
     attention_names,
@@ -53,7 +54,8 @@ BART_FIELDS = {
     "eos_id": transforms.first_value("eos_token_id"),
 }
 SCALED_FIELDS = {**BART_FIELDS, "scale_embeddings": ("scale_embedding", True)}
-COMPUTED_POSITIONS = ("*.embed_positions.weight*",)
+# Sinusoidal positions that are read if the file has them, as in transformers, and otherwise computed.
+STORED_POSITIONS: NameTable = {f"{stack}.positions.weight": f"{stack}.embed_positions.weight" for stack in STACKS}
 BART_KEYWORDS: dict[str, Any] = {"fields": BART_FIELDS, "presence": OUTPUT_BIAS}
 BART = Family(
     BART_NAMES | learned_positions(2),
@@ -126,10 +128,9 @@ T5_KEYWORDS: dict[str, Any] = {"ignored": ("*.EncDecAttention.relative_attention
 
 HUGGINGFACE_FAMILIES: dict[str, Family] = {
     "marian": Family(
-        BART_NAMES,
+        BART_NAMES | STORED_POSITIONS,
         constants=POST_NORM,
         sinusoids=transforms.sinusoidal_halves,
-        ignored=COMPUTED_POSITIONS,
         model_types=("marian",),
         **BART_KEYWORDS,
     ),
@@ -146,14 +147,13 @@ HUGGINGFACE_FAMILIES: dict[str, Family] = {
         {**SCALED_FIELDS, "activation": ("activation_function", "relu", transforms.activation)},
         constants=PRE_NORM,
         sinusoids=transforms.sinusoidal_after_padding,
-        ignored=COMPUTED_POSITIONS,
+        ignored=("*.embed_positions.weight*",),  # transformers ignores them too
         model_types=("m2m_100",),
     ),
     "pegasus": Family(
-        BART_NAMES,
+        BART_NAMES | STORED_POSITIONS,
         constants=PRE_NORM,
         sinusoids=transforms.sinusoidal_halves,
-        ignored=COMPUTED_POSITIONS,
         model_types=("pegasus",),
         **BART_KEYWORDS,
     ),

@@ -139,9 +139,7 @@ def test_a_base_model_without_output_layer_and_prefix(pair, tmp_path, tolerance)
 
 # Model -> unused tensors in old files.
 UNUSED_TENSORS = {
-    "marian": ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"],
     "m2m100": ["model.encoder.embed_positions.weights", "model.decoder.embed_positions.weights"],
-    "pegasus": ["model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight"],
     "t5": ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
     "mt5": ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
 }
@@ -156,8 +154,36 @@ def test_unused_tensors_of_old_files_are_ignored(name, tmp_path):
     theirs.save_pretrained(plain)
     theirs.save_pretrained(old)
     (old / "model.safetensors").unlink()
-    tables = {key: theirs.state_dict().get(key, torch.randn(8, 3)) for key in UNUSED_TENSORS[name]}
+    tables = {key: torch.randn(8, 3) for key in UNUSED_TENSORS[name]}
     torch.save(theirs.state_dict() | tables, old / "pytorch_model.bin")
+    check_same_model(convert.load(plain)[0], convert.load(old)[0])
+
+
+@pytest.mark.parametrize("file_format", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["marian", "pegasus", "m2m100"])
+def test_position_tables_of_a_file_are_used_where_transformers_uses_them(name, file_format, tmp_path, tolerance):
+    import torch
+
+    theirs = torch_model(name)
+    tables = {f"model.{stack}.embed_positions.weight": torch.randn(40, 16) for stack in ("encoder", "decoder")}
+    state = theirs.state_dict() | tables
+    save_tensors(theirs, tmp_path, state)
+    if file_format == "pytorch_model.bin":
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(state, tmp_path / file_format)
+    positions = check_folder(theirs, tmp_path, tolerance).encoder.positions
+    assert np.allclose(positions.weight, tables["model.encoder.embed_positions.weight"]) == (name != "m2m100")
+
+
+def test_marian_positions_in_a_file_equal_those_that_are_computed(tmp_path):
+    import torch
+
+    theirs = torch_model("marian")
+    plain, old = tmp_path / "plain", tmp_path / "old"
+    theirs.save_pretrained(plain)
+    theirs.config.save_pretrained(old)
+    theirs.generation_config.save_pretrained(old)
+    torch.save(theirs.state_dict(), old / "pytorch_model.bin")
     check_same_model(convert.load(plain)[0], convert.load(old)[0])
 
 
