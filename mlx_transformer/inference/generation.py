@@ -168,7 +168,7 @@ def generate_hypotheses(
         length.
 
     Raises:
-        ValueError: If `batch_tokens` is not positive, or a language is missing or unknown.
+        ValueError: If a line is not a string, `batch_tokens` is not positive, or a language is missing or unknown.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
@@ -209,7 +209,7 @@ def stream_generate(
         line: Line number, which selects random numbers in sampling.
 
     Raises:
-        ValueError: If the search has several beams, or a language is missing or unknown.
+        ValueError: If the text is not a string, the search has several beams, or a language is missing or unknown.
     """
     search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
     lines = make_source_lines([text], source_language, target_language, target_prefix)

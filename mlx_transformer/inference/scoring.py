@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -32,8 +32,10 @@ from mlx_transformer.inference.batching import (
 )
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.tokenization.texts import check_list, check_string
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
+MISSING: Any = object()  # the counterpart of a source without a target, or of a target without a source
 MAX_LOGITS = 2**27  # per batch, half a gigabyte: large vocabularies get smaller batches
 
 
@@ -151,14 +153,14 @@ def score(
         batch_tokens: Maximum number of padded positions in a batch, counted on its longer side.
 
     Raises:
-        ValueError: If the numbers of sources and targets differ, a language is missing or unknown, `batch_tokens` is
-            not positive, a layer or head does not exist, or logits are NaN.
+        ValueError: If the numbers of sources and targets differ, one is not a string, a language is missing or unknown,
+            `batch_tokens` is not positive, a layer or head does not exist, or logits are NaN.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
-    if isinstance(sources, str) or isinstance(targets, str):
-        raise ValueError("sources and targets must be lists of texts, not one text: put it in a list.")
-    lines = make_source_lines(sources, source_language, target_language)
+    check_list(sources, "sources")
+    check_list(targets, "targets")
+    lines = make_source_lines(sources, source_language, target_language, name="sources")
     pairs = _pair_lines(add_source_prefix(tokenizer.config, lines, source_prefix), targets)
     while window := list(islice(pairs, READ_AHEAD)):
         yield from score_pairs(model, _encode_window(model, tokenizer, window, alignment), alignment, batch_tokens)
@@ -167,10 +169,11 @@ def score(
 
 def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator[tuple[SourceLine, SourceLine]]:
     """Yield each source with its target, as lines with the same languages."""
-    for number, (line, target) in enumerate(zip_longest(lines, targets), start=1):
-        if line is None or target is None:
-            side = "source" if line is None else "target"
+    for number, (line, target) in enumerate(zip_longest(lines, targets, fillvalue=MISSING), start=1):
+        if line is MISSING or target is MISSING:
+            side = "source" if line is MISSING else "target"
             raise ValueError(f"Sources and targets must be equally many: number {number} has no {side}.")
+        check_string(target, "targets", number - 1)
         yield line, line._replace(text=target if target.strip() else "", start=0)
 
 

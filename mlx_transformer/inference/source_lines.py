@@ -5,6 +5,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.tokenization.texts import check_list, check_string
 
 PerLineText = str | Iterable[str | None] | None  # one text for all lines, or one for each
 
@@ -32,24 +33,48 @@ def make_source_lines(
     source_language: PerLineText = None,
     target_language: PerLineText = None,
     target_prefix: PerLineText = None,
+    name: str = "texts",
 ) -> Iterator[SourceLine]:
     """Combine texts with their settings; a text that is a SourceLine already keeps its own.
 
+    Args:
+        texts: The texts.
+        source_language: Language code of the texts, or one for each.
+        target_language: Language code to generate, or one for each.
+        target_prefix: Text that the targets begin with, or one for each.
+        name: Name of the texts in error messages.
+
     Raises:
-        ValueError: If a setting is given per line and has fewer values than there are lines.
+        ValueError: If a text or a setting is not a string, with its index, or if a setting is given per line and has
+            fewer values than there are lines.
     """
+    check_list(texts, name)
     columns = [
-        repeat(setting) if setting is None or isinstance(setting, str) else iter(setting)
-        for setting in (source_language, target_language, target_prefix)
+        _setting_of_each_line("source_language", source_language),
+        _setting_of_each_line("target_language", target_language),
+        _setting_of_each_line("target_prefix", target_prefix),
     ]
-    for number, text in enumerate(texts, start=1):
+    for index, text in enumerate(texts):
         try:
             source, target, prefix = [next(column) for column in columns]  # StopIteration ends a generator silently
         except StopIteration:
             raise ValueError(
-                f"Languages and target prefixes must be one for all lines or one for each: line {number} lacks one."
+                f"Languages and target prefixes must be one for all lines or one for each: line {index + 1} lacks one."
             ) from None
+        check_string(text.text if isinstance(text, SourceLine) else text, name, index)
         yield text if isinstance(text, SourceLine) else SourceLine(text, source, target, prefix)
+
+
+def _setting_of_each_line(name: str, setting: PerLineText) -> Iterator[str | None]:
+    """Yield a setting that is one for all lines or one for each."""
+    if setting is None or isinstance(setting, str):
+        yield from repeat(setting)
+    else:
+        check_list(setting, name)
+        for index, value in enumerate(setting):
+            if value is not None:
+                check_string(value, name, index)
+            yield value
 
 
 def add_source_prefix(

@@ -35,12 +35,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = 
     """Train a BPE tokenizer whose vocabulary begins with the special, byte and language tokens.
 
     Args:
-        texts: The training texts; they are iterated over twice.
+        texts: The training texts, in valid Unicode; they are iterated over twice.
         vocab_size: Maximum size of the vocabulary.
         languages: Language codes.
 
     Raises:
-        ValueError: If `vocab_size` is too small, a text is not valid Unicode, or there is no text.
+        ValueError: If `vocab_size` is too small, or there is no text.
 
     Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units".
     """
@@ -77,7 +77,6 @@ def _choose_alphabet(texts: Iterable[str], max_size: int) -> list[str]:
     """Return the space and the most frequent characters, sorted; ties keep the lower code point."""
     counts: Counter[str] = Counter()
     for text in texts:
-        check_unicode(text)
         counts.update(text)
     uncovered = counts.total()
     if not uncovered:
@@ -90,14 +89,3 @@ def _choose_alphabet(texts: Iterable[str], max_size: int) -> list[str]:
         alphabet.add(character)
         uncovered -= count
     return sorted(alphabet)
-
-
-def check_unicode(text: str) -> None:
-    """Raise ValueError if a text cannot be encoded as UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"Text must be valid Unicode: {text[:40]!r} has a lone surrogate at position {error.start}; "
-            "decode it from bytes as UTF-8."
-        ) from error

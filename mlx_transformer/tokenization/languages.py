@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.tokenization.texts import check_list, check_string
 
 LanguageCodes = str | Sequence[str | None] | None  # one code for all texts, or one per text; None for the default
 
@@ -20,7 +21,14 @@ def resolve_language_ids(config: TokenizerConfig, side: str, languages: Language
     Raises:
         ValueError: If a code is unknown, the number of codes is wrong, or the model takes no language on this side.
     """
-    codes = [languages] * count if languages is None or isinstance(languages, str) else list(languages)
+    if languages is None or isinstance(languages, str):
+        codes = [languages] * count
+    else:
+        check_list(languages, f"{side}_language")
+        codes = list(languages)
+        for index, code in enumerate(codes):
+            if code is not None:
+                check_string(code, f"{side}_language", index)
     if len(codes) != count:
         raise ValueError(f"{side}_language must be one code or one per text: got {len(codes)} for {count} texts.")
     role = config.source_language if side == "source" else config.target_language

@@ -11,7 +11,6 @@ from mlx_transformer.storage.files import read_json
 from mlx_transformer.tokenization.bpe_trainer import (
     FIXED_TOKENS,
     SPECIAL_TOKENS,
-    check_unicode,
     language_token,
     train_bpe,
 )
@@ -24,6 +23,7 @@ from mlx_transformer.tokenization.languages import (
     resolve_language_ids,
 )
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
+from mlx_transformer.tokenization.texts import check_list, check_texts
 from mlx_transformer.tokenization.vocabulary import ByteVocabulary, Vocabulary, WordVocabulary
 
 VOCABULARY_FILE = "vocabulary.json"
@@ -128,8 +128,9 @@ class Tokenizer:
             target_language: The target language in the same form; used if the source carries its token.
 
         Raises:
-            ValueError: If a text has a lone surrogate, or a language is missing or unknown.
+            ValueError: If a text is not a string or has a lone surrogate, or a language is missing or unknown.
         """
+        check_texts(texts, "texts")
         config = self.config
         languages = resolve_language_ids(config, "source", source_language, len(texts))
         if config.target_language == "source":
@@ -189,8 +190,9 @@ class Tokenizer:
         """Return the target ids of each text, with the special tokens of targets except the decoder's first input.
 
         Raises:
-            ValueError: If a text has a lone surrogate, or a language is missing or unknown.
+            ValueError: If a text is not a string or has a lone surrogate, or a language is missing or unknown.
         """
+        check_texts(texts, "texts")
         first_ids = [start.first_id for start in self.decoder_starts(len(texts), target_language)]
         before, after = self.config.before_target, self.config.after_target
         rows = self._encode_texts(self.target, self.target_vocab_size, texts)
@@ -200,8 +202,6 @@ class Tokenizer:
         ]
 
     def _encode_texts(self, vocabulary: Vocabulary, size: int, texts: Sequence[str]) -> list[list[int]]:
-        for text in texts:
-            check_unicode(text)
         rows = vocabulary.encode_batch(texts)
         return rows if vocabulary.size <= size else [[i for i in row if i < size] for row in rows]
 
@@ -289,10 +289,16 @@ class Tokenizer:
             target_languages: Codes of the target languages, whose tokens begin targets; a single one is the default.
 
         Raises:
-            ValueError: If there is no text, or `vocab_size` leaves no room beside special, byte and language tokens.
+            ValueError: If there is no text, a text is not a string or has a lone surrogate, or `vocab_size` leaves no
+                room beside special, byte and language tokens.
         """
+        check_list(sources, "sources")
+        check_list(targets, "targets")
+        sources, targets = list(sources), list(targets)
+        check_texts(sources, "sources")
+        check_texts(targets, "targets")
         config = _trained_config(set(source_languages), set(target_languages))
-        sides = ([*sources, *targets],) if shared else (list(sources), list(targets))
+        sides = ([*sources, *targets],) if shared else (sources, targets)
         codes = list(config.languages)
         trained = [HFVocabulary(train_bpe(texts, vocab_size, codes)) for texts in sides]
         return cls(trained[0], trained[-1], config)

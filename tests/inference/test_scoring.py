@@ -304,7 +304,7 @@ class TestMany:
         with pytest.raises(ValueError, match="number 1 has no source"):
             list(score(plain, words, [], ["w3"]))
         for one in (("w3", ["w3"]), (["w3"], "w3")):
-            with pytest.raises(ValueError, match="must be lists of texts, not one text: put it in a list"):
+            with pytest.raises(ValueError, match="must be a list of strings, not .*: put a single text in a list"):
                 list(score(plain, words, *one))
         with pytest.raises(ValueError, match="batch_tokens must be more than 0, not 0"):
             list(score(plain, words, ["w3"], ["w3"], batch_tokens=0))

@@ -1,0 +1,112 @@
+"""Lists of texts at every public entry: an item that is not a string is named with its index."""
+
+import pytest
+from support.tiny_models import config, random_model
+
+import mlx_transformer as mt
+from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.tokenization.vocabulary import WordVocabulary
+
+WORDS = ["<pad>", "</s>", "<s>", "one", "two"]
+BAD = [None, float("nan"), 3, b"one", ["one"]]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(config(source_vocab_size=len(WORDS), target_vocab_size=len(WORDS)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return mt.Tokenizer(WordVocabulary({word: i for i, word in enumerate(WORDS)}, 0))
+
+
+# Name of the argument in the message, and a call with the argument.
+ENTRIES = {
+    "generate": ("texts", lambda model, tokenizer, texts: mt.generate(model, tokenizer, texts)),
+    "generate_hypotheses": (
+        "texts",
+        lambda model, tokenizer, texts: list(mt.generate_hypotheses(model, tokenizer, texts)),
+    ),
+    "score, sources": (
+        "sources",
+        lambda model, tokenizer, texts: list(mt.score(model, tokenizer, texts, ["one"] * 3)),
+    ),
+    "score, targets": (
+        "targets",
+        lambda model, tokenizer, texts: list(mt.score(model, tokenizer, ["one"] * 3, texts)),
+    ),
+    "encode_batch": ("texts", lambda model, tokenizer, texts: tokenizer.encode_batch(texts)),
+    "encode_target_batch": ("texts", lambda model, tokenizer, texts: tokenizer.encode_target_batch(texts)),
+    "train, sources": ("sources", lambda model, tokenizer, texts: mt.Tokenizer.train(texts, ["one"], 300)),
+    "train, targets": ("targets", lambda model, tokenizer, texts: mt.Tokenizer.train(["one"], texts, 300)),
+    "prefixes": (
+        "target_prefix",
+        lambda model, tokenizer, texts: mt.generate(model, tokenizer, ["one"] * 3, target_prefix=texts),
+    ),
+    "languages": (
+        "source_language",
+        lambda model, tokenizer, texts: mt.generate(model, tokenizer, ["one"] * 3, source_language=texts),
+    ),
+    "languages of targets": (
+        "target_language",
+        lambda model, tokenizer, texts: tokenizer.encode_target_batch(["one"] * 3, texts),
+    ),
+}
+OPTIONAL = ("prefixes", "languages", "languages of targets")  # whose items may be None
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("bad", BAD, ids=repr)
+def test_an_item_that_is_not_a_string(model, tokenizer, entry, bad):
+    name, call = ENTRIES[entry]
+    if bad is not None or entry not in OPTIONAL:
+        good = None if entry in OPTIONAL else "one"
+        with pytest.raises(ValueError, match=rf"^{name}\[1\] must be a string, not .*\.$"):
+            call(model, tokenizer, [good, bad, good])
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("texts", [3, b"one", float("nan")])
+def test_an_argument_that_is_not_a_list(model, tokenizer, entry, texts):
+    name, call = ENTRIES[entry]
+    with pytest.raises(ValueError, match=f"^{name} must be a list of strings, not .*: put a single text in a list"):
+        call(model, tokenizer, texts)
+
+
+@pytest.mark.parametrize("entry", [name for name in ENTRIES if name not in (*OPTIONAL, "generate")])
+@pytest.mark.parametrize("texts", ["one", None])
+def test_a_single_text_is_not_read_by_character(model, tokenizer, entry, texts):
+    name, call = ENTRIES[entry]
+    with pytest.raises(ValueError, match=f"^{name} must be a list of strings, not .*: put a single text in a list"):
+        call(model, tokenizer, texts)
+
+
+@pytest.mark.parametrize("bad", [*BAD, ["one", "two"]], ids=repr)
+def test_a_single_text_that_is_not_a_string(model, tokenizer, bad):
+    calls = [
+        lambda: list(mt.stream_generate(model, tokenizer, bad)),
+        lambda: tokenizer.encode(bad),
+        lambda: tokenizer.encode_target(bad),
+        lambda: mt.generate(model, tokenizer, [SourceLine("one"), SourceLine(bad)]),
+    ]
+    for call, index in zip(calls, (0, 0, 0, 1), strict=True):
+        with pytest.raises(ValueError, match=rf"^texts\[{index}\] must be a string, not "):
+            call()
+
+
+def test_results_before_a_bad_line_are_delivered(model, tokenizer):
+    results = mt.generate_hypotheses(model, tokenizer, ["one"] * 2048 + [None], mt.SearchConfig(max_tokens=1))
+    delivered = []
+    with pytest.raises(ValueError, match=r"texts\[2048\] must be a string, not None"):
+        delivered.extend(results)
+    assert len(delivered) == 2048
+
+
+def test_subclasses_of_strings_and_any_iterable_are_texts(model, tokenizer):
+    class Text(str):
+        pass
+
+    expected = mt.generate(model, tokenizer, ["one", "two"])
+    assert mt.generate(model, tokenizer, (Text(text) for text in ("one", "two"))) == expected
+    assert tokenizer.encode_batch((Text("one"),)) == tokenizer.encode_batch(["one"])
