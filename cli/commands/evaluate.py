@@ -72,7 +72,8 @@ def command(
     `en:fr=FILE`.
 
     With --sources and --references every line counts separately; a blank line in one of several reference files is not
-    a reference. Without sacrebleu only exact matches are counted.
+    a reference. Lines whose source and references are blank do not count, and a note says how many they are; a blank
+    source with a reference counts as an empty translation. Without sacrebleu only exact matches are counted.
     """
     from mlx_transformer.metrics import corpus_scores, exact_match, has_sacrebleu
 
@@ -109,8 +110,10 @@ def read_test_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, s
     from mlx_transformer.data.parallel_corpus import read_pairs
     from mlx_transformer.metrics import group_references
 
-    pairs = read_pairs(spec, split="test")
-    return *group_references(pairs.pairs), pairs.source_language, pairs.target_language
+    corpus = read_pairs(spec, split="test", allow_blank=True)
+    scored = leave_out_blank(spec, ((source, [reference]) for source, reference in corpus.pairs))
+    sources, groups = group_references((source, reference) for source, (reference,) in scored)
+    return sources, groups, corpus.source_language, corpus.target_language
 
 
 def read_test_files(sources: str, references: tuple[str, ...]) -> tuple[list[str], list[list[str]]]:
@@ -123,16 +126,35 @@ def read_test_files(sources: str, references: tuple[str, ...]) -> tuple[list[str
                 f"Sources and references must have equally many lines, but {sources} has {len(lines)} and {path} has "
                 f"{len(column)}: align them again."
             )
-    if not lines:
-        raise ValueError(f"{sources} must have at least one source, but is empty.")
-    groups = [[text for text in row if text.strip()] for row in zip(*columns, strict=True)]
-    for number, (line, group) in enumerate(zip(lines, groups, strict=True), start=1):
-        if not line.strip() or not group:
-            raise ValueError(
-                f"Every line needs a source and a reference: line {number} of {sources} has no "
-                f"{'reference' if line.strip() else 'source'}."
-            )
-    return lines, groups
+    scored = leave_out_blank(sources, zip(lines, zip(*columns, strict=True), strict=True))
+    return [source for source, _ in scored], [group for _, group in scored]
+
+
+def leave_out_blank(name: str, lines: Iterable[tuple[str, Iterable[str]]]) -> list[tuple[str, list[str]]]:
+    """Return sources with their references, without blank references and without lines that are blank altogether.
+
+    Args:
+        name: The SPEC or the file of sources, for messages.
+        lines: The source and the references of each line.
+
+    Raises:
+        ValueError: If a source has no reference, or no line is left.
+    """
+    rows = [(source, [text for text in texts if text.strip()]) for source, texts in lines]
+    for number, (source, references) in enumerate(rows, start=1):
+        if source.strip() and not references:
+            raise ValueError(f"Every source needs a reference: line {number} of {name} has no reference.")
+    scored = [row for row in rows if row[1]]
+    if not scored:
+        raise ValueError(f"{name} must have at least one source with a reference, but has none.")
+    num_empty = sum(not source.strip() for source, _ in scored)
+    if num_empty or len(scored) < len(rows):
+        click.echo(
+            f"Blank lines of {name}: {len(rows) - len(scored):,} left out, {num_empty:,} with a reference counted as "
+            "empty translations.",
+            err=True,
+        )
+    return scored
 
 
 def best_texts(lines: list[str], results: Iterable[list[mt.Hypothesis]]) -> list[str]:

@@ -96,8 +96,9 @@ def command(
     """Score given targets: write the natural logarithm of each target's probability, one line per pair.
 
     Pairs are SOURCE<tab>TARGET lines of --input or standard input, or the lines of --source and --target; files are
-    plain or .gz. Scores include the end token; an empty target is the end token alone. With --alignments a tab and
-    pairs of source and target words follow the score, as in 0-0 1-2. With --json the result of a pair is
+    plain or .gz. Scores include the end token; an empty target is the end token alone, and a blank line is a pair of
+    empty texts. With --alignments a tab and pairs of source and target words follow the score, as in 0-0 1-2. With
+    --json the result of a pair is
 
     \b
     {"score": ..., "tokens": [...], "token_scores": [...], "truncated": ..., "alignment": [[0, 0], [1, 2]]}
@@ -142,8 +143,8 @@ def read_pairs(path: str | None, context: click.Context) -> Iterator[list[TextPa
 
 
 def split_pair(line: InputLine) -> TextPair:
-    """Split a line into its two columns."""
-    columns = line.source.text.split("\t")
+    """Split a line into its two columns; a blank line has empty ones."""
+    columns = line.source.text.split("\t") if line.source.text.strip() else ["", ""]
     if len(columns) != 2:
         raise ValueError(
             f"{line.name} must be a source, one tab and a target, but has {len(columns) - 1} tabs: correct the line."

@@ -50,7 +50,14 @@ class ParallelCorpora:
         skipped: Number of bad lines skipped in the last complete iteration.
     """
 
-    def __init__(self, specs: Sequence[str], *, split: str = "train", skip_bad_lines: bool = False) -> None:
+    def __init__(
+        self,
+        specs: Sequence[str],
+        *,
+        split: str = "train",
+        skip_bad_lines: bool = False,
+        allow_blank: bool = False,
+    ) -> None:
         """Parse corpus specs and check that their files exist; lines are checked when they are read.
 
         Args:
@@ -59,6 +66,7 @@ class ParallelCorpora:
                 select a split. A prefix sets language codes: `en:fr=FILE.tsv`, or only one, `:fr=FILE.tsv`.
             split: Split that `dates` stands for; the splits are disjoint.
             skip_bad_lines: Skip and count lines that are not a pair of non-empty UTF-8 texts.
+            allow_blank: Accept pairs with a blank side, and blank lines as pairs of empty texts.
 
         Raises:
             FileNotFoundError: If a file does not exist.
@@ -69,12 +77,13 @@ class ParallelCorpora:
         self.source_languages = _language_codes("source", {spec.text: spec.source_language for spec in self.specs})
         self.target_languages = _language_codes("target", {spec.text: spec.target_language for spec in self.specs})
         self.skip_bad_lines = skip_bad_lines
+        self.allow_blank = allow_blank
         self.skipped = 0
 
     def __iter__(self) -> Iterator[SentencePair]:
         skipped = 0
         for spec in self.specs:
-            for pair in _read_spec(spec, self.skip_bad_lines):
+            for pair in _read_spec(spec, self.skip_bad_lines, self.allow_blank):
                 if pair is None:
                     skipped += 1
                 else:
@@ -103,9 +112,11 @@ class TextPairs(NamedTuple):
     target_language: str | None = None
 
 
-def read_pairs(spec: str, *, split: str = "train", skip_bad_lines: bool = False) -> TextPairs:
+def read_pairs(
+    spec: str, *, split: str = "train", skip_bad_lines: bool = False, allow_blank: bool = False
+) -> TextPairs:
     """Read all pairs of one corpus; see `ParallelCorpora` for arguments and errors."""
-    corpora = ParallelCorpora([spec], split=split, skip_bad_lines=skip_bad_lines)
+    corpora = ParallelCorpora([spec], split=split, skip_bad_lines=skip_bad_lines, allow_blank=allow_blank)
     pairs = [(pair.source, pair.target) for pair in corpora]
     (parsed,) = corpora.specs
     return TextPairs(pairs, corpora.skipped, parsed.source_language, parsed.target_language)
@@ -142,13 +153,13 @@ def _language_codes(side: str, code_of_spec: dict[str, str | None]) -> list[str]
     return sorted(codes)
 
 
-def _read_spec(spec: CorpusSpec, skip_bad_lines: bool) -> Iterator[SentencePair | None]:
+def _read_spec(spec: CorpusSpec, skip_bad_lines: bool, allow_blank: bool) -> Iterator[SentencePair | None]:
     """Yield each pair, and None for each bad line that is skipped."""
     num_pairs = num_bad = 0
     reason = ""
     for number, columns in enumerate(_read_columns(spec), 1):
         try:
-            pair = SentencePair(*_decode_columns(columns), spec.source_language, spec.target_language)
+            pair = SentencePair(*_decode_columns(columns, allow_blank), spec.source_language, spec.target_language)
         except ValueError as error:
             if not skip_bad_lines:
                 remedy = "correct it, or skip such lines with --skip-bad-lines"
@@ -171,8 +182,10 @@ def _read_columns(spec: CorpusSpec) -> Iterator[Sequence[bytes | None]]:
     return (line.split(b"\t") for line in read_lines(spec.files[0]))
 
 
-def _decode_columns(columns: Sequence[bytes | None]) -> tuple[str, str]:
+def _decode_columns(columns: Sequence[bytes | None], allow_blank: bool) -> tuple[str, str]:
     """Return source and target; raise ValueError with the reason if the line is bad."""
+    if allow_blank and len(columns) == 1 and not (columns[0] or b"").strip():
+        return "", ""
     if len(columns) != 2:
         raise ValueError(f"a line must have one tab, between source and target, but it has {len(columns) - 1}")
     texts = []
@@ -187,6 +200,6 @@ def _decode_columns(columns: Sequence[bytes | None]) -> tuple[str, str]:
             ) from error
         if "\0" in texts[-1]:
             raise ValueError(f"the {side} must be text, but it has NUL characters")
-        if not texts[-1].strip():
+        if not (allow_blank or texts[-1].strip()):
             raise ValueError(f"the {side} must not be empty")
     return texts[0], texts[1]

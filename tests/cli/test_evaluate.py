@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from sacrebleu.metrics import BLEU
 from support.command_line import error_line
 
 from mlx_transformer.cli.commands import evaluate
@@ -47,14 +48,47 @@ class TestEvaluate:
         ("sources", "one", "two", "message"),
         [
             ("a\nb\n", "A\n\n", "A\n \n", "line 2 of .*sources.gz has no reference"),
-            ("a\n\n", "A\nB\n", "A\nB\n", "line 2 of .*sources.gz has no source"),
             ("a\nb\n", "A\nB\n", "A\n", "sources.gz has 2 and .*two.gz has 1"),
-            ("", "", "", "sources.gz must have at least one source"),
+            ("", "", "", "sources.gz must have at least one source with a reference"),
+            ("\n\n", "\n\n", "\n\n", "sources.gz must have at least one source with a reference"),
         ],
     )
     def test_mismatched_files_are_rejected(self, echo, tmp_path, sources, one, two, message):
         arguments = self.files(tmp_path, sources=sources, one=one, two=two)
         assert re.search(message, error_line(echo("evaluate", *arguments, status=1)))
+
+    @pytest.mark.parametrize("form", ["lines", "two files", "table"])
+    def test_blank_lines(self, echo, tmp_path, form):
+        """Lines that are blank on both sides do not count; a blank source with a reference is an empty translation."""
+        sources, references = ["a b c d", "", " ", "e f g h", ""], ["A B C D", " ", "", "E F G H", "I J K L"]
+        table = map("\t".join, zip(sources, references, strict=True))
+        for name, lines in (("s", sources), ("r", references), ("t", table)):
+            (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+        source, reference, table = (tmp_path / name for name in "srt")
+        arguments = {
+            "lines": ["--sources", source, "--references", reference],
+            "two files": [f"{source}::{reference}"],
+            "table": [table],
+        }[form]
+        result = echo("evaluate", "--json", *arguments)
+        figures = json.loads(result.stdout)
+        assert (figures["sentences"], figures["references"]) == (3, 3)
+        assert figures["exact_match"] == pytest.approx(2 / 3)
+        expected = BLEU().corpus_score(["A B C D", "E F G H", ""], [["A B C D", "E F G H", "I J K L"]])
+        assert figures["bleu"] == pytest.approx(expected.score)
+        assert ": 2 left out, 1 with a reference counted as empty translations." in result.stderr
+        translated = echo("generate", "--input", source).stdout.split("\n")[:-1]
+        assert len(translated) == len(references)
+
+    def test_empty_lines_of_a_table_are_blank_pairs(self, echo, tmp_path):
+        (tmp_path / "test.tsv").write_text("a\tA\n\n \nb\tB\n")
+        figures = json.loads(echo("evaluate", "--json", tmp_path / "test.tsv").stdout)
+        assert (figures["sentences"], figures["exact_match"]) == (2, 1)
+
+    def test_a_source_without_a_reference_names_its_line(self, echo, tmp_path):
+        (tmp_path / "test.tsv").write_text("a\tA\n\nb\t\n")
+        line = error_line(echo("evaluate", tmp_path / "test.tsv", status=1))
+        assert f"line 3 of {tmp_path / 'test.tsv'} has no reference" in line
 
     def test_unreadable_files(self, echo, tmp_path):
         arguments = self.files(tmp_path, sources="a\n", one="A\n")

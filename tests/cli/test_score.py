@@ -32,6 +32,11 @@ class TestScore:
         assert echo("score", *two_files("one\n\nthe car\n", "un\n\nla voiture")).stdout == expected
         assert echo("score", *two_files("", "")).stdout == "" == echo("score").stdout
 
+    def test_blank_lines_are_pairs_of_empty_texts(self, echo, two_files):
+        expected = "-2.0000\n0.0000\n0.0000\n-2.0000\n"
+        assert echo("score", stdin=b"a\tb\n\n\r\nc\td\n").stdout == expected
+        assert echo("score", *two_files("a\n\n\nc\n", "b\n\n\nd\n")).stdout == expected
+
     def test_alignments(self, echo):
         result = echo("score", "--alignments", stdin=self.PAIRS.encode())
         assert result.stdout == "-5.0000\t0-0\n0.0000\t\n-17.0000\t0-0 1-1\n"
@@ -69,7 +74,6 @@ class TestScore:
         [
             (b"a\tb\nno tab\n", "Line 2 must be a source, one tab and a target, but has 0 tabs: correct the line."),
             (b"a\tb\tc\n", "Line 1 must be a source, one tab and a target, but has 2 tabs"),
-            (b"\n", "Line 1 must be a source, one tab and a target"),
             (b"a\tb\na\t\xff\n", "Line 2 must be valid UTF-8: byte 3 is 0xff"),
         ],
     )
