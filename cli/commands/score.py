@@ -96,9 +96,8 @@ def command(
     """Score given targets: write the natural logarithm of each target's probability, one line per pair.
 
     Pairs are SOURCE<tab>TARGET lines of --input or standard input, or the lines of --source and --target; files are
-    plain or .gz. Scores include the end token; an empty target is the end token alone, and a blank line is a pair of
-    empty texts. With --alignments a tab and pairs of source and target words follow the score, as in 0-0 1-2. With
-    --json the result of a pair is
+    plain or .gz. Scores include the end token; an empty target is the end token alone, a blank line a pair of empty
+    texts. With --alignments pairs of words follow the score, after a tab, as in 0-0 1-2. With --json a result is
 
     \b
     {"score": ..., "tokens": [...], "token_scores": [...], "truncated": ..., "alignment": [[0, 0], [1, 2]]}
