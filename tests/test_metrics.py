@@ -52,3 +52,13 @@ def test_missing_sacrebleu_error_names_the_remedy(monkeypatch):
     monkeypatch.setattr(metrics, "has_sacrebleu", lambda: False)
     with pytest.raises(ValueError, match=r"pip install 'mlx_transformer\[train\]'"):
         corpus_scores(["a"], [["a"]])
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "references"),
+    [(["a", None], [["a"], ["b"]]), (["a", "b"], [["a"], [None]]), (["a", "b"], [["a"], "b"]), (["a", 3], [["a"]] * 2)],
+)
+def test_texts_that_are_not_strings_are_refused_by_number(hypotheses, references):
+    for metric in (exact_match, corpus_scores):
+        with pytest.raises(ValueError, match="a list of references, all strings: number 2 has"):
+            metric(hypotheses, references)

@@ -292,15 +292,16 @@ class Tokenizer:
             ValueError: If there is no text, a text is not a string or has a lone surrogate, or `vocab_size` leaves no
                 room beside special, byte and language tokens.
         """
-        check_list(sources, "sources")
-        check_list(targets, "targets")
+        lists = {"sources": sources, "targets": targets}
+        lists |= {"source_languages": source_languages, "target_languages": target_languages}
+        for name, argument in lists.items():
+            check_list(argument, name)
         sources, targets = list(sources), list(targets)
         check_texts(sources, "sources")
         check_texts(targets, "targets")
         config = _trained_config(set(source_languages), set(target_languages))
         sides = ([*sources, *targets],) if shared else (sources, targets)
-        codes = list(config.languages)
-        trained = [HFVocabulary(train_bpe(texts, vocab_size, codes)) for texts in sides]
+        trained = [HFVocabulary(train_bpe(texts, vocab_size, list(config.languages))) for texts in sides]
         return cls(trained[0], trained[-1], config)
 
 

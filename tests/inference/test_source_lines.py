@@ -95,6 +95,12 @@ def test_a_single_text_that_is_not_a_string(model, tokenizer, bad):
             call()
 
 
+def test_languages_of_a_new_tokenizer_are_a_list():
+    for side in ("source", "target"):
+        with pytest.raises(ValueError, match=f"^{side}_languages must be a list of strings, not 'en'"):
+            mt.Tokenizer.train(["one"], ["un"], 300, **{f"{side}_languages": "en"})
+
+
 def test_results_before_a_bad_line_are_delivered(model, tokenizer):
     results = mt.generate_hypotheses(model, tokenizer, ["one"] * 2048 + [None], mt.SearchConfig(max_tokens=1))
     delivered = []
