@@ -14,8 +14,6 @@ from mlx_transformer import __version__
 from mlx_transformer.cli import input_lines, streams
 from mlx_transformer.cli.commands import attention, convert, evaluate, generate, info, plot, score, train
 
-# Parts of MLX's error messages for failed allocations on the CPU, Metal and CUDA.
-OUT_OF_MEMORY = ("malloc", "unable to allocate", "out of memory", "insufficient memory")
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE, as shells expect
 PIPE_CLOSED = 141
 
@@ -48,8 +46,11 @@ class CommandLine(click.Group):
             flush_or_discard()
             ctx.exit(PIPE_CLOSED)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(words in str(error).lower() for words in OUT_OF_MEMORY):
-                raise
+            if isinstance(error, RuntimeError):
+                from mlx_transformer.inference.batching import is_out_of_memory
+
+                if not is_out_of_memory(error):
+                    raise
             flush_or_discard()
             raise click.ClickException(describe_error(error, ctx) + partial_results_note(ctx)) from error
 

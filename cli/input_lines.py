@@ -26,11 +26,13 @@ class InputLine(NamedTuple):
         name: Its name in error messages.
         source: Its text, with languages and target prefix.
         fields: JSON fields that are returned with the result.
+        error: Why the line cannot be read; its text is empty then.
     """
 
     name: str
     source: SourceLine
     fields: dict[str, Any]
+    error: str | None = None
 
 
 def parse_lines(
@@ -41,7 +43,21 @@ def parse_lines(
     numbers = itertools.count(1)
     for window in windows:
         names = [f"{noun} {next(numbers)}" for _ in window]
-        yield [parse(name, decode(name, line), defaults or {}) for name, line in zip(names, window, strict=True)]
+        yield [parse_line(parse, name, line, defaults or {}) for name, line in zip(names, window, strict=True)]
+
+
+def parse_line(parse: Callable[..., InputLine], name: str, line: bytes, defaults: dict[str, Any]) -> InputLine:
+    """Decode and parse a line; one that cannot be read gets its error."""
+    try:
+        return parse(name, decode(name, line), defaults)
+    except ValueError as error:
+        return InputLine(name, SourceLine(""), {}, str(error))
+
+
+def parse_file(path: str) -> Iterator[InputLine]:
+    """Decode each line of a file of plain text."""
+    for number, line in enumerate(read_lines(path), start=1):
+        yield parse_line(parse_text, f"{path}, line {number}", line, {})
 
 
 def parse_text(name: str, line: str, defaults: dict[str, Any]) -> InputLine:

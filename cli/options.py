@@ -161,6 +161,16 @@ def load_with_tokenizer(
     return network, tokenizer
 
 
+def check_languages(tokenizer: mt.Tokenizer, source_language: str | None, target_language: str | None) -> None:
+    """Raise ValueError if a language that all lines share is missing or unknown."""
+    has_tags = (
+        tokenizer.config.target_language == "source" and target_language is None
+    )  # lines may begin with ">>fra<<"
+    if not has_tags:
+        tokenizer.encode("", source_language, target_language)
+    tokenizer.decoder_starts(1, [target_language])
+
+
 def warn_truncated(name: str) -> None:
     """Warn on standard error, above a progress bar, that a source was truncated."""
     from tqdm import tqdm

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import InputLine
+from mlx_transformer.cli.input_lines import InputLine, escape_control_characters
+from mlx_transformer.inference.source_lines import SourceLine
 
+Result = TypeVar("Result", "LineResult", "mt.Score")
 GenerateFunction = Callable[..., Iterator[list[Any]]]  # `mt.generate_hypotheses` with all arguments but the lines
 
 
@@ -29,22 +32,65 @@ class LineResult(NamedTuple):
     hypotheses: list[mt.Hypothesis]
     sentences: list[tuple[str, mt.Hypothesis]] | None = None
 
+    @property
+    def error(self) -> str | None:
+        """Why the line has no result, with the name of the line."""
+        error = self.hypotheses[0].error
+        return f"{self.line.name}: {error}" if error else self.line.error
+
+
+class FailedLines:
+    """Reports lines without a result: their errors go to standard error, unless the results hold them (JSON)."""
+
+    def __init__(self, in_results: bool) -> None:
+        self.in_results = in_results
+        self.count = 0
+
+    def report(self, error: str) -> None:
+        """Count a line, and print its error."""
+        from tqdm import tqdm
+
+        self.count += 1
+        if not self.in_results:
+            tqdm.write(f"Error: {escape_control_characters(error)}", file=sys.stderr)
+
+    def watch(self, results: Iterable[Result]) -> Iterator[Result]:
+        """Report the failed lines among results as they pass through."""
+        for result in results:
+            if result.error:
+                self.report(result.error)
+            yield result
+
+    def check(self) -> None:
+        """End the command with exit status 1 if lines have failed."""
+        if self.count and self.in_results:
+            raise click.ClickException(f'{self.count} of the results have an "error".')
+        if self.count:
+            raise click.exceptions.Exit(1)
+
 
 def generate_lines(windows: Iterable[list[InputLine]], generate: GenerateFunction) -> Iterator[LineResult]:
     """Generate from each line as a whole."""
     count = 0
     for window in windows:
-        results = generate([line.source for line in window], first_line=count)
+        results = generate([line.source for line in window], first_line=count, return_errors=True)
         for line, hypotheses in zip(window, results, strict=True):
             yield LineResult(line, hypotheses)
         count += len(window)
 
 
-def stream_lines(windows: Iterable[list[InputLine]], stream: Callable[..., Iterator[str]]) -> Iterator[bytes]:
+def stream_lines(
+    windows: Iterable[list[InputLine]], stream: Callable[..., Iterator[str]], failed: FailedLines
+) -> Iterator[bytes]:
     """Yield the text of each line in pieces, as it is generated; line feeds inside a text become spaces."""
     for number, line in enumerate(chain.from_iterable(windows)):
-        for piece in stream(line.source, line=number):
-            yield piece.replace("\n", " ").encode("utf-8", "replace")
+        if line.error:
+            failed.report(line.error)
+        try:
+            for piece in stream(line.source, line=number):
+                yield piece.replace("\n", " ").encode("utf-8", "replace")
+        except ValueError as error:
+            failed.report(f"{line.name}: {error}")
         yield b"\n"
 
 
@@ -64,18 +110,19 @@ def generate_sentences(
         generate_paragraphs,
         split_paragraph,
     )
-    from mlx_transformer.inference.source_lines import SourceLine, add_source_prefix
+    from mlx_transformer.inference.source_lines import add_source_prefix
 
     max_length = model.config.encoder.max_length
 
     def paragraph(line: InputLine) -> Paragraph:
         source = line.source
-        if source.target_prefix:
-            raise ValueError(f"{line.name} cannot be split and have a target prefix: leave out one of them.")
 
         def fits(text: str) -> bool:
             (prefixed,) = add_source_prefix(tokenizer.config, [SourceLine(text)], prefix)
-            return fits_model(prefixed.text, max_length, tokenizer, source.source_language, source.target_language)
+            try:
+                return fits_model(prefixed.text, max_length, tokenizer, source.source_language, source.target_language)
+            except ValueError:
+                return True  # `generate` returns the error of a line that cannot be tokenized
 
         return split_paragraph(source.text, fits, language or source.source_language)._replace(
             source_language=source.source_language, target_language=source.target_language
@@ -83,12 +130,21 @@ def generate_sentences(
 
     count = 0
     for window in windows:
-        results = generate_paragraphs(map(paragraph, window), partial(generate, first_line=count))
+        window = list(map(reject_prefix, window))
+        results = generate_paragraphs(map(paragraph, window), partial(generate, first_line=count, return_errors=True))
         for line, (parts, hypotheses) in zip(window, results, strict=True):
             best = [row[0] for row in hypotheses]
             sentences = list(zip(parts.sentences, best, strict=True))
             yield LineResult(line, [combine_hypotheses(parts, best)], sentences)
             count += len(best)
+
+
+def reject_prefix(line: InputLine) -> InputLine:
+    """Return a line to split; one with a target prefix gets an error."""
+    if not line.source.target_prefix:
+        return line
+    error = f"{line.name} cannot be split and have a target prefix: leave out one of them."
+    return line._replace(source=SourceLine(""), error=error)
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -142,20 +198,27 @@ def format_text(answer: LineResult, count: int, scores: bool) -> bytes:
         columns = [f"{hypothesis.score:.4f}"] if scores else []
         columns.append((hypothesis.text or "").replace("\n", " "))
         columns += [] if hypothesis.alignment is None else [format_pharaoh(hypothesis.alignment)]
-        lines.append("\t".join(columns))
+        lines.append("" if answer.error else "\t".join(columns))
     lines += [""] * (count - len(lines))
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
 
 def format_json(answer: LineResult, count: int, scores: bool, tokenizer: mt.Tokenizer) -> bytes:
     """Format one JSON line; a single hypothesis is merged into the object, an n-best list is under "hypotheses"."""
+    if answer.error:
+        return to_json_line(answer.line.fields | {"error": answer.error})
     rows = [hypothesis_fields(hypothesis, tokenizer) for hypothesis in answer.hypotheses]
     result = answer.line.fields | (rows[0] if count == 1 else {"hypotheses": rows})
     if answer.sentences is not None:
         result["sentences"] = [
             {"source": source} | hypothesis_fields(best, tokenizer) for source, best in answer.sentences
         ]
-    return (json.dumps(result, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    return to_json_line(result)
+
+
+def to_json_line(fields: dict[str, Any]) -> bytes:
+    """Return an object as one line of JSON."""
+    return (json.dumps(fields, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 def hypothesis_fields(hypothesis: mt.Hypothesis, tokenizer: mt.Tokenizer) -> dict[str, Any]:

@@ -210,6 +210,21 @@ class TestSplit:
             printed, _ = echo("--split-sentences", "--json", *options, stdin=f"{json.dumps(text)}\n")
             assert len(json.loads(printed)["sentences"]) == count
 
+    def test_line_with_an_error_is_one_error_and_the_others_are_complete(self, echo):
+        lines = [
+            {"text": "One. Two."},
+            {"text": "One.", "target_prefix": "x"},
+            {"text": "Hm. ValueError: bad. No."},
+            "A.",
+        ]
+        stdin = "".join(f"{json.dumps(line)}\n" for line in lines)
+        printed, message = echo("--split-sentences", "--json", stdin=stdin, status=1)
+        first, second, third, fourth = map(json.loads, printed.splitlines())
+        assert (first["text"], fourth["text"]) == ("ONE. TWO.", "A.")
+        assert second == {"error": "Line 2 cannot be split and have a target prefix: leave out one of them."}
+        assert third == {"error": "Line 3: bad."}
+        assert message == 'Error: 2 of the results have an "error".\n'
+
     def test_several_hypotheses_are_rejected(self, echo):
         _, message = echo("--split-sentences", "--num-hypotheses", 2, "One.", status=2)
         assert "Error: --split-sentences gives one text per line: leave out --num-hypotheses." in message

@@ -16,6 +16,7 @@ from mlx_transformer.cli.options import (
     alignments_option,
     batch_option,
     beam_option,
+    check_languages,
     dtype_option,
     heads_option,
     layers_option,
@@ -34,6 +35,7 @@ from mlx_transformer.cli.options import (
     warn_truncated,
 )
 from mlx_transformer.cli.results import (
+    FailedLines,
     LineResult,
     check_options,
     format_json,
@@ -150,21 +152,34 @@ def command(
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
-    line_defaults = {name: options[name] for name in LINE_OPTIONS}
-    lines = parse_lines(windows, options["as_json"] and not texts, "TEXT" if texts else "Line", line_defaults)
+    lines = parse_input(windows, tokenizer, options, is_argument=bool(texts))
+    failed = FailedLines(in_results=options["as_json"])
     if stream:
         pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
-        write_results(output, stream_lines(lines, pieces), context)
+        write_results(output, stream_lines(lines, pieces, failed), context)
+        failed.check()
         return
     report = RunStats()
     answers = check_truncated(
         report.watch(generate_results(lines, network, tokenizer, config, prefix, options)), strict
     )
     form = partial(format_json, tokenizer=tokenizer) if options["as_json"] else format_text
-    results = (form(each, config.num_hypotheses, options["scores"]) for each in answers)
+    results = (form(each, config.num_hypotheses, options["scores"]) for each in failed.watch(answers))
     write_results(output, with_progress(results, source, output), context)
     if verbose:
         click.echo(report.lines(), err=True)
+    failed.check()
+
+
+def parse_input(
+    windows: Iterable[list[bytes]], tokenizer: mt.Tokenizer, options: dict[str, Any], is_argument: bool
+) -> Iterator[list[InputLine]]:
+    """Parse lines, or TEXT arguments, which are always plain text; check the languages that all lines share."""
+    defaults = {name: options[name] for name in LINE_OPTIONS}
+    as_json = options["as_json"] and not is_argument
+    if not as_json:
+        check_languages(tokenizer, defaults["source_language"], defaults["target_language"])
+    return parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
 
 
 def generate_results(
@@ -193,13 +208,16 @@ def generate_results(
 
 
 def check_truncated(answers: Iterable[LineResult], strict: bool) -> Iterator[LineResult]:
-    """Tell of a line that the model could not read to its end; with --strict it is an error."""
+    """Warn of lines that the model could not read to their end; with --strict they have no result."""
     for answer in answers:
-        if answer.hypotheses[0].truncated and strict:
-            raise ValueError(
+        if not answer.hypotheses[0].truncated:
+            yield answer
+        elif not strict:
+            warn_truncated(answer.line.name)
+            yield answer
+        else:
+            error = (
                 f"{answer.line.name} is longer than the model can read: shorten it, give --split-sentences, or leave "
                 "out --strict to have it cut."
             )
-        if answer.hypotheses[0].truncated:
-            warn_truncated(answer.line.name)
-        yield answer
+            yield answer._replace(line=answer.line._replace(error=error))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.input_lines import InputLine, decode_lines, parse_lines
+from mlx_transformer.cli.input_lines import InputLine, parse_file, parse_lines
 from mlx_transformer.cli.options import (
     alignments_option,
+    check_languages,
     dtype_option,
     heads_option,
     layers_option,
@@ -27,6 +29,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
+from mlx_transformer.cli.results import FailedLines, to_json_line
 from mlx_transformer.cli.streams import (
     check_paths,
     input_option,
@@ -41,11 +44,12 @@ PAIRS_PER_WINDOW = 2048
 
 
 class TextPair(NamedTuple):
-    """A source and its target, with their name in messages."""
+    """A source and its target, with their name in messages, or why they cannot be read."""
 
     name: str
     source: str
     target: str
+    error: str | None = None
 
 
 @click.command("score", short_help="Log-probabilities of given targets.")
@@ -104,35 +108,48 @@ def command(
     """  # noqa: D301 (click needs the backspace)
     if bool(source) != bool(target) or (source and path):
         raise click.UsageError("Give --source with --target, or --input, or pairs on standard input.")
-    if (alignment_layers or alignment_heads) and not alignments:
-        raise click.UsageError(
-            "--alignment-layer and --alignment-head have no effect on their own: give --alignments as well."
-        )
+    alignment = alignment_config(alignments, alignment_layers, alignment_heads)
     check_paths(output, *((source, target) if source else (path,)))
     windows = read_pair_files(source, target) if source and target else read_pairs(path, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     _, prefix = select_task(network, task, source_prefix)
-    alignment = mt.AlignmentConfig(alignment_layers or None, alignment_heads or None)
+    check_languages(tokenizer, source_language, target_language)
+    score = partial(
+        mt.score,
+        network,
+        tokenizer,
+        source_language=source_language,
+        target_language=target_language,
+        source_prefix=prefix,
+        alignment=alignment,
+        batch_tokens=batch_tokens,
+        return_errors=True,
+    )
+    failed = FailedLines(in_results=as_json)
+    form = partial(format_score_json, tokenizer=tokenizer) if as_json else format_score
+    results = map(form, failed.watch(score_pairs(windows, score)))
+    write_results(output, with_progress(results, source or path, output), context)
+    failed.check()
 
-    def results() -> Iterator[bytes]:
-        for window in windows:
-            scores = mt.score(
-                network,
-                tokenizer,
-                [pair.source for pair in window],
-                [pair.target for pair in window],
-                source_language=source_language,
-                target_language=target_language,
-                source_prefix=prefix,
-                alignment=alignment if alignments else None,
-                batch_tokens=batch_tokens,
-            )
-            for pair, score in zip(window, scores, strict=True):
-                if score.truncated:
-                    warn_truncated(pair.name)
-                yield format_score_json(score, tokenizer) if as_json else format_score(score)
 
-    write_results(output, with_progress(results(), source or path, output), context)
+def alignment_config(alignments: bool, layers: tuple[int, ...], heads: tuple[int, ...]) -> mt.AlignmentConfig | None:
+    """Return how to align words, or None; raise UsageError for layers or heads without --alignments."""
+    if (layers or heads) and not alignments:
+        raise click.UsageError(
+            "--alignment-layer and --alignment-head have no effect on their own: give --alignments as well."
+        )
+    return mt.AlignmentConfig(layers or None, heads or None) if alignments else None
+
+
+def score_pairs(windows: Iterable[list[TextPair]], score: Callable[..., Iterator[mt.Score]]) -> Iterator[mt.Score]:
+    """Score pairs, with warnings for truncated ones; errors have the names of their pairs."""
+    for window in windows:
+        scores = score([pair.source for pair in window], [pair.target for pair in window])
+        for pair, result in zip(window, scores, strict=True):
+            if result.truncated:
+                warn_truncated(pair.name)
+            error = pair.error or (f"{pair.name}: {result.error}" if result.error else None)
+            yield dataclasses.replace(result, error=error)
 
 
 def read_pairs(path: str | None, context: click.Context) -> Iterator[list[TextPair]]:
@@ -143,38 +160,43 @@ def read_pairs(path: str | None, context: click.Context) -> Iterator[list[TextPa
 
 def split_pair(line: InputLine) -> TextPair:
     """Split a line into its two columns; a blank line has empty ones."""
-    columns = line.source.text.split("\t") if line.source.text.strip() else ["", ""]
-    if len(columns) != 2:
-        raise ValueError(
-            f"{line.name} must be a source, one tab and a target, but has {len(columns) - 1} tabs: correct the line."
-        )
-    return TextPair(line.name, *columns)
+    columns = line.source.text.split("	") if line.source.text.strip() else ["", ""]
+    if len(columns) == 2:
+        return TextPair(line.name, columns[0], columns[1], line.error)
+    error = f"{line.name} must be a source, one tab and a target, but has {len(columns) - 1} tabs: correct the line."
+    return TextPair(line.name, "", "", error)
 
 
 def read_pair_files(source: str, target: str) -> Iterator[list[TextPair]]:
     """Yield the pairs of two files, line by line."""
-    pairs = enumerate(zip_longest(decode_lines(source), decode_lines(target)), start=1)
+    pairs = enumerate(zip_longest(parse_file(source), parse_file(target)), start=1)
     while window := list(islice(pairs, PAIRS_PER_WINDOW)):
-        for number, texts in window:
-            if None in texts:
-                shorter = (source, target)[texts.index(None)]
+        for number, lines in window:
+            if None in lines:
+                shorter = (source, target)[lines.index(None)]
                 raise ValueError(
                     f"--source and --target must have equally many lines, but {shorter} ends after line "
                     f"{number - 1}: align them again."
                 )
-        yield [TextPair(f"Line {number}", *texts) for number, texts in window]
+        yield [
+            TextPair(f"Line {number}", s.source.text, t.source.text, s.error or t.error) for number, (s, t) in window
+        ]
 
 
 def format_score(score: mt.Score) -> bytes:
     """Format a score, followed by a tab and the alignment if there is one."""
     from mlx_transformer.inference.alignment import format_pharaoh
 
+    if score.error:
+        return b"\n"
     alignment = "" if score.alignment is None else f"\t{format_pharaoh(score.alignment)}"
     return f"{score.score:.4f}{alignment}\n".encode()
 
 
 def format_score_json(score: mt.Score, tokenizer: mt.Tokenizer) -> bytes:
     """Format a score as one JSON line."""
+    if score.error:
+        return to_json_line({"error": score.error})
     result = {
         "score": score.score,
         "tokens": tokenizer.tokens(score.tokens),
@@ -182,4 +204,4 @@ def format_score_json(score: mt.Score, tokenizer: mt.Tokenizer) -> bytes:
         "truncated": score.truncated,
     }
     alignment = {} if score.alignment is None else {"alignment": score.alignment}
-    return (json.dumps(result | alignment, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+    return to_json_line(result | alignment)

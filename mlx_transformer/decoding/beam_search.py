@@ -15,16 +15,12 @@ from mlx.utils import tree_map
 
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.decode_step import BeamState, decode_step
-from mlx_transformer.decoding.hypothesis import Hypothesis, backtrace
+from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError, backtrace
 from mlx_transformer.decoding.inputs import DecodingInputs, check_per_source, make_decoding_inputs
 from mlx_transformer.decoding.logits_processors import NEG_INF
 from mlx_transformer.model.transformer import Memory, Transformer
 
 DecodeStep = Callable[[BeamState, Memory, DecodingInputs], BeamState]
-NO_HYPOTHESIS = (
-    "Search found no hypothesis: the model's logits are NaN, or all tokens are suppressed; compute in float32, and "
-    "check suppress_ids."
-)
 STEPS_PER_STOP_TEST = 4  # a stop test makes the host wait for the device
 
 
@@ -69,7 +65,8 @@ def generate_ids(
         `num_hypotheses` hypotheses for each source, best first; fewer only if the search space holds no more.
 
     Raises:
-        ValueError: If a source is longer than the encoder's positions, an argument is out of range, or logits are NaN.
+        NoHypothesisError: If logits are NaN, or all tokens are suppressed; it has the hypotheses of the other sources.
+        ValueError: If a source is longer than the encoder's positions, or an argument is out of range.
     """
     if not source.shape[0]:
         return []
@@ -92,9 +89,10 @@ def generate_ids(
                 hypotheses |= _finished_hypotheses(model, search, batch, state, prefixes)
                 batch, state = compact_batch(batch, state, surviving_rows(finished), search.beam_size)
     hypotheses |= _finished_hypotheses(model, search, batch, state, prefixes)
-    if not all(hypotheses.values()):
-        raise ValueError(NO_HYPOTHESIS)
-    return [hypotheses[row] for row in range(source.shape[0])]
+    results = [hypotheses[row] for row in range(source.shape[0])]
+    if not all(results):
+        raise NoHypothesisError(results)
+    return results
 
 
 def stream_ids(
@@ -130,7 +128,7 @@ def stream_ids(
         if previous is not None:
             token, score, finished_score = (array.item() for array in to_host(*previous))
             if not max(score, finished_score) > NEG_INF:  # true for NaN as well
-                raise ValueError(NO_HYPOTHESIS)
+                raise NoHypothesisError([[]])
             if token == model.config.eos_id:
                 return
             yield int(token)

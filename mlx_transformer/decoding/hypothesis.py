@@ -13,11 +13,12 @@ class Hypothesis:
         ids: Token ids without start and end tokens; they begin with the target prefix, if there is one.
         score: Sum of log-probabilities (natural logarithm) / length ** length_penalty. The length includes the end
             token; a target prefix counts in neither.
-        finish_reason: "stop" for an end token, "length" if max_tokens was reached.
+        finish_reason: "stop" for an end token, "length" if max_tokens was reached, "error" if there is no result.
         text: The decoded text, if a tokenizer was given.
         truncated: Whether the source was truncated to the model's maximum length.
         token_scores: Log-probability under the model of each id, and of the end token if there is one; on request.
         alignment: Pairs of aligned source and target words (or tokens); on request.
+        error: Why a text has no result, if errors are returned instead of raised.
     """
 
     ids: list[int]
@@ -27,6 +28,22 @@ class Hypothesis:
     truncated: bool = False
     token_scores: list[float] | None = None
     alignment: list[tuple[int, int]] | None = None
+    error: str | None = None
+
+
+class NoHypothesisError(ValueError):
+    """The search found no hypothesis for some of the sources.
+
+    Attributes:
+        hypotheses: The hypotheses of each source; empty lists for those without any.
+    """
+
+    reason = "the model's logits are not finite, or all tokens are suppressed: compute in float32, check suppress_ids"
+
+    def __init__(self, hypotheses: list[list[Hypothesis]]) -> None:
+        rows = [str(row) for row, found in enumerate(hypotheses) if not found]
+        super().__init__(f"Search found no hypothesis for source {', '.join(rows)}: {self.reason}.")
+        self.hypotheses = hypotheses
 
 
 def backtrace(backpointers: np.ndarray, last: np.ndarray, lengths: np.ndarray, vocab: int) -> np.ndarray:

@@ -68,11 +68,6 @@ def make_decoding_inputs(
         min(n, max(search.min_tokens, int(min(ratio * length, n))))
         for n, length in zip(max_new_tokens, lengths, strict=True)
     ]
-    if search.alternatives and search.beam_size > config.target_vocab_size:
-        raise ValueError(
-            f"alternatives must not exceed the vocabulary: beam_size {search.beam_size} is more than "
-            f"{config.target_vocab_size}; lower beam_size."
-        )
     first = forced_bos_ids or [search.forced_bos_id or 0] * batch
     check_per_source("forced_bos_ids", first, batch, 0, config.target_vocab_size - 1)
     if forced_bos_ids:
@@ -115,6 +110,11 @@ def check_search(search: SearchConfig, config: ModelConfig) -> None:
         raise ValueError(
             f"min_tokens must not exceed the decoder's {config.decoder.max_length} positions: {search.min_tokens} is "
             "more; lower min_tokens."
+        )
+    if search.alternatives and search.beam_size > config.target_vocab_size:
+        raise ValueError(
+            f"alternatives must not exceed the vocabulary: beam_size {search.beam_size} is more than "
+            f"{config.target_vocab_size}; lower beam_size."
         )
 
 

@@ -1,6 +1,7 @@
 """Generation of texts: lines are tokenized, batched by length, searched, decoded and returned in order."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,8 +13,8 @@ import mlx.core as mx
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
-from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.decoding.inputs import max_target_tokens
+from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
+from mlx_transformer.decoding.inputs import check_search, max_target_tokens
 from mlx_transformer.inference.alignment import source_word_indices, token_indices, word_indices_of_ids
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
@@ -24,9 +25,11 @@ from mlx_transformer.inference.batching import (
     pad_ids,
     padded_batch_size,
     padded_length,
+    raise_errors,
     reorder,
+    run_in_parts,
 )
-from mlx_transformer.inference.scoring import EncodedPair, score_pairs
+from mlx_transformer.inference.scoring import EncodedPair, Score, check_batches, score_pairs
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
@@ -47,6 +50,7 @@ class EncodedSource(NamedTuple):
         number: The line's number, which selects its random numbers.
         line: The line.
         truncated: Whether the source was truncated.
+        error: Why the line could not be tokenized.
     """
 
     ids: list[int]
@@ -55,6 +59,7 @@ class EncodedSource(NamedTuple):
     number: int
     line: SourceLine
     truncated: bool = False
+    error: str | None = None
 
 
 @overload
@@ -144,6 +149,7 @@ def generate_hypotheses(
     alignment: AlignmentConfig | None = None,
     token_scores: bool = False,
     first_line: int = 0,
+    return_errors: bool = False,
 ) -> Iterator[list[Hypothesis]]:
     """Generate the hypotheses of each line, best first, lazily and in order.
 
@@ -162,25 +168,33 @@ def generate_hypotheses(
         alignment: How to align the hypotheses with their sources, in one more pass; None for no alignments.
         token_scores: Whether to return the log-probability of each token, from the same pass.
         first_line: Number of the first line; line numbers select random numbers in sampling.
+        return_errors: Whether a line that has no result (its language is unknown, logits are not finite, it does not
+            fit in memory) gives one hypothesis with an `error`; otherwise the first such line raises an error, after
+            the results of the lines before it.
 
     Returns:
         A list of hypotheses per line. `truncated` marks hypotheses whose source was truncated to the model's maximum
         length.
 
     Raises:
-        ValueError: If a line is not a string, `batch_tokens` is not positive, or a language is missing or unknown.
+        ValueError: If `batch_tokens` is not positive, the search or alignment does not fit the model, a line is not a
+            string, or a line has no result.
     """
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
     search = search or model.search_defaults
+    check_search(search, model.config)
+    check_batches(model.config, batch_tokens, alignment)
     source_lines = make_source_lines(lines, source_language, target_language, target_prefix)
     prefixed = add_source_prefix(tokenizer.config, source_lines, source_prefix)
     rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
-    while window := list(islice(prefixed, READ_AHEAD)):
-        sources = _encode_lines(model, tokenizer, window, first_line)
-        yield from _generate_window(model, tokenizer, sources, search, batch_tokens, rescore, empty)
-        first_line += len(window)
+    numbered = enumerate(prefixed, start=first_line)
+
+    def results() -> Iterator[list[Hypothesis]]:
+        while window := list(islice(numbered, READ_AHEAD)):
+            sources = run_in_parts(partial(_encode_lines, model, tokenizer), window, _failed_source)
+            yield from _generate_window(model, tokenizer, sources, search, batch_tokens, rescore, empty)
+
+    return results() if return_errors else raise_errors(results(), lambda row: row[0].error, "Line", first_line + 1)
 
 
 def stream_generate(
@@ -214,7 +228,7 @@ def stream_generate(
     search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
     lines = make_source_lines([text], source_language, target_language, target_prefix)
     prefixed = list(add_source_prefix(tokenizer.config, lines, source_prefix))
-    (source,) = _encode_lines(model, tokenizer, prefixed, line)
+    (source,) = _encode_lines(model, tokenizer, list(enumerate(prefixed, start=line)))
     if source.truncated:
         logger.warning("Line %d is longer than the model can read and was cut.", line + 1)
     if source.ids:
@@ -237,30 +251,40 @@ def _generate_window(
     nonempty = [i for i, source in enumerate(sources) if source.ids]
     max_length, max_positions = model.config.encoder.max_length, batch_tokens // search.beam_size
 
+    def complete(batch: list[EncodedSource]) -> Iterator[list[Hypothesis]]:
+        rows = _search_batch(model, batch, search)
+        rows = rescore(batch, rows) if rescore else rows
+        for source, row in zip(batch, rows, strict=True):
+            texts = tokenizer.decode_batch(h.ids for h in row)
+            yield [replace(h, text=text, truncated=source.truncated) for h, text in zip(row, texts, strict=True)]
+
     def results() -> Iterator[tuple[int, list[Hypothesis]]]:
-        yield from ((i, [empty]) for i, source in enumerate(sources) if not source.ids)
+        for i, source in enumerate(sources):
+            if not source.ids:
+                yield i, [_failed_hypothesis(source.error) if source.error else empty]
         for batch in batch_by_length([len(sources[i].ids) for i in nonempty], max_length, max_positions):
             indices = [nonempty[i] for i in batch]
-            batch_sources = [sources[i] for i in indices]
-            hypotheses = _search_batch(model, batch_sources, search)
-            hypotheses = rescore(batch_sources, hypotheses) if rescore else hypotheses
-            for index, source, row in zip(indices, batch_sources, hypotheses, strict=True):
-                texts = tokenizer.decode_batch(h.ids for h in row)
-                yield (
-                    index,
-                    [replace(h, text=text, truncated=source.truncated) for h, text in zip(row, texts, strict=True)],
-                )
+            rows = run_in_parts(complete, [sources[i] for i in indices], lambda _, error: [_failed_hypothesis(error)])
+            yield from zip(indices, rows, strict=True)
             mx.clear_cache()  # buffers of shapes that may not occur again
 
     return reorder(results())
 
 
+def _failed_hypothesis(error: str) -> Hypothesis:
+    return Hypothesis(ids=[], score=-math.inf, finish_reason="error", text="", error=error)
+
+
+def _failed_source(line: tuple[int, SourceLine], error: str) -> EncodedSource:
+    return EncodedSource([], DecoderStart(0, None), [], *line, error=error)
+
+
 def _encode_lines(
-    model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine], first_line: int
+    model: Transformer, tokenizer: Tokenizer, numbered: list[tuple[int, SourceLine]]
 ) -> list[EncodedSource]:
-    """Tokenize lines, the first of which has the number `first_line`; blank lines get no ids."""
+    """Tokenize lines with their numbers; blank lines get no ids."""
     max_length = model.config.encoder.max_length
-    nonblank = [line for line in lines if line.text]
+    nonblank = [line for _, line in numbered if line.text]
     encoded = zip(
         encode_truncated(partial(encode_sources, tokenizer), nonblank, max_length),
         tokenizer.decoder_starts(len(nonblank), [line.target_language for line in nonblank]),
@@ -268,7 +292,7 @@ def _encode_lines(
         strict=True,
     )
     sources: list[EncodedSource] = []
-    for number, line in enumerate(lines, start=first_line):
+    for number, line in numbered:
         ids, start, prefix = next(encoded) if line.text else ([], DecoderStart(0, None), [])
         truncated = tokenizer.truncate_source(ids, max_length)
         sources.append(EncodedSource(truncated, start, prefix, number, line, len(ids) > max_length))
@@ -276,12 +300,20 @@ def _encode_lines(
 
 
 def _search_batch(model: Transformer, sources: list[EncodedSource], search: SearchConfig) -> list[list[Hypothesis]]:
-    """Search sources as one batch, padded to a batch size that is compiled once by rows that end after one token."""
+    """Search sources as one batch, padded to a batch size that is compiled once by rows that end after one token.
+
+    A source without a hypothesis gets one with an error.
+    """
     num_padding = padded_batch_size(len(sources)) - len(sources)
     padded = sources + [sources[0]._replace(ids=[model.config.eos_id])] * num_padding
     arguments = _search_arguments(model, padded, search)
     arguments["max_tokens"][len(sources) :] = [1] * num_padding
-    return generate_ids(model, search=search, **arguments)[: len(sources)]
+    try:
+        rows = generate_ids(model, search=search, **arguments)
+    except NoHypothesisError as error:
+        failed = [_failed_hypothesis(f"Search found no hypothesis: {error.reason}.")]
+        rows = [row or failed for row in error.hypotheses]
+    return rows[: len(sources)]
 
 
 def _search_arguments(model: Transformer, sources: list[EncodedSource], search: SearchConfig) -> dict[str, Any]:
@@ -312,12 +344,16 @@ def _rescore(
         _make_pair(model, tokenizer, source, hypothesis, alignment)
         for source, row in zip(sources, hypotheses, strict=True)
         for hypothesis in row
+        if not hypothesis.error
     ]
     scores = score_pairs(model, pairs, alignment, batch_tokens)
-    return [
-        [replace(h, token_scores=s.token_scores, alignment=s.alignment) for h, s in zip(row, scores, strict=False)]
-        for row in hypotheses
-    ]
+    return [[h if h.error else _with_score(h, next(scores)) for h in row] for row in hypotheses]
+
+
+def _with_score(hypothesis: Hypothesis, score: Score) -> Hypothesis:
+    if score.error:
+        raise ValueError(score.error)
+    return replace(hypothesis, token_scores=score.token_scores, alignment=score.alignment)
 
 
 def _make_pair(

@@ -1,5 +1,6 @@
 """Scoring of given targets: log-probabilities of their tokens, and word alignments with their sources."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.alignment import AlignmentConfig
+from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import BATCH_TOKENS
 from mlx_transformer.inference.alignment import (
     WordIndices,
@@ -28,7 +30,9 @@ from mlx_transformer.inference.batching import (
     pad_ids,
     padded_batch_size,
     padded_length,
+    raise_errors,
     reorder,
+    run_in_parts,
 )
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.transformer import Transformer
@@ -49,6 +53,7 @@ class Score:
         token_scores: Log-probability of each token; 0 for a first token that generation would force.
         truncated: Whether source or target was truncated to the model's maximum length.
         alignment: Pairs of aligned source and target words (or tokens); on request.
+        error: Why a pair has no score, if errors are returned instead of raised.
     """
 
     score: float
@@ -56,6 +61,7 @@ class Score:
     token_scores: list[float]
     truncated: bool = False
     alignment: list[tuple[int, int]] | None = None
+    error: str | None = None
 
 
 class EncodedPair(NamedTuple):
@@ -67,6 +73,7 @@ class EncodedPair(NamedTuple):
         forced: Whether generation would force the first token after the start token, which then scores 0.
         truncated: Whether source or target was truncated.
         units: Word (or token) index of each source id, and of each target id after the start token; for alignments.
+        error: Why the pair could not be tokenized.
     """
 
     source: list[int]
@@ -74,6 +81,7 @@ class EncodedPair(NamedTuple):
     forced: bool = False
     truncated: bool = False
     units: tuple[WordIndices, WordIndices] = ([], [])
+    error: str | None = None
 
     @property
     def length(self) -> int:
@@ -134,6 +142,7 @@ def score(
     source_prefix: str | None = None,
     alignment: AlignmentConfig | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    return_errors: bool = False,
 ) -> Iterator[Score]:
     """Compute the log-probability of each target, given its source, lazily and in order.
 
@@ -151,20 +160,35 @@ def score(
             prefix if None, no prefix if empty.
         alignment: How to align the targets with their sources; None for no alignments.
         batch_tokens: Maximum number of padded positions in a batch, counted on its longer side.
+        return_errors: Whether a pair that has no score (its language is unknown, logits are not finite, it does not fit
+            in memory) gives a Score with an `error`; otherwise the first such pair raises an error, after the scores
+            of the pairs before it.
 
     Raises:
-        ValueError: If the numbers of sources and targets differ, one is not a string, a language is missing or unknown,
-            `batch_tokens` is not positive, a layer or head does not exist, or logits are NaN.
+        ValueError: If the numbers of sources and targets differ, one is not a string, `batch_tokens` is not positive, a
+            layer or head does not exist, or a pair has no score.
     """
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
+    check_batches(model.config, batch_tokens, alignment)
     check_list(sources, "sources")
     check_list(targets, "targets")
     lines = make_source_lines(sources, source_language, target_language, name="sources")
     pairs = _pair_lines(add_source_prefix(tokenizer.config, lines, source_prefix), targets)
-    while window := list(islice(pairs, READ_AHEAD)):
-        yield from score_pairs(model, _encode_window(model, tokenizer, window, alignment), alignment, batch_tokens)
-        mx.clear_cache()  # buffers of shapes that may not occur again
+    encode = partial(_encode_window, model, tokenizer, alignment)
+
+    def results() -> Iterator[Score]:
+        while window := list(islice(pairs, READ_AHEAD)):
+            encoded = run_in_parts(encode, window, lambda _, error: EncodedPair([], [], error=error))
+            yield from score_pairs(model, encoded, alignment, batch_tokens)
+
+    return results() if return_errors else raise_errors(results(), lambda score: score.error, "Pair")
+
+
+def check_batches(config: ModelConfig, batch_tokens: int, alignment: AlignmentConfig | None) -> None:
+    """Raise ValueError for batches of no tokens, or an alignment that does not fit the model."""
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
+    if alignment is not None:
+        alignment.select(config.decoder)
 
 
 def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator[tuple[SourceLine, SourceLine]]:
@@ -180,8 +204,8 @@ def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator
 def _encode_window(
     model: Transformer,
     tokenizer: Tokenizer,
-    lines: list[tuple[SourceLine, SourceLine]],
     alignment: AlignmentConfig | None,
+    lines: list[tuple[SourceLine, SourceLine]],
 ) -> list[EncodedPair]:
     """Tokenize sources and targets, truncated to the model's maximum lengths and never empty."""
     max_source, max_target, end = (
@@ -241,22 +265,29 @@ def score_pairs(
 ) -> Iterator[Score]:
     """Score pairs in batches of similar length and at most `batch_tokens` positions; yield scores in order.
 
-    Raises:
-        ValueError: As in `score_ids`, and if logits are NaN.
+    A pair that cannot be scored gives a Score with an `error`.
     """
     config = model.config
     max_length = max(config.encoder.max_length, config.decoder.max_length)
     max_positions = min(batch_tokens, MAX_LOGITS // config.target_vocab_size)
+    encoded = [i for i, pair in enumerate(pairs) if not pair.error]
 
     def scores() -> Iterator[tuple[int, Score]]:
-        for batch in batch_by_length([pair.length for pair in pairs], max_length, max_positions):
-            yield from zip(batch, _score_batch(model, [pairs[i] for i in batch], alignment), strict=True)
+        yield from ((i, _failed_score(pair.error)) for i, pair in enumerate(pairs) if pair.error)
+        for batch in batch_by_length([pairs[i].length for i in encoded], max_length, max_positions):
+            indices = [encoded[i] for i in batch]
+            results = run_in_parts(
+                partial(_score_batch, model, alignment),
+                [pairs[i] for i in indices],
+                lambda _, error: _failed_score(error),
+            )
+            yield from zip(indices, results, strict=True)
             mx.clear_cache()  # buffers of shapes that may not occur again
 
     return reorder(scores())
 
 
-def _score_batch(model: Transformer, pairs: list[EncodedPair], alignment: AlignmentConfig | None) -> list[Score]:
+def _score_batch(model: Transformer, alignment: AlignmentConfig | None, pairs: list[EncodedPair]) -> list[Score]:
     """Score pairs as one batch, padded to a shape that is compiled once."""
     config = model.config
     padding = EncodedPair([config.eos_id], [config.start_id, config.eos_id])
@@ -270,13 +301,17 @@ def _score_batch(model: Transformer, pairs: list[EncodedPair], alignment: Alignm
         alignment,
     )
     logprobs = np.array(scores)
-    if not np.isfinite(logprobs).all():
-        raise ValueError("Scores must be finite, but the model's logits are not: compute in float32.")
     weights = [None] * len(rows) if attention is None else np.array(attention)
     return [_make_score(*row) for row in zip(pairs, logprobs, weights, strict=False)]
 
 
+def _failed_score(error: str) -> Score:
+    return Score(score=-math.inf, tokens=[], token_scores=[], error=error)
+
+
 def _make_score(pair: EncodedPair, logprobs: np.ndarray, weights: np.ndarray | None) -> Score:
+    if not np.isfinite(logprobs).all():
+        return _failed_score("Scores must be finite, but the model's logits are not: compute in float32.")
     token_scores = logprobs[: len(pair.target) - 1].tolist()
     if pair.forced:
         token_scores[0] = 0.0

@@ -112,8 +112,10 @@ def combine_hypotheses(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hyp
     """Combine the hypotheses of a paragraph's sentences, without token scores.
 
     Scores are summed. The result is truncated, or has the finish reason "length", if any part has. Alignments count
-    words from the beginning of the paragraph.
+    words from the beginning of the paragraph. If a part has an error, the result is that part.
     """
+    if failed := next((part for part in parts if part.error), None):
+        return failed
     ended = all(part.finish_reason == "stop" for part in parts)
     return replace(
         parts[0],

@@ -83,7 +83,7 @@ class TestLanguagesAndTasks:
 
     def test_a_language_is_a_code(self, echo):
         result = echo("generate", "--json", stdin=b'{"text": "one", "source_language": 5}\n', status=1)
-        assert 'Line 1 must have a string as "source_language", not 5.' in error_line(result)
+        assert 'Line 1 must have a string as "source_language", not 5.' in json.loads(result.stdout)["error"]
 
     def test_a_prefix(self, echo):
         assert echo("generate", "--source-prefix", "now: ", "one").stdout == "now: ONE\n"
@@ -175,8 +175,25 @@ class TestLines:
         assert result.stdout == "SHORT\n" + "X" * 100 + "\n"
 
     def test_strict_rejects_truncated_sources(self, echo):
-        result = echo("generate", "--strict", stdin=b"short\n" + b"x" * 101, status=1)
-        assert "Line 2 is longer than the model can read" in error_line(result) and result.stdout == "SHORT\n"
+        result = echo("generate", "--strict", stdin=b"short\n" + b"x" * 101 + b"\nfine", status=1)
+        assert "Line 2 is longer than the model can read" in error_line(result) and result.stdout == "SHORT\n\nFINE\n"
+
+    @pytest.mark.parametrize("options", [(), ("--stream",), ("--scores",)])
+    def test_bad_lines_have_empty_results_and_errors(self, echo, options):
+        result = echo("generate", *options, stdin=b"one\nValueError: reason\nbad \xff\ntwo\n", status=1)
+        lines = [line.split("\t")[-1] for line in result.stdout.splitlines()]
+        assert lines == ["ONE", "", "", "TWO"]
+        first, second = result.stderr.splitlines()
+        assert first == "Error: Line 2: reason"
+        assert second.startswith("Error: Line 3 must be valid UTF-8: byte 5 is 0xff.")
+
+    def test_bad_line_has_as_many_empty_results_as_others_have_hypotheses(self, echo):
+        result = echo("generate", "--num-hypotheses", "2", stdin=b"one\nValueError: reason\ntwo\n", status=1)
+        assert result.stdout.splitlines() == ["ONE", "ONE!", "", "", "TWO", "TWO!"]
+
+    def test_bad_line_is_replaced_in_the_output_file(self, echo, tmp_path):
+        echo("generate", "-o", tmp_path / "out", stdin=b"one\nValueError: reason\ntwo\n", status=1)
+        assert (tmp_path / "out").read_text() == "ONE\n\nTWO\n" and len(list(tmp_path.iterdir())) == 1
 
     def test_beam_size_grows_with_num_hypotheses(self):
         config = options.search_config(mt.SearchConfig(), {"num_hypotheses": 3, "early_stopping": "never"})
@@ -221,6 +238,9 @@ class TestJson:
             ('{"text": "", "id": ' + "9" * 5000 + "}", "Line 2 .* numbers of at most 4300 digits"),
         ],
     )
-    def test_bad_lines(self, echo, line, message):
-        result = echo("generate", "--json", stdin=f'"good"\n{line}\n'.encode(), status=1)
-        assert re.search(message, error_line(result))
+    def test_bad_line_has_an_error_in_its_place(self, echo, line, message):
+        result = echo("generate", "--json", stdin=f'"good"\n{line}\n"fine"\n'.encode(), status=1)
+        assert error_line(result) == 'Error: 1 of the results have an "error".\n'
+        good, bad, fine = map(json.loads, result.stdout.splitlines())
+        assert (good["text"], fine["text"]) == ("GOOD", "FINE")
+        assert list(bad) == ["error"] and re.search(message, bad["error"])

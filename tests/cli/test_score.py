@@ -77,8 +77,17 @@ class TestScore:
             (b"a\tb\na\t\xff\n", "Line 2 must be valid UTF-8: byte 3 is 0xff"),
         ],
     )
-    def test_lines_without_exactly_one_tab_are_rejected(self, echo, stdin, message):
-        assert message in error_line(echo("score", stdin=stdin, status=1))
+    def test_bad_line_has_an_empty_result_and_an_error(self, echo, stdin, message):
+        result = echo("score", stdin=stdin + b"c\td\n", status=1)
+        assert message in error_line(result)
+        assert result.stdout.splitlines() == ["-2.0000"] * stdin.startswith(b"a\tb\n") + ["", "-2.0000"]
+
+    def test_bad_pairs_in_json(self, echo):
+        result = echo("score", "--json", stdin=b"a\tb\nValueError: reason\tb\nbad\n", status=1)
+        assert error_line(result) == 'Error: 2 of the results have an "error".\n'
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert rows[0]["score"] == -2 and rows[1] == {"error": "Line 2: reason"}
+        assert list(rows[2]) == ["error"] and rows[2]["error"].startswith("Line 3 must be a source, one tab")
 
     @pytest.mark.parametrize(
         ("source", "target", "name", "lines"), [("a\nb\nc\n", "a\n", "target", 1), ("", "a\n", "source.gz", 0)]
@@ -90,7 +99,7 @@ class TestScore:
     def test_unreadable_files(self, echo, two_files, tmp_path):
         options = two_files("a\n", "b\n")
         options[3].write_bytes(b"\xff\n")
-        assert f"{options[3]}, line 1, must be valid UTF-8" in error_line(echo("score", *options, status=1))
+        assert f"{options[3]}, line 1 must be valid UTF-8" in error_line(echo("score", *options, status=1))
         options[1].write_bytes(b"no gzip")
         assert f"{options[1]} must be a complete gzip file" in error_line(echo("score", *options, status=1))
         for arguments in (("--input", tmp_path / "absent"), (*options[:3], tmp_path / "absent")):
@@ -105,7 +114,7 @@ class TestScore:
 
     def test_output_file_is_replaced_when_complete(self, echo, two_files, tmp_path):
         (tmp_path / "out").write_text("precious")
-        result = echo("score", "-o", tmp_path / "out", stdin=b"a\tb\nbad\n", status=1)
+        result = echo("score", *two_files("a\n", ""), "-o", tmp_path / "out", status=1)
         assert (tmp_path / "out").read_text() == "precious" and "The results so far are in" in error_line(result)
         echo("score", "-o", tmp_path / "out", stdin=b"a\tb\n")
         assert (tmp_path / "out").read_text() == "-2.0000\n"

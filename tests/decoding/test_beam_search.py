@@ -847,8 +847,8 @@ def test_search_without_hypotheses_is_an_error(sources, search, broken):
     search = dataclasses.replace(search, max_tokens=5, forced_bos_id=forced)
     model.output_bias[3] = np.nan
     source = padded(sources[:2], model.config)
-    with pytest.raises(ValueError, match="the model's logits are NaN, or all tokens are suppressed; compute in"):
+    with pytest.raises(ValueError, match="the model's logits are not finite, or all tokens are suppressed: compute in"):
         generate_ids(model, source, search)
     if search.beam_size == 1:
-        with pytest.raises(ValueError, match="the model's logits are NaN, or all tokens are suppressed"):
+        with pytest.raises(ValueError, match="the model's logits are not finite, or all tokens are suppressed"):
             list(stream_ids(model, source[:1], search))

@@ -1,6 +1,7 @@
 """A fake model to test the command line: its hypotheses are the sources in capitals."""
 
 import dataclasses
+import math
 import sys
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ class EchoHypothesis:
     truncated: bool
     token_scores: list | None = None
     alignment: list | None = None
+    error: str | None = None
 
 
 class EchoModel:
@@ -36,6 +38,9 @@ class EchoTokenizer:
 
     def encode(self, text, source_language=None, target_language=None):
         return [ord(character) for character in text]
+
+    def decoder_starts(self, count, target_language=None):
+        return [(0, None)] * count
 
     def tokens(self, ids):
         return [chr(i) for i in ids]
@@ -59,6 +64,7 @@ def generate_hypotheses(
     alignment=None,
     token_scores=False,
     first_line=0,
+    return_errors=False,
 ):
     for source in make_source_lines(lines, source_language, target_language, target_prefix):
         line, languages = source.text, (source.source_language, source.target_language)
@@ -66,6 +72,9 @@ def generate_hypotheses(
             raise KeyError("a bug")
         if line.startswith("RuntimeError: "):
             raise RuntimeError(line.removeprefix("RuntimeError: "))
+        if line.startswith("ValueError: "):
+            yield [EchoHypothesis([], -math.inf, "error", "", False, error=line.removeprefix("ValueError: "))]
+            continue
         codes = "{}>{} ".format(*languages) if any(languages) else ""
         text = (source.target_prefix or "") + codes + (source_prefix or "") + line[:LONGEST].upper()
         cut = len(line) > LONGEST
@@ -82,6 +91,8 @@ def generate_hypotheses(
 
 def stream_generate(model, tokenizer, text, search=None, *, target_prefix=None, line=0, **others):
     (best,) = next(generate_hypotheses(model, tokenizer, [text], search, target_prefix=target_prefix, **others))
+    if best.error:
+        raise ValueError(best.error)
     yield from best.text
 
 
@@ -96,6 +107,7 @@ def score(
     source_prefix=None,
     alignment=None,
     batch_tokens=4096,
+    return_errors=False,
 ):
     """Score minus the number of letters; words are aligned in order."""
     for source, target in zip(sources, targets, strict=True):
@@ -103,6 +115,9 @@ def score(
         scores = [-1.0] * len(told + (source_prefix or "") + source + target)
         both = range(min(len(source.split()), len(target.split())))
         pairs = None if alignment is None else [(i, i) for i in both]
+        if source.startswith("ValueError: "):
+            yield mt.Score(-math.inf, [], [], error=source.removeprefix("ValueError: "))
+            continue
         cut = max(len(source), len(target)) > LONGEST
         yield mt.Score(sum(scores), [ord(c) for c in target], scores, cut, pairs)
 
