@@ -12,7 +12,7 @@ from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 WordIndices = list[int | None]  # the word of each token; None for special tokens and prefixes
-WORD = re.compile(r"\S+")  # the words of str.split()
+WORD = re.compile(r"\S+", re.ASCII)  # no-break and other Unicode spaces are part of words, as for other tools
 
 
 def align(attention: np.ndarray, source: WordIndices, target: WordIndices) -> list[tuple[int, int]]:
@@ -35,7 +35,10 @@ def align(attention: np.ndarray, source: WordIndices, target: WordIndices) -> li
 
 
 def format_pharaoh(pairs: Sequence[tuple[int, int]]) -> str:
-    """Format pairs in Pharaoh notation: "0-0 1-2", source before target, both from 0."""
+    """Format pairs in Pharaoh notation: "0-0 1-2", source before target, both from 0.
+
+    Words are what is between spaces.
+    """
     return " ".join(f"{source}-{target}" for source, target in pairs)
 
 
@@ -84,7 +87,7 @@ def word_indices_of_ids(tokenizer: Tokenizer, ids: list[int]) -> WordIndices:
 
     A token that does not show yet, such as a space, belongs to the next word. Special tokens have no word.
     """
-    parts = [tokenizer.decode(ids[:length]).split() for length in range(len(ids) + 1)]
+    parts = [WORD.findall(tokenizer.decode(ids[:length])) for length in range(len(ids) + 1)]
     words: WordIndices = []
     word, fewest = None, len(parts[-1])
     for i in reversed(range(len(ids))):

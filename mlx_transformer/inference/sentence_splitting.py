@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.inference.alignment import WORD
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
@@ -136,9 +137,9 @@ def _shift_alignment(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> list[
     pairs = set()
     for number, part in enumerate(parts):
         source = "".join(map(str.__add__, paragraph.spaces[:number], paragraph.sentences)) + paragraph.spaces[number]
-        target = join_sentences(paragraph, [*(p.text or "" for p in parts[:number]), "x"]).rstrip()[:-1]
-        words = [len(text.split()) - bool(text and not text[-1].isspace()) for text in (source, target)]
-        pairs |= {(words[0] + i, words[1] + j) for i, j in part.alignment or []}
+        target = join_sentences(paragraph, [*(p.text or "" for p in parts[:number]), "x"]).rstrip()
+        first_words = [len(WORD.findall(text)) - 1 for text in (source + "x", target)]
+        pairs |= {(first_words[0] + i, first_words[1] + j) for i, j in part.alignment or []}
     return sorted(pairs)
 
 

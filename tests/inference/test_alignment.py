@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import mlx.core as mx
 import numpy as np
@@ -93,6 +94,10 @@ KINDS = {
 }
 
 
+def split_at_spaces(text):
+    return [word for word in re.split("[ \t\n\r\f\v]", text) if word]
+
+
 def languages(tokenizer):
     """Language codes, if the tokenizer needs them."""
     code = min(tokenizer.languages, default=None)
@@ -125,7 +130,7 @@ class TestWords:
         """Encoding and decoding of beginnings give the same words."""
         _, (ids, words) = both_sides(tokenizer, text)
         assert words == word_indices_of_ids(tokenizer, ids)
-        assert [word for word in dict.fromkeys(words) if word is not None] == list(range(len(text.split())))
+        assert [word for word in dict.fromkeys(words) if word is not None] == list(range(len(split_at_spaces(text))))
 
     @pytest.mark.parametrize("text", SENTENCES)
     def test_source_words_equal_target_words(self, tokenizer, text):
@@ -141,18 +146,28 @@ class TestWords:
             for ids, words in both_sides(tokenizer, text):
                 message = [word for word in words if word is not None]
                 assert len(words) == len(ids) and message == sorted(message)
-                assert not message or 0 <= message[0] and message[-1] < len(text.split())
+                assert not message or 0 <= message[0] and message[-1] < len(split_at_spaces(text))
             ids = ids[: len(ids) // 2 + 1]
             words = word_indices_of_ids(tokenizer, ids)
             message = [word for word in words if word is not None]
             assert message == sorted(message) and len(words) == len(ids)
-            assert {*range(len(tokenizer.decode(ids).split()))} >= {*message}
+            assert {*range(len(split_at_spaces(tokenizer.decode(ids))))} >= {*message}
 
     def test_unknown_characters_do_not_shift_words(self, tokenizer):
         text = "this is\u4f60\u597d\U0001f600translation of \U0001f600 language"
         for _, words in both_sides(tokenizer, text):
             last = [word for word in words if word is not None][-1]
-            assert last == len(text.split()) - 1
+            assert last == len(split_at_spaces(text)) - 1
+
+    @pytest.mark.parametrize("space", ["\u202f", "\u00a0", "\u2009", "\u3000", "\u2028"])
+    def test_other_spaces_are_part_of_words(self, tokenizer, space):
+        """French sets a narrow no-break space before "!", and no tool counts it."""
+        text = f"this is{space}a translation{space}{space}into a language{space} of the text"
+        count = len(text.split(" "))
+        (source, source_words), (_, target_words) = both_sides(tokenizer, text)
+        for words in (source_words, target_words):
+            message = [word for word in words if word is not None]
+            assert message[-1] == count - 1 and set(message) == {*range(count)}
 
     def test_prefix_has_no_words(self, tokenizer):
         plain, prefixed = (
