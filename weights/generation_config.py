@@ -40,7 +40,7 @@ SETTING_TYPES: dict[str, Any] = {
 }
 
 # Settings that may be a list, of which only the first token is used.
-SINGLE_TOKEN_KEYS = ("eos_token_id", "decoder_start_token_id", "forced_eos_token_id")
+SINGLE_TOKEN_KEYS = ("decoder_start_token_id", "forced_eos_token_id")
 
 
 def read_generation_config(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfi
     if values["min_tokens"] > limit + 1:  # one more, if equal lengths were meant
         logger.warning("The minimum length %d exceeds the maximum and is lowered to %d.", values["min_tokens"], limit)
     values["min_tokens"] = min(values["min_tokens"], limit)
-    forced = {values["forced_bos_id"], values["forced_eos_id"]}
-    words = [tuple(word) for word in generation.get("bad_words_ids", []) if word and list(word) != [model.eos_id]]
+    forced, ends = {values["forced_bos_id"], values["forced_eos_id"]}, {(token,) for token in model.eos_ids}
+    words = [tuple(word) for word in generation.get("bad_words_ids", []) if word and tuple(word) not in ends]
     # A bad word that is also a forced token stays possible where it is forced; a suppressed token never is.
     suppressed = {word[0] for word in words if len(word) == 1 and word[0] not in forced}
     values["suppress_ids"] = tuple(sorted(suppressed | set(generation.get("suppress_tokens", []))))
@@ -116,7 +116,7 @@ def _forced_id(generation: dict[str, Any], key: str, model: ModelConfig) -> int 
         "the vocabulary has no such token": not 0 <= token < model.target_vocab_size,
         "it is the padding token": token == model.pad_id,
         "it is suppressed": token in generation.get("suppress_tokens", []),
-        "it ends every target at once": key == "forced_bos_token_id" and token == model.eos_id,
+        "it ends every target at once": key == "forced_bos_token_id" and token in model.eos_ids,
     }
     if reason := next((reason for reason, applies in reasons.items() if applies), None):
         logger.warning("The generation setting %s %d is ignored: %s.", key, token, reason)

@@ -118,7 +118,7 @@ def generate_target(
     ((best, *_),) = mt.generate_hypotheses(model, tokenizer, [text], search, **options)
     if best.truncated:
         warn_truncated("TEXT")
-    return best.ids + ([model.config.eos_id] if best.finish_reason == "stop" else [])
+    return best.ids + ([] if best.end_id is None else [best.end_id])
 
 
 def encode_target(model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, target: str, **options: Any) -> list[int]:

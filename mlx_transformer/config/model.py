@@ -103,6 +103,7 @@ class ModelConfig:
         pad_id: The padding token, on the right of short sequences.
         eos_id: The end-of-sequence token.
         start_id: The decoder's start token.
+        extra_eos_ids: Further tokens that end a generated target.
     """
 
     source_vocab_size: int
@@ -131,6 +132,12 @@ class ModelConfig:
     pad_id: int = 0
     eos_id: int = 1
     start_id: int = 2
+    extra_eos_ids: tuple[int, ...] = ()
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """All tokens that end a generated target."""
+        return (self.eos_id, *self.extra_eos_ids)
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -151,17 +158,26 @@ class ModelConfig:
                 f"{self.source_vocab_size} is not {self.target_vocab_size}; set share_embeddings to false."
             )
         check_shares(self, "dropout", "attention_dropout", "activation_dropout")
-        smallest = min(self.source_vocab_size, self.target_vocab_size)
-        for name in ("pad_id", "eos_id", "start_id"):
-            vocab_size = self.target_vocab_size if name == "start_id" else smallest
-            if not 0 <= vars(self)[name] < vocab_size:
-                raise ValueError(f"{name} must be a token id from 0 to {vocab_size - 1}, not {vars(self)[name]}.")
-        if self.pad_id == self.eos_id:
-            raise ValueError(PAD_IS_EOS.format(self.eos_id))
+        self._check_tokens()
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm 'rms' has no bias: set norm_bias to false.")
         if self.norm == "deviation" and not self.norm_bias:
             raise ValueError("norm 'deviation' has a bias: set norm_bias to true.")
+
+    def _check_tokens(self) -> None:
+        smallest = min(self.source_vocab_size, self.target_vocab_size)
+        ids = [("pad_id", self.pad_id, smallest), ("eos_id", self.eos_id, smallest)]
+        ids.append(("start_id", self.start_id, self.target_vocab_size))
+        ids += [("extra_eos_ids", token, self.target_vocab_size) for token in self.extra_eos_ids]
+        for name, token, vocab_size in ids:
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"{name} must be a token id from 0 to {vocab_size - 1}, not {token}.")
+        if self.pad_id == self.eos_id:
+            raise ValueError(PAD_IS_EOS.format(self.eos_id))
+        if self.pad_id in self.extra_eos_ids:
+            raise ValueError(
+                f"extra_eos_ids must not contain pad_id {self.pad_id}, which is never generated: remove it."
+            )
 
 
 @dataclass(frozen=True)

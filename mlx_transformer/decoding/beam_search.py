@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.decode_step import BeamState, decode_step
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError, backtrace
@@ -129,7 +130,7 @@ def stream_ids(
             token, score, finished_score = (array.item() for array in to_host(*previous))
             if not max(score, finished_score) > NEG_INF:  # true for NaN as well
                 raise NoHypothesisError([[]])
-            if token == model.config.eos_id:
+            if token in model.config.eos_ids:
                 return
             yield int(token)
         previous = state.tokens, state.scores, state.finished_scores
@@ -260,23 +261,23 @@ def _finished_hypotheses(
     model: Transformer, search: SearchConfig, batch: ActiveBatch, state: BeamState, prefixes: list[list[int]]
 ) -> dict[int, list[Hypothesis]]:
     """Return the finished hypotheses of each sentence by its row among the sources."""
-    vocab, eos_id = model.config.target_vocab_size, model.config.eos_id
     backpointers, last, lengths, scores = to_host(
         state.backpointers, state.finished_backpointers, state.finished_lengths, state.finished_scores
     )
     order = np.argsort(-scores, axis=1, kind="stable") if search.temperature else np.arange(search.beam_size)[None]
-    ids = backtrace(backpointers, last, lengths, vocab)
+    ids = backtrace(backpointers, last, lengths, model.config.target_vocab_size)
     hypotheses = {}
     for i, row in enumerate(batch.source_rows.tolist()):
         best = [k for k in np.broadcast_to(order, scores.shape)[i].tolist() if scores[i, k] > NEG_INF]
         hypotheses[row] = [
-            _make_hypothesis(prefixes[row], ids[i, k, : lengths[i, k]].tolist(), float(scores[i, k]), eos_id)
+            _make_hypothesis(prefixes[row], ids[i, k, : lengths[i, k]].tolist(), float(scores[i, k]), model.config)
             for k in best[: search.num_hypotheses]
         ]
     return hypotheses
 
 
-def _make_hypothesis(prefix: list[int], ids: list[int], score: float, eos_id: int) -> Hypothesis:
+def _make_hypothesis(prefix: list[int], ids: list[int], score: float, config: ModelConfig) -> Hypothesis:
     ids = [*prefix, *ids[len(prefix) :]]  # prefilled tokens have no backpointers
-    stopped = ids[-1] == eos_id
-    return Hypothesis(ids[:-1] if stopped else ids, score, "stop" if stopped else "length")
+    if ids[-1] in config.eos_ids:
+        return Hypothesis(ids[:-1], score, "stop", end_id=ids[-1])
+    return Hypothesis(ids, score, "length")

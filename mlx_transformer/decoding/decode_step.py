@@ -11,7 +11,7 @@ import numpy as np
 
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.inputs import DecodingInputs
-from mlx_transformer.decoding.logits_processors import NEG_INF, process_logits
+from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits
 from mlx_transformer.decoding.sampling import sample, top_k
 from mlx_transformer.model.kv_cache import KVCache
 from mlx_transformer.model.positions import constant_arange
@@ -59,18 +59,19 @@ def decode_step(
     vocab, length = logits.shape[-1], cache.length
     scores, normalizer = process_logits(logits, search, model.config, inputs, state.history, length)
     if search.is_beam_search:
-        totals, backpointers = expand_beams(state, scores, normalizer)
+        totals, backpointers = expand_beams(state, scores, normalizer, (1 + len(model.config.eos_ids)) * beams)
     else:
         totals, backpointers = extend_each_beam(search, state, inputs, scores, normalizer, length)
 
     max_new_tokens = inputs.max_new_tokens.reshape(batch, beams)[:, :1]
     generated = length - inputs.prefix_lengths.reshape(batch, beams)[:, :1]
-    ended = ((backpointers % vocab == model.config.eos_id) & (generated > 0)) | (generated >= max_new_tokens)
+    ended = (is_end_token(backpointers % vocab, model.config) & (generated > 0)) | (generated >= max_new_tokens)
     state = _add_finished(search, state, totals, backpointers, ended, length, generated)
     totals = mx.where(ended, NEG_INF, totals)
     if search.is_beam_search:
         # The best unfinished candidates, still in order of their scores.
-        order = mx.argsort(constant_arange(2 * beams) + 2 * beams * ended, axis=1)[:, :beams]
+        candidates = totals.shape[1]
+        order = mx.argsort(constant_arange(candidates) + candidates * ended, axis=1)[:, :beams]
         totals, backpointers = (mx.take_along_axis(array, order, axis=1) for array in (totals, backpointers))
     done = state.done | is_done(search, state, totals, generated, max_new_tokens)
     parents = (backpointers // vocab + beams * constant_arange(batch, np.uint32)[:, None]).flatten()
@@ -89,19 +90,22 @@ def decode_step(
     )
 
 
-def expand_beams(state: BeamState, scores: mx.array, normalizer: mx.array) -> tuple[mx.array, mx.array]:
+def expand_beams(
+    state: BeamState, scores: mx.array, normalizer: mx.array, candidates: int
+) -> tuple[mx.array, mx.array]:
     """Return the best continuations over all beams of a sentence.
 
-    There are twice as many candidates as beams, so that `beams` of them are unfinished even if all others end.
+    Each beam may end in as many ways as there are end tokens. There are `beams` more candidates than that, so that
+    `beams` of them are unfinished even if all others end.
 
     Returns:
-        Sums of log-probabilities and backpointers, (batch, 2 x beams), best first.
+        Sums of log-probabilities and backpointers, (batch, candidates), best first.
     """
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
-    values, tokens = top_k(scores, 2 * beams)
+    values, tokens = top_k(scores, candidates)
     totals = (values - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
     backpointers = tokens.reshape(batch, beams, -1) + vocab * constant_arange(beams, np.uint32)[:, None]
-    totals, order = top_k(totals.flatten(1), 2 * beams)
+    totals, order = top_k(totals.flatten(1), candidates)
     return totals, mx.take_along_axis(backpointers.flatten(1), order, axis=1)
 
 

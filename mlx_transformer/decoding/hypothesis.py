@@ -18,6 +18,7 @@ class Hypothesis:
         truncated: Whether the source was truncated to the model's maximum length.
         token_scores: Log-probability under the model of each id, and of the end token if there is one; on request.
         alignment: Pairs of aligned source and target words (or tokens); on request.
+        end_id: The end token that stopped the search, which is not among `ids`; None if there is none.
         error: Why a text has no result, if errors are returned instead of raised.
     """
 
@@ -28,6 +29,7 @@ class Hypothesis:
     truncated: bool = False
     token_scores: list[float] | None = None
     alignment: list[tuple[int, int]] | None = None
+    end_id: int | None = None
     error: str | None = None
 
 

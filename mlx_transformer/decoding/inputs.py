@@ -94,15 +94,17 @@ def check_search(search: SearchConfig, config: ModelConfig) -> None:
     for name in ("forced_bos_id", "forced_eos_id"):
         if (token := vars(search)[name]) is not None:
             check_forced_token(name, token, search, config)
-    if search.forced_bos_id == config.eos_id:
+    if search.forced_bos_id in config.eos_ids:
         raise ValueError(
-            f"forced_bos_id must not be eos_id, or all targets would be empty: both are {config.eos_id}; leave it out."
+            "forced_bos_id must not be an end token, or all targets would be empty: both are "
+            f"{search.forced_bos_id}; leave it out."
         )
-    if (config.eos_id,) in search.bad_words:
-        raise ValueError(
-            f"bad_words must not be the end token {config.eos_id}: remove it, or put it in suppress_ids if all targets "
-            "shall have max_tokens."
-        )
+    for token in config.eos_ids:
+        if (token,) in search.bad_words:
+            raise ValueError(
+                f"bad_words must not be the end token {token}: remove it, or put it in suppress_ids if all targets "
+                "shall have max_tokens."
+            )
     never = {config.pad_id, *search.suppress_ids, *(word[0] for word in search.bad_words if len(word) == 1)}
     if sum(token < config.target_vocab_size for token in never) == config.target_vocab_size:
         raise ValueError("A search must leave tokens to generate: suppress_ids and bad_words contain all; remove some.")

@@ -4,6 +4,9 @@ They run inside the compiled decode step, so everything is array code. A history
 `length` tokens are filled, beginning with the start token.
 """
 
+import functools
+import operator
+
 import mlx.core as mx
 import numpy as np
 
@@ -57,7 +60,7 @@ def process_logits(
     scores = suppress_tokens(scores, [word[0] for word in search.bad_words if len(word) == 1])
     tokens = constant_arange(scores.shape[-1])
     generated = length - inputs.prefix_lengths
-    scores = mx.where((tokens == config.eos_id) & (generated < inputs.min_new_tokens), NEG_INF, scores)
+    scores = mx.where(is_end_token(tokens, config) & (generated < inputs.min_new_tokens), NEG_INF, scores)
     if search.forced_bos_id is not None:
         scores = mx.where(length == 1, force_token(tokens, inputs.first_ids, normalizer), scores)
     if search.forced_eos_id is not None:
@@ -71,6 +74,11 @@ def process_logits(
         prefix_token = mx.take(inputs.prefix_ids, mx.minimum(length, inputs.prefix_ids.shape[1])[None] - 1, axis=1)
         scores = mx.where(generated < 1, force_token(tokens, prefix_token, normalizer), scores)
     return scores, normalizer
+
+
+def is_end_token(tokens: mx.array, config: ModelConfig) -> mx.array:
+    """Return which tokens end a target, a boolean array of the same shape."""
+    return functools.reduce(operator.or_, [tokens == token for token in config.eos_ids])
 
 
 def suppress_tokens(scores: mx.array, tokens: list[int]) -> mx.array:

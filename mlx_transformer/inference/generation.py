@@ -364,7 +364,7 @@ def _make_pair(
     alignment: AlignmentConfig | None,
 ) -> EncodedPair:
     """Return the token ids of a source and a hypothesis, with their words if alignments are needed."""
-    end = [model.config.eos_id] if hypothesis.finish_reason == "stop" else []
+    end = [] if hypothesis.end_id is None else [hypothesis.end_id]
     pair = EncodedPair(source.ids, [source.start.start_id, *hypothesis.ids, *end])
     if alignment is None:
         return pair

@@ -40,6 +40,8 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
         (MODEL, {"eos_id": 400}, "eos_id must be a token id from 0 to 299, not 400"),
         (MODEL, {"start_id": 1000}, "start_id must be a token id from 0 to 399, not 1000"),
         (MODEL, {"eos_id": 0}, "pad_id must differ from eos_id, .* both are 0; set pad_id to a token that no text"),
+        (MODEL, {"extra_eos_ids": (3, 400)}, "extra_eos_ids must be a token id from 0 to 399, not 400"),
+        (MODEL, {"extra_eos_ids": (3, 0)}, "extra_eos_ids must not contain pad_id 0, which is never generated"),
         (MODEL, {"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, not 1"),
         (QUANTIZATION, {"bits": 0}, "bits must be one of 4, 8, not 0"),
         (QUANTIZATION, {"group_size": -1}, "group_size must be one of 32, 64, 128, not -1"),

@@ -78,13 +78,13 @@ def test_beam_of_one_equals_naive_argmax(any_model):
     sources = random_sources(model.config, LENGTHS, seed=5)
     results = generate_ids(model, padded(sources, model.config), SearchConfig(max_tokens=12))
     expected = [naive_greedy(model, source, limit=12) for source in sources]
-    assert [with_end(h, model.config.eos_id) for (h,) in results] == expected
+    assert [with_end(h) for (h,) in results] == expected
     assert len(set(map(len, expected))) > 1
 
 
 def teacher_forced(model, source, hypothesis, length_penalty, prefix_length=0):
     """Score a hypothesis in one teacher-forced pass, without its first `given` tokens."""
-    ids = with_end(hypothesis, model.config.eos_id)
+    ids = with_end(hypothesis)
     logits = model(mx.array([source]), mx.array([[model.config.start_id, *ids[:-1]]]))
     logits = np.array(logits[0], np.float64)
     logprobs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -128,7 +128,7 @@ def test_wide_beam_equals_brute_force(content, limit, count, early_stopping, len
     # Wide enough for all: no sequence is ever cut off, and none may stop the search before the last.
     search = SearchConfig(count, count, limit, 0, length_penalty, early_stopping, suppress_ids=(0, 2))
     results = generate_ids(model, mx.array([source]), search)[0]
-    assert {with_end(h, eos_id) for h in results} == {ids for _, ids in expected}
+    assert {with_end(h) for h in results} == {ids for _, ids in expected}
     np.testing.assert_allclose([h.score for h in results], [score for score, _ in expected], atol=tolerance(CLOSE))
 
 
@@ -151,6 +151,41 @@ def test_beam_search_equals_the_reference_search(
 def test_constrained_search_equals_the_reference_search(teacher, sources, beam_size, changes, tolerance):
     search = dataclasses.replace(SearchConfig(beam_size, beam_size, 8), **changes)
     check_equals_reference(teacher, sources, search, tolerance)
+
+
+@pytest.fixture(scope="module")
+def ending():
+    """A model with three end tokens."""
+    return random_model(dataclasses.replace(SMALL, extra_eos_ids=(5, 8)), gain=2, eos_bias=1, seed=1)
+
+
+class TestSeveralEndTokens:
+    @pytest.mark.parametrize("changes", [{}, {"min_tokens": 4}, {"suppress_ids": (1,)}, {"min_tokens": 8}], ids=str)
+    @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
+    @pytest.mark.parametrize("beam_size", [1, 2, 4])
+    def test_hypotheses_equal_the_reference_search(
+        self, ending, sources, beam_size, early_stopping, changes, tolerance
+    ):
+        search = SearchConfig(beam_size, beam_size, 8, early_stopping=early_stopping, **changes)
+        check_equals_reference(Teacher(ending), sources, search, tolerance)
+
+    def test_each_of_them_ends_a_target_and_is_not_part_of_it(self, ending, sources):
+        results = generate_ids(ending, padded(sources, SMALL), SearchConfig(4, 4, 8))
+        hypotheses = list(itertools.chain(*results))
+        assert {hypothesis.end_id for hypothesis in hypotheses} >= {1, 8}
+        for hypothesis in hypotheses:
+            assert not {1, 5, 8} & set(hypothesis.ids)
+            assert (hypothesis.finish_reason == "stop") == (hypothesis.end_id is not None)
+
+    @pytest.mark.parametrize("search", [SearchConfig(max_tokens=9), SearchConfig(max_tokens=9, temperature=1.5)])
+    def test_a_stream_and_samples_stop_at_any_of_them(self, ending, sources, search):
+        ends = set()
+        for line, source in enumerate(sources * 4):
+            rows = {"source": padded([source], SMALL), "lines": [line]}
+            ((hypothesis,),) = generate_ids(ending, search=search, **rows)
+            assert list(stream_ids(ending, search=search, **rows)) == hypothesis.ids
+            ends.add(hypothesis.end_id)
+        assert 8 in ends
 
 
 @pytest.mark.parametrize("early_stopping", EARLY_STOPPING)
@@ -202,7 +237,7 @@ def test_hypotheses_are_distinct_and_sorted_by_score(model, sources, num_hypothe
     for hypotheses, all_four in zip(generate_ids(model, padded(sources, model.config), search), best, strict=True):
         assert hypotheses == all_four[:num_hypotheses]
         assert len(hypotheses) == num_hypotheses
-        assert len({with_end(h, 1) for h in hypotheses}) == num_hypotheses
+        assert len({with_end(h) for h in hypotheses}) == num_hypotheses
         scores = [h.score for h in hypotheses]
         assert scores == sorted(scores, reverse=True)
 
@@ -210,7 +245,7 @@ def test_hypotheses_are_distinct_and_sorted_by_score(model, sources, num_hypothe
 def test_fewer_hypotheses_when_no_more_exist(model, sources):
     search = SearchConfig(4, 4, max_tokens=1, suppress_ids=tuple(range(2, 8)))
     for hypotheses in generate_ids(model, padded(sources, model.config), search):
-        assert {with_end(h, 1) for h in hypotheses} == {(1,), (8,)}
+        assert {with_end(h) for h in hypotheses} == {(1,), (8,)}
 
 
 def test_max_tokens_per_source(teacher, sources, tolerance):
@@ -394,7 +429,7 @@ def check_equals_transformers(marian, search, tolerance):
     expected = [tuple(i for i in row[1:].tolist() if i != MARIAN_PAD) for row in output.sequences]
     results = generate_ids(ours, mx.array(sources.astype(np.int32)), search)
     results = [hypothesis for hypotheses in results for hypothesis in hypotheses]
-    assert [with_end(hypothesis, MARIAN_EOS) for hypothesis in results] == expected
+    assert [with_end(hypothesis) for hypothesis in results] == expected
     if search.beam_size > 1:  # greedy search of transformers gives no scores
         scores = [hypothesis.score for hypothesis in results]
         np.testing.assert_allclose(scores, output.sequences_scores.numpy(), atol=tolerance(CLOSE))
@@ -731,7 +766,7 @@ def test_hypotheses_are_sampled_with_their_probability():
 
     search = SearchConfig(4, 4, limit, temperature=temperature)
     results = generate_ids(model, mx.array([source] * rows), search)
-    drawn = [with_end(h, model.config.eos_id) for hypotheses in results for h in hypotheses]
+    drawn = [with_end(h) for hypotheses in results for h in hypotheses]
     likely = [ids for ids, probability in expected.items() if probability * len(drawn) >= 5]
     counts = np.array([drawn.count(ids) for ids in likely])
     means = np.array([expected[ids] for ids in likely]) * len(drawn)
@@ -780,13 +815,13 @@ def test_alternatives_continue_the_most_probable_first_tokens_greedily(
         logprobs = teacher(source, [tuple(begun)])[0]
         logprobs[model.config.pad_id] = -np.inf
         firsts = np.argsort(-logprobs)[:beams].tolist()
-        assert [with_end(h, model.config.eos_id)[len(begun)] for h in hypotheses] == firsts
+        assert [with_end(h)[len(begun)] for h in hypotheses] == firsts
         for first, hypothesis in zip(firsts, hypotheses, strict=True):
             rest = [(0, (*begun, first))]
             if first != model.config.eos_id:
                 rest, _ = reference_search(teacher, source, SearchConfig(length_penalty=0), left, (*begun, first))
             ((score, ids),) = rest
-            assert with_end(hypothesis, model.config.eos_id) == ids
+            assert with_end(hypothesis) == ids
             assert hypothesis.score == pytest.approx(logprobs[first] + score, abs=tolerance(CLOSE))
     fewer = dataclasses.replace(search, num_hypotheses=2)
     first_two = generate_ids(model, padded(sources, model.config), fewer, prefix_ids=prefixes)

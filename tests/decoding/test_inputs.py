@@ -100,7 +100,10 @@ def test_random_keys_are_distinct():
         ({"search": SearchConfig(forced_bos_id=9)}, "forced_bos_id must be a token id from 0 to 8, not 9"),
         ({"search": SearchConfig(forced_eos_id=-1)}, "forced_eos_id must be a token id from 0 to 8, not -1"),
         ({"search": SearchConfig(forced_bos_id=0)}, "forced_bos_id must not be suppressed: 0 is pad_id; force another"),
-        ({"search": SearchConfig(forced_bos_id=1)}, "forced_bos_id must not be eos_id, .* both are 1; leave it out"),
+        (
+            {"search": SearchConfig(forced_bos_id=1)},
+            "forced_bos_id must not be an end token, .* both are 1; leave it out",
+        ),
         (
             {"search": SearchConfig(suppress_ids=(4,)), "forced_bos_ids": [3, 4]},
             "forced_bos_ids must not be suppressed: 4 is one of suppress_ids; force another token",

@@ -443,6 +443,17 @@ class TestStreaming:
 
 
 class TestTokenScoresAndAlignments:
+    def test_the_end_token_that_stopped_a_search_is_scored(self, model, tokenizer):
+        several = Transformer(dataclasses.replace(model.config, extra_eos_ids=tuple(range(259, 280))))
+        several.update(model.parameters())
+        several.eval()
+        search, ends = dataclasses.replace(BEAM, length_penalty=0.0), set()
+        for hypotheses in generate_hypotheses(several, tokenizer, make_lines(6), search, token_scores=True):
+            for h in hypotheses:
+                assert sum(h.token_scores) == pytest.approx(h.score, abs=1e-4)
+                ends.add(h.end_id)
+        assert len(ends) > 2
+
     def test_token_scores_and_alignments_on_request(self, model, tokenizer):
         search = dataclasses.replace(BEAM, length_penalty=0.0)
         lines = ["", *make_lines(6), " "]

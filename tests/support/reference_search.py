@@ -42,7 +42,7 @@ def reference_search(teacher, source, search, limit, prefix=()):
     The ids begin with the prefix, which counts in no score, length or limit. Also returns the smallest gap between
     candidates that the search had to choose from.
     """
-    eos_id = teacher.model.config.eos_id
+    eos_ids = list(teacher.model.config.eos_ids)
     beams = search.beam_size
     min_tokens = max(search.min_tokens, int(search.min_length_ratio * len(source)))
     active, finished, nearest = [(0.0, tuple(prefix))], [], np.inf
@@ -50,7 +50,7 @@ def reference_search(teacher, source, search, limit, prefix=()):
         logprobs = teacher(source, [ids for _, ids in active])
         logprobs[:, [teacher.model.config.pad_id, *search.suppress_ids]] = -np.inf
         if length < min(min_tokens, limit):
-            logprobs[:, eos_id] = -np.inf
+            logprobs[:, eos_ids] = -np.inf
         if length == 1 and not prefix and search.forced_bos_id is not None:
             logprobs[:] = -np.inf
             logprobs[:, search.forced_bos_id] = 0
@@ -59,10 +59,11 @@ def reference_search(teacher, source, search, limit, prefix=()):
             for (score, ids), row in zip(active, logprobs, strict=True)
             for token in np.flatnonzero(row > -np.inf).tolist()
         ]
-        candidates = sorted(candidates, reverse=True)[: 2 * beams + 1]
+        count = (1 + len(eos_ids)) * beams
+        candidates = sorted(candidates, reverse=True)[: count + 1]
         nearest = min([nearest, *(a[0] - b[0] for a, b in itertools.pairwise(candidates))])
-        candidates = candidates[: 2 * beams]
-        ends = [ids[-1] == eos_id or length == limit for _, ids in candidates]
+        candidates = candidates[:count]
+        ends = [ids[-1] in eos_ids or length == limit for _, ids in candidates]
         finished += [
             (score / length**search.length_penalty, ids)
             for (score, ids), end in zip(candidates[:beams], ends[:beams], strict=True)
@@ -84,8 +85,8 @@ def reference_search(teacher, source, search, limit, prefix=()):
     return finished[: search.num_hypotheses], nearest
 
 
-def with_end(hypothesis, eos_id):
-    return (*hypothesis.ids, *([eos_id] if hypothesis.finish_reason == "stop" else []))
+def with_end(hypothesis):
+    return (*hypothesis.ids, *([] if hypothesis.end_id is None else [hypothesis.end_id]))
 
 
 def check_equals_reference(teacher, sources, search, tolerance, limits=None, prefixes=None):
@@ -101,7 +102,7 @@ def check_equals_reference(teacher, sources, search, tolerance, limits=None, pre
     for source, hypotheses, limit, prefix in zip(sources, found, limits, prefixes, strict=True):
         limit = min(limit, model.config.decoder.max_length - len(prefix))
         expected, nearest = reference_search(teacher, source, search, limit, prefix)
-        ids = [with_end(h, model.config.eos_id) for h in hypotheses]
+        ids = [with_end(h) for h in hypotheses]
         # At most one of a thousand sentences may differ, where candidates are that near: here none of some hundred.
         assert ids == [ids for _, ids in expected], f"the nearest candidates differed by {nearest}"
         np.testing.assert_allclose(

@@ -87,7 +87,6 @@ UNSUPPORTED = [
     {"watermarking_config": {"bias": 2.0}},
     {"do_sample": True},
     {"of_years_to_come": 1},
-    {"eos_token_id": [2, 5]},
     {"forced_eos_token_id": [2, 5]},
     {"decoder_start_token_id": [2, 5]},
 ]
@@ -103,18 +102,22 @@ def test_neutral_settings_are_not_warned_about():
     assert unsupported_settings(neutral | {"top_k": 50, "num_beams": 4, "transformers_version": "4.28.0"}) == []
 
 
-@pytest.mark.parametrize("eos_id, expected", [(5, 5), ([5], 5), ([6, 5], 6), (None, 2)], ids=str)
-def test_eos_token_of_the_generation_config_takes_precedence(tmp_path, eos_id, expected, caplog):
-    source = write_checkpoint(tmp_path / "model", bart_tensors(), generation={"eos_token_id": eos_id})
-    assert convert.load(source)[0].config.eos_id == expected
-    assert ("settings are ignored: 'eos_token_id'.\n" in caplog.text) == (eos_id == [6, 5])
+@pytest.mark.parametrize(
+    "eos_id, expected", [(5, (5,)), ([5], (5,)), ([6, 5, 6, 4], (6, 5, 4)), ([1, 6, 5], (6, 5)), (None, (2,))], ids=str
+)
+def test_end_tokens_of_the_generation_config_take_precedence(tmp_path, eos_id, expected, caplog):
+    generation = {"eos_token_id": eos_id, "bad_words_ids": [[6], [5], [9]]}
+    model, _ = convert.load(write_checkpoint(tmp_path / "model", bart_tensors(), generation=generation))
+    assert model.config.eos_ids == expected  # padding, 1, is never generated
+    assert set(model.search_defaults.suppress_ids) == {5, 6, 9} - set(expected)
+    assert not caplog.text
 
 
-def test_the_first_of_several_start_and_end_tokens_is_used(tmp_path, caplog):
+def test_the_first_of_several_start_tokens_is_used(tmp_path, caplog):
     several = {"eos_token_id": [4, 5], "decoder_start_token_id": [7, 3]}
     model, _ = convert.load(write_checkpoint(tmp_path / "model", bart_tensors(), BART_CONFIG | several))
-    assert (model.config.eos_id, model.config.start_id) == (4, 7)
-    assert "settings are ignored: 'decoder_start_token_id', 'eos_token_id'.\n" in caplog.text
+    assert (model.config.eos_ids, model.config.start_id) == ((4, 5), 7)
+    assert "settings are ignored: 'decoder_start_token_id'.\n" in caplog.text
 
 
 def test_tasks_of_an_old_config(tmp_path):

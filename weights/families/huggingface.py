@@ -51,7 +51,8 @@ BART_FIELDS = {
     "scale_embeddings": ("scale_embedding", False),
     "activation": ("activation_function", "gelu", transforms.activation),
     "pad_id": "pad_token_id",
-    "eos_id": transforms.first_value("eos_token_id"),
+    "eos_id": transforms.first_end_id(),
+    "extra_eos_ids": transforms.extra_end_ids,
 }
 SCALED_FIELDS = {**BART_FIELDS, "scale_embeddings": ("scale_embedding", True)}
 # Sinusoidal positions that are read if the file has them, as in transformers, and otherwise computed.
@@ -105,7 +106,8 @@ T5_FIELDS = {
     "gated_mlp": ("feed_forward_proj", "relu", transforms.is_gated),
     "logit_scale": transforms.scale_if_tied,
     "pad_id": ("pad_token_id", 0),
-    "eos_id": transforms.first_value("eos_token_id", 1),
+    "eos_id": transforms.first_end_id(1),
+    "extra_eos_ids": transforms.extra_end_ids,
 }
 MT5_FIELDS = {
     **{setting: rule for setting, rule in T5_FIELDS.items() if setting != "logit_scale"},

@@ -96,15 +96,27 @@ def same_activation(encoder_key: str, decoder_key: str, default: str) -> Callabl
     return read
 
 
-def first_value(key: str, default: int | None = None) -> Callable[[dict[str, Any]], Any]:
-    """Return a function from settings to the value of a key, or its first value if it is a list."""
+def end_ids(settings: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the end tokens of a config.json, without its padding token unless that is the only one."""
+    value = settings.get("eos_token_id")
+    values = list(dict.fromkeys(value)) if isinstance(value, list) else [value]
+    padding = settings.get("pad_token_id")
+    return tuple(token for token in values if token != padding or len(values) == 1)
+
+
+def first_end_id(default: int | None = None) -> Callable[[dict[str, Any]], Any]:
+    """Return a function from settings to the end token, the first if there are several."""
 
     def read(settings: dict[str, Any]) -> Any:
-        value = settings.get(key)
-        value = value[0] if isinstance(value, list) else value
-        return default if value is None else value
+        token = end_ids(settings)[0]
+        return default if token is None else token
 
     return read
+
+
+def extra_end_ids(settings: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the end tokens after the first."""
+    return end_ids(settings)[1:]
 
 
 def vocabulary_id(settings: dict[str, Any], token: str, default: int) -> int:

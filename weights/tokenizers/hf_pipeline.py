@@ -121,7 +121,7 @@ def _build_vocabulary(files: TokenizerFiles, tokenizer_class: TokenizerClass) ->
         reason = " ".join(str(error).split()).removesuffix(".")
         raise ValueError(f"{files.folder} must hold a complete tokenizer: {reason}; copy its files again.") from None
     special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    languages = _find_languages(tokenizer, tokenizer_class)
+    languages = _find_languages(tokenizer, files, tokenizer_class)
     fields: dict[str, Any] = {
         "before_source": before,
         "after_source": after,
@@ -189,12 +189,20 @@ def _cleans_up(files: TokenizerFiles, tokenizer: tokenizers.Tokenizer) -> bool:
     return bool(files.config.get("clean_up_tokenization_spaces")) and (forced or not is_bpe)
 
 
-def _find_languages(tokenizer: tokenizers.Tokenizer, tokenizer_class: TokenizerClass) -> dict[str, int]:
-    """Return language code -> id; empty for a class without language tokens."""
+def _find_languages(
+    tokenizer: tokenizers.Tokenizer, files: TokenizerFiles, tokenizer_class: TokenizerClass
+) -> dict[str, int]:
+    """Return language code -> id; empty for a class without language tokens.
+
+    A language that was added to a model need not be a special token, nor have a usual code if it is the default.
+    """
     if tokenizer_class.source_language == "none":
         return {}
-    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    codes = dict.fromkeys([*tokenizer_class.languages, *filter(LANGUAGE_CODE.fullmatch, special)])
+    defaults = [files.config.get("src_lang"), files.config.get("tgt_lang")]
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    codes = dict.fromkeys(
+        [*tokenizer_class.languages, *(t for t in added if LANGUAGE_CODE.fullmatch(t) or t in defaults)]
+    )
     ids = {code: tokenizer.token_to_id(code) for code in codes}
     return {code: i for code, i in ids.items() if i is not None}
 

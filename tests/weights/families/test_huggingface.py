@@ -298,20 +298,38 @@ def generate_with_transformers(theirs, source, search, **settings):
         suppress_tokens=suppressed_ids(theirs),
         **settings,
     )
-    eos_id = theirs.config.eos_token_id
+    eos_ids = theirs.generation_config.eos_token_id
+    eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
     sequences = []
     for _, *ids in output.sequences.tolist():
         # A forced first token may be the end token, after which beams of transformers continue; here they end.
-        end = ids.index(eos_id) + 1 if eos_id in ids else len(ids)
+        end = next((i for i, token in enumerate(ids, start=1) if token in eos_ids), len(ids))
         sequences.append(tuple(ids[:end]))
     return sequences, output.sequences_scores.numpy() if is_beam_search else None
+
+
+OTHER_ENDS = {3, 6, 10, 13, 20}
+
+
+@pytest.mark.parametrize("beam_size, rules", [(1, {}), (1, {"min_length": 5}), (4, {}), (4, {"min_length": 5})])
+@pytest.mark.parametrize("name", ["nllb", "t5-v1.1", "flan"])
+def test_several_end_tokens_equal_those_of_transformers(name, beam_size, rules, tmp_path, tolerance):
+    theirs = torch_model(name, generation=rules)
+    theirs.generation_config.eos_token_id = [theirs.config.eos_token_id, *OTHER_ENDS]
+    theirs.save_pretrained(tmp_path)
+    ours = convert.load(tmp_path)[0]
+    search = dataclasses.replace(ours.search_defaults, beam_size=beam_size, num_hypotheses=beam_size)
+    source = torch_sources(theirs)
+    check_hypotheses(theirs, ours, source, search, tolerance)
+    results = generate_ids(ours, mx.array(source.astype(np.int32)), search)
+    assert {h.end_id for row in results for h in row} & OTHER_ENDS
 
 
 def check_hypotheses(theirs, ours, source, search, tolerance):
     """Compare hypotheses and scores with those of transformers; return the finish reasons."""
     expected, scores = generate_with_transformers(theirs, source, search)
     hypotheses = [h for group in generate_ids(ours, mx.array(source.astype(np.int32)), search) for h in group]
-    assert [with_end(hypothesis, theirs.config.eos_token_id) for hypothesis in hypotheses] == expected
+    assert [with_end(hypothesis) for hypothesis in hypotheses] == expected
     if scores is not None:
         np.testing.assert_allclose([h.score for h in hypotheses], scores, atol=tolerance(1e-4))
     return {h.finish_reason for h in hypotheses}
@@ -388,7 +406,7 @@ def test_hypotheses_after_a_prefix_equal_those_of_transformers(name, beam_size, 
         settings["decoder_input_ids"] = torch.tensor([start] * len(rows))
         expected, scores = generate_with_transformers(theirs, source[rows], search, **settings)
         hypotheses = [hypothesis for row in rows for hypothesis in results[row]]
-        assert [with_end(hypothesis, theirs.config.eos_token_id) for hypothesis in hypotheses] == expected
+        assert [with_end(hypothesis) for hypothesis in hypotheses] == expected
         if scores is not None:
             np.testing.assert_allclose([h.score for h in hypotheses], scores, atol=tolerance(1e-4))
 

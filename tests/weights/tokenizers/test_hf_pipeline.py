@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import random
+import shutil
 
 import pytest
 import tokenizers
@@ -184,6 +185,23 @@ def test_language_tokens(tmp_path, trained, auto, name):
     assert ours.config.target_language == ("start" if name == "mbart" else "first")
     text = ours.decode([ours.config.languages[ours.languages[0]], *ours.encode("Hello world")])
     assert text == "Hello world"
+
+
+def test_languages_that_were_added_as_plain_tokens(tmp_path, trained, auto):
+    before = write_case(tmp_path / "before", trained, "nllb")
+    theirs = auto(before)
+    theirs.add_tokens(["gos_Latn", "my dialect", "another"])
+    theirs.src_lang = "my dialect"
+    theirs.save_pretrained(tmp_path / "after")
+    shutil.copy(before / "config.json", tmp_path / "after")
+    ours = read_tokenizer(tmp_path / "after")
+    assert {"gos_Latn", "my dialect", "fra_Latn"} < set(ours.languages) and "another" not in ours.languages
+    assert ours.config.default_source_language == "my dialect"
+    for code in ("gos_Latn", "my dialect", "fra_Latn"):
+        theirs.src_lang = code
+        assert ours.encode_batch(SCRIPTS, code) == [list(row) for row in theirs(SCRIPTS)["input_ids"]]
+        assert ours.decoder_starts(1, code)[0].first_id == theirs.convert_tokens_to_ids(code)
+    assert ours.decode([ours.config.languages["gos_Latn"], *ours.encode("Hello world")]) == "Hello world"
 
 
 def test_default_languages(tmp_path, trained):
