@@ -24,6 +24,8 @@ from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap,
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
 ProgressCallback = Callable[[int, int], None]  # called with the bytes done and the total
+BITSANDBYTES_SUFFIXES = (".SCB", ".weight.absmax")  # with 8 and 4 bits
+ADAPTER_PARTS = (".lora_A.", ".lora_embedding_A", ".ia3_l")  # names of peft
 IGNORED_TENSORS = ("*.version",)  # in checkpoints of fairseq and its descendants
 # Setting -> a parameter and the axis of it that has this size.
 SIZE_AXES = {
@@ -153,7 +155,10 @@ def plan_conversion(
         ConversionError: If tensors are missing, unexpected or of the wrong shape; the message lists them.
         ValueError: If the family is not supported, or a setting is unknown, missing or wrong.
     """
-    family = detect_family(strip_wrappers(checkpoint.tensors, rename or {}), settings, family)
+    tensor_names = strip_wrappers(checkpoint.tensors, rename or {})
+    check_plain_weights(tensor_names, settings)
+    family = detect_family(tensor_names, settings, family)
+    check_stacks(tensor_names)
     spec = FAMILIES[family]
     names = ParameterMap(checkpoint, spec, rename or {})
     tied, compared = find_tied_tensors(names)
@@ -164,6 +169,29 @@ def plan_conversion(
     )
     check_sizes(config, checkpoint)
     return ConversionPlan(family, config, find_loaders(names, spec, config, compared), names)
+
+
+def check_plain_weights(tensor_names: Iterable[str], settings: dict[str, Any]) -> None:
+    """Raise ConversionError for quantised weights and for adapters."""
+    quantization = settings.get("quantization_config")
+    if quantization or any(name.endswith(BITSANDBYTES_SUFFIXES) for name in tensor_names):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise ConversionError(
+            f"A checkpoint must not be quantised, as this one is by {method or 'bitsandbytes'}: convert the original "
+            "model, and quantise that."
+        )
+    if any(part in name for name in tensor_names for part in ADAPTER_PARTS):
+        raise ConversionError("An adapter is not a complete model: merge it into its model and save that.")
+
+
+def check_stacks(tensor_names: Iterable[str]) -> None:
+    """Raise ConversionError for a checkpoint with only one of the stacks."""
+    absent = [stack for stack in STACKS if not any(name.startswith(f"{stack}.") for name in tensor_names)]
+    if len(absent) == 1:
+        raise ConversionError(
+            f"A checkpoint must have both stacks, but this one has no {absent[0]}: convert a whole encoder-decoder "
+            f"model, or rename the tensors of its {absent[0]}."
+        )
 
 
 def find_tied_tensors(names: ParameterMap) -> tuple[dict[str, Any], set[str]]:

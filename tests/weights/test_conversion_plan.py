@@ -92,6 +92,47 @@ def test_unsupported_model_types_are_errors_with_a_reason(tmp_path):
             convert.load(source)
 
 
+@pytest.mark.parametrize("stack, other", [("encoder", "decoder"), ("decoder", "encoder")])
+def test_a_checkpoint_of_one_stack_is_named_as_such(tmp_path, stack, other):
+    tensors = {name: array for name, array in bart_tensors().items() if not name.startswith(f"model.{other}.")}
+    with pytest.raises(ConversionError, match=f"both stacks, but this one has no {other}: convert a whole encoder-dec"):
+        convert.load(write_checkpoint(tmp_path / "one", tensors))
+
+
+def quantize_like_bitsandbytes(bits):
+    """Return tensors with the names that bitsandbytes adds to quantised weights."""
+    added = {8: ["fc1.SCB", "fc1.weight_format"], 4: ["fc1.weight.absmax", "fc1.weight.quant_map"]}[bits]
+    return bart_tensors() | {f"model.encoder.layers.0.{name}": mx.zeros(3) for name in added}
+
+
+@pytest.mark.parametrize(
+    "tensors, config, message",
+    [
+        (quantize_like_bitsandbytes(8), BART_CONFIG, "must not be quantised, as this one is by bitsandbytes: convert"),
+        (quantize_like_bitsandbytes(4), BART_CONFIG, "must not be quantised, as this one is by bitsandbytes: convert"),
+        (
+            bart_tensors(),
+            BART_CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "must not be quantised, as this one is by gptq: convert the original model, and quantise that",
+        ),
+        (
+            {"base_model.model.model.encoder.layers.0.fc1.lora_A.weight": mx.zeros((2, 3))},
+            {},
+            "An adapter is not a complete model: merge it into its model and save that",
+        ),
+        (
+            bart_tensors() | {"model.encoder.layers.0.fc1.lora_A.default.weight": mx.zeros((2, 3))},
+            BART_CONFIG,
+            "An adapter is not a complete model: merge it into its model and save that",
+        ),
+    ],
+    ids=["8 bits", "4 bits", "gptq", "adapter", "unmerged adapter"],
+)
+def test_quantised_weights_and_adapters_are_named_as_such(tmp_path, tensors, config, message):
+    with pytest.raises(ConversionError, match=message):
+        convert.load(write_checkpoint(tmp_path / "model", tensors, config))
+
+
 def test_unknown_families_and_settings_are_errors(source, tmp_path):
     with pytest.raises(ValueError, match="model_type 'elmo' of config.json is not supported. Supported families: anno"):
         convert.load(write_checkpoint(tmp_path / "elmo", bart_tensors(), {"model_type": "elmo"}))
