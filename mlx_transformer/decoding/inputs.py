@@ -8,6 +8,7 @@ import numpy as np
 
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
 PREFIX_MULTIPLE = 16  # prefixes are padded to multiples of this, so that few shapes are compiled
@@ -53,6 +54,7 @@ def make_decoding_inputs(
         ValueError: If an argument does not have one value for each source, or a value is out of range.
     """
     batch, config = source.shape[0], model.config
+    check_token_ids("source", source, config.source_vocab_size)
     check_search(search, config)
     ratio = search.min_length_ratio
     lengths = [0] * batch  # counted only if needed: the host has to wait for the device

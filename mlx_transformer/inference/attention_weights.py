@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlx_transformer.model.attention import AttentionFunction, attention_weights, scaled_dot_product_attention
+from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
 
@@ -34,9 +35,11 @@ def attention(model: Transformer, source: mx.array, target: mx.array) -> Attenti
             of batch, with the rows of one source adjacent.
 
     Raises:
-        ValueError: If the number of rows is not a multiple of batch, or a sequence is too long.
+        ValueError: If the number of rows is not a multiple of batch, a sequence is too long, or an id is not in
+            the vocabulary.
     """
-    check_target_rows(source, target)
+    check_token_ids("source", source, model.config.source_vocab_size)
+    check_token_ids("target", target, model.config.target_vocab_size)
     encoder: list[mx.array] = []
     decoder: list[mx.array] = []
     memory = model.encode(source, attend=record_attention(encoder, source.shape[1]))
@@ -60,12 +63,3 @@ def record_attention(weights: list[mx.array], length: int) -> AttentionFunction:
         return scaled_dot_product_attention(queries, keys, values, **options)
 
     return attend
-
-
-def check_target_rows(source: mx.array, target: mx.array) -> None:
-    """Raise ValueError unless every source has the same number of targets."""
-    if not source.shape[0] or target.shape[0] % source.shape[0]:
-        raise ValueError(
-            "The number of targets must be a multiple of the number of sources, but "
-            f"{target.shape[0]} is not a multiple of {source.shape[0]}."
-        )

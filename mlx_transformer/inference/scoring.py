@@ -20,7 +20,7 @@ from mlx_transformer.inference.alignment import (
     token_indices,
     word_indices_of_text,
 )
-from mlx_transformer.inference.attention_weights import check_target_rows, record_attention
+from mlx_transformer.inference.attention_weights import record_attention
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
     batch_by_length,
@@ -35,6 +35,7 @@ from mlx_transformer.inference.batching import (
     run_in_parts,
 )
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
+from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.texts import check_list, check_string
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
@@ -106,10 +107,12 @@ def score_ids(
         selected layers and heads, float32 (rows, target_length - 1, source_length), or None.
 
     Raises:
-        ValueError: If the number of rows is not a multiple of batch, a sequence is too long, or a layer or head does
-            not exist.
+        ValueError: If the number of rows is not a multiple of batch, a sequence is too long, an id is not in the
+            vocabulary, or a layer or head does not exist.
     """
-    check_target_rows(source, target)
+    check_token_ids("source", source, model.config.source_vocab_size)
+    check_token_ids("target", target, model.config.target_vocab_size)
+    check_target_rows(source.shape[0], target.shape[0])
     layers, heads = ((), ()) if alignment is None else alignment.select(model.config.decoder)
     scores, *attention = model.compiled(_token_scores, layers, heads)(source, target)
     return scores, attention[0] if attention else None

@@ -29,6 +29,7 @@ from mlx_transformer.model.positions import (
     relative_position_buckets,
     sinusoidal_positions,
 )
+from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 
 
 class Memory(NamedTuple):
@@ -263,7 +264,7 @@ class Transformer(nn.Module):
             Logits, (batch, target_length, target_vocab_size).
 
         Raises:
-            ValueError: If a sequence is longer than its stack has positions.
+            ValueError: If a sequence is longer than its stack has positions, or an id is not in the vocabulary.
         """
         return self.logits(self.hidden_states(source, target))
 
@@ -285,9 +286,10 @@ class Transformer(nn.Module):
             attend: The attention function; a replacement sees all queries and keys.
 
         Raises:
-            ValueError: If a source is longer than the encoder has positions.
+            ValueError: If a source is longer than the encoder has positions, or an id is not in the vocabulary.
         """
         check_process()
+        check_token_ids("source", source, self.config.source_vocab_size)
         check_length("source", source.shape[1], self.config.encoder.max_length)
         tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text
         mask = (tokens if mask is None else mask)[:, None, None]
@@ -319,7 +321,8 @@ class Transformer(nn.Module):
             Logits, (rows, target_length, target_vocab_size).
 
         Raises:
-            ValueError: If a target is longer than the decoder has positions.
+            ValueError: If a target is longer than the decoder has positions, an id is not in the vocabulary, or the
+                number of rows is not a multiple of the memory's.
         """
         return self.logits(self._decode(target, memory, cache, attend))
 
@@ -330,6 +333,8 @@ class Transformer(nn.Module):
         cache: KVCache | None = None,
         attend: AttentionFunction = scaled_dot_product_attention,
     ) -> mx.array:
+        check_token_ids("target", target, self.config.target_vocab_size)
+        check_target_rows(memory.mask.shape[0], target.shape[0])
         check_length("target", target.shape[1], self.config.decoder.max_length)
         start = 0 if cache is None else cache.length
         x = self.decoder.embed(self._target_embedding(target), start)
