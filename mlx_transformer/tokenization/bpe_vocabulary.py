@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlx_transformer.config.serialization import check_types
 from mlx_transformer.storage.files import read_text
-from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, Vocabulary
+from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, Vocabulary, check_vocabulary_ids
 
 END_OF_WORD = "</w>"  # appended to the last character of a word in merges
 CONTINUATION = "@@"
@@ -44,6 +44,7 @@ class BPEVocabulary(Vocabulary):
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_vocabulary_ids(self.ids, self.added, self.unknown_id)
         for merge in self.merges:
             if len(merge.split(" ")) != 2:
                 raise ValueError(f"A merge must be two pieces separated by a space: got {merge!r}.")
@@ -81,11 +82,13 @@ class BPEVocabulary(Vocabulary):
         return ids
 
     def _encode_word(self, word: str) -> list[int]:
-        if word not in self._word_cache:
+        ids = self._word_cache.get(word)
+        if ids is None:
+            ids = [self.ids.get(piece, self.unknown_id) for piece in apply_merges(word, self._ranks)]
             if len(self._word_cache) >= MAX_CACHED_WORDS:
-                self._word_cache.clear()
-            self._word_cache[word] = [self.ids.get(piece, self.unknown_id) for piece in apply_merges(word, self._ranks)]
-        return self._word_cache[word]
+                self._word_cache.clear()  # another thread may do so at any time
+            self._word_cache[word] = ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`."""

@@ -39,3 +39,19 @@ def test_word_cache_is_bounded(monkeypatch):
     vocabulary = BPEVocabulary({"a": 0, "b": 1, "c": 2, "d": 3}, 0, ())
     assert vocabulary.encode("a b c d d c b a") == [0, 1, 2, 3, 3, 2, 1, 0]
     assert len(vocabulary._word_cache) <= 3
+
+
+def test_another_thread_may_clear_the_word_cache_at_any_time():
+    class ClearedAtOnce(dict):
+        def __setitem__(self, word, ids):
+            """Nothing is kept, as if another thread called clear()."""
+
+    vocabulary = BPEVocabulary({"a": 0, "b": 1}, 0, ())
+    vars(vocabulary)["_word_cache"] = ClearedAtOnce()
+    assert vocabulary.encode("a b a") == [0, 1, 0]
+
+
+@pytest.mark.parametrize("changes", [{"ids": {"a": -3}}, {"added": {"<x>": -1}}, {"unknown_id": -1}])
+def test_ids_must_not_be_negative(changes):
+    with pytest.raises(ValueError, match="Ids of a vocabulary must not be below 0"):
+        BPEVocabulary(**{"ids": {"a": 0}, "unknown_id": 0, "merges": ()} | changes)
