@@ -110,7 +110,7 @@ def guess_encoding(sample: bytes) -> str | None:
     num_good = sum(not line.isascii() for line in lines) - num_bad
     mostly_bad = num_bad > max(num_good, len(lines) // 10)
     num_controls = len(sample) - len(sample.translate(None, CONTROL_BYTES))
-    if sum((mostly_bad, num_controls > len(sample) / 16, b"\0" in sample)) > 1:
+    if sum((mostly_bad, num_controls > 2 + len(sample) / 16, b"\0" in sample)) > 1:
         return _guess_wide_encoding(sample)
     return _guess_byte_encoding(sample) if mostly_bad and num_bad > 2 else None
 

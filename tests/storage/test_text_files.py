@@ -103,7 +103,8 @@ class TestEncodings:
         check_encoding("text.txt", b"good\nbad \xff\n")
 
     def test_stray_control_characters_are_accepted(self):
-        check_encoding("text.txt", b"nul\0 and escape\x1b[2J in a line of text, which is a little longer\n")
+        for sample in (b"nul\0 and escape\x1b[2J in a line of text\n", b"short\0\n", b"\0\n", b"\x1b[1m\0\n"):
+            check_encoding("text.txt", sample)
 
     def test_other_kinds_of_files_are_named(self):
         noise = bytes(itertools.islice(itertools.cycle(range(256)), 5000))
