@@ -78,13 +78,9 @@ def search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfi
     for key, kind in SETTING_TYPES.items():
         if key in generation:
             check_type(f"The generation setting {key}", generation[key], kind)
-    max_tokens = generation.get("max_length", 0) - 1
-    min_tokens = generation["min_new_tokens"] + 1 if "min_new_tokens" in generation else 0
     values = {
         "beam_size": generation.get("num_beams", 1),
         "num_hypotheses": min(generation.get("num_return_sequences", 1), generation.get("num_beams", 1)),
-        "max_tokens": generation.get("max_new_tokens", max_tokens if max_tokens > 0 else None),
-        "min_tokens": max(generation.get("min_length", 0), min_tokens),
         "length_penalty": generation.get("length_penalty", 1.0),
         "early_stopping": generation.get("early_stopping", False),
         "no_repeat_ngram_size": generation.get("no_repeat_ngram_size", 0),
@@ -94,17 +90,34 @@ def search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfi
         "forced_eos_id": _forced_id(generation, "forced_eos_token_id", model),
         "renormalize": generation.get("renormalize_logits", False),
     }
-    limit = min(model.decoder.max_length, values["max_tokens"] or model.decoder.max_length)
-    if values["min_tokens"] > limit + 1:  # one more, if equal lengths were meant
-        logger.warning("The minimum length %d exceeds the maximum and is lowered to %d.", values["min_tokens"], limit)
-    values["min_tokens"] = min(values["min_tokens"], limit)
-    forced, ends = {values["forced_bos_id"], values["forced_eos_id"]}, {(token,) for token in model.eos_ids}
+    forced = {values["forced_bos_id"], values["forced_eos_id"]}
+    return SearchConfig(**values | _length_limits(generation, model) | _bad_words(generation, model, forced))
+
+
+def _length_limits(generation: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Return the limits of a target's length; a minimum above the maximum is lowered, with a warning."""
+    max_tokens = generation.get("max_new_tokens", generation.get("max_length", 0) - 1)
+    if max_tokens < 1 and ("max_new_tokens" in generation or "max_length" in generation):
+        logger.warning("The maximum length of the generation settings is ignored: it leaves no token to generate.")
+    max_tokens = max_tokens if max_tokens > 0 else None
+    min_tokens = max(generation.get("min_length", 0), generation.get("min_new_tokens", -1) + 1)
+    limit = min(model.decoder.max_length, max_tokens or model.decoder.max_length)
+    if min_tokens > limit + 1:  # one more, if equal lengths were meant
+        logger.warning("The minimum length %d exceeds the maximum and is lowered to %d.", min_tokens, limit)
+    return {"max_tokens": max_tokens, "min_tokens": min(min_tokens, limit)}
+
+
+def _bad_words(generation: dict[str, Any], model: ModelConfig, forced: set[int | None]) -> dict[str, Any]:
+    """Return the tokens and words that are never generated; as in transformers, no end token is a bad word."""
+    ends = {(token,) for token in model.eos_ids}
     words = [tuple(word) for word in generation.get("bad_words_ids", []) if word and tuple(word) not in ends]
     # A bad word that is also a forced token stays possible where it is forced; a suppressed token never is.
     suppressed = {word[0] for word in words if len(word) == 1 and word[0] not in forced}
-    values["suppress_ids"] = tuple(sorted(suppressed | set(generation.get("suppress_tokens", []))))
-    values["bad_words"] = tuple(word for word in words if len(word) > 1 or word[0] in forced)
-    return SearchConfig(**values)
+    suppressed |= {token for token in generation.get("suppress_tokens", []) if 0 <= token < model.target_vocab_size}
+    return {
+        "suppress_ids": tuple(sorted(suppressed)),
+        "bad_words": tuple(word for word in words if len(word) > 1 or word[0] in forced),
+    }
 
 
 def _forced_id(generation: dict[str, Any], key: str, model: ModelConfig) -> int | None:

@@ -97,7 +97,8 @@ class SearchConfig:
             check_positive(self, "max_tokens")
             if self.min_tokens > self.max_tokens:
                 raise ValueError(
-                    f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}; lower min_tokens."
+                    f"min_tokens must not exceed max_tokens: {self.min_tokens} > {self.max_tokens}; lower min_tokens, "
+                    "or raise max_tokens."
                 )
         check_positive(self, "repetition_penalty")
         if self.max_length_ratio is not None:

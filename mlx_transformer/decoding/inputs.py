@@ -108,6 +108,8 @@ def check_search(search: SearchConfig, config: ModelConfig) -> None:
                 "shall have max_tokens."
             )
     never = {config.pad_id, *search.suppress_ids, *(word[0] for word in search.bad_words if len(word) == 1)}
+    if search.min_tokens > 1:
+        never.update(config.eos_ids)
     if sum(token < config.target_vocab_size for token in never) == config.target_vocab_size:
         raise ValueError("A search must leave tokens to generate: suppress_ids and bad_words contain all; remove some.")
     if search.min_tokens > config.decoder.max_length:

@@ -113,6 +113,10 @@ def test_random_keys_are_distinct():
             {"search": SearchConfig(suppress_ids=tuple(range(1, 8)), bad_words=((8,),))},
             "must leave tokens to generate: suppress_ids and bad_words contain all; remove some",
         ),
+        (
+            {"search": SearchConfig(suppress_ids=tuple(range(2, 9)), min_tokens=2)},
+            "must leave tokens to generate: suppress_ids and bad_words contain all",
+        ),
         ({"search": SearchConfig(min_tokens=21)}, "min_tokens must not exceed the decoder's 20 positions: 21 is more"),
     ],
 )

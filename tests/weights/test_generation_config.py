@@ -31,6 +31,7 @@ MODEL = replace(configs.MODEL, pad_id=1, eos_id=0, decoder=replace(configs.STACK
             {"suppress_ids": (2, 9), "bad_words": ((3,),), "forced_bos_id": 3},
         ),
         ({"forced_eos_token_id": [7], "renormalize_logits": True}, {"forced_eos_id": 7, "renormalize": True}),
+        ({"suppress_tokens": [-1, 5, 400]}, {"suppress_ids": (5,)}),  # transformers ignores ids outside the vocabulary
         ({"early_stopping": "never", "length_penalty": 2.0}, {"early_stopping": "never", "length_penalty": 2.0}),
         ({"num_beams": 4, "num_return_sequences": 3}, {"beam_size": 4, "num_hypotheses": 3}),
         ({"num_return_sequences": 3}, {}),
@@ -174,6 +175,7 @@ def test_invalid_generation_settings():
         ({"forced_bos_token_id": 0}, {}, "forced_bos_token_id 0 is ignored: it ends every target at once"),
         ({"forced_bos_token_id": 400}, {}, "forced_bos_token_id 400 is ignored: the vocabulary has no such token"),
         ({"min_length": 20, "max_length": 10}, {"min_tokens": 9, "max_tokens": 9}, "20 exceeds the maximum .* to 9"),
+        ({"max_length": 1}, {}, "maximum length .* is ignored: it leaves no token to generate"),
         ({"min_length": 700}, {"min_tokens": 300}, "minimum length 700 exceeds the maximum and is lowered to 300"),
     ],
     ids=str,
