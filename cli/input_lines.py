@@ -85,12 +85,23 @@ def parse_json(name: str, line: str, defaults: dict[str, Any]) -> InputLine:
     """Parse a JSON string, or an object with "text" and optionally "id" and options; a blank line is a blank text."""
     value = load_json(name, line) if line.strip() else ""
     fields = {"text": value} if isinstance(value, str) else value
-    if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+    if not isinstance(fields, dict):
         raise ValueError(f'{name} must be a JSON string or an object with a string "text", not {line:.60}.')
+    kept = {"id": fields["id"]} if "id" in fields else {}
+    try:
+        return InputLine(name, make_source_line(name, fields, defaults), kept)
+    except ValueError as error:
+        return InputLine(name, SourceLine(""), kept, str(error))
+
+
+def make_source_line(name: str, fields: dict[str, Any], defaults: dict[str, Any]) -> SourceLine:
+    """Return the text and the options of a JSON object."""
+    if not isinstance(fields.get("text"), str):
+        raise ValueError(f'{name} must be a JSON string or an object with a string "text", not {fields!r:.60}.')
     if unknown := sorted(fields.keys() - {"text", "id", *LINE_OPTIONS}):
         known = ", ".join(f'"{field}"' for field in ("text", "id", *LINE_OPTIONS))
         raise ValueError(f"{name} may have the names {known}, not {', '.join(unknown)}.")
-    text, options = fields.pop("text"), {option: fields.pop(option) for option in LINE_OPTIONS if option in fields}
+    text, options = fields["text"], {option: fields[option] for option in LINE_OPTIONS if option in fields}
     for option, value in options.items():
         if not isinstance(value, str | None):
             raise ValueError(f'{name} must have a string as "{option}", not {value!r:.60}.')
@@ -98,7 +109,7 @@ def parse_json(name: str, line: str, defaults: dict[str, Any]) -> InputLine:
     for field, value in {"text": text, **options}.items():
         if any("\ud800" <= character <= "\udfff" for character in value or ""):
             raise ValueError(f'{name} must be Unicode text, but its "{field}" has half of a surrogate pair.')
-    return InputLine(name, SourceLine(text, **options), fields)
+    return SourceLine(text, **options)
 
 
 def load_json(name: str, line: str) -> Any:

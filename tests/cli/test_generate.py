@@ -243,4 +243,10 @@ class TestJson:
         assert error_line(result) == 'Error: 1 of the results have an "error".\n'
         good, bad, fine = map(json.loads, result.stdout.splitlines())
         assert (good["text"], fine["text"]) == ("GOOD", "FINE")
-        assert list(bad) == ["error"] and re.search(message, bad["error"])
+        assert bad.keys() - {"id"} == {"error"} and re.search(message, bad["error"])
+
+    def test_bad_object_keeps_its_id(self, echo):
+        lines = '{"id": 7, "text": 5}\n{"id": [1], "text": "a", "beam": 2}\n{"text": "ValueError: reason", "id": "x"}\n'
+        result = echo("generate", "--json", stdin=lines.encode(), status=1)
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [row.pop("id") for row in rows] == [7, [1], "x"] and all(list(row) == ["error"] for row in rows)
