@@ -132,6 +132,12 @@ def family_of_model_type(settings: dict[str, Any]) -> str | None:
     raise ValueError(f"model_type {model_type!r} of config.json is not supported. Supported families: {supported}.")
 
 
+def check_convertible(settings: dict[str, Any]) -> None:
+    """Raise ValueError if a config.json rules out a conversion, whatever its weights are."""
+    family_of_model_type(settings)
+    check_plain_weights((), settings)
+
+
 def plan_conversion(
     checkpoint: Checkpoint,
     settings: dict[str, Any],

@@ -23,7 +23,7 @@ from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.conversion_plan import (
     ConversionPlan,
     ProgressCallback,
-    family_of_model_type,
+    check_convertible,
     parameter_shapes,
     plan_conversion,
 )
@@ -170,7 +170,7 @@ def open_checkpoint(source: str | Path, family: str | None = None) -> Checkpoint
         ValueError: If it is damaged or not supported.
     """
     if family is None:
-        family_of_model_type(read_config(Path(source)))
+        check_convertible(read_config(Path(source)))
     return read_checkpoint(source)
 
 

@@ -16,7 +16,9 @@ from filelock import FileLock
 
 from mlx_transformer import __version__
 from mlx_transformer.storage.atomic import atomic_write_text
+from mlx_transformer.weights.conversion_plan import check_convertible
 from mlx_transformer.weights.formats.checkpoint import OTHER_FILES, PREFERRED_FILES, WEIGHT_SUFFIXES
+from mlx_transformer.weights.source_config import read_config
 
 logger = logging.getLogger(__name__)
 
@@ -105,14 +107,16 @@ def download(name: str, commit: str, names: list[str]) -> Path:
 
     Raises:
         OSError: See `fetch_model`.
-        ValueError: If the repository has no weights of a complete model.
+        ValueError: If the repository has no weights of a complete model, or its config.json rules out a conversion.
     """
     from huggingface_hub import hf_hub_download
 
-    files = choose_files(name, names)
-    with translate_hub_errors(name, commit):
-        # One by one, so that Ctrl-C waits for one file only.
-        return [Path(hf_hub_download(name, file, revision=commit)) for file in files][-1]
+    for file in choose_files(name, names):  # one by one, so that Ctrl-C waits for one file only
+        with translate_hub_errors(name, commit):
+            path = Path(hf_hub_download(name, file, revision=commit))
+        if file == "config.json":
+            check_convertible(read_config(path))  # before the weights, which are large
+    return path
 
 
 def choose_files(name: str, names: list[str]) -> list[str]:

@@ -113,4 +113,5 @@ def is_torch_checkpoint(path: Path) -> bool:
         return True
     if model_folder.is_model_folder(path):
         return False
-    return any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS) or bool(read_config(path))
+    has_weights = any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS)
+    return has_weights or bool(read_config(path)) or (path / "adapter_config.json").exists()

@@ -492,6 +492,15 @@ def test_choose_files(chosen, left):
     assert hub.choose_files("owner/name", [*left, *reversed(chosen)]) == chosen
 
 
+def test_weights_of_models_that_cannot_be_converted_are_not_downloaded(machine, server):
+    server.publish("owner/gpt2", model_files(model_type="gpt2"))
+    server.publish("owner/bnb", model_files(quantization_config={"quant_method": "bitsandbytes"}))
+    *messages, _ = machine.load("owner/gpt2", "owner/bnb")
+    for message, reason in zip(messages, ("it is a decoder without", "as this one is by bitsandbytes"), strict=True):
+        assert message.startswith(("ValueError", "ConversionError")) and reason in message
+    assert server.downloads("owner/gpt2") == server.downloads("owner/bnb") == ["config.json"]
+
+
 def test_weights_are_chosen_in_the_order_of_the_checkpoint_reader():
     preferred = list(checkpoint_module.PREFERRED_FILES)
     for first, expected in enumerate(preferred):

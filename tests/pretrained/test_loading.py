@@ -48,6 +48,12 @@ def test_a_folder_of_transformers_without_weights_is_named_as_what_it_is(tmp_pat
             use(tmp_path)
 
 
+def test_an_adapter_without_weights_is_named_as_such(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match="an adapter is not a complete model; merge it into its model and save that"):
+        loading.load(tmp_path)
+
+
 def test_load_passes_the_dtype_on(folder):
     assert loading.load(folder, mx.float16)[0].dtype == mx.float16
 

@@ -164,7 +164,7 @@ def _choose_file(folder: Path) -> Path:
     if models:
         names = ", ".join(quote(path.name) for path in models[:4]) + (", ..." if len(models) > 4 else "")
         raise CheckpointError(f"a folder must have one checkpoint, not {names}", "specify one file", folder)
-    if weights:
+    if weights or (folder / "adapter_config.json").exists():
         raise CheckpointError("an adapter is not a complete model", "merge it into its model and save that", folder)
     raise CheckpointError(
         f"a folder must have a checkpoint: {', '.join(PREFERRED_FILES)} or a {', '.join(WEIGHT_SUFFIXES)} file",
