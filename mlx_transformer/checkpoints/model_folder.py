@@ -153,6 +153,8 @@ def read_config(folder: Path) -> FolderConfig:
     if not path.exists():
         raise FileNotFoundError(f"A model folder has a config.json, but {folder} has none: check the path.")
     data = read_json(path)
+    if isinstance(data, dict) and "format_version" not in data:
+        raise ValueError(f"{path} must be that of a model folder, but it has no format_version: check the path.")
     version = data.get("format_version") if isinstance(data, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(

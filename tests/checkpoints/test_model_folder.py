@@ -275,7 +275,10 @@ class TestDamage:
             (lambda c: c.update(format_version=2), "format_version 2, newer than 1, .*: upgrade mlx_transformer"),
             (lambda c: c.update(format_version=99, new_field=1), "format_version 99, newer than 1"),
             (lambda c: c.update(format_version="1"), "format_version must be int, not '1'"),
-            (lambda c: c.pop("format_version"), "lacks the fields format_version"),
+            (
+                lambda c: c.pop("format_version"),
+                "must be that of a model folder, but it has no format_version: check the path",
+            ),
             (lambda c: c.update(modle=c.pop("model")), "unknown fields: modle. The known ones are .*model"),
             (lambda c: c.pop("model"), "lacks the fields model"),
             (lambda c: c["model"].update(width=3), "model has unknown fields: width. The known ones are .*dims"),
