@@ -4,11 +4,9 @@ Every size that a file claims is checked against the file before it is used.
 """
 
 import json
-import mmap
-import struct
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.weights.formats import zip_archive
+from mlx_transformer.weights.formats.file_bytes import FileBytes
 from mlx_transformer.weights.formats.tensors import (
     ITEMSIZE,
     CheckpointError,
@@ -69,7 +68,7 @@ class Container:
     """
 
     path: Path
-    data: mmap.mmap
+    data: FileBytes
     root: Any = None
     storages: dict[str, MemberData] = field(default_factory=dict)
     big_endian: bool = False
@@ -87,36 +86,28 @@ class Container:
         """Read one tensor, a piece at a time to need little more memory than the tensor."""
         with add_path_to_errors(self.path), np.errstate(over="ignore", invalid="ignore"):
             member = self.locate(tensor.storage)
-            data, array = self._bytes(tensor.storage.key, member), new_array(tensor)
+            array = new_array(tensor)
             values, end = np.asarray(array).reshape(-1), 0  # a view of the array's memory, to write into it
             for piece in tensor.pieces():
                 start, end = end, end + piece.size
                 first = piece.storage.start + piece.offset * ITEMSIZE[piece.dtype]
                 length = piece.extent * ITEMSIZE[piece.dtype]
-                values[start:end] = read_elements(piece, data[first:][:length], big_endian=self.big_endian)
-                if member.packed is None and length >= mmap.PAGESIZE:
-                    self._release(member.start + first, length)
+                data = self._read(tensor.storage.key, member, first, length)
+                values[start:end] = read_elements(piece, data, big_endian=self.big_endian)
         return array.view(mx.bfloat16) if tensor.dtype == "bfloat16" else array
 
     def close(self) -> None:
         """Close the file."""
         self.unpacked = None
-        # An error's traceback may still refer to the data; the file is then closed when that is freed.
-        with suppress(BufferError):
-            self.data.close()
+        self.data.close()
 
-    def _bytes(self, key: str, member: MemberData) -> memoryview:
+    def _read(self, key: str, member: MemberData, start: int, length: int) -> bytes:
         if member.packed is None:
-            return memoryview(self.data)[member.start :]
+            return self.data[member.start + start : member.start + start + length]
         if self.unpacked is None or self.unpacked[0] != key:
             self.unpacked = None
             self.unpacked = (key, zip_archive.decompress(self.data, member))
-        return memoryview(self.unpacked[1])
-
-    def _release(self, start: int, length: int) -> None:
-        """Release pages that were read from this process's memory; the system may keep them in its cache."""
-        first = start - start % mmap.PAGESIZE
-        self.data.madvise(mmap.MADV_DONTNEED, first, start + length - first)
+        return self.unpacked[1][start : start + length]
 
 
 @contextmanager
@@ -139,10 +130,7 @@ def open_container(path: Path) -> Container:
     with add_path_to_errors(path):
         if not path.is_file():
             raise CheckpointError("a checkpoint must be a file or a folder", "check the path")
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise CheckpointError("a checkpoint must not be empty")
-            container = Container(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        container = Container(path, FileBytes(path))
         try:
             _read_container(container)
         except BaseException:
@@ -154,6 +142,8 @@ def open_container(path: Path) -> Container:
 def _read_container(container: Container) -> None:
     """Read everything in a file but the values of tensors."""
     data = container.data
+    if not len(data):
+        raise CheckpointError("a checkpoint must not be empty")
     if data[: len(LFS_POINTER)] == LFS_POINTER:
         raise CheckpointError(
             "a checkpoint must be the file itself, this is a git-lfs pointer to it", "run `git lfs pull`"
@@ -217,7 +207,7 @@ def _read_legacy(container: Container) -> None:
     for key in keys:
         if end + 8 > len(data):
             raise CheckpointError(f"storage {quote(key)} is missing, the file ends before it")
-        numel, storage = struct.unpack_from("<q", data, end)[0], storages[key]
+        numel, storage = int.from_bytes(data[end : end + 8], "little", signed=True), storages[key]
         member = MemberData(end + 8, storage.nbytes)
         end = member.start + member.size
         if numel != storage.numel or end > len(data):
@@ -230,7 +220,7 @@ def _read_legacy(container: Container) -> None:
 
 def _read_safetensors_header(container: Container) -> None:
     data = container.data
-    length = struct.unpack_from("<Q", data)[0] if len(data) >= 8 else 0
+    length = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
     if not 2 <= length <= min(MAX_HEADER, len(data) - 8):
         raise CheckpointError(f"a safetensors header must fit in the {len(data)} bytes of the file, not have {length}")
     header = read_json(data[8 : 8 + length], "a safetensors header")

@@ -186,7 +186,7 @@ def new_array(tensor: Tensor) -> mx.array:
     return mx.zeros(tensor.shape, vars(mx)[READ_AS.get(tensor.dtype, tensor.dtype)])
 
 
-def read_elements(tensor: Tensor, data: memoryview, *, big_endian: bool = False) -> np.ndarray:
+def read_elements(tensor: Tensor, data: bytes, *, big_endian: bool = False) -> np.ndarray:
     """Return a tensor's elements in row-major order, without a copy if they are contiguous in the file.
 
     Args:

@@ -4,12 +4,12 @@ Unknown classes and functions become inert PickledObjects. The standard library'
 """
 
 import codecs
-import mmap
 import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from mlx_transformer.weights.formats.file_bytes import FileBytes
 from mlx_transformer.weights.formats.pickled_objects import (
     CALLS,
     PickledObject,
@@ -43,7 +43,7 @@ BUILTINS = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names in Python
 class _PickleReader:
     """A file object for the disassembler that limits the size of one read."""
 
-    def __init__(self, data: bytes | mmap.mmap, position: int) -> None:
+    def __init__(self, data: bytes | FileBytes, position: int) -> None:
         self.data = data
         self.position = position
 
@@ -58,12 +58,11 @@ class _PickleReader:
         return part
 
     def readline(self) -> bytes:
-        end = self.data.find(b"\n", self.position, self.position + MAX_LINE) + 1
-        return self.read((end or self.position + MAX_LINE) - self.position)
+        return self.read(self.data[self.position : self.position + MAX_LINE].find(b"\n") + 1 or MAX_LINE)
 
 
 def read_pickle(
-    data: bytes | mmap.mmap, start: int = 0, path: Path | None = None
+    data: bytes | FileBytes, start: int = 0, path: Path | None = None
 ) -> tuple[Any, dict[str, Storage], int]:
     """Read the pickle that begins at `start`.
 

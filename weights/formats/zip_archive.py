@@ -1,10 +1,10 @@
 """Reads zip archives of torch.save: the directory and the position of each member; nothing is extracted to disk."""
 
-import mmap
 import struct
 import zlib
 from dataclasses import dataclass
 
+from mlx_transformer.weights.formats.file_bytes import FileBytes
 from mlx_transformer.weights.formats.tensors import CheckpointError, quote
 
 STORED, DEFLATED = 0, 8
@@ -40,7 +40,7 @@ class Member:
     limit: int
 
 
-def read_directory(data: mmap.mmap) -> dict[str, Member]:
+def read_directory(data: FileBytes) -> dict[str, Member]:
     """Read the members of a zip archive by name; names are never used as paths.
 
     Raises:
@@ -52,7 +52,7 @@ def read_directory(data: mmap.mmap) -> dict[str, Member]:
     for _ in range(count):
         if position + ENTRY.size > start + size:
             raise CheckpointError(f"the directory of a zip file must have {count} entries, not {len(members)}")
-        entry = ENTRY.unpack_from(data, position)
+        entry = ENTRY.unpack(data[position : position + ENTRY.size])
         lengths = entry[10:13]
         names = data[position + ENTRY.size : position + ENTRY.size + lengths[0] + lengths[1]]
         position += ENTRY.size + sum(lengths)
@@ -66,17 +66,20 @@ def read_directory(data: mmap.mmap) -> dict[str, Member]:
     return members
 
 
-def _find_directory(data: mmap.mmap) -> tuple[int, int, int]:
+def _find_directory(data: FileBytes) -> tuple[int, int, int]:
     """Return the position, size in bytes and number of entries of the directory."""
-    end = data.rfind(b"PK\x05\x06", max(0, len(data) - END.size - 0xFFFF))
-    if end < 0 or end + END.size > len(data):
+    tail = data[max(0, len(data) - END.size - 0xFFFF) :]
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or end + END.size > len(tail):
         raise CheckpointError("a zip file must end with its directory, this one is truncated")
-    _, _, _, _, count, size, start, _ = END.unpack_from(data, end)
-    if end >= LOCATOR_64.size and data[end - LOCATOR_64.size :][:4] == b"PK\x06\x07":
-        wide = LOCATOR_64.unpack_from(data, end - LOCATOR_64.size)[2]
+    _, _, _, _, count, size, start, _ = END.unpack_from(tail, end)
+    end += len(data) - len(tail)
+    locator = data[max(0, end - LOCATOR_64.size) : end]
+    if len(locator) == LOCATOR_64.size and locator.startswith(b"PK\x06\x07"):
+        wide = LOCATOR_64.unpack(locator)[2]
         if wide + END_64.size > end or data[wide : wide + 4] != b"PK\x06\x06":
             raise CheckpointError("the zip64 record of a zip file must be inside it")
-        count, size, start = END_64.unpack_from(data, wide)[7:]
+        count, size, start = END_64.unpack(data[wide : wide + END_64.size])[7:]
     if start + size > end or count > MAX_MEMBERS:
         raise CheckpointError(f"the directory of a zip file must be inside it and have at most {MAX_MEMBERS} entries")
     return start, size, count
@@ -100,7 +103,7 @@ def _zip64_values(extra: bytes, *values: int) -> list[int]:
     return results
 
 
-def locate_member(data: mmap.mmap, members: dict[str, Member], name: str) -> MemberData:
+def locate_member(data: FileBytes, members: dict[str, Member], name: str) -> MemberData:
     """Return the position of a member's bytes.
 
     Raises:
@@ -114,7 +117,7 @@ def locate_member(data: mmap.mmap, members: dict[str, Member], name: str) -> Mem
         raise CheckpointError(f"member {quote(name)} must be stored or deflated, not {kind}", "pack it again")
     if member.header + LOCAL.size > member.limit:
         raise CheckpointError(f"member {quote(name)} must come before the directory")
-    local = LOCAL.unpack_from(data, member.header)
+    local = LOCAL.unpack(data[member.header : member.header + LOCAL.size])
     start = member.header + LOCAL.size + local[9] + local[10]
     if local[0] != b"PK\x03\x04" or start + member.packed > member.limit:
         raise CheckpointError(f"member {quote(name)} must come before the directory, with a header")
@@ -130,14 +133,13 @@ def locate_member(data: mmap.mmap, members: dict[str, Member], name: str) -> Mem
     return MemberData(start, member.size, member.packed)
 
 
-def decompress(data: mmap.mmap, member: MemberData) -> bytes:
+def decompress(data: FileBytes, member: MemberData) -> bytes:
     """Return a member's uncompressed bytes; CheckpointError if their number differs from its size."""
     if member.packed is None:
         return data[member.start : member.start + member.size]
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        with memoryview(data) as view, view[member.start : member.start + member.packed] as packed:
-            result = engine.decompress(packed, member.size + 1)
+        result = engine.decompress(data[member.start : member.start + member.packed], member.size + 1)
     except zlib.error as error:
         raise CheckpointError(f"a compressed member must be complete: {error}") from None
     if len(result) != member.size:
@@ -145,7 +147,7 @@ def decompress(data: mmap.mmap, member: MemberData) -> bytes:
     return result
 
 
-def read_member(data: mmap.mmap, members: dict[str, Member], name: str, default: bytes | None = None) -> bytes:
+def read_member(data: FileBytes, members: dict[str, Member], name: str, default: bytes | None = None) -> bytes:
     """Return the bytes of a small member; if it is missing, the default unless that is None."""
     if default is not None and name not in members:
         return default
