@@ -109,9 +109,9 @@ def test_neutral_settings_are_not_warned_about():
 def test_end_tokens_of_the_generation_config_take_precedence(tmp_path, eos_id, expected, caplog):
     generation = {"eos_token_id": eos_id, "bad_words_ids": [[6], [5], [9]]}
     model, _ = convert.load(write_checkpoint(tmp_path / "model", bart_tensors(), generation=generation))
-    assert model.config.eos_ids == expected  # padding, 1, is never generated
+    assert model.config.eos_ids == expected
     assert set(model.search_defaults.suppress_ids) == {5, 6, 9} - set(expected)
-    assert not caplog.text
+    assert ("The end token 1 is ignored: it is the padding token" in caplog.text) == (eos_id == [1, 6, 5])
 
 
 def test_the_first_of_several_start_tokens_is_used(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """Functions that families apply to tensors and settings: packed projections, positions, names of activations."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.model.positions import sinusoidal_positions
+
+logger = logging.getLogger(__name__)
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -115,8 +118,11 @@ def first_end_id(default: int | None = None) -> Callable[[dict[str, Any]], Any]:
 
 
 def extra_end_ids(settings: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the end tokens after the first."""
-    return end_ids(settings)[1:]
+    """Return the end tokens after the first; warn about padding among them, which the search never generates."""
+    ids, configured = end_ids(settings), settings.get("eos_token_id")
+    if isinstance(configured, list) and set(configured) - set(ids):
+        logger.warning("The end token %s is ignored: it is the padding token.", settings["pad_token_id"])
+    return ids[1:]
 
 
 def vocabulary_id(settings: dict[str, Any], token: str, default: int) -> int:
