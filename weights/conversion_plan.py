@@ -249,8 +249,9 @@ def fields_from_config(family: Family, settings: dict[str, Any], skip: Iterable[
         if callable(rule):
             try:
                 value = rule(settings)
-            except (LookupError, TypeError, ArithmeticError):
-                raise ValueError(f"The checkpoint's settings do not determine {name}: set it.") from None
+            except (LookupError, TypeError, ArithmeticError) as error:
+                reason = f"they lack {error}" if isinstance(error, KeyError) else error
+                raise ValueError(f"The checkpoint's settings do not determine {name}, {reason}: set it.") from None
         else:
             key, default, function = (rule, None, None) if isinstance(rule, str) else (*rule, None)[:3]
             value = settings.get(key)

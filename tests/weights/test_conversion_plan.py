@@ -199,10 +199,22 @@ def test_every_family_names_the_main_parameters():
             assert parameter in names, name
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({}, "do not determine decoder.num_layers, they lack 'num_layers': set it"),
+        ({"num_layers": 1, "d_model": "64"}, "do not determine logit_scale, unsupported operand .* 'str'.*: set it"),
+    ],
+)
+def test_settings_that_do_not_determine_a_field_give_the_reason(changes, message):
+    with pytest.raises(ValueError, match=message):
+        conversion_plan.fields_from_config(FAMILIES["t5"], changes)
+
+
 def test_settings_replace_those_missing_in_the_checkpoint(tmp_path):
     settings = BART_CONFIG | {"eos_token_id": []}
     source = write_checkpoint(tmp_path / "odd", bart_tensors(), settings)
-    with pytest.raises(ValueError, match="eos_id"):
+    with pytest.raises(ValueError, match="does not specify eos_id: convert it with --set eos_id="):
         convert.load(source)
     assert convert.load(source, settings={"eos_id": 2})[0].config.eos_id == 2
 

@@ -111,7 +111,7 @@ def first_end_id(default: int | None = None) -> Callable[[dict[str, Any]], Any]:
     """Return a function from settings to the end token, the first if there are several."""
 
     def read(settings: dict[str, Any]) -> Any:
-        token = end_ids(settings)[0]
+        token = next(iter(end_ids(settings)), None)
         return default if token is None else token
 
     return read
