@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_transformer.config.serialization import check_at_most, check_positive, check_shares, check_types
+from mlx_transformer.config.serialization import check_at_most, check_padding, check_positive, check_shares, check_types
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
@@ -15,10 +15,6 @@ STACK_LIMITS |= {"num_buckets": 2**16, "max_distance": 2**20}
 MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 2**17, "head_dims": 2**17}
 
 MAX_POSITIONS = 2**26  # max_length x dims of a position table
-
-PAD_IS_EOS = (
-    "pad_id must differ from eos_id, or no target could end: both are {}; set pad_id to a token that no text contains."
-)
 
 
 @dataclass(frozen=True)
@@ -172,8 +168,7 @@ class ModelConfig:
         for name, token, vocab_size in ids:
             if not 0 <= token < vocab_size:
                 raise ValueError(f"{name} must be a token id from 0 to {vocab_size - 1}, not {token}.")
-        if self.pad_id == self.eos_id:
-            raise ValueError(PAD_IS_EOS.format(self.eos_id))
+        check_padding(self.pad_id, self.eos_id)
         if self.pad_id in self.extra_eos_ids:
             raise ValueError(
                 f"extra_eos_ids must not contain pad_id {self.pad_id}, which is never generated: remove it."

@@ -103,3 +103,12 @@ def check_shares(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= vars(config)[name] < 1:
             raise ValueError(f"{name} must be at least 0 and below 1, not {vars(config)[name]}.")
+
+
+def check_padding(pad_id: int, eos_id: int) -> None:
+    """Raise ValueError for a padding token that is the end token."""
+    if pad_id == eos_id:
+        raise ValueError(
+            f"pad_id must differ from eos_id, or no target could end: both are {eos_id}; set pad_id to a token that no "
+            "text contains."
+        )

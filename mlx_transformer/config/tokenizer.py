@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mlx_transformer.config.model import PAD_IS_EOS
-from mlx_transformer.config.serialization import check_positive, check_types
+from mlx_transformer.config.serialization import check_padding, check_positive, check_types
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class TokenizerConfig:
         ids = (self.pad_id, self.eos_id, self.start_id, *added, *self.skip_ids, *self.languages.values())
         if min(ids) < 0:
             raise ValueError(f"Ids of a tokenizer's config must not be below 0: got {min(ids)}.")
-        if self.pad_id == self.eos_id:
-            raise ValueError(PAD_IS_EOS.format(self.eos_id))
+        check_padding(self.pad_id, self.eos_id)
         check_positive(
             self, *(name for name in ("source_vocab_size", "target_vocab_size") if vars(self)[name] is not None)
         )
