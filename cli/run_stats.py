@@ -15,7 +15,7 @@ UNITS = {"K": 1, "M": 2, "G": 3, "T": 4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
 
 
-class MemorySize(click.ParamType[int]):
+class MemorySize(click.ParamType):
     """Bytes with a unit: 512MB, 1.5GB, 4GiB."""
 
     name = "size"

@@ -1,4 +1,4 @@
-"""Packaging: one package in sdist and wheel, both ways to start it in a checkout, and a fast `--help`."""
+"""Packaging: one package in sdist and wheel, both ways to start it in a checkout, bounds, and a fast `--help`."""
 
 import os
 import shutil
@@ -104,3 +104,11 @@ def test_import_and_help_do_not_load_mlx(arguments):
         seconds.append(time.perf_counter() - start)
         assert output.splitlines()[-1] == "False"
     assert min(seconds) < 0.3
+
+
+def test_every_dependency_has_a_lower_bound():
+    # `.ci/run` installs exactly these versions and tests with them; a dependency without a bound would go untested.
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for requirement in (*project["dependencies"], *extras["train"], *extras["sentences"]):
+        assert ">=" in requirement

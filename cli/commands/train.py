@@ -15,7 +15,7 @@ import mlx_transformer as mt
 from mlx_transformer.config.training import PRESETS, TrainingConfig
 
 
-class CommaSeparated(click.ParamType[tuple[str, ...]]):
+class CommaSeparated(click.ParamType):
     """Names separated by commas."""
 
     name = "parts"
