@@ -68,8 +68,8 @@ def command(
     """Measure a model by BLEU and chrF (sacrebleu, with its signatures) and by exact matches.
 
     SPEC is a file of SOURCE<tab>REFERENCE lines, SOURCE_FILE::REFERENCE_FILE, or `dates`; .gz or plain. A source on
-    several lines is translated once and compared with all its references. SPEC may set the languages, as in
-    `en:fr=FILE`.
+    several lines is translated once and compared with all its references. SPEC may set the columns, as in
+    `FILE:3,1`, and the languages, as in `en:fr=FILE`.
 
     With --sources and --references every line counts separately; a blank line in one of several reference files is not
     a reference. Lines whose source and references are blank do not count, and a note says how many they are; a blank

@@ -163,7 +163,10 @@ def split_pair(line: InputLine) -> TextPair:
     columns = line.source.text.split("	") if line.source.text.strip() else ["", ""]
     if len(columns) == 2:
         return TextPair(line.name, columns[0], columns[1], line.error)
-    error = f"{line.name} must be a source, one tab and a target, but has {len(columns) - 1} tabs: correct the line."
+    error = (
+        f"{line.name} must be a source, one tab and a target, but has {len(columns) - 1} tabs: correct the line, or "
+        "select two columns with cut -f."
+    )
     return TextPair(line.name, "", "", error)
 
 

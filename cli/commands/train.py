@@ -75,8 +75,9 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
     """Train a tokenizer and a model on parallel text, or fine-tune the model of --init.
 
     SPEC is a file of SOURCE<tab>TARGET lines, SOURCE_FILE::TARGET_FILE (line by line), or `dates`, the built-in task
-    (written-out dates to ISO format). Files may be gzipped (.gz). --train and --valid may be repeated. `en:fr=SPEC`
-    sets the languages of a corpus; one model may learn several.
+    (written-out dates to ISO format). Files may be gzipped (.gz). --train and --valid may be repeated. `FILE:3,1` reads
+    sources from column 3 and targets from column 1. `en:fr=SPEC` sets the languages of a corpus; one model may learn
+    several.
 
     The best model is RUN/best, the newest RUN/last: use them with `generate --model RUN/best`.
 

@@ -25,7 +25,7 @@ class TrainingConfig:
 
     Attributes:
         train: Training corpus: a TSV file, SOURCE_FILE::TARGET_FILE or "dates"; files may be gzipped. A prefix such as
-            "en:fr=" sets the languages.
+            "en:fr=" sets the languages, ":3,1" after a TSV file the columns of source and target.
         valid: Validation corpus, in the same format.
         output: Run folder: best/ and last/ are model folders, log.jsonl is the log.
         init: Model to fine-tune, with its own tokenizer: a model folder, a PyTorch checkpoint or a hub name

@@ -1,5 +1,6 @@
 """Parallel corpora in text files: parses corpus specs such as `en:fr=FILE.tsv`, and reads their pairs line by line."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -10,7 +11,11 @@ from mlx_transformer.data.dates import date_pairs
 from mlx_transformer.storage.text_files import read_lines
 
 LANGUAGE_PREFIX = re.compile(r"([\w-]*):([\w-]*)=")
-SPEC_SYNTAX = "use FILE.tsv, SOURCE_FILE::TARGET_FILE or dates, optionally after SOURCE_LANGUAGE:TARGET_LANGUAGE="
+COLUMNS_SUFFIX = re.compile(r":([1-9]\d{0,3}),([1-9]\d{0,3})\Z")
+SPEC_SYNTAX = (
+    "use FILE.tsv, FILE.tsv:SOURCE_COLUMN,TARGET_COLUMN, SOURCE_FILE::TARGET_FILE or dates, optionally after "
+    "SOURCE_LANGUAGE:TARGET_LANGUAGE="
+)
 
 
 class SentencePair(NamedTuple):
@@ -28,6 +33,7 @@ class CorpusSpec(NamedTuple):
     Attributes:
         text: The spec as the user wrote it.
         files: One TSV file, or a source and a target file; none for the built-in task.
+        columns: Columns of source and target in a TSV file, from 1; None if a file must have two columns.
         split: Split of the built-in task.
         source_language: Language code of the sources, if the spec has one.
         target_language: Language code of the targets, if the spec has one.
@@ -35,6 +41,7 @@ class CorpusSpec(NamedTuple):
 
     text: str
     files: list[str]
+    columns: tuple[int, int] | None
     split: str
     source_language: str | None
     target_language: str | None
@@ -57,16 +64,19 @@ class ParallelCorpora:
         split: str = "train",
         skip_bad_lines: bool = False,
         allow_blank: bool = False,
+        remedy: str = "correct it",
     ) -> None:
         """Parse corpus specs and check that their files exist; lines are checked when they are read.
 
         Args:
-            specs: Each is `FILE.tsv` (source, tab, target), `SOURCE_FILE::TARGET_FILE` (one sentence per line) or
-                `dates`, the built-in task; files may be gzipped (.gz). `dates:train`, `dates:valid` and `dates:test`
-                select a split. A prefix sets language codes: `en:fr=FILE.tsv`, or only one, `:fr=FILE.tsv`.
+            specs: Each is `FILE.tsv` (source, tab, target), `FILE.tsv:3,1` (source in column 3, target in column 1),
+                `SOURCE_FILE::TARGET_FILE` (one sentence per line) or `dates`, the built-in task; files may be gzipped
+                (.gz). `dates:train`, `dates:valid` and `dates:test` select a split. A prefix sets language codes:
+                `en:fr=FILE.tsv`, or only one, `:fr=FILE.tsv`.
             split: Split that `dates` stands for; the splits are disjoint.
             skip_bad_lines: Skip and count lines that are not a pair of non-empty UTF-8 texts.
             allow_blank: Accept pairs with a blank side, and blank lines as pairs of empty texts.
+            remedy: What the error for a bad line advises.
 
         Raises:
             FileNotFoundError: If a file does not exist.
@@ -78,12 +88,13 @@ class ParallelCorpora:
         self.target_languages = _language_codes("target", {spec.text: spec.target_language for spec in self.specs})
         self.skip_bad_lines = skip_bad_lines
         self.allow_blank = allow_blank
+        self.remedy = remedy
         self.skipped = 0
 
     def __iter__(self) -> Iterator[SentencePair]:
         skipped = 0
         for spec in self.specs:
-            for pair in _read_spec(spec, self.skip_bad_lines, self.allow_blank):
+            for pair in _read_spec(spec, self.skip_bad_lines, self.allow_blank, self.remedy):
                 if pair is None:
                     skipped += 1
                 else:
@@ -122,23 +133,45 @@ def read_pairs(
     return TextPairs(pairs, corpora.skipped, parsed.source_language, parsed.target_language)
 
 
+def absolute_spec(text: str) -> str:
+    """Return a corpus spec with absolute paths, which means the same in every working directory."""
+    codes, path = _split_language_codes(text)
+    if _is_task(path):
+        return text
+    return codes + "::".join(os.path.abspath(file) if file else "" for file in path.split("::", 1))
+
+
+def _split_language_codes(text: str) -> tuple[str, str]:
+    """Split a spec into the prefix with its language codes, which may be empty, and the rest."""
+    match = LANGUAGE_PREFIX.match(text)
+    return (match[0], text[match.end() :]) if match else ("", text)
+
+
+def _is_task(path: str) -> bool:
+    """Whether a spec without language codes is the built-in task, as opposed to files."""
+    task, _, split = path.partition(":")
+    return task == "dates" and not split.startswith(":")
+
+
 def _parse_spec(text: str, split: str) -> CorpusSpec:
-    codes = LANGUAGE_PREFIX.match(text)
-    source_language, target_language = codes.groups() if codes else (None, None)
-    path = text[codes.end() :] if codes else text
-    task, colon, task_split = path.partition(":")
-    if task == "dates" and not task_split.startswith(":"):
-        files, split = [], task_split if colon else split
+    codes, path = _split_language_codes(text)
+    source_language, target_language = codes[:-1].split(":") if codes else ("", "")
+    columns = None
+    if _is_task(path):
+        files, split = [], path.partition(":")[2] or split
         date_pairs(split, size=1)  # raises ValueError for an unknown split
     else:
-        source, separator, target = path.partition("::")
-        files = [source, target] if separator else [source]
+        files = path.split("::", 1)
+        suffix = COLUMNS_SUFFIX.search(path)
+        if suffix and len(files) == 1 and not Path(path).exists():
+            files, columns = [path[: suffix.start()]], (int(suffix[1]), int(suffix[2]))
     if "" in files or (codes and not (source_language or target_language)):
         raise ValueError(f"A corpus must name its files and languages: {text!r} lacks one; {SPEC_SYNTAX}.")
     for file in files:
         if not Path(file).exists():
-            raise FileNotFoundError(f"The corpus file {file} does not exist; {SPEC_SYNTAX}.")
-    return CorpusSpec(text, files, split, source_language or None, target_language or None)
+            folder = "" if Path(file).is_absolute() else f" in {Path.cwd()}"
+            raise FileNotFoundError(f"The corpus file {file} does not exist{folder}; {SPEC_SYNTAX}.")
+    return CorpusSpec(text, files, columns, split, source_language or None, target_language or None)
 
 
 def _language_codes(side: str, code_of_spec: dict[str, str | None]) -> list[str]:
@@ -153,16 +186,17 @@ def _language_codes(side: str, code_of_spec: dict[str, str | None]) -> list[str]
     return sorted(codes)
 
 
-def _read_spec(spec: CorpusSpec, skip_bad_lines: bool, allow_blank: bool) -> Iterator[SentencePair | None]:
+def _read_spec(spec: CorpusSpec, skip_bad_lines: bool, allow_blank: bool, remedy: str) -> Iterator[SentencePair | None]:
     """Yield each pair, and None for each bad line that is skipped."""
     num_pairs = num_bad = 0
     reason = ""
     for number, columns in enumerate(_read_columns(spec), 1):
         try:
+            if spec.columns and not (allow_blank and _is_blank(columns)):
+                columns = _select_columns(columns, spec.columns)
             pair = SentencePair(*_decode_columns(columns, allow_blank), spec.source_language, spec.target_language)
         except ValueError as error:
             if not skip_bad_lines:
-                remedy = "correct it, or skip such lines with --skip-bad-lines"
                 raise ValueError(f"{spec.text}, line {number}: {error}; {remedy}.") from error
             num_bad, reason = num_bad + 1, f"; in line {number} {error}"
             yield None
@@ -182,12 +216,25 @@ def _read_columns(spec: CorpusSpec) -> Iterator[Sequence[bytes | None]]:
     return (line.split(b"\t") for line in read_lines(spec.files[0]))
 
 
+def _is_blank(columns: Sequence[bytes | None]) -> bool:
+    """Whether a line of a TSV file is blank."""
+    return len(columns) == 1 and not (columns[0] or b"").strip()
+
+
+def _select_columns(columns: Sequence[bytes | None], numbers: tuple[int, int]) -> Sequence[bytes | None]:
+    """Return the columns with these numbers, from 1; raise ValueError if the line has fewer."""
+    if len(columns) < max(numbers):
+        raise ValueError(f"a line must have a column {max(numbers)}, but it has {len(columns)} columns")
+    return [columns[number - 1] for number in numbers]
+
+
 def _decode_columns(columns: Sequence[bytes | None], allow_blank: bool) -> tuple[str, str]:
     """Return source and target; raise ValueError with the reason if the line is bad."""
-    if allow_blank and len(columns) == 1 and not (columns[0] or b"").strip():
+    if allow_blank and _is_blank(columns):
         return "", ""
     if len(columns) != 2:
-        raise ValueError(f"a line must have one tab, between source and target, but it has {len(columns) - 1}")
+        hint = ", unless the corpus names the columns to read, as in FILE.tsv:1,2" if len(columns) > 2 else ""
+        raise ValueError(f"a line must have one tab, between source and target, but it has {len(columns) - 1}{hint}")
     texts = []
     for side, column in zip(("source", "target"), columns, strict=True):
         if column is None:

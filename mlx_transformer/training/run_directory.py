@@ -2,17 +2,20 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.config.training import TrainingConfig
+from mlx_transformer.data.parallel_corpus import absolute_spec
 from mlx_transformer.storage import atomic
 from mlx_transformer.storage.atomic import atomic_write_text
 from mlx_transformer.storage.files import sha256_of
@@ -194,6 +197,15 @@ def load_run_options(folder: str | Path) -> TrainingConfig:
     if not path.exists():
         raise FileNotFoundError(f"There is no run to resume in {folder}: start one without resume.")
     return from_dict(TrainingConfig, read_options_file(path), str(path))
+
+
+def with_absolute_paths(config: TrainingConfig) -> TrainingConfig:
+    """Return the options of a run with absolute paths of its inputs, so that it resumes in any working directory."""
+    init = config.init
+    if init is not None and Path(init).exists():  # otherwise a name
+        init = os.path.abspath(init)
+    train, valid = (tuple(map(absolute_spec, specs)) for specs in (config.train, config.valid))
+    return replace(config, train=train, valid=valid, init=init)
 
 
 def write_checksums(folder: Path) -> None:

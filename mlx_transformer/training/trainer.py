@@ -32,6 +32,7 @@ from mlx_transformer.training.run_directory import (
     checkpoint_step,
     load_run_options,
     validation_checkpoints,
+    with_absolute_paths,
 )
 from mlx_transformer.training.signals import Interruption, defer_signals
 from mlx_transformer.training.step_metrics import StepMetrics
@@ -39,6 +40,7 @@ from mlx_transformer.training.train_state import TrainState
 from mlx_transformer.training.validation import Validator
 
 logger = logging.getLogger(__name__)
+BAD_LINE_REMEDY = "correct it, or skip such lines with --skip-bad-lines (skip_bad_lines=True)"
 LogCallback = Callable[[dict[str, Any]], None]
 EventLogger = Callable[..., None]  # log_event(event, **values)
 
@@ -78,7 +80,7 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
     elif run_directory.checkpoints():
         raise FileExistsError(f"{run_directory.folder} already holds a run: resume it, or choose another output.")
     train_pairs, valid_pairs = (
-        ParallelCorpora(specs, split=split, skip_bad_lines=config.skip_bad_lines)
+        ParallelCorpora(specs, split=split, skip_bad_lines=config.skip_bad_lines, remedy=BAD_LINE_REMEDY)
         for specs, split in ((config.train, "train"), (config.valid, "valid"))
     )
     checkpoint = run_directory.latest_checkpoint(set_aside_damaged=is_main_process)
@@ -114,12 +116,13 @@ def _check_same_options(config: TrainingConfig) -> None:
     """Raise ValueError if a run would resume with options other than its own."""
     original = load_run_options(config.output)
     fixed_length = original.schedule in ("cosine", "linear")
-    changeable = {"output", "resume", "keep", *([] if fixed_length else ["steps"])}
-    old, new = to_dict(original), to_dict(config)
+    # The contents of the corpora must be the same, not their paths.
+    changeable = {"output", "resume", "keep", "train", "valid", *([] if fixed_length else ["steps"])}
+    old, new = to_dict(with_absolute_paths(original)), to_dict(with_absolute_paths(config))
     if changed := [name for name, value in new.items() if value != old[name] and name not in changeable]:
         raise ValueError(
             f"A run resumes with its own options, but {', '.join(changed)} differ from {config.output}/options.toml; "
-            f"only {'keep' if fixed_length else 'keep and steps'} may change."
+            f"only {'keep' if fixed_length else 'keep, steps'} and the paths of the corpora may change."
         )
 
 
@@ -137,7 +140,7 @@ def _check_same_corpora(state: TrainState, corpora: list[TokenizedCorpus]) -> No
 def _open_log(run_directory: RunDirectory, state: TrainState, report: LogCallback | None) -> Iterator[EventLogger]:
     """Prepare the run folder and yield a function that appends an event to its log."""
     if state.group.rank() == 0:
-        run_directory.prepare(state.config, state.step, environment_info())
+        run_directory.prepare(with_absolute_paths(state.config), state.step, environment_info())
     with run_directory.log_file.open("a", encoding="utf-8") as log:
 
         def log_event(event: str, **values: Any) -> None:

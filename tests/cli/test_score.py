@@ -72,7 +72,10 @@ class TestScore:
     @pytest.mark.parametrize(
         ("stdin", "message"),
         [
-            (b"a\tb\nno tab\n", "Line 2 must be a source, one tab and a target, but has 0 tabs: correct the line."),
+            (
+                b"a\tb\nno tab\n",
+                "Line 2 must be a source, one tab and a target, but has 0 tabs: correct the line, or select two",
+            ),
             (b"a\tb\tc\n", "Line 1 must be a source, one tab and a target, but has 2 tabs"),
             (b"a\tb\na\t\xff\n", "Line 2 must be valid UTF-8: byte 3 is 0xff"),
         ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.peak_memory import growth
 
-from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair, read_pairs
+from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair, absolute_spec, read_pairs
 
 
 def write(path: Path, content: bytes) -> str:
@@ -50,7 +50,7 @@ BAD_LINES = [
 @pytest.mark.parametrize(("line", "message"), BAD_LINES)
 def test_a_bad_line_raises_or_is_skipped(tmp_path, line, message):
     spec = write(tmp_path / "pairs.tsv", b"a\tb\n" + line + b"\nc\td\n" + line + b"\n")
-    with pytest.raises(ValueError, match=rf"pairs\.tsv, line 2: .*{message}.*--skip-bad-lines"):
+    with pytest.raises(ValueError, match=rf"pairs\.tsv, line 2: .*{message}.*; correct it\.$"):
         read_pairs(spec)
     assert read_pairs(spec, skip_bad_lines=True) == ([("a", "b"), ("c", "d")], 2, None, None)
 
@@ -77,6 +77,47 @@ def test_a_part_of_a_corpus_in_utf_16_is_skipped(tmp_path):
     content = b"a\tb\n" * 50_000 + "c\td\n".encode("utf-16-le") * 3
     pairs = read_pairs(write(tmp_path / "pairs.tsv", content), skip_bad_lines=True)
     assert set(pairs.pairs) == {("a", "b")} and pairs.skipped >= 3
+
+
+def test_a_spec_chooses_columns(tmp_path):
+    deck = write(tmp_path / "deck.tsv", "Hi.\tSalut.\tCC-BY 2.0\nRun!\tCours\u202f!\tCC-BY 2.0\n".encode())
+    assert read_pairs(f"{deck}:1,2").pairs == [("Hi.", "Salut."), ("Run!", "Cours\u202f!")]
+    assert read_pairs(f"en:fr={deck}:2,1") == ([("Salut.", "Hi."), ("Cours\u202f!", "Run!")], 0, "en", "fr")
+    with pytest.raises(ValueError, match=r"line 1: a line must have one tab, .* has 2, unless .*FILE\.tsv:1,2"):
+        read_pairs(deck)
+    with pytest.raises(ValueError, match="line 1: a line must have a column 4, but it has 3 columns; correct it"):
+        read_pairs(f"{deck}:4,1")
+    with pytest.raises(FileNotFoundError, match=r"none\.tsv does not exist"):
+        read_pairs(f"{tmp_path}/none.tsv:1,2")
+
+
+def test_a_file_whose_name_ends_like_columns_is_a_file(tmp_path):
+    assert read_pairs(write(tmp_path / "pairs:1,2", b"a\tb\n")).pairs == [("a", "b")]
+
+
+def test_blank_lines_of_a_table_with_columns(tmp_path):
+    deck = write(tmp_path / "deck.tsv", b"a\tb\tc\n\n")
+    assert read_pairs(f"{deck}:1,3", allow_blank=True).pairs == [("a", "c"), ("", "")]
+    assert read_pairs(f"{deck}:1,3", skip_bad_lines=True) == ([("a", "c")], 1, None, None)
+
+
+@pytest.mark.parametrize(
+    ("spec", "absolute"),
+    [
+        ("a.tsv", "{}/a.tsv"),
+        ("en:fr=a.tsv:3,1", "en:fr={}/a.tsv:3,1"),
+        (":fr=x/a.en::../a.fr", ":fr={}/x/a.en::{parent}/a.fr"),
+        ("dates", "dates"),
+        ("dates:test", "dates:test"),
+        ("dates::x", "{}/dates::{}/x"),
+        ("/a.tsv", "/a.tsv"),
+        ("a::", "{}/a::"),
+    ],
+)
+def test_absolute_specs(tmp_path, monkeypatch, spec, absolute):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_spec(spec) == absolute.replace("{}", str(tmp_path)).format(parent=tmp_path.parent)
+    assert absolute_spec(absolute_spec(spec)) == absolute_spec(spec)
 
 
 def test_two_files_may_hold_tabs(tmp_path):

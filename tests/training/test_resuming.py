@@ -14,7 +14,7 @@ from support.paths import ROOT, TESTS
 from support.training_cases import bitwise_equal, interrupt_at, log_events, run_state, runs_equal
 
 from mlx_transformer.storage import atomic
-from mlx_transformer.training.run_directory import RunDirectory, checkpoint_step
+from mlx_transformer.training.run_directory import RunDirectory, checkpoint_step, load_run_options
 from mlx_transformer.training.trainer import train
 
 pytestmark = pytest.mark.cpu
@@ -177,7 +177,7 @@ def test_changed_options_are_named_in_the_error(options):
     train(dataclasses.replace(options, steps=1))
     other = dataclasses.replace(options, resume=True, seed=9, learning_rate=1.0, steps=3, keep=5)
     with pytest.raises(
-        ValueError, match="but learning_rate, seed differ from .*options.toml; only keep and steps may change"
+        ValueError, match="but learning_rate, seed differ from .*options.toml; only keep, steps and the paths of"
     ):
         train(other)
     train(dataclasses.replace(options, resume=True, steps=2, keep=5))
@@ -187,8 +187,42 @@ def test_changed_options_are_named_in_the_error(options):
 def test_steps_cannot_change_with_a_schedule_that_ends_at_zero(options, schedule):
     options = dataclasses.replace(options, schedule=schedule)
     train(options)
-    with pytest.raises(ValueError, match="but steps differ .* only keep may change"):
+    with pytest.raises(ValueError, match="but steps differ .* only keep and the paths"):
         train(dataclasses.replace(options, resume=True, steps=20))
+
+
+def test_a_run_resumes_in_another_working_directory(finished, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    train(dataclasses.replace(options, train=("train.tsv",), valid=("valid.tsv",), steps=4))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train(dataclasses.replace(load_run_options(options.output), output=options.output, steps=12, resume=True))
+    assert runs_equal(finished.output, options.output)
+
+
+def test_a_run_with_relative_paths_of_an_earlier_version_resumes_where_it_began(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(dataclasses.replace(options, steps=2))
+    file = RunDirectory(options.output).options_file
+    file.write_text(file.read_text().replace(f'"{tmp_path}/train.tsv"', '"train.tsv"'))
+    run = dataclasses.replace(load_run_options(options.output), steps=4, resume=True)
+    assert run.train == ("train.tsv",)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"corpus file train\.tsv does not exist in .*elsewhere;"):
+        train(run)
+    monkeypatch.chdir(tmp_path)
+    train(run)
+    assert log_events(options.output, "end")
+
+
+def test_corpora_that_have_moved_can_be_named_again(options, tmp_path):
+    train(dataclasses.replace(options, steps=2))
+    moved = (str(Path(options.train[0]).rename(tmp_path / "moved.tsv")),)
+    with pytest.raises(FileNotFoundError):
+        train(dataclasses.replace(options, resume=True))
+    train(dataclasses.replace(options, train=moved, steps=4, resume=True))
+    assert load_run_options(options.output).train == moved
 
 
 def test_changed_corpora_raise(options):
