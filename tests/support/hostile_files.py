@@ -4,6 +4,7 @@ The expected error is a regular expression; None stands for a file that loads, w
 """
 
 import io
+import itertools
 import json
 import pickle
 import struct
@@ -78,6 +79,54 @@ def copies():
     """Copy a list of ten thousand items ten thousand times."""
     body = b"](" + b"K\1" * 10_000 + b"eq\1"
     return Raw(body + (b"c__builtin__\nlist\nh\1\x85R0") * 10_000)
+
+
+def named_alike(count):
+    """Return one dict under many names that could each be those of a state dict."""
+    entries = b"".join(text(f"k{n}") + b"N" for n in range(count))
+    names = b"".join(text(f"ema{n}") + b"h\1" for n in range(count))
+    return Raw(b"}(" + text("a") + b"}(" + entries + b"uq\1" + names + text("z") + opcodes({"a": tensor()}) + b"u")
+
+
+def colliding_tuples(count):
+    """Return a dict whose keys are tuples of integers that all have the same hash."""
+    numbers = [n * (2**61 - 1) for n in range(-3, 4)]
+    stored = b"".join(opcodes(number) + b"q" + bytes([10 + n]) + b"0" for n, number in enumerate(numbers))
+    rows = itertools.islice(itertools.product(range(7), repeat=6), count)
+    keys = b"".join(b"(" + b"".join(b"h" + bytes([10 + n]) for n in row) + b"tN" for row in rows)
+    return Raw(stored + b"}(" + keys + b"u")
+
+
+def equal_keys(size, count):
+    """Return a dict that is given two long and equal keys in turn."""
+    first, second = (opcodes("a" * size) + b"q" + bytes([n]) + b"0" for n in (1, 2))
+    return Raw(first + second + b"}" + b"h\1Nsh\2Ns" * count)
+
+
+def shared_buffers(count):
+    """Return many modules that share many buffers, none of which belongs to the state dict."""
+    buffers = b"}(" + b"".join(text(f"b{n}") + b"N" for n in range(count)) + b"uq\2"
+    names = b"c__builtin__\nset\n](" + b"".join(text(f"b{n}") for n in range(count)) + b"e\x85Rq\3"
+    state = text("_modules") + b"}" + text("_buffers") + b"h\2" + text("_non_persistent_buffers_set") + b"h\3"
+    children = b"".join(text(f"m{n}") + b"h\4" for n in range(count))
+    leaf = b"ca\nB\n)R}(" + state + b"ubq\4"
+    return Raw(b"(" + buffers + names + leaf + b"1ca\nB\n)R}" + text("_modules") + b"}(" + children + b"usb")
+
+
+def shared_metadata(count):
+    """Return many tensors that share a large dict of metadata."""
+    metadata = b"}(" + b"".join(text(f"k{n}") + b"N" for n in range(count)) + b"uq\1"
+    storage = opcodes(Pid(("storage", Name("torch", "FloatStorage"), "0", "cpu", 6))) + b"q\2"
+    arguments = b"(h\2K\0K\6\x85K\1\x85\x89Nh\1t"
+    call = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nN" + arguments + b"NtR"
+    return Raw(metadata + b"0" + storage + b"0}(" + b"".join(text(f"t{n}") + call for n in range(count)) + b"u")
+
+
+def nested_states(depth):
+    state = {"a": tensor()}
+    for _ in range(depth):
+        state = {"model": state, "a": tensor()}
+    return state
 
 
 PICKLES = {
@@ -159,6 +208,17 @@ PICKLES = {
     ),
     "a tensor of nothing": ({"a": Call("torch._utils", "_rebuild_tensor", ())}, "must be complete"),
     "a dict of a string": (hidden(Call("collections", "OrderedDict", ("abc",))), "must be complete"),
+    "a tensor of a number": ({"a": Call("torch._utils", "_rebuild_tensor", 7)}, "call a class with a tuple"),
+    "a dtype that is a number": (
+        {"a": Call("torch._utils", "_rebuild_tensor_v3", (0, 0, (6,), (1,), False, HOOKS, 7))},
+        "must be complete",
+    ),
+    "a tensor type by a number": (
+        hidden(Call("torch._tensor", "_rebuild_from_type_v2", (7, Name("a", "b"), (TOUCH,), {}))),
+        "must be complete",
+    ),
+    "a reconstructed number": (hidden(Call("copy_reg", "_reconstructor", (7, Name("a", "b"), None))), "must be comp"),
+    "an encoded number": (hidden(Call("_codecs", "encode", (7, "latin1"))), "must be complete"),
     # Unsupported and invalid opcodes.
     "an extension": (hidden(Raw(b"\x82\x01")), "opcode EXT1"),
     "a string as persistent id": (hidden(Raw(b"Pstorage\n")), "opcode PERSID"),
@@ -184,7 +244,7 @@ PICKLES = {
     "a memo bomb of lists": (hidden(doubled(200, b"]", b"](", b"e")), None),
     "a memo bomb of tuples": (hidden(doubled(200)), None),
     "a memo bomb as a key": (hidden(Raw(b"}" + opcodes(doubled(100)) + b"Ns")), None),
-    "a deep list": (hidden(nested(100_000, b"](", b"e")), None),
+    "a deep list": (hidden(nested(50_000, b"](", b"e")), None),
     "a deep tuple": (hidden(nested(100_000, b"", b"\x85")), None),
     "a deep tuple as a key": (hidden(Raw(b"}" + opcodes(nested(100_000, b"", b"\x85")) + b"Ns")), None),
     "a deep dict": (hidden(nested(50_000, b"}N", b"s")), None),
@@ -195,14 +255,23 @@ PICKLES = {
     "an object in itself": (hidden(Raw(b"ca\nB\n)Rq\1}" + text("a") + b"h\1sb")), None),
     "a key in itself": (hidden(Raw(b"}q\1h\1Ns")), None),
     "copies of a list": (hidden(copies()), "steps to read"),
+    "a list of characters": (hidden(Call("__builtin__", "list", ("a" * 10,))), "no container"),
+    "a set of characters": (hidden(Call("__builtin__", "set", ("a" * 10,))), "no container"),
+    "tuples that collide": (hidden(colliding_tuples(40_000)), None),
+    "equal keys of a megabyte": (hidden(equal_keys(2**20, 50_000)), None),
     "keys that collide": (hidden({n * (2**61 - 1): None for n in range(3000)}), None),
     # State dicts.
     "a state dict in itself": (Raw(b"}q\1" + text("model") + b"h\1s"), "must contain a state dict"),
     "a module in itself": (
         Raw(b"ca\nB\n)Rq\1}" + text("_modules") + b"}" + text("m") + b"h\1ssb"),
-        "modules must be at most",
+        "modules and their entries must be at most",
     ),
     "modules doubled": (modules(40), "at most"),
+    "modules with many buffers": (shared_buffers(9_000), "at most 200000"),
+    "many tensors with one dict": (shared_metadata(9_000), None),
+    "a dict under twenty thousand names": (named_alike(20_000), None),
+    "deep state dicts": (nested_states(200), "nested at most 8"),
+    "a state dict with tensors in itself": (Raw(opcodes({"a": tensor()}) + b"q\1" + text("model") + b"h\1s"), "nested"),
     "modules of a number": (Call("a", "B", (), {"_modules": 3, "_parameters": 4}), "must contain tensors"),
     "a state dict under ten thousand names": (shared_states(10_000), "at most 200000 entries"),
     "a name of a megabyte": ({"a" * 2**20: tensor()}, "at most 1000 characters"),
@@ -333,6 +402,10 @@ def array_archive():
 
 
 ZIPS = {
+    "four million steps in some kilobytes": (
+        zip_file(hidden(Raw(b"N0" * 2_000_000)), {"0": numbers()}, method=zipfile.ZIP_DEFLATED, members=[]),
+        "steps to read|zip bomb",
+    ),
     "a zip bomb of a tensor": (bomb(2**27), "zip bomb"),
     "a zip bomb of a pickle": (
         zip_file(b"\x80\x02" + b"N" * 2**26 + b".", {}, method=zipfile.ZIP_DEFLATED),

@@ -46,6 +46,7 @@ MAX_SHARDS = 1000
 MAX_ENTRIES = 200_000  # of a state dict; as many modules
 MAX_NAME = 1000
 MAX_NESTING = 64  # of modules
+MAX_STATE_DEPTH = 8  # of state dicts inside one another
 # Views may add up to twice the stored bytes and this many more, to allow for small expanded tensors.
 FREE_VIEW_BYTES = 2**26
 SAVE_STATE_DICT = "save it with torch.save(model.state_dict(), ...)"
@@ -194,8 +195,12 @@ def _read_index(path: Path) -> dict[Path, set[str]]:
         return shards
 
 
-def find_state(root: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def find_state(root: Any, depth: int = 0) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Find the state dict in the object that a file contains.
+
+    Args:
+        root: The object.
+        depth: The number of state dicts around it.
 
     Returns:
         The tensors by full name, and everything else in and around the state dict.
@@ -205,10 +210,14 @@ def find_state(root: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if _is_module(root):
         return _collect_tensors(_walk_module(root)), _string_keys(root.state)
+    if depth > MAX_STATE_DEPTH:
+        raise CheckpointError(f"state dicts must be nested at most {MAX_STATE_DEPTH} deep", SAVE_STATE_DICT)
     entries = root if isinstance(root, dict) else {}
+    parts = {id(part): part for part in entries.values()}  # many names may share a value, which is looked at once
+    states = {number for number, part in parts.items() if _is_state(part)}
     for key in [*STATE_KEYS, *(key for key in _string_keys(entries) if key.startswith("ema"))]:
-        if _is_state(state := entries.get(key)):
-            tensors, extras = find_state(state)
+        if id(state := entries.get(key)) in states:
+            tensors, extras = find_state(state, depth + 1)
             # OpenNMT-py saves the output layer next to the model.
             tensors.update(_collect_tensors(_with_prefix("generator", entries.get("generator"))))
             others = {name: value for name, value in _string_keys(entries).items() if name != key}
@@ -217,8 +226,6 @@ def find_state(root: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = _collect_tensors(root.items())
         return tensors, {name: value for name, value in _string_keys(root).items() if name not in tensors}
     # Several state dicts side by side, such as an encoder's and a decoder's.
-    parts = {id(part): part for part in entries.values()}
-    states = {number for number, part in parts.items() if _is_state(part)}
     tensors = _collect_tensors(
         pair for key, part in entries.items() if id(part) in states for pair in _with_prefix(key, part)
     )
@@ -281,23 +288,27 @@ def _walk_module(module: PickledObject) -> Iterator[tuple[str, Any]]:
     stack, count = [("", module, 0)], 0
     while stack:
         prefix, module, depth = stack.pop()
-        children = _module_entries(module, "_modules")
-        count += 1 + len(children)
+        children, parameters, buffers = (
+            _module_entries(module, f"_{kind}s") for kind in ("module", "parameter", "buffer")
+        )
+        count += 1 + len(children) + len(parameters) + len(buffers)
         if depth > MAX_NESTING or count > MAX_ENTRIES:
-            raise CheckpointError(f"modules must be at most {MAX_ENTRIES}, {MAX_NESTING} deep", SAVE_STATE_DICT)
+            raise CheckpointError(
+                f"modules and their entries must be at most {MAX_ENTRIES}, {MAX_NESTING} deep", SAVE_STATE_DICT
+            )
         non_persistent = module.state.get("_non_persistent_buffers_set")
-        for name, value in _module_entries(module, "_parameters"):
+        for name, value in _string_keys(parameters).items():
             yield _join_names(prefix, name), value
-        for name, value in _module_entries(module, "_buffers"):
+        for name, value in _string_keys(buffers).items():
             if not (isinstance(non_persistent, set) and name in non_persistent):
                 yield _join_names(prefix, name), value
-        modules = [(name, child) for name, child in children if isinstance(child, PickledObject)]
+        modules = [(name, child) for name, child in _string_keys(children).items() if isinstance(child, PickledObject)]
         stack.extend((_join_names(prefix, f"{name}."), child, depth + 1) for name, child in reversed(modules))
 
 
-def _module_entries(module: PickledObject, attribute: str) -> list[tuple[str, Any]]:
+def _module_entries(module: PickledObject, attribute: str) -> dict[Any, Any]:
     entries = module.state.get(attribute)
-    return list(_string_keys(entries).items()) if isinstance(entries, dict) else []
+    return entries if isinstance(entries, dict) else {}
 
 
 def _check_sizes(container: Container, tensors: dict[str, Tensor]) -> None:

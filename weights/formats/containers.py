@@ -181,7 +181,8 @@ def _read_zip(container: Container) -> None:
     if order not in (b"little", b"big"):
         raise CheckpointError(f"the byte order must be little or big, not {quote(order)}")
     container.big_endian = order == b"big"
-    container.root, storages, _ = read_pickle(zip_archive.read_member(data, members, pickled[0]), 0, container.path)
+    pickle = zip_archive.read_member(data, members, pickled[0])
+    container.root, storages, _ = read_pickle(pickle, 0, container.path, members[pickled[0]].packed)
     for key in storages:
         container.storages[key] = zip_archive.locate_member(data, members, f"{top}data/{key}")
     if sum(member.packed or member.size for member in container.storages.values()) > len(data):

@@ -19,7 +19,7 @@ from mlx_transformer.weights.formats.tensors import (
 )
 
 MAX_DEPTH = 100
-SCALARS = (str, bytes, int, float, bool, type(None))
+KEYS = (str, int, float, bool, type(None))
 STORAGE_DTYPES = {
     "Double": "float64",
     "Float": "float32",
@@ -62,13 +62,18 @@ class PickledObject:
 
 
 def to_key(value: Any) -> Any:
-    """Return a value as a dict key; a value that could be slow to hash is wrapped in a PickledObject."""
+    """Return a value as a dict key; one that could be slow to hash or compare is wrapped in a PickledObject.
+
+    Few integers below 2**64 have equal hashes, but many tuples of two such integers.
+    """
     if isinstance(value, int) and value.bit_length() > 64:
         return PickledObject("key", (value,))
-    if isinstance(value, (*SCALARS, PickledObject)):
+    if isinstance(value, (*KEYS, PickledObject)):
         return value
-    if isinstance(value, tuple) and len(value) <= 16 and all(isinstance(part, SCALARS) for part in value):
-        return value
+    if isinstance(value, tuple) and len(value) <= 16 and all(isinstance(part, KEYS) for part in value):
+        numbers = [part for part in value if isinstance(part, int | float)]
+        if not numbers or (len(numbers) == 1 and to_key(numbers[0]) is numbers[0]):
+            return value
     return PickledObject("key", (value,))
 
 
@@ -76,12 +81,19 @@ def make_dict(entries: Any = ()) -> dict[Any, Any]:
     """Return a dict from a dict or from pairs."""
     if isinstance(entries, dict):
         return dict(entries)
-    return {to_key(key): value for key, value in entries}
+    return {to_key(key): value for key, value in make_list(entries)}
 
 
 def make_set(values: Any = ()) -> set[Any]:
     """Return a set of values, those that could be slow to hash wrapped as in `to_key`."""
-    return {to_key(value) for value in values}
+    return {to_key(value) for value in make_list(values)}
+
+
+def make_list(values: Any = ()) -> list[Any]:
+    """Return a list of the items of a container; TypeError for text, whose characters would take much more memory."""
+    if not isinstance(values, list | tuple | dict | set):
+        raise TypeError(f"{type(values).__name__} is no container")
+    return list(values)
 
 
 def _encode(text: str, codec: str = "latin1") -> bytes:
@@ -127,7 +139,7 @@ def _rebuild_tensor(
     if not isinstance(storage, Storage):
         name = quote(storage.name) if isinstance(storage, PickledObject) else type(storage).__name__
         raise CheckpointError(f"a tensor must have a plain storage, not {name}", "save plain tensors")
-    if len(rest) > 2 and isinstance(rest[2], dict) and any(rest[2].values()):
+    if len(rest) > 2 and isinstance(rest[2], dict) and (rest[2].get("conj") or rest[2].get("neg")):
         raise CheckpointError("a tensor must not be a conjugated or negated view", "save it after .resolve_conj()")
     return make_tensor(storage, dtype or storage.dtype or "uint8", offset, shape, strides)
 
@@ -164,13 +176,13 @@ TENSOR_CALLS: dict[str, Callable[..., Any]] = {
 CALLS: dict[str, Callable[..., Any]] = {
     **TENSOR_CALLS,
     "torch._tensor._rebuild_from_type_v2": _rebuild_subclass,
-    "torch.Size": tuple,
+    "torch.Size": lambda values=(): tuple(make_list(values)),
     "collections.OrderedDict": make_dict,
     "collections.Counter": make_dict,
     "collections.defaultdict": lambda factory=None, entries=(): make_dict(entries),
     "builtins.dict": make_dict,
-    "builtins.list": list,
-    "builtins.tuple": tuple,
+    "builtins.list": make_list,
+    "builtins.tuple": lambda values=(): tuple(make_list(values)),
     "builtins.set": make_set,
     "builtins.frozenset": make_set,
     "_codecs.encode": _encode,

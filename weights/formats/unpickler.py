@@ -23,6 +23,7 @@ from mlx_transformer.weights.formats.tensors import CheckpointError, Storage, Te
 
 # Every opcode costs one step, and its result more by its size. A dictionary of 250,000 words costs 2 million steps.
 MAX_STEPS = 10_000_000
+FREE_STEPS, STEPS_PER_BYTE = 2**20, 2  # of a small file, which may unpack to 100 times its size
 COST_OF_OBJECT, COST_OF_MEMO, COST_OF_TENSOR = 8, 3, 64
 BYTES_PER_STEP = 16
 MAX_TEXT, MAX_LINE = 2**26, 2**20
@@ -62,9 +63,15 @@ class _PickleReader:
 
 
 def read_pickle(
-    data: bytes | FileBytes, start: int = 0, path: Path | None = None
+    data: bytes | FileBytes, start: int = 0, path: Path | None = None, stored_size: int | None = None
 ) -> tuple[Any, dict[str, Storage], int]:
     """Read the pickle that begins at `start`.
+
+    Args:
+        data: The bytes that contain the pickle.
+        start: Where it begins.
+        path: The file, for its storages.
+        stored_size: The bytes that it takes in its file, if it is compressed there.
 
     Returns:
         The object, made of plain containers, Tensors and PickledObjects; its storages by key; the end of the pickle.
@@ -72,24 +79,27 @@ def read_pickle(
     Raises:
         CheckpointError: If it is damaged or takes too many steps.
     """
-    machine, reader = _PickleMachine(path), _PickleReader(data, start)
+    stored_size = len(data) if stored_size is None else stored_size
+    machine = _PickleMachine(path, min(MAX_STEPS, FREE_STEPS + STEPS_PER_BYTE * stored_size))
+    reader = _PickleReader(data, start)
     try:
         return machine.run(reader), machine.storages, reader.position
     except CheckpointError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, DeprecationWarning) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, DeprecationWarning) as error:
         raise CheckpointError(f"a pickle must be complete, but reading failed: {quote(str(error))}") from None
 
 
 class _PickleMachine:
     """Interprets the opcodes of one pickle: its stack, marks and memo."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, max_steps: int) -> None:
+        self.path, self.max_steps = path, max_steps
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []  # the stack below each mark
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
+        self.texts: dict[Any, Any] = {}  # equal strings become one object, so that comparing keys takes no time
         self.steps = 0
 
     def run(self, file: _PickleReader) -> Any:
@@ -116,9 +126,9 @@ class _PickleMachine:
 
     def spend(self, steps: int) -> None:
         self.steps += steps
-        if self.steps > MAX_STEPS:
+        if self.steps > self.max_steps:
             raise CheckpointError(
-                f"a pickle must take at most {MAX_STEPS} steps to read",
+                f"a pickle of this size must take at most {self.max_steps} steps to read",
                 "save only the state dict, with torch.save(model.state_dict(), ...)",
             )
 
@@ -130,7 +140,7 @@ class _PickleMachine:
         if isinstance(value, int) and value.bit_length() > 8192:
             raise CheckpointError("a number in a pickle must have at most 8192 bits")
         self.spend(_cost_of_copy(value))
-        self.stack.append(value)
+        self.stack.append(self.texts.setdefault(value, value) if type(value) is str else value)
 
     def put(self, index: int) -> None:
         self.spend(COST_OF_MEMO)

@@ -21,7 +21,7 @@ from mlx_transformer.weights.formats import unpickler
 from mlx_transformer.weights.formats.checkpoint import CheckpointError, PickledObject, read_checkpoint, to_plain
 
 FUZZ = int(os.environ.get("MLX_TRANSFORMER_FUZZ", "2000"))
-SECONDS = 20  # of processor time for one file; the steps of a pickle bound it
+SECONDS = 5  # of processor time for one file; the steps of a pickle bound it
 MEGABYTES = 400
 STORED = {"0": numbers()}
 
