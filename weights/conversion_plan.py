@@ -288,7 +288,7 @@ def build_config(*layers: dict[str, Any]) -> ModelConfig:
         missing.append("num_heads")
     if missing:
         names = ", ".join(missing)
-        raise ValueError(f"The checkpoint does not specify {names}: convert it with --set {missing[0]}=...")
+        raise ValueError(f"The checkpoint does not specify {names}: use convert --set {missing[0]}=...")
     return from_dict(ModelConfig, data, "The model of the checkpoint")
 
 

@@ -43,13 +43,11 @@ def choose_dtype(stored: mx.Dtype, config: ModelConfig, on_cpu: bool, architectu
     return mx.float16 if emulated and stored == mx.bfloat16 else stored
 
 
-def check_dtype(dtype: mx.Dtype, config: ModelConfig, allow_overflow: bool) -> None:
-    """Raise ValueError for float16 with a model that overflows it, unless overflow is allowed."""
+def check_dtype(dtype: mx.Dtype, config: ModelConfig, allow_overflow: bool | None) -> None:
+    """Raise ValueError for float16 with a model that overflows it, unless overflow is allowed (None: cannot be)."""
     if dtype == mx.float16 and config.overflows_float16 and not allow_overflow:
-        raise ValueError(
-            "This model's feed-forward networks overflow float16: use bfloat16 or float32, or insist with "
-            "--allow-overflow (allow_overflow=True)."
-        )
+        insist = "" if allow_overflow is None else ", or insist with --allow-overflow (allow_overflow=True)"
+        raise ValueError(f"This model's feed-forward networks overflow float16: use bfloat16 or float32{insist}.")
 
 
 def prepare_for_inference(

@@ -17,7 +17,7 @@ from filelock import FileLock
 from mlx_transformer import __version__
 from mlx_transformer.storage.atomic import atomic_write_text
 from mlx_transformer.weights.conversion_plan import check_convertible
-from mlx_transformer.weights.formats.checkpoint import OTHER_FILES, PREFERRED_FILES, WEIGHT_SUFFIXES
+from mlx_transformer.weights.formats.checkpoint import OTHER_FILES, PREFERRED_FILES, SHARD_NAME, WEIGHT_SUFFIXES
 from mlx_transformer.weights.source_config import read_config
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,8 @@ def _single_weights_file(name: str, names: list[str]) -> str:
     files = [file for file in names if file.endswith(WEIGHT_SUFFIXES) and not file.startswith(NON_MODEL_PREFIXES)]
     files = [file for file in files if ".fp16." not in file] or files
     files = [file for file in files if file.endswith(".safetensors")] or files
+    if shards := [file for file in files if SHARD_NAME.fullmatch(file)]:
+        raise ValueError(f"Shards need their index, but {name} has {shards[0]} without one: choose another.")
     if len(files) == 1:
         return files[0]
     if files:

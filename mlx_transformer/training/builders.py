@@ -48,7 +48,7 @@ def build_model_and_tokenizer(
         raise ValueError(f"Fine-tuning needs the model's tokenizer, but {config.init} has none: add its files.")
     if config.source_prefix:
         tokenizer.config = replace(tokenizer.config, source_prefix=config.source_prefix)
-    check_dtype(parse_dtype(config.compute_dtype), model.config, allow_overflow=False)
+    check_dtype(parse_dtype(config.compute_dtype), model.config, allow_overflow=None)
     freeze_parts(model, config.freeze)
     return model, tokenizer
 

@@ -316,14 +316,16 @@ def test_repositories_without_a_model_are_one_line_errors(machine, server):
     server.publish("owner/many", config | {"a.pt": b"", "b.pt": b"", "training_args.bin": b""})
     server.publish("owner/gpt", model_files(model_type="gpt2"))
     server.publish("owner/broken", model_files() | {"model.safetensors": b"no"})
-    none, adapter, many, family, broken, told = machine.load(
-        *(f"owner/{name}" for name in ("tf", "adapter", "many", "gpt", "broken"))
+    server.publish("owner/shards", config | {f"model-0000{i}-of-00002.safetensors": b"" for i in (1, 2)})
+    none, adapter, many, family, broken, shards, told = machine.load(
+        *(f"owner/{name}" for name in ("tf", "adapter", "many", "gpt", "broken", "shards"))
     )
+    assert shards.startswith("ValueError: Shards need their index, but owner/shards has model-00001-of-00002.")
     assert none.startswith("ValueError: A repository must hold weights that torch can read (.safetensors, ")
     assert none.endswith("owner/tf has none: choose another.")
     assert adapter.startswith("ValueError: owner/adapter is an adapter, not a complete model: merge it")
     assert many.startswith("ValueError: A repository must hold one checkpoint, but owner/many has a.pt, b.pt: download")
-    assert "model_type 'gpt2' of config.json is not supported" in family
+    assert "'gpt2' cannot be converted: it is a decoder without an encoder" in family
     assert broken.startswith("CheckpointError: ") and "model.safetensors" in broken
     assert told == "" and list(machine.kept.glob("*/[0-9a-f]*")) == []
 

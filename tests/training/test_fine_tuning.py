@@ -102,7 +102,7 @@ def test_float16_raises_for_a_model_that_overflows(options, pretrained, tmp_path
     model, tokenizer = mt.load(pretrained / "best")
     model.config = dataclasses.replace(model.config, overflows_float16=True)
     mt.save(tmp_path / "wide", model, tokenizer)
-    with pytest.raises(ValueError, match="overflow float16"):
+    with pytest.raises(ValueError, match=r"overflow float16: use bfloat16 or float32\.$"):
         train(fine_tuning_options(options, tmp_path / "wide", compute_dtype="float16"))
 
 

@@ -214,7 +214,7 @@ def test_settings_that_do_not_determine_a_field_give_the_reason(changes, message
 def test_settings_replace_those_missing_in_the_checkpoint(tmp_path):
     settings = BART_CONFIG | {"eos_token_id": []}
     source = write_checkpoint(tmp_path / "odd", bart_tensors(), settings)
-    with pytest.raises(ValueError, match="does not specify eos_id: convert it with --set eos_id="):
+    with pytest.raises(ValueError, match="does not specify eos_id: use convert --set eos_id="):
         convert.load(source)
     assert convert.load(source, settings={"eos_id": 2})[0].config.eos_id == 2
 

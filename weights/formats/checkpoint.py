@@ -3,6 +3,7 @@
 A checkpoint is one file, shards with an index, or a folder. Tensors are read lazily, one at a time.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ PREFERRED_FILES = (
     "pytorch_model.bin.index.json",
 )
 OTHER_FILES = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")  # from training, without weights
+SHARD_NAME = re.compile(r"(.+)-0*[1-9]\d*-of-(?!0*1\.)\d+(\.[a-z]+)")  # one of several
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # Keys under which training programs save the state dict; after these, any key that starts with "ema".
 STATE_KEYS = ("model", "model_state", "state_dict", "model_state_dict", "net")
@@ -160,11 +162,14 @@ def _choose_file(folder: Path) -> Path:
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
     weights = [path for path in files if not path.name.startswith(OTHER_FILES)]
     models = [path for path in weights if not path.name.startswith("adapter_model.")]
+    if shard := next(filter(None, (SHARD_NAME.fullmatch(path.name) for path in models)), None):
+        index = f"{shard[1]}{shard[2]}.index.json"
+        raise CheckpointError(f"shards need their index, but there is no {quote(index)}", "download it too", folder)
     if len(models) == 1:
         return models[0]
     if models:
         names = ", ".join(quote(path.name) for path in models[:4]) + (", ..." if len(models) > 4 else "")
-        raise CheckpointError(f"a folder must have one checkpoint, not {names}", "specify one file", folder)
+        raise CheckpointError(f"a folder must have one checkpoint, not {names}", "give the path of one of them", folder)
     if weights or (folder / "adapter_config.json").exists():
         raise CheckpointError("an adapter is not a complete model", "merge it into its model and save that", folder)
     raise CheckpointError(

@@ -41,5 +41,5 @@ def test_d2l(tmp_path, tolerance):
     model = check_logits(reference, tmp_path / "d2l.pt", tolerance, settings=settings)
     assert not model.config.attention_bias and model.config.mlp_bias
     check_searches(reference, model, tolerance)
-    with pytest.raises(ValueError, match="pad_id, eos_id, start_id, num_heads: convert it with --set pad_id="):
+    with pytest.raises(ValueError, match="pad_id, eos_id, start_id, num_heads: use convert --set pad_id="):
         convert.load(tmp_path / "d2l.pt")

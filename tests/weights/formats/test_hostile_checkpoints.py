@@ -233,10 +233,26 @@ def test_folders_without_one_checkpoint(folder):
     write_file(folder, SHARD, "one.safetensors")
     assert read_checkpoint(files).files == [files / "one.safetensors"]
     write_file(folder, SHARD, "two.bin")
-    with pytest.raises(CheckpointError, match="'one.safetensors', 'two.bin'; specify one file"):
+    with pytest.raises(CheckpointError, match="'one.safetensors', 'two.bin'; give the path of one"):
         read_checkpoint(files)
     with pytest.raises(FileNotFoundError, match="there is no"):
         read_checkpoint(files / "gone")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_shards_without_their_index(folder, count):
+    files = folder / "files"
+    files.mkdir()
+    for number in range(1, count + 1):
+        write_file(folder, SHARD, f"model-0000{number}-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"there is no 'model\.safetensors\.index\.json'; download it too"):
+        read_checkpoint(files)
+
+
+def test_a_single_shard_needs_no_index(folder):
+    (folder / "files").mkdir()
+    write_file(folder, SHARD, "model-00001-of-00001.safetensors")
+    assert read_checkpoint(folder / "files").tensors
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
