@@ -12,7 +12,7 @@ import click
 
 from mlx_transformer import __version__
 from mlx_transformer.cli import input_lines, streams
-from mlx_transformer.cli.commands import attention, convert, evaluate, generate, info, plot, score, train
+from mlx_transformer.cli.commands import attention, cache, convert, evaluate, generate, info, plot, score, train
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE, as shells expect
 PIPE_CLOSED = 141
@@ -105,5 +105,5 @@ def main() -> None:
     """  # noqa: D301 (click needs the backspace)
 
 
-for module in (generate, train, plot, convert, evaluate, score, attention, info):
+for module in (generate, train, plot, convert, evaluate, score, attention, info, cache):
     main.add_command(module.command)

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.config.folder import CONVERSION_VERSION
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.model.fused_projections import split_projections
@@ -82,8 +83,10 @@ def convert(
 ) -> None:
     """Convert a torch checkpoint to a model folder, one tensor at a time; torch is not needed.
 
+    A model folder can be converted to another precision.
+
     Args:
-        source: The checkpoint: a folder with config.json and weights, or a file.
+        source: The checkpoint: a folder with config.json and weights, or a file; or a model folder.
         destination: The model folder to write.
         family: The checkpoint's family; by default it is detected from config.json or the names of tensors.
         dtype: The dtype of the stored weights, "float32", "float16" or "bfloat16"; by default the checkpoint's.
@@ -103,6 +106,9 @@ def convert(
     source, destination = Path(source), Path(destination)
     if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
         raise FileExistsError(f"{destination} already exists: choose another name, or use force to replace it.")
+    if (folder := model_folder.find_model_folder(source)) is not None:
+        _convert_precision(folder, destination, dtype, quantize, allow_overflow, family or rename or settings)
+        return
     with open_checkpoint(source, family) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, source, family, rename, settings)
         stored = parse_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
@@ -110,22 +116,27 @@ def convert(
             check_dtype(stored, prepared.plan.config, allow_overflow)
         model = prepared.build_model(quantize)
         with model_folder.replace_model_folder(destination) as new:
-            # Hashing the files takes about as long as writing the weights, so both run in parallel.
-            stop = threading.Event()
-            with ThreadPoolExecutor(max_workers=1) as executor:
-                card = executor.submit(model_card, prepared.plan, checkpoint, stored, quantize, stop)
-                try:
-                    if quantize is None:
-                        _write_weights(new, prepared.plan, stored, report)
-                    else:
-                        prepared.plan.fill(model, stored, report)
-                        safetensors.write_arrays(new / "model.safetensors", split_projections(model.parameters()))
-                    (new / "README.md").write_text(card.result())
-                finally:
-                    stop.set()
-            model_folder.write_config(new, model_folder.folder_config(model))
+            _write_weights_and_card(new, model, prepared.plan, checkpoint, stored, quantize, report)
+            config = replace(model_folder.folder_config(model), conversion_version=CONVERSION_VERSION)
+            model_folder.write_config(new, config)
             if prepared.tokenizer is not None:
                 prepared.tokenizer.save(new)
+
+
+def _convert_precision(
+    source: Path,
+    destination: Path,
+    dtype: mx.Dtype | str | None,
+    quantize: int | None,
+    allow_overflow: bool,
+    other_options: Any,
+) -> None:
+    """Convert a model folder to another precision; raise ValueError for options of torch checkpoints."""
+    if other_options:
+        raise ValueError(f"{source} is a model folder and no torch checkpoint: leave out family, rename and settings.")
+    if dtype is not None:
+        check_dtype(parse_dtype(dtype), model_folder.read_config(source).model, allow_overflow)
+    model_folder.convert_model_folder(source, destination, dtype=dtype, quantize=quantize)
 
 
 def load(
@@ -212,6 +223,30 @@ def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     return DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
 
 
+def _write_weights_and_card(
+    new: Path,
+    model: Transformer,
+    plan: ConversionPlan,
+    checkpoint: Checkpoint,
+    dtype: mx.Dtype,
+    quantize: int | None,
+    report: ProgressCallback | None,
+) -> None:
+    """Write model.safetensors, and at the same time hash the checkpoint's files for the model card."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        card = executor.submit(model_card, plan, checkpoint, dtype, quantize, stop)
+        try:
+            if quantize is None:
+                _write_weights(new, plan, dtype, report)
+            else:
+                plan.fill(model, dtype, report)
+                safetensors.write_arrays(new / "model.safetensors", split_projections(model.parameters()))
+            (new / "README.md").write_text(card.result())
+        finally:
+            stop.set()
+
+
 def _write_weights(new: Path, plan: ConversionPlan, dtype: mx.Dtype, report: ProgressCallback | None) -> None:
     """Write the parameters of the model without holding all of them in memory."""
     shapes = parameter_shapes(plan.config)
@@ -237,6 +272,6 @@ def model_card(
     files = "\n".join(f"- {path.name}: sha256 {sha256_of(path, stop)}" for path in checkpoint.files)
     return (
         "---\nlibrary_name: mlx_transformer\n---\n\n"
-        f"Converted by mlx_transformer from a torch checkpoint of the family {plan.family}, in {dtype_name}:\n\n"
+        f"{model_folder.CARD} from a torch checkpoint of the family {plan.family}, in {dtype_name}:\n\n"
         f"{files}\n"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.commands.cache import print_cache
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import revision_option
 
@@ -22,11 +23,17 @@ FUSED_LONG = (64, 72, 80, 96, 128)
 @click.command("info", short_help="Describe a model folder or torch checkpoint.")
 @click.argument("folder", metavar="[MODEL]", required=False)
 @revision_option
+@click.option("--cache", "show_cache", is_flag=True, help="List the converted hub models in the cache instead.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
-def command(folder: str | None, revision: str | None, as_json: bool) -> None:
+def command(folder: str | None, revision: str | None, show_cache: bool, as_json: bool) -> None:
     """Describe MODEL: a model folder, a torch checkpoint or owner/name on the hub. Default: the bundled model."""
     from mlx_transformer.pretrained.loading import find_model
 
+    if show_cache:
+        if folder is not None or revision is not None:
+            raise click.UsageError("--cache lists all models: leave out MODEL and --revision.")
+        print_cache(as_json)
+        return
     path = find_model(folder, revision)
     facts = folder_facts(path) | model_facts(*mt.load(path))
     click.echo(json.dumps(facts) if as_json else "\n".join(map(escape_control_characters, format_facts(facts))))

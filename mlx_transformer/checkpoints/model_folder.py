@@ -1,8 +1,11 @@
 """Model folders: config.json (with a format version), model.safetensors and the tokenizer files."""
 
 import json
+import logging
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_transformer.config.folder import FolderConfig
+from mlx_transformer.config.folder import CONVERSION_VERSION, FolderConfig
 from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.serialization import from_dict, to_dict
@@ -19,11 +22,14 @@ from mlx_transformer.model.precision import parse_dtype, prepare_for_inference
 from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.atomic import atomic_replace
-from mlx_transformer.storage.files import read_json
+from mlx_transformer.storage.files import read_json, read_text
 from mlx_transformer.storage.safetensors import read_arrays, write_arrays
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+CARD = "Converted by mlx_transformer"  # in the README.md of converted models
 
 
 def save(
@@ -47,6 +53,32 @@ def save(
         OSError: If the folder cannot be written; an existing folder stays unchanged.
         ValueError: If `dtype` or `quantize` is invalid, or a width cannot be quantised.
     """
+    stored = _copy_to_store(model, dtype, quantize)
+    with replace_model_folder(Path(folder)) as new:
+        write_model_files(new, stored, tokenizer)
+
+
+def convert_model_folder(
+    source: Path, destination: Path, *, dtype: mx.Dtype | str | None = None, quantize: int | None = None
+) -> None:
+    """Write a model folder again in another precision; see `save`.
+
+    Raises:
+        ValueError: If the model is quantised already, to another number of bits; and see `load`.
+    """
+    config = read_config(source)
+    model, tokenizer = read_model(source, config)
+    _check_quantization(source, config, quantize)
+    stored = _copy_to_store(model, dtype, None if config.quantization else quantize)
+    with replace_model_folder(destination) as new:
+        write_model_files(new, stored, tokenizer)
+        write_config(new, replace(folder_config(stored), conversion_version=_conversion_version(source, config)))
+        if (source / "README.md").exists():
+            shutil.copy(source / "README.md", new)
+
+
+def _copy_to_store(model: Transformer, dtype: mx.Dtype | str | None, quantize: int | None) -> Transformer:
+    """Return a copy of a model in the precision to store."""
     stored = uninitialized_model(model.config, model.search_defaults, model.tasks.values())
     if (quantization := quantization_of(model)) is not None:
         quantize_weights(stored, quantization)
@@ -56,8 +88,7 @@ def save(
     if quantize is not None:
         dequantize(stored)
         quantize_weights(stored, QuantizationConfig(quantize))
-    with replace_model_folder(Path(folder)) as new:
-        write_model_files(new, stored, tokenizer)
+    return stored
 
 
 @contextmanager
@@ -81,6 +112,12 @@ def is_model_folder(folder: Path) -> bool:
     except ValueError:
         return False
     return isinstance(data, dict) and "format_version" in data
+
+
+def find_model_folder(path: Path) -> Path | None:
+    """Return the model folder that a path names, itself or by its model.safetensors; None if it names none."""
+    folder = path.parent if path.name == "model.safetensors" and path.is_file() else path
+    return folder if is_model_folder(folder) else None
 
 
 def write_model_files(folder: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
@@ -127,19 +164,50 @@ def load(
     """
     folder = Path(folder)
     config = read_config(folder)
+    _check_quantization(folder, config, quantize)
+    _warn_of_old_conversion(folder, config)
+    model, tokenizer = read_model(folder, config)
+    if quantize is not None and config.quantization is None:
+        quantize_weights(model, QuantizationConfig(quantize))
+    prepare_for_inference(model, dtype, allow_overflow=allow_overflow)
+    return model, tokenizer
+
+
+def read_model(folder: Path, config: FolderConfig) -> tuple[Transformer, Tokenizer | None]:
+    """Read the model and the tokenizer of a model folder as they are stored (lazily)."""
     model = uninitialized_model(config.model, config.search, config.tasks)
     if config.quantization is not None:
         quantize_weights(model, config.quantization)
     read_weights(model, folder / "model.safetensors")
-    if quantize is not None and config.quantization is None:
-        quantize_weights(model, QuantizationConfig(quantize))
-    elif config.quantization is not None and quantize not in (None, config.quantization.bits):
-        raise ValueError(f"{folder} is already quantised to {config.quantization.bits} bits: leave out quantize.")
-    prepare_for_inference(model, dtype, allow_overflow=allow_overflow)
     tokenizer = Tokenizer.find(folder)
     if tokenizer is not None:
         _check_vocabulary(model.config, tokenizer, folder)
     return model, tokenizer
+
+
+def _check_quantization(folder: Path, config: FolderConfig, quantize: int | None) -> None:
+    if config.quantization is not None and quantize not in (None, config.quantization.bits):
+        raise ValueError(
+            f"{folder} is already quantised to {config.quantization.bits} bits: leave out quantize, or convert the "
+            "original."
+        )
+
+
+def _conversion_version(folder: Path, config: FolderConfig) -> int | None:
+    """Return the version of the conversion of a converted model, which was not recorded in format 1."""
+    is_unrecorded = config.format_version == 1 and (folder / "README.md").is_file()
+    return 1 if is_unrecorded and CARD in read_text(folder / "README.md") else config.conversion_version
+
+
+def _warn_of_old_conversion(folder: Path, config: FolderConfig) -> None:
+    """Warn of a converted model that a conversion today might make differently."""
+    version = _conversion_version(folder, config)
+    if version is not None and version < CONVERSION_VERSION:
+        logger.warning(
+            "%s was converted by an earlier version of mlx_transformer and may give other results than a conversion "
+            "today: convert the checkpoint again.",
+            folder,
+        )
 
 
 def read_config(folder: Path) -> FolderConfig:

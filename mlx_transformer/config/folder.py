@@ -6,6 +6,10 @@ from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.serialization import check_types
 
+# Increases with every change of the conversion that changes its results for a checkpoint; tests notice most of them.
+# 1: everything before it was recorded. 2: position tables in files, several end tokens, umT5's scale of logits.
+CONVERSION_VERSION = 2
+
 
 @dataclass(frozen=True)
 class FolderConfig:
@@ -17,6 +21,7 @@ class FolderConfig:
         search: The default search configuration.
         quantization: How the weights are quantised; None if they are not.
         tasks: The tasks that the model was trained for.
+        conversion_version: CONVERSION_VERSION at the conversion of the checkpoint; None for other models.
     """
 
     format_version: int
@@ -24,6 +29,7 @@ class FolderConfig:
     search: SearchConfig
     quantization: QuantizationConfig | None = None
     tasks: tuple[TaskConfig, ...] = ()
+    conversion_version: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: which files are downloaded, and the cache of converted models.
+"""Models of the Hugging Face hub: which files are downloaded, and when they are converted.
 
 Downloads stay in the cache of huggingface_hub (HF_HOME), which other programs share. Code in them is never run.
 """
@@ -10,12 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from urllib.parse import quote
 
-from filelock import FileLock
-
-from mlx_transformer import __version__
-from mlx_transformer.storage.atomic import atomic_write_text
+from mlx_transformer.pretrained.cache import commit_of, converted_folder, lock_folder, read_last_used, write_last_used
 from mlx_transformer.weights.conversion_plan import check_convertible
 from mlx_transformer.weights.formats.checkpoint import OTHER_FILES, PREFERRED_FILES, SHARD_NAME, WEIGHT_SUFFIXES
 from mlx_transformer.weights.source_config import read_config
@@ -56,23 +52,20 @@ def fetch_model(name: str, revision: str | None, convert: Callable[[Path, Path],
             reached and no converted model is in the cache.
         ValueError: If the repository has no weights of a complete model.
     """
-    home = cache_folder() / name.replace("/", "--")
-    record = home / f"ref-{quote(revision or 'main', safe='')}"
-    if COMMIT_HASH.fullmatch(revision or "") and (pinned := home / f"{revision}-{__version__}").exists():
-        return pinned
+    if COMMIT_HASH.fullmatch(revision or "") and (folder := converted_folder(name, str(revision))).exists():
+        write_last_used(name, revision, folder)
+        return folder
     try:
         commit, names = resolve_revision(name, revision)
-        folder = home / f"{commit}-{__version__}"  # other versions may convert differently
-        if read_last_used(record) != folder:
-            with lock_folder(home):
-                if not folder.exists():
-                    convert(download(name, commit, names), folder)
-                write_last_used(record, folder)
-        return folder
+        return _convert_once(name, revision, commit, lambda: download(name, commit, names), convert)
     except HubUnreachableError as error:
         from huggingface_hub import constants
 
-        last = read_last_used(record)
+        last = read_last_used(name, revision)
+        is_current = last is not None and last == converted_folder(name, commit_of(last))
+        weights = None if is_current else find_downloaded(name, revision if last is None else commit_of(last))
+        if weights is not None:
+            last = _convert_once(name, revision, weights.parent.name, lambda: weights, convert)
         if last is None:
             raise
         if not constants.HF_HUB_OFFLINE:
@@ -80,11 +73,29 @@ def fetch_model(name: str, revision: str | None, convert: Callable[[Path, Path],
         return last
 
 
-def cache_folder() -> Path:
-    """Return the folder of converted models; it may be deleted, as a whole or model by model, to free disk space."""
-    if folder := os.environ.get("MLX_TRANSFORMER_CACHE"):
-        return Path(folder).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mlx_transformer"
+def _convert_once(
+    name: str, revision: str | None, commit: str, get_weights: Callable[[], Path], convert: Callable[[Path, Path], None]
+) -> Path:
+    """Return the model folder of a commit; convert its weights if the cache does not have it."""
+    folder = converted_folder(name, commit)
+    if not folder.exists():
+        with lock_folder(folder.parent):
+            if not folder.exists():
+                convert(get_weights(), folder)
+    write_last_used(name, revision, folder)
+    return folder
+
+
+def find_downloaded(name: str, revision: str | None) -> Path | None:
+    """Return the weights of a revision in huggingface_hub's cache, which other programs fill too; None without them."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, local_files_only=True))
+        return folder / choose_files(name, [path.name for path in folder.iterdir() if path.exists()])[-1]
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
 
 
 def resolve_revision(name: str, revision: str | None) -> tuple[str, list[str]]:
@@ -121,7 +132,7 @@ def download(name: str, commit: str, names: list[str]) -> Path:
 
 def choose_files(name: str, names: list[str]) -> list[str]:
     """Choose the files to download: configuration, tokenizer, and one set of weights, which comes last."""
-    names = sorted(file for file in names if "/" not in file)
+    names = sorted(file for file in names if "/" not in file and not file.startswith("."))
     weights = next((file for file in PREFERRED_FILES if file in names), None) or _single_weights_file(name, names)
     stem, suffix = os.path.splitext(weights.removesuffix(".index.json"))
     shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
@@ -152,32 +163,6 @@ def _single_weights_file(name: str, names: list[str]) -> str:
         f"A repository must hold weights that torch can read ({', '.join(WEIGHT_SUFFIXES)}), {name} has none: "
         "choose another."
     )
-
-
-def read_last_used(record: Path) -> Path | None:
-    """Return the folder that was last loaded for a revision, if it still exists."""
-    folder = record.parent / record.read_text() if record.exists() else None
-    return folder if folder and (folder / "config.json").exists() else None
-
-
-def write_last_used(record: Path, folder: Path) -> None:
-    """Record the folder of a revision for offline use."""
-    atomic_write_text(record, folder.name)
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Give one process or thread at a time access to a folder; the lock ends with the process."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            yield
-    except OSError as error:
-        if not error.strerror:
-            raise
-        raise OSError(
-            f"The model cache {folder} cannot be used: {error.strerror}; free disk space, or set MLX_TRANSFORMER_CACHE."
-        ) from error
 
 
 @contextmanager

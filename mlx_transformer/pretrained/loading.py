@@ -15,7 +15,7 @@ from mlx_transformer.weights.convert import load as load_torch
 from mlx_transformer.weights.source_config import read_config
 
 BUNDLED_MODEL = Path(weights.__file__).parent / "pretrained" / "en-fr"
-TORCH_PATTERNS = ("*.safetensors*", "*.bin*", "*.pt", "*.pth", "*.ckpt")
+TORCH_PATTERNS = ("[!.]*.safetensors*", "[!.]*.bin*", "[!.]*.pt", "[!.]*.pth", "[!.]*.ckpt")
 
 
 def load(
@@ -34,7 +34,7 @@ def load(
 
     Args:
         model: A model folder; the folder or file of a torch checkpoint; or, if no such path exists, owner/name of a
-            repository of the Hugging Face hub. None for the bundled English-to-French model.
+            repository of the Hugging Face hub. None or "bundled" for the bundled English-to-French model.
         dtype: Data type to compute in; by default float32 on the CPU, the stored type on a GPU.
         revision: Branch, tag or commit of the repository; by default the main branch.
         quantize: Bits per weight, 8 or 4; by default as stored. The CPU computes with dequantised weights.
@@ -63,7 +63,7 @@ def find_model(model: str | Path | None = None, revision: str | None = None) -> 
     """
     if is_on_hub(model, revision):
         return hub.fetch_model(str(model), revision, convert_to_cache)
-    path = BUNDLED_MODEL if model is None else Path(model)
+    path = _local_path(model)
     if (path / "best" / "config.json").exists() and not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} is a training run, not a model: use {path / 'best'}.")
     if not path.exists():
@@ -71,7 +71,7 @@ def find_model(model: str | Path | None = None, revision: str | None = None) -> 
             "A model is a folder with config.json and model.safetensors, or a torch checkpoint, or owner/name on the "
             f"hub: there is none at {path}."
         )
-    return path
+    return model_folder.find_model_folder(path) or path
 
 
 def find_torch_checkpoint(source: str | Path, revision: str | None = None) -> Path:
@@ -84,8 +84,14 @@ def find_torch_checkpoint(source: str | Path, revision: str | None = None) -> Pa
     return (
         hub.download(str(source), *hub.resolve_revision(str(source), revision))
         if is_on_hub(source, revision)
-        else Path(source)
+        else _local_path(source)
     )
+
+
+def _local_path(model: str | Path | None) -> Path:
+    """Return the path of a model that is not on the hub; None and the name "bundled" stand for the bundled one."""
+    path = Path("bundled" if model is None else model)
+    return BUNDLED_MODEL if model is None or (model == "bundled" and not path.exists()) else path
 
 
 def is_on_hub(model: str | Path | None, revision: str | None) -> bool:

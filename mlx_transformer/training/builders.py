@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.model import ModelConfig, StackConfig
@@ -56,6 +57,9 @@ def build_model_and_tokenizer(
 def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer | None]:
     """Load the model to fine-tune, with the dropout rates of this run."""
     pretrained, tokenizer = load(config.init, dtype="float32")
+    for name, array in dict(tree_flatten(pretrained.parameters())).items():
+        if not mx.isfinite(array).all():
+            raise ValueError(f"The weights of {config.init} must be finite, but those of {name} are not: use another.")
     rates = {name: vars(config)[name] for name in ("dropout", "attention_dropout", "activation_dropout")}
     model = model_folder.uninitialized_model(
         replace(pretrained.config, **rates), pretrained.search_defaults, pretrained.tasks.values()

@@ -272,8 +272,8 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("change", "told"),
         [
-            (lambda c: c.update(format_version=2), "format_version 2, newer than 1, .*: upgrade mlx_transformer"),
-            (lambda c: c.update(format_version=99, new_field=1), "format_version 99, newer than 1"),
+            (lambda c: c.update(format_version=3), "format_version 3, newer than 2, .*: upgrade mlx_transformer"),
+            (lambda c: c.update(format_version=99, new_field=1), "format_version 99, newer than 2"),
             (lambda c: c.update(format_version="1"), "format_version must be int, not '1'"),
             (
                 lambda c: c.pop("format_version"),

@@ -90,7 +90,7 @@ class TestWithAModel:
 
     def test_info(self, folder):
         facts = json.loads(self.invoke("info", folder, "--json").stdout)
-        assert facts["config"]["dims"] == 16 and facts["stored_dtype"] == ["float32"] and facts["format_version"] == 1
+        assert facts["config"]["dims"] == 16 and facts["stored_dtype"] == ["float32"] and facts["format_version"] == 2
         assert facts["fused_attention"]["decoder"] == {"head_dims": 16, "step": False, "long": False}
         arrays = json.loads(self.invoke("info", folder, "--json").stdout)["parameters"]
         text = self.invoke("info", folder).stdout
@@ -128,7 +128,7 @@ class TestWithAModel:
     @pytest.mark.parametrize(
         ("old", "new", "message"),
         [
-            ('"format_version": 1', '"format_version": 99', "upgrade"),
+            ('"format_version": 2', '"format_version": 99', "upgrade"),
             ('"dims"', '"dmis"', "unknown fields: dmis"),
             ('"dims": 16', '"dims": "16"', "dims must be int"),
             ("{", "", "must be JSON"),

@@ -3,6 +3,7 @@
 The client reads its settings when it is imported, so each scene runs in a process of its own, with a home of its own.
 """
 
+import functools
 import json
 import os
 import resource
@@ -22,7 +23,8 @@ from support.tiny_models import SETTINGS, random_model
 
 import mlx_transformer as mt
 from mlx_transformer.checkpoints import model_folder
-from mlx_transformer.pretrained import hub
+from mlx_transformer.config.folder import CONVERSION_VERSION
+from mlx_transformer.pretrained import cache, hub
 from mlx_transformer.weights.formats import checkpoint as checkpoint_module
 
 # Loads what it is told, and gives for each a number by which the weights are known, or the error.
@@ -141,6 +143,10 @@ class Machine:
         assert len(results) == len(models)
         return (*results, err)
 
+    def cached(self, home):
+        """Return the names of the converted models of a repository."""
+        return sorted(path.name for path in (self.kept / home).glob("[!.r]*"))
+
     def files(self):
         """Return all files in the home and working folders."""
         paths = [path for top in (self.home, self.work) for path in top.rglob("*") if not path.is_dir()]
@@ -161,7 +167,7 @@ def test_a_model_is_downloaded_and_converted_once(machine, server):
     before = len(server.requests)
     assert machine.load("owner/name") == (3.0, "")
     assert [path for _, path, _ in server.requests[before:]] == ["/api/models/owner/name"]
-    folder = machine.kept / "owner--name" / f"{commit}-{mt.__version__}"
+    folder = machine.kept / "owner--name" / f"{commit}-v{CONVERSION_VERSION}"
     assert {path.name for path in folder.iterdir()} >= {"README.md", "config.json", "model.safetensors"}
     places = ("home/.cache/huggingface/", "home/.cache/mlx_transformer/owner--name/")
     assert [path for path in machine.files() if not path.startswith(places)] == []
@@ -219,15 +225,80 @@ def test_revisions(machine, server):
     assert machine.load(("owner/name", first)) == (1.0, "")  # the hub is not even asked
 
 
+# Another version of the conversion, for which superseded models need not be kept a while.
+CONVERSION = """
+from mlx_transformer.pretrained import cache
+cache.CONVERSION_VERSION, cache.RECENT = {}, 0
+"""
+
+
 @pytest.mark.slow
-def test_another_package_version_converts_again(machine, server):
-    commit = server.publish("owner/name", model_files(3.0))
-    version = "import mlx_transformer\nmlx_transformer.__version__ = '{}'\n"
-    assert machine.load("owner/name", first=version.format("1.0")) == (3.0, "")
-    assert machine.load("owner/name", first=version.format("1.1")) == (3.0, "")
-    assert machine.load("owner/name", first=version.format("1.2"), HF_HUB_OFFLINE="1") == (3.0, "")
-    found = [path.name for path in (machine.kept / "owner--name").iterdir() if path.is_dir()]
-    assert sorted(found) == [f"{commit}-1.0", f"{commit}-1.1"]
+def test_another_conversion_version_converts_again_and_deletes_the_superseded_model(machine, server):
+    commit = server.publish("owner/name", model_files(3.0), "v1")
+    models = ("owner/name", ("owner/name", "v1"))
+    assert machine.load(*models, first=CONVERSION.format(7)) == (3.0, 3.0, "")
+    assert machine.cached("owner--name") == [f"{commit}-v7"]
+    assert machine.load("owner/name", first=CONVERSION.format(8)) == (3.0, "")
+    assert machine.cached("owner--name") == [f"{commit}-v7", f"{commit}-v8"]  # v1 still refers to the older one
+    assert machine.load(("owner/name", "v1"), first=CONVERSION.format(8)) == (3.0, "")
+    assert machine.cached("owner--name") == [f"{commit}-v8"]
+    # Offline, the downloaded files are converted again.
+    assert machine.load("owner/name", first=CONVERSION.format(9), HF_HUB_OFFLINE="1") == (3.0, "")
+    assert f"{commit}-v9" in machine.cached("owner--name")
+
+
+@pytest.mark.slow
+def test_a_new_commit_supersedes_the_older_one(machine, server):
+    server.publish("owner/name", model_files(1.0))
+    machine.load("owner/name", first=CONVERSION.format(7))
+    commit = server.publish("owner/name", model_files(2.0))
+    assert machine.load("owner/name") == (2.0, "")
+    assert len(machine.cached("owner--name")) == 2  # another process may be loading the older one
+    assert machine.load("owner/name", first=CONVERSION.format(CONVERSION_VERSION)) == (2.0, "")
+    command = ("-m", "mlx_transformer", "cache", "--prune")
+    assert machine.run(*command)[1].startswith("Deleted 1 model, ")
+    assert machine.cached("owner--name") == [f"{commit}-v{CONVERSION_VERSION}"]
+    assert machine.run(*command)[1] == "Deleted 0 models, 0.0 MB.\n"
+
+
+@pytest.mark.slow
+def test_files_that_other_programs_downloaded_are_used_offline(machine, server):
+    commit = server.publish("owner/name", model_files(3.0), "v1")
+    download = "import huggingface_hub\nfor file in {}:\n    huggingface_hub.hf_hub_download({!r}, file)\n"
+    machine.run("-c", download.format(list(model_files()), "owner/name"))
+    server.publish("owner/empty", {"config.json": b"{}"})
+    machine.run("-c", download.format(["config.json"], "owner/empty"))
+    server.stop()
+    here, at_commit, other, told = machine.load(
+        "owner/name", ("owner/name", commit), ("owner/name", "v1"), HF_HUB_OFFLINE="1"
+    )
+    assert (here, at_commit, told) == (3.0, 3.0, "")
+    assert other.startswith("HubUnreachableError: ")  # the download was of another revision
+    empty, _ = machine.load("owner/empty", HF_HUB_OFFLINE="1")
+    assert empty.startswith("HubUnreachableError: ") and "HF_HUB_OFFLINE is set" in empty
+
+
+@pytest.mark.slow
+def test_cache_is_listed_and_models_are_removed(machine, server, our_files):
+    commit = server.publish("owner/name", model_files(3.0), "v1")
+    server.publish("owner/ours", our_files)
+    machine.load("owner/name", ("owner/name", "v1"), "owner/ours")
+    run = functools.partial(machine.run, "-m", "mlx_transformer")
+    ours, name, total = run("info", "--cache")[1].splitlines()
+    assert "owner/name" in name and f"{commit[:8]} (main, v1)" in name
+    assert ours.startswith("   0.0 MB  last used 2") and "owner/ours" in ours  # a link
+    assert total.startswith("2 models, ") and total.endswith(str(machine.kept))
+    assert run("cache")[1].splitlines() == [ours, name, total]
+    facts = json.loads(run("info", "--cache", "--json")[1])["models"][1]
+    assert (facts["repository"], facts["commit"], facts["revisions"]) == ("owner/name", commit, ["main", "v1"])
+    assert facts["size"] == sum(path.stat().st_size for path in Path(facts["folder"]).iterdir())
+    status, _, message = run("cache", "--remove", "owner/none")
+    assert (status, message) == (
+        1,
+        "Error: The cache has no model owner/none: mlx-transformer cache lists those that it has.\n",
+    )
+    assert run("cache", "--remove", "owner/name")[1].startswith("Deleted 1 model, ")
+    assert machine.cached("owner--name") == [] and machine.load("owner/name") == (3.0, "")
 
 
 @pytest.mark.slow
@@ -255,7 +326,7 @@ def test_killed_process_leaves_no_incomplete_model(machine, server):
     server.repositories["owner/name"].trickle = 0.0
     status, out, _ = machine.run("-c", KILLED + LOAD, json.dumps([("owner/name", None)]))
     assert (status, out) == (-signal.SIGKILL, "")
-    folder = machine.kept / "owner--name" / f"{commit}-{mt.__version__}"
+    folder = machine.kept / "owner--name" / f"{commit}-v{CONVERSION_VERSION}"
     assert list(folder.parent.glob(f".{folder.name}.new-*")) and not folder.exists()
     assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("HubUnreachableError: ")
     assert machine.load("owner/name") == (3.0, "")
@@ -363,7 +434,7 @@ def our_files(tmp_path):
 def test_model_folders_on_the_hub_are_used_directly(machine, server, our_files):
     commit = server.publish("owner/ours", our_files)
     assert machine.load("owner/ours") == ("ours", "")
-    folder = machine.kept / "owner--ours" / f"{commit}-{mt.__version__}"
+    folder = machine.kept / "owner--ours" / f"{commit}-v{CONVERSION_VERSION}"
     assert folder.is_symlink() and machine.home.resolve() / ".cache" / "huggingface" in folder.resolve().parents
     assert machine.load("owner/ours", HF_HUB_OFFLINE="1") == ("ours", "")
     for path in folder.resolve().iterdir():
@@ -443,14 +514,14 @@ def test_cache_folder(monkeypatch, tmp_path):
     for name in ("MLX_TRANSFORMER_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/nowhere")
-    assert hub.cache_folder() == Path("/nowhere/.cache/mlx_transformer")
+    assert cache.cache_folder() == Path("/nowhere/.cache/mlx_transformer")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert hub.cache_folder() == Path("/cache/mlx_transformer")
+    assert cache.cache_folder() == Path("/cache/mlx_transformer")
     monkeypatch.setenv("MLX_TRANSFORMER_CACHE", "~/models")
-    assert hub.cache_folder() == Path("/nowhere/models")
+    assert cache.cache_folder() == Path("/nowhere/models")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLX_TRANSFORMER_CACHE", "models")
-    assert hub.cache_folder() == tmp_path / "models"
+    assert cache.cache_folder() == tmp_path / "models"
 
 
 @pytest.mark.parametrize("name", ["owner/name", "Helsinki-NLP/opus-mt-en-de", "a/b", "_a/b.c_d-e", "a/" + "b" * 96])

@@ -98,6 +98,14 @@ def test_a_model_without_a_tokenizer_raises(options, tmp_path):
         train(fine_tuning_options(options, tmp_path / "bare"))
 
 
+def test_weights_that_are_not_finite_are_blamed_on_the_model(options, pretrained, tmp_path):
+    model, tokenizer = mt.load(Path(pretrained) / "best")
+    model.encoder.layers[0].feed_forward.up_proj.weight[0, 0] = mx.nan
+    mt.save(tmp_path / "broken", model, tokenizer)
+    with pytest.raises(ValueError, match="broken must be finite, but those of encoder.layers.0.feed_forward.up_proj"):
+        train(fine_tuning_options(options, tmp_path / "broken"))
+
+
 def test_float16_raises_for_a_model_that_overflows(options, pretrained, tmp_path):
     model, tokenizer = mt.load(pretrained / "best")
     model.config = dataclasses.replace(model.config, overflows_float16=True)

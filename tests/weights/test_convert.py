@@ -1,5 +1,6 @@
 """Conversion to model folders: content, memory, progress, interruption, quantisation and the command."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -269,3 +270,88 @@ def test_other_files_of_a_training_run_are_ignored(source):
     for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state.pth"):
         (source / name).write_bytes(b"junk")
     assert mt.load(source)[0].config.dims == DIMS
+
+
+class TestModelFolders:
+    """Model folders as sources: another precision, everything else unchanged."""
+
+    @pytest.fixture
+    def ours(self, tmp_path):
+        """A converted model, in float32."""
+        convert.convert(write_checkpoint(tmp_path / "wide", wide_tensors(), WIDE_CONFIG), tmp_path / "ours")
+        return tmp_path / "ours"
+
+    @pytest.mark.parametrize("name", [".", "model.safetensors"])
+    @pytest.mark.parametrize(("dtype", "quantize"), [("float16", None), (None, 8), ("bfloat16", 4), (None, None)])
+    def test_another_precision(self, ours, tmp_path, name, dtype, quantize):
+        convert.convert(ours / name, tmp_path / "small", dtype=dtype, quantize=quantize)
+        before, after = (model_folder.read_config(folder) for folder in (ours, tmp_path / "small"))
+        assert dataclasses.replace(after, quantization=None) == before
+        assert (after.quantization.bits if after.quantization else None) == quantize
+        model_folder.save(tmp_path / "saved", mt.load(ours)[0], dtype=dtype, quantize=quantize)
+        expected, stored = (
+            safetensors.read_arrays(tmp_path / folder / "model.safetensors") for folder in ("saved", "small")
+        )
+        assert expected.keys() == stored.keys()
+        assert all(mx.array_equal(array, stored[name]) for name, array in expected.items())
+        assert (tmp_path / "small" / "README.md").read_text() == (ours / "README.md").read_text()
+
+    def test_quantised_models_are_not_quantised_again(self, ours, tmp_path):
+        convert.convert(ours, tmp_path / "small", quantize=8)
+        convert.convert(tmp_path / "small", tmp_path / "again", quantize=8, dtype="float16")
+        assert model_folder.read_config(tmp_path / "again").quantization.bits == 8
+        with pytest.raises(ValueError, match="small is already quantised to 8 bits: leave out quantize"):
+            convert.convert(tmp_path / "small", tmp_path / "smaller", quantize=4)
+        assert not (tmp_path / "smaller").exists()
+
+    @pytest.mark.parametrize("options", [{"family": "bart"}, {"rename": {"a": "b"}}, {"settings": {"pad_id": 1}}])
+    def test_options_of_torch_checkpoints_are_refused(self, ours, tmp_path, options):
+        with pytest.raises(
+            ValueError, match="ours is a model folder and no torch checkpoint: leave out family, rename"
+        ):
+            convert.convert(ours, tmp_path / "other", **options)
+
+    def test_bundled_model_has_a_name(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        result = CliRunner().invoke(cli.main, ["convert", "bundled", "here", "--dtype", "float16"])
+        assert result.exit_code == 0, result.output
+        assert mt.load("here")[0].config == mt.load("bundled")[0].config == mt.load()[0].config
+        (tmp_path / "here").rename("bundled")
+        assert mt.load("bundled", dtype="float16")[1] is not None  # a path takes precedence
+
+
+def test_loading_a_conversion_of_an_earlier_version_warns(source, tmp_path, caplog):
+    convert.convert(source, tmp_path / "ours")
+    mt.load(tmp_path / "ours")
+    assert not caplog.records
+    path = tmp_path / "ours" / "config.json"
+    current = json.loads(path.read_text())
+    first_format = {name: value for name, value in current.items() if name != "conversion_version"}
+    for config in (current | {"conversion_version": 1}, first_format | {"format_version": 1}):
+        path.write_text(json.dumps(config))
+        caplog.clear()
+        mt.load(tmp_path / "ours")
+        assert f"{tmp_path / 'ours'} was converted by an earlier version of mlx_transformer" in caplog.text
+        convert.convert(tmp_path / "ours", tmp_path / "copy", force=True)
+        caplog.clear()
+        mt.load(tmp_path / "copy")
+        assert "was converted by an earlier version" in caplog.text
+    (tmp_path / "ours" / "README.md").unlink()  # a model that was trained, not converted
+    caplog.clear()
+    mt.load(tmp_path / "ours")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["._model.safetensors", "._last.ckpt", ".hidden.pt"])
+def test_files_whose_names_begin_with_a_dot_do_not_count(source, tmp_path, name):
+    """macOS writes such files to exFAT drives."""
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    (folder / "last.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    convert.convert(folder, tmp_path / "ours")
+    assert mt.load(folder)[0].config == mt.load(tmp_path / "ours")[0].config
+    (folder / "last.safetensors").unlink()
+    with pytest.raises(ValueError, match="a folder must have a checkpoint"):
+        mt.load(folder)

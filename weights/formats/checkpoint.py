@@ -159,7 +159,7 @@ def _choose_file(folder: Path) -> Path:
     for name in PREFERRED_FILES:
         if (folder / name).is_file():
             return folder / name
-    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES and path.is_file())
+    files = sorted(path for path in folder.glob("[!.]*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
     weights = [path for path in files if not path.name.startswith(OTHER_FILES)]
     models = [path for path in weights if not path.name.startswith("adapter_model.")]
     if shard := next(filter(None, (SHARD_NAME.fullmatch(path.name) for path in models)), None):

@@ -1,0 +1,170 @@
+"""The cache of converted hub models: one folder for each repository, with a model folder for each commit in use.
+
+A repository's folder has, for each revision that was loaded, a record with the name of the model folder that was used
+last. Model folders without a record are superseded: by a newer commit, or by a newer version of the conversion.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from filelock import FileLock
+
+from mlx_transformer.config.folder import CONVERSION_VERSION
+from mlx_transformer.storage.atomic import atomic_write_text
+
+RECENT = 3600  # seconds after its last use for which a superseded model is kept: a process may be loading it
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A converted model in the cache.
+
+    Attributes:
+        repository: owner/name.
+        commit: The commit that was converted.
+        revisions: The revisions that it was loaded for; none if it is superseded.
+        is_current: Whether this version of mlx_transformer would convert the commit in the same way.
+        size: Bytes on disk; 0 for a link to the files of huggingface_hub's cache.
+        last_used: Time of the last load, in seconds since 1970.
+        folder: The model folder.
+    """
+
+    repository: str
+    commit: str
+    revisions: list[str]
+    is_current: bool
+    size: int
+    last_used: float
+    folder: Path
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted models; it may be deleted, as a whole or model by model, to free disk space."""
+    if folder := os.environ.get("MLX_TRANSFORMER_CACHE"):
+        return Path(folder).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mlx_transformer"
+
+
+def repository_folder(name: str) -> Path:
+    """Return the folder of a repository's models."""
+    return cache_folder() / name.replace("/", "--")
+
+
+def converted_folder(name: str, commit: str) -> Path:
+    """Return the model folder of a commit, as this version of mlx_transformer converts it."""
+    return repository_folder(name) / f"{commit}-v{CONVERSION_VERSION}"
+
+
+def commit_of(folder: Path) -> str:
+    """Return the commit of a model folder in the cache."""
+    return folder.name.partition("-")[0]
+
+
+def read_last_used(name: str, revision: str | None) -> Path | None:
+    """Return the folder that was last loaded for a revision, if it still exists."""
+    record = _record(name, revision)
+    folder = record.parent / record.read_text() if record.exists() else None
+    return folder if folder and (folder / "config.json").exists() else None
+
+
+def write_last_used(name: str, revision: str | None, folder: Path) -> None:
+    """Record that a folder was used for a revision, and delete the models that are superseded now."""
+    if read_last_used(name, revision) != folder:
+        with lock_folder(folder.parent):
+            atomic_write_text(_record(name, revision), folder.name)
+            _delete_superseded(name, older_than=RECENT)
+    with suppress(OSError):  # the cache may be read-only
+        os.utime(folder, follow_symlinks=False)
+
+
+def _record(name: str, revision: str | None) -> Path:
+    return repository_folder(name) / f"ref-{quote(revision or 'main', safe='')}"
+
+
+def list_cache(name: str | None = None) -> list[CachedModel]:
+    """Return the converted models of a repository, or of all repositories, the last used first."""
+    homes = [repository_folder(name)] if name else [path for path in cache_folder().glob("*--*") if path.is_dir()]
+    models = [model for home in homes for model in _list_repository(home)]
+    return sorted(models, key=lambda model: model.last_used, reverse=True)
+
+
+def _list_repository(home: Path) -> Iterator[CachedModel]:
+    revisions: dict[str, list[str]] = {}
+    for record in home.glob("ref-*"):
+        revisions.setdefault(record.read_text(), []).append(unquote(record.name.removeprefix("ref-")))
+    for folder in home.glob("[!.]*"):
+        if not folder.is_dir() or folder.name.startswith("ref-"):
+            continue
+        files = [] if folder.is_symlink() else list(folder.rglob("*"))
+        yield CachedModel(
+            repository=home.name.replace("--", "/", 1),
+            commit=commit_of(folder),
+            revisions=sorted(revisions.get(folder.name, [])),
+            is_current=folder.name.endswith(f"-v{CONVERSION_VERSION}"),
+            size=sum(path.stat().st_size for path in files if path.is_file()),
+            last_used=folder.lstat().st_mtime,
+            folder=folder,
+        )
+
+
+def prune_cache() -> list[CachedModel]:
+    """Delete the superseded models of all repositories, and return them."""
+    deleted = []
+    for name in sorted({model.repository for model in list_cache()}):
+        with lock_folder(repository_folder(name)):
+            deleted += _delete_superseded(name, older_than=0)
+    return deleted
+
+
+def _delete_superseded(name: str, older_than: float) -> list[CachedModel]:
+    """Delete the superseded models of a repository that were last used more than `older_than` seconds ago."""
+    newest = time.time() - older_than
+    models = [model for model in list_cache(name) if not model.revisions and model.last_used <= newest]
+    for model in models:
+        _delete(model.folder)
+    return models
+
+
+def remove_cached(name: str) -> list[CachedModel]:
+    """Delete all converted models of a repository and return them; downloads stay in huggingface_hub's cache.
+
+    Raises:
+        FileNotFoundError: If the cache has no model of the repository.
+    """
+    models = list_cache(name)
+    if not models:
+        raise FileNotFoundError(f"The cache has no model {name}: mlx-transformer cache lists those that it has.")
+    with lock_folder(repository_folder(name)):
+        for record in repository_folder(name).glob("ref-*"):
+            record.unlink()
+        for model in models:
+            _delete(model.folder)
+    return models
+
+
+def _delete(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Give one process or thread at a time access to a folder; the lock ends with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            yield
+    except OSError as error:
+        if not error.strerror:
+            raise
+        raise OSError(
+            f"The model cache {folder} cannot be used: {error.strerror}; free disk space, or set MLX_TRANSFORMER_CACHE."
+        ) from error

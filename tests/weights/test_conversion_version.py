@@ -1,0 +1,55 @@
+"""CONVERSION_VERSION changes with the results of conversions."""
+
+import hashlib
+import json
+import zlib
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.tiny_families import MODELS, torch_model
+
+from mlx_transformer.config.folder import CONVERSION_VERSION
+from mlx_transformer.weights.convert import convert
+
+# Version of the conversion -> the digest of its results for a tiny checkpoint of each family. Only the last one counts.
+DIGESTS = {2: "530d04a7cdec411f108dd3f6aeb6ff7ffe37e47d3e0b8ae03a0bbde580a7c687"}
+
+
+def deterministic_tensors(torch, state):
+    """Return tensors of the same names and shapes, with values that follow from their names; tied ones stay tied."""
+    tensors = {}
+    for name, tensor in state.items():
+        values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(tuple(tensor.shape))
+        tensors.setdefault(tensor.data_ptr(), torch.from_numpy(values.astype(np.float32)))
+    return {name: tensors[tensor.data_ptr()] for name, tensor in state.items()}
+
+
+def digest_of_conversion(torch, name, folder):
+    """Convert a tiny checkpoint and return a digest of config.json and of the weights."""
+    _, settings, generation = MODELS[name]
+    source = folder / name
+    source.mkdir()
+    model = torch_model(name)
+    torch.save(deterministic_tensors(torch, model.state_dict()), source / "pytorch_model.bin")
+    ids = {key: settings.get(key) for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
+    (source / "config.json").write_text(json.dumps({"model_type": model.config.model_type, **settings}))
+    (source / "generation_config.json").write_text(json.dumps(ids | generation))
+    convert(source, folder / "converted", force=True)
+    config = json.loads((folder / "converted" / "config.json").read_text())
+    del config["conversion_version"], config["format_version"]
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for key, array in sorted(mx.load(str(folder / "converted" / "model.safetensors")).items()):
+        digest.update(key.encode() + np.array(array.astype(mx.float32)).tobytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.torch
+def test_version_changes_with_the_results(tmp_path):
+    torch = pytest.importorskip("torch")
+    digests = [digest_of_conversion(torch, name, tmp_path) for name in MODELS]
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    assert digest == DIGESTS[CONVERSION_VERSION], (
+        "The conversion gives other results than before: increase CONVERSION_VERSION in config/folder.py, so that "
+        f"cached models are converted again, and add it here with the digest {digest}."
+    )
