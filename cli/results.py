@@ -83,14 +83,18 @@ def stream_lines(
     windows: Iterable[list[InputLine]], stream: Callable[..., Iterator[str]], failed: FailedLines
 ) -> Iterator[bytes]:
     """Yield the text of each line in pieces, as it is generated; line feeds inside a text become spaces."""
+    from mlx_transformer.inference.batching import error_of_line
+
     for number, line in enumerate(chain.from_iterable(windows)):
         if line.error:
             failed.report(line.error)
         try:
             for piece in stream(line.source, line=number):
                 yield piece.replace("\n", " ").encode("utf-8", "replace")
-        except ValueError as error:
-            failed.report(f"{line.name}: {error}")
+        except Exception as error:
+            if (message := error_of_line(error)) is None:
+                raise
+            failed.report(f"{line.name}: {message}")
         yield b"\n"
 
 

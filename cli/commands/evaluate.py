@@ -97,6 +97,7 @@ def command(
         target_language=target_language or languages[1],
         source_prefix=prefix,
         batch_tokens=batch_tokens,
+        return_errors=True,
     )
     hypotheses = best_texts(lines, show_progress(results, len(lines)))
     seconds = time.perf_counter() - start
@@ -158,9 +159,11 @@ def leave_out_blank(name: str, lines: Iterable[tuple[str, Iterable[str]]]) -> li
 
 
 def best_texts(lines: list[str], results: Iterable[list[mt.Hypothesis]]) -> list[str]:
-    """Return the best hypothesis of each line, with warnings for truncated lines."""
+    """Return the best hypothesis of each line, with warnings for truncated lines; ValueError for one without any."""
     texts = []
     for line, (best, *_) in zip(lines, results, strict=True):
+        if best.error:
+            raise ValueError(f'"{line[:40]}" has no result: {best.error}')
         if best.truncated:
             warn_truncated(f'"{line[:40]}..."')
         texts.append(best.text or "")

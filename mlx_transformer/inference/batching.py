@@ -68,11 +68,10 @@ def run_in_parts(
     """
     try:
         return list(run(items))
-    except (ValueError, MemoryError, RuntimeError) as error:
-        out_of_memory = is_out_of_memory(error)
-        if not out_of_memory and not isinstance(error, ValueError):
+    except Exception as error:
+        message = error_of_line(error)
+        if message is None:
             raise
-        message = "It does not fit in memory: shorten or split it." if out_of_memory else str(error)
     if len(items) == 1:
         return [failed(items[0], message)]
     mx.clear_cache()
@@ -88,6 +87,13 @@ def raise_errors(
         if error := error_of(result):
             raise ValueError(f"{noun} {number}: {error}")
         yield result
+
+
+def error_of_line(error: Exception) -> str | None:
+    """Return why a line has no result; None for an error that does not concern the line, such as a bug."""
+    if is_out_of_memory(error):
+        return "It does not fit in memory: shorten or split it."
+    return str(error) if isinstance(error, ValueError) else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

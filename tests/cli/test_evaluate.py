@@ -99,6 +99,11 @@ class TestEvaluate:
         path.write_bytes(gzip.compress(b"good\n\xff\n"))
         assert f"{path}, line 2, must be valid UTF-8" in error_line(echo("evaluate", *arguments, status=1))
 
+    def test_source_without_a_result_is_named(self, echo, tmp_path):
+        (tmp_path / "test.tsv").write_text("one\tONE\nValueError: reason\tTWO\n")
+        line = error_line(echo("evaluate", tmp_path / "test.tsv", status=1))
+        assert line == 'Error: "ValueError: reason" has no result: reason\n'
+
     def test_truncated_source_is_reported(self, echo, tmp_path):
         result = echo("evaluate", *self.files(tmp_path, sources="a\n" + "x" * 101 + "\n", one="A\nX\n"))
         assert result.stderr == f'Warning: "{"x" * 40}..." is longer than the model can read and was cut.\n'

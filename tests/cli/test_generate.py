@@ -187,6 +187,11 @@ class TestLines:
         assert first == "Error: Line 2: reason"
         assert second.startswith("Error: Line 3 must be valid UTF-8: byte 5 is 0xff.")
 
+    def test_line_that_exceeds_memory_does_not_end_a_stream(self, echo):
+        result = echo("generate", "--stream", stdin=b"one\nRuntimeError: out of memory\ntwo\n", status=1)
+        assert result.stdout.splitlines() == ["ONE", "", "TWO"]
+        assert result.stderr == "Error: Line 2: It does not fit in memory: shorten or split it.\n"
+
     def test_bad_line_has_as_many_empty_results_as_others_have_hypotheses(self, echo):
         result = echo("generate", "--num-hypotheses", "2", stdin=b"one\nValueError: reason\ntwo\n", status=1)
         assert result.stdout.splitlines() == ["ONE", "ONE!", "", "", "TWO", "TWO!"]
