@@ -77,11 +77,8 @@ def describe_os_error(error: OSError) -> str:
 
 def partial_results_note(ctx: click.Context) -> str:
     """Return a note about the partial output file of a failed run, if there is one."""
-    return (
-        f" The results so far are in {ctx.meta[streams.PARTIAL_PATH_KEY]}."
-        if streams.PARTIAL_PATH_KEY in ctx.meta
-        else ""
-    )
+    partial = ctx.meta.get(streams.PARTIAL_PATH_KEY)
+    return f" The results so far are in {partial}." if partial and os.path.exists(partial) else ""
 
 
 def flush_or_discard() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 import click
 
 from mlx_transformer.cli.input_lines import escape_control_characters
+from mlx_transformer.storage.atomic import atomic_write
 from mlx_transformer.storage.text_files import iterate_lines, open_text
 
 PARTIAL_PATH_KEY = "mlx_transformer.partial"  # key of the partial output file in the click context
@@ -56,7 +56,7 @@ output_option = click.option(
     "-o",
     type=click.Path(dir_okay=False, writable=True),
     callback=none_if_dash,
-    help="File to write; results are collected in OUTPUT.partial, which replaces it at the end.",
+    help="File to write; results are collected in a new file beside it, which replaces it at the end.",
 )
 
 
@@ -69,10 +69,8 @@ def check_paths(output: str | None, *inputs: str | None) -> None:
         raise FileNotFoundError(
             f"--output must be in an existing folder, but there is no {Path(output).parent}: create it."
         )
-    for read in found:
-        for path in (Path(output), partial_path(output)):
-            if path.is_file() and os.path.samestat(path.stat(), read):
-                raise ValueError(f"--output and the input must be different files, but both are {path}.")
+    if os.path.isfile(output) and any(os.path.samestat(os.stat(output), read) for read in found):
+        raise ValueError(f"--output and the input must be different files, but both are {output}.")
 
 
 def read_input(source: str | None, context: click.Context) -> Iterator[list[bytes]]:
@@ -116,20 +114,9 @@ def write_results(output: str | None, results: Iterable[bytes], context: click.C
         with Path(output).open("ab") as file:  # appending does not truncate a file behind /dev/stdout
             copy_results(results, file)
     else:
-        path, partial = Path(output).resolve(), partial_path(output)
-        with partial.open("wb") as file:
-            context.meta[PARTIAL_PATH_KEY] = partial
+        with atomic_write(Path(output), keep_partial=True) as file:
+            context.meta[PARTIAL_PATH_KEY] = file.name
             copy_results(results, file)
-        if path.exists():
-            shutil.copymode(path, partial)
-        os.replace(partial, path)
-        del context.meta[PARTIAL_PATH_KEY]
-
-
-def partial_path(output: str) -> Path:
-    """Return the path of the partial output, next to the output file (links are resolved)."""
-    path = Path(output).resolve()
-    return path.with_name(f"{path.name}.partial")
 
 
 def is_device(path: Path) -> bool:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mlx_transformer.storage.atomic import atomic_write
+
 FORMATS = (".png", ".svg", ".pdf")
 DPI = 200
 
@@ -18,14 +20,9 @@ def save(figure: Figure, path: str | Path) -> None:
     """Write a figure to a file, which is replaced as a whole; the suffix selects the format.
 
     Raises:
-        ValueError: If the file name does not end in one of FORMATS.
+        ValueError: If the file name does not end in one of FORMATS, or the path is a folder, a device or a pipe.
         OSError: If the file cannot be written.
     """
     check_format(path)
-    path = Path(path).resolve()
-    new = path.with_name(f".{path.name}.new")
-    try:
-        figure.savefig(new, format=path.suffix.lower()[1:], dpi=DPI, bbox_inches="tight")
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
+    with atomic_write(Path(path)) as file:
+        figure.savefig(file, format=Path(path).suffix.lower()[1:], dpi=DPI, bbox_inches="tight")

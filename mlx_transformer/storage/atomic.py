@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 F_FULLFSYNC = vars(fcntl).get("F_FULLFSYNC")  # on macOS, fsync does not flush the disk's own cache
 
@@ -59,24 +60,56 @@ def _backup_path(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a text file that is replaced as a whole."""
+@contextmanager
+def atomic_write(path: Path, keep_partial: bool = False) -> Iterator[BinaryIO]:
+    """Yield a new file that replaces `path` when the block ends without an error.
+
+    The new file lies beside the old one; a symbolic link to it stays a link. It has the permissions of the old file, or
+    those that the umask leaves. No other file is overwritten; of several processes with one path, the last one wins.
+
+    Args:
+        path: The file to replace; created if it does not exist.
+        keep_partial: Whether what was written is kept after an error, in the new file.
+
+    Raises:
+        ValueError: If the path is a folder, a device or a pipe.
+        OSError: If the file cannot be written.
+    """
+    path = path.resolve()
+    mode = path.stat().st_mode if path.exists() else 0o666
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} must be a file, not a folder, device or pipe: choose another name.")
     new = _temporary_path(path)
-    new.write_text(text, encoding="utf-8")
-    fsync(new)
-    new.replace(path)
+    file = open(new, "xb", opener=lambda name, flags: os.open(name, flags, mode & 0o777))
+    try:
+        with file:
+            yield file
+            file.flush()
+            _sync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, new)
+        new.replace(path)
+    finally:
+        if new.exists() and not (keep_partial and new.stat().st_size):
+            new.unlink()
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 that is replaced as a whole."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def atomic_symlink(path: Path, target: Path) -> None:
     """Create a symbolic link, or replace an existing one."""
     new = _temporary_path(path)
-    new.unlink(missing_ok=True)
     new.symlink_to(target)
     new.replace(path)
 
 
 def _temporary_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.new")
+    """Return a new name beside a path; other processes choose other names."""
+    return path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.partial")  # a long name would get too long
 
 
 @contextmanager
@@ -96,9 +129,13 @@ def fsync(path: Path) -> None:
     """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if F_FULLFSYNC is None:
-            os.fsync(descriptor)
-        else:
-            fcntl.fcntl(descriptor, F_FULLFSYNC)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    if F_FULLFSYNC is None:
+        os.fsync(descriptor)
+    else:
+        fcntl.fcntl(descriptor, F_FULLFSYNC)

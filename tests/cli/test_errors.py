@@ -38,14 +38,6 @@ class TestErrors:
             assert b"--output and the input must be different files" in process.communicate()[1]
         assert process.returncode == 1 and (tmp_path / "file").read_text() == "one\n"
 
-    def test_input_must_not_be_the_partial_output(self, echo, tmp_path):
-        (tmp_path / "out.partial").write_text("one\n")
-        line = error_line(echo("generate", "-i", tmp_path / "out.partial", "-o", tmp_path / "out", status=1))
-        assert (
-            "--output and the input must be different files" in line
-            and (tmp_path / "out.partial").read_text() == "one\n"
-        )
-
     @pytest.mark.parametrize("model", ["no-tokenizer", None])
     def test_a_model_without_tokenizer(self, echo, monkeypatch, model):
         monkeypatch.setitem(vars(mt), "load", lambda *arguments, **options: (echo_model.EchoModel(), None))

@@ -11,6 +11,20 @@ import pytest
 from support.command_line import error_line
 
 
+def start_and_wait(start, out, line=b"one\n"):
+    """Start `generate`; return the process and the path of its partial output when that has one line."""
+    before = set(out.parent.glob("*.partial"))
+    process = start("generate", "-o", str(out))
+    process.stdin.write(line)
+    process.stdin.flush()
+    while process.poll() is None:
+        for path in set(out.parent.glob("*.partial")) - before:
+            if path.read_text():
+                return process, path
+        time.sleep(0.01)
+    raise AssertionError(process.communicate())
+
+
 class TestOutput:
     """--output: nothing is lost, whatever happens."""
 
@@ -21,20 +35,52 @@ class TestOutput:
 
     def test_failed_run_keeps_the_old_file_and_names_the_partial_output(self, echo, out):
         result = echo("generate", "-o", out, stdin=b"one\nRuntimeError: out of memory\n", status=1)
-        assert f"The results so far are in {out}.partial." in error_line(result)
-        assert out.read_text() == "precious" and Path(f"{out}.partial").read_text() == "ONE\n"
+        (partial,) = out.parent.glob("out.*.partial")
+        assert f"The results so far are in {partial}." in error_line(result)
+        assert out.read_text() == "precious" and partial.read_text() == "ONE\n"
+
+    def test_failed_run_without_results_leaves_nothing(self, echo, out):
+        result = echo("generate", "-o", out, stdin=b"RuntimeError: out of memory\n", status=1)
+        assert "results so far" not in error_line(result)
+        assert out.read_text() == "precious" and os.listdir(out.parent) == ["out"]
+
+    def test_results_are_kept_if_the_output_has_become_a_folder(self, start, out):
+        process, partial = start_and_wait(start, out)
+        out.unlink()
+        out.mkdir()
+        message = process.communicate()[1].decode()
+        assert f"The results so far are in {partial}." in message and process.returncode == 1
+        assert partial.read_text() == "ONE\n"
 
     def test_partial_results_are_visible_and_kept_at_ctrl_c(self, start, out):
-        process = start("generate", "-o", str(out))
-        process.stdin.write(b"one\n")
-        process.stdin.flush()
-        partial = Path(f"{out}.partial")
-        while process.poll() is None and not (partial.exists() and partial.read_text()):
-            time.sleep(0.01)
+        process, partial = start_and_wait(start, out)
         process.send_signal(signal.SIGINT)
         message = f"Interrupted. The results so far are in {partial}.\n"
         assert process.communicate()[1].decode() == message and process.returncode == 130
         assert out.read_text() == "precious" and partial.read_text() == "ONE\n"
+
+    def test_two_runs_at_once_do_not_mix(self, start, out):
+        """The first output is complete when its run ends, and so is the second one, which replaces it."""
+        first, _ = start_and_wait(start, out)
+        second, _ = start_and_wait(start, out, b"two\n")
+        assert first.communicate(b"three\n") == (b"", b"") and out.read_text() == "ONE\nTHREE\n"
+        assert second.communicate() == (b"", b"") and out.read_text() == "TWO\n"
+        assert (first.returncode, second.returncode) == (0, 0) and os.listdir(out.parent) == ["out"]
+
+    def test_files_and_links_of_the_user_are_never_written(self, echo, tmp_path):
+        (tmp_path / "mine").write_text("mine")
+        (tmp_path / "out.partial").symlink_to("mine")
+        echo("generate", "-o", tmp_path / "out", "one")
+        assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "out.partial").is_symlink()
+        assert (tmp_path / "out").read_text() == "ONE\n"
+
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o666])
+    def test_the_partial_output_is_no_more_readable_than_the_output(self, start, out, mode):
+        out.chmod(mode)
+        process, partial = start_and_wait(start, out)
+        assert partial.stat().st_mode & 0o777 & ~mode == 0
+        process.communicate()
+        assert out.stat().st_mode & 0o777 == mode
 
     def test_successful_run_replaces_the_file_and_keeps_its_mode(self, echo, out):
         out.chmod(0o640)

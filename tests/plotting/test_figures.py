@@ -1,5 +1,6 @@
 """Saving figures, and errors without matplotlib."""
 
+import os
 import re
 import subprocess
 import sys
@@ -39,8 +40,8 @@ class TestSave:
         assert list(tmp_path.iterdir()) == []
 
     def test_a_failed_save_keeps_the_old_file(self, tmp_path, monkeypatch):
-        def fail(figure, path, **options):
-            path.write_bytes(b"half")
+        def fail(figure, file, **options):
+            file.write(b"half")
             raise OSError("No space left on device")
 
         path = tmp_path / "curves.png"
@@ -49,6 +50,19 @@ class TestSave:
         with pytest.raises(OSError, match="No space left"):
             figures.save(figures.Figure(), path)
         assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+    def test_a_file_of_the_user_with_a_temporary_name_is_kept(self, tmp_path):
+        mine = tmp_path / "mine"
+        mine.write_text("mine")
+        (tmp_path / ".curves.svg.new").symlink_to(mine)
+        figures.save(figures.Figure(), tmp_path / "curves.svg")
+        assert mine.read_text() == "mine" and (tmp_path / ".curves.svg.new").is_symlink()
+
+    def test_a_pipe_is_not_replaced(self, tmp_path):
+        os.mkfifo(tmp_path / "curves.png")
+        with pytest.raises(ValueError, match=r"curves.png must be a file, not a folder, device or pipe"):
+            figures.save(figures.Figure(), tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").is_fifo() and len(os.listdir(tmp_path)) == 1
 
     def test_pyplot_is_not_needed(self):
         program = "import sys, mlx_transformer.plotting.figures; sys.exit('matplotlib.pyplot' in sys.modules)"

@@ -1,6 +1,7 @@
 """Atomic replacement of files and folders: the old version or the new one, whatever happens in between."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from mlx_transformer.storage.atomic import (
     atomic_replace,
     atomic_symlink,
+    atomic_write,
     atomic_write_text,
     restore_interrupted_replacement,
     try_lock,
@@ -127,6 +129,54 @@ def test_text_files_are_replaced_as_a_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no rename"):
         atomic_write_text(path, "new\n")
     assert path.read_bytes() == "é\n".encode()
+
+
+def test_an_exception_keeps_the_old_file(tmp_path):
+    path = tmp_path / "out"
+    path.write_text("old")
+    for keep in (False, True):
+        with pytest.raises(KeyboardInterrupt), atomic_write(path, keep_partial=keep) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+        assert path.read_text() == "old"
+        assert [name.read_text() for name in tmp_path.glob("out.*.partial")] == ["half"] * keep
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_of_the_old_file_or_of_the_umask(tmp_path, umask):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.touch()
+    old.chmod(0o604)
+    previous = os.umask(umask)
+    try:
+        for path in (old, new):
+            with atomic_write(path) as file:
+                assert os.fstat(file.fileno()).st_mode & 0o777 & umask == 0
+    finally:
+        os.umask(previous)
+    assert old.stat().st_mode & 0o777 == 0o604 and new.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_links_stay_links_and_long_names_are_possible(tmp_path):
+    (tmp_path / "link").symlink_to("é" * 127)
+    atomic_write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / ("é" * 127)).read_text() == "new"
+
+
+def test_folders_devices_and_pipes_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(ValueError, match="must be a file, not a folder, device or pipe"):
+            atomic_write_text(path, "new")
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.parametrize("write", [atomic_write_text, atomic_symlink])
+def test_files_of_the_user_with_temporary_names_are_kept(tmp_path, write):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".file.new").symlink_to("mine")
+    write(tmp_path / "file", "text")
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / ".file.new").is_symlink()
 
 
 def test_symbolic_links_are_replaced(tmp_path):
