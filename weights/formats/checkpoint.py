@@ -27,6 +27,13 @@ PREFERRED_FILES = (
 OTHER_FILES = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")  # from training, without weights
 SHARD_NAME = re.compile(r"(.+)-0*[1-9]\d*-of-(?!0*1\.)\d+(\.[a-z]+)")  # one of several
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+OTHER_FRAMEWORKS = {  # suffix of a file of weights that cannot be read -> what writes it
+    ".h5": "TensorFlow",
+    ".keras": "Keras",
+    ".msgpack": "Flax",
+    ".onnx": "ONNX",
+    ".gguf": "llama.cpp",
+}
 # Keys under which training programs save the state dict; after these, any key that starts with "ema".
 STATE_KEYS = ("model", "model_state", "state_dict", "model_state_dict", "net")
 # Function of the pickle -> the kind of tensor that it makes, which cannot be read, and the remedy.
@@ -172,9 +179,16 @@ def _choose_file(folder: Path) -> Path:
         raise CheckpointError(f"a folder must have one checkpoint, not {names}", "give the path of one of them", folder)
     if weights or (folder / "adapter_config.json").exists():
         raise CheckpointError("an adapter is not a complete model", "merge it into its model and save that", folder)
+    others = [path.name for path in sorted(folder.glob("[!.]*")) if path.suffix in OTHER_FRAMEWORKS]
+    if others:
+        framework = OTHER_FRAMEWORKS[Path(others[0]).suffix]
+        remedy = f"load them with {framework} and save them as safetensors, or download those of torch"
+        raise CheckpointError(
+            f"the weights must be torch's, {quote(others[0])} has those of {framework}", remedy, folder
+        )
     raise CheckpointError(
         f"a folder must have a checkpoint: {', '.join(PREFERRED_FILES)} or a {', '.join(WEIGHT_SUFFIXES)} file",
-        "check the path",
+        "check the path, or download the weights again",
         folder,
     )
 

@@ -239,6 +239,17 @@ def test_folders_without_one_checkpoint(folder):
         read_checkpoint(files / "gone")
 
 
+@pytest.mark.parametrize(
+    ("name", "framework"), [("tf_model.h5", "TensorFlow"), ("flax_model.msgpack", "Flax"), ("model.onnx", "ONNX")]
+)
+def test_folders_with_weights_of_other_frameworks(folder, name, framework):
+    files = folder / "files"
+    files.mkdir()
+    (files / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"must be torch's, '{name}' has those of {framework}; load them with"):
+        read_checkpoint(files)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_shards_without_their_index(folder, count):
     files = folder / "files"
