@@ -10,7 +10,8 @@ from mlx_transformer.weights.formats.pickled_objects import to_plain
 
 logger = logging.getLogger(__name__)
 
-MAX_YAML = 2**20  # bytes of a config.yaml, a hundred times the usual size
+MAX_YAML = 2**17  # bytes of a config.yaml, twenty times the usual size; a megabyte would take seconds
+MAX_DIGITS = 100  # of a number in it
 MAX_OPTIONS = 10_000
 MAX_NAME = 1000
 
@@ -35,23 +36,44 @@ def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
     file = (path if path.is_dir() else path.parent) / "config.yaml"
     if not file.exists():
         return {}
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """A loader without merge keys, by which a small file could exhaust memory."""
-
-        def flatten_mapping(self, node: Any) -> None:
-            """Do not merge keys."""
-
     if file.stat().st_size > MAX_YAML:
         raise ValueError(f"A config.yaml must have at most {MAX_YAML} bytes: {file} has more; check the file.")
     try:
-        data = yaml.load(file.read_bytes(), Loader)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        data = _parse_yaml(file.read_bytes())
+    except (ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # Values that do not fit their YAML tag raise all of these.
         raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}.") from None
     options = data.get(section) if isinstance(data, dict) else None
     return flatten_options(options) if isinstance(options, dict) else {}
+
+
+def _parse_yaml(content: bytes) -> Any:
+    """Parse YAML whose keys are read as text, without merge keys, in time that is linear in its size."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """A loader without what can make a small file slow or large: merge keys, keys that collide, long numbers."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
+            """Return a dict; its keys are strings, which nobody can make collide."""
+            keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else [node]
+            if any(not isinstance(key, yaml.ScalarNode) or key.tag.endswith(":merge") for key in keys):
+                raise ValueError("the keys of a section must be plain, and no merge keys")
+            return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
+
+        def construct_yaml_number(self, node: Any) -> int | float:
+            """Return a number; those with base 60 take quadratic time."""
+            if len(text := self.construct_scalar(node)) > MAX_DIGITS:
+                raise ValueError(f"a number must have at most {MAX_DIGITS} characters, not {len(text)}")
+            is_int = node.tag.endswith(":int")
+            return self.construct_yaml_int(node) if is_int else self.construct_yaml_float(node)
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_yaml_number)
+    try:
+        return yaml.load(content, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_joeynmt_options(path: Path) -> dict[str, Any]:
@@ -78,7 +100,7 @@ def training_options(extras: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten_options(options: dict[Any, Any]) -> dict[str, Any]:
-    """Flatten nested options: an option of a section becomes "section_option".
+    """Flatten nested options: an option of a section becomes "section_option"; lists of lists or dicts are left out.
 
     Raises:
         ValueError: If there are too many, for instance because a section contains itself.
@@ -97,6 +119,9 @@ def flatten_options(options: dict[Any, Any]) -> dict[str, Any]:
                 )
             if isinstance(value, dict):
                 sections.append((f"{name}_", value))
-            else:
+            # Lists that share one another could be endless as text.
+            elif not isinstance(value, list | tuple) or not any(
+                isinstance(part, list | tuple | dict) for part in value
+            ):
                 flat[name] = value
     return flat

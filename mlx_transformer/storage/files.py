@@ -3,10 +3,12 @@
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 2**27  # several times the size of the largest known configuration or tokenizer file
+MAX_NESTING = 100  # of JSON, far below what recursive functions can follow
 CHUNK_SIZE = 2**20
 
 
@@ -31,9 +33,26 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; raises the errors of `read_bytes`, and ValueError if it is damaged."""
     content = read_bytes(path)
     try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
+        return parse_json(content)
+    except ValueError as error:
         raise ValueError(f"{path} must be JSON: {error}; copy the folder again.") from None
+
+
+def parse_json(text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Parse JSON; ValueError if it is damaged or nested more than MAX_NESTING deep."""
+    try:
+        value = json.loads(text, object_pairs_hook=object_pairs_hook)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_NESTING):
+        containers = (
+            item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)
+        )
+        level = [part for container in containers for part in container if isinstance(part, dict | list)]
+    if level:
+        raise ValueError(f"its brackets are nested more than {MAX_NESTING} deep")
+    return value
 
 
 def sha256_of(path: Path, stop: threading.Event | None = None) -> str:

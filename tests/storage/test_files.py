@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mlx_transformer.storage.files import MAX_BYTES, read_bytes, sha256_of
+from mlx_transformer.storage.files import MAX_BYTES, parse_json, read_bytes, read_json, sha256_of
 
 
 def test_oversized_file_is_refused(tmp_path):
@@ -22,3 +22,11 @@ def test_checksum_stops_on_request(tmp_path):
     assert sha256_of(file, stop) == sha256_of(file) == expected
     stop.set()
     assert sha256_of(file, stop) == hashlib.sha256().hexdigest()
+
+
+@pytest.mark.parametrize("content", ['{"a": ' * 101 + "1" + "}" * 101, "[" * 101 + "]" * 101, "[" * 100_000])
+def test_deep_json_is_an_error(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json must be JSON: .* nested"):
+        read_json(tmp_path / "config.json")
+    assert parse_json("[" * 100 + "]" * 100)

@@ -3,7 +3,6 @@
 Every size that a file claims is checked against the file before it is used.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlx_transformer.storage.files import parse_json
 from mlx_transformer.weights.formats import zip_archive
 from mlx_transformer.weights.formats.file_bytes import FileBytes
 from mlx_transformer.weights.formats.tensors import (
@@ -275,10 +275,10 @@ def _make_entry(container: Container, name: str, entry: Any, base: int, size: in
 def read_json(text: bytes, what: str) -> dict[str, Any]:
     """Parse a JSON object without duplicate names; errors call it by `what`."""
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_reject_duplicates)
+        value = parse_json(text.decode("utf-8"), _reject_duplicates)
     except CheckpointError:
         raise
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{what} must be JSON: {quote(str(error))}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{what} must be a JSON object, not a {type(value).__name__}")

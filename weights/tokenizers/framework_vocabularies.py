@@ -191,7 +191,7 @@ def detect_join(words: Iterable[str]) -> Literal["words", "subwords", "joiner", 
 
 
 def _training_options(extras: dict[str, Any], *paths: tuple[str, ...]) -> dict[str, Any]:
-    """Merge the training options stored under several paths of keys; earlier paths take precedence."""
+    """Merge the plain training options stored under several paths of keys; earlier paths take precedence."""
     options: dict[str, Any] = {}
     for keys in paths:
         stored: Any = extras
@@ -199,7 +199,7 @@ def _training_options(extras: dict[str, Any], *paths: tuple[str, ...]) -> dict[s
             stored = to_plain(stored.get(key)) if isinstance(stored, dict) else None
         if isinstance(stored, dict):
             options = stored | {key: value for key, value in options.items() if value is not None}
-    return options
+    return {key: value for key, value in options.items() if isinstance(value, str | int | float)}
 
 
 def _first_existing(folder: Path, names: Iterable[str]) -> Path | None:

@@ -304,9 +304,14 @@ LEVELS = "".join(f"l{n}: &l{n} {{x: *l{n - 1}, y: *l{n - 1}}}\n" for n in range(
 YAMLS = {
     "shared sections": ("l0: &l0 {a: 1}\n" + LEVELS + "model: *l59", "at most 10000 options"),
     "a recursive section": ("model: &m {a: *m}", "at most 10000 options"),
-    "merged sections": ("model: &m {a: 1}\nb: {<<: [*m, *m]}", "must be YAML"),
+    "merged sections": ("model: &m {a: 1}\nb: {<<: [*m, *m]}", "no merge keys"),
     "deep lists": ("model: " + "[" * 100_000, "must be YAML"),
-    "a long number": ("model: " + "1" * 6000, "must be YAML"),
+    "a long number": ("model: " + "1" * 6000, "at most 100 characters"),
+    "a long number with base 60": ("model: 1" + ":59" * 9000, "at most 100 characters"),
+    "a long fraction with base 60": ("model: 1" + ":59" * 9000 + ".5", "at most 100 characters"),
+    "keys that are lists": ("model: {[0, 1]: 2}", "must be plain"),
+    "keys that are sections": ("model: {{a: 1}: 2}", "must be plain"),
+    "a set of lists": ("model: !!set {? [a, b]}", "must be plain"),
     "an invalid date": ("model: !!timestamp tomorrow", "must be YAML"),
     "an invalid number": ("model: !!int ''", "must be YAML"),
     "too many bytes": (" " * (source_config.MAX_YAML + 1), f"at most {source_config.MAX_YAML} bytes"),
@@ -320,6 +325,27 @@ def test_hostile_yaml(tmp_path, name):
     with pytest.raises(ValueError, match=words) as caught:
         source_config.read_yaml(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_largest_yaml_takes_little_time(tmp_path):
+    """Integers with equal hashes would take quadratic time as keys; they are read as text."""
+    lines, count = ["model:"], 0
+    while sum(map(len, lines[-1:])) + count < source_config.MAX_YAML - 100:
+        lines.append(f"  {len(lines) * (2**61 - 1)}: 1")
+        count += len(lines[-1]) + 1
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    start = time.process_time()
+    options = source_config.read_yaml(tmp_path)
+    assert time.process_time() - start < 3
+    assert len(options) == len(lines) - 1 and set(map(type, options)) == {str}
+
+
+def test_lists_that_share_one_another_are_no_options():
+    shared = []
+    for _ in range(60):
+        shared = [shared, shared]
+    options = source_config.training_options({"args": {"arch": shared, "heads": 8, "names": ["a", "b"]}})
+    assert sorted(options) == ["heads", "names", "vocab"]
 
 
 def test_size_of_config_json_is_limited(tmp_path):
