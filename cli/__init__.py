@@ -34,7 +34,7 @@ class CommandLine(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; exit status 1 for errors of the library, 130 for Ctrl-C, 141 for a closed pipe."""
         try:
-            streams.replace_unusable_tmpdir()
+            streams.prepare_temporary_folder()
             result = super().invoke(ctx)
             sys.stdout.flush()  # so that a full disk or closed pipe is reported like other errors
             return result
@@ -46,17 +46,27 @@ class CommandLine(click.Group):
             flush_or_discard()
             ctx.exit(PIPE_CLOSED)
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError):
-                from mlx_transformer.inference.batching import is_out_of_memory
-
-                if not is_out_of_memory(error):
-                    raise
+            if isinstance(error, RuntimeError) and not is_user_error(error):
+                raise
             flush_or_discard()
             raise click.ClickException(describe_error(error, ctx) + partial_results_note(ctx)) from error
 
 
+def is_user_error(error: RuntimeError) -> bool:
+    """Whether the user can do something about an error: too little memory, or a full disk for MLX's compilation."""
+    from mlx_transformer.inference.batching import is_out_of_memory
+    from mlx_transformer.model.compilation import describe_compilation_error
+
+    return is_out_of_memory(error) or describe_compilation_error(error) is not None
+
+
 def describe_error(error: Exception, ctx: click.Context) -> str:
     """Format an error as one printable line."""
+    if isinstance(error, RuntimeError):
+        from mlx_transformer.model.compilation import describe_compilation_error
+
+        if message := describe_compilation_error(error):
+            return message
     if isinstance(error, (MemoryError, RuntimeError)):
         options = main.commands[ctx.invoked_subcommand].params if ctx.invoked_subcommand else []
         if any(option.name == "batch_tokens" for option in options):

@@ -7,12 +7,15 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
 from mlx_transformer.cli.input_lines import escape_control_characters
+from mlx_transformer.pretrained.cache import cache_folder
+from mlx_transformer.storage import kernel_cache
 from mlx_transformer.storage.atomic import atomic_write
 from mlx_transformer.storage.text_files import iterate_lines, open_text
 
@@ -33,12 +36,22 @@ def open_closed_streams() -> None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
 
 
-def replace_unusable_tmpdir() -> None:
-    """Replace a TMPDIR that cannot be written, because MLX compiles functions there."""
+def prepare_temporary_folder() -> None:
+    """Set TMPDIR, where MLX compiles functions, to a folder that can be written and is safe from other users.
+
+    A folder that cannot be written is replaced with a warning. If other users could put kernels into it, MLX gets a
+    folder in the cache; other temporary files stay.
+    """
     wanted, usable = os.environ.get("TMPDIR"), tempfile.gettempdir()
     if wanted and os.path.abspath(wanted) != usable:
         click.echo(f"Warning: TMPDIR is {wanted}, which cannot be written; {usable} is used instead.", err=True)
     os.environ["TMPDIR"] = usable
+    if sys.platform == "linux" and kernel_cache.find_risk(Path(usable)):
+        private = cache_folder() / "tmp"
+        with suppress(OSError):
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not kernel_cache.find_risk(private):
+            os.environ["TMPDIR"] = str(private)
 
 
 def none_if_dash(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:

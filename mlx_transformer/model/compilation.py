@@ -1,13 +1,23 @@
 """Compiled functions of a model, with its weights as inputs; any number of threads may call them."""
 
 import copy
+import functools
+import logging
+import os
+import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+
+from mlx_transformer.storage import kernel_cache
+
+logger = logging.getLogger(__name__)
 
 MAX_COMPILED = 32  # compiled functions kept per model and thread
 
@@ -53,3 +63,32 @@ def with_arrays(tree: Any, arrays: Any) -> Any:
             clone[name] = with_arrays(child, arrays[name])
         return clone
     return arrays
+
+
+def check_kernel_cache() -> None:
+    """Turn compilation off, with a warning, if other users could put kernels where MLX loads them."""
+    if sys.platform == "linux" and "MLX_DISABLE_COMPILE" not in os.environ:
+        _check_temporary_folder(kernel_cache.temporary_folder())
+
+
+@functools.cache
+def _check_temporary_folder(folder: Path) -> None:
+    if risk := kernel_cache.find_risk(folder):
+        mx.disable_compile()  # for the whole process, because MLX also compiles functions of its own, such as nn.gelu
+        logger.warning(
+            "Functions are not compiled, which is slower, because %s: set TMPDIR to a folder to which only you can "
+            "write before the first model is made.",
+            risk,
+        )
+
+
+def describe_compilation_error(error: RuntimeError) -> str | None:
+    """Return one line for an error of MLX's compilation for the CPU, such as a full disk; None for other errors."""
+    message = str(error)
+    if "[Compile::eval_cpu]" not in message and "Could not load C++ shared library" not in message:
+        return None
+    reason = re.search(r"^.*(?:error|failed): .*", message, re.MULTILINE) or re.search(r".*\Z", message)
+    return (
+        f"MLX cannot compile functions in {kernel_cache.temporary_folder() / 'mlx'}: {reason and reason[0]}. Free disk "
+        "space, set TMPDIR to another folder, or set MLX_DISABLE_COMPILE=1."
+    )

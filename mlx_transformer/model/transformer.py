@@ -17,7 +17,7 @@ from mlx.utils import tree_reduce
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.attention import AttentionFunction, attention_with_dropout, scaled_dot_product_attention
-from mlx_transformer.model.compilation import CompiledFunctions
+from mlx_transformer.model.compilation import CompiledFunctions, check_kernel_cache
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
 from mlx_transformer.model.forking import check_process
 from mlx_transformer.model.kv_cache import KVCache
@@ -231,6 +231,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
         check_process()
+        check_kernel_cache()
         super().__init__()
         self.config = config
         self.search_defaults = search_defaults or SearchConfig()
@@ -289,6 +290,7 @@ class Transformer(nn.Module):
             ValueError: If a source is longer than the encoder has positions, or an id is not in the vocabulary.
         """
         check_process()
+        check_kernel_cache()
         check_token_ids("source", source, self.config.source_vocab_size)
         check_length("source", source.shape[1], self.config.encoder.max_length)
         tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text
@@ -376,6 +378,7 @@ class Transformer(nn.Module):
 
         def call(*arguments: Any) -> Any:
             check_process()
+            check_kernel_cache()
             return self._compiled.get(self, function, options)(self, *arguments)
 
         return call

@@ -156,6 +156,38 @@ class TestTemporaryFolder:
         monkeypatch.setattr(tempfile, "gettempdir", fail)
         assert "No usable temporary directory found" in error_line(echo("generate", "one", status=1))
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="a Mac's temporary folder is private")
+    def test_kernels_are_kept_from_other_users(self, echo, monkeypatch, usable):
+        """If others can write to the folder of compiled kernels, the command line uses one in the cache."""
+        monkeypatch.setenv("TMPDIR", str(usable))
+        monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(usable / "cache"))
+        (usable / "mlx").mkdir()
+        (usable / "mlx").chmod(0o777)
+        assert echo("generate", "one").stderr == ""
+        assert os.environ["TMPDIR"] == str(usable / "cache" / "tmp")
+        assert (usable / "cache" / "tmp").stat().st_mode & 0o777 == 0o700
+        assert tempfile.gettempdir() == str(usable)  # for temporary files that are not run
+
+    def test_a_cache_that_cannot_be_used_is_no_error(self, echo, monkeypatch, usable):
+        monkeypatch.setenv("TMPDIR", str(usable))
+        monkeypatch.setenv("MLX_TRANSFORMER_CACHE", "/dev/null/cache")
+        (usable / "mlx").symlink_to(usable)
+        assert echo("generate", "one").stderr == ""
+        assert os.environ["TMPDIR"] == str(usable)
+
+    @pytest.mark.slow
+    def test_a_disk_that_becomes_full_is_an_error_of_one_line(self, tmp_path):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+        command = 'ulimit -f 8; exec "$0" "$@"'
+        result = subprocess.run(
+            ["sh", "-c", command, *REAL, "generate", "--model", str(RUN / "best"), "Hello"],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert f"MLX cannot compile functions in {tmp_path}/mlx: " in error_line(result)
+        assert result.returncode == 1 and "Free disk space, set TMPDIR to another folder" in result.stderr
+
     @pytest.mark.slow
     def test_the_model_runs_with_a_missing_folder(self, tmp_path):
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "absent")}

@@ -1,13 +1,17 @@
 """Compiled functions: failures, threads, copies and the lifetime of models."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from support.paths import ROOT
 from support.tiny_models import SETTINGS, config, padded, random_model, random_sources, random_targets
 
 from mlx_transformer.config.search import SearchConfig
@@ -110,3 +114,50 @@ def test_deep_copy_has_weights_of_its_own():
     clone.source_embedding.weight *= 2
     assert mx.array_equal(model(SOURCE, TARGET), expected)
     assert not mx.allclose(clone(SOURCE, TARGET), expected, atol=0.1)
+
+
+KERNELS_SCRIPT = """
+import logging, os, sys
+logging.basicConfig()
+before = dict(os.environ)
+sys.path.insert(0, "tests")
+from support.tiny_models import config, padded, random_model, random_sources, random_targets
+for model in [random_model(config()) for _ in range(2)]:
+    model(padded(random_sources(model.config, [5]), model.config), random_targets(model.config, 1, 4)).tolist()
+assert os.environ == before
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a Mac's temporary folder is private")
+def test_kernels_of_a_folder_that_others_can_write_to_are_never_loaded(tmp_path):
+    kernels = tmp_path / "mlx"
+    kernels.mkdir()
+    kernels.chmod(0o777)
+    environment = {name: value for name, value in os.environ.items() if name != "MLX_DISABLE_COMPILE"}
+    result = subprocess.run(
+        [sys.executable, "-c", KERNELS_SCRIPT],
+        cwd=ROOT,
+        env=environment | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0 and list(kernels.iterdir()) == []
+    assert result.stderr == (
+        f"WARNING:mlx_transformer.model.compilation:Functions are not compiled, which is slower, because {kernels} "
+        "belongs to another user, or other users can write to it: set TMPDIR to a folder to which only you can write "
+        "before the first model is made.\n"
+    )
+
+
+def test_compilation_errors_are_described_in_one_line(monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/full")
+    full = """[Compile::eval_cpu] Failed to compile function A: Failed to execute command with return code 1: "g++"
+    unary_ops.h:162:25: warning: dereferencing type-punned pointer
+    /usr/bin/ld: final link failed: No space left on device
+    collect2: error: ld returned 1 exit status"""
+    line = compilation.describe_compilation_error(RuntimeError(full))
+    assert line.startswith("MLX cannot compile functions in /full/mlx: ") and "\n" not in line
+    assert "final link failed: No space left on device. Free disk space, set TMPDIR to another folder" in line
+    damaged = "Could not load C++ shared library /full/mlx/0.1/cpu/libA.so: file too short"
+    assert "libA.so: file too short. " in compilation.describe_compilation_error(RuntimeError(damaged))
+    assert compilation.describe_compilation_error(RuntimeError("[matmul] Shapes differ")) is None
