@@ -8,6 +8,8 @@ from typing import Any
 import tokenizers
 
 from mlx_transformer.storage.files import read_bytes
+from mlx_transformer.tokenization.hf_components import check_components
+from mlx_transformer.tokenization.library_errors import library_errors
 from mlx_transformer.tokenization.vocabulary import Vocabulary
 
 
@@ -33,11 +35,13 @@ class HFVocabulary(Vocabulary):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Vocabulary`."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+        with library_errors("A text cannot be split into tokens", "change it, or use another tokenizer"):
+            return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`."""
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        with library_errors("Token ids cannot be decoded", "use another tokenizer"):
+            return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""
@@ -63,10 +67,9 @@ def load_hf_tokenizer(content: bytes, name: str) -> tokenizers.Tokenizer:
     """Return the tokenizer of a tokenizer.json; errors call the file `name`.
 
     Raises:
-        ValueError: If the content is damaged.
+        ValueError: If the content is damaged, or its rules could exhaust memory.
     """
-    try:
-        return tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises plain Exception
-        reason = " ".join(str(error).split()).removesuffix(".")
-        raise ValueError(f"{name} must hold a tokenizer: {reason}; copy it again.") from None
+    with library_errors(f"{name} must hold a tokenizer"):
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        check_components(tokenizer)
+    return tokenizer

@@ -11,6 +11,7 @@ import sentencepiece
 
 from mlx_transformer.config.serialization import check_types, to_dict
 from mlx_transformer.storage.files import read_bytes
+from mlx_transformer.tokenization.library_errors import library_errors
 from mlx_transformer.tokenization.vocabulary import (
     SPACE_SYMBOL,
     AddedTokenSplitter,
@@ -85,7 +86,8 @@ class SentencePieceVocabulary(Vocabulary):
             if self.tags and (tag := LANGUAGE_TAG_PATTERN.match(part)):
                 pieces.append(tag[0])
                 part = part[tag.end() :]
-            pieces += self._encoder_processor.encode(part, out_type=str)
+            with library_errors("A text cannot be split into pieces", "change it, or use another tokenizer"):
+                pieces += self._encoder_processor.encode(part, out_type=str)
             ids += [self.ids.get(piece, self.unknown_id) for piece in pieces]
         return ids
 
@@ -102,7 +104,10 @@ class SentencePieceVocabulary(Vocabulary):
         return (text + self._join_pieces(pieces)).replace(SPACE_SYMBOL, " ").strip()
 
     def _join_pieces(self, pieces: list[str]) -> str:
-        return "".join(pieces) if self.join == "plain" else self._decoder_processor.decode_pieces(pieces)
+        if self.join == "plain":
+            return "".join(pieces)
+        with library_errors("Pieces cannot be joined to text", "use another tokenizer"):
+            return self._decoder_processor.decode_pieces(pieces)
 
     def id_to_token(self, i: int) -> str:
         """See `Vocabulary`."""

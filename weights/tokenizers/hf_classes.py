@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.weights.tokenizers.hf_files import (
     DEFAULT_TOKENS,
     FAIRSEQ_TOKENS,
@@ -169,7 +170,7 @@ def byte_level_builder(prefix_space: bool) -> Callable[[TokenizerParts], tokeniz
 
 def load_tokenizer_json(parts: TokenizerParts) -> tokenizers.Tokenizer:
     """Load tokenizer.json unchanged."""
-    return tokenizers.Tokenizer.from_file(str(parts.files.folder / "tokenizer.json"))
+    return tokenizers.Tokenizer.from_buffer(read_bytes(parts.files.folder / "tokenizer.json"))
 
 
 def sentinel_tokens(files: TokenizerFiles) -> list[TokenSpec]:

@@ -14,7 +14,9 @@ from tokenizers import AddedToken, models
 
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, read_merges
+from mlx_transformer.tokenization.hf_components import check_components
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
+from mlx_transformer.tokenization.library_errors import library_errors
 from mlx_transformer.tokenization.vocabulary import BYTE_ID_OFFSET, ByteVocabulary, StripRule
 from mlx_transformer.weights.formats.containers import read_json
 from mlx_transformer.weights.tokenizers.hf_classes import (
@@ -110,16 +112,12 @@ def _build_vocabulary(files: TokenizerFiles, tokenizer_class: TokenizerClass) ->
     special_tokens = resolve_special_tokens(files.config, tokenizer_class.special_tokens, tokenizer_class.mask_flags)
     token_texts = tokenizer_class.special_tokens | {name: token_text(token) for name, token in special_tokens.items()}
     parts, model_tokens = _read_parts(files, tokenizer_class, token_texts)
-    try:
+    with library_errors(f"{files.folder} must hold a complete tokenizer", "copy its files again"):
         tokenizer = tokenizer_class.build(parts)
         extra_tokens = resolve_extra_tokens(files, tokenizer_class.extra_tokens(files), model_tokens)
         tokenizer.add_tokens(collect_added_tokens(files, special_tokens, extra_tokens))
         before, after = _template_ids(tokenizer, files, tokenizer_class, token_texts)
-    except BaseException as error:  # the library raises anything for damaged files; its panics are not an Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(error).split()).removesuffix(".")
-        raise ValueError(f"{files.folder} must hold a complete tokenizer: {reason}; copy its files again.") from None
+        check_components(tokenizer)
     special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     languages = _find_languages(tokenizer, files, tokenizer_class)
     fields: dict[str, Any] = {
