@@ -30,7 +30,6 @@ from support.tiny_checkpoints import nllb, opus_mt, t5
 import mlx_transformer as mt
 from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import generate
-from mlx_transformer.pretrained import hub
 from mlx_transformer.weights.families import FAMILIES
 from tests.test_structure import PARTS
 
@@ -335,7 +334,7 @@ def test_the_table_of_models_is_complete_and_its_commands_can_be_typed():
     assert len(commands) == len(rows) - 1
     for command in commands:
         options = generate.command.make_context("generate", ["--model", *command]).params
-        assert hub.is_repository_id(options["model"]) or command == ["checkpoint.pt"]
+        assert cache.is_repository_id(options["model"]) or command == ["checkpoint.pt"]
         assert options["texts"] or options["source"] == "articles.txt" or command == ["checkpoint.pt"]
 
 

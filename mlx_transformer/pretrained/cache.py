@@ -5,6 +5,7 @@ last. Model folders without a record are superseded: by a newer commit, or by a 
 """
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from filelock import FileLock
 from mlx_transformer.config.folder import CONVERSION_VERSION
 from mlx_transformer.storage.atomic import atomic_write_text
 
+REPOSITORY_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
+MODEL_FOLDER = re.compile(r"[0-9a-f]{40}-[\w.]+", re.ASCII)  # everything else in the cache is left alone
 RECENT = 3600  # seconds after its last use for which a superseded model is kept: a process may be loading it
 
 
@@ -42,6 +45,11 @@ class CachedModel:
     size: int
     last_used: float
     folder: Path
+
+
+def is_repository_id(text: str) -> bool:
+    """Whether a text has the form owner/name of a repository."""
+    return REPOSITORY_ID.fullmatch(text) is not None
 
 
 def cache_folder() -> Path:
@@ -89,7 +97,7 @@ def _record(name: str, revision: str | None) -> Path:
 
 def list_cache(name: str | None = None) -> list[CachedModel]:
     """Return the converted models of a repository, or of all repositories, the last used first."""
-    homes = [repository_folder(name)] if name else [path for path in cache_folder().glob("*--*") if path.is_dir()]
+    homes = [repository_folder(name)] if name else cache_folder().glob("*--*")
     models = [model for home in homes for model in _list_repository(home)]
     return sorted(models, key=lambda model: model.last_used, reverse=True)
 
@@ -98,8 +106,8 @@ def _list_repository(home: Path) -> Iterator[CachedModel]:
     revisions: dict[str, list[str]] = {}
     for record in home.glob("ref-*"):
         revisions.setdefault(record.read_text(), []).append(unquote(record.name.removeprefix("ref-")))
-    for folder in home.glob("[!.]*"):
-        if not folder.is_dir() or folder.name.startswith("ref-"):
+    for folder in home.iterdir() if home.is_dir() else ():
+        if not MODEL_FOLDER.fullmatch(folder.name) or not (folder.is_symlink() or (folder / "config.json").exists()):
             continue
         files = [] if folder.is_symlink() else list(folder.rglob("*"))
         yield CachedModel(
@@ -137,7 +145,7 @@ def remove_cached(name: str) -> list[CachedModel]:
     Raises:
         FileNotFoundError: If the cache has no model of the repository.
     """
-    models = list_cache(name)
+    models = list_cache(name) if is_repository_id(name) else []
     if not models:
         raise FileNotFoundError(f"The cache has no model {name}: mlx-transformer cache lists those that it has.")
     with lock_folder(repository_folder(name)):

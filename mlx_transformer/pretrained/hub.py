@@ -18,7 +18,6 @@ from mlx_transformer.weights.source_config import read_config
 
 logger = logging.getLogger(__name__)
 
-REPOSITORY_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 CONFIG_FILES = (
     *("config.json", "generation_config.json", "config.yaml", "*tokenizer*.json", "special_tokens_map.json"),
@@ -31,11 +30,6 @@ LOGIN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 
 class HubUnreachableError(OSError):
     """The hub does not respond, or offline mode is on."""
-
-
-def is_repository_id(text: str) -> bool:
-    """Whether a text has the form owner/name of a repository."""
-    return REPOSITORY_ID.fullmatch(text) is not None
 
 
 def fetch_model(name: str, revision: str | None, convert: Callable[[Path, Path], None]) -> Path:

@@ -526,7 +526,7 @@ def test_cache_folder(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["owner/name", "Helsinki-NLP/opus-mt-en-de", "a/b", "_a/b.c_d-e", "a/" + "b" * 96])
 def test_repository_ids(name):
-    assert hub.is_repository_id(name)
+    assert cache.is_repository_id(name)
 
 
 @pytest.mark.parametrize(
@@ -535,7 +535,7 @@ def test_repository_ids(name):
     + ["a/b c", "a\\b/c", "à/b", "a/" + "b" * 97, "hf://a/b", "a/b@v1"],
 )
 def test_invalid_repository_ids(name):
-    assert not hub.is_repository_id(name)
+    assert not cache.is_repository_id(name)
 
 
 @pytest.mark.parametrize(
