@@ -30,6 +30,7 @@ from support.tiny_checkpoints import nllb, opus_mt, t5
 import mlx_transformer as mt
 from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import generate
+from mlx_transformer.pretrained import cache
 from mlx_transformer.weights.families import FAMILIES
 from tests.test_structure import PARTS
 
