@@ -45,6 +45,8 @@ class CommandLine(click.Group):
         except BrokenPipeError:
             flush_or_discard()
             ctx.exit(PIPE_CLOSED)
+        except (click.Abort, click.exceptions.Exit):
+            raise  # these are RuntimeErrors, too
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_user_error(error):
                 raise
