@@ -17,9 +17,8 @@ from mlx.utils import tree_reduce
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.attention import AttentionFunction, attention_with_dropout, scaled_dot_product_attention
-from mlx_transformer.model.compilation import CompiledFunctions, check_kernel_cache
+from mlx_transformer.model.compilation import CompiledFunctions
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
-from mlx_transformer.model.forking import check_process
 from mlx_transformer.model.kv_cache import KVCache
 from mlx_transformer.model.layers import ACTIVATIONS, NORMS, embedding, fused_linear, linear
 from mlx_transformer.model.positions import (
@@ -29,6 +28,7 @@ from mlx_transformer.model.positions import (
     relative_position_buckets,
     sinusoidal_positions,
 )
+from mlx_transformer.model.process import check_process
 from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 
 
@@ -231,7 +231,6 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
         check_process()
-        check_kernel_cache()
         super().__init__()
         self.config = config
         self.search_defaults = search_defaults or SearchConfig()
@@ -290,7 +289,6 @@ class Transformer(nn.Module):
             ValueError: If a source is longer than the encoder has positions, or an id is not in the vocabulary.
         """
         check_process()
-        check_kernel_cache()
         check_token_ids("source", source, self.config.source_vocab_size)
         check_length("source", source.shape[1], self.config.encoder.max_length)
         tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text
@@ -378,7 +376,6 @@ class Transformer(nn.Module):
 
         def call(*arguments: Any) -> Any:
             check_process()
-            check_kernel_cache()
             return self._compiled.get(self, function, options)(self, *arguments)
 
         return call
