@@ -13,6 +13,7 @@ import click
 from mlx_transformer import __version__
 from mlx_transformer.cli import input_lines, streams
 from mlx_transformer.cli.commands import attention, cache, convert, evaluate, generate, info, plot, score, train
+from mlx_transformer.cli.progress import activity
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE, as shells expect
 PIPE_CLOSED = 141
@@ -35,7 +36,8 @@ class CommandLine(click.Group):
         """Run a command; exit status 1 for errors of the library, 130 for Ctrl-C, 141 for a closed pipe."""
         try:
             streams.prepare_temporary_folder()
-            result = super().invoke(ctx)
+            with activity.running():
+                result = super().invoke(ctx)
             sys.stdout.flush()  # so that a full disk or closed pipe is reported like other errors
             return result
         except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.config.model import DTYPE_NAMES
 from mlx_transformer.config.search import BATCH_TOKENS
 
@@ -152,7 +153,9 @@ def load_with_tokenizer(
     model: str | None, dtype: str | None, revision: str | None = None, allow_overflow: bool = False
 ) -> tuple[mt.Transformer, mt.Tokenizer]:
     """Load a model with its tokenizer; ValueError if it has none."""
+    activity.show(f"Loading {model or 'the bundled model'}")
     network, tokenizer = mt.load(model, dtype=dtype, revision=revision, allow_overflow=allow_overflow)
+    activity.clear()
     if tokenizer is None:
         raise ValueError(
             f"The model must have a tokenizer, but {model or 'the bundled model'} has none: use a folder with "

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import click
 
 from mlx_transformer.cli.input_lines import escape_control_characters
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.pretrained.cache import cache_folder
 from mlx_transformer.storage import kernel_cache
 from mlx_transformer.storage.atomic import atomic_write
@@ -140,5 +141,6 @@ def is_device(path: Path) -> bool:
 def copy_results(results: Iterable[bytes], stream: BinaryIO) -> None:
     """Write and flush each result as it arrives."""
     for result in results:
+        activity.clear()
         stream.write(result)
         stream.flush()

@@ -20,6 +20,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.streams import check_paths, warn_file_names
 
 
@@ -84,13 +85,17 @@ def command(
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     search, prefix = select_task(network, task, source_prefix)
     options = {"source_language": source_language, "target_language": target_language, "source_prefix": prefix}
+    activity.show("Computing attention weights; the first use compiles the model")
     source = encode_source(network, tokenizer, text, **options)
     if target is None:
         ids = generate_target(network, tokenizer, text, search, **options)
     else:
         ids = encode_target(network, tokenizer, text, target, **options)
     ids = [tokenizer.decoder_starts(1, target_language)[0].start_id, *ids]
-    save(attention_figure(network, tokenizer, source, ids, kinds, layers, heads), output)
+    figure = attention_figure(network, tokenizer, source, ids, kinds, layers, heads)
+    activity.show("Drawing")
+    save(figure, output)
+    activity.clear()
     click.echo(f"Picture: {output}")
 
 

@@ -11,6 +11,7 @@ import click
 
 import mlx_transformer as mt
 from mlx_transformer.cli.options import overflow_option, revision_option
+from mlx_transformer.cli.progress import activity
 
 LARGE = 1 << 28  # bytes; smaller models need no progress bar
 
@@ -68,9 +69,11 @@ def command(
     from mlx_transformer.pretrained.loading import find_torch_checkpoint
 
     values = {name: parse_value(value) for name, value in map(parse_pair, settings)}
+    path = find_torch_checkpoint(source, revision)
+    activity.show(f"Converting {source}")
     with ExitStack() as stack:
         mt.convert(
-            find_torch_checkpoint(source, revision),
+            path,
             destination,
             family=family,
             dtype=dtype,
@@ -91,6 +94,7 @@ def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:
         if total < LARGE or not sys.stderr.isatty():
             return
         if not bars:
+            activity.clear()
             bars.append(stack.enter_context(click.progressbar(length=total, label="Converting", file=sys.stderr)))
         bars[0].update(done - bars[0].pos)
 

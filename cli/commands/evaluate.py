@@ -29,6 +29,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.run_stats import memory_option
 
 
@@ -79,15 +80,18 @@ def command(
 
     if (spec is None) == (sources is None) or bool(sources) != bool(references):
         raise click.UsageError("Give either SPEC, or --sources with one or more --references.")
+    activity.show("Reading the test set")
     lines, groups, *languages = (
         read_test_spec(spec) if spec is not None else (*read_test_files(str(sources), references), None, None)
     )
+    activity.clear()
     if not (scored := has_sacrebleu()):
         click.echo("BLEU and chrF need sacrebleu and are left out: pip install sacrebleu", err=True)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()
+    activity.show("Generating; the first batch compiles the model")
     results = mt.generate_hypotheses(
         network,
         tokenizer,
@@ -150,6 +154,7 @@ def leave_out_blank(name: str, lines: Iterable[tuple[str, Iterable[str]]]) -> li
         raise ValueError(f"{name} must have at least one source with a reference, but has none.")
     num_empty = sum(not source.strip() for source, _ in scored)
     if num_empty or len(scored) < len(rows):
+        activity.clear()
         click.echo(
             f"Blank lines of {name}: {len(rows) - len(scored):,} left out, {num_empty:,} with a reference counted as "
             "empty translations.",
@@ -162,6 +167,7 @@ def best_texts(lines: list[str], results: Iterable[list[mt.Hypothesis]]) -> list
     """Return the best hypothesis of each line, with warnings for truncated lines; ValueError for one without any."""
     texts = []
     for line, (best, *_) in zip(lines, results, strict=True):
+        activity.clear()
         if best.error:
             raise ValueError(f'"{line[:40]}" has no result: {best.error}')
         if best.truncated:

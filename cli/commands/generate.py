@@ -34,6 +34,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.results import (
     FailedLines,
     LineResult,
@@ -179,7 +180,8 @@ def parse_input(
     as_json = options["as_json"] and not is_argument
     if not as_json:
         check_languages(tokenizer, defaults["source_language"], defaults["target_language"])
-    return parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
+    lines = parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
+    return activity.during(lines, "Generating; the first batch compiles the model")
 
 
 def generate_results(

@@ -14,6 +14,7 @@ import mlx_transformer as mt
 from mlx_transformer.cli.commands.cache import print_cache
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import revision_option
+from mlx_transformer.cli.progress import activity
 
 # Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
@@ -34,8 +35,10 @@ def command(folder: str | None, revision: str | None, show_cache: bool, as_json:
             raise click.UsageError("--cache lists all models: leave out MODEL and --revision.")
         print_cache(as_json)
         return
+    activity.show(f"Loading {folder or 'the bundled model'}")
     path = find_model(folder, revision)
     facts = folder_facts(path) | model_facts(*mt.load(path))
+    activity.clear()
     click.echo(json.dumps(facts) if as_json else "\n".join(map(escape_control_characters, format_facts(facts))))
 
 

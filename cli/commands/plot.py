@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.streams import check_paths
 
 
@@ -28,5 +29,7 @@ def command(runs: tuple[str, ...], output: str) -> None:
 
     check_format(output)
     check_paths(output)
+    activity.show("Drawing")
     save(learning_curves(runs), output)
+    activity.clear()
     click.echo(f"Picture: {output}")

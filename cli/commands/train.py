@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 import mlx_transformer as mt
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.config.training import PRESETS, TrainingConfig
 
 
@@ -88,6 +89,7 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
     options = {name: value for name, value in fields.items() if is_given(context, name)}
     config = make_training_config(options, file)
     progress: Any = JsonLines() if as_json else Progress(config)
+    activity.plain = True
     try:
         best = mt.train(config, report=progress)
     finally:
@@ -122,6 +124,7 @@ class JsonLines:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Write one log entry and flush."""
+        activity.clear()
         click.echo(json.dumps(event, ensure_ascii=False))
         sys.stdout.flush()
 
@@ -142,6 +145,7 @@ class Progress:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one log entry."""
+        activity.clear()
         shown = {"start": self.start, "step": self.step, "validation": self.validation}
         shown |= {"stopped": self.stopped, "end": self.end}
         if event["event"] in shown:

@@ -75,7 +75,9 @@ def _convert_once(
     if not folder.exists():
         with lock_folder(folder.parent):
             if not folder.exists():
-                convert(get_weights(), folder)
+                weights = get_weights()
+                logger.info("Converting %s", name)
+                convert(weights, folder)
     write_last_used(name, revision, folder)
     return folder
 
@@ -116,6 +118,7 @@ def download(name: str, commit: str, names: list[str]) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    logger.info("Downloading %s", name)
     for file in choose_files(name, names):  # one by one, so that Ctrl-C waits for one file only
         with translate_hub_errors(name, commit):
             path = Path(hf_hub_download(name, file, revision=commit))

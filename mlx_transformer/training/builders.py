@@ -1,5 +1,6 @@
 """Builds the model and the tokenizer that a run trains: new ones, or those of a model to fine-tune."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained.loading import load
 from mlx_transformer.tokenization.bpe_trainer import check_vocab_size
 from mlx_transformer.tokenization.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_SAMPLE_SIZE = 500_000  # maximum number of pairs that a vocabulary is learned from, evenly spread
 
@@ -70,6 +73,7 @@ def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer | 
 
 def _train_tokenizer(config: TrainingConfig, train_pairs: ParallelCorpora) -> Tokenizer:
     sample = train_pairs.sample(TOKENIZER_SAMPLE_SIZE)
+    logger.info("Learning a vocabulary from %d pairs", len(sample))
     return Tokenizer.train(
         [pair.source for pair in sample],
         [pair.target for pair in sample],

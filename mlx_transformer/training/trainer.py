@@ -86,12 +86,14 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
     checkpoint = run_directory.latest_checkpoint(set_aside_damaged=is_main_process)
     with model_folder.preserve_random_state():
         mx.random.seed(config.seed)
+        logger.info("Reading the corpora" if checkpoint is None and config.init is None else "Loading the model")
         model, tokenizer = build_model_and_tokenizer(config, train_pairs, checkpoint)
         state = TrainState(model, config)
         if checkpoint is not None:
             state.restore(checkpoint)
         if state.step > config.steps:
             raise ValueError(f"steps must be at least the run's {state.step} finished steps, not {config.steps}.")
+        logger.info("Tokenising the corpora")
         corpora = [_tokenize_corpora(pairs, state, tokenizer) for pairs in (train_pairs, valid_pairs)]
         _check_same_corpora(state, corpora)
         validator = Validator(valid_pairs, corpora[1], tokenizer, config)
@@ -195,6 +197,7 @@ class Trainer:
         self.log_event("start", **sizes, steps=config.steps, config=to_dict(config), conditions=environment_info())
         if state.step == config.steps and state.progress.get("validated") != state.step:
             self._validate()  # stopped at what is now the last step
+        logger.info("Compiling the model and training the first steps; progress is shown after %d", config.log_every)
         updates = self._train_steps(corpus)
         while state.step < config.steps and not self._out_of_patience:
             self.metrics.add(*next(updates))
@@ -235,6 +238,7 @@ class Trainer:
         """Validate, write last/ and, if the model is the best so far, best/."""
         progress, group = self.state.progress, self.state.group
         progress["validated"] = self.state.step
+        logger.info("Validating")
         if self.is_main_process:
             started = time.perf_counter()
             self.metrics.check_finite()  # before last/ is replaced
