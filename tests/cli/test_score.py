@@ -118,7 +118,7 @@ class TestScore:
     def test_output_file_is_replaced_when_complete(self, echo, two_files, tmp_path):
         (tmp_path / "out").write_text("precious")
         result = echo("score", *two_files("a\n", ""), "-o", tmp_path / "out", status=1)
-        assert (tmp_path / "out").read_text() == "precious" and "The results so far are in" in error_line(result)
+        assert (tmp_path / "out").read_text() == "precious" and "equally many lines" in error_line(result)
         echo("score", "-o", tmp_path / "out", stdin=b"a\tb\n")
         assert (tmp_path / "out").read_text() == "-2.0000\n"
         options = two_files("a\n", "b\n")
