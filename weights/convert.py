@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.checkpoints.replacement import CARD, check_destination, replace_model_folder
 from mlx_transformer.config.folder import CONVERSION_VERSION
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
@@ -19,6 +20,7 @@ from mlx_transformer.model.precision import DTYPES, check_dtype, parse_dtype, pr
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import safetensors
+from mlx_transformer.storage.atomic import restore_interrupted_replacement
 from mlx_transformer.storage.files import sha256_of
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.conversion_plan import (
@@ -95,7 +97,7 @@ def convert(
             that the checkpoint does not specify or specifies wrongly.
         quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
         allow_overflow: Store float16 even if the model's activations exceed its range.
-        force: Replace an existing model folder.
+        force: Replace an existing model folder; one with files that this package did not write is refused.
         report: Called with the bytes done and the total, after each piece of a tensor.
 
     Raises:
@@ -104,10 +106,17 @@ def convert(
         OSError: If a file cannot be read or written, or the destination exists.
     """
     source, destination = Path(source), Path(destination)
-    if destination.exists() and not force and (destination.is_file() or any(destination.iterdir())):
-        raise FileExistsError(f"{destination} already exists: choose another name, or use force to replace it.")
+    for path in (source, destination):
+        restore_interrupted_replacement(path)
+    check_destination(destination, source, overwrite=force)
     if (folder := model_folder.find_model_folder(source)) is not None:
-        _convert_precision(folder, destination, dtype, quantize, allow_overflow, family or rename or settings)
+        if family or rename or settings:
+            raise ValueError(
+                f"{source} is a model folder and no torch checkpoint: leave out family, rename and settings."
+            )
+        if dtype is not None:
+            check_dtype(parse_dtype(dtype), model_folder.read_config(folder).model, allow_overflow)
+        model_folder.convert_model_folder(folder, destination, dtype=dtype, quantize=quantize, overwrite=force)
         return
     with open_checkpoint(source, family) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, source, family, rename, settings)
@@ -115,28 +124,12 @@ def convert(
         if dtype is not None:
             check_dtype(stored, prepared.plan.config, allow_overflow)
         model = prepared.build_model(quantize)
-        with model_folder.replace_model_folder(destination) as new:
+        with replace_model_folder(destination, source, overwrite=force) as new:
             _write_weights_and_card(new, model, prepared.plan, checkpoint, stored, quantize, report)
             config = replace(model_folder.folder_config(model), conversion_version=CONVERSION_VERSION)
             model_folder.write_config(new, config)
             if prepared.tokenizer is not None:
                 prepared.tokenizer.save(new)
-
-
-def _convert_precision(
-    source: Path,
-    destination: Path,
-    dtype: mx.Dtype | str | None,
-    quantize: int | None,
-    allow_overflow: bool,
-    other_options: Any,
-) -> None:
-    """Convert a model folder to another precision; raise ValueError for options of torch checkpoints."""
-    if other_options:
-        raise ValueError(f"{source} is a model folder and no torch checkpoint: leave out family, rename and settings.")
-    if dtype is not None:
-        check_dtype(parse_dtype(dtype), model_folder.read_config(source).model, allow_overflow)
-    model_folder.convert_model_folder(source, destination, dtype=dtype, quantize=quantize)
 
 
 def load(
@@ -272,6 +265,6 @@ def model_card(
     files = "\n".join(f"- {path.name}: sha256 {sha256_of(path, stop)}" for path in checkpoint.files)
     return (
         "---\nlibrary_name: mlx_transformer\n---\n\n"
-        f"{model_folder.CARD} from a torch checkpoint of the family {plan.family}, in {dtype_name}:\n\n"
+        f"{CARD} from a torch checkpoint of the family {plan.family}, in {dtype_name}:\n\n"
         f"{files}\n"
     )

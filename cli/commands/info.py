@@ -58,7 +58,21 @@ def folder_facts(folder: Path) -> dict[str, Any]:
         "format_version": config.format_version,
         "quantization": to_dict(config)["quantization"],
         "stored_dtype": dtype_names(read_arrays(folder / "model.safetensors").values()),
+        "changed_files": verify_checksums(folder),
     }
+
+
+def verify_checksums(folder: Path) -> list[str] | None:
+    """Return the files that do not match the folder's checksums, None without checksums; ValueError for the weights."""
+    from mlx_transformer.checkpoints.model_folder import weights_changed
+    from mlx_transformer.storage.checksums import CHECKSUM_FILE, changed_files
+
+    if not (folder / CHECKSUM_FILE).exists():
+        return None
+    changed = changed_files(folder)
+    if "model.safetensors" in changed:
+        raise weights_changed(folder / "model.safetensors")
+    return changed
 
 
 def dtype_names(arrays: Iterable[Any]) -> list[str]:
@@ -103,6 +117,8 @@ def format_facts(facts: dict[str, Any]) -> Iterator[str]:
     kind = f"format {facts['format_version']}" if "family" not in facts else f"torch checkpoint, {facts['family']}"
     yield f"folder            {facts['folder']} ({kind})"
     yield f"stored in         {', '.join(facts['stored_dtype'])}{quantized}"
+    if "changed_files" in facts:
+        yield f"checksums         {checksum_facts(facts['changed_files'])}"
     yield f"parameters        {facts['parameters']:,} in {', '.join(facts['dtype'])}"
     yield f"vocabulary        {vocabulary_facts(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
     for side in ("encoder", "decoder"):
@@ -116,6 +132,13 @@ def format_facts(facts: dict[str, Any]) -> Iterator[str]:
     for name, task in facts["tasks"].items():
         yield f"task              {name}: sources begin with {task['source_prefix']!r}"
     yield from wrap_field("search defaults", ", ".join(f"{name} {it}" for name, it in facts["search_defaults"].items()))
+
+
+def checksum_facts(changed: list[str] | None) -> str:
+    """Format the result of `verify_checksums`."""
+    if changed is None:
+        return "none: written by an earlier version"
+    return f"match, except of {', '.join(changed)}" if changed else "match"
 
 
 def wrap_field(name: str, text: str) -> list[str]:

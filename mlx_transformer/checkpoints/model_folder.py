@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +13,24 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_transformer.checkpoints.replacement import CARD, abbreviate, is_model_folder, replace_model_folder
 from mlx_transformer.config.folder import CONVERSION_VERSION, FolderConfig
 from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.model.fused_projections import fuse_projections, split_projections
-from mlx_transformer.model.precision import parse_dtype, prepare_for_inference
+from mlx_transformer.model.precision import DTYPES, parse_dtype, prepare_for_inference
 from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.storage.atomic import atomic_replace
-from mlx_transformer.storage.files import read_json, read_text
-from mlx_transformer.storage.safetensors import read_arrays, write_arrays
+from mlx_transformer.storage.checksums import CHECKSUM_FILE, read_checksums
+from mlx_transformer.storage.files import read_json, read_text, sha256_of
+from mlx_transformer.storage.safetensors import read_arrays, translate_read_errors, write_arrays
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
-CARD = "Converted by mlx_transformer"  # in the README.md of converted models
+MAX_BYTES_TO_VERIFY = 2**30  # of weights; larger ones are verified by `info` only, because it takes seconds
 
 
 def save(
@@ -42,6 +43,8 @@ def save(
 ) -> None:
     """Write a model folder; an existing one is replaced once the new one is complete.
 
+    Only files of this package are replaced: a folder with others is refused.
+
     Args:
         folder: The folder to write.
         model: The model; it is not changed.
@@ -50,6 +53,7 @@ def save(
         quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
 
     Raises:
+        FileExistsError: If `folder` is no model folder, has other files, or is or holds the working directory.
         OSError: If the folder cannot be written; an existing folder stays unchanged.
         ValueError: If `dtype` or `quantize` is invalid, or a width cannot be quantised.
     """
@@ -59,18 +63,27 @@ def save(
 
 
 def convert_model_folder(
-    source: Path, destination: Path, *, dtype: mx.Dtype | str | None = None, quantize: int | None = None
+    source: Path,
+    destination: Path,
+    *,
+    dtype: mx.Dtype | str | None = None,
+    quantize: int | None = None,
+    overwrite: bool = True,
 ) -> None:
     """Write a model folder again in another precision; see `save`.
 
     Raises:
+        FileExistsError: If `destination` exists and `overwrite` is false, or see `save`.
         ValueError: If the model is quantised already, to another number of bits; and see `load`.
     """
     config = read_config(source)
     model, tokenizer = read_model(source, config)
     _check_quantization(source, config, quantize)
     stored = _copy_to_store(model, dtype, None if config.quantization else quantize)
-    with replace_model_folder(destination) as new:
+    with (
+        replace_model_folder(destination, source, overwrite=overwrite) as new,
+        translate_read_errors(source / "model.safetensors"),
+    ):
         write_model_files(new, stored, tokenizer)
         write_config(new, replace(folder_config(stored), conversion_version=_conversion_version(source, config)))
         if (source / "README.md").exists():
@@ -89,29 +102,6 @@ def _copy_to_store(model: Transformer, dtype: mx.Dtype | str | None, quantize: i
         dequantize(stored)
         quantize_weights(stored, QuantizationConfig(quantize))
     return stored
-
-
-@contextmanager
-def replace_model_folder(folder: Path, retired: Path | None = None) -> Iterator[Path]:
-    """Yield a new folder that replaces a model folder when the block ends without an error; see `atomic_replace`.
-
-    Raises:
-        FileExistsError: If `folder` is a file, or a folder with files that is not a model folder.
-    """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_model_folder(folder)):
-        raise FileExistsError(f"{folder.resolve()} exists and is not a model folder: choose another name.")
-    with atomic_replace(folder, retired) as new:
-        yield new
-
-
-def is_model_folder(folder: Path) -> bool:
-    """Whether a folder has the config.json of a model folder, of any format version."""
-    path = folder / "config.json"
-    try:
-        data = read_json(path) if path.is_file() else None
-    except ValueError:
-        return False
-    return isinstance(data, dict) and "format_version" in data
 
 
 def find_model_folder(path: Path) -> Path | None:
@@ -169,7 +159,8 @@ def load(
     model, tokenizer = read_model(folder, config)
     if quantize is not None and config.quantization is None:
         quantize_weights(model, QuantizationConfig(quantize))
-    prepare_for_inference(model, dtype, allow_overflow=allow_overflow)
+    with translate_read_errors(folder / "model.safetensors"):
+        prepare_for_inference(model, dtype, allow_overflow=allow_overflow)
     return model, tokenizer
 
 
@@ -182,7 +173,24 @@ def read_model(folder: Path, config: FolderConfig) -> tuple[Transformer, Tokeniz
     tokenizer = Tokenizer.find(folder)
     if tokenizer is not None:
         _check_vocabulary(model.config, tokenizer, folder)
+    _verify_weights(folder / "model.safetensors")
     return model, tokenizer
+
+
+def _verify_weights(path: Path) -> None:
+    """Raise ValueError if a weights file of moderate size does not match its checksum."""
+    if path.stat().st_size > MAX_BYTES_TO_VERIFY or not (path.parent / CHECKSUM_FILE).exists():
+        return
+    if read_checksums(path.parent).get(path.name) not in (None, sha256_of(path)):
+        raise weights_changed(path)
+
+
+def weights_changed(path: Path) -> ValueError:
+    """Return the error for a weights file that does not match its checksum."""
+    return ValueError(
+        f"{path} does not match its checksum in {CHECKSUM_FILE}: copy it again, or delete {CHECKSUM_FILE} if you have "
+        "changed it."
+    )
 
 
 def _check_quantization(folder: Path, config: FolderConfig, quantize: int | None) -> None:
@@ -258,24 +266,41 @@ def read_weights(model: nn.Module, path: Path) -> None:
 
 
 def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -> None:
-    """Raise ValueError with all names and shapes in which a file differs from the model."""
+    """Raise ValueError with all names, shapes and kinds of numbers in which a file differs from the model."""
     expected = split_projections(model.parameters())
+    common = sorted(expected.keys() & weights.keys())
     misshapen = [
         f"{name} {weights[name].shape} instead of {expected[name].shape}"
-        for name in sorted(expected.keys() & weights.keys())
+        for name in common
         if weights[name].shape != expected[name].shape
     ]
+    mistyped = [
+        f"{name} {_dtype_name(weights[name])} instead of {_dtype_name(expected[name])}"
+        for name in common
+        if weights[name].shape == expected[name].shape and not _is_allowed(weights[name].dtype, expected[name].dtype)
+    ]
     mismatches = describe_mismatches(
-        sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys()), misshapen
+        sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys()), misshapen, mistyped
     )
     if mismatches:
         raise ValueError(f"{path} does not hold the arrays that its config.json describes: {mismatches}.")
 
 
-def describe_mismatches(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+def _is_allowed(stored: mx.Dtype, expected: mx.Dtype) -> bool:
+    """Whether an array may be stored in a type: any of the floating-point types, but only uint32 if it is packed."""
+    return stored in DTYPES.values() if expected in DTYPES.values() else stored == expected
+
+
+def _dtype_name(array: mx.array) -> str:
+    return str(array.dtype).removeprefix("mlx.core.")
+
+
+def describe_mismatches(
+    missing: list[str], unexpected: list[str], misshapen: list[str], mistyped: Sequence[str] = ()
+) -> str:
     """Describe how a file's arrays differ from a model's, with counts and a few names; empty if they match."""
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    return "; ".join(f"{len(names)} {kind} ({_abbreviate(names)})" for kind, names in kinds.items() if names)
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, "of another type": mistyped}
+    return "; ".join(f"{len(names)} {kind} ({abbreviate(names)})" for kind, names in kinds.items() if names)
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:
@@ -292,8 +317,3 @@ def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -
                 f"The vocabulary of {folder} does not match the model: it has {actual} {what}, the model {expected}; "
                 "use the tokenizer that the model was trained with."
             )
-
-
-def _abbreviate(names: list[str], limit: int = 4) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

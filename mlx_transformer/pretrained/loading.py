@@ -8,7 +8,7 @@ from mlx_transformer import weights
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained import cache, hub
-from mlx_transformer.storage.atomic import atomic_symlink
+from mlx_transformer.storage.atomic import atomic_symlink, restore_interrupted_replacement
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.convert import convert as convert
 from mlx_transformer.weights.convert import load as load_torch
@@ -96,6 +96,8 @@ def _local_path(model: str | Path | None) -> Path:
 
 def is_on_hub(model: str | Path | None, revision: str | None) -> bool:
     """Whether a name refers to a repository of the hub; existing paths take precedence."""
+    if model is not None:
+        restore_interrupted_replacement(Path(model))
     if isinstance(model, str) and cache.is_repository_id(model) and not Path(model).exists():
         return True
     if revision is not None:

@@ -1,63 +1,114 @@
 """Atomic replacement of files and folders: readers see the old version or the new one, never a mixture."""
 
 import fcntl
-import glob
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+logger = logging.getLogger(__name__)
+
 F_FULLFSYNC = vars(fcntl).get("F_FULLFSYNC")  # on macOS, fsync does not flush the disk's own cache
+RESTORE_ATTEMPTS = 100
 
 
 @contextmanager
-def atomic_replace(folder: Path, retired: Path | None = None) -> Iterator[Path]:
+def atomic_replace(
+    folder: Path, retired: Path | None = None, delete: Callable[[Path], None] = shutil.rmtree
+) -> Iterator[Path]:
     """Yield a new, empty folder that replaces `folder` when the block ends without an error.
+
+    Both are kept in a hidden folder beside it, which one process or thread at a time can hold. If a process is killed
+    between the two renames, `restore_interrupted_replacement` puts the old folder back.
 
     Args:
         folder: The folder to replace; created if it does not exist.
         retired: Where to move the old folder; None to delete it.
+        delete: Deletes the old folder; it may leave files that must be kept.
+
+    Raises:
+        BlockingIOError: If another process or thread is replacing the folder.
+        FileExistsError: If an earlier replacement left files that must be kept.
     """
     folder = folder.resolve()
-    old = retired or _backup_path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.new-*"):
-        with try_lock(leftover) as locked:
-            if locked:
-                shutil.rmtree(leftover, ignore_errors=True)
-    new = folder.with_name(f".{folder.name}.new-{secrets.token_hex(4)}")
-    new.mkdir()
-    try:
-        with try_lock(new):
+    with _claim(folder) as claim:
+        new, old = claim / "new", claim / "old"
+        _restore(folder, old)
+        _delete_leftovers(new, old, delete)
+        new.mkdir()
+        try:
             yield new
-        for path in (new, *new.rglob("*")):
-            fsync(path)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        new.rename(folder)
-        for path in {folder.parent, old.parent}:
-            fsync(path)
-    finally:
-        restore_interrupted_replacement(folder, old)
-        shutil.rmtree(new, ignore_errors=True)
-    if retired is None:
-        shutil.rmtree(old, ignore_errors=True)
+            for path in (new, *new.rglob("*")):
+                fsync(path)
+            if folder.exists():
+                shutil.copymode(folder, new)
+                folder.rename(retired or old)
+            new.rename(folder)
+            for path in {folder.parent, (retired or old).parent}:
+                fsync(path)
+        finally:
+            _restore(folder, retired or old)
+            shutil.rmtree(new, ignore_errors=True)
+        if old.exists():
+            delete(old)
 
 
-def restore_interrupted_replacement(folder: Path, old: Path | None = None) -> None:
-    """Restore the old folder if `atomic_replace` was interrupted between its two renames."""
-    old = old or _backup_path(folder)
-    if old.exists() and not folder.exists():
-        old.rename(folder)
+def restore_interrupted_replacement(folder: Path) -> None:
+    """Put the old folder back, with a warning, if a process was killed between the two renames of `atomic_replace`."""
+    folder = folder.resolve()
+    old = _claim_path(folder) / "old"
+    for _ in range(RESTORE_ATTEMPTS):
+        if folder.exists() or not os.path.exists(old):  # false if the name is too long
+            return
+        with suppress(BlockingIOError), _claim(folder):
+            if _restore(folder, old):
+                logger.warning("%s was restored, because its replacement was interrupted.", folder)
+        time.sleep(0.01)  # another process is between its renames, or restores the folder
 
 
-def _backup_path(folder: Path) -> Path:
-    """Return where `atomic_replace` keeps the old folder until the new one is in its place."""
-    return folder.with_name(f".{folder.name}.old")
+def _restore(folder: Path, old: Path) -> bool:
+    """Move the old folder back if nothing has replaced it; return whether this was necessary."""
+    if folder.exists() or not old.exists():
+        return False
+    old.rename(folder)
+    return True
+
+
+def _delete_leftovers(new: Path, old: Path, delete: Callable[[Path], None]) -> None:
+    """Delete what a killed process left, but no files that `delete` keeps."""
+    if new.exists():
+        shutil.rmtree(new)
+    if old.exists():
+        delete(old)
+    if old.exists():
+        raise FileExistsError(f"{old} has files that an earlier replacement kept: move them to another folder.")
+
+
+def _claim_path(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.replacement"
+
+
+@contextmanager
+def _claim(folder: Path) -> Iterator[Path]:
+    """Create and lock the hidden folder for the replacement of a folder; remove it afterwards if it is empty."""
+    claim = _claim_path(folder)
+    claim.mkdir(exist_ok=True)
+    with try_lock(claim) as locked:
+        if not locked:
+            raise BlockingIOError(
+                f"{folder} is being written by another process: wait until it has finished, or choose another name."
+            )
+        try:
+            yield claim
+        finally:
+            with suppress(OSError):
+                claim.rmdir()
 
 
 @contextmanager
@@ -114,15 +165,25 @@ def _temporary_path(path: Path) -> Path:
 
 @contextmanager
 def try_lock(folder: Path) -> Iterator[bool]:
-    """Lock a folder for the duration of the block; yield False if another process or thread holds the lock."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Lock a folder for the duration of the block; yield False if another process or thread holds or has removed it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
         yield False
+        return
+    try:
+        yield _lock_descriptor(descriptor) and folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
     finally:
         os.close(descriptor)
+
+
+def _lock_descriptor(descriptor: int) -> bool:
+    """Lock an open file without waiting; return whether that succeeded."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def fsync(path: Path) -> None:

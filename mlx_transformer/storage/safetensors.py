@@ -2,12 +2,15 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import mlx.core as mx
 import numpy as np
+
+from mlx_transformer.storage.files import parse_json
 
 NUMBERS_PER_WRITE = 2**22
 SAFETENSORS_DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
@@ -56,11 +59,45 @@ def _write_array(file: BinaryIO, array: mx.array, dtype: mx.Dtype) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, mx.array]:
-    """Read the arrays of a safetensors file (lazily)."""
+    """Read the arrays of a safetensors file (lazily, see `translate_read_errors`).
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is damaged.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: copy the model folder again.")
     try:
         arrays = mx.load(str(path), format="safetensors")
-    except RuntimeError as error:
+        offsets, size = _read_offsets(path)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"{path} must be a complete safetensors file, copy it again: {error}") from None
+    end = 0
+    for start, stop in offsets:  # MLX checks the sizes of arrays only
+        if start != end:
+            raise ValueError(f"{path} must have one array after the other, but one starts at {start} instead of {end}.")
+        end = stop
+    if size != end:
+        raise ValueError(f"{path} must end with its last array, but {size - end} bytes follow it.")
     return cast(dict[str, mx.array], arrays)
+
+
+def _read_offsets(path: Path) -> tuple[list[tuple[int, int]], int]:
+    """Return where the arrays of a safetensors file begin and end, in this order, and the size of the data."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = parse_json(file.read(length))
+    header.pop("__metadata__", None)
+    offsets = [(start, stop) for start, stop in (entry["data_offsets"] for entry in header.values())]
+    return sorted(offsets), path.stat().st_size - 8 - length
+
+
+@contextmanager
+def translate_read_errors(path: Path) -> Iterator[None]:
+    """Translate MLX's error for a file that became shorter after `read_arrays`, where its arrays are evaluated."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "[read]" not in str(error):
+            raise
+        raise OSError(f"{path} could not be read completely: it changed meanwhile, copy it again.") from None

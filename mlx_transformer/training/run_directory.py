@@ -4,21 +4,22 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.checkpoints.replacement import check_destination, delete_model_folder
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.parallel_corpus import absolute_spec
 from mlx_transformer.storage import atomic
 from mlx_transformer.storage.atomic import atomic_write_text
-from mlx_transformer.storage.files import sha256_of
+from mlx_transformer.storage.checksums import find_damage, write_checksums
 from mlx_transformer.storage.text_files import read_lines
 
 if sys.version_info >= (3, 11):
@@ -28,7 +29,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
-CHECKSUM_FILE = "SHA256SUMS"  # in the format of `sha256sum --check`
+CHECKPOINT_FILES = ("model.safetensors", "training.safetensors", "training.json")
 
 
 class RunDirectory:
@@ -50,8 +51,10 @@ class RunDirectory:
         self.log_file = self.folder / "log.jsonl"
 
     def recover(self) -> None:
-        """Restore best/ if a process was killed while replacing it."""
+        """Restore best/ if a process was killed while replacing it, and rename what is in the way of checkpoints."""
         atomic.restore_interrupted_replacement(self.best)
+        if self.earlier.exists() and not self.earlier.is_dir():
+            logger.warning("%s must be a folder. Renamed to %s.", self.earlier, self._set_aside(self.earlier, "kept"))
 
     @contextmanager
     def lock(self, is_main_process: bool) -> Iterator[None]:
@@ -89,7 +92,7 @@ class RunDirectory:
         """
         damaged: dict[Path, str] = {}
         for path in self.checkpoints():
-            if (damage := find_damage(path)) is None:
+            if (damage := find_damage(path, CHECKPOINT_FILES)) is None:
                 break
             damaged[path] = damage
         else:
@@ -101,9 +104,7 @@ class RunDirectory:
                 )
             return None
         for checkpoint, damage in damaged.items() if set_aside_damaged else ():
-            aside = self.folder / f"damaged-{checkpoint.name}"
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
+            aside = self._set_aside(checkpoint)
             logger.warning("%s is damaged: %s. Renamed to %s; using an earlier checkpoint.", checkpoint, damage, aside)
         return path
 
@@ -118,14 +119,45 @@ class RunDirectory:
         retired = None
         if self.last.exists():
             retired = self.earlier / f"step-{checkpoint_step(self.last)}"
-            shutil.rmtree(retired, ignore_errors=True)
             self.earlier.mkdir(exist_ok=True)
-        with model_folder.replace_model_folder(self.last, retired) as new:
+            if retired.exists():
+                self._set_aside(retired, "kept")
+        with atomic.atomic_replace(self.last, retired) as new:
             write(new)
             write_checksums(new)
         _, *earlier = self.checkpoints()
         for path in set(earlier) - set(validation_checkpoints(earlier, valid_every)[: keep - 1]):
-            shutil.rmtree(path, ignore_errors=True)
+            delete_model_folder(path)
+
+    def set_aside_best(self) -> None:
+        """Rename best/, with a warning, if it cannot be replaced without the loss of other files."""
+        try:
+            check_destination(self.best)
+        except FileExistsError as error:
+            logger.warning("%s Renamed to %s.", error, self._set_aside(self.best, "kept"))
+
+    def check_best(self) -> bool:
+        """Return whether best/ holds a model; if it is damaged, rename it with a warning."""
+        if not self.best.exists():
+            return False
+        try:
+            model_folder.read_model(self.best, model_folder.read_config(self.best))
+        except (OSError, ValueError) as error:
+            aside = self._set_aside(self.best)
+            logger.warning("%s is damaged: %s Renamed to %s; the next validation writes it.", self.best, error, aside)
+            return False
+        return True
+
+    def _set_aside(self, path: Path, prefix: str = "damaged") -> Path:
+        """Rename a file or folder of the run, and return its new name; the model set aside before is deleted."""
+        names = (f"{prefix}-{path.name}{suffix}" for suffix in chain([""], map("-{}".format, count(2))))
+        for aside in map(self.folder.joinpath, names):
+            if aside.is_dir():
+                delete_model_folder(aside)
+            if not aside.exists():
+                break
+        path.rename(aside)
+        return aside
 
     def prepare(self, config: TrainingConfig, step: int, environment: dict[str, str]) -> None:
         """Write options.toml, with the environment as comments, and remove log entries after `step`."""
@@ -206,27 +238,3 @@ def with_absolute_paths(config: TrainingConfig) -> TrainingConfig:
         init = os.path.abspath(init)
     train, valid = (tuple(map(absolute_spec, specs)) for specs in (config.train, config.valid))
     return replace(config, train=train, valid=valid, init=init)
-
-
-def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 checksums of all files in a folder."""
-    sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
-    (folder / CHECKSUM_FILE).write_text("".join(sums), encoding="utf-8")
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, None if they match their checksums."""
-    path = checkpoint / CHECKSUM_FILE
-    if not path.exists():
-        return f"{CHECKSUM_FILE} is missing"
-    try:
-        lines = [line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines()]
-        checksums = {name: digest for digest, name in lines}
-    except ValueError:
-        return f"{CHECKSUM_FILE} is malformed"
-    for name in ("model.safetensors", "training.safetensors", "training.json", *checksums):
-        if name not in checksums or not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if sha256_of(checkpoint / name) != checksums[name]:
-            return f"{name} does not match its checksum in {CHECKSUM_FILE}"
-    return None

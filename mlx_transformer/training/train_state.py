@@ -177,7 +177,8 @@ class TrainState:
         for folder in checkpoints:
             weights = self._checkpoint_weights(folder)
             mean, count = tree_map(lambda old, new, n=count: old + (new - old) / (n + 1), mean, weights), count + 1
-            mx.eval(mean)
+            with safetensors.translate_read_errors(folder):
+                mx.eval(mean)
         self._eval_model.update(self.model.parameters())
         self._eval_model.update(mean)
         self._eval_model.eval()
@@ -204,7 +205,8 @@ class TrainState:
         self.optimizer.state.update(extra["optimizer"])
         self.ema_weights.update(extra["average"])
         self.loss_scaling.update(extra["scaling"])
-        mx.eval(self.state)  # lazy arrays would read their files later, when the folder may have been replaced
+        with safetensors.translate_read_errors(folder):
+            mx.eval(self.state)  # lazy arrays would read their files later, when the folder may have been replaced
         progress = model_folder.read_json(folder / "training.json")
         self.step = progress.pop("step")
         self.progress.update(progress)

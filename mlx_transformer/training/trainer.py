@@ -91,6 +91,7 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
         state = TrainState(model, config)
         if checkpoint is not None:
             state.restore(checkpoint)
+            _forget_lost_best(run_directory, state)
         if state.step > config.steps:
             raise ValueError(f"steps must be at least the run's {state.step} finished steps, not {config.steps}.")
         logger.info("Tokenising the corpora")
@@ -100,6 +101,14 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
         with _open_log(run_directory, state, report) as log_event, defer_signals() as interruption:
             Trainer(run_directory, state, tokenizer, validator, log_event, interruption).fit(corpora[0])
     return interruption
+
+
+def _forget_lost_best(run_directory: RunDirectory, state: TrainState) -> None:
+    """Let the next validation write best/ again if it is missing or damaged."""
+    if state.group.rank() == 0 and "best_score" in state.progress and not run_directory.check_best():
+        del state.progress["best_score"]
+        if state.group.size() == 1:  # several processes must agree on whether they validate
+            state.progress.pop("validated")
 
 
 def _tokenize_corpora(corpora: ParallelCorpora, state: TrainState, tokenizer: Tokenizer) -> TokenizedCorpus:
@@ -261,6 +270,7 @@ class Trainer:
         score = scores[self.config.best_by]
         improved = score > progress.get("best_score", -math.inf)
         if improved:
+            self.run_directory.set_aside_best()
             model_folder.save(self.run_directory.best, model, self.tokenizer)
             progress["best_score"] = score
         progress["stale"] = 0 if improved else progress.get("stale", 0) + 1

@@ -329,6 +329,70 @@ class TestDamage:
         assert "2 unexpected (extra.weight, other)" in message
         assert "1 of another shape (encoder.norm.weight (63,) instead of (64,))" in message
 
+    @pytest.mark.parametrize("dtype", [mx.int32, mx.uint32, mx.uint8, mx.bool_])
+    def test_weights_that_are_no_floats(self, folder, dtype):
+        path = folder / "model.safetensors"
+        weights = mx.load(str(path))
+        mx.save_safetensors(str(path), weights | {"encoder.norm.weight": weights["encoder.norm.weight"].astype(dtype)})
+        name = str(dtype).removeprefix("mlx.core.")
+        told = refused(folder, f"{path} does not hold the arrays .*: 1 of another type")
+        assert f"(encoder.norm.weight {name} instead of float32)" in told
+
+    @pytest.mark.parametrize("dtype", [mx.float32, mx.int32])
+    def test_packed_weights_that_are_not_packed(self, tmp_path, model, dtype):
+        model_folder.save(tmp_path / "model", model, quantize=8)
+        path = tmp_path / "model" / "model.safetensors"
+        weights = mx.load(str(path))
+        name = next(name for name, array in weights.items() if array.dtype == mx.uint32)
+        mx.save_safetensors(str(path), weights | {name: weights[name].view(dtype)})
+        refused(tmp_path / "model", rf"1 of another type \({name} .* instead of uint32\)")
+
+    @pytest.mark.parametrize("shift", [-256, 256])
+    def test_arrays_that_overlap_or_leave_a_gap(self, folder, shift):
+        path = folder / "model.safetensors"
+        data = path.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])
+        entry = header["decoder.norm.weight"]
+        entry["data_offsets"] = [offset + shift for offset in entry["data_offsets"]]
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+        refused(folder, f"{path} must have one array after the other, but one starts at [0-9]+ instead of [0-9]+")
+
+    def test_bytes_after_the_last_array(self, folder):
+        with (folder / "model.safetensors").open("ab") as file:
+            file.write(b"more")
+        refused(folder, "must end with its last array, but 4 bytes follow it")
+
+    def test_swapped_arrays_of_one_shape(self, folder):
+        path = folder / "model.safetensors"
+        weights = mx.load(str(path))
+        names = [f"encoder.layers.0.self_attention.{name}_proj.weight" for name in ("query", "key")]
+        first, second = (weights[name] for name in names)
+        mx.save_safetensors(str(path), weights | dict(zip(names, (second, first), strict=True)))
+        refused(folder, f"{path} does not match its checksum in SHA256SUMS: copy it again, or delete SHA256SUMS if")
+        (folder / "SHA256SUMS").unlink()
+        model_folder.load(folder)
+
+    def test_large_weights_are_not_verified_at_every_load(self, folder, monkeypatch):
+        (folder / "SHA256SUMS").write_text(f"{'0' * 64}  model.safetensors\n")
+        size = (folder / "model.safetensors").stat().st_size
+        monkeypatch.setattr(model_folder, "MAX_BYTES_TO_VERIFY", size - 1)
+        model_folder.load(folder)
+        monkeypatch.setattr(model_folder, "MAX_BYTES_TO_VERIFY", size)
+        refused(folder, "does not match its checksum")
+
+    def test_weights_that_get_shorter_while_they_are_read(self, folder, monkeypatch, tmp_path):
+        prepare = model_folder.prepare_for_inference
+
+        def truncate(*arguments, **options):
+            os.truncate(folder / "model.safetensors", 3000)
+            prepare(*arguments, **options)
+
+        monkeypatch.setattr(model_folder, "prepare_for_inference", truncate)
+        with pytest.raises(OSError, match=f"{folder / 'model.safetensors'} could not be read completely: it changed"):
+            model_folder.load(folder)
+
     def test_quantised_weights_without_a_quantised_config(self, tmp_path, model):
         model_folder.save(tmp_path / "model", model, quantize=8)
         edit(tmp_path / "model", lambda config: config.update(quantization=None))
@@ -357,9 +421,8 @@ class TestDamage:
 
 class TestReplacing:
     def test_existing_folder_is_replaced_completely(self, folder, model, tmp_path):
-        (folder / "stale").write_text("of the old one")
         model_folder.save(folder, model)
-        assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "config.json", "model.safetensors"]
         assert list(tmp_path.iterdir()) == [folder]
 
     def test_parent_folders_are_created(self, tmp_path, model):
@@ -370,23 +433,6 @@ class TestReplacing:
         monkeypatch.chdir(tmp_path)
         model_folder.save("model", model)
         assert model_folder.load("model")[0].config == CONFIG
-
-    def test_other_folders_and_files_are_not_replaced(self, model, tmp_path, monkeypatch):
-        (tmp_path / "letters").mkdir()
-        (tmp_path / "letters" / "to_mother.txt").write_text("Dear mother")
-        (tmp_path / "file").write_text("text")
-        monkeypatch.chdir(tmp_path / "letters")
-        for place in ("../letters", ".", "../file"):
-            with pytest.raises(FileExistsError, match=r"(letters|file) exists and is not a model folder"):
-                model_folder.save(place, model)
-        assert contents(tmp_path) == {Path("letters/to_mother.txt"): b"Dear mother", Path("file"): b"text"}
-
-    def test_folder_with_a_foreign_config_is_not_replaced(self, model, tmp_path):
-        for text in ('{"model_type": "other"}', "[", "[1]"):
-            (tmp_path / "config.json").write_text(text)
-            with pytest.raises(FileExistsError, match="is not a model folder"):
-                model_folder.save(tmp_path, model)
-            assert (tmp_path / "config.json").read_text() == text
 
     def test_saving_through_a_link_replaces_its_target(self, folder, model, tmp_path):
         (tmp_path / "link").symlink_to(folder, target_is_directory=True)
@@ -435,7 +481,9 @@ def test_a_full_disk(tmp_path, full):
     told = result.stderr.strip()
     assert told.startswith("OSError: ") and told.count("\n") == 0
     if full == "model.safetensors":
-        assert f"{full} could not be written completely, is the disk full?" in told and "/.model.new-" in told
+        assert (
+            f"{full} could not be written completely, is the disk full?" in told and "/.model.replacement/new" in told
+        )
     else:
         assert "File too large" in told
     assert contents(tmp_path) == before and list(tmp_path.iterdir()) == [folder]

@@ -327,7 +327,7 @@ def test_killed_process_leaves_no_incomplete_model(machine, server):
     status, out, _ = machine.run("-c", KILLED + LOAD, json.dumps([("owner/name", None)]))
     assert (status, out) == (-signal.SIGKILL, "")
     folder = machine.kept / "owner--name" / f"{commit}-v{CONVERSION_VERSION}"
-    assert list(folder.parent.glob(f".{folder.name}.new-*")) and not folder.exists()
+    assert (folder.parent / f".{folder.name}.replacement").exists() and not folder.exists()
     assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("HubUnreachableError: ")
     assert machine.load("owner/name") == (3.0, "")
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", folder.name, "ref-main"]

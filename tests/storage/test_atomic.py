@@ -1,7 +1,9 @@
 """Atomic replacement of files and folders: the old version or the new one, whatever happens in between."""
 
 import errno
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def test_a_failed_rename_keeps_the_old_folder(folder, tmp_path, monkeypatch):
     rename = Path.rename
 
     def failing(self, target):
-        if ".new-" in self.name:
+        if self.name == "new":
             raise OSError("no rename")
         return rename(self, target)
 
@@ -62,45 +64,96 @@ def test_a_failed_rename_keeps_the_old_folder(folder, tmp_path, monkeypatch):
 def test_the_old_folder_stays_until_the_block_ends(folder):
     before = contents(folder)
     with atomic_replace(folder) as new:
-        assert new.parent == folder.parent  # same file system, so that a rename suffices
+        assert new.parent.parent == folder.parent  # same file system, so that a rename suffices
         (new / "file").write_text("new")
         assert contents(folder) == before
     assert contents(folder) == {Path("file"): b"new"}
 
 
 def test_leftovers_of_killed_processes_are_removed(folder, tmp_path):
-    for leftover in (".model.new-1f", ".model.new-2e", ".model.old"):
-        (tmp_path / leftover).mkdir()
-        (tmp_path / leftover / "junk").write_text("junk")
+    for leftover in ("new", "old"):
+        (tmp_path / ".model.replacement" / leftover).mkdir(parents=True)
+        (tmp_path / ".model.replacement" / leftover / "junk").write_text("junk")
     with atomic_replace(folder) as new:
         (new / "file").write_text("new")
     assert contents(tmp_path) == {Path("model/file"): b"new"}
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_concurrent_replacements_do_not_mix(tmp_path):
-    with atomic_replace(tmp_path / "model") as one:
-        (one / "file").write_text("one")
-        with atomic_replace(tmp_path / "model") as other:
-            (other / "file").write_text("other")
-        assert contents(tmp_path / "model") == {Path("file"): b"other"}
-        (one / "config.json").write_text("{}")
-    assert contents(tmp_path / "model") == {Path("file"): b"one", Path("config.json"): b"{}"}
+def test_a_folder_is_replaced_by_one_holder_at_a_time(tmp_path):
+    with atomic_replace(tmp_path / "model") as new:
+        (new / "file").write_text("one")
+        with pytest.raises(BlockingIOError, match="is being written by another process"):
+            with atomic_replace(tmp_path / "model"):
+                raise AssertionError
+    assert contents(tmp_path) == {Path("model/file"): b"one"}
 
 
-def test_interrupted_replacement_is_restored(folder, tmp_path):
+def test_a_folder_is_claimed_until_its_old_version_is_deleted(folder, tmp_path):
+    """A second writer that came in between would lose its files, or delete those of the first one."""
+
+    def delete(path):
+        with pytest.raises(BlockingIOError), atomic_replace(folder):
+            raise AssertionError
+        shutil.rmtree(path)
+
+    with atomic_replace(folder, delete=delete) as new:
+        (new / "file").write_text("new")
+    assert contents(tmp_path) == {Path("model/file"): b"new"}
+
+
+def interrupt_replacement(folder):
+    """Leave what a process leaves that is killed between the two renames."""
+    claim = folder.with_name(f".{folder.name}.replacement")
+    (claim / "new").mkdir(parents=True)
+    (claim / "new" / "file").write_text("new")
+    folder.rename(claim / "old")
+
+
+def test_interrupted_replacement_is_restored(folder, tmp_path, caplog):
     before = contents(folder)
-    folder.rename(tmp_path / ".model.old")
+    interrupt_replacement(folder)
     restore_interrupted_replacement(folder)
-    assert contents(folder) == before and list(tmp_path.iterdir()) == [folder]
+    assert contents(folder) == before and f"{folder} was restored" in caplog.text
+    with atomic_replace(folder) as new:
+        (new / "file").write_text("newer")
+    assert contents(tmp_path) == {Path("model/file"): b"newer"} and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_replacement_restores_before_it_replaces(folder):
+    before = contents(folder)
+    interrupt_replacement(folder)
+    with pytest.raises(RuntimeError), atomic_replace(folder):
+        raise RuntimeError
+    assert contents(folder) == before
 
 
 def test_restore_keeps_an_existing_folder(folder, tmp_path):
     before = contents(folder)
     restore_interrupted_replacement(folder)
-    (tmp_path / ".model.old").mkdir()
+    assert list(tmp_path.iterdir()) == [folder]
+    (tmp_path / ".model.replacement" / "old").mkdir(parents=True)
     restore_interrupted_replacement(folder)
+    restore_interrupted_replacement(Path("/"))
+    restore_interrupted_replacement(tmp_path / ("x" * 250))
     assert contents(folder) == before
+
+
+def test_files_that_a_replacement_must_keep_are_named(folder, tmp_path):
+    with atomic_replace(folder, delete=lambda path: None) as new:
+        (new / "file").write_text("new")
+    kept = tmp_path / ".model.replacement" / "old"
+    with pytest.raises(FileExistsError, match=f"{kept} has files that"):
+        with atomic_replace(folder, delete=lambda path: None):
+            raise AssertionError
+    assert (kept / "config.json").exists()
+
+
+def test_the_new_folder_has_the_permissions_of_the_old_one(folder):
+    folder.chmod(0o700)
+    with atomic_replace(folder) as new:
+        (new / "file").write_text("new")
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_failed_rename_restores_the_retired_folder(tmp_path, monkeypatch):
@@ -109,7 +162,7 @@ def test_a_failed_rename_restores_the_retired_folder(tmp_path, monkeypatch):
     (folder / "config.json").write_text('{"format_version": 1}')
 
     def rename(path, target):
-        if ".new-" in path.name:
+        if path.name == "new":
             raise OSError(errno.EIO, "broken")
         return original(path, target)
 
@@ -193,3 +246,19 @@ def test_a_folder_is_locked_by_one_holder_at_a_time(tmp_path):
             assert (first, second) == (True, False)
     with try_lock(tmp_path) as again:
         assert again
+
+
+def test_a_lock_counts_only_while_the_folder_is_in_its_place(tmp_path, monkeypatch):
+    """Another process may have removed or renamed the folder just before it was locked."""
+    with try_lock(tmp_path / "none") as locked:
+        assert not locked
+    (tmp_path / "one").mkdir()
+    flock = fcntl.flock
+
+    def late(descriptor, operation):
+        (tmp_path / "one").rename(tmp_path / "two")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with try_lock(tmp_path / "one") as locked:
+        assert not locked

@@ -120,7 +120,9 @@ def test_the_error_says_if_there_is_no_earlier_checkpoint(options, monkeypatch):
 
 def test_best_is_restored_if_its_replacement_was_interrupted(damaged):
     best = Path(damaged.output) / "best"
-    best.rename(best.with_name(".best.old"))
+    claim = best.with_name(".best.replacement")
+    claim.mkdir()
+    best.rename(claim / "old")
     assert train(dataclasses.replace(damaged, resume=True)) == best
     assert isinstance(mt.load(best)[1], Tokenizer)
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import shutil
-import subprocess
 
 import pytest
 from support.training_cases import OPTIONS
@@ -11,10 +9,8 @@ from support.training_cases import OPTIONS
 from mlx_transformer.config.serialization import to_dict
 from mlx_transformer.training.run_directory import (
     RunDirectory,
-    find_damage,
     load_run_options,
     read_options_file,
-    write_checksums,
 )
 
 
@@ -47,33 +43,6 @@ def test_resuming_truncates_the_log(tmp_path):
     assert run.log_entries() == entries[:2]
     run.prepare(OPTIONS, 0, {})
     assert run.log_entries() == []
-
-
-@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
-def test_checksums_match_sha256sum(tmp_path):
-    for name in ("model.safetensors", "training.safetensors", "training.json"):
-        (tmp_path / name).write_bytes(name.encode() * 300_000)
-    write_checksums(tmp_path)
-    assert find_damage(tmp_path) is None
-    done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=tmp_path, capture_output=True)
-    assert done.returncode == 0
-    with (tmp_path / "training.json").open("r+b") as file:
-        file.seek(100)
-        file.write(b"X")
-    assert find_damage(tmp_path) == "training.json does not match its checksum in SHA256SUMS"
-
-
-CHECKPOINT_FILES = ("model.safetensors", "training.safetensors", "training.json")
-
-
-@pytest.mark.parametrize("name", CHECKPOINT_FILES)
-def test_checksums_must_cover_all_files_of_a_checkpoint(name, tmp_path):
-    for other in {*CHECKPOINT_FILES} - {name}:
-        (tmp_path / other).write_bytes(b"content")
-    write_checksums(tmp_path)
-    assert find_damage(tmp_path) == f"{name} is missing"
-    (tmp_path / name).write_bytes(b"not listed")
-    assert find_damage(tmp_path) == f"{name} is missing"
 
 
 def test_invalid_utf8_in_options_raises(tmp_path):

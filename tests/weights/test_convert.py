@@ -41,6 +41,7 @@ def test_converted_folder_equals_the_model_in_memory(source, tmp_path):
     assert direct.search_defaults == SearchConfig(beam_size=4, max_tokens=8)
     assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == [
         "README.md",
+        "SHA256SUMS",
         "config.json",
         "model.safetensors",
     ]

@@ -1,0 +1,134 @@
+"""Replacement of model folders: only files that this package wrote are ever deleted."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mlx_transformer.storage.atomic import atomic_replace, restore_interrupted_replacement
+from mlx_transformer.storage.checksums import CHECKSUM_FILE, read_checksums, write_checksums
+from mlx_transformer.storage.files import read_json, read_text, sha256_of
+
+CARD = "Converted by mlx_transformer"  # in the README.md of converted models
+CARD_FILE = "README.md"
+MODEL_FILES = frozenset(
+    {
+        *("config.json", "model.safetensors", CHECKSUM_FILE, "training.json", "training.safetensors"),
+        *("vocabulary.json", "tokenizer.json", "sentencepiece.model", "sentencepiece_decoder.model"),
+        *("target_tokenizer.json", "target_sentencepiece.model", "target_sentencepiece_decoder.model"),
+        ".DS_Store",  # written by macOS when a folder is looked at
+    }
+)
+MAX_NAMES = 4  # in a message
+
+
+@contextmanager
+def replace_model_folder(folder: Path, source: Path | None = None, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a new folder that replaces a model folder when the block ends without an error.
+
+    Checksums are added to its files. See `check_destination` for the parameters.
+
+    Raises:
+        FileExistsError: See `check_destination`.
+        BlockingIOError: If another process or thread is writing the same folder.
+    """
+    restore_interrupted_replacement(folder)
+    check_destination(folder, source, overwrite=overwrite)
+    with atomic_replace(folder, delete=delete_model_folder) as new:
+        check_destination(folder, source, overwrite=overwrite)  # another process may just have written it
+        yield new
+        write_checksums(new)
+        check_destination(folder, source, overwrite=overwrite)  # writing may have taken hours
+
+
+def check_destination(folder: Path, source: Path | None = None, *, overwrite: bool = True) -> None:
+    """Raise FileExistsError if other files would be lost by writing a model folder.
+
+    Args:
+        folder: The folder to write.
+        source: The checkpoint that is converted.
+        overwrite: Whether a model folder may be replaced.
+    """
+    path = folder.resolve()
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} exists and is not a model folder: choose another name.")
+    if source is not None and source.resolve().is_relative_to(path):
+        raise FileExistsError(f"{path} holds the source {source}: choose another destination.")
+    if _holds_working_directory(path):
+        raise FileExistsError(f"{path} is the current directory or holds it: choose another name.")
+    if path.is_mount():
+        raise FileExistsError(f"{path} is a mount point, which cannot be replaced: choose a folder inside it.")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not _has_model(path):
+        raise FileExistsError(f"{path} exists and is not a model folder: choose another name.")
+    if others := find_other_files(path):
+        raise FileExistsError(
+            f"{path} holds files that do not belong to the model and would be lost ({abbreviate(others)}): move them "
+            "to another folder, or choose another name."
+        )
+    if not overwrite:
+        raise FileExistsError(f"{folder} already exists: choose another name, or use force to replace it.")
+
+
+def _holds_working_directory(path: Path) -> bool:
+    with suppress(FileNotFoundError):  # it may have been deleted
+        return Path.cwd().is_relative_to(path)
+    return False
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder has the config.json of a model folder, of any format version."""
+    return "format_version" in _read_config_fields(folder)
+
+
+def _read_config_fields(folder: Path) -> dict[str, Any]:
+    """Return the fields of a folder's config.json; none if it is missing or damaged."""
+    path = folder / "config.json"
+    try:
+        data = read_json(path) if path.is_file() else None
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _has_model(folder: Path) -> bool:
+    """Whether a folder is surely a model folder: other programs write a config.json with a format_version, too."""
+    model = _read_config_fields(folder).get("model")
+    return is_model_folder(folder) and isinstance(model, dict) and {"encoder", "decoder"} <= model.keys()
+
+
+def find_other_files(folder: Path) -> list[str]:
+    """Return the names of the files and folders in a model folder that this package did not write.
+
+    README.md is one of them if it was edited.
+    """
+    return sorted(path.name for path in folder.iterdir() if not _is_ours(path))
+
+
+def _is_ours(path: Path) -> bool:
+    if path.name != CARD_FILE or not path.is_file():
+        return path.name in MODEL_FILES and path.is_file()
+    try:
+        checksum = read_checksums(path.parent).get(CARD_FILE)
+        return sha256_of(path) == checksum if checksum else CARD in read_text(path)
+    except FileNotFoundError:  # a folder of an earlier version
+        return CARD in read_text(path)
+    except ValueError:
+        return False
+
+
+def delete_model_folder(folder: Path) -> None:
+    """Delete the files of a model folder that this package wrote; the folder stays if it has other files."""
+    others = find_other_files(folder)
+    for path in folder.iterdir():
+        if path.name not in others:
+            path.unlink()
+    if not others:
+        folder.rmdir()
+
+
+def abbreviate(names: Sequence[str]) -> str:
+    """Return a few names and the number of the others."""
+    rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + rest

@@ -1,0 +1,57 @@
+"""SHA256SUMS: the checksums of a folder's files, in the format of `sha256sum --check`."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlx_transformer.storage.files import read_text, sha256_of
+
+CHECKSUM_FILE = "SHA256SUMS"
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 checksums of all files in a folder."""
+    sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    (folder / CHECKSUM_FILE).write_text("".join(sums), encoding="utf-8")
+
+
+def read_checksums(folder: Path) -> dict[str, str]:
+    """Return the checksum of each file; FileNotFoundError without SHA256SUMS, ValueError if it is malformed."""
+    lines = [line.split("  ", 1) for line in read_text(folder / CHECKSUM_FILE).splitlines()]
+    if any(len(line) != 2 for line in lines):
+        raise ValueError(f"{folder / CHECKSUM_FILE} must have a checksum and a name in each line: copy it again.")
+    return {name: digest for digest, name in lines}
+
+
+def find_damage(folder: Path, required: Iterable[str] = ()) -> str | None:
+    """Return what is wrong with a folder's files, None if they match their checksums.
+
+    Args:
+        folder: The folder.
+        required: The names of files that it must have.
+    """
+    try:
+        checksums = read_checksums(folder)
+    except FileNotFoundError:
+        return f"{CHECKSUM_FILE} is missing"
+    except ValueError:
+        return f"{CHECKSUM_FILE} is malformed"
+    for name in (*required, *checksums):
+        if name not in checksums or not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256_of(folder / name) != checksums[name]:
+            return f"{name} does not match its checksum in {CHECKSUM_FILE}"
+    return None
+
+
+def changed_files(folder: Path) -> list[str]:
+    """Return the names of the files that are missing or do not match their checksums.
+
+    Raises:
+        FileNotFoundError: If the folder has no SHA256SUMS.
+        ValueError: If it is malformed.
+    """
+    return [
+        name
+        for name, digest in read_checksums(folder).items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest
+    ]
