@@ -166,6 +166,10 @@ class Progress:
         left_out = f", {event['too_long']:,} skipped because they are too long" if event.get("too_long") else ""
         resumed = f", resumed at step {event['step']:,}" if event["step"] else ""
         self.line(f"{event['parameters']:,} parameters to train, {event['pairs']:,} pairs{left_out}{resumed}")
+        if self.config.bleu_sentences and "search" in event:
+            beams = event["search"]["beam_size"]
+            search = "greedy search" if beams == 1 else f"{beams} beams"
+            self.line(f"validation translates up to {self.config.bleu_sentences:,} sentences with the model's {search}")
 
     def step(self, event: dict[str, Any]) -> None:
         """Show loss, speed, learning rate, memory and time left."""

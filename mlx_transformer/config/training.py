@@ -67,7 +67,8 @@ class TrainingConfig:
         seed: Random seed; the same seed gives the same run.
         valid_every: Steps between validations; each one writes a checkpoint.
         log_every: Steps between log entries.
-        bleu_sentences: Validation sentences to translate for BLEU, chrF and exact match; 0 for none.
+        bleu_sentences: Validation sentences to translate, with the model's search settings, for BLEU, chrF and exact
+            match; 0 for none.
         samples: Translations to show at each validation.
         best_by: Metric that selects the best model: token accuracy, loss (which label smoothing can worsen while
             translations improve), BLEU or chrF (which need sacrebleu).

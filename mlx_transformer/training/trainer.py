@@ -203,7 +203,8 @@ class Trainer:
         """Train until the last step, until patience runs out, or until a signal asks to stop."""
         state, config = self.state, self.config
         sizes = {"parameters": state.model.num_parameters, "pairs": len(corpus), "too_long": corpus.num_dropped}
-        self.log_event("start", **sizes, steps=config.steps, config=to_dict(config), conditions=environment_info())
+        settings = {"config": to_dict(config), "search": to_dict(state.model.search_defaults)}
+        self.log_event("start", **sizes, steps=config.steps, **settings, conditions=environment_info())
         if state.step == config.steps and state.progress.get("validated") != state.step:
             self._validate()  # stopped at what is now the last step
         logger.info("Compiling the model and training the first steps; progress is shown after %d", config.log_every)

@@ -40,7 +40,11 @@ class Validator:
         return results | self.score_translations(model)
 
     def score_translations(self, model: Transformer) -> dict[str, Any]:
-        """Translate the first sentences with the model's search defaults; return their scores and a few samples."""
+        """Translate the first sentences; return their scores and a few samples.
+
+        The search is the model's, as in `generate` and `evaluate`, so that scores compare with theirs: greedy for a new
+        model, the beams of its checkpoint for a fine-tuned one.
+        """
         if not self.sources:
             return {}
         texts, _, source_languages, target_languages = map(list, zip(*self.sources, strict=True))

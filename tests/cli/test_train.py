@@ -56,6 +56,15 @@ class TestTrain:
         result = CliRunner().invoke(main, [*arguments.split(), "--json"])
         assert [json.loads(line) for line in result.output.splitlines()] == ENTRIES
 
+    @pytest.mark.parametrize(("beams", "search"), [(1, "greedy search"), (4, "4 beams")])
+    def test_the_search_of_validation_is_named(self, monkeypatch, beams, search):
+        entry = ENTRIES[0] | {"search": {"beam_size": beams}}
+        monkeypatch.setitem(vars(mt), "train", lambda config, report: report(entry))
+        arguments = "train --train a.tsv --valid v.tsv --output run --bleu-sentences".split()
+        line = f"validation translates up to 1,500 sentences with the model's {search}"
+        assert line in CliRunner().invoke(main, [*arguments, "1500"]).output.splitlines()
+        assert "translates" not in CliRunner().invoke(main, [*arguments, "0"]).output
+
     @pytest.fixture
     def configs(self, monkeypatch, tmp_path):
         """The configurations that the command trains; a run in `run` has options of its own."""

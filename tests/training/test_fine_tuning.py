@@ -41,6 +41,17 @@ def test_fine_tuning_starts_from_the_model_s_weights(options, pretrained):
     assert tokenizer.source.tokenizer.to_str() == mt.load(pretrained / "best")[1].source.tokenizer.to_str()
 
 
+def test_validation_searches_as_the_model_does_and_the_log_says_how(options, pretrained, tmp_path):
+    model, tokenizer = mt.load(pretrained / "best")
+    model.search_defaults = dataclasses.replace(model.search_defaults, beam_size=3, max_tokens=5)
+    model_folder.save(tmp_path / "beams", model, tokenizer)
+    best = train(fine_tuning_options(options, tmp_path / "beams", steps=1, bleu_sentences=3, samples=3))
+    (start,), (entry,) = (log_events(options.output, event) for event in ("start", "validation"))
+    assert (start["search"]["beam_size"], start["search"]["max_tokens"]) == (3, 5)
+    texts = mt.generate(*mt.load(best), [sample["source"] for sample in entry["samples"]])
+    assert texts == [sample["hypothesis"] for sample in entry["samples"]] and len(texts) == 3
+
+
 @pytest.mark.parametrize("freeze", [(), ("encoder", "embeddings")])
 def test_fine_tuning_resumes_exactly_and_keeps_frozen_parts(options, pretrained, freeze, tmp_path):
     options = fine_tuning_options(options, pretrained / "best", freeze=freeze, steps=8)
