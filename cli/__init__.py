@@ -14,6 +14,7 @@ from mlx_transformer import __version__
 from mlx_transformer.cli import input_lines, streams
 from mlx_transformer.cli.commands import attention, cache, convert, evaluate, generate, info, plot, score, train
 from mlx_transformer.cli.progress import activity
+from mlx_transformer.storage.redaction import hide_passwords
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE, as shells expect
 PIPE_CLOSED = 141
@@ -49,11 +50,15 @@ class CommandLine(click.Group):
             ctx.exit(PIPE_CLOSED)
         except (click.Abort, click.exceptions.Exit):
             raise  # these are RuntimeErrors, too
+        except click.ClickException as error:
+            vars(error)["message"] = hide_passwords(error.message)
+            raise
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_user_error(error):
                 raise
             flush_or_discard()
-            raise click.ClickException(describe_error(error, ctx) + partial_results_note(ctx)) from error
+            message = hide_passwords(describe_error(error, ctx))
+            raise click.ClickException(message + partial_results_note(ctx)) from error
 
 
 def is_user_error(error: RuntimeError) -> bool:

@@ -48,11 +48,11 @@ def prepare_temporary_folder() -> None:
         click.echo(f"Warning: TMPDIR is {wanted}, which cannot be written; {usable} is used instead.", err=True)
     os.environ["TMPDIR"] = usable
     if sys.platform == "linux" and kernel_cache.find_risk(Path(usable)):
-        private = cache_folder() / "tmp"
         with suppress(OSError):
+            private = cache_folder() / "tmp"
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not kernel_cache.find_risk(private):
-            os.environ["TMPDIR"] = str(private)
+            if not kernel_cache.find_risk(private):
+                os.environ["TMPDIR"] = str(private)
 
 
 def none_if_dash(context: click.Context, parameter: click.Parameter, path: str | None) -> str | None:

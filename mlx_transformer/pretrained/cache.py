@@ -53,10 +53,19 @@ def is_repository_id(text: str) -> bool:
 
 
 def cache_folder() -> Path:
-    """Return the folder of converted models; it may be deleted, as a whole or model by model, to free disk space."""
-    if folder := os.environ.get("MLX_TRANSFORMER_CACHE"):
-        return Path(folder).expanduser().absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mlx_transformer"
+    """Return the folder of converted models; it may be deleted, as a whole or model by model, to free disk space.
+
+    Raises:
+        OSError: If the user has no home folder, as in some containers, and the environment names no other.
+    """
+    try:
+        if folder := os.environ.get("MLX_TRANSFORMER_CACHE"):
+            return Path(folder).expanduser().absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "mlx_transformer"
+    except RuntimeError:  # from expanduser
+        raise OSError(
+            "The model cache needs a folder, and you have no home folder: set MLX_TRANSFORMER_CACHE and HF_HOME."
+        ) from None
 
 
 def repository_folder(name: str) -> Path:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mlx_transformer.pretrained.cache import commit_of, converted_folder, lock_folder, read_last_used, write_last_used
+from mlx_transformer.storage.redaction import hide_passwords
 from mlx_transformer.weights.conversion_plan import check_convertible
 from mlx_transformer.weights.formats.checkpoint import OTHER_FILES, PREFERRED_FILES, SHARD_NAME, WEIGHT_SUFFIXES
 from mlx_transformer.weights.source_config import read_config
@@ -26,6 +28,15 @@ CONFIG_FILES = (
 )
 NON_MODEL_PREFIXES = ("adapter_", *OTHER_FILES)
 LOGIN_HINT = "log in with `hf auth login` or set HF_TOKEN"
+
+
+def hide_passwords_in_record(record: logging.LogRecord) -> bool:
+    """Remove passwords from a message of huggingface_hub, which logs the URLs that it tries again."""
+    record.msg = hide_passwords(str(record.msg))
+    return True
+
+
+logging.getLogger("huggingface_hub.utils._http").addFilter(hide_passwords_in_record)
 
 
 class HubUnreachableError(OSError):
@@ -100,6 +111,7 @@ def resolve_revision(name: str, revision: str | None) -> tuple[str, list[str]]:
     Raises:
         OSError: See `fetch_model`.
     """
+    check_environment()
     from huggingface_hub import HfApi, constants
 
     with translate_hub_errors(name, revision):
@@ -107,6 +119,28 @@ def resolve_revision(name: str, revision: str | None) -> tuple[str, list[str]]:
         if not COMMIT_HASH.fullmatch(info.sha or ""):
             raise ValueError("the answer names no commit")
     return str(info.sha), [file.rfilename for file in info.siblings or []]
+
+
+def check_environment() -> None:
+    """Check what huggingface_hub reads from the environment: the address of the hub, and a folder for downloads.
+
+    Raises:
+        ValueError: If HF_ENDPOINT is no URL. It is not shown, because it may hold a password.
+        OSError: If there is no home folder, and HF_HOME does not name another one.
+    """
+    try:
+        endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+        is_valid = endpoint.scheme in ("http", "https") and endpoint.hostname and endpoint.port != 0
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(
+            "HF_ENDPOINT must be a URL such as https://huggingface.co; in a password, write / as %2F and @ as %40."
+        )
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise OSError("Downloads need a folder, and you have no home folder: set HF_HOME and MLX_TRANSFORMER_CACHE.")
 
 
 def download(name: str, commit: str, names: list[str]) -> Path:
@@ -179,8 +213,8 @@ def describe_hub_error(error: BaseException, name: str, revision: str | None) ->
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
-    address = f"{constants.ENDPOINT}/{name}"
-    reason = " ".join(str(error).split()) or type(error).__name__
+    address = hide_passwords(f"{constants.ENDPOINT}/{name}")
+    reason = hide_passwords(" ".join(str(error).split())) or type(error).__name__
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else 0
     if isinstance(error, errors.GatedRepoError):
         return PermissionError(f"{name} is gated: ask for access at {address}, then {LOGIN_HINT}.")

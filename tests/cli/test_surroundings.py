@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -195,6 +196,48 @@ class TestTemporaryFolder:
             [*REAL, "generate", "--model", str(RUN / "best"), "Hello"], env=environment, capture_output=True
         )
         assert result.returncode == 0 and b"Traceback" not in result.stderr
+
+
+class TestNoHomeFolder:
+    """As in containers that run with a user id of their own."""
+
+    @pytest.fixture(autouse=True)
+    def without_home(self, monkeypatch):
+        def fail(user):
+            raise KeyError(f"uid not found: {user}")
+
+        monkeypatch.setattr(pwd, "getpwuid", fail)
+        for name in ("HOME", "XDG_CACHE_HOME", "MLX_TRANSFORMER_CACHE", "HF_HOME"):
+            monkeypatch.delenv(name, raising=False)
+
+    def test_commands_without_the_cache_run(self, echo, monkeypatch, tmp_path):
+        (tmp_path / "mlx").symlink_to(tmp_path)
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        assert echo("generate", "one").stderr == ""
+
+    def test_the_cache_needs_one(self, echo):
+        line = error_line(echo("cache", status=1))
+        assert line.endswith("you have no home folder: set MLX_TRANSFORMER_CACHE and HF_HOME.\n")
+
+
+class TestPasswords:
+    @pytest.mark.parametrize(
+        ("status", "arguments"),
+        [
+            (1, ["plot", "{url}"]),
+            (1, ["generate", "--input", "{url}"]),
+            (1, ["generate", "--output", "{url}", "one"]),
+            (1, ["convert", "{url}", "out"]),
+            (2, ["convert", "in", "out", "{url}"]),
+            (2, ["generate", "--beam-size", "{url}"]),
+        ],
+    )
+    def test_urls_are_shown_without_them(self, echo, tmp_path, monkeypatch, status, arguments):
+        monkeypatch.chdir(tmp_path)
+        arguments = [argument.format(url="https://user:secret@example.org/a") for argument in arguments]
+        result = echo(*arguments, status=status)
+        assert "***@example.org" in result.stderr and "secret" not in result.stderr
 
 
 class TestFileNames:

@@ -5,6 +5,7 @@ The client reads its settings when it is imported, so each scene runs in a proce
 
 import functools
 import json
+import logging
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from huggingface_hub import constants, errors
 from support.bart_files import BART_CONFIG, VOCAB, bart_tensors
 from support.checkpoint_files import safetensors_file, tensor, zip_file
 from support.hub_server import TOKEN, Hub
@@ -578,3 +580,34 @@ def test_weights_are_chosen_in_the_order_of_the_checkpoint_reader():
     preferred = list(checkpoint_module.PREFERRED_FILES)
     for first, expected in enumerate(preferred):
         assert hub.choose_files("owner/name", preferred[first:][::-1])[-1] == expected
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, ValueError, TimeoutError, errors.HTTPError])
+def test_passwords_of_the_hub_are_never_shown(monkeypatch, kind):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://user:secret@localhost:9")
+    error = kind("cannot reach http://user:secret@localhost:9/api?b=1")
+    assert "http://***@localhost:9/owner/name cannot be reached: cannot reach http://***@localhost:9/api?b=1" in str(
+        hub.describe_hub_error(error, "owner/name", None)
+    )
+
+
+def test_passwords_are_removed_from_the_log_of_huggingface_hub(caplog):
+    logging.getLogger("huggingface_hub.utils._http").warning("error thrown while requesting GET http://u:secret@host/a")
+    assert caplog.messages == ["error thrown while requesting GET http://***@host/a"]
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["user:secret@host", "https://user:sec/ret@host", "https://user:secret@", "ftp://h"]
+)
+def test_a_bad_endpoint_is_named_without_its_password(monkeypatch, endpoint):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(ValueError, match="^HF_ENDPOINT must be a URL such as https://huggingface.co; ") as caught:
+        hub.resolve_revision("owner/name", None)
+    assert "sec" not in str(caught.value) and "ftp" not in str(caught.value)
+
+
+def test_downloads_need_a_home_folder(monkeypatch):
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    with pytest.raises(OSError, match="you have no home folder: set HF_HOME and MLX_TRANSFORMER_CACHE"):
+        hub.resolve_revision("owner/name", None)

@@ -1,0 +1,85 @@
+"""Ctrl-C at any moment: one line and status 130, never a traceback."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support.paths import ROOT
+
+# Sends SIGINT while a module is imported, which replaces KeyboardInterrupt by another error as C modules do.
+SCRIPT = """
+import runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {name!r}:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ImportError("replaced") from error
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = {arguments!r}
+runpy.run_module("mlx_transformer", run_name="__main__")
+"""
+RUN = str(ROOT / "tests" / "support" / "runs" / "version_0.1.0")
+COMMANDS = {
+    "generate": ["generate", "--model", f"{RUN}/best", "Hello"],
+    "score": ["score", "--model", f"{RUN}/best"],
+    "info": ["info", f"{RUN}/best"],
+    "plot": ["plot", RUN],
+    "help": ["generate", "--help"],
+}
+COUNT = int(os.environ.get("MLX_TRANSFORMER_TEST_SIGNALS", 10))  # signals of the slow tests for each command
+
+
+def run(arguments, folder, **options):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("generate", "click"),
+        ("generate", "mlx_transformer.cli.streams"),
+        ("generate", "mlx.core"),
+        ("generate", "mlx_transformer.model.transformer"),
+        ("plot", "matplotlib"),
+        ("help", "mlx_transformer.cli"),
+    ],
+)
+def test_ctrl_c_during_an_import(tmp_path, command, module):
+    process = run(["-c", SCRIPT.format(name=module, arguments=COMMANDS[command])], tmp_path)
+    assert process.communicate() == ("", "Interrupted.\n")
+    assert process.returncode == 130 and os.listdir(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_at_any_time(tmp_path, command):
+    """Python prints a traceback of its own if Ctrl-C comes before it runs the first line of the package."""
+    random.seed(1)
+    outcomes = set()
+    for _ in range(COUNT):
+        process = run(["-m", "mlx_transformer", *COMMANDS[command]], tmp_path)
+        time.sleep(random.uniform(0, 0.8))
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate()[1]
+        if "mlx_transformer/__main__.py" in errors or "Traceback" not in errors:
+            outcomes.add((process.returncode, errors))
+    # Complete; interrupted; or killed after everything was done.
+    assert outcomes <= {(0, ""), (130, "Interrupted.\n"), (-signal.SIGINT, "")}
