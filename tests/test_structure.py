@@ -34,6 +34,7 @@ PARTS = [
     {"decoding", "data", "checkpoints"},
     {"model", "tokenization"},
     {"config", "storage", "metrics"},
+    {"messages"},
 ]
 WEIGHTS = [
     {"__init__"},

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_transformer.checkpoints.model_folder import describe_mismatches
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.serialization import from_dict
+from mlx_transformer.messages import short_repr
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.weights.families import FAMILIES, UNSUPPORTED_MODEL_TYPES
@@ -124,12 +125,14 @@ def family_of_model_type(settings: dict[str, Any]) -> str | None:
     if not isinstance(model_type, str):
         return None
     if reason := UNSUPPORTED_MODEL_TYPES.get(model_type):
-        raise ValueError(f"Checkpoints of model_type {model_type!r} cannot be converted: {reason}.")
+        raise ValueError(f"Checkpoints of model_type {short_repr(model_type)} cannot be converted: {reason}.")
     for name, family in FAMILIES.items():
         if model_type in family.model_types:
             return name
     supported = ", ".join(sorted(FAMILIES))
-    raise ValueError(f"model_type {model_type!r} of config.json is not supported. Supported families: {supported}.")
+    raise ValueError(
+        f"model_type {short_repr(model_type)} of config.json is not supported. Supported families: {supported}."
+    )
 
 
 def check_convertible(settings: dict[str, Any]) -> None:
@@ -241,7 +244,9 @@ def fields_from_config(family: Family, settings: dict[str, Any], skip: Iterable[
     """Translate a checkpoint's settings into fields of ModelConfig and StackConfig, except those to skip."""
     for key, supported in family.supported.items():
         if settings.get(key) not in (None, *supported):
-            raise ValueError(f"A checkpoint with {key} {settings[key]!r} cannot be converted: this is not supported.")
+            raise ValueError(
+                f"A checkpoint with {key} {short_repr(settings[key])} cannot be converted: this is not supported."
+            )
     values = {}
     for name, rule in family.fields.items():
         if name in skip:

@@ -90,7 +90,7 @@ def search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfi
         "forced_eos_id": _forced_id(generation, "forced_eos_token_id", model),
         "renormalize": generation.get("renormalize_logits", False),
     }
-    forced = {values["forced_bos_id"], values["forced_eos_id"]}
+    forced = {token for token in (values["forced_bos_id"], values["forced_eos_id"]) if isinstance(token, int)}
     return SearchConfig(**values | _length_limits(generation, model) | _bad_words(generation, model, forced))
 
 
@@ -107,7 +107,7 @@ def _length_limits(generation: dict[str, Any], model: ModelConfig) -> dict[str, 
     return {"max_tokens": max_tokens, "min_tokens": min(min_tokens, limit)}
 
 
-def _bad_words(generation: dict[str, Any], model: ModelConfig, forced: set[int | None]) -> dict[str, Any]:
+def _bad_words(generation: dict[str, Any], model: ModelConfig, forced: set[int]) -> dict[str, Any]:
     """Return the tokens and words that are never generated; as in transformers, no end token is a bad word."""
     ends = {(token,) for token in model.eos_ids}
     words = [tuple(word) for word in generation.get("bad_words_ids", []) if word and tuple(word) not in ends]

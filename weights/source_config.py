@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from mlx_transformer.messages import shorten
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.weights.formats.containers import read_json
 from mlx_transformer.weights.formats.pickled_objects import to_plain
@@ -42,7 +43,7 @@ def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
         data = _parse_yaml(file.read_bytes())
     except (ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # Values that do not fit their YAML tag raise all of these.
-        raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{file} must be YAML: {shorten(str(error), 120)}.") from None
     options = data.get(section) if isinstance(data, dict) else None
     return flatten_options(options) if isinstance(options, dict) else {}
 
@@ -72,6 +73,9 @@ def _parse_yaml(content: bytes) -> Any:
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_yaml_number)
     try:
         return yaml.load(content, Loader)
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{error.problem}{where}") from None
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 

@@ -13,11 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_transformer.checkpoints.replacement import CARD, abbreviate, is_model_folder, replace_model_folder
+from mlx_transformer.checkpoints.replacement import CARD, MAX_LISTED, abbreviate, is_model_folder, replace_model_folder
 from mlx_transformer.config.folder import CONVERSION_VERSION, FolderConfig
 from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.serialization import from_dict, to_dict
+from mlx_transformer.messages import short_repr
 from mlx_transformer.model.fused_projections import fuse_projections, split_projections
 from mlx_transformer.model.precision import DTYPES, parse_dtype, prepare_for_inference
 from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
@@ -234,8 +235,8 @@ def read_config(folder: Path) -> FolderConfig:
     version = data.get("format_version") if isinstance(data, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format_version {version}, newer than {FORMAT_VERSION}, the newest that this version of "
-            "mlx_transformer reads: upgrade mlx_transformer."
+            f"{path} has format_version {short_repr(version)}, newer than {FORMAT_VERSION}, the newest that this "
+            "version of mlx_transformer reads: upgrade mlx_transformer."
         )
     return from_dict(FolderConfig, data, str(path))
 
@@ -299,8 +300,10 @@ def describe_mismatches(
     missing: list[str], unexpected: list[str], misshapen: list[str], mistyped: Sequence[str] = ()
 ) -> str:
     """Describe how a file's arrays differ from a model's, with counts and a few names; empty if they match."""
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, "of another type": mistyped}
-    return "; ".join(f"{len(names)} {kind} ({abbreviate(names)})" for kind, names in kinds.items() if names)
+    named = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, "of another type": mistyped}
+    kinds = {kind: names for kind, names in named.items() if names}
+    length = MAX_LISTED // max(len(kinds), 1)
+    return "; ".join(f"{len(names)} {kind} ({abbreviate(names, length)})" for kind, names in kinds.items())
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:

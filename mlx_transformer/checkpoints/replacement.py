@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mlx_transformer.messages import shorten
 from mlx_transformer.storage.atomic import atomic_replace, restore_interrupted_replacement
 from mlx_transformer.storage.checksums import CHECKSUM_FILE, read_checksums, write_checksums
 from mlx_transformer.storage.files import read_json, read_text, sha256_of
@@ -20,6 +21,7 @@ MODEL_FILES = frozenset(
     }
 )
 MAX_NAMES = 4  # in a message
+MAX_LISTED = 210  # characters of the names in an error
 
 
 @contextmanager
@@ -128,7 +130,10 @@ def delete_model_folder(folder: Path) -> None:
         folder.rmdir()
 
 
-def abbreviate(names: Sequence[str]) -> str:
-    """Return a few names and the number of the others."""
-    rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + rest
+def abbreviate(names: Sequence[str], length: int = MAX_LISTED) -> str:
+    """Return a few names, in at most `length` characters, and the number of the others."""
+    count = 1
+    while count < min(MAX_NAMES, len(names)) and len(", ".join(names[: count + 1])) <= length:
+        count += 1
+    rest = f" and {len(names) - count} more" if len(names) > count else ""
+    return shorten(", ".join(names[:count]), length) + rest

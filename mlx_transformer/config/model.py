@@ -14,7 +14,7 @@ STACK_LIMITS |= {"num_buckets": 2**16, "max_distance": 2**20}
 
 MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 2**17, "head_dims": 2**17}
 
-MAX_POSITIONS = 2**26  # max_length x dims of a position table
+MAX_POSITIONS = 2**24  # max_length x dims of a position table: 16384 positions of 1024, 64 MiB
 
 
 @dataclass(frozen=True)

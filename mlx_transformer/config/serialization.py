@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-import reprlib
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from mlx_transformer.messages import short_names, short_repr, similar_names
 
 Config = TypeVar("Config")
 
@@ -21,10 +22,10 @@ def from_dict(kind: type[Config], data: Any, name: str) -> Config:
         ValueError: If a field is unknown, missing or of the wrong type.
     """
     if not isinstance(data, dict):
-        raise ValueError(f"{name} must be an object with fields, not {data!r}.")
+        raise ValueError(f"{name} must be an object with fields, not {short_repr(data)}.")
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(data.keys() - fields.keys()):
-        raise ValueError(f"{name} has unknown fields: {', '.join(unknown)}. The known ones are {', '.join(fields)}.")
+        raise ValueError(f"{name} has unknown fields: {short_names(unknown)}. {similar_names(unknown[0], fields)}")
     none = (dataclasses.MISSING, dataclasses.MISSING)
     required = {key for key, item in fields.items() if (item.default, item.default_factory) == none}
     if missing := sorted(required - data.keys()):
@@ -79,16 +80,25 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if not _has_type(value, kind):
         choices = "one of " + ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else None
         expected = choices or (kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", ""))
-        raise ValueError(f"{name} must be {expected}, not {reprlib.repr(value)}.")
+        raise ValueError(f"{name} must be {expected}, not {short_repr(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value}.")
+    if not _fits_64_bits(value):
+        raise ValueError(f"{name} must be a number below 2**63, not {short_repr(value)}.")
+
+
+def _fits_64_bits(value: Any) -> bool:
+    """Whether all integers in a value fit in 64 bits; others would overflow wherever they are computed with."""
+    if isinstance(value, dict | tuple | list):
+        return all(map(_fits_64_bits, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
 def check_at_most(config: Any, limits: dict[str, int]) -> None:
     """Raise ValueError for a named field above its limit."""
     for name, limit in limits.items():
         if (vars(config)[name] or 0) > limit:
-            raise ValueError(f"{name} must be at most {limit}, not {reprlib.repr(vars(config)[name])}.")
+            raise ValueError(f"{name} must be at most {limit}, not {short_repr(vars(config)[name])}.")
 
 
 def check_positive(config: Any, *names: str) -> None:

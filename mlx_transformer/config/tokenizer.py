@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_transformer.config.serialization import check_padding, check_positive, check_types
+from mlx_transformer.messages import short_repr
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TokenizerConfig:
             raise ValueError("A tokenizer with language tokens must know some languages: languages is empty.")
         for name in ("default_source_language", "default_target_language"):
             if (code := vars(self)[name]) is not None and code not in self.languages:
-                raise ValueError(f"{name} must be one of the tokenizer's languages: got {code!r}.")
+                raise ValueError(f"{name} must be one of the tokenizer's languages: got {short_repr(code)}.")
 
     def special_ids(self) -> dict[str, set[int]]:
         """The ids that are added to texts of the "source" and of the "target"."""

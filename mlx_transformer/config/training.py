@@ -4,6 +4,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from mlx_transformer.config.serialization import check_positive, check_shares, check_types
+from mlx_transformer.messages import short_repr
 
 # Part that can be frozen -> its submodules and arrays in the model.
 FREEZABLE_PARTS = {
@@ -161,9 +162,9 @@ class TrainingConfig:
 
     def _check_model(self) -> None:
         if self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}.")
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {short_repr(self.preset)}.")
         if unknown := [name for name in self.freeze if name not in FREEZABLE_PARTS]:
-            raise ValueError(f"freeze must be any of {', '.join(FREEZABLE_PARTS)}, not {unknown[0]!r}.")
+            raise ValueError(f"freeze must be any of {', '.join(FREEZABLE_PARTS)}, not {short_repr(unknown[0])}.")
         if self.freeze and self.init is None:
             raise ValueError("freeze only applies to fine-tuning: set init as well.")
         if self.init is not None:

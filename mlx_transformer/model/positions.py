@@ -5,6 +5,8 @@ from collections.abc import Callable
 import mlx.core as mx
 import numpy as np
 
+ROWS_AT_A_TIME = 4096
+
 
 def constant_arange(count: int, dtype: type = np.int32) -> mx.array:
     """Return 0, 1, ..., count - 1 as a constant of compiled code, where mx.arange would run a kernel in every call."""
@@ -22,9 +24,13 @@ def sinusoidal_positions(length: int, dims: int) -> mx.array:
 
     Source: Vaswani et al. 2017, section 3.5.
     """
-    angles = np.arange(length)[:, None] / 10000.0 ** (np.arange(0, dims, 2) / dims)
-    table = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)[:, :dims]
-    return mx.array(table.astype(np.float32))
+    table = np.empty((length, dims), np.float32)
+    for start in range(0, length, ROWS_AT_A_TIME):  # in float64, which for all rows would take gigabytes
+        rows = np.arange(start, min(start + ROWS_AT_A_TIME, length))
+        angles = rows[:, None] / 10000.0 ** (np.arange(0, dims, 2) / dims)
+        waves = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
+        table[rows] = waves.reshape(len(rows), -1)[:, :dims]
+    return mx.array(table)
 
 
 def relative_position_buckets(count: int, max_distance: int, two_sided: bool) -> tuple[int, ...]:

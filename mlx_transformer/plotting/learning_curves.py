@@ -24,6 +24,7 @@ PANELS = {
     "chrF": ("chrf", ("validation",)),
     "learning rate": ("learning_rate", ("step",)),
 }
+MAX_NUMBER = 1e30  # far above any loss; matplotlib overflows near the largest float
 PANEL_SIZE = (3.1, 2.1)  # inches
 # Distinguishable with colour vision deficiency (Okabe and Ito 2008, Color Universal Design).
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000")
@@ -154,8 +155,8 @@ def best_point(log: Log, field: str) -> Point | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number or a boolean."""
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """Whether a JSON value is a number that can be drawn, or a boolean."""
+    return isinstance(value, (int, float)) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def run_names(folders: Sequence[str | Path]) -> list[str]:

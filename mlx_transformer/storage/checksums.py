@@ -1,11 +1,14 @@
 """SHA256SUMS: the checksums of a folder's files, in the format of `sha256sum --check`."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from mlx_transformer.messages import shorten
 from mlx_transformer.storage.files import read_text, sha256_of
 
 CHECKSUM_FILE = "SHA256SUMS"
+MAX_FILE_NAME = 255  # bytes
 
 
 def write_checksums(folder: Path) -> None:
@@ -17,7 +20,8 @@ def write_checksums(folder: Path) -> None:
 def read_checksums(folder: Path) -> dict[str, str]:
     """Return the checksum of each file; FileNotFoundError without SHA256SUMS, ValueError if it is malformed."""
     lines = [line.split("  ", 1) for line in read_text(folder / CHECKSUM_FILE).splitlines()]
-    if any(len(line) != 2 for line in lines):
+    # A name must be that of a file in the folder: `Path.is_file` raises for one that no file system has.
+    if any(len(line) != 2 or set(line[1]) & set("/\0") or len(os.fsencode(line[1])) > MAX_FILE_NAME for line in lines):
         raise ValueError(f"{folder / CHECKSUM_FILE} must have a checksum and a name in each line: copy it again.")
     return {name: digest for digest, name in lines}
 
@@ -37,7 +41,7 @@ def find_damage(folder: Path, required: Iterable[str] = ()) -> str | None:
         return f"{CHECKSUM_FILE} is malformed"
     for name in (*required, *checksums):
         if name not in checksums or not (folder / name).is_file():
-            return f"{name} is missing"
+            return f"{shorten(name)} is missing"
         if sha256_of(folder / name) != checksums[name]:
             return f"{name} does not match its checksum in {CHECKSUM_FILE}"
     return None

@@ -10,9 +10,11 @@ from typing import Any, BinaryIO, cast
 import mlx.core as mx
 import numpy as np
 
+from mlx_transformer.messages import shorten
 from mlx_transformer.storage.files import parse_json
 
 NUMBERS_PER_WRITE = 2**22
+MAX_REASON = 120  # characters of a message of MLX
 SAFETENSORS_DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 
 
@@ -70,8 +72,9 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
     try:
         arrays = mx.load(str(path), format="safetensors")
         offsets, size = _read_offsets(path)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} must be a complete safetensors file, copy it again: {error}") from None
+    except (RuntimeError, ValueError) as error:  # MLX quotes the file, also if that is not UTF-8
+        reason = "its header is not UTF-8" if isinstance(error, UnicodeError) else shorten(str(error), MAX_REASON)
+        raise ValueError(f"{path} must be a complete safetensors file, copy it again: {reason}") from None
     end = 0
     for start, stop in offsets:  # MLX checks the sizes of arrays only
         if start != end:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mlx_transformer.config.serialization import check_types
+from mlx_transformer.messages import short_repr
 from mlx_transformer.storage.files import read_text
 from mlx_transformer.tokenization.vocabulary import AddedTokenSplitter, Vocabulary, check_vocabulary_ids
 
@@ -47,7 +48,7 @@ class BPEVocabulary(Vocabulary):
         check_vocabulary_ids(self.ids, self.added, self.unknown_id)
         for merge in self.merges:
             if len(merge.split(" ")) != 2:
-                raise ValueError(f"A merge must be two pieces separated by a space: got {merge!r}.")
+                raise ValueError(f"A merge must be two pieces separated by a space: got {short_repr(merge)}.")
 
     @cached_property
     def size(self) -> int:

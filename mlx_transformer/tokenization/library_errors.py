@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mlx_transformer.messages import shorten
+
 MAX_REASON = 120  # characters of a library's message
 PANIC = "PanicException"  # of Rust; not an Exception, and its class cannot be imported
 STANDARD_ERROR = 2
@@ -26,9 +28,7 @@ def library_errors(rule: str, remedy: str = "copy it again") -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
-        reason = " ".join(str(error).split()).removesuffix(".")
-        if len(reason) > MAX_REASON:
-            reason = f"{reason[:MAX_REASON]}..."
+        reason = shorten(str(error), MAX_REASON).removesuffix(".")
         raise ValueError(f"{rule}: {reason}; {remedy}.") from None
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.messages import short_repr
 from mlx_transformer.storage.files import read_json
 from mlx_transformer.tokenization.bpe_trainer import (
     FIXED_TOKENS,
@@ -84,10 +85,8 @@ class Tokenizer:
         if _has_trained_layout(self.config):
             languages = {i: language_token(code) for code, i in self.config.languages.items()}
             for i, token in (dict(enumerate(SPECIAL_TOKENS)) | languages).items():
-                if vocabulary.id_to_token(i) != token:
-                    raise ValueError(
-                        f"Id {i} of a trained vocabulary must be {token}: it is {vocabulary.id_to_token(i)!r}."
-                    )
+                if (actual := vocabulary.id_to_token(i)) != token:
+                    raise ValueError(f"Id {i} of a trained vocabulary must be {token}: it is {short_repr(actual)}.")
         if vocabulary.size > MAX_VOCAB_SIZE:
             raise ValueError(
                 f"Ids of a vocabulary must be below {MAX_VOCAB_SIZE}: the highest is {vocabulary.size - 1}."
@@ -95,8 +94,8 @@ class Tokenizer:
         # Special tokens beyond the model's vocabulary are allowed: `_encode_texts` removes them.
         if extra := [i for i in range(size, vocabulary.size) if i not in self._skip_ids and vocabulary.id_to_token(i)]:
             raise ValueError(
-                f"A vocabulary must fit its model: {vocabulary.id_to_token(extra[0])!r} has the id {extra[0]}, but the "
-                f"model only {size} ids; use the files that belong to the model."
+                f"A vocabulary must fit its model: {short_repr(vocabulary.id_to_token(extra[0]))} has the id "
+                f"{extra[0]}, but the model only {size} ids; use the files that belong to the model."
             )
         if (highest := max(special_ids, default=0)) >= size:
             raise ValueError(
@@ -353,5 +352,7 @@ def _read_vocabulary_file(folder: Path) -> dict[str, Any]:
 def _load_vocabulary(folder: Path, prefix: str, data: Any) -> Vocabulary:
     kind = data.get("kind") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in VOCABULARY_KINDS:
-        raise ValueError(f"{folder / VOCABULARY_FILE}: kind must be {', '.join(VOCABULARY_KINDS)}, not {kind!r}.")
+        raise ValueError(
+            f"{folder / VOCABULARY_FILE}: kind must be {', '.join(VOCABULARY_KINDS)}, not {short_repr(kind)}."
+        )
     return VOCABULARY_KINDS[kind].read(folder, prefix, {key: value for key, value in data.items() if key != "kind"})

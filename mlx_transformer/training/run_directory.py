@@ -17,9 +17,11 @@ from mlx_transformer.checkpoints.replacement import check_destination, delete_mo
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.parallel_corpus import absolute_spec
+from mlx_transformer.messages import shorten
 from mlx_transformer.storage import atomic
 from mlx_transformer.storage.atomic import atomic_write_text
 from mlx_transformer.storage.checksums import find_damage, write_checksums
+from mlx_transformer.storage.files import parse_json
 from mlx_transformer.storage.text_files import read_lines
 
 if sys.version_info >= (3, 11):
@@ -180,8 +182,8 @@ class RunDirectory:
         # last line may be cut off within a character.
         for line in self.log_file.read_text(encoding="utf-8", errors="replace").split("\n"):
             with suppress(ValueError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and "step" in entry:
+                entry = parse_json(line)
+                if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                     entries.append(entry)
         return entries
 
@@ -214,8 +216,9 @@ def read_options_file(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"The options file {path} does not exist: check the path.")
     try:
         return tomllib.loads(b"\n".join(read_lines(str(path))).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be TOML, with a line `name = value` per option: {error}.") from None
+    except (ValueError, RecursionError) as error:
+        reason = shorten(str(error), 120)
+        raise ValueError(f"{path} must be TOML, with a line `name = value` per option: {reason}.") from None
 
 
 def load_run_options(folder: str | Path) -> TrainingConfig:

@@ -279,9 +279,9 @@ class TestDamage:
                 lambda c: c.pop("format_version"),
                 "must be that of a model folder, but it has no format_version: check the path",
             ),
-            (lambda c: c.update(modle=c.pop("model")), "unknown fields: modle. The known ones are .*model"),
+            (lambda c: c.update(modle=c.pop("model")), "unknown fields: modle. Similar ones are model"),
             (lambda c: c.pop("model"), "lacks the fields model"),
-            (lambda c: c["model"].update(width=3), "model has unknown fields: width. The known ones are .*dims"),
+            (lambda c: c["model"].update(width=3), "model has unknown fields: width. Known ones are .*dims"),
             (lambda c: c["model"].update(dims="64"), "model: dims must be int, not '64'"),
             (lambda c: c["model"].pop("dims"), "model lacks the fields dims"),
             (lambda c: c["model"]["encoder"].update(num_heads=-2), "encoder: num_heads must be more than 0, not -2"),
@@ -325,7 +325,7 @@ class TestDamage:
         weights["encoder.norm.weight"] = mx.zeros(63)
         mx.save_safetensors(str(path), weights)
         message = refused(folder, f"{path} does not hold the arrays that its config.json describes")
-        assert f"6 missing ({', '.join(missing[:4])} and 2 more)" in message
+        assert f"6 missing ({missing[0]} and 5 more)" in message
         assert "2 unexpected (extra.weight, other)" in message
         assert "1 of another shape (encoder.norm.weight (63,) instead of (64,))" in message
 

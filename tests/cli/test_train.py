@@ -92,7 +92,7 @@ class TestTrain:
         ("text", "message"),
         [
             ("steps = ", "options.toml must be TOML, with a line `name = value` per option"),
-            ("stepps = 3", "options.toml has unknown fields: stepps. The known ones are train, valid"),
+            ("stepps = 3", "options.toml has unknown fields: stepps. Similar ones are steps"),
             ("steps = 'many'", "steps must be int, not 'many'"),
             ("output = 3\nresume = true", "output must be a string, the folder of the run, not 3"),
         ],

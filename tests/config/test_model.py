@@ -26,7 +26,7 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
         (
             MODEL,
             {"dims": 2**17, "encoder": replace(STACK, max_length=513)},
-            "max_length x dims must be at most 67108864",
+            "max_length x dims must be at most 16777216",
         ),
         (MODEL, {"source_vocab_size": 0}, "source_vocab_size must be more than 0, not 0"),
         (MODEL, {"target_vocab_size": -7}, "target_vocab_size must be more than 0, not -7"),

@@ -39,6 +39,14 @@ class TestLogs:
         expected = [(20, 6.0), (40, 3.0)] + [(60, 1.0)] * end.endswith("}")
         assert learning_curves.curve(learning_curves.read_log(run(end=end)), "step", "loss") == expected
 
+    @pytest.mark.parametrize(
+        "line", ["[" * 100_000, '{"step": 3, "loss": 1' + "0" * 400 + "}", '{"step": [1]}', '{"step": null}']
+    )
+    def test_odd_lines_are_ignored(self, run, line):
+        folder = run(end=line + "\n")
+        assert learning_curves.curve(learning_curves.read_log(folder), "step", "loss") == [(20, 6.0), (40, 3.0)]
+        learning_curves.learning_curves([folder])
+
     def test_folder_without_a_log_is_rejected(self, tmp_path):
         for folder in (tmp_path, tmp_path / "none"):
             with pytest.raises(FileNotFoundError, match=f"there is no {folder}/log.jsonl: give the folder"):

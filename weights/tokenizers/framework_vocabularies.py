@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from mlx_transformer.messages import short_repr
 from mlx_transformer.storage.files import read_bytes, read_text
 from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, read_merges
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
@@ -74,7 +75,9 @@ def _read_fairseq_dict(path: Path) -> dict[str, int]:
         if not count.isdecimal():
             raise ValueError(f"A line of {path} must be a word and its count: {line[:60]!r} is not; copy it again.")
         if word in ids and not overwrite:
-            raise ValueError(f"A word must be unique in {path} or flagged {OVERWRITE_FLAG}: {word!r} is repeated.")
+            raise ValueError(
+                f"A word must be unique in {path} or flagged {OVERWRITE_FLAG}: {short_repr(word)} is repeated."
+            )
         ids[word] = size
         size += 1
     return ids

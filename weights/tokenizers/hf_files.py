@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from mlx_transformer.messages import short_repr
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.weights.formats.containers import read_json
 
@@ -49,7 +50,8 @@ class TokenizerFiles:
         value = self.config.get(name, default)
         if type(value) is not int or not 0 <= value <= MAX_ADDED_TOKENS:
             raise ValueError(
-                f"{name} of a tokenizer must be a number up to {MAX_ADDED_TOKENS}: {self.folder} has {value!r}."
+                f"{name} of a tokenizer must be a number up to {MAX_ADDED_TOKENS}: {self.folder} has "
+                f"{short_repr(value)}."
             )
         return value
 
@@ -162,7 +164,7 @@ def _parse_added_tokens_decoder(config: dict[str, Any], folder: Path) -> dict[in
 def _parse_tokens(value: Any) -> list[TokenSpec]:
     values = list(value.values()) if isinstance(value, dict) else value or []
     if not isinstance(values, list):
-        raise ValueError(f"Special tokens must be a list: a tokenizer_config.json has {str(values)[:60]!r}.")
+        raise ValueError(f"Special tokens must be a list: a tokenizer_config.json has {short_repr(values)}.")
     return [_parse_token(item) for item in values]
 
 
@@ -172,14 +174,16 @@ def _parse_token(value: Any) -> TokenSpec:
 
 def _parse_added_token(value: Any, folder: Path | None) -> AddedToken:
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
-        raise ValueError(f"A token must be text, with flags or without: {folder or 'a file'} has {str(value)[:60]!r}.")
+        raise ValueError(f"A token must be text, with flags or without: {folder or 'a file'} has {short_repr(value)}.")
     return AddedToken(value["content"], **{flag: value[flag] for flag in TOKEN_FLAGS if type(value.get(flag)) is bool})
 
 
 def _parse_token_id(token: Any, folder: Path) -> int:
     i = token.get("id") if isinstance(token, dict) else None
     if type(i) is not int or i < 0:
-        raise ValueError(f"An added token must have an id: {folder / 'tokenizer.json'} has {i!r}; copy it again.")
+        raise ValueError(
+            f"An added token must have an id: {folder / 'tokenizer.json'} has {short_repr(i)}; copy it again."
+        )
     return i
 
 

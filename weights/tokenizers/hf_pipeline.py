@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models
 
+from mlx_transformer.messages import shorten
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, read_merges
 from mlx_transformer.tokenization.hf_components import check_components
@@ -100,7 +101,7 @@ def read_hf_tokenizer(folder: Path, settings: dict[str, Any]) -> LoadedVocabular
             "No tokenizer is converted from %s: its class, %s, is not supported; saved by transformers 5 it may have a "
             "tokenizer.json, which is.",
             folder,
-            name,
+            shorten(name),
         )
         return None
     if not name or (files.tokenizer_json is None and not (folder / TOKENIZER_CLASSES[name].vocab_file).exists()):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mlx_transformer.messages import short_repr
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
 from mlx_transformer.tokenization.vocabulary import StripRule
@@ -192,7 +193,7 @@ def _language_codes(files: TokenizerFiles, code_sets: dict[str, str], default: s
     name = files.config.get("language_codes", default)
     if not isinstance(name, str) or name not in code_sets:
         raise ValueError(
-            f"language_codes of tokenizer_config.json must be one of {', '.join(code_sets)}, not {name!r}."
+            f"language_codes of tokenizer_config.json must be one of {', '.join(code_sets)}, not {short_repr(name)}."
         )
     return code_sets[name].split()
 

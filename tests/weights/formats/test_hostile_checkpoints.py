@@ -6,13 +6,13 @@ import os
 import random
 import re
 import resource
-import struct
 import sys
 import time
 
 import mlx.core as mx
 import pytest
 from support.checkpoint_files import Call, Name, Pid, legacy_file, numbers, pickled, safetensors_file, tensor, zip_file
+from support.damage import damage_bytes
 from support.hostile_files import LEGACIES, OTHERS, PICKLES, SAFE, ZIPS, floats
 
 from mlx_transformer.storage.files import MAX_BYTES
@@ -394,43 +394,6 @@ def valid_files():
     yield safetensors_file(header, numbers(9))
 
 
-NUMBERS = (0, 1, 2, 5, 7, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
-
-
-def damage(content, others, chance):
-    """Return a file with one to four random defects."""
-    data = bytearray(content)
-    for _ in range(chance.choice((1, 1, 1, 2, 3, 4))):
-        size = max(len(data), 1)
-        at, length = chance.randrange(size), chance.randrange(1, 40)
-        kind = chance.randrange(9)
-        if kind == 0 and data:
-            data[at] ^= 1 << chance.randrange(8)
-        elif kind == 1 and data:
-            data[at] = chance.randrange(256)
-        elif kind == 2:
-            del data[chance.choice((at, size - length if size > length else 0)) :]
-        elif kind == 3:
-            other = chance.choice(others)
-            start = chance.randrange(len(other))
-            data[at : at + chance.choice((0, length))] = other[start : start + length]
-        elif kind == 4:
-            del data[at : at + length]
-        elif kind == 5:
-            data[at:at] = data[at : at + length] * chance.choice((1, 2, 50))
-        elif kind == 6:
-            code = chance.choice(("<B", "<H", "<I", "<Q"))
-            field = struct.pack(code, chance.choice(NUMBERS) % 256 ** struct.calcsize(code))
-            data[at : at + len(field)] = field
-        elif kind == 7:
-            digits = [n for n, byte in enumerate(data) if 48 <= byte <= 57]
-            if digits:
-                data[chance.choice(digits)] = chance.choice(b"0123456789-.e")
-        else:
-            data[at : at + 1] = bytes([chance.choice(b"().}]{[0KMJXcqhrR\x81\x85\x86\x87\x92\x93\x94QbsuaetoiNIdlp")])
-    return bytes(data)
-
-
 def wrapped(content, chance):
     """Return a valid archive or legacy file around a damaged pickle."""
     root, storages = chance.choice(
@@ -439,7 +402,7 @@ def wrapped(content, chance):
             (Call("x", "Y", (), {"_parameters": {"w": tensor()}, "_buffers": {}, "_modules": {"n": None}}), STORED),
         )
     )
-    body = damage(pickled(root), [content], chance)
+    body = damage_bytes(pickled(root), [content], chance)
     if chance.random() < 0.5:
         return zip_file(body, storages, method=chance.choice((0, 8)))
     return legacy_file(body, storages)
@@ -454,7 +417,7 @@ def fuzz(folder, count, seed):
     path.parent.mkdir(exist_ok=True)
     for _ in range(count):
         content = chance.choice(files)
-        content = wrapped(content, chance) if chance.random() < 0.4 else damage(content, files, chance)
+        content = wrapped(content, chance) if chance.random() < 0.4 else damage_bytes(content, files, chance)
         path.write_bytes(content)
         outcome = attempt(path)
         outcomes["errors" if isinstance(outcome, CheckpointError) else "loaded"] += 1

@@ -276,13 +276,13 @@ DAMAGES = {
         "t5",
         "tokenizer_config.json",
         lambda content: b'{"eos_token": 7}',
-        "A token must be text, with flags or without: .* has '7'",
+        "A token must be text, with flags or without: .* has 7",
     ),
     "tokens are a number": (
         "t5",
         "tokenizer_config.json",
         lambda content: b'{"additional_special_tokens": 7}',
-        "Special tokens must be a list: .* has '7'",
+        "Special tokens must be a list: .* has 7",
     ),
     "added tokens without ids": (
         "t5",

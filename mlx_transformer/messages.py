@@ -1,0 +1,35 @@
+"""Values in error messages: short and printable, whatever a file says."""
+
+import difflib
+import reprlib
+from collections.abc import Collection, Iterable
+from typing import Any
+
+MAX_VALUE = 60  # characters
+MAX_NAMES = 4
+MAX_KNOWN = 10
+
+
+def short_repr(value: Any) -> str:
+    """Return the beginning of a value's representation."""
+    return shorten(repr(value[:MAX_VALUE]) if isinstance(value, str) else reprlib.repr(value))
+
+
+def short_names(names: Iterable[str], limit: int = MAX_NAMES) -> str:
+    """Return the first of some names, with the number of the others."""
+    first = [shorten(name) for name in names]
+    rest = len(first) - limit
+    return ", ".join(first[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shorten(text: str, limit: int = MAX_VALUE) -> str:
+    """Return a text on one printable line, cut to `limit` characters."""
+    line = " ".join(text[: 2 * limit].split())
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def similar_names(name: str, known: Collection[str]) -> str:
+    """Return a sentence with the known names that are most similar to an unknown one."""
+    similar = difflib.get_close_matches(name[:MAX_VALUE], known, n=3)
+    return f"Similar ones are {', '.join(similar)}." if similar else f"Known ones are {short_names(known, MAX_KNOWN)}."
