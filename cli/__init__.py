@@ -18,6 +18,7 @@ from mlx_transformer.storage.redaction import hide_passwords
 
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE, as shells expect
 PIPE_CLOSED = 141
+MAX_ERROR = 1000  # characters of an error
 
 
 class CommandLine(click.Group):
@@ -83,7 +84,9 @@ def describe_error(error: Exception, ctx: click.Context) -> str:
         return "The model does not fit in memory: use a smaller model, or a machine with more memory."
     if isinstance(error, OSError) and error.strerror:
         return describe_os_error(error)
-    return input_lines.escape_control_characters(" ".join(str(error).split())) or type(error).__name__
+    line = input_lines.escape_control_characters(" ".join(str(error).split())) or type(error).__name__
+    # Values of files are short in messages; this is the last resort.
+    return line if len(line) <= MAX_ERROR else f"{line[: MAX_ERROR - 200]} ... {line[-195:]}"
 
 
 def describe_os_error(error: OSError) -> str:

@@ -29,6 +29,15 @@ def shorten(text: str, limit: int = MAX_VALUE) -> str:
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded as UTF-8; the name of a file need not be."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def similar_names(name: str, known: Collection[str]) -> str:
     """Return a sentence with the known names that are most similar to an unknown one."""
     similar = difflib.get_close_matches(name[:MAX_VALUE], known, n=3)

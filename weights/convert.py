@@ -15,6 +15,7 @@ from mlx_transformer.checkpoints.replacement import CARD, check_destination, rep
 from mlx_transformer.config.folder import CONVERSION_VERSION
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
+from mlx_transformer.messages import shorten
 from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.precision import DTYPES, check_dtype, parse_dtype, prepare_for_inference
 from mlx_transformer.model.quantization import quantize_weights
@@ -262,7 +263,7 @@ def model_card(
 ) -> str:
     """Return the README.md of a converted model; once `stop` is set, its checksums are abandoned."""
     dtype_name = str(dtype).removeprefix("mlx.core.") + (f", quantised to {quantize} bits" if quantize else "")
-    files = "\n".join(f"- {path.name}: sha256 {sha256_of(path, stop)}" for path in checkpoint.files)
+    files = "\n".join(f"- {shorten(path.name, 255)}: sha256 {sha256_of(path, stop)}" for path in checkpoint.files)
     return (
         "---\nlibrary_name: mlx_transformer\n---\n\n"
         f"{CARD} from a torch checkpoint of the family {plan.family}, in {dtype_name}:\n\n"

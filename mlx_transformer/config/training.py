@@ -4,7 +4,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from mlx_transformer.config.serialization import check_positive, check_shares, check_types
-from mlx_transformer.messages import short_repr
+from mlx_transformer.messages import is_unicode, short_repr
 
 # Part that can be frozen -> its submodules and arrays in the model.
 FREEZABLE_PARTS = {
@@ -138,9 +138,18 @@ class TrainingConfig:
             raise ValueError("Training needs at least one training and one validation corpus: set train and valid.")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be at least 0 and below 2**32, not {self.seed}.")
+        self._check_paths()
         self._check_optimizer()
         self._check_model()
         self._check_validation()
+
+    def _check_paths(self) -> None:
+        """Check that options.toml can hold the paths."""
+        for name in ("train", "valid", "output", "init"):
+            value = vars(self)[name]
+            for text in value if isinstance(value, tuple) else (value or "",):
+                if not is_unicode(text):
+                    raise ValueError(f"{name} must be a path in UTF-8, not {short_repr(text)}: rename the folder.")
 
     def _check_optimizer(self) -> None:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlx_transformer.messages import is_unicode
+
 MAX_BYTES = 2**27  # several times the size of the largest known configuration or tokenizer file
 MAX_NESTING = 100  # of JSON, far below what recursive functions can follow
+ESCAPED_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 CHUNK_SIZE = 2**20
 
 
@@ -39,11 +43,15 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Parse JSON; ValueError if it is damaged or nested more than MAX_NESTING deep."""
+    """Parse JSON; ValueError if it is damaged, nested more than MAX_NESTING deep, or has text that is not Unicode."""
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
     try:
         value = json.loads(text, object_pairs_hook=object_pairs_hook)
     except RecursionError:
         raise ValueError("its brackets are nested too deeply") from None
+    if ESCAPED_SURROGATE.search(text) and not is_unicode(json.dumps(value, ensure_ascii=False)):
+        raise ValueError("it has half of a surrogate pair, which is not Unicode")
     level = [value]
     for _ in range(MAX_NESTING):
         containers = (

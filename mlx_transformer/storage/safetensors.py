@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, cast
 import mlx.core as mx
 import numpy as np
 
-from mlx_transformer.messages import shorten
+from mlx_transformer.messages import is_unicode, shorten
 from mlx_transformer.storage.files import parse_json
 
 NUMBERS_PER_WRITE = 2**22
@@ -21,7 +21,11 @@ SAFETENSORS_DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
     """Write arrays to a safetensors file; OSError if it cannot be written completely."""
     try:
-        mx.save_safetensors(str(path), arrays, metadata=metadata or {})
+        if is_unicode(str(path)):
+            mx.save_safetensors(str(path), arrays, metadata=metadata or {})
+        else:  # MLX takes no such path
+            with path.open("wb") as file:
+                mx.save_safetensors(file, arrays, metadata=metadata or {})
     except RuntimeError as error:
         raise OSError(f"{path} could not be written completely, is the disk full? {error}") from None
 
@@ -70,7 +74,12 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: copy the model folder again.")
     try:
-        arrays = mx.load(str(path), format="safetensors")
+        if is_unicode(str(path)):
+            arrays = mx.load(str(path), format="safetensors")
+        else:  # MLX takes no such path
+            with path.open("rb") as file:
+                arrays = mx.load(file, format="safetensors")
+                mx.eval(arrays)
         offsets, size = _read_offsets(path)
     except (RuntimeError, ValueError) as error:  # MLX quotes the file, also if that is not UTF-8
         reason = "its header is not UTF-8" if isinstance(error, UnicodeError) else shorten(str(error), MAX_REASON)

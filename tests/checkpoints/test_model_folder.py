@@ -237,6 +237,15 @@ class TestQuantization:
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems have only names in UTF-8")
+def test_a_path_that_is_not_utf8_is_written_and_read(tmp_path, model, tokenizer):
+    """MLX takes no such path."""
+    folder = tmp_path / os.fsdecode(b"mod\xe8le")
+    model_folder.save(folder, model, tokenizer)
+    loaded, _ = model_folder.load(folder)
+    assert mx.array_equal(loaded(SOURCE, TARGET), model(SOURCE, TARGET))
+
+
 class TestDamage:
     @pytest.mark.parametrize("kept", [0, 4, 8, 100, 0.5, -1])
     def test_truncated_weights(self, folder, kept):

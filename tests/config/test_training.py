@@ -89,3 +89,10 @@ def test_size_is_the_preset_s_unless_overridden():
     assert replace(TRAINING, preset="tiny", num_layers=4, dims=192).size == ModelSize(4, 4, 192, 512, 3)
     assert replace(TRAINING, decoder_layers=1, dims=32, mlp_dims=7).size == ModelSize(3, 1, 32, 7, 1)
     assert replace(TRAINING, num_heads=8).size.heads == 8
+
+
+@pytest.mark.parametrize("changes", [{"output": "r\udce9"}, {"train": ("a", "r\udce9")}, {"valid": ("r\udce9",)}])
+def test_paths_that_options_toml_cannot_hold_are_refused(changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"^{name} must be a path in UTF-8, not 'r.*udce9': rename"):
+        replace(TRAINING, **changes)

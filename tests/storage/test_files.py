@@ -30,3 +30,11 @@ def test_deep_json_is_an_error(tmp_path, content):
     with pytest.raises(ValueError, match="config.json must be JSON: .* nested"):
         read_json(tmp_path / "config.json")
     assert parse_json("[" * 100 + "]" * 100)
+
+
+@pytest.mark.parametrize("content", [rb'{"a": "\ud83d"}', rb'["\uDE00\ud83d"]', b'"\xed\xa0\xbd"', b'{"\\ud83d": 1}'])
+def test_json_with_half_of_a_surrogate_pair_is_an_error(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="config.json must be JSON: "):
+        read_json(tmp_path / "config.json")
+    assert parse_json(rb'"\ud83d\ude00 \\ud83d"') == "\U0001f600 \\ud83d"

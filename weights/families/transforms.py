@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.messages import short_names
 from mlx_transformer.model.positions import sinusoidal_positions
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def same_activation(encoder_key: str, decoder_key: str, default: str) -> Callabl
     def read(settings: dict[str, Any]) -> str:
         names = {settings.get(key) or default for key in (encoder_key, decoder_key)}
         if len(names) > 1:
-            raise ValueError(f"Both stacks must have the same activation, not {', '.join(sorted(names))}.")
+            raise ValueError(f"Both stacks must have the same activation, not {short_names(sorted(names))}.")
         return activation(names.pop())
 
     return read
