@@ -41,7 +41,7 @@ def atomic_replace(
         new, old = claim / "new", claim / "old"
         _restore(folder, old)
         _delete_leftovers(new, old, delete)
-        new.mkdir()
+        new.mkdir(mode=folder.stat().st_mode & 0o777 | 0o700 if folder.exists() else 0o777)
         try:
             yield new
             for path in (new, *new.rglob("*")):

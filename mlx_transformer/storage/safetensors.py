@@ -20,6 +20,7 @@ SAFETENSORS_DTYPES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 
 def write_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str] | None = None) -> None:
     """Write arrays to a safetensors file; OSError if it cannot be written completely."""
+    path.touch()  # with the permissions of the umask, which MLX would not ask for
     try:
         if is_unicode(str(path)):
             mx.save_safetensors(str(path), arrays, metadata=metadata or {})

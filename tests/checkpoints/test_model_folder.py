@@ -59,6 +59,19 @@ def folder(tmp_path, model, tokenizer):
     return tmp_path / "model"
 
 
+@pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
+def test_permissions_are_those_of_the_umask(tmp_path, model, tokenizer, umask):
+    previous = os.umask(umask)
+    try:
+        model_folder.save(tmp_path / "new" / "model", model, tokenizer)
+    finally:
+        os.umask(previous)
+    paths = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert len(paths) > 4
+    for path in paths:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+
+
 def arrays_of(model):
     return split_projections(model.parameters())
 

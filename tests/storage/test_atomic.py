@@ -262,3 +262,10 @@ def test_a_lock_counts_only_while_the_folder_is_in_its_place(tmp_path, monkeypat
     monkeypatch.setattr(fcntl, "flock", late)
     with try_lock(tmp_path / "one") as locked:
         assert not locked
+
+
+def test_a_private_folder_stays_private_while_it_is_replaced(folder):
+    folder.chmod(0o700)
+    with atomic_replace(folder) as new:
+        assert new.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_mode & 0o777 == 0o700
