@@ -1,10 +1,12 @@
 """Ctrl-C at any moment: one line and status 130, never a traceback."""
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -34,6 +36,13 @@ COMMANDS = {
     "plot": ["plot", RUN],
     "help": ["generate", "--help"],
 }
+ECHO = """
+import runpy, sys
+sys.path.insert(0, "tests")
+from support import echo_model
+echo_model.install()
+runpy.run_module("mlx_transformer", run_name="__main__")
+"""
 COUNT = int(os.environ.get("MLX_TRANSFORMER_TEST_SIGNALS", 10))  # signals of the slow tests for each command
 
 
@@ -83,3 +92,42 @@ def test_ctrl_c_at_any_time(tmp_path, command):
             outcomes.add((process.returncode, errors))
     # Complete; interrupted; or killed after everything was done.
     assert outcomes <= {(0, ""), (130, "Interrupted.\n"), (-signal.SIGINT, "")}
+
+
+@pytest.mark.slow
+def test_no_signal_loses_results(tmp_path):
+    """The output is the old one or complete; what was generated before is in a file that Ctrl-C names."""
+    random.seed(2)
+    out, lines = tmp_path / "out", [f"line {number}\n" for number in range(300)]
+    complete = "".join(lines).upper()
+    for _ in range(COUNT):
+        out.write_text("precious")
+        number = random.choice([signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+        command = [sys.executable, "-c", ECHO, "generate", "--output", str(out)]
+        with subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            feeder = threading.Thread(target=feed, args=(process.stdin, lines))
+            feeder.start()
+            time.sleep(random.uniform(0.05, 1.0))
+            process.send_signal(number)
+            errors = process.stderr.read()
+            feeder.join()
+        partials = [path for path in out.parent.glob("out.*.partial") if path.read_text()]
+        assert out.read_text() in ("precious", complete) and len(partials) <= 1
+        for partial in partials:
+            assert out.read_text() == "precious"
+            assert complete.startswith(partial.read_text()) and partial.read_text().endswith("\n")
+            assert number != signal.SIGINT or errors == f"Interrupted. The results so far are in {partial}.\n"
+        for path in out.parent.glob("out.*.partial"):
+            path.unlink()
+        assert "Traceback" not in errors or "mlx_transformer" not in errors
+
+
+def feed(stream, lines):
+    """Write lines slowly, until the reader is gone."""
+    with contextlib.suppress(OSError), stream:
+        for line in lines:
+            stream.write(line)
+            stream.flush()
+            time.sleep(0.001)
