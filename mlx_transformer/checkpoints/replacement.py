@@ -96,8 +96,9 @@ def _read_config_fields(folder: Path) -> dict[str, Any]:
 
 def _has_model(folder: Path) -> bool:
     """Whether a folder is surely a model folder: other programs write a config.json with a format_version, too."""
-    model = _read_config_fields(folder).get("model")
-    return is_model_folder(folder) and isinstance(model, dict) and {"encoder", "decoder"} <= model.keys()
+    fields = _read_config_fields(folder)
+    model = fields.get("model")
+    return "format_version" in fields and isinstance(model, dict) and {"encoder", "decoder"} <= model.keys()
 
 
 def find_other_files(folder: Path) -> list[str]:
@@ -123,7 +124,7 @@ def _is_ours(path: Path) -> bool:
 def delete_model_folder(folder: Path) -> None:
     """Delete the files of a model folder that this package wrote; the folder stays if it has other files."""
     others = find_other_files(folder)
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == CHECKSUM_FILE):  # which is needed until the end
         if path.name not in others:
             path.unlink()
     if not others:

@@ -21,6 +21,7 @@ from mlx_transformer.storage.atomic import atomic_write_text
 
 REPOSITORY_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 MODEL_FOLDER = re.compile(r"[0-9a-f]{40}-[\w.]+", re.ASCII)  # everything else in the cache is left alone
+INCOMPLETE_RECORDS = "ref-*.????????.partial"  # the temporary names of `atomic_write_text`
 RECENT = 3600  # seconds after its last use for which a superseded model is kept: a process may be loading it
 
 
@@ -94,6 +95,8 @@ def write_last_used(name: str, revision: str | None, folder: Path) -> None:
     """Record that a folder was used for a revision, and delete the models that are superseded now."""
     if read_last_used(name, revision) != folder:
         with lock_folder(folder.parent):
+            for leftover in folder.parent.glob(INCOMPLETE_RECORDS):  # of killed processes
+                leftover.unlink()
             atomic_write_text(_record(name, revision), folder.name)
             _delete_superseded(name, older_than=RECENT)
     with suppress(OSError):  # the cache may be read-only

@@ -96,6 +96,32 @@ class TestWithAModel:
         text = self.invoke("info", folder).stdout
         assert f"{arrays:,} in float32" in text and "head size 16; on Metal not fused" in text
 
+    def test_info_compares_all_files_with_their_checksums(self, folder, tmp_path, monkeypatch):
+        copy = tmp_path / "copy"
+        shutil.copytree(folder, copy)
+        assert "checksums         match\n" in self.invoke("info", copy).stdout
+        with (copy / "config.json").open("a") as file:
+            file.write("\n")
+        assert "checksums         match, except of config.json\n" in self.invoke("info", copy).stdout
+        assert json.loads(self.invoke("info", copy, "--json").stdout)["changed_files"] == ["config.json"]
+        with (copy / "model.safetensors").open("r+b") as file:
+            file.seek(-4, 2)
+            file.write(b"1234")
+        monkeypatch.setattr("mlx_transformer.checkpoints.model_folder.MAX_BYTES_TO_VERIFY", 0)  # as for a large model
+        told = error_line(self.invoke("info", copy, status=1))
+        assert "model.safetensors does not match its checksum in SHA256SUMS: copy it again" in told
+        (copy / "SHA256SUMS").unlink()
+        assert "checksums         none: written by an earlier version\n" in self.invoke("info", copy).stdout
+
+    def test_convert_keeps_files_of_the_user(self, folder, tmp_path, monkeypatch):
+        self.invoke("convert", folder, tmp_path / "model")
+        (tmp_path / "model" / ".git").mkdir()
+        told = error_line(self.invoke("convert", folder, tmp_path / "model", "--force", status=1))
+        assert "would be lost (.git): move them to another folder, or choose another name." in told
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        assert "is the current directory" in error_line(self.invoke("convert", folder, ".", status=1))
+
     def test_info_escapes_control_characters(self, folder, tmp_path):
         shutil.copytree(folder, tmp_path / "odd")
         config = json.loads((folder / "config.json").read_text())

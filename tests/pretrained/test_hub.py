@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from huggingface_hub import constants, errors
 from support.bart_files import BART_CONFIG, VOCAB, bart_tensors
 from support.checkpoint_files import safetensors_file, tensor, zip_file
 from support.hub_server import TOKEN, Hub
+from support.kills import KILL_AT_ACCESS, accesses_to_kill_at
 from support.paths import ROOT
 from support.tiny_models import SETTINGS, random_model
 
@@ -27,6 +29,7 @@ import mlx_transformer as mt
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.folder import CONVERSION_VERSION
 from mlx_transformer.pretrained import cache, hub
+from mlx_transformer.storage.checksums import changed_files
 from mlx_transformer.weights.formats import checkpoint as checkpoint_module
 
 # Loads what it is told, and gives for each a number by which the weights are known, or the error.
@@ -173,7 +176,7 @@ def test_a_model_is_downloaded_and_converted_once(machine, server):
     assert {path.name for path in folder.iterdir()} >= {"README.md", "config.json", "model.safetensors"}
     places = ("home/.cache/huggingface/", "home/.cache/mlx_transformer/owner--name/")
     assert [path for path in machine.files() if not path.startswith(places)] == []
-    assert list(folder.parent.glob(".*new")) == []
+    assert list(folder.parent.glob(".*.replacement")) == []
 
 
 @pytest.mark.slow
@@ -333,6 +336,24 @@ def test_killed_process_leaves_no_incomplete_model(machine, server):
     assert machine.load("owner/name", HF_HUB_OFFLINE="1")[0].startswith("HubUnreachableError: ")
     assert machine.load("owner/name") == (3.0, "")
     assert sorted(path.name for path in folder.parent.iterdir()) == [".lock", folder.name, "ref-main"]
+
+
+@pytest.mark.slow
+def test_loads_that_are_killed_at_any_access_to_the_cache(machine, server):
+    """The next load finds no model or a whole one, and downloads nothing again."""
+    commit = server.publish("owner/name", model_files(3.0))
+    folder = machine.kept / "owner--name" / f"{commit}-v{CONVERSION_VERSION}"
+    arguments = ("-c", "import mlx_transformer.pretrained.loading\n" + KILL_AT_ACCESS + LOAD, '[["owner/name", null]]')
+    machine.load("owner/name")
+    shutil.rmtree(machine.kept)
+    _, accesses, _ = machine.run(*arguments, machine.kept, 0)
+    for access in accesses_to_kill_at(accesses):
+        shutil.rmtree(machine.kept)
+        assert machine.run(*arguments, machine.kept, access)[0] == -signal.SIGKILL
+        assert not folder.exists() or changed_files(folder) == []
+        assert machine.load("owner/name") == (3.0, "") and changed_files(folder) == []
+        assert sorted(path.name for path in folder.parent.glob("[!.]*")) == [folder.name, "ref-main"]
+    assert server.downloads("owner/name").count("model.safetensors") == 1
 
 
 def wait_until(condition, seconds=30):

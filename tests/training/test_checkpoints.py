@@ -81,7 +81,7 @@ def test_a_failed_checkpoint_leaves_the_previous_one_intact(finished, options, m
         train(options)
     monkeypatch.setattr(safetensors, "write_arrays", write_arrays)
     assert find_damage(Path(options.output) / "last") is None
-    assert not list(Path(options.output).glob(".last.new*"))
+    assert not list(Path(options.output).glob(".last*"))
     train(dataclasses.replace(options, resume=True))
     assert runs_equal(options.output, finished.output)
 
@@ -125,6 +125,75 @@ def test_best_is_restored_if_its_replacement_was_interrupted(damaged):
     best.rename(claim / "old")
     assert train(dataclasses.replace(damaged, resume=True)) == best
     assert isinstance(mt.load(best)[1], Tokenizer)
+
+
+def damage_config(best):
+    (best / "config.json").write_text("{")
+
+
+def change_weights(best):
+    with (best / "model.safetensors").open("r+b") as file:
+        file.seek(-8, 2)
+        file.write(b"damaged!")
+
+
+def remove_vocabulary(best):
+    (best / "tokenizer.json").unlink()
+
+
+def replace_by_file(best):
+    shutil.rmtree(best)
+    best.write_text("mine")
+
+
+@pytest.mark.parametrize("damage", [damage_config, change_weights, remove_vocabulary, replace_by_file])
+def test_a_damaged_best_model_is_reported_at_the_start_and_written_again(options, damage, caplog):
+    train(dataclasses.replace(options, steps=8))
+    best = Path(options.output) / "best"
+    damage(best)
+    reported = []
+
+    def report(entry):
+        if entry["event"] == "start":
+            reported.append((best.exists(), (best.parent / "damaged-best").exists(), caplog.text))
+
+    assert train(dataclasses.replace(options, resume=True), report) == best
+    assert isinstance(mt.load(best)[1], Tokenizer)
+    assert reported[0][:2] == (False, True) and f"{best} is damaged: " in reported[0][2]
+
+
+@pytest.mark.parametrize("damage", [damage_config, shutil.rmtree])
+def test_a_finished_run_writes_a_damaged_or_missing_best_model_again(damaged, damage):
+    best = Path(damaged.output) / "best"
+    damage(best)
+    train(dataclasses.replace(damaged, resume=True))
+    assert isinstance(mt.load(best)[1], Tokenizer)
+
+
+def test_files_of_the_user_in_the_run_are_kept(options, caplog):
+    """They do not stop the run either: a model that holds some is renamed instead of replaced or deleted."""
+    run = Path(options.output)
+
+    def write_notes(entry):
+        if entry["event"] == "validation" and entry["step"] == 4:
+            for name in ("best", "last"):
+                (run / name / "notes.txt").write_text(f"in {name}")
+
+    train(dataclasses.replace(options, keep=1, best_by="loss", learning_rate=1e-2), write_notes)
+    assert (run / "earlier" / "step-4" / "notes.txt").read_text() == "in last"
+    (notes,) = run.glob("*best/notes.txt")
+    assert notes.read_text() == "in best"
+    if notes.parent.name != "best":  # a later model was better
+        assert notes.parent.name == "kept-best" and f"Renamed to {run / 'kept-best'}" in caplog.text
+
+
+def test_a_file_in_the_way_of_checkpoints_is_renamed_at_the_start(options, caplog):
+    run = Path(options.output)
+    train(dataclasses.replace(options, steps=4))
+    (run / "earlier").write_text("mine")
+    train(dataclasses.replace(options, resume=True))
+    assert (run / "kept-earlier").read_text() == "mine" and "must be a folder" in caplog.text
+    assert (run / "earlier" / "step-8").is_dir()
 
 
 def test_several_damaged_checkpoints_are_skipped(finished, damaged):
