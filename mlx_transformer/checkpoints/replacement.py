@@ -1,5 +1,6 @@
 """Replacement of model folders: only files that this package wrote are ever deleted."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,10 +52,10 @@ def check_destination(folder: Path, source: Path | None = None, *, overwrite: bo
         source: The checkpoint that is converted.
         overwrite: Whether a model folder may be replaced.
     """
-    path = folder.resolve()
-    if path.exists() and not path.is_dir():
+    path = Path(os.path.realpath(folder))  # Path.resolve may raise RuntimeError
+    if os.path.lexists(path) and not path.is_dir():
         raise FileExistsError(f"{path} exists and is not a model folder: choose another name.")
-    if source is not None and source.resolve().is_relative_to(path):
+    if source is not None and Path(os.path.realpath(source)).is_relative_to(path):
         raise FileExistsError(f"{path} holds the source {source}: choose another destination.")
     if _holds_working_directory(path):
         raise FileExistsError(f"{path} is the current directory or holds it: choose another name.")

@@ -35,7 +35,7 @@ def atomic_replace(
         BlockingIOError: If another process or thread is replacing the folder.
         FileExistsError: If an earlier replacement left files that must be kept.
     """
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))  # Path.resolve may raise RuntimeError
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _claim(folder) as claim:
         new, old = claim / "new", claim / "old"
@@ -61,7 +61,7 @@ def atomic_replace(
 
 def restore_interrupted_replacement(folder: Path) -> None:
     """Put the old folder back, with a warning, if a process was killed between the two renames of `atomic_replace`."""
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))
     old = _claim_path(folder) / "old"
     for _ in range(RESTORE_ATTEMPTS):
         if folder.exists() or not os.path.exists(old):  # false if the name is too long
@@ -123,13 +123,13 @@ def atomic_write(path: Path, keep_partial: bool = False) -> Iterator[BinaryIO]:
         keep_partial: Whether what was written is kept after an error, in the new file.
 
     Raises:
-        ValueError: If the path is a folder, a device or a pipe.
+        ValueError: If the path is a folder, a device, a pipe or a link to itself.
         OSError: If the file cannot be written.
     """
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     mode = path.stat().st_mode if path.exists() else 0o666
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} must be a file, not a folder, device or pipe: choose another name.")
+    if os.path.lexists(path) and not path.is_file():
+        raise ValueError(f"{path} must be a file, not a folder, device, pipe or link to itself: choose another name.")
     new = _temporary_path(path)
     file = open(new, "xb", opener=lambda name, flags: os.open(name, flags, mode & 0o777))
     try:

@@ -169,7 +169,8 @@ def test_files_devices_and_pipes_are_kept(tmp_path):
     (tmp_path / "file").write_text("text")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
-    for path in (tmp_path / "file", tmp_path / "pipe", tmp_path / "link", Path("/dev/null")):
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (*(tmp_path / name for name in ("file", "pipe", "link", "loop")), Path("/dev/null")):
         with pytest.raises(FileExistsError, match="exists and is not a model folder"), replace_model_folder(path):
             raise AssertionError
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink() and Path("/dev/null").is_char_device()

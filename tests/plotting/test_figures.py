@@ -60,7 +60,9 @@ class TestSave:
 
     def test_a_pipe_is_not_replaced(self, tmp_path):
         os.mkfifo(tmp_path / "curves.png")
-        with pytest.raises(ValueError, match=r"curves.png must be a file, not a folder, device or pipe"):
+        with pytest.raises(
+            ValueError, match=r"curves.png must be a file, not a folder, device, pipe or link to itself"
+        ):
             figures.save(figures.Figure(), tmp_path / "curves.png")
         assert (tmp_path / "curves.png").is_fifo() and len(os.listdir(tmp_path)) == 1
 

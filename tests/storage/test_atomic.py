@@ -218,10 +218,11 @@ def test_links_stay_links_and_long_names_are_possible(tmp_path):
 
 def test_folders_devices_and_pipes_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
-        with pytest.raises(ValueError, match="must be a file, not a folder, device or pipe"):
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "loop", Path("/dev/null")):
+        with pytest.raises(ValueError, match="must be a file, not a folder, device, pipe or link to itself"):
             atomic_write_text(path, "new")
-    assert os.listdir(tmp_path) == ["pipe"]
+    assert sorted(os.listdir(tmp_path)) == ["loop", "pipe"]
 
 
 @pytest.mark.parametrize("write", [atomic_write_text, atomic_symlink])
