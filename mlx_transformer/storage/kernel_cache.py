@@ -6,6 +6,7 @@ finds there, whoever wrote it.
 
 import os
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,11 +38,20 @@ def find_risk(temporary: Path) -> str | None:
         if not stat.S_ISDIR(state.st_mode) or state.st_uid != user or state.st_mode & WRITABLE_FOR_OTHERS:
             return f"{kernels} belongs to another user, or other users can write to it"
         forbidden = WRITABLE_FOR_OTHERS if state.st_mode & REACHABLE_FOR_OTHERS else 0
-        for path in kernels.rglob("*"):
+        for entry in _walk(kernels):
             with suppress(FileNotFoundError):  # another process may just have deleted it
-                state = path.lstat()
-                if state.st_uid != user or (state.st_mode & forbidden and not stat.S_ISLNK(state.st_mode)):
-                    return f"{path} belongs to another user, or other users can write to it"
+                state = entry.stat(follow_symlinks=False)
+                if state.st_uid != user or (state.st_mode & forbidden and not entry.is_symlink()):
+                    return f"{entry.path} belongs to another user, or other users can write to it"
     except OSError as error:
         return f"{error.filename} cannot be used ({error.strerror})"
     return None
+
+
+def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Yield all entries below a folder; much faster than Path.rglob, because there may be thousands."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)

@@ -43,7 +43,7 @@ from support import echo_model
 echo_model.install()
 runpy.run_module("mlx_transformer", run_name="__main__")
 """
-COUNT = int(os.environ.get("MLX_TRANSFORMER_TEST_SIGNALS", 10))  # signals of the slow tests for each command
+COUNT = int(os.environ.get("SIGNALS", "10"))  # signals of the slow tests for each command
 
 
 def run(arguments, folder, **options):
