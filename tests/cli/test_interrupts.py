@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def run(arguments, folder, **options):
 
 def is_traceback_of_python(errors):
     """Whether Python was interrupted before it ran the entry point; it prints a traceback of its own then."""
-    return "Traceback" in errors and "mlx_transformer/__main__.py" not in errors
+    return "Traceback" in errors and not re.search(r"mlx_transformer/__main__.py., line \d+, in main", errors)
 
 
 @pytest.mark.parametrize(
