@@ -77,14 +77,13 @@ def convert_model_folder(
         FileExistsError: If `destination` exists and `overwrite` is false, or see `save`.
         ValueError: If the model is quantised already, to another number of bits; and see `load`.
     """
-    config = read_config(source)
-    model, tokenizer = read_model(source, config)
-    _check_quantization(source, config, quantize)
-    stored = _copy_to_store(model, dtype, None if config.quantization else quantize)
-    with (
-        replace_model_folder(destination, source, overwrite=overwrite) as new,
-        translate_read_errors(source / "model.safetensors"),
-    ):
+    with _detect_replacement(source), translate_read_errors(source / "model.safetensors"):
+        config = read_config(source)
+        model, tokenizer = read_model(source, config)
+        _check_quantization(source, config, quantize)
+        stored = _copy_to_store(model, dtype, None if config.quantization else quantize)
+        mx.eval(stored.parameters())
+    with replace_model_folder(destination, source, overwrite=overwrite) as new:
         write_model_files(new, stored, tokenizer)
         write_config(new, replace(folder_config(stored), conversion_version=_conversion_version(source, config)))
         if (source / "README.md").exists():
@@ -151,18 +150,41 @@ def load(
 
     Raises:
         FileNotFoundError: If the folder or one of its files does not exist.
+        OSError: If another process replaces the folder meanwhile.
         ValueError: If a file is damaged, has a newer format, or does not match the others.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    _check_quantization(folder, config, quantize)
-    _warn_of_old_conversion(folder, config)
-    model, tokenizer = read_model(folder, config)
-    if quantize is not None and config.quantization is None:
-        quantize_weights(model, QuantizationConfig(quantize))
-    with translate_read_errors(folder / "model.safetensors"):
+    with _detect_replacement(folder), translate_read_errors(folder / "model.safetensors"):
+        config = read_config(folder)
+        _check_quantization(folder, config, quantize)
+        _warn_of_old_conversion(folder, config)
+        model, tokenizer = read_model(folder, config)
+        if quantize is not None and config.quantization is None:
+            quantize_weights(model, QuantizationConfig(quantize))
         prepare_for_inference(model, dtype, allow_overflow=allow_overflow)
     return model, tokenizer
+
+
+@contextmanager
+def _detect_replacement(folder: Path) -> Iterator[None]:
+    """Raise OSError if a folder is replaced while it is read, because its files would not belong together."""
+    before = _identity(folder)
+    try:
+        yield
+    except (OSError, ValueError):
+        if _identity(folder) == before:
+            raise
+    if _identity(folder) != before:
+        raise OSError(f"{folder} was replaced while it was read: repeat the command.")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Return what distinguishes a folder from the one that replaces it; None if it does not exist."""
+    try:
+        status = (folder / "config.json").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def read_model(folder: Path, config: FolderConfig) -> tuple[Transformer, Tokenizer | None]:

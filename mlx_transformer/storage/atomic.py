@@ -98,6 +98,8 @@ def _claim_path(folder: Path) -> Path:
 def _claim(folder: Path) -> Iterator[Path]:
     """Create and lock the hidden folder for the replacement of a folder; remove it afterwards if it is empty."""
     claim = _claim_path(folder)
+    if claim.is_symlink():
+        raise FileExistsError(f"{claim} must not be a link, because files in it are deleted: remove it.")
     claim.mkdir(exist_ok=True)
     with try_lock(claim) as locked:
         if not locked:

@@ -23,7 +23,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     # A name must be that of a file in the folder: `Path.is_file` raises for one that no file system has.
     if any(len(line) != 2 or set(line[1]) & set("/\0") or len(os.fsencode(line[1])) > MAX_FILE_NAME for line in lines):
         raise ValueError(f"{folder / CHECKSUM_FILE} must have a checksum and a name in each line: copy it again.")
-    return {name: digest for digest, name in lines}
+    return {name: digest for digest, name in lines if name != CHECKSUM_FILE}
 
 
 def find_damage(folder: Path, required: Iterable[str] = ()) -> str | None:

@@ -31,6 +31,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
+OPTIONS_START = b"# command: "  # of an options.toml that `prepare` wrote
 CHECKPOINT_FILES = ("model.safetensors", "training.safetensors", "training.json")
 
 
@@ -77,6 +78,15 @@ class RunDirectory:
             finally:
                 with suppress(OSError):
                     self.folder.rmdir()  # only succeeds if empty, after an error before training
+
+    def check_new(self) -> None:
+        """Raise FileExistsError if a new run would overwrite another run, or files that are not of a run."""
+        if self.checkpoints():
+            raise FileExistsError(f"{self.folder} already holds a run: resume it, or choose another output.")
+        is_run = self.options_file.is_file() and self.options_file.read_bytes().startswith(OPTIONS_START)
+        for path in (self.options_file, self.log_file, self.best) if not is_run else ():
+            if path.exists():
+                raise FileExistsError(f"{path} exists and is not of a run, it would be lost: choose another output.")
 
     def checkpoints(self) -> list[Path]:
         """Return all checkpoints, intact or damaged, newest first."""

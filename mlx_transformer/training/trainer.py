@@ -77,8 +77,8 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
         run_directory.recover()
     if config.resume:
         _check_same_options(config)
-    elif run_directory.checkpoints():
-        raise FileExistsError(f"{run_directory.folder} already holds a run: resume it, or choose another output.")
+    else:
+        run_directory.check_new()
     train_pairs, valid_pairs = (
         ParallelCorpora(specs, split=split, skip_bad_lines=config.skip_bad_lines, remedy=BAD_LINE_REMEDY)
         for specs, split in ((config.train, "train"), (config.valid, "valid"))

@@ -415,6 +415,23 @@ class TestDamage:
         with pytest.raises(OSError, match=f"{folder / 'model.safetensors'} could not be read completely: it changed"):
             model_folder.load(folder)
 
+    @pytest.mark.parametrize("read", ["read_model", "read_config"])
+    def test_a_folder_that_is_replaced_while_it_is_read(self, folder, model, monkeypatch, read):
+        """Its files would not belong together, or some would be missing."""
+        original = vars(model_folder)[read]
+
+        def replace(*arguments):
+            result = original(*arguments)
+            monkeypatch.undo()
+            model_folder.save(folder, model)
+            return result
+
+        for load in (model_folder.load, lambda path: model_folder.convert_model_folder(path, folder.parent / "other")):
+            monkeypatch.setattr(model_folder, read, replace)
+            with pytest.raises(OSError, match=f"{folder} was replaced while it was read: repeat the command"):
+                load(folder)
+        assert not (folder.parent / "other").exists()
+
     def test_quantised_weights_without_a_quantised_config(self, tmp_path, model):
         model_folder.save(tmp_path / "model", model, quantize=8)
         edit(tmp_path / "model", lambda config: config.update(quantization=None))

@@ -149,6 +149,15 @@ def test_files_that_a_replacement_must_keep_are_named(folder, tmp_path):
     assert (kept / "config.json").exists()
 
 
+def test_a_link_in_place_of_the_hidden_folder_is_not_followed(folder, tmp_path):
+    (tmp_path / "mine" / "new").mkdir(parents=True)
+    (tmp_path / "mine" / "new" / "thesis.tex").write_text("all of it")
+    (tmp_path / ".model.replacement").symlink_to("mine")
+    with pytest.raises(FileExistsError, match="must not be a link"), atomic_replace(folder):
+        raise AssertionError
+    assert (tmp_path / "mine" / "new" / "thesis.tex").exists()
+
+
 def test_the_new_folder_has_the_permissions_of_the_old_one(folder):
     folder.chmod(0o700)
     with atomic_replace(folder) as new:

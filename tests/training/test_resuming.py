@@ -140,6 +140,17 @@ def test_an_existing_run_is_not_overwritten(options):
     assert before[1] == after[1] and bitwise_equal(before[0], after[0])
 
 
+@pytest.mark.parametrize("name", ["options.toml", "log.jsonl", "best/config.json"])
+def test_files_that_are_not_of_a_run_are_not_overwritten(options, name):
+    path = Path(options.output) / name
+    path.parent.mkdir(parents=True)
+    path.write_text("# Found in a month of trials\n")
+    with pytest.raises(FileExistsError, match="exists and is not of a run, it would be lost: choose another output"):
+        train(options)
+    assert [file for file in Path(options.output).rglob("*") if file.is_file()] == [path]
+    assert path.read_text() == "# Found in a month of trials\n"
+
+
 def test_resuming_without_a_checkpoint_starts_from_the_beginning(finished, options):
     resumed = dataclasses.replace(options, resume=True)
     with pytest.raises(FileNotFoundError, match=f"There is no run to resume in {options.output}: start one"):
