@@ -65,9 +65,9 @@ def folder_facts(folder: Path) -> dict[str, Any]:
 def verify_checksums(folder: Path) -> list[str] | None:
     """Return the files that do not match the folder's checksums, None without checksums; ValueError for the weights."""
     from mlx_transformer.checkpoints.model_folder import weights_changed
-    from mlx_transformer.storage.checksums import CHECKSUM_FILE, changed_files
+    from mlx_transformer.storage.checksums import CHECKSUM_FILE, changed_files, read_checksums
 
-    if not (folder / CHECKSUM_FILE).exists():
+    if not (folder / CHECKSUM_FILE).exists() or "model.safetensors" not in read_checksums(folder):
         return None
     changed = changed_files(folder)
     if "model.safetensors" in changed:
@@ -137,7 +137,7 @@ def format_facts(facts: dict[str, Any]) -> Iterator[str]:
 def checksum_facts(changed: list[str] | None) -> str:
     """Format the result of `verify_checksums`."""
     if changed is None:
-        return "none: written by an earlier version"
+        return "none of the weights"
     return f"match, except of {', '.join(changed)}" if changed else "match"
 
 

@@ -56,7 +56,7 @@ def check_destination(folder: Path, source: Path | None = None, *, overwrite: bo
     if os.path.lexists(path) and not path.is_dir():
         raise FileExistsError(f"{path} exists and is not a model folder: choose another name.")
     if source is not None and Path(os.path.realpath(source)).is_relative_to(path):
-        raise FileExistsError(f"{path} holds the source {source}: choose another destination.")
+        raise FileExistsError(f"{path} is the source {source} or holds it: choose another destination.")
     if _holds_working_directory(path):
         raise FileExistsError(f"{path} is the current directory or holds it: choose another name.")
     if path.is_mount():

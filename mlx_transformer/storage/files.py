@@ -17,12 +17,19 @@ CHUNK_SIZE = 2**20
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a configuration or tokenizer file; FileNotFoundError if it is missing, ValueError if it is too large."""
+    """Read a configuration or tokenizer file; FileNotFoundError if missing, ValueError if too large or no file."""
     if not path.exists():
         raise FileNotFoundError(f"A file is missing: there is no {path}; copy the folder again.")
+    check_is_file(path)
     if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path} must have at most {MAX_BYTES} bytes, not {size}: is it another file?")
     return path.read_bytes()
+
+
+def check_is_file(path: Path) -> None:
+    """Raise ValueError if an existing path is no file; reading a pipe would wait forever."""
+    if not path.is_file():
+        raise ValueError(f"{path} must be a file, not a folder, device or pipe: copy the folder again.")
 
 
 def read_text(path: Path) -> str:

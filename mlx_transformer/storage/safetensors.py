@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.messages import is_unicode, shorten
-from mlx_transformer.storage.files import parse_json
+from mlx_transformer.storage.files import check_is_file, parse_json
 
 NUMBERS_PER_WRITE = 2**22
 MAX_REASON = 120  # characters of a message of MLX
@@ -74,6 +74,7 @@ def read_arrays(path: Path) -> dict[str, mx.array]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: copy the model folder again.")
+    check_is_file(path)
     try:
         if is_unicode(str(path)):
             arrays = mx.load(str(path), format="safetensors")

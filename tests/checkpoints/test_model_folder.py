@@ -415,6 +415,15 @@ class TestDamage:
         with pytest.raises(OSError, match=f"{folder / 'model.safetensors'} could not be read completely: it changed"):
             model_folder.load(folder)
 
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "vocabulary.json", "SHA256SUMS"])
+    def test_pipes_and_folders_with_the_names_of_files(self, folder, name):
+        (folder / name).unlink(missing_ok=True)  # models trained here have no vocabulary.json
+        os.mkfifo(folder / name)
+        refused(folder, f"{folder / name} must be a file, not a folder, device or pipe")
+        (folder / name).unlink()
+        (folder / name).mkdir()
+        refused(folder, f"{folder / name} must be a file, not a folder, device or pipe")
+
     @pytest.mark.parametrize("read", ["read_model", "read_config"])
     def test_a_folder_that_is_replaced_while_it_is_read(self, folder, model, monkeypatch, read):
         """Its files would not belong together, or some would be missing."""
