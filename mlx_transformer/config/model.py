@@ -10,7 +10,7 @@ DTYPE_NAMES = ("float32", "float16", "bfloat16")
 # Far above any real model: a file that claims more would only exhaust memory.
 STACK_LIMITS = {"num_layers": 1000, "num_heads": 1024, "mlp_dims": 2**17, "max_length": 2**22}
 
-STACK_LIMITS |= {"num_buckets": 2**16, "max_distance": 2**20}
+STACK_LIMITS |= {"num_buckets": 2**12, "max_distance": 2**16}
 
 MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 2**17, "head_dims": 2**17}
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 from mlx_transformer.config.serialization import check_types
@@ -115,27 +116,37 @@ def split_chat_words(text: str) -> Iterator[str]:
 
 
 def apply_merges(word: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
-    """Split a word into pieces: merge the adjacent pair of lowest rank until no pair has a rank."""
+    """Split a word into pieces: merge the adjacent pair of lowest rank until no pair has a rank.
+
+    Takes time proportional to the length of the word, times its logarithm.
+    """
     pieces = [*word[:-1], word[-1] + END_OF_WORD]
-    while len(pieces) > 1:
-        pairs = zip(pieces, pieces[1:], strict=False)
-        best = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
-        if best not in ranks:
-            break
-        pieces = merge_pair(pieces, *best)
-    pieces[-1] = pieces[-1].removesuffix(END_OF_WORD)
-    return [*(piece + CONTINUATION for piece in pieces[:-1]), pieces[-1]]
+    # A merged piece keeps the index of its left part; the other part becomes empty.
+    following, previous = list(range(1, len(pieces) + 1)), list(range(-1, len(pieces) - 1))
 
+    def rank_of(left: int) -> int | None:
+        return ranks.get((pieces[left], pieces[following[left]])) if following[left] < len(pieces) else None
 
-def merge_pair(pieces: list[str], left: str, right: str) -> list[str]:
-    """Merge each occurrence of `left` followed by `right`, from left to right."""
-    merged = []
-    position = 0
-    while position < len(pieces):
-        is_pair = pieces[position : position + 2] == [left, right]
-        merged.append(left + right if is_pair else pieces[position])
-        position += 2 if is_pair else 1
-    return merged
+    heap = [(rank, left) for left in range(len(pieces)) if (rank := rank_of(left)) is not None]
+    heapify(heap)
+    while heap:
+        rank, merged = heap[0][0], []
+        while heap and heap[0][0] == rank:  # all occurrences of the pair, from left to right
+            left = heappop(heap)[1]
+            if not pieces[left] or rank_of(left) != rank:
+                continue  # a part of it was merged meanwhile
+            right = following[left]
+            pieces[left] += pieces[right]
+            pieces[right] = ""
+            following[left] = following[right]
+            if following[left] < len(pieces):
+                previous[following[left]] = left
+            merged.append(left)
+        for left in {index for start in merged for index in (previous[start], start) if index >= 0}:
+            if pieces[left] and (new_rank := rank_of(left)) is not None:
+                heappush(heap, (new_rank, left))
+    *inner, last = filter(None, pieces)
+    return [*(piece + CONTINUATION for piece in inner), last.removesuffix(END_OF_WORD)]
 
 
 def read_merges(path: Path, first: int = 0, last: int | None = None) -> tuple[str, ...]:

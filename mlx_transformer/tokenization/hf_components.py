@@ -2,20 +2,17 @@
 
 import base64
 import json
-import struct
 from typing import Any
 
-import numpy as np
 import tokenizers
 from tokenizers import models
+
+from mlx_transformer.tokenization.charsmap import MAX_GROWTH, check_charsmap
 
 SEQUENCE_KEYS = ("normalizers", "pretokenizers", "decoders")
 MAX_RULES = 1000
 MAX_TEXT = 1000  # characters that a rule inserts
-MAX_GROWTH = 200  # of a text, by all rules of a component together
 MAX_WORD = 10_000  # characters of a word that WordPiece splits, in quadratic time
-# Bits of a unit of the charsmap's trie (a double array of darts-clone).
-IS_LEAF, OFFSET_SHIFT, WIDE_OFFSET = 1 << 31, 10, 1 << 9
 
 
 def check_components(tokenizer: tokenizers.Tokenizer) -> None:
@@ -64,32 +61,3 @@ def _growth(rule: dict[str, Any]) -> float:
 def _check_text(text: Any) -> None:
     if isinstance(text, str) and len(text) > MAX_TEXT:
         raise ValueError(f"its rules must insert at most {MAX_TEXT} characters: one inserts {len(text)}")
-
-
-def check_charsmap(charsmap: bytes) -> float:
-    """Check compiled normalisation rules of SentencePiece: a trie that maps text to offsets in the replacements.
-
-    Returns:
-        The factor by which they can make a text longer.
-
-    Raises:
-        ValueError: If the trie or an offset leads outside, where the `tokenizers` library would panic.
-    """
-    size = struct.unpack_from("<I", charsmap)[0] if len(charsmap) >= 4 else 0
-    if size % 4 or not 0 < size <= len(charsmap) - 4:
-        raise ValueError("its charsmap is damaged")
-    units, replacements = np.frombuffer(charsmap, "<u4", size // 4, 4), charsmap[4 + size :]
-    leaves = units & IS_LEAF != 0
-    offsets = (units >> OFFSET_SHIFT) << ((units & WIDE_OFFSET) >> 6)
-    children = (np.arange(len(units)) ^ offsets) | 0xFF  # the last unit that the next byte can lead to
-    ends = units[leaves] & (IS_LEAF - 1)
-    if (children[~leaves] >= len(units)).any() or (ends >= len(replacements)).any() or not _is_utf8(replacements):
-        raise ValueError("its charsmap is damaged")
-    return float(max(map(len, replacements.split(b"\0"))))
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        return bool(text.decode())
-    except UnicodeDecodeError:
-        return False

@@ -11,7 +11,9 @@ import sentencepiece
 
 from mlx_transformer.config.serialization import check_types, to_dict
 from mlx_transformer.storage.files import read_bytes
+from mlx_transformer.tokenization.charsmap import check_charsmap
 from mlx_transformer.tokenization.library_errors import library_errors
+from mlx_transformer.tokenization.protobuf import iterate_fields
 from mlx_transformer.tokenization.vocabulary import (
     SPACE_SYMBOL,
     AddedTokenSplitter,
@@ -22,6 +24,8 @@ from mlx_transformer.tokenization.vocabulary import (
 
 LANGUAGE_TAG_PATTERN = re.compile(">>.*?<<", re.DOTALL)
 
+NORMALIZER_FIELD = 3  # field of a serialized model
+CHARSMAP_FIELD = 2  # field of a normalizer
 MODEL_FILES = {"model": "sentencepiece.model", "decoder": "sentencepiece_decoder.model"}  # in a model folder
 
 
@@ -140,13 +144,19 @@ def load_sentencepiece(content: bytes, name: str = "A sentencepiece model") -> s
     """Load a serialized SentencePiece model; errors call it `name`.
 
     Raises:
-        ValueError: If the model is damaged.
+        ValueError: If the model is damaged, or its normalisation rules could exhaust memory.
     """
     try:
         model = sentencepiece.SentencePieceProcessor(model_proto=content)
         # Read all pieces now: one that is not UTF-8 would otherwise fail only when a text uses it.
-        if content and model.id_to_piece(list(range(model.get_piece_size()))):
-            return model
+        if not content or not model.id_to_piece(list(range(model.get_piece_size()))):
+            raise RuntimeError("there are no pieces")
     except (RuntimeError, UnicodeDecodeError):
-        pass
-    raise ValueError(f"{name} must be a sentencepiece model: its {len(content)} bytes are not one; copy it again.")
+        raise ValueError(
+            f"{name} must be a sentencepiece model: its {len(content)} bytes are not one; copy it again."
+        ) from None
+    with library_errors(f"{name} must be a usable sentencepiece model"):
+        for field, value in iterate_fields(content):
+            if field == NORMALIZER_FIELD and (charsmap := dict(iterate_fields(value)).get(CHARSMAP_FIELD)):
+                check_charsmap(charsmap)
+    return model

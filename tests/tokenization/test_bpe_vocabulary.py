@@ -1,5 +1,9 @@
 """BPE vocabularies in the notation of subword-nmt."""
 
+import itertools
+import random
+import time
+
 import pytest
 
 from mlx_transformer.tokenization import bpe_vocabulary
@@ -15,6 +19,42 @@ def test_merges_apply_in_order_of_rank_from_left_to_right():
     assert apply_merges("newer", ranks) == ["ne@@", "w@@", "er"]
     assert apply_merges("x", ranks) == ["x"]
     assert apply_merges("aaaaa", {("a", "a"): 0}) == ["aa@@", "aa@@", "a"]
+
+
+def simple_merges(word, ranks):
+    """Merge one pair after the other, as in subword-nmt; takes quadratic time."""
+    pieces = [*word[:-1], word[-1] + "</w>"]
+    while ranked := [pair for pair in itertools.pairwise(pieces) if pair in ranks]:
+        best, merged = min(ranked, key=ranks.get), []
+        for piece in pieces:
+            if merged and (merged[-1], piece) == best and merged[-1] is not None:
+                merged[-1:] = [best[0] + best[1], None]  # None: no part of a second merge
+            else:
+                merged.append(piece)
+        pieces = [piece for piece in merged if piece is not None]
+    pieces[-1] = pieces[-1].removesuffix("</w>")
+    return [*(piece + "@@" for piece in pieces[:-1]), pieces[-1]]
+
+
+def test_merges_equal_those_of_the_simple_algorithm():
+    chance = random.Random(4)
+    for _ in range(300):
+        parts = ["a", "b", "c", "a</w>", "b</w>"]
+        for _ in range(30):
+            parts.append("".join(chance.sample(parts, 2)))
+        pairs = [(chance.choice(parts), chance.choice(parts)) for _ in range(60)]
+        ranks = {pair: rank for rank, pair in enumerate(pairs)}
+        word = "".join(chance.choice("abc") for _ in range(chance.randrange(1, 30)))
+        assert apply_merges(word, ranks) == simple_merges(word, ranks)
+
+
+def test_a_word_of_a_hundred_thousand_characters_takes_little_time():
+    chance = random.Random(4)
+    ranks = {pair: rank for rank, pair in enumerate(itertools.product("abcdefghijklmnop", repeat=2))}
+    word = "".join(chance.choice("abcdefghijklmnop") for _ in range(100_000))
+    start = time.process_time()
+    assert len(apply_merges(word, ranks)) > 10_000
+    assert time.process_time() - start < 3
 
 
 def test_merges_must_be_pairs():

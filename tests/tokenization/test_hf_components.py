@@ -8,7 +8,7 @@ import threading
 import pytest
 from support.tiny_sentencepiece_tokenizers import train_sentencepiece
 
-from mlx_transformer.tokenization.hf_components import check_charsmap
+from mlx_transformer.tokenization.charsmap import check_charsmap
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary, load_hf_tokenizer
 from mlx_transformer.tokenization.library_errors import library_errors
 from mlx_transformer.weights.tokenizers.sentencepiece_proto import parse_sentencepiece_model
@@ -87,7 +87,7 @@ def test_a_charsmap_that_leads_outside_is_refused(position):
     """The library would panic at the first text that comes across it."""
     content = bytearray(charsmap())
     content[position : position + 4] = struct.pack("<I", 0x7FFFFC00)
-    with pytest.raises(ValueError, match="its charsmap is damaged"):
+    with pytest.raises(ValueError, match="its normalisation rules are damaged"):
         load(normalizer=precompiled(bytes(content)))
 
 

@@ -267,3 +267,10 @@ def test_invalid_config_names_its_file(tmp_path):
     (folder / "vocabulary.json").write_text(json.dumps(data | {"config": data["config"] | {"skip_ids": [-1]}}))
     with pytest.raises(ValueError, match=r"vocabulary\.json: config: Ids of a tokenizer's config must not be below 0"):
         Tokenizer.load(folder)
+
+
+def test_a_sentencepiece_model_that_makes_texts_long_is_refused(tmp_path):
+    (tmp_path / "rules.tsv").write_text("71\t" + " ".join(["62"] * 300) + "\n")  # q -> b, 300 times
+    model = train_sentencepiece(normalization_rule_tsv=str(tmp_path / "rules.tsv"))
+    with pytest.raises(ValueError, match="must be a usable sentencepiece model: .* no text more than 200 times longer"):
+        load_sentencepiece(model)
