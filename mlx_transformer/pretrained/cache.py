@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from filelock import FileLock
-
 from mlx_transformer.config.folder import CONVERSION_VERSION
 from mlx_transformer.storage.atomic import atomic_write_text
 
@@ -178,6 +176,8 @@ def _delete(folder: Path) -> None:
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Give one process or thread at a time access to a folder; the lock ends with the process."""
+    from filelock import FileLock  # slow to import, and `--help` needs no lock
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):

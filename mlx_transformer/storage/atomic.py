@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -162,7 +161,7 @@ def atomic_symlink(path: Path, target: Path) -> None:
 
 def _temporary_path(path: Path) -> Path:
     """Return a new name beside a path; other processes choose other names."""
-    return path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.partial")  # a long name would get too long
+    return path.with_name(f"{path.name[:50]}.{os.urandom(4).hex()}.partial")  # a long name would get too long
 
 
 @contextmanager
