@@ -7,16 +7,24 @@ RETRY_AFTER = 0.02  # seconds
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; Ctrl-C ends it with one line and status 130."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell script
+        run()
+        return
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
-        from mlx_transformer.cli import main as run
-
-        run(prog_name="mlx-transformer")
+        run()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would print a traceback while it exits
+
+
+def run() -> None:
+    """Import the command line and run it."""
+    from mlx_transformer.cli import main as command_line
+
+    command_line(prog_name="mlx-transformer")
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:

@@ -83,6 +83,14 @@ def test_ctrl_c_during_an_import(tmp_path, command, module):
     assert process.returncode == 130 and os.listdir(tmp_path) == []
 
 
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    """As for commands that a shell script starts in the background."""
+    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    process = run(["-c", ignore + SCRIPT.format(name="mlx.core", arguments=COMMANDS["info"])], tmp_path)
+    output, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "") and "parameters" in output
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_ctrl_c_at_any_time(tmp_path, command):
