@@ -2,7 +2,10 @@
 
 import base64
 import json
+import os
 import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -17,7 +20,7 @@ from mlx_transformer.weights.tokenizers.sentencepiece_proto import parse_sentenc
 @pytest.fixture
 def alone(monkeypatch):
     """The only thread of this process, as in the command line."""
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.setattr(threading, "enumerate", lambda: [threading.main_thread()])
 
 
 WORDS = {"type": "WordLevel", "vocab": {"<unk>": 0, "a": 1}, "unk_token": "<unk>"}
@@ -121,3 +124,18 @@ def test_long_messages_of_libraries_are_cut():
 def test_interrupts_are_no_library_errors():
     with pytest.raises(KeyboardInterrupt), library_errors("A rule"):
         raise KeyboardInterrupt
+
+
+def test_other_lines_on_standard_error_are_kept(alone, capfd):
+    with library_errors("A rule"):
+        os.write(2, b"a warning\n")
+    with pytest.raises(ValueError, match="^A rule: no"), library_errors("A rule"):
+        os.write(2, b"another\n")
+        raise RuntimeError("no")
+    assert capfd.readouterr().err == "a warning\nanother\n"
+
+
+def test_a_closed_standard_error_is_no_error(alone):
+    code = "import os; os.close(2); from mlx_transformer.tokenization.library_errors import library_errors as l\n"
+    code += "with l('A rule'): print('done')"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout == b"done\n"
