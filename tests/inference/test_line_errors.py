@@ -5,14 +5,17 @@ from dataclasses import replace
 
 import mlx.core as mx
 import pytest
+import tokenizers
 from support.tiny_models import config, random_model
 
 import mlx_transformer as mt
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.inference import generation, scoring
 from mlx_transformer.inference.batching import run_in_parts
 from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 
 WORDS = ["ab", "cde", "fg", "hijk", "l", "mno"]
 LINES = ["ab cde", "fg z", "", "l mno hijk", "z z z", "mno", "ab fg z hijk", "cde"]
@@ -87,6 +90,23 @@ def test_unknown_language_and_invalid_text_are_errors_of_their_lines(model, toke
     errors = [hypotheses[0].error for hypotheses in generate(model, tokenizer, lines)]
     assert [bool(error) for error in errors] == [False, True, True, False, True]
     assert "surrogate" in errors[1] and "got 'de'" in errors[2] and "needs the target language" in errors[4]
+
+
+def test_word_that_a_vocabulary_without_an_unknown_token_lacks_is_an_error_of_its_line(model):
+    """Such a vocabulary is the default of the tokenizers library."""
+    words = {token: i for i, token in enumerate(["<pad>", "</s>", "<s>", *WORDS])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    size = model.config.source_vocab_size
+    settings = TokenizerConfig(source_vocab_size=size, target_vocab_size=size, clean_up=True)
+    results = generate(model, mt.Tokenizer(HFVocabulary(tokenizer), config=settings), LINES, target_language=None)
+    for number, (hypothesis,) in enumerate(results):
+        if number in BAD:
+            assert hypothesis.error.startswith(
+                "A text cannot be split into tokens: WordLevel error: Missing [UNK] token"
+            )
+        else:
+            assert hypothesis.error is None
 
 
 def test_prefix_that_fills_the_limit_is_an_error_of_its_line(model, tokenizer):
