@@ -123,12 +123,16 @@ def _is_ours(path: Path) -> bool:
 
 
 def delete_model_folder(folder: Path) -> None:
-    """Delete the files of a model folder that this package wrote; the folder stays if it has other files."""
+    """Delete the files of a model folder that this package wrote; the folder stays if it has other files.
+
+    Files that cannot be deleted are ignored, such as open ones on a network drive.
+    """
     others = find_other_files(folder)
     for path in sorted(folder.iterdir(), key=lambda path: path.name == CHECKSUM_FILE):  # which is needed until the end
         if path.name not in others:
-            path.unlink()
-    if not others:
+            with suppress(OSError):
+                path.unlink()
+    with suppress(OSError):
         folder.rmdir()
 
 

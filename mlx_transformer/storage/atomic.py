@@ -32,14 +32,14 @@ def atomic_replace(
 
     Raises:
         BlockingIOError: If another process or thread is replacing the folder.
-        FileExistsError: If an earlier replacement left files that must be kept.
+        FileExistsError: If the hidden folder is a link.
     """
     folder = Path(os.path.realpath(folder))  # Path.resolve may raise RuntimeError
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _claim(folder) as claim:
         new, old = claim / "new", claim / "old"
         _restore(folder, old)
-        _delete_leftovers(new, old, delete)
+        _delete_leftovers(folder, new, old, delete)
         new.mkdir(mode=folder.stat().st_mode & 0o777 | 0o700 if folder.exists() else 0o777)
         try:
             yield new
@@ -79,14 +79,16 @@ def _restore(folder: Path, old: Path) -> bool:
     return True
 
 
-def _delete_leftovers(new: Path, old: Path, delete: Callable[[Path], None]) -> None:
-    """Delete what a killed process left, but no files that `delete` keeps."""
+def _delete_leftovers(folder: Path, new: Path, old: Path, delete: Callable[[Path], None]) -> None:
+    """Delete what a killed process left; what `delete` keeps is moved beside the folder, with a warning."""
     if new.exists():
         shutil.rmtree(new)
     if old.exists():
         delete(old)
     if old.exists():
-        raise FileExistsError(f"{old} has files that an earlier replacement kept: move them to another folder.")
+        kept = folder.with_name(f"{folder.name[:50]}.{secrets.token_hex(4)}.kept")
+        old.rename(kept)
+        logger.warning("%s has files that an earlier replacement kept.", kept)
 
 
 def _claim_path(folder: Path) -> Path:

@@ -31,6 +31,7 @@ else:
 
 logger = logging.getLogger(__name__)
 
+STEP_NAME = re.compile(r"step-(\d+)", re.ASCII)  # of an earlier checkpoint
 OPTIONS_START = b"# command: "  # of an options.toml that `prepare` wrote
 CHECKPOINT_FILES = ("model.safetensors", "training.safetensors", "training.json")
 
@@ -90,7 +91,8 @@ class RunDirectory:
 
     def checkpoints(self) -> list[Path]:
         """Return all checkpoints, intact or damaged, newest first."""
-        earlier = sorted(self.earlier.glob("step-[0-9]*"), key=checkpoint_step, reverse=True)
+        earlier = [path for path in self.earlier.glob("step-*") if STEP_NAME.fullmatch(path.name) and path.is_dir()]
+        earlier.sort(key=checkpoint_step, reverse=True)
         return [*([self.last] if self.last.exists() else []), *earlier]
 
     def latest_checkpoint(self, set_aside_damaged: bool = True) -> Path | None:
@@ -139,7 +141,8 @@ class RunDirectory:
             write_checksums(new)
         _, *earlier = self.checkpoints()
         for path in set(earlier) - set(validation_checkpoints(earlier, valid_every)[: keep - 1]):
-            delete_model_folder(path)
+            if not path.is_symlink():
+                delete_model_folder(path)
 
     def set_aside_best(self) -> None:
         """Rename best/, with a warning, if it cannot be replaced without the loss of other files."""
@@ -164,7 +167,7 @@ class RunDirectory:
         """Rename a file or folder of the run, and return its new name; the model set aside before is deleted."""
         names = (f"{prefix}-{path.name}{suffix}" for suffix in chain([""], map("-{}".format, count(2))))
         for aside in map(self.folder.joinpath, names):
-            if aside.is_dir():
+            if aside.is_dir() and not aside.is_symlink():
                 delete_model_folder(aside)
             if not aside.exists():
                 break
@@ -205,7 +208,7 @@ def quote_toml(value: Any) -> str:
 
 def checkpoint_step(checkpoint: Path) -> int:
     """Return the step of a checkpoint, from its name or from its training.json."""
-    match = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    match = STEP_NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else model_folder.read_json(checkpoint / "training.json")["step"]
 
 

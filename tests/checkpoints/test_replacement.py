@@ -222,6 +222,22 @@ def test_deleting_leaves_other_files(folder):
     assert sorted(path.name for path in folder.iterdir()) == [".git", "notes.txt"]
 
 
+def test_files_that_cannot_be_deleted_do_not_fail_a_replacement(folder, model, monkeypatch):
+    """On network drives, open files are renamed instead of deleted."""
+    unlink = Path.unlink
+
+    def rename(path):
+        if path.name == "model.safetensors":
+            path.rename(path.with_name(".nfs0001"))
+        else:
+            unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", rename)
+    for _ in range(2):
+        model_folder.save(folder, model)
+        model_folder.load(folder)
+
+
 def test_checksums_cover_all_files(folder):
     names = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
     assert names == ["config.json", "model.safetensors"]

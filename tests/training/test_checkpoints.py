@@ -187,6 +187,19 @@ def test_files_of_the_user_in_the_run_are_kept(options, caplog):
         assert notes.parent.name == "kept-best" and f"Renamed to {run / 'kept-best'}" in caplog.text
 
 
+def test_copies_of_checkpoints_are_kept(options):
+    """Only checkpoints of the run itself count, and the oldest of them are deleted."""
+    run = Path(options.output)
+    train(dataclasses.replace(options, steps=8))
+    shutil.copytree(run / "earlier" / "step-4", run / "earlier" / "step-4-before-the-change")
+    shutil.copytree(run / "earlier" / "step-4", run / "moved")
+    (run / "earlier" / "step-2").symlink_to("../moved")
+    (run / "earlier" / "step-3").write_text("mine")
+    train(dataclasses.replace(options, resume=True, keep=1))
+    assert {path.name for path in (run / "earlier").iterdir()} == {"step-2", "step-3", "step-4-before-the-change"}
+    assert find_damage(run / "moved") is find_damage(run / "earlier" / "step-4-before-the-change") is None
+
+
 def test_a_file_in_the_way_of_checkpoints_is_renamed_at_the_start(options, caplog):
     run = Path(options.output)
     train(dataclasses.replace(options, steps=4))
