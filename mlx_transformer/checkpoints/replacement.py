@@ -15,12 +15,13 @@ CARD = "Converted by mlx_transformer"  # in the README.md of converted models
 CARD_FILE = "README.md"
 MODEL_FILES = frozenset(
     {
-        *("config.json", "model.safetensors", CHECKSUM_FILE, "training.json", "training.safetensors"),
+        *("config.json", "model.safetensors", CHECKSUM_FILE),
         *("vocabulary.json", "tokenizer.json", "sentencepiece.model", "sentencepiece_decoder.model"),
         *("target_tokenizer.json", "target_sentencepiece.model", "target_sentencepiece_decoder.model"),
         ".DS_Store",  # written by macOS when a folder is looked at
     }
 )
+STATE_FILES = frozenset({"training.json", "training.safetensors"})  # only in checkpoints of a run
 MAX_NAMES = 4  # in a message
 MAX_LISTED = 210  # characters of the names in an error
 
@@ -111,13 +112,13 @@ def find_other_files(folder: Path) -> list[str]:
 
 
 def _is_ours(path: Path) -> bool:
-    if path.name != CARD_FILE or not path.is_file():
+    if not path.is_file() or path.name not in {CARD_FILE, *STATE_FILES}:
         return path.name in MODEL_FILES and path.is_file()
     try:
-        checksum = read_checksums(path.parent).get(CARD_FILE)
-        return sha256_of(path) == checksum if checksum else CARD in read_text(path)
-    except FileNotFoundError:  # a folder of an earlier version
-        return CARD in read_text(path)
+        checksums = read_checksums(path.parent) if (path.parent / CHECKSUM_FILE).exists() else {}
+        if path.name in checksums:
+            return path.name in STATE_FILES or sha256_of(path) == checksums[path.name]
+        return path.name == CARD_FILE and CARD in read_text(path)  # as in folders of earlier versions
     except ValueError:
         return False
 

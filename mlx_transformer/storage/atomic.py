@@ -86,7 +86,7 @@ def _delete_leftovers(folder: Path, new: Path, old: Path, delete: Callable[[Path
     if old.exists():
         delete(old)
     if old.exists():
-        kept = folder.with_name(f"{folder.name[:50]}.{secrets.token_hex(4)}.kept")
+        kept = folder.with_name(f"{folder.name[:50]}.{os.urandom(4).hex()}.kept")
         old.rename(kept)
         logger.warning("%s has files that an earlier replacement kept.", kept)
 

@@ -81,6 +81,11 @@ def write_card(folder):
     return "README.md"
 
 
+def write_file_with_the_name_of_a_checkpoint(folder):
+    (folder / "training.json").write_text("[]")
+    return "training.json"
+
+
 def list_own_files_in_the_checksums(folder):
     (folder / "thesis.tex").write_text("all of it")
     with (folder / "SHA256SUMS").open("a") as file:
@@ -96,6 +101,7 @@ OTHER_FILES = [
     write_folder_with_the_name_of_a_file,
     write_dangling_link,
     write_card,
+    write_file_with_the_name_of_a_checkpoint,
     list_own_files_in_the_checksums,
 ]
 
