@@ -40,7 +40,13 @@ class TestLogs:
         assert learning_curves.curve(learning_curves.read_log(run(end=end)), "step", "loss") == expected
 
     @pytest.mark.parametrize(
-        "line", ["[" * 100_000, '{"step": 3, "loss": 1' + "0" * 400 + "}", '{"step": [1]}', '{"step": null}']
+        "line",
+        [
+            "[" * 100_000,
+            '{"event": "step", "step": 60, "loss": 1' + "0" * 400 + "}",
+            '{"event": "step", "step": [1], "loss": 1}',
+            '{"step": null}',
+        ],
     )
     def test_odd_lines_are_ignored(self, run, line):
         folder = run(end=line + "\n")

@@ -207,7 +207,9 @@ def _training_options(extras: dict[str, Any], *paths: tuple[str, ...]) -> dict[s
 
 def _first_existing(folder: Path, names: Iterable[str]) -> Path | None:
     """Return the first of these files that exists."""
-    return next((folder / name for name in names if name and (folder / name).is_file()), None)
+    # `Path.is_file` raises for a name that no file system has, and a checkpoint may give any.
+    present = {path.name for path in folder.iterdir()}
+    return next((folder / name for name in names if name in present and (folder / name).is_file()), None)
 
 
 def _read_lines(path: Path) -> list[str]:

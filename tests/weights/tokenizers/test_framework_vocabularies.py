@@ -307,3 +307,20 @@ def test_joeynmt_with_characters_is_not_supported(tmp_path, caplog):
 def test_detect_join(words, expected):
     assert detect_join(words) == expected
     assert WordVocabulary({word: i for i, word in enumerate(words)}, 0, expected).join == expected
+
+
+def shared_lists():
+    value = []
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize("name", ["a" * 10_000, "\0", "../..", shared_lists(), {"a": 1}], ids=type)
+def test_options_that_name_no_file_are_ignored(tmp_path, name):
+    """Lists that share one another would be endless as text."""
+    vocab = {"src": ["<unk>", "<blank>", "a"], "tgt": ["<unk>", "<blank>", "<s>", "</s>"]}
+    loaded = read_framework_vocabularies(tmp_path, "opennmt-py", {"opt": {"src_subword_model": name}, "vocab": vocab})
+    assert isinstance(loaded.source, WordVocabulary)
+    write(tmp_path, dict__txt="a 1\n")
+    assert read_framework_vocabularies(tmp_path, "fairseq", {"args": {"source_lang": name}}).target is None
