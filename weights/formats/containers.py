@@ -33,6 +33,7 @@ from mlx_transformer.weights.formats.zip_archive import MemberData
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_HEADER = 2**24  # bytes of JSON, a hundred times what a large model needs; parsed, it takes up to 20 times more
+MAX_UNPACKINGS, FREE_UNPACKED = 8, 2**24  # of compressed storages, if tensors use them in turn
 LFS_POINTER = b"version https://git-lfs"
 SAFETENSORS_DTYPES = {
     "F64": "float64",
@@ -65,6 +66,7 @@ class Container:
         storages: The position of each storage, by key.
         big_endian: The byte order.
         unpacked: The key and bytes of the last compressed storage, for tensors that share it.
+        num_unpacked: How many bytes were unpacked.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Container:
     storages: dict[str, MemberData] = field(default_factory=dict)
     big_endian: bool = False
     unpacked: tuple[str, bytes] | None = None
+    num_unpacked: int = 0
 
     def locate(self, storage: Storage) -> MemberData:
         """Return the position of a storage; CheckpointError if it claims more bytes than the file has."""
@@ -106,6 +109,12 @@ class Container:
             return self.data[member.start + start : member.start + start + length]
         if self.unpacked is None or self.unpacked[0] != key:
             self.unpacked = None
+            self.num_unpacked += member.size
+            if self.num_unpacked > MAX_UNPACKINGS * (FREE_UNPACKED + sum(part.size for part in self.storages.values())):
+                raise CheckpointError(
+                    f"tensors must not unpack their storages more than {MAX_UNPACKINGS} times",
+                    "pack the file again without compression",
+                )
             self.unpacked = (key, zip_archive.decompress(self.data, member))
         return self.unpacked[1][start : start + length]
 

@@ -87,12 +87,13 @@ def _find_directory(data: FileBytes) -> tuple[int, int, int]:
 
 def _zip64_values(extra: bytes, *values: int) -> list[int]:
     """Return values of an entry, those too large for 32 bits from its zip64 field."""
-    field = b""
-    while len(extra) >= 4:
-        kind, length = struct.unpack_from("<2H", extra)
+    field, position = b"", 0
+    while position + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, position)
+        position += 4
         if kind == 1:
-            field = extra[4 : 4 + length]
-        extra = extra[4 + length :]
+            field = extra[position : position + length]
+        position += length
     results = []
     for value in values:
         if value == UNKNOWN:

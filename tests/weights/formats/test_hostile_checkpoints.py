@@ -6,8 +6,10 @@ import os
 import random
 import re
 import resource
+import struct
 import sys
 import time
+import zipfile
 
 import mlx.core as mx
 import pytest
@@ -160,6 +162,36 @@ def test_hostile_files(folder, cases):
 
 def test_hostile_safetensors(folder):
     check_all(folder, SAFE, "model.safetensors")
+
+
+def test_a_directory_with_many_empty_fields_takes_little_time(folder):
+    content = bytearray(zip_file({"a": tensor()}, STORED))
+    extra = b"\7\0\0\0" * 16_000
+    start = content.index(b"PK\1\2")
+    member = b"PK\1\2" + bytes(26) + struct.pack("<2H", len(extra), 0) + bytes(12)
+    for number in range(60):
+        name = f"x{number:03}".encode()
+        entry = bytearray(member)
+        entry[28:30] = struct.pack("<H", len(name))
+        content[start:start] = entry + name + extra
+    added = 60 * (46 + 4 + len(extra))
+    end = content.rindex(b"PK\5\6")
+    count, size = struct.unpack_from("<H", content, end + 10)[0] + 60, struct.unpack_from("<L", content, end + 12)[0]
+    struct.pack_into("<2HL", content, end + 8, count, count, size + added)
+    begin = time.process_time()
+    assert not isinstance(attempt(write_file(folder, bytes(content))), CheckpointError)
+    assert time.process_time() - begin < 2
+
+
+def test_storages_are_not_unpacked_again_and_again(folder):
+    """Tensors use two storages in turn, of which only one is kept in memory."""
+    payload = {key: random.Random(3).randbytes(2**22) for key in "01"}
+    root = {f"t{number}": tensor(str(number % 2), shape=(1,), numel=2**20) for number in range(2000)}
+    content = zip_file(root, payload, method=zipfile.ZIP_DEFLATED)
+    path = write_file(folder, content)
+    with read_checkpoint(path) as checkpoint, pytest.raises(CheckpointError, match="more than 8 times"):
+        for name in checkpoint.tensors:
+            checkpoint.load(name)
 
 
 def test_there_are_enough_cases():
