@@ -11,6 +11,7 @@ from typing import Any
 from mlx_transformer.messages import is_unicode
 
 MAX_BYTES = 2**27  # several times the size of the largest known configuration or tokenizer file
+MAX_CONTAINERS = 2**21  # of JSON: an empty list takes twenty times its size in memory
 MAX_NESTING = 100  # of JSON, far below what recursive functions can follow
 ESCAPED_SURROGATE = re.compile(r"\\ud[89a-f]", re.IGNORECASE)
 CHUNK_SIZE = 2**20
@@ -53,6 +54,8 @@ def parse_json(text: str | bytes, object_pairs_hook: Callable[[list[tuple[str, A
     """Parse JSON; ValueError if it is damaged, nested more than MAX_NESTING deep, or has text that is not Unicode."""
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text))
+    if text.count("[") + text.count("{") > MAX_CONTAINERS:
+        raise ValueError(f"it must have at most {MAX_CONTAINERS} lists and objects")
     try:
         value = json.loads(text, object_pairs_hook=object_pairs_hook)
     except RecursionError:

@@ -29,6 +29,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # its backport to Python 3.10
 
+MAX_OPTIONS_FILE, MAX_DOTS = 2**18, 1000
 logger = logging.getLogger(__name__)
 
 STEP_NAME = re.compile(r"step-(\d+)", re.ASCII)  # of an earlier checkpoint
@@ -227,8 +228,12 @@ def read_options_file(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"The options file {path} does not exist: check the path.")
+    lines = list(read_lines(str(path))) if path.stat().st_size <= MAX_OPTIONS_FILE else None
+    # The parser takes quadratic time for the parts of a dotted name.
+    if lines is None or any(line.count(b".") > MAX_DOTS for line in lines):
+        raise ValueError(f"{path} must have at most {MAX_OPTIONS_FILE} bytes and {MAX_DOTS} dots in a line: check it.")
     try:
-        return tomllib.loads(b"\n".join(read_lines(str(path))).decode())
+        return tomllib.loads(b"\n".join(lines).decode())
     except (ValueError, RecursionError) as error:
         reason = shorten(str(error), 120)
         raise ValueError(f"{path} must be TOML, with a line `name = value` per option: {reason}.") from None

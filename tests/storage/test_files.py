@@ -38,3 +38,9 @@ def test_json_with_half_of_a_surrogate_pair_is_an_error(tmp_path, content):
     with pytest.raises(ValueError, match="config.json must be JSON: "):
         read_json(tmp_path / "config.json")
     assert parse_json(rb'"\ud83d\ude00 \\ud83d"') == "\U0001f600 \\ud83d"
+
+
+def test_json_of_many_lists_is_an_error(tmp_path):
+    (tmp_path / "config.json").write_text("[" + "[]," * 2**21 + "1]")
+    with pytest.raises(ValueError, match="config.json must be JSON: it must have at most 2097152 lists"):
+        read_json(tmp_path / "config.json")

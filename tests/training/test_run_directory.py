@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 
 import pytest
 from support.training_cases import OPTIONS
@@ -49,3 +50,12 @@ def test_invalid_utf8_in_options_raises(tmp_path):
     (tmp_path / "options.toml").write_bytes(b"seed = 3 # \xff")
     with pytest.raises(ValueError, match="options.toml must be TOML"):
         read_options_file(tmp_path / "options.toml")
+
+
+@pytest.mark.parametrize("content", ["a." * 30_000 + "a = 1", "# a comment\n" * 30_000])
+def test_options_that_would_take_long_to_parse_are_refused(tmp_path, content):
+    (tmp_path / "options.toml").write_text(content)
+    start = time.process_time()
+    with pytest.raises(ValueError, match="options.toml must have at most"):
+        read_options_file(tmp_path / "options.toml")
+    assert time.process_time() - start < 2

@@ -50,7 +50,7 @@ UNSUPPORTED_TENSORS = {
     "UninitializedParameter": ("not initialised", "save the model after its first use"),
     "UninitializedBuffer": ("not initialised", "save the model after its first use"),
 }
-MAX_INDEX = 100_000_000  # bytes
+MAX_INDEX = 2**24  # bytes, as of a safetensors header
 MAX_SHARDS = 1000
 MAX_ENTRIES = 200_000  # of a state dict; as many modules
 MAX_NAME = 1000

@@ -169,14 +169,14 @@ def test_a_directory_with_many_empty_fields_takes_little_time(folder):
     extra = b"\7\0\0\0" * 16_000
     start = content.index(b"PK\1\2")
     member = b"PK\1\2" + bytes(26) + struct.pack("<2H", len(extra), 0) + bytes(12)
-    for number in range(60):
+    for number in range(200):
         name = f"x{number:03}".encode()
         entry = bytearray(member)
         entry[28:30] = struct.pack("<H", len(name))
         content[start:start] = entry + name + extra
-    added = 60 * (46 + 4 + len(extra))
+    added = 200 * (46 + 4 + len(extra))
     end = content.rindex(b"PK\5\6")
-    count, size = struct.unpack_from("<H", content, end + 10)[0] + 60, struct.unpack_from("<L", content, end + 12)[0]
+    count, size = struct.unpack_from("<H", content, end + 10)[0] + 200, struct.unpack_from("<L", content, end + 12)[0]
     struct.pack_into("<2HL", content, end + 8, count, count, size + added)
     begin = time.process_time()
     assert not isinstance(attempt(write_file(folder, bytes(content))), CheckpointError)
