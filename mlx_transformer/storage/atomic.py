@@ -17,9 +17,7 @@ RESTORE_ATTEMPTS = 100
 
 
 @contextmanager
-def atomic_replace(
-    folder: Path, retired: Path | None = None, delete: Callable[[Path], None] = shutil.rmtree
-) -> Iterator[Path]:
+def atomic_replace(folder: Path, delete: Callable[[Path], None] = shutil.rmtree) -> Iterator[Path]:
     """Yield a new, empty folder that replaces `folder` when the block ends without an error.
 
     Both are kept in a hidden folder beside it, which one process or thread at a time can hold. If a process is killed
@@ -27,8 +25,7 @@ def atomic_replace(
 
     Args:
         folder: The folder to replace; created if it does not exist.
-        retired: Where to move the old folder; None to delete it.
-        delete: Deletes the old folder; it may leave files that must be kept.
+        delete: Deletes the old folder, or moves it; it may leave files that must be kept.
 
     Raises:
         BlockingIOError: If another process or thread is replacing the folder.
@@ -38,8 +35,7 @@ def atomic_replace(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _claim(folder) as claim:
         new, old = claim / "new", claim / "old"
-        _restore(folder, old)
-        _delete_leftovers(folder, new, old, delete)
+        _clean_up(folder, claim, delete)
         new.mkdir(mode=folder.stat().st_mode & 0o777 | 0o700 if folder.exists() else 0o777)
         try:
             yield new
@@ -47,12 +43,12 @@ def atomic_replace(
                 fsync(path)
             if folder.exists():
                 shutil.copymode(folder, new)
-                folder.rename(retired or old)
+                folder.rename(old)
             new.rename(folder)
-            for path in {folder.parent, (retired or old).parent}:
+            for path in (folder.parent, claim):
                 fsync(path)
         finally:
-            _restore(folder, retired or old)
+            _restore(folder, old)
             shutil.rmtree(new, ignore_errors=True)
         if old.exists():
             delete(old)
@@ -71,6 +67,20 @@ def restore_interrupted_replacement(folder: Path) -> None:
         time.sleep(0.01)  # another process is between its renames, or restores the folder
 
 
+def finish_interrupted_replacement(folder: Path, delete: Callable[[Path], None]) -> None:
+    """Restore the old folder if nothing has replaced it, and delete what else a killed process left.
+
+    Args:
+        folder: The folder of `atomic_replace`.
+        delete: See `atomic_replace`.
+    """
+    restore_interrupted_replacement(folder)
+    folder = Path(os.path.realpath(folder))
+    if _claim_path(folder).exists():
+        with _claim(folder) as claim:
+            _clean_up(folder, claim, delete)
+
+
 def _restore(folder: Path, old: Path) -> bool:
     """Move the old folder back if nothing has replaced it; return whether this was necessary."""
     if folder.exists() or not old.exists():
@@ -79,8 +89,10 @@ def _restore(folder: Path, old: Path) -> bool:
     return True
 
 
-def _delete_leftovers(folder: Path, new: Path, old: Path, delete: Callable[[Path], None]) -> None:
-    """Delete what a killed process left; what `delete` keeps is moved beside the folder, with a warning."""
+def _clean_up(folder: Path, claim: Path, delete: Callable[[Path], None]) -> None:
+    """Restore or delete what a killed process left; what `delete` keeps is moved beside the folder, with a warning."""
+    new, old = claim / "new", claim / "old"
+    _restore(folder, old)
     if new.exists():
         shutil.rmtree(new)
     if old.exists():

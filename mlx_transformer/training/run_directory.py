@@ -56,8 +56,9 @@ class RunDirectory:
         self.log_file = self.folder / "log.jsonl"
 
     def recover(self) -> None:
-        """Restore best/ if a process was killed while replacing it, and rename what is in the way of checkpoints."""
-        atomic.restore_interrupted_replacement(self.best)
+        """Restore best/ and last/ if a process was killed while replacing them, and rename what is in the way."""
+        atomic.finish_interrupted_replacement(self.best, delete_model_folder)
+        atomic.finish_interrupted_replacement(self.last, self._retire)
         if self.earlier.exists() and not self.earlier.is_dir():
             logger.warning("%s must be a folder. Renamed to %s.", self.earlier, self._set_aside(self.earlier, "kept"))
 
@@ -131,19 +132,22 @@ class RunDirectory:
             keep: Number of checkpoints to keep, including this one.
             valid_every: Steps between validations.
         """
-        retired = None
-        if self.last.exists():
-            retired = self.earlier / f"step-{checkpoint_step(self.last)}"
-            self.earlier.mkdir(exist_ok=True)
-            if retired.exists():
-                self._set_aside(retired, "kept")
-        with atomic.atomic_replace(self.last, retired) as new:
+        with atomic.atomic_replace(self.last, self._retire) as new:
             write(new)
             write_checksums(new)
         _, *earlier = self.checkpoints()
         for path in set(earlier) - set(validation_checkpoints(earlier, valid_every)[: keep - 1]):
             if not path.is_symlink():
                 delete_model_folder(path)
+
+    def _retire(self, checkpoint: Path) -> None:
+        """Move a checkpoint that was replaced to earlier/."""
+        self.earlier.mkdir(exist_ok=True)
+        retired = self.earlier / f"step-{checkpoint_step(checkpoint)}"
+        if retired.exists():
+            self._set_aside(retired, "kept")
+        checkpoint.rename(retired)
+        atomic.fsync(self.earlier)
 
     def set_aside_best(self) -> None:
         """Rename best/, with a warning, if it cannot be replaced without the loss of other files."""

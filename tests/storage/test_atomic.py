@@ -1,6 +1,5 @@
 """Atomic replacement of files and folders: the old version or the new one, whatever happens in between."""
 
-import errno
 import fcntl
 import os
 import shutil
@@ -13,6 +12,7 @@ from mlx_transformer.storage.atomic import (
     atomic_symlink,
     atomic_write,
     atomic_write_text,
+    finish_interrupted_replacement,
     restore_interrupted_replacement,
     try_lock,
 )
@@ -164,21 +164,23 @@ def test_the_new_folder_has_the_permissions_of_the_old_one(folder):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_failed_rename_restores_the_retired_folder(tmp_path, monkeypatch):
-    folder, retired, original = tmp_path / "last", tmp_path / "earlier", Path.rename
-    folder.mkdir()
-    (folder / "config.json").write_text('{"format_version": 1}')
+def test_the_old_folder_may_be_moved_instead_of_deleted(folder, tmp_path):
+    before = contents(folder)
+    with atomic_replace(folder, lambda old: old.rename(tmp_path / "earlier")) as new:
+        (new / "file").write_text("new")
+    assert contents(tmp_path / "earlier") == before and contents(folder) == {Path("file"): b"new"}
 
-    def rename(path, target):
-        if path.name == "new":
-            raise OSError(errno.EIO, "broken")
-        return original(path, target)
 
-    monkeypatch.setattr(Path, "rename", rename)
-    with pytest.raises(OSError, match="broken"), atomic_replace(folder, retired) as new:
-        (new / "config.json").write_text("{}")
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
-    assert (folder / "config.json").read_text() == '{"format_version": 1}'
+@pytest.mark.parametrize("renames", [1, 2])
+def test_an_interrupted_replacement_is_finished(folder, tmp_path, renames):
+    """Killed after the first rename, the old folder is restored; after the second one, it is moved."""
+    before = contents(folder)
+    interrupt_replacement(folder)
+    if renames == 2:
+        (tmp_path / ".model.replacement" / "new").rename(folder)
+    finish_interrupted_replacement(folder, lambda old: old.rename(tmp_path / "earlier"))
+    assert contents(tmp_path / "earlier" if renames == 2 else folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["earlier", "model"][2 - renames :]
 
 
 def test_text_files_are_replaced_as_a_whole(tmp_path, monkeypatch):

@@ -118,13 +118,24 @@ def test_the_error_says_if_there_is_no_earlier_checkpoint(options, monkeypatch):
         train(options)
 
 
-def test_best_is_restored_if_its_replacement_was_interrupted(damaged):
-    best = Path(damaged.output) / "best"
-    claim = best.with_name(".best.replacement")
-    claim.mkdir()
-    best.rename(claim / "old")
-    assert train(dataclasses.replace(damaged, resume=True)) == best
-    assert isinstance(mt.load(best)[1], Tokenizer)
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_model_is_restored_if_its_replacement_was_interrupted(finished, damaged, name):
+    folder = Path(damaged.output) / name
+    claim = folder.with_name(f".{name}.replacement")
+    for restore in (mt.load, lambda _: train(dataclasses.replace(damaged, resume=True))):
+        claim.mkdir()
+        folder.rename(claim / "old")
+        restore(folder)
+        assert isinstance(mt.load(folder)[1], Tokenizer) and not claim.exists()
+    assert runs_equal(finished.output, damaged.output)
+
+
+def test_a_replaced_checkpoint_is_retired_if_that_was_interrupted(finished, damaged):
+    run = Path(damaged.output)
+    (run / ".last.replacement").mkdir()
+    (run / "earlier" / "step-8").rename(run / ".last.replacement" / "old")
+    train(dataclasses.replace(damaged, resume=True))
+    assert runs_equal(finished.output, damaged.output) and (run / "earlier" / "step-8").exists()
 
 
 def damage_config(best):
