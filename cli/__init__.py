@@ -64,7 +64,7 @@ class CommandLine(click.Group):
 
 def is_user_error(error: RuntimeError) -> bool:
     """Whether the user can do something about an error: too little memory, or a full disk for MLX's compilation."""
-    from mlx_transformer.inference.batching import is_out_of_memory
+    from mlx_transformer.inference.line_errors import is_out_of_memory
     from mlx_transformer.model.compilation import describe_compilation_error
 
     return is_out_of_memory(error) or describe_compilation_error(error) is not None

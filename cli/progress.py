@@ -56,7 +56,7 @@ class Activity(logging.Handler):
         if record.levelno == logging.INFO:
             self.show(record.getMessage())
         else:
-            print_line(record.getMessage())
+            print_line(f"Warning: {record.getMessage()}")
 
     def show(self, text: str) -> None:
         """Replace the activity."""

@@ -83,7 +83,7 @@ def stream_lines(
     windows: Iterable[list[InputLine]], stream: Callable[..., Iterator[str]], failed: FailedLines
 ) -> Iterator[bytes]:
     """Yield the text of each line in pieces, as it is generated; line feeds inside a text become spaces."""
-    from mlx_transformer.inference.batching import error_of_line
+    from mlx_transformer.inference.line_errors import error_of_line
 
     for number, line in enumerate(chain.from_iterable(windows)):
         if line.error:
@@ -194,13 +194,17 @@ def prepare_stream(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def format_text(answer: LineResult, count: int, scores: bool) -> bytes:
-    """Format `count` lines with tabs between score, text and alignment; line feeds inside a text become spaces."""
+    """Format `count` lines with tabs between score, text and alignment.
+
+    Line feeds inside a text become spaces, and so do tabs if there are other columns.
+    """
     from mlx_transformer.inference.alignment import format_pharaoh
 
     lines = []
     for hypothesis in answer.hypotheses:
         columns = [f"{hypothesis.score:.4f}"] if scores else []
-        columns.append((hypothesis.text or "").replace("\n", " "))
+        text = (hypothesis.text or "").replace("\n", " ")
+        columns.append(text.replace("\t", " ") if scores or hypothesis.alignment is not None else text)
         columns += [] if hypothesis.alignment is None else [format_pharaoh(hypothesis.alignment)]
         lines.append("" if answer.error else "\t".join(columns))
     lines += [""] * (count - len(lines))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 Source = TypeVar("Source")
-INSTALL_HINT = "pip install 'mlx_transformer[train]'"
+INSTALL_HINT = "pip install sacrebleu"
 
 
 def group_references(

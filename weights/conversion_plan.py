@@ -25,7 +25,8 @@ from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap,
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
 ProgressCallback = Callable[[int, int], None]  # called with the bytes done and the total
-BITSANDBYTES_SUFFIXES = (".SCB", ".weight.absmax")  # with 8 and 4 bits
+# Suffix of a tensor of quantised weights -> the library that writes it.
+QUANTIZED_SUFFIXES = {".SCB": "bitsandbytes", ".weight.absmax": "bitsandbytes", ".qweight": "GPTQ or AWQ"}
 ADAPTER_PARTS = (".lora_A.", ".lora_embedding_A", ".ia3_l")  # names of peft
 IGNORED_TENSORS = ("*.version",)  # in checkpoints of fairseq and its descendants
 # Setting -> a parameter and the axis of it that has this size.
@@ -183,11 +184,13 @@ def plan_conversion(
 def check_plain_weights(tensor_names: Iterable[str], settings: dict[str, Any]) -> None:
     """Raise ConversionError for quantised weights and for adapters."""
     quantization = settings.get("quantization_config")
-    if quantization or any(name.endswith(BITSANDBYTES_SUFFIXES) for name in tensor_names):
+    suffixes = [suffix for suffix in QUANTIZED_SUFFIXES if any(name.endswith(suffix) for name in tensor_names)]
+    if quantization or suffixes:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        method = method or (QUANTIZED_SUFFIXES[suffixes[0]] if suffixes else "bitsandbytes")
         raise ConversionError(
-            f"A checkpoint must not be quantised, as this one is by {method or 'bitsandbytes'}: convert the original "
-            "model, and quantise that."
+            f"A checkpoint must not be quantised, as this one is by {method}: convert the original model, and quantise "
+            "that."
         )
     if any(part in name for name in tensor_names for part in ADAPTER_PARTS):
         raise ConversionError("An adapter is not a complete model: merge it into its model and save that.")

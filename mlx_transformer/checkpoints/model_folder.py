@@ -21,6 +21,7 @@ from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.messages import short_repr
 from mlx_transformer.model.fused_projections import fuse_projections, split_projections
 from mlx_transformer.model.precision import DTYPES, parse_dtype, prepare_for_inference
+from mlx_transformer.model.process import check_process
 from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.checksums import CHECKSUM_FILE, read_checksums
@@ -274,6 +275,7 @@ def uninitialized_model(config: ModelConfig, search: SearchConfig, tasks: Iterab
 @contextmanager
 def preserve_random_state() -> Iterator[None]:
     """Restore MLX's random state after the block."""
+    check_process()
     high, low = np.array(cast(Any, mx.random.state)[0]).tolist()
     try:
         yield

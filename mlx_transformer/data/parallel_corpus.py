@@ -196,6 +196,10 @@ def _read_spec(spec: CorpusSpec, skip_bad_lines: bool, allow_blank: bool, remedy
                 columns = _select_columns(columns, spec.columns)
             pair = SentencePair(*_decode_columns(columns, allow_blank), spec.source_language, spec.target_language)
         except ValueError as error:
+            if not skip_bad_lines and number == 1 and len(columns) > 2 and not spec.columns:
+                raise ValueError(
+                    f"{spec.text} has {len(columns)} columns: choose those of source and target, as in {spec.text}:1,2."
+                ) from None
             if not skip_bad_lines:
                 raise ValueError(f"{spec.text}, line {number}: {error}; {remedy}.") from error
             num_bad, reason = num_bad + 1, f"; in line {number} {error}"

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mlx_transformer.tokenization.texts import TextError
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -33,7 +35,7 @@ class Hypothesis:
     error: str | None = None
 
 
-class NoHypothesisError(ValueError):
+class NoHypothesisError(TextError):
     """The search found no hypothesis for some of the sources.
 
     Attributes:

@@ -10,6 +10,7 @@ from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.tokenization.texts import TextError
 
 PREFIX_MULTIPLE = 16  # prefixes are padded to multiples of this, so that few shapes are compiled
 
@@ -104,8 +105,8 @@ def check_search(search: SearchConfig, config: ModelConfig) -> None:
     for token in config.eos_ids:
         if (token,) in search.bad_words:
             raise ValueError(
-                f"bad_words must not be the end token {token}: remove it, or put it in suppress_ids if all targets "
-                "shall have max_tokens."
+                f"bad_words must not be the end token {token}: remove it, or put it in suppress_ids to "
+                "generate max_tokens tokens always."
             )
     never = {config.pad_id, *search.suppress_ids, *(word[0] for word in search.bad_words if len(word) == 1)}
     if search.min_tokens > 1:
@@ -173,7 +174,7 @@ def _check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) -
         if not all(0 <= token < config.target_vocab_size for token in prefix):
             raise ValueError(f"prefix_ids must be token ids from 0 to {config.target_vocab_size - 1}, not {prefix}.")
         if len(prefix) >= config.decoder.max_length:
-            raise ValueError(
+            raise TextError(
                 f"A target prefix must be shorter than the decoder's {config.decoder.max_length} positions, not "
                 f"{len(prefix)} tokens: shorten it."
             )

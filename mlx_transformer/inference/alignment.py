@@ -37,7 +37,7 @@ def align(attention: np.ndarray, source: WordIndices, target: WordIndices) -> li
 def format_pharaoh(pairs: Sequence[tuple[int, int]]) -> str:
     """Format pairs in Pharaoh notation: "0-0 1-2", source before target, both from 0.
 
-    Words are what is between spaces.
+    Words are separated by spaces, tabs and line ends; no-break spaces are part of words.
     """
     return " ".join(f"{source}-{target}" for source, target in pairs)
 

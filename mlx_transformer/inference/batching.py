@@ -12,8 +12,6 @@ READ_AHEAD = 2048  # lines that are read ahead and sorted by length
 LENGTH_MULTIPLE = 16  # of padded lengths, for fused attention on Metal
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64  # lines with more characters per position are certainly too long
-OUT_OF_MEMORY = ("malloc", "unable to allocate", "out of memory", "insufficient memory")  # on CPU, Metal and CUDA
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -54,53 +52,6 @@ def encode_truncated(
         if len(line.text) > max_characters and len(ids[i]) <= max_length + 1:
             (ids[i],) = encode([line])
     return ids
-
-
-def run_in_parts(
-    run: Callable[[list[Item]], Iterable[Result]], items: list[Item], failed: Callable[[Item, str], Result]
-) -> list[Result]:
-    """Run a batch; if that fails, run its halves, so that the error of one item does not cost the results of others.
-
-    Args:
-        run: Returns the result of each item of a batch.
-        items: The batch.
-        failed: Returns the result of an item that fails on its own, with a ValueError or out of memory.
-    """
-    try:
-        return list(run(items))
-    except Exception as error:
-        message = error_of_line(error)
-        if message is None:
-            raise
-    if len(items) == 1:
-        return [failed(items[0], message)]
-    mx.clear_cache()
-    middle = len(items) // 2
-    return [result for part in (items[:middle], items[middle:]) for result in run_in_parts(run, part, failed)]
-
-
-def raise_errors(
-    results: Iterable[Result], error_of: Callable[[Result], str | None], noun: str, first: int = 1
-) -> Iterator[Result]:
-    """Yield results, numbered from `first`; raise the first error among them, as a ValueError with its number."""
-    for number, result in enumerate(results, start=first):
-        if error := error_of(result):
-            raise ValueError(f"{noun} {number}: {error}")
-        yield result
-
-
-def error_of_line(error: Exception) -> str | None:
-    """Return why a line has no result; None for an error that does not concern the line, such as a bug."""
-    if is_out_of_memory(error):
-        return "It does not fit in memory: shorten or split it."
-    return str(error) if isinstance(error, ValueError) else None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of Python or MLX says that memory could not be allocated."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
-    )
 
 
 def batch_by_length(lengths: Sequence[int], max_length: int, max_positions: int) -> list[list[int]]:

@@ -25,14 +25,14 @@ from mlx_transformer.inference.batching import (
     pad_ids,
     padded_batch_size,
     padded_length,
-    raise_errors,
     reorder,
-    run_in_parts,
 )
+from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_batches, score_pairs
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
+from mlx_transformer.tokenization.texts import TextError
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
 Rescore = Callable[[list["EncodedSource"], list[list[Hypothesis]]], list[list[Hypothesis]]]
@@ -183,6 +183,7 @@ def generate_hypotheses(
     search = search or model.search_defaults
     check_search(search, model.config)
     check_batches(model.config, batch_tokens, alignment)
+    tokenizer.check_language_codes(source_language, target_language)
     source_lines = make_source_lines(lines, source_language, target_language, target_prefix)
     prefixed = add_source_prefix(tokenizer.config, source_lines, source_prefix)
     rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
@@ -191,10 +192,10 @@ def generate_hypotheses(
 
     def results() -> Iterator[list[Hypothesis]]:
         while window := list(islice(numbered, READ_AHEAD)):
-            sources = run_in_parts(partial(_encode_lines, model, tokenizer), window, _failed_source)
+            sources = bisect_on_error(partial(_encode_lines, model, tokenizer), window, _failed_source)
             yield from _generate_window(model, tokenizer, sources, search, batch_tokens, rescore, empty)
 
-    return results() if return_errors else raise_errors(results(), lambda row: row[0].error, "Line", first_line + 1)
+    return results() if return_errors else raise_first_error(results(), _error_of, "Line", first_line + 1)
 
 
 def stream_generate(
@@ -264,11 +265,17 @@ def _generate_window(
                 yield i, [_failed_hypothesis(source.error) if source.error else empty]
         for batch in batch_by_length([len(sources[i].ids) for i in nonempty], max_length, max_positions):
             indices = [nonempty[i] for i in batch]
-            rows = run_in_parts(complete, [sources[i] for i in indices], lambda _, error: [_failed_hypothesis(error)])
+            rows = bisect_on_error(
+                complete, [sources[i] for i in indices], lambda _, error: [_failed_hypothesis(error)]
+            )
             yield from zip(indices, rows, strict=True)
             mx.clear_cache()  # buffers of shapes that may not occur again
 
     return reorder(results())
+
+
+def _error_of(hypotheses: list[Hypothesis]) -> str | None:
+    return hypotheses[0].error
 
 
 def _failed_hypothesis(error: str) -> Hypothesis:
@@ -352,7 +359,7 @@ def _rescore(
 
 def _with_score(hypothesis: Hypothesis, score: Score) -> Hypothesis:
     if score.error:
-        raise ValueError(score.error)
+        raise TextError(score.error)
     return replace(hypothesis, token_scores=score.token_scores, alignment=score.alignment)
 
 

@@ -30,10 +30,9 @@ from mlx_transformer.inference.batching import (
     pad_ids,
     padded_batch_size,
     padded_length,
-    raise_errors,
     reorder,
-    run_in_parts,
 )
+from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 from mlx_transformer.model.transformer import Transformer
@@ -174,16 +173,17 @@ def score(
     check_batches(model.config, batch_tokens, alignment)
     check_list(sources, "sources")
     check_list(targets, "targets")
+    tokenizer.check_language_codes(source_language, target_language)
     lines = make_source_lines(sources, source_language, target_language, name="sources")
     pairs = _pair_lines(add_source_prefix(tokenizer.config, lines, source_prefix), targets)
     encode = partial(_encode_window, model, tokenizer, alignment)
 
     def results() -> Iterator[Score]:
         while window := list(islice(pairs, READ_AHEAD)):
-            encoded = run_in_parts(encode, window, lambda _, error: EncodedPair([], [], error=error))
+            encoded = bisect_on_error(encode, window, lambda _, error: EncodedPair([], [], error=error))
             yield from score_pairs(model, encoded, alignment, batch_tokens)
 
-    return results() if return_errors else raise_errors(results(), lambda score: score.error, "Pair")
+    return results() if return_errors else raise_first_error(results(), lambda score: score.error, "Pair")
 
 
 def check_batches(config: ModelConfig, batch_tokens: int, alignment: AlignmentConfig | None) -> None:
@@ -279,7 +279,7 @@ def score_pairs(
         yield from ((i, _failed_score(pair.error)) for i, pair in enumerate(pairs) if pair.error)
         for batch in batch_by_length([pairs[i].length for i in encoded], max_length, max_positions):
             indices = [encoded[i] for i in batch]
-            results = run_in_parts(
+            results = bisect_on_error(
                 partial(_score_batch, model, alignment),
                 [pairs[i] for i in indices],
                 lambda _, error: _failed_score(error),

@@ -36,11 +36,11 @@ class CompiledFunctions:
         """Return the function of weights and arguments that calls `function(model, *options, *arguments)`."""
         functions: dict[Any, Callable] = self._local.__dict__.setdefault("functions", {})
         key = (function, options, model.training)
-        if key not in functions:
-            if len(functions) == MAX_COMPILED:
-                del functions[next(iter(functions))]  # the oldest
-            functions[key] = mx.compile(_with_weights_as_input(model, function, options))
-        return functions[key]
+        compiled = functions.pop(key, None) or mx.compile(_with_weights_as_input(model, function, options))
+        if len(functions) == MAX_COMPILED:
+            del functions[next(iter(functions))]  # the least recently used
+        functions[key] = compiled
+        return compiled
 
 
 def _with_weights_as_input(model: nn.Module, function: Callable, options: tuple[Any, ...]) -> Callable:

@@ -7,22 +7,28 @@ import os
 
 from mlx_transformer.model.compilation import check_kernel_cache
 
-_process = {"has_models": False, "is_forked": False}
+_has_models = _is_forked = False
 
 
 def check_process() -> None:
-    """Raise RuntimeError in a process that was forked after its parent had made a model; see `check_kernel_cache`."""
-    if _process["is_forked"]:
+    """Check, before MLX runs, that it can; see `check_kernel_cache`.
+
+    Raises:
+        RuntimeError: In a process that was forked after its parent had made a model.
+    """
+    global _has_models
+    if _is_forked:
         raise RuntimeError(
             "MLX does not work in a process that was forked after a model was made: start processes with the method "
             '"spawn" (multiprocessing.get_context("spawn")), or use threads.'
         )
-    _process["has_models"] = True
+    _has_models = True
     check_kernel_cache()
 
 
 def _mark_forked() -> None:
-    _process["is_forked"] = _process["has_models"]
+    global _is_forked
+    _is_forked = _has_models
 
 
 os.register_at_fork(after_in_child=_mark_forked)

@@ -288,7 +288,6 @@ class Transformer(nn.Module):
         Raises:
             ValueError: If a source is longer than the encoder has positions, or an id is not in the vocabulary.
         """
-        check_process()
         check_token_ids("source", source, self.config.source_vocab_size)
         check_length("source", source.shape[1], self.config.encoder.max_length)
         tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text

@@ -20,6 +20,7 @@ from mlx_transformer.storage.atomic import atomic_write_text
 REPOSITORY_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 MODEL_FOLDER = re.compile(r"[0-9a-f]{40}-[\w.]+", re.ASCII)  # everything else in the cache is left alone
 INCOMPLETE_RECORDS = "ref-*.????????.partial"  # the temporary names of `atomic_write_text`
+OFFLINE = ".offline"
 RECENT = 3600  # seconds after its last use for which a superseded model is kept: a process may be loading it
 
 
@@ -72,9 +73,13 @@ def repository_folder(name: str) -> Path:
     return cache_folder() / name.replace("/", "--")
 
 
-def converted_folder(name: str, commit: str) -> Path:
-    """Return the model folder of a commit, as this version of mlx_transformer converts it."""
-    return repository_folder(name) / f"{commit}-v{CONVERSION_VERSION}"
+def converted_folder(name: str, commit: str, *, offline: bool = False) -> Path:
+    """Return the model folder of a commit, as this version of mlx_transformer converts it.
+
+    Conversions of files that other programs downloaded, of which some may be missing, have a folder of their own, which
+    is used only offline.
+    """
+    return repository_folder(name) / f"{commit}-v{CONVERSION_VERSION}{OFFLINE if offline else ''}"
 
 
 def commit_of(folder: Path) -> str:
@@ -91,14 +96,24 @@ def read_last_used(name: str, revision: str | None) -> Path | None:
 
 def write_last_used(name: str, revision: str | None, folder: Path) -> None:
     """Record that a folder was used for a revision, and delete the models that are superseded now."""
-    if read_last_used(name, revision) != folder:
-        with lock_folder(folder.parent):
-            for leftover in folder.parent.glob(INCOMPLETE_RECORDS):  # of killed processes
-                leftover.unlink()
-            atomic_write_text(_record(name, revision), folder.name)
-            _delete_superseded(name, older_than=RECENT)
-    with suppress(OSError):  # the cache may be read-only
+    was_used_recently = folder.lstat().st_mtime > time.time() - RECENT
+    if read_last_used(name, revision) != folder or not was_used_recently:
+        with suppress(OSError), lock_folder(folder.parent):  # the cache may be read-only
+            record_use(name, revision, folder)
+    with suppress(OSError):
         os.utime(folder, follow_symlinks=False)
+
+
+def record_use(name: str, revision: str | None, folder: Path) -> None:
+    """Record that a model folder was used for a revision, and delete the models that are superseded now.
+
+    The folder of the repository must be locked.
+    """
+    for leftover in folder.parent.glob(INCOMPLETE_RECORDS):  # of killed processes
+        leftover.unlink()
+    atomic_write_text(_record(name, revision), folder.name)
+    with suppress(OSError):
+        _delete_superseded(name, older_than=RECENT)
 
 
 def _record(name: str, revision: str | None) -> Path:
@@ -124,7 +139,7 @@ def _list_repository(home: Path) -> Iterator[CachedModel]:
             repository=home.name.replace("--", "/", 1),
             commit=commit_of(folder),
             revisions=sorted(revisions.get(folder.name, [])),
-            is_current=folder.name.endswith(f"-v{CONVERSION_VERSION}"),
+            is_current=folder.name.removesuffix(OFFLINE).endswith(f"-v{CONVERSION_VERSION}"),
             size=sum(path.stat().st_size for path in files if path.is_file()),
             last_used=folder.lstat().st_mtime,
             folder=folder,
@@ -170,7 +185,7 @@ def _delete(folder: Path) -> None:
     if folder.is_symlink():
         folder.unlink()
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder)
 
 
 @contextmanager
@@ -178,12 +193,23 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Give one process or thread at a time access to a folder; the lock ends with the process."""
     from filelock import FileLock  # slow to import, and `--help` needs no lock
 
-    try:
+    lock = FileLock(folder / ".lock")
+    with cache_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            yield
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def cache_errors(folder: Path, *numbers: int) -> Iterator[None]:
+    """Say of errors of the system, or only of those with these numbers, that the cache cannot be used."""
+    try:
+        yield
     except OSError as error:
-        if not error.strerror:
+        if not error.strerror or (numbers and error.errno not in numbers):
             raise
         raise OSError(
             f"The model cache {folder} cannot be used: {error.strerror}; free disk space, or set MLX_TRANSFORMER_CACHE."

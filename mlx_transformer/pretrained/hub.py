@@ -3,6 +3,7 @@
 Downloads stay in the cache of huggingface_hub (HF_HOME), which other programs share. Code in them is never run.
 """
 
+import errno
 import logging
 import os
 import re
@@ -12,7 +13,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mlx_transformer.pretrained.cache import commit_of, converted_folder, lock_folder, read_last_used, write_last_used
+from mlx_transformer.pretrained.cache import (
+    cache_errors,
+    commit_of,
+    converted_folder,
+    lock_folder,
+    read_last_used,
+    record_use,
+    write_last_used,
+)
 from mlx_transformer.storage.redaction import hide_passwords
 from mlx_transformer.weights.conversion_plan import check_convertible
 from mlx_transformer.weights.formats.checkpoint import OTHER_FILES, PREFERRED_FILES, SHARD_NAME, WEIGHT_SUFFIXES
@@ -70,7 +79,8 @@ def fetch_model(name: str, revision: str | None, convert: Callable[[Path, Path],
         is_current = last is not None and last == converted_folder(name, commit_of(last))
         weights = None if is_current else find_downloaded(name, revision if last is None else commit_of(last))
         if weights is not None:
-            last = _convert_once(name, revision, weights.parent.name, lambda: weights, convert)
+            commit = weights.parent.name
+            last = _convert_once(name, revision, commit, lambda: weights, convert, offline=True)
         if last is None:
             raise
         if not constants.HF_HUB_OFFLINE:
@@ -79,16 +89,24 @@ def fetch_model(name: str, revision: str | None, convert: Callable[[Path, Path],
 
 
 def _convert_once(
-    name: str, revision: str | None, commit: str, get_weights: Callable[[], Path], convert: Callable[[Path, Path], None]
+    name: str,
+    revision: str | None,
+    commit: str,
+    get_weights: Callable[[], Path],
+    convert: Callable[[Path, Path], None],
+    *,
+    offline: bool = False,
 ) -> Path:
     """Return the model folder of a commit; convert its weights if the cache does not have it."""
-    folder = converted_folder(name, commit)
+    folder = converted_folder(name, commit, offline=offline)
     if not folder.exists():
         with lock_folder(folder.parent):
             if not folder.exists():
                 weights = get_weights()
                 logger.info("Converting %s", name)
-                convert(weights, folder)
+                with cache_errors(folder.parent, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    convert(weights, folder)
+            record_use(name, revision, folder)
     write_last_used(name, revision, folder)
     return folder
 

@@ -10,6 +10,7 @@ import tokenizers
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.hf_components import check_components
 from mlx_transformer.tokenization.library_errors import library_errors
+from mlx_transformer.tokenization.texts import TextError
 from mlx_transformer.tokenization.vocabulary import Vocabulary
 
 
@@ -35,12 +36,12 @@ class HFVocabulary(Vocabulary):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Vocabulary`."""
-        with library_errors("A text cannot be split into tokens", "change it, or use another tokenizer"):
+        with library_errors("A text cannot be split into tokens", "change it, or use another tokenizer", TextError):
             return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`."""
-        with library_errors("Token ids cannot be decoded", "use another tokenizer"):
+        with library_errors("Token ids cannot be decoded", "use another tokenizer", TextError):
             return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def id_to_token(self, i: int) -> str:

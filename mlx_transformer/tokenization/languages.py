@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
-from mlx_transformer.tokenization.texts import check_list, check_string
+from mlx_transformer.tokenization.texts import TextError, check_list, check_string
 
 LanguageCodes = str | Sequence[str | None] | None  # one code for all texts, or one per text; None for the default
 
@@ -34,7 +34,7 @@ def resolve_language_ids(config: TokenizerConfig, side: str, languages: Language
     role = config.source_language if side == "source" else config.target_language
     if role == "none":
         if unexpected := [code for code in codes if code is not None]:
-            raise ValueError(f"This model takes no {side} language: got {unexpected[0]!r}; leave it out.")
+            raise TextError(f"This model takes no {side} language: got {unexpected[0]!r}; leave it out.")
         return [None] * count
     default = config.default_source_language if side == "source" else config.default_target_language
     codes = [default if code is None else code for code in codes]
@@ -50,7 +50,7 @@ def language_token_id(config: TokenizerConfig, code: str) -> int:
     if code in config.languages:
         return config.languages[code]
     suggestions = ", ".join(_similar_codes(config, code) or sorted(config.languages)[:4])
-    raise ValueError(
+    raise TextError(
         f"A language must be one of the {len(config.languages)} that the model knows: got {code!r}. "
         f"Similar codes are {suggestions}; the command info lists all."
     )
@@ -73,10 +73,10 @@ def require_language_ids(config: TokenizerConfig, side: str, ids: Sequence[int |
     return language_ids
 
 
-def missing_language_error(config: TokenizerConfig, side: str) -> ValueError:
+def missing_language_error(config: TokenizerConfig, side: str) -> TextError:
     """Return the error for a text without a language."""
     example = "fra_Latn" if "fra_Latn" in config.languages else min(config.languages)
-    return ValueError(
+    return TextError(
         f"This model knows {len(config.languages)} languages and needs the {side} language: "
         f'--{side}-language {example} on the command line, {side}_language="{example}" in Python.'
     )

@@ -16,8 +16,8 @@ _LOCK = threading.Lock()
 
 
 @contextmanager
-def library_errors(rule: str, remedy: str = "copy it again") -> Iterator[None]:
-    """Raise "`rule`: reason; `remedy`." as a ValueError in place of any error inside the block.
+def library_errors(rule: str, remedy: str = "copy it again", kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """Raise "`rule`: reason; `remedy`." as a ValueError, or of another kind, in place of any error inside the block.
 
     The report of a panic of Rust on standard error is dropped, unless several threads use the libraries.
 
@@ -31,7 +31,7 @@ def library_errors(rule: str, remedy: str = "copy it again") -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != PANIC:
             raise
         reason = shorten(str(error), MAX_REASON).removesuffix(".")
-        raise ValueError(f"{rule}: {reason}; {remedy}.") from None
+        raise kind(f"{rule}: {reason}; {remedy}.") from None
 
 
 @contextmanager

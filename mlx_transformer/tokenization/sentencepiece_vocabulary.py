@@ -14,6 +14,7 @@ from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.charsmap import check_charsmap
 from mlx_transformer.tokenization.library_errors import library_errors
 from mlx_transformer.tokenization.protobuf import iterate_fields
+from mlx_transformer.tokenization.texts import TextError
 from mlx_transformer.tokenization.vocabulary import (
     SPACE_SYMBOL,
     AddedTokenSplitter,
@@ -90,7 +91,7 @@ class SentencePieceVocabulary(Vocabulary):
             if self.tags and (tag := LANGUAGE_TAG_PATTERN.match(part)):
                 pieces.append(tag[0])
                 part = part[tag.end() :]
-            with library_errors("A text cannot be split into pieces", "change it, or use another tokenizer"):
+            with library_errors("A text cannot be split into pieces", "change it, or use another tokenizer", TextError):
                 pieces += self._encoder_processor.encode(part, out_type=str)
             ids += [self.ids.get(piece, self.unknown_id) for piece in pieces]
         return ids
@@ -110,7 +111,7 @@ class SentencePieceVocabulary(Vocabulary):
     def _join_pieces(self, pieces: list[str]) -> str:
         if self.join == "plain":
             return "".join(pieces)
-        with library_errors("Pieces cannot be joined to text", "use another tokenizer"):
+        with library_errors("Pieces cannot be joined to text", "use another tokenizer", TextError):
             return self._decoder_processor.decode_pieces(pieces)
 
     def id_to_token(self, i: int) -> str:

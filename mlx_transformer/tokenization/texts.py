@@ -3,6 +3,10 @@
 from collections.abc import Iterable
 
 
+class TextError(ValueError):
+    """An error of one text or its languages, which does not concern the other texts of a batch."""
+
+
 def check_texts(texts: Iterable[object], name: str) -> None:
     """Raise ValueError, with the index of the first bad text, unless an argument is a list of valid texts.
 
@@ -33,7 +37,7 @@ def check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise TextError(
             f"Text must be valid Unicode: {text[:40]!r} has a lone surrogate at position {error.start}; "
             "decode it from bytes as UTF-8."
         ) from error

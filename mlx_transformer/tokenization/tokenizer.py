@@ -164,6 +164,12 @@ class Tokenizer:
         suffix = min(self.num_after_source, max_length)
         return ids[: max_length - suffix] + ids[len(ids) - suffix :]
 
+    def check_language_codes(self, source_language: object, target_language: object) -> None:
+        """Raise ValueError if a code that all texts share is unknown; codes of single texts are checked with these."""
+        for side, code in (("source", source_language), ("target", target_language)):
+            if isinstance(code, str):
+                resolve_language_ids(self.config, side, code, 1)
+
     def decoder_starts(self, count: int, target_language: LanguageCodes = None) -> list[DecoderStart]:
         """Return the beginning of each of `count` targets.
 

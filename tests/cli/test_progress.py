@@ -91,7 +91,7 @@ class TestActivity:
         stream = stderr()
         with activity.running():
             LIBRARY.warning("Careful")
-        assert stream.getvalue() == "Careful\n"
+        assert stream.getvalue() == "Warning: Careful\n"
         assert activity not in logging.getLogger("mlx_transformer").handlers
 
 

@@ -13,9 +13,10 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.inference import generation, scoring
-from mlx_transformer.inference.batching import run_in_parts
+from mlx_transformer.inference.line_errors import bisect_on_error
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
+from mlx_transformer.tokenization.texts import TextError
 
 WORDS = ["ab", "cde", "fg", "hijk", "l", "mno"]
 LINES = ["ab cde", "fg z", "", "l mno hijk", "z z z", "mno", "ab fg z hijk", "cde"]
@@ -134,7 +135,7 @@ def test_line_that_exceeds_memory_is_its_own_error(model, tokenizer, monkeypatch
 
 def test_errors_that_concern_no_line_are_raised_at_once(model, tokenizer, monkeypatch):
     def broken(*arguments, **options):
-        raise RuntimeError("a bug")
+        raise errors.pop()
 
     for options, message in (
         ({"batch_tokens": 0}, "batch_tokens"),
@@ -144,8 +145,24 @@ def test_errors_that_concern_no_line_are_raised_at_once(model, tokenizer, monkey
         with pytest.raises(ValueError, match=message):
             generate(model, tokenizer, LINES, **options)
     monkeypatch.setattr(generation, "generate_ids", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        generate(model, tokenizer, LINES)
+    errors = [RuntimeError("a bug"), ValueError("a bug")]
+    for error in errors[::-1]:
+        with pytest.raises(type(error), match="a bug"):
+            generate(model, tokenizer, LINES)
+    assert not errors
+
+
+def test_language_of_all_lines_is_checked_once(model, tokenizer, monkeypatch):
+    calls = []
+    encode = tokenizer.encode_batch
+    monkeypatch.setattr(tokenizer, "encode_batch", lambda *arguments: calls.append(arguments) or encode(*arguments))
+    for scored in (False, True):
+        with pytest.raises(ValueError, match="^A language must be one of .*got 'de'"):
+            if scored:
+                list(mt.score(model, tokenizer, LINES, LINES, target_language="de", return_errors=True))
+            else:
+                generate(model, tokenizer, LINES, target_language="de")
+    assert calls == []
 
 
 def test_pairs_without_a_score_get_errors_and_the_others_their_scores(model, tokenizer, monkeypatch):
@@ -183,10 +200,10 @@ def test_a_batch_is_halved_down_to_the_items_that_fail():
     def run(items):
         calls.append(items)
         if 5 in items:
-            raise ValueError("five")
+            raise TextError("five")
         return [2 * item for item in items]
 
-    assert run_in_parts(run, list(range(8)), lambda item, error: f"{item}: {error}") == [
+    assert bisect_on_error(run, list(range(8)), lambda item, error: f"{item}: {error}") == [
         0,
         2,
         4,

@@ -10,9 +10,10 @@ SCRIPT = """
 import os, sys
 import mlx.core as mx
 sys.path.insert(0, "tests")
+import mlx_transformer as mt
 from support.tiny_models import config, random_model
 if sys.argv[1] == "used":
-    model = random_model(config())
+    model, tokenizer = mt.load()
 process = os.fork()
 if process:
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
@@ -23,6 +24,11 @@ CALLS = {
     "plain": "model(mx.array([[3]]), mx.array([[2]]))",
     "compiled": "model.compiled(lambda model, array: array)(mx.array([3]))",
     "new": "random_model(config())",
+    "load": "mt.load()",
+    "generate": "mt.generate(model, tokenizer, 'Hello')",
+    "stream": "list(mt.stream_generate(model, tokenizer, 'Hello'))",
+    "score": "list(mt.score(model, tokenizer, ['Hello'], ['Bonjour']))",
+    "attention": "mt.attention(model, mx.array([[3]]), mx.array([[2]]))",
 }
 
 

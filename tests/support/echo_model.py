@@ -9,6 +9,7 @@ import mlx_transformer as mt
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.inference.source_lines import make_source_lines
+from mlx_transformer.tokenization.texts import TextError
 
 LONGEST = 100
 
@@ -92,7 +93,7 @@ def generate_hypotheses(
 def stream_generate(model, tokenizer, text, search=None, *, target_prefix=None, line=0, **others):
     (best,) = next(generate_hypotheses(model, tokenizer, [text], search, target_prefix=target_prefix, **others))
     if best.error:
-        raise ValueError(best.error)
+        raise TextError(best.error)
     yield from best.text
 
 
