@@ -177,8 +177,7 @@ def generate_hypotheses(
         length.
 
     Raises:
-        ValueError: If `batch_tokens` is not positive, the search or alignment does not fit the model, a line is not a
-            string, or a line has no result.
+        ValueError: If an argument does not fit the model, a line is not a string, or a line has no result.
     """
     search = search or model.search_defaults
     check_search(search, model.config)
