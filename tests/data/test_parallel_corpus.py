@@ -83,7 +83,7 @@ def test_a_spec_chooses_columns(tmp_path):
     deck = write(tmp_path / "deck.tsv", "Hi.\tSalut.\tCC-BY 2.0\nRun!\tCours\u202f!\tCC-BY 2.0\n".encode())
     assert read_pairs(f"{deck}:1,2").pairs == [("Hi.", "Salut."), ("Run!", "Cours\u202f!")]
     assert read_pairs(f"en:fr={deck}:2,1") == ([("Salut.", "Hi."), ("Cours\u202f!", "Run!")], 0, "en", "fr")
-    with pytest.raises(ValueError, match=r"deck.tsv has 3 columns: choose those of source and target, as in .*deck.tsv:1,2"):
+    with pytest.raises(ValueError, match=r"deck.tsv has 3 columns: choose those of .*deck.tsv:1,2"):
         read_pairs(deck)
     with pytest.raises(ValueError, match="line 1: a line must have a column 4, but it has 3 columns; correct it"):
         read_pairs(f"{deck}:4,1")
