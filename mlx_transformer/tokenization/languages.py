@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.messages import short_repr, shorten
 from mlx_transformer.tokenization.texts import TextError, check_list, check_string
 
 LanguageCodes = str | Sequence[str | None] | None  # one code for all texts, or one per text; None for the default
@@ -34,7 +35,7 @@ def resolve_language_ids(config: TokenizerConfig, side: str, languages: Language
     role = config.source_language if side == "source" else config.target_language
     if role == "none":
         if unexpected := [code for code in codes if code is not None]:
-            raise TextError(f"This model takes no {side} language: got {unexpected[0]!r}; leave it out.")
+            raise TextError(f"This model takes no {side} language: got {short_repr(unexpected[0])}; leave it out.")
         return [None] * count
     default = config.default_source_language if side == "source" else config.default_target_language
     codes = [default if code is None else code for code in codes]
@@ -49,9 +50,9 @@ def language_token_id(config: TokenizerConfig, code: str) -> int:
     """
     if code in config.languages:
         return config.languages[code]
-    suggestions = ", ".join(_similar_codes(config, code) or sorted(config.languages)[:4])
+    suggestions = shorten(", ".join(_similar_codes(config, code) or sorted(config.languages)[:4]), 100)
     raise TextError(
-        f"A language must be one of the {len(config.languages)} that the model knows: got {code!r}. "
+        f"A language must be one of the {len(config.languages)} that the model knows: got {short_repr(code)}. "
         f"Similar codes are {suggestions}; the command info lists all."
     )
 
@@ -75,7 +76,7 @@ def require_language_ids(config: TokenizerConfig, side: str, ids: Sequence[int |
 
 def missing_language_error(config: TokenizerConfig, side: str) -> TextError:
     """Return the error for a text without a language."""
-    example = "fra_Latn" if "fra_Latn" in config.languages else min(config.languages)
+    example = "fra_Latn" if "fra_Latn" in config.languages else shorten(min(config.languages))
     return TextError(
         f"This model knows {len(config.languages)} languages and needs the {side} language: "
         f'--{side}-language {example} on the command line, {side}_language="{example}" in Python.'

@@ -129,3 +129,13 @@ def test_truncated_source_keeps_the_ids_after_the_text():
     before = tokenizer(source_language="before")
     assert before.truncate_source(before.encode("a b a", "deu_Latn"), 3) == [7, 4, 1]
     assert tokenizer(after_source=()).truncate_source([4, 5, 4], 2) == [4, 5]
+
+
+def test_errors_stay_short_for_long_codes():
+    codes = {character * 5000: i for i, character in enumerate("abc", start=6)}
+    config = TokenizerConfig(languages=codes, target_language="first")
+    model = Tokenizer(WordVocabulary(IDS, 3), None, config)
+    for code in (None, "x" * 5000):
+        with pytest.raises(ValueError) as caught:
+            model.encode_target("a", code)
+        assert len(str(caught.value)) < 300

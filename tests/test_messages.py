@@ -1,0 +1,30 @@
+"""Values in error messages are short and printable."""
+
+import pytest
+
+from mlx_transformer.messages import MAX_VALUE, is_unicode, short_names, short_repr, shorten, similar_names
+
+
+@pytest.mark.parametrize("value", ["a" * 10**6, "\n\0\ud800", [["a" * 999] * 99] * 99, 10**400, {"a": {"b": "c" * 99}}])
+def test_representations_are_short_and_printable(value):
+    assert len(short_repr(value)) <= MAX_VALUE and short_repr(value).isprintable()
+
+
+def test_short_values_are_shown_whole():
+    assert [short_repr(value) for value in ("▁the", 3, None, [1, 2])] == ["'▁the'", "3", "None", "[1, 2]"]
+    assert shorten("one\n  line\x1b") == "one line\\x1b"
+    assert shorten("a" * 30, 10) == "aaaaaaa..."
+
+
+def test_names_are_counted():
+    assert short_names("ab") == "a, b"
+    assert short_names("abcdefg") == "a, b, c, d and 3 more"
+
+
+def test_similar_names():
+    assert similar_names("stepps", ["steps", "seed"]) == "Similar ones are steps."
+    assert similar_names("xyz", ["steps", "seed"]) == "Known ones are steps, seed."
+
+
+def test_surrogates_are_no_unicode():
+    assert is_unicode("é 🙂") and not is_unicode("\udce9")
