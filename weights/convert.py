@@ -152,7 +152,7 @@ def load(
         ConversionError: If tensors are missing, unexpected or of the wrong shape.
         ValueError: If the checkpoint is damaged or its family is unknown.
     """
-    with open_checkpoint(source, family) as checkpoint:
+    with model_folder.preserve_random_state(), open_checkpoint(source, family) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, Path(source), family, rename, settings)
         model = prepared.build_model(quantize)
         prepared.plan.fill(model)

@@ -78,6 +78,8 @@ def search_config(generation: dict[str, Any], model: ModelConfig) -> SearchConfi
     for key, kind in SETTING_TYPES.items():
         if key in generation:
             check_type(f"The generation setting {key}", generation[key], kind)
+    if generation.get("num_return_sequences", 1) > generation.get("num_beams", 1):
+        logger.warning("The checkpoint's num_return_sequences exceeds num_beams and is lowered to it.")
     values = {
         "beam_size": generation.get("num_beams", 1),
         "num_hypotheses": min(generation.get("num_return_sequences", 1), generation.get("num_beams", 1)),

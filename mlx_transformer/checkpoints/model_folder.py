@@ -155,7 +155,7 @@ def load(
         ValueError: If a file is damaged, has a newer format, or does not match the others.
     """
     folder = Path(folder)
-    with _detect_replacement(folder), translate_read_errors(folder / "model.safetensors"):
+    with preserve_random_state(), _detect_replacement(folder), translate_read_errors(folder / "model.safetensors"):
         config = read_config(folder)
         _check_quantization(folder, config, quantize)
         _warn_of_old_conversion(folder, config)

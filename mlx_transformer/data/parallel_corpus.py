@@ -165,6 +165,8 @@ def _parse_spec(text: str, split: str) -> CorpusSpec:
         suffix = COLUMNS_SUFFIX.search(path)
         if suffix and len(files) == 1 and not Path(path).exists():
             files, columns = [path[: suffix.start()]], (int(suffix[1]), int(suffix[2]))
+    if columns and columns[0] == columns[1]:
+        raise ValueError(f"Source and target must be two columns, not both {columns[0]}: correct {text!r}.")
     if "" in files or (codes and not (source_language or target_language)):
         raise ValueError(f"A corpus must name its files and languages: {text!r} lacks one; {SPEC_SYNTAX}.")
     for file in files:

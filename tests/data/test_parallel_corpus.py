@@ -85,6 +85,8 @@ def test_a_spec_chooses_columns(tmp_path):
     assert read_pairs(f"en:fr={deck}:2,1") == ([("Salut.", "Hi."), ("Cours\u202f!", "Run!")], 0, "en", "fr")
     with pytest.raises(ValueError, match=r"deck.tsv has 3 columns: choose those of .*deck.tsv:1,2"):
         read_pairs(deck)
+    with pytest.raises(ValueError, match="must be two columns, not both 1: correct"):
+        read_pairs(f"{deck}:1,1")
     with pytest.raises(ValueError, match="line 1: a line must have a column 4, but it has 3 columns; correct it"):
         read_pairs(f"{deck}:4,1")
     with pytest.raises(FileNotFoundError, match=r"none\.tsv does not exist"):

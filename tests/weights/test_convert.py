@@ -356,3 +356,15 @@ def test_files_whose_names_begin_with_a_dot_do_not_count(source, tmp_path, name)
     (folder / "last.safetensors").unlink()
     with pytest.raises(ValueError, match="a folder must have a checkpoint"):
         mt.load(folder)
+
+
+@pytest.mark.parametrize("quantize", [None, 8])
+def test_loading_draws_no_random_numbers_of_the_caller(tmp_path, quantize):
+    source = write_checkpoint(tmp_path / "wide", wide_tensors(), WIDE_CONFIG)
+    convert.convert(source, tmp_path / "ours", quantize=quantize)
+    mx.random.seed(3)
+    expected = mx.random.uniform(shape=(4,)).tolist()
+    for load in (lambda: mt.load(tmp_path / "ours"), lambda: mt.load(source, quantize=quantize)):
+        mx.random.seed(3)
+        load()
+        assert mx.random.uniform(shape=(4,)).tolist() == expected
