@@ -153,4 +153,4 @@ class TestAttentionCommand:
         arguments = ["plot", str(folder), "--output", str(tmp_path / "a.png")]
         done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and done.stderr.count("\n") == 1
-        assert done.stderr.startswith("No installed font covers U+4E2D, U+6587, shown as code points:")
+        assert done.stderr.startswith("Warning: No installed font covers U+4E2D, U+6587, shown as code points:")

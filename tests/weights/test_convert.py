@@ -69,6 +69,7 @@ def test_half_precision_is_the_default_for_half_precision_checkpoints(tmp_path):
 
 
 ROWS = 2**22
+POSITIONS = 2**21  # as many as a model of this width may have
 EMBEDDING_BYTES = 4 * ROWS * DIMS  # in float32
 
 
@@ -77,12 +78,12 @@ def large(tmp_path_factory):
     """Write checkpoints with embeddings of 128 MiB, or half of that: of tokens, and of positions with skipped rows."""
     folder = tmp_path_factory.mktemp("large")
     tokens = {"model.shared.weight": (ROWS, DIMS), "final_logits_bias": (1, ROWS)}
-    both = tokens | {f"model.{stack}.embed_positions.weight": (ROWS, DIMS) for stack in ("encoder", "decoder")}
+    both = tokens | {f"model.{stack}.embed_positions.weight": (POSITIONS, DIMS) for stack in ("encoder", "decoder")}
     untied = tokens | {"lm_head.weight": (ROWS, DIMS)}
     kinds = {"tokens": (tokens, mx.float32), "untied": (untied, mx.float32), "positions": (both, mx.float32)}
     for name, (shapes, dtype) in (kinds | {"half": (both, mx.float16)}).items():
         tensors = bart_tensors() | {key: mx.zeros(shape) for key, shape in shapes.items()}
-        config = BART_CONFIG | ({"max_position_embeddings": ROWS - 2} if shapes is both else {})
+        config = BART_CONFIG | ({"max_position_embeddings": POSITIONS - 2} if shapes is both else {})
         write_checkpoint(folder / name, {key: tensors.pop(key).astype(dtype) for key in list(tensors)}, config)
     yield folder
     shutil.rmtree(folder)
