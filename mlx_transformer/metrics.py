@@ -34,7 +34,7 @@ def has_sacrebleu() -> bool:
 def check_sacrebleu() -> None:
     """Raise ValueError if sacrebleu is not installed, before anything is translated."""
     if not has_sacrebleu():
-        raise ValueError(f"BLEU and chrF need sacrebleu, which is not installed: pip install sacrebleu.")
+        raise ValueError("BLEU and chrF need sacrebleu, which is not installed: pip install sacrebleu.")
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
