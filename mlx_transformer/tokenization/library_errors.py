@@ -1,6 +1,7 @@
 """One boundary for errors of the tokenizer libraries: whatever they raise becomes a ValueError of one line."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,7 +10,7 @@ from mlx_transformer.messages import shorten
 
 MAX_REASON = 120  # characters of a library's message
 PANIC = "PanicException"  # of Rust; not an Exception, and its class cannot be imported
-PANIC_REPORT = b"\nthread '"  # how the report of a panic begins
+PANIC_REPORT = re.compile(rb"^\n?thread '", re.MULTILINE)  # how the report of a panic begins
 MAX_REPORT = 2**20
 STANDARD_ERROR = 2
 _LOCK = threading.Lock()
@@ -55,7 +56,7 @@ def _panic_report_dropped() -> Iterator[None]:
                 raise
             finally:
                 text = read_held_back()
-                os.write(STANDARD_ERROR, text.split(PANIC_REPORT)[0] if panicked else text)
+                os.write(STANDARD_ERROR, PANIC_REPORT.split(text)[0] if panicked else text)
     finally:
         _LOCK.release()
 
