@@ -92,7 +92,7 @@ def check_encoding(name: str, sample: bytes) -> None:
             raise ValueError(f"{name} must be text, but is {kind}.")
     encoding = guess_encoding(sample)
     if encoding == BINARY:
-        raise ValueError(f"{name} must be text in UTF-8, but is a binary file: give another one.")
+        raise ValueError(f"{name} must be text in UTF-8, but is a binary file: give a text file.")
     if encoding:
         kind = "is in another encoding" if encoding == UNKNOWN else f"seems to be in {encoding}"
         raise ValueError(f"{name} must be text in UTF-8, but {kind}: convert it with iconv -f {encoding} -t UTF-8.")

@@ -62,7 +62,9 @@ def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer | 
     pretrained, tokenizer = load(config.init, dtype="float32")
     for name, array in dict(tree_flatten(pretrained.parameters())).items():
         if not mx.isfinite(array).all():
-            raise ValueError(f"The weights of {config.init} must be finite, but those of {name} are not: use another.")
+            raise ValueError(
+                f"The weights of {config.init} must be finite, but those of {name} are not: use another model."
+            )
     rates = {name: vars(config)[name] for name in ("dropout", "attention_dropout", "activation_dropout")}
     model = model_folder.uninitialized_model(
         replace(pretrained.config, **rates), pretrained.search_defaults, pretrained.tasks.values()
