@@ -5,6 +5,7 @@ Option definitions import nothing heavy, so that `--help` is quick; each command
 
 import errno
 import os
+import signal
 import sys
 from typing import Any
 
@@ -37,6 +38,7 @@ class CommandLine(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; exit status 1 for errors of the library, 130 for Ctrl-C, 141 for a closed pipe."""
         try:
+            raise_deferred_interrupt()
             streams.prepare_temporary_folder()
             with activity.running():
                 result = super().invoke(ctx)
@@ -60,6 +62,12 @@ class CommandLine(click.Group):
             flush_or_discard()
             message = hide_passwords(describe_error(error, ctx))
             raise click.ClickException(message + partial_results_note(ctx)) from error
+
+
+def raise_deferred_interrupt() -> None:
+    """Raise KeyboardInterrupt for a Ctrl-C during the imports, which the entry point sends again by a timer."""
+    if signal.getitimer(signal.ITIMER_REAL)[0]:
+        signal.raise_signal(signal.SIGINT)
 
 
 def is_user_error(error: RuntimeError) -> bool:
