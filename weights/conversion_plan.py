@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -50,20 +50,22 @@ class ConversionPlan:
         config: The model's configuration.
         loaders: Parameter -> a function that reads or computes it.
         names: The checkpoint's tensors by the names of parameters.
+        assumed: Fields of the configuration that nothing in the checkpoint determines.
     """
 
     family: str
     config: ModelConfig
     loaders: dict[str, Callable[[], mx.array]]
     names: ParameterMap
+    assumed: dict[str, Any] = field(default_factory=dict)
 
     def read_pieces(self, parameter: str) -> Iterator[mx.array]:
         """Read a parameter some rows at a time, or at once if it is computed."""
-        name, function = self.names.find(parameter) or (None, None)
-        if name is None or function is not None:
+        source = self.names.find(parameter)
+        if source is None or source.function is not None or source.factor is not None:
             yield self.loaders[parameter]()
         else:
-            yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[name].pieces())
+            yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[source.name].pieces())
 
     def fill(self, model: Transformer, dtype: mx.Dtype | None = None, report: ProgressCallback | None = None) -> None:
         """Load all parameters into a model, one at a time, and quantise those that are quantised in it."""
@@ -173,12 +175,18 @@ def plan_conversion(
     names = ParameterMap(checkpoint, spec, rename or {})
     tied, compared = find_tied_tensors(names)
     overrides = overrides or {}
-    fields_read = fields_from_config(spec, settings, skip=overrides)
-    config = build_config(
-        fields_from_tensors(names, spec), tied, defaults or {}, spec.constants, fields_read, overrides
-    )
+    shown = fields_from_tensors(names, spec) | tied
+    fields_read = fields_from_config(spec, settings | {"tensors": shown}, skip=overrides)
+    layers = (shown, defaults or {}, spec.constants, fields_read, overrides)
+    config = build_config(spec.defaults, *layers)
     check_sizes(config, checkpoint)
-    return ConversionPlan(family, config, find_loaders(names, spec, config, compared), names)
+    assumed = {name: value for name, value in spec.defaults.items() if not any(map(partial(determines, name), layers))}
+    return ConversionPlan(family, config, find_loaders(names, spec, config, compared), names, assumed)
+
+
+def determines(name: str, settings: dict[str, Any]) -> bool:
+    """Return whether settings have a value for a field, for both stacks or for each of them."""
+    return name in settings or all(f"{stack}.{name}" in settings for stack in STACKS)
 
 
 def check_plain_weights(tensor_names: Iterable[str], settings: dict[str, Any]) -> None:
@@ -319,10 +327,12 @@ def find_loaders(
     for parameter, expected in parameter_shapes(config).items():
         source = names.find(parameter)
         if source is not None:
-            used.add(source[0])
+            used.add(source.name)
+            if source.factor is not None:
+                used.add(source.factor)
             loaders[parameter] = partial(names.read, parameter)
             if (shape := names.shape(parameter)) != expected:
-                misshapen.append(f"{source[0]} {shape} instead of {expected}")
+                misshapen.append(f"{source.name} {shape} instead of {expected}")
         elif parameter.endswith("positions.weight") and stack_config(config, parameter).positions == "sinusoidal":
             loaders[parameter] = partial(family.sinusoids, config, stack_config(config, parameter))
         else:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -27,6 +27,20 @@ class ConversionError(ValueError):
         self.unexpected = sorted(unexpected)
 
 
+class TensorSource(NamedTuple):
+    """A tensor that holds a parameter.
+
+    Attributes:
+        name: Its name.
+        function: The function to apply to it; None for none.
+        factor: The name of a tensor of one value to multiply it by; None for none.
+    """
+
+    name: str
+    function: Callable | None = None
+    factor: str | None = None
+
+
 class ParameterMap:
     """The tensors of a checkpoint, found and read by the names of the model's parameters.
 
@@ -44,19 +58,18 @@ class ParameterMap:
         self.sources = expand_layers(family.names, layers=min(max(numbers, default=0) + 1, MAX_LAYERS))
         self.aliases = checkpoint.aliases()
 
-    def find(self, parameter: str) -> tuple[str, Callable | None] | None:
-        """Return the tensor that holds a parameter and the function to apply to it; None if there is no tensor."""
-        for source in self.sources.get(parameter, []):
-            name, function = source if isinstance(source, tuple) else (source, None)
+    def find(self, parameter: str) -> TensorSource | None:
+        """Return the tensor that holds a parameter, by its name in the checkpoint; None if there is none."""
+        for name, function, factor in self.sources.get(parameter, []):
             if name in self.tensor_names:
-                return self.tensor_names[name], function
+                return TensorSource(self.tensor_names[name], function, self.tensor_names.get(factor or ""))
         return None
 
     def shape(self, parameter: str) -> tuple[int, ...] | None:
         """Return the shape of a parameter without reading it; None if there is no tensor for it."""
         if (source := self.find(parameter)) is None:
             return None
-        name, function = source
+        name, function, _ = source
         shape = tuple(self.checkpoint.tensors[name].shape)
         try:
             return shape if function is None else tuple(function(mx.zeros(shape)).shape)
@@ -68,9 +81,10 @@ class ParameterMap:
         source = self.find(parameter)
         if source is None:
             raise ConversionError(f"The checkpoint has no tensor for {parameter}.", missing=[parameter])
-        name, function = source
+        name, function, factor = source
         array = self.checkpoint.load(name)
-        return array if function is None else function(array)
+        array = array if function is None else function(array)
+        return array if factor is None else array * self.checkpoint.load(factor).item()
 
     def is_same(self, first: str, second: str) -> bool:
         """Return whether two tensors of the checkpoint have equal values."""
@@ -84,7 +98,7 @@ class ParameterMap:
 
     def candidates(self, parameter: str) -> list[str]:
         """Return all tensors of the checkpoint that may hold a parameter, the best first."""
-        names = [source[0] if isinstance(source, tuple) else source for source in self.sources.get(parameter, [])]
+        names = [source.name for source in self.sources.get(parameter, [])]
         return [self.tensor_names[name] for name in names if name in self.tensor_names]
 
 
@@ -114,23 +128,22 @@ def strip_wrappers(names: Iterable[str], rename: dict[str, str]) -> dict[str, st
     return stripped
 
 
-def expand_layers(names: dict[str, Source], layers: int) -> dict[str, list[Any]]:
+def expand_layers(names: dict[str, Source], layers: int) -> dict[str, list[TensorSource]]:
     """Expand a family's table of names to one entry per parameter: each layer, weight and bias.
 
     Returns:
-        Parameter -> the tensors that may hold it, the best first, each a name or a pair of name and function.
+        Parameter -> the tensors that may hold it, the best first.
     """
 
-    def expand(source: Source, layer: int, leaf: str) -> list[Any]:
+    def expand(source: Source, layer: int, leaf: str) -> list[TensorSource]:
         if isinstance(source, list):
             return [name for item in source for name in expand(item, layer, leaf)]
-        name, function = source if isinstance(source, tuple) else (source, None)
+        name, *rest = source if isinstance(source, tuple) else (source,)
         if leaf and "{leaf}" not in name:
             name += f".{leaf}"
-        name = name.format(i=layer, leaf=leaf)
-        return [name if function is None else (name, function)]
+        return [TensorSource(name.format(i=layer, leaf=leaf), *rest)]
 
-    sources: dict[str, list[Any]] = {}
+    sources: dict[str, list[TensorSource]] = {}
     for template, source in names.items():
         is_parameter = template.endswith((".weight", ".bias"))
         for layer in range(layers if "{i}" in template else 1):

@@ -17,7 +17,10 @@ MAX_OPTIONS = 10_000
 MAX_NAME = 1000
 
 # Where training programs store the model's options, the most reliable first.
-OPTION_KEYS = (("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("config",))
+OPTION_KEYS = (
+    *(("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("hparams",), ("hyperparams",), ("model_args",)),
+    *(("model_config",), ("config",), ("cfg",), ("settings",), ("options",), ("params",)),
+)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -93,14 +96,20 @@ def read_sibling_json(path: Path, name: str) -> dict[str, Any] | None:
 
 
 def training_options(extras: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the training program stored in a checkpoint file, flattened; empty if there are none."""
-    for keys in OPTION_KEYS:
+    """Return the options of the training program stored in a checkpoint file, flattened; empty if there are none.
+
+    An option of an earlier one of OPTION_KEYS takes precedence; numbers and words beside the weights come last. A
+    model_type is left out: only that of a config.json names a family.
+    """
+    flat = {key: value for key, value in extras.items() if isinstance(value, str | int | float)}
+    for keys in reversed(OPTION_KEYS):
         options: Any = extras
         for key in keys:
             options = to_plain(options.get(key)) if isinstance(options, dict) else None
-        if isinstance(options, dict) and options:
-            return flatten_options(options) | {"vocab": to_plain(extras.get("vocab"))}
-    return {}
+        if isinstance(options, dict):
+            flat |= flatten_options(options)
+    flat.pop("model_type", None)
+    return flat | {"vocab": to_plain(extras["vocab"])} if "vocab" in extras else flat
 
 
 def flatten_options(options: dict[Any, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Checkpoints of Dive into Deep Learning."""
 
+from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS
 from mlx_transformer.weights.families.spec import POST_NORM, Family, NameTable, attention_names, stack_names
 
 PROJECTIONS = ("W_q", "W_k", "W_v", "W_o")
@@ -29,6 +30,13 @@ NAMES: NameTable = {
 
 D2L = Family(
     NAMES,
-    constants=POST_NORM | {"attention_bias": False, "output_bias": True, "max_length": 1000},
+    OWN_FIELDS,
+    constants={"attention_bias": False, "output_bias": True},
     signature="encoder.blks.block0.attention.W_q.weight",
+    # The ids of its special tokens depend on the vocabulary.
+    defaults={name: value for name, value in OWN_DEFAULTS.items() if not name.endswith("_id")}
+    | POST_NORM
+    | {"num_heads": 4, "max_length": 1000},
+    defaults_from="Dive into Deep Learning",
+    source_specials=("end",),
 )

@@ -51,11 +51,17 @@ NAMES: NameTable = {
 # Part of an architecture's name -> its number of heads, for files without that setting; 8 for all others.
 ARCHITECTURE_HEADS = {"iwslt": 4, "big": 16}
 DEFAULT_HEADS = 8
+DEFAULT_LENGTH = 1024
 
 
 def architecture(settings: dict[str, Any]) -> str:
     """Return the name of fairseq's architecture, such as transformer_wmt_en_de_big."""
     return str(settings.get("arch") or settings.get("_name"))
+
+
+def has_options(settings: dict[str, Any]) -> bool:
+    """Return whether a checkpoint has fairseq's options, where absent ones have the architecture's values."""
+    return any(key in ("arch", "_name") or key.startswith(("encoder_", "decoder_")) for key in settings)
 
 
 def num_heads(stack: str) -> Callable[[dict[str, Any]], int | None]:
@@ -64,7 +70,7 @@ def num_heads(stack: str) -> Callable[[dict[str, Any]], int | None]:
     def read(settings: dict[str, Any]) -> int | None:
         name = architecture(settings)
         default = next((heads for part, heads in ARCHITECTURE_HEADS.items() if part in name), DEFAULT_HEADS)
-        return settings.get(f"{stack}_attention_heads") or (default if settings else None)
+        return settings.get(f"{stack}_attention_heads") or (default if has_options(settings) else None)
 
     return read
 
@@ -74,14 +80,19 @@ def norm_first(stack: str) -> Callable[[dict[str, Any]], Any]:
     return lambda settings: settings.get(f"{stack}_normalize_before", "t2t" in architecture(settings))
 
 
+def max_length(key: str) -> Callable[[dict[str, Any]], Any]:
+    """Return a function from fairseq's settings to the maximum length under a key."""
+    return lambda settings: settings.get(key, DEFAULT_LENGTH if has_options(settings) else None)
+
+
 FIELDS = {
     **{f"{stack}.num_heads": num_heads(stack) for stack in STACKS},
     **{f"{stack}.norm_first": norm_first(stack) for stack in STACKS},
     "activation": ("activation_fn", "relu", transforms.activation),
     "scale_embeddings": lambda settings: not settings.get("no_scale_embedding"),
     "positions": lambda settings: "none" if settings.get("no_token_positional_embeddings") else None,
-    "encoder.max_length": lambda settings: settings.get("max_source_positions", 1024 if settings else None),
-    "decoder.max_length": lambda settings: settings.get("max_target_positions", 1024 if settings else None),
+    "encoder.max_length": max_length("max_source_positions"),
+    "decoder.max_length": max_length("max_target_positions"),
 }
 
 FAIRSEQ = Family(

@@ -6,8 +6,9 @@ from typing import Any
 
 from mlx_transformer.weights.families import transforms
 
-# The name of a tensor; or its name and a function to apply to it; or several of these, the best first.
-Source = str | tuple[str, Callable] | list[Any]
+# The name of a tensor; or its name, a function to apply to it (None for none) and, optionally, the name of a tensor of
+# one value to multiply it by; or several of these, the best first.
+Source = str | tuple[Any, ...] | list[Any]
 NameTable = dict[str, Source]
 # Setting -> a parameter, the setting's value if the checkpoint has that parameter, and its value otherwise.
 Presence = dict[str, tuple[str, Any, Any]]
@@ -33,6 +34,10 @@ class Family:
         supported: Key -> its supported values; any other value is an error.
         search: Field of SearchConfig -> its value, or as a string the key of its value; for checkpoints without
             generation settings.
+        defaults: Settings that a file cannot show, such as the activation, with the family's usual values; those that
+            nothing else determines are reported as assumptions.
+        defaults_from: Where these values come from, such as "torch.nn.Transformer".
+        source_specials: Special tokens around a source: "start", "end" or both.
     """
 
     names: NameTable
@@ -45,6 +50,9 @@ class Family:
     ignored: tuple[str, ...] = ()
     supported: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     search: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    defaults_from: str = ""
+    source_specials: tuple[str, ...] = ()
 
 
 STACKS = ("encoder", "decoder")
@@ -78,7 +86,7 @@ def stack_names(encoder: NameTable, decoder: NameTable, encoder_layer: str, deco
     def with_prefix(prefix: str, source: Source) -> Source:
         if isinstance(source, list):
             return [with_prefix(prefix, item) for item in source]
-        return f"{prefix}.{source}" if isinstance(source, str) else (f"{prefix}.{source[0]}", source[1])
+        return f"{prefix}.{source}" if isinstance(source, str) else (f"{prefix}.{source[0]}", *source[1:])
 
     names = {f"encoder.layers.{{i}}.{name}": with_prefix(encoder_layer, source) for name, source in encoder.items()}
     return names | {

@@ -3,6 +3,7 @@
 import itertools
 
 from mlx_transformer.weights.families import transforms
+from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS
 from mlx_transformer.weights.families.spec import (
     BIASES,
     FINAL_NORMS,
@@ -69,16 +70,12 @@ NAMES: NameTable = {
     "output": OUTPUT_NAMES,
 }
 
-FIELDS = {
-    "num_heads": ("nhead", None),
-    "norm_first": ("norm_first", False),
-    "norm_eps": ("layer_norm_eps", 1e-5),
-    "activation": ("activation", "relu"),
-}
-
 TORCH_NN = Family(
     NAMES,
-    FIELDS,
+    OWN_FIELDS,
     signature="encoder.layers.0.linear1.weight",
     presence=BIASES | OUTPUT_BIAS | FINAL_NORMS | presence_per_stack("positions", "learned", "learned", "sinusoidal"),
+    defaults=OWN_DEFAULTS,
+    defaults_from="torch.nn.Transformer and its tutorial",
+    source_specials=("start", "end"),
 )

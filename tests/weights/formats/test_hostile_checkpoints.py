@@ -377,7 +377,7 @@ def test_lists_that_share_one_another_are_no_options():
     for _ in range(60):
         shared = [shared, shared]
     options = source_config.training_options({"args": {"arch": shared, "heads": 8, "names": ["a", "b"]}})
-    assert sorted(options) == ["heads", "names", "vocab"]
+    assert sorted(options) == ["heads", "names"]
 
 
 def test_size_of_config_json_is_limited(tmp_path):
