@@ -41,6 +41,8 @@ WEIGHTS = [
     {"convert"},
     {"tokenizers"},
     {"conversion_plan"},
+    {"mismatches"},
+    {"recognition"},
     {"parameter_map"},
     {"generation_config"},
     {"families", "source_config"},

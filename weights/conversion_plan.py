@@ -1,9 +1,10 @@
 """Plans a conversion: detects the family, derives the ModelConfig and finds a tensor for every parameter."""
 
+import fnmatch
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_transformer.checkpoints.model_folder import describe_mismatches
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.serialization import from_dict
 from mlx_transformer.messages import short_repr
@@ -20,7 +20,9 @@ from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.weights.families import FAMILIES, UNSUPPORTED_MODEL_TYPES
 from mlx_transformer.weights.families.spec import STACKS, Family
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
-from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap, strip_wrappers
+from mlx_transformer.weights.mismatches import mismatch_error
+from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap
+from mlx_transformer.weights.recognition import Fit, fit_families, fit_family, rename_tensors
 
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
@@ -29,6 +31,11 @@ ProgressCallback = Callable[[int, int], None]  # called with the bytes done and 
 QUANTIZED_SUFFIXES = {".SCB": "bitsandbytes", ".weight.absmax": "bitsandbytes", ".qweight": "GPTQ or AWQ"}
 ADAPTER_PARTS = (".lora_A.", ".lora_embedding_A", ".ia3_l")  # names of peft
 IGNORED_TENSORS = ("*.version",)  # in checkpoints of fairseq and its descendants
+# Parameters without which the model's dimensions are unknown.
+REQUIRED = (
+    *("source_embedding.weight", "target_embedding.weight"),
+    *("encoder.layers.0.feed_forward.up_proj.weight", "decoder.layers.0.feed_forward.up_proj.weight"),
+)
 # Setting -> a parameter and the axis of it that has this size.
 SIZE_AXES = {
     "source_vocab_size": ("source_embedding.weight", 0),
@@ -50,6 +57,7 @@ class ConversionPlan:
         config: The model's configuration.
         loaders: Parameter -> a function that reads or computes it.
         names: The checkpoint's tensors by the names of parameters.
+        fit: How its tensors fit the family.
         assumed: Fields of the configuration that nothing in the checkpoint determines.
     """
 
@@ -57,6 +65,7 @@ class ConversionPlan:
     config: ModelConfig
     loaders: dict[str, Callable[[], mx.array]]
     names: ParameterMap
+    fit: Fit | None = None
     assumed: dict[str, Any] = field(default_factory=dict)
 
     def read_pieces(self, parameter: str) -> Iterator[mx.array]:
@@ -97,25 +106,31 @@ class ConversionPlan:
         return array if dtype is None else array.astype(dtype)
 
 
-def detect_family(names: Iterable[str], settings: dict[str, Any], family: str | None = None) -> str:
-    """Return the name of a checkpoint's family, by its model_type or else by the names of its tensors.
+def find_family(
+    names: dict[str, str], checkpoint: Checkpoint, settings: dict[str, Any], family: str | None = None
+) -> Fit:
+    """Find a checkpoint's family, by its model_type or else by the names of its tensors.
 
     Raises:
         ValueError: If it is unknown or not supported.
     """
-    if family is not None:
-        if family not in FAMILIES:
-            raise ValueError(f"family must be one of {', '.join(sorted(FAMILIES))}, not {family!r}.")
-        return family
-    if (named := family_of_model_type(settings)) is not None:
-        return named
-    for name, candidate in FAMILIES.items():
-        if candidate.signature and any(fnmatchcase(tensor, candidate.signature) for tensor in names):
-            return name
-    raise ValueError(
-        "The family cannot be detected from config.json or the names of tensors: "
-        f"specify it. The families are {', '.join(sorted(FAMILIES))}."
-    )
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(sorted(FAMILIES))}, not {family!r}.")
+    if (named := family or family_of_model_type(settings)) is not None:
+        return fit_family(named, names, checkpoint.tensors)
+    fits = fit_families(names, checkpoint.tensors)
+    best = [fit.family for fit in fits if len(fit.fitting) == len(fits[0].fitting)]
+    if not fits[0].fitting:
+        raise ValueError(
+            "The family cannot be detected from config.json or the names of tensors: specify it. "
+            f"The families are {', '.join(sorted(FAMILIES))}."
+        )
+    if FAMILIES[best[0]].model_types:
+        raise ValueError(
+            f"A checkpoint of {' or '.join(best)}, as this one by its tensors, needs its config.json: put it beside "
+            "the weights, or convert the repository by its name on the hub."
+        )
+    return fits[0]
 
 
 def family_of_model_type(settings: dict[str, Any]) -> str | None:
@@ -150,6 +165,7 @@ def plan_conversion(
     *,
     family: str | None = None,
     rename: dict[str, str] | None = None,
+    ignore: Iterable[str] = (),
     overrides: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> ConversionPlan:
@@ -160,6 +176,7 @@ def plan_conversion(
         settings: Its config.json, or the options of its training program.
         family: The name of its family; None to detect it.
         rename: Regular expressions -> their replacements in names of tensors.
+        ignore: Regular expressions of tensors to drop.
         overrides: Fields of ModelConfig and StackConfig that take precedence over the checkpoint's settings.
         defaults: Such fields for what the checkpoint's settings leave open.
 
@@ -167,12 +184,14 @@ def plan_conversion(
         ConversionError: If tensors are missing, unexpected or of the wrong shape; the message lists them.
         ValueError: If the family is not supported, or a setting is unknown, missing or wrong.
     """
-    tensor_names = strip_wrappers(checkpoint.tensors, rename or {})
+    tensor_names = rename_tensors(checkpoint.tensors, rename or {}, ignore)
     check_plain_weights(tensor_names, settings)
-    family = detect_family(tensor_names, settings, family)
-    check_stacks(tensor_names)
-    spec = FAMILIES[family]
-    names = ParameterMap(checkpoint, spec, rename or {})
+    fit = find_family(tensor_names, checkpoint, settings, family)
+    check_stacks(fit.names)
+    spec = FAMILIES[fit.family]
+    names = ParameterMap(checkpoint, spec, fit.names)
+    if missing := {name: None for name in REQUIRED if names.find(name) is None}:
+        raise mismatch_error(fit, names, missing, unused_tensors(names, ()), {}, rename or {})
     tied, compared = find_tied_tensors(names)
     overrides = overrides or {}
     shown = fields_from_tensors(names, spec) | tied
@@ -181,7 +200,8 @@ def plan_conversion(
     config = build_config(spec.defaults, *layers)
     check_sizes(config, checkpoint)
     assumed = {name: value for name, value in spec.defaults.items() if not any(map(partial(determines, name), layers))}
-    return ConversionPlan(family, config, find_loaders(names, spec, config, compared), names, assumed)
+    loaders = find_loaders(names, fit, config, compared, rename or {})
+    return ConversionPlan(fit.family, config, loaders, names, fit, assumed)
 
 
 def determines(name: str, settings: dict[str, Any]) -> bool:
@@ -309,21 +329,24 @@ def build_config(*layers: dict[str, Any]) -> ModelConfig:
 
 
 def find_loaders(
-    names: ParameterMap, family: Family, config: ModelConfig, used: set[str]
+    names: ParameterMap, fit: Fit, config: ModelConfig, used: set[str], rename: dict[str, str]
 ) -> dict[str, Callable[[], mx.array]]:
     """Return a function that reads or computes each parameter of the model.
 
     Args:
         names: The checkpoint's tensors by the names of parameters.
-        family: The checkpoint's family.
+        fit: How they fit the family.
         config: The model's configuration.
         used: Tensors that need no parameter of their own.
+        rename: Regular expressions -> their replacements, for error messages.
 
     Raises:
         ConversionError: If tensors are missing, unexpected or of the wrong shape.
     """
+    family = FAMILIES[fit.family]
     loaders: dict[str, Callable[[], mx.array]] = {}
-    missing, misshapen, used = [], [], set(used)
+    missing: dict[str, tuple[int, ...] | None] = {}
+    misshapen, used = {}, set(used)
     for parameter, expected in parameter_shapes(config).items():
         source = names.find(parameter)
         if source is not None:
@@ -331,20 +354,22 @@ def find_loaders(
             if source.factor is not None:
                 used.add(source.factor)
             loaders[parameter] = partial(names.read, parameter)
-            if (shape := names.shape(parameter)) != expected:
-                misshapen.append(f"{source.name} {shape} instead of {expected}")
+            if names.shape(parameter) != expected:
+                misshapen[parameter] = expected
         elif parameter.endswith("positions.weight") and stack_config(config, parameter).positions == "sinusoidal":
             loaders[parameter] = partial(family.sinusoids, config, stack_config(config, parameter))
         else:
-            missing.append(parameter)
-    unexpected = [
-        tensor
-        for name, tensor in names.tensor_names.items()
-        if tensor not in used and not any(fnmatchcase(name, pattern) for pattern in (*IGNORED_TENSORS, *family.ignored))
-    ]
-    if mismatches := describe_mismatches(missing, unexpected, misshapen):
-        raise ConversionError(f"The tensors do not fit the family: {mismatches}.", missing, unexpected)
+            missing[parameter] = expected
+    unexpected = unused_tensors(names, used, (*IGNORED_TENSORS, *family.ignored))
+    if missing or unexpected or misshapen:
+        raise mismatch_error(fit, names, missing, unexpected, misshapen, rename)
     return loaders
+
+
+def unused_tensors(names: ParameterMap, used: Collection[str], ignored: Iterable[str] = ()) -> list[str]:
+    """Return the tensors of a model that are not used, nor match one of the patterns to ignore."""
+    patterns = re.compile("|".join(map(fnmatch.translate, ignored)) or r"\b\B")
+    return [tensor for name, tensor in names.tensor_names.items() if tensor not in used and not patterns.match(name)]
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,6 @@ import mlx.core as mx
 from mlx_transformer.weights.families.spec import Family, Source
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
 
-WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "transformer.")
 MAX_LAYERS = 1000
 
 
@@ -19,12 +18,20 @@ class ConversionError(ValueError):
     Attributes:
         missing: Parameters of the model for which the checkpoint has no tensor.
         unexpected: Tensors of the checkpoint that the model does not use.
+        details: A line for each of these tensors, with what was looked for and what may be meant.
     """
 
-    def __init__(self, message: str, missing: Iterable[str] = (), unexpected: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        missing: Iterable[str] = (),
+        unexpected: Iterable[str] = (),
+        details: Iterable[str] = (),
+    ) -> None:
         super().__init__(message)
         self.missing = sorted(missing)
         self.unexpected = sorted(unexpected)
+        self.details = list(details)
 
 
 class TensorSource(NamedTuple):
@@ -46,20 +53,25 @@ class ParameterMap:
 
     Attributes:
         checkpoint: The open checkpoint.
-        tensor_names: Tensor name without wrappers -> its name in the checkpoint.
+        tensor_names: Tensor name without prefixes -> its name in the checkpoint.
         sources: Parameter -> the tensors that may hold it, the best first.
         aliases: Tensor -> an earlier tensor that shares its data.
     """
 
-    def __init__(self, checkpoint: Checkpoint, family: Family, rename: dict[str, str]) -> None:
+    def __init__(self, checkpoint: Checkpoint, family: Family, tensor_names: dict[str, str]) -> None:
         self.checkpoint = checkpoint
-        self.tensor_names = strip_wrappers(checkpoint.tensors, rename)
+        self.tensor_names = tensor_names
         numbers = [int(number) for name in self.tensor_names for number in re.findall(r"\d+", name)]
         self.sources = expand_layers(family.names, layers=min(max(numbers, default=0) + 1, MAX_LAYERS))
         self.aliases = checkpoint.aliases()
 
     def find(self, parameter: str) -> TensorSource | None:
-        """Return the tensor that holds a parameter, by its name in the checkpoint; None if there is none."""
+        """Return the tensor that holds a parameter, by its name in the checkpoint; None if there is none.
+
+        A tensor with the parameter's own name, as after renaming, is preferred to the family's.
+        """
+        if parameter in self.tensor_names:
+            return TensorSource(self.tensor_names[parameter])
         for name, function, factor in self.sources.get(parameter, []):
             if name in self.tensor_names:
                 return TensorSource(self.tensor_names[name], function, self.tensor_names.get(factor or ""))
@@ -98,34 +110,8 @@ class ParameterMap:
 
     def candidates(self, parameter: str) -> list[str]:
         """Return all tensors of the checkpoint that may hold a parameter, the best first."""
-        names = [source.name for source in self.sources.get(parameter, [])]
+        names = [parameter, *(source.name for source in self.sources.get(parameter, []))]
         return [self.tensor_names[name] for name in names if name in self.tensor_names]
-
-
-def strip_wrappers(names: Iterable[str], rename: dict[str, str]) -> dict[str, str]:
-    """Rename tensors and remove wrappers such as "module." from their names.
-
-    Args:
-        names: Tensor names as in the checkpoint.
-        rename: Regular expressions -> their replacements, applied first.
-
-    Returns:
-        New name -> name in the checkpoint.
-    """
-    stripped: dict[str, str] = {}
-    for name in names:
-        short = name
-        for pattern, replacement in rename.items():
-            try:
-                short = re.sub(pattern, replacement, short)
-            except (re.error, IndexError) as error:
-                raise ValueError(f"rename must map regular expressions: {pattern!r} is not valid, {error}.") from None
-        while wrapper := next((wrapper for wrapper in WRAPPER_PREFIXES if short.startswith(wrapper)), None):
-            short = short[len(wrapper) :]
-        if short in stripped:
-            raise ConversionError(f"Tensor names must be distinct: {stripped[short]} and {name} both become {short}.")
-        stripped[short] = name
-    return stripped
 
 
 def expand_layers(names: dict[str, Source], layers: int) -> dict[str, list[TensorSource]]:

@@ -32,8 +32,8 @@ DECODER_LAYER: NameTable = {
 
 # Common names of embeddings and positions in users' modules: a stack prefix, then a name, then a suffix.
 STACK_PREFIXES = {
-    "encoder": ("src_", "source_", "encoder_", "enc_", ""),
-    "decoder": ("tgt_", "trg_", "target_", "decoder_", "dec_", ""),
+    "encoder": ("src_", "source_", "encoder_", "enc_", "encoder.", ""),
+    "decoder": ("tgt_", "trg_", "target_", "decoder_", "dec_", "decoder.", ""),
 }
 EMBEDDING_NAMES = ("tok_emb", "token_embedding", "word_embedding", "embedding", "embed", "emb")
 EMBEDDING_SUFFIXES = (".weight", ".embedding.weight", ".lut.weight")
@@ -42,7 +42,7 @@ POSITION_NAMES = (
     *("pos_encoding", "pos_encoder", "pos_embedding", "pos_embed", "pos_emb", "pos", "pe"),
 )
 BUFFER_SUFFIXES = (".pos_embedding", ".pe", "")
-OUTPUT_NAMES = ["generator", "fc_out", "out", "linear", "output_layer", "fc", "projection", "output", "lm_head"]
+OUTPUT_NAMES = ("generator", "fc_out", "out", "linear", "output_layer", "fc", "projection", "output", "lm_head")
 
 
 def candidate_names(stack: str, names: tuple[str, ...], suffixes: tuple[str, ...]) -> list[str]:
@@ -67,7 +67,7 @@ NAMES: NameTable = {
     "decoder.norm": "decoder.norm",
     **embedding_names("encoder", "source_embedding"),
     **embedding_names("decoder", "target_embedding"),
-    "output": OUTPUT_NAMES,
+    "output": [f"{prefix}{name}" for prefix in ("", "decoder.") for name in OUTPUT_NAMES],
 }
 
 TORCH_NN = Family(

@@ -1,0 +1,100 @@
+"""Explains why a checkpoint's tensors do not fit a family: what was looked for, and which tensors may be meant."""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+from mlx_transformer.messages import short_names, shorten
+from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap
+from mlx_transformer.weights.recognition import Fit
+
+MAX_CANDIDATES = 3
+MAX_ITEMS = 2  # in the message; the details have them all
+REMEDY = "rename tensors by convert --rename, drop them by --ignore; info --tensors shows all"
+
+Shape = tuple[int, ...]
+
+
+def mismatch_error(
+    fit: Fit,
+    names: ParameterMap,
+    missing: Mapping[str, Shape | None],
+    unexpected: list[str],
+    misshapen: dict[str, Shape],
+    rename: dict[str, str],
+) -> ConversionError:
+    """Return the error for tensors that do not fit a family, with a line for each of them.
+
+    Args:
+        fit: How they fit it.
+        names: The checkpoint's tensors by the names of parameters.
+        missing: Parameter without a tensor -> its shape, None if that is unknown.
+        unexpected: Tensors in the model's module that it does not use.
+        misshapen: Parameter whose tensor has another shape -> its shape.
+        rename: Regular expressions -> their replacements, as applied to the tensors' names.
+    """
+    unused = [*unexpected, *fit.left_out]
+    wrong_shapes = [describe_misshapen(parameter, shape, names) for parameter, shape in misshapen.items()]
+    counts = {"missing": list(missing), "unexpected": unexpected, "of another shape": wrong_shapes}
+    summary = "; ".join(f"{len(items)} {kind} ({_join_short(items)})" for kind, items in counts.items() if items)
+    details = [
+        *(describe_missing(parameter, shape, names, unused) for parameter, shape in missing.items()),
+        *wrong_shapes,
+        *(f"unexpected {shorten(name, 200)} {names.checkpoint.tensors[name].shape}" for name in unexpected),
+        *(describe_rename(pattern, text, names.checkpoint.tensors) for pattern, text in rename.items()),
+    ]
+    message = f"The tensors do not fit the family {fit.family}: {summary}; {REMEDY}."
+    return ConversionError(message, missing, unexpected, details)
+
+
+def _join_short(items: list[str]) -> str:
+    """Return the first items in full, with the number of the others."""
+    rest = len(items) - MAX_ITEMS
+    return ", ".join(items[:MAX_ITEMS]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def describe_missing(parameter: str, shape: Shape | None, names: ParameterMap, unused: list[str]) -> str:
+    """Return a line that says which tensors were looked for, and which unused ones have the parameter's shape."""
+    looked_for = short_names((source.name for source in names.sources.get(parameter, [])), MAX_CANDIDATES)
+    candidates = similar_tensors(parameter, shape, names, unused)
+    return f"missing {parameter}{f' {shape}' if shape else ''}: looked for {looked_for}; " + (
+        f"of this shape: {', '.join(candidates)}" if candidates else "no other tensor has this shape"
+    )
+
+
+def describe_misshapen(parameter: str, shape: Shape, names: ParameterMap) -> str:
+    """Return a line with the tensor of a parameter and both shapes."""
+    source = names.find(parameter)
+    return f"{shorten(source.name if source else parameter, 200)} {names.shape(parameter)} instead of {shape}"
+
+
+def similar_tensors(parameter: str, shape: Shape | None, names: ParameterMap, unused: Iterable[str]) -> list[str]:
+    """Return unused tensors that may hold a parameter: of its shape, the most similar names first."""
+    tensors = names.checkpoint.tensors
+    if shape is None:  # an embedding, of unknown size
+        candidates = [name for name in unused if len(tensors[name].shape) == 2]
+    else:
+        candidates = [name for name in unused if _without_ones(tensors[name].shape) == _without_ones(shape)]
+    layer = re.findall(r"\d+", parameter)
+    return sorted(
+        candidates,
+        key=lambda name: (
+            re.findall(r"\d+", name)[: len(layer)] != layer,
+            -difflib.SequenceMatcher(None, parameter, name).ratio() if len(candidates) < 100 else 0,
+            -math.prod(tensors[name].shape),
+        ),
+    )[:MAX_CANDIDATES]
+
+
+def _without_ones(shape: Shape) -> Shape:
+    return tuple(size for size in shape if size != 1)
+
+
+def describe_rename(pattern: str, text: str, tensors: Iterable[str]) -> str:
+    """Return a line that says what a renaming did."""
+    changed = [(name, re.sub(pattern, text, name)) for name in tensors if re.search(pattern, name)]
+    if not changed:
+        return f"--rename {pattern!r} matches no tensor"
+    name, new = changed[0]
+    return f"--rename {pattern!r}: {len(changed)} tensors, such as {shorten(name, 200)} to {shorten(new, 200)}"
