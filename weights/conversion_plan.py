@@ -21,7 +21,7 @@ from mlx_transformer.weights.families import FAMILIES, UNSUPPORTED_MODEL_TYPES
 from mlx_transformer.weights.families.spec import STACKS, Family
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
 from mlx_transformer.weights.mismatches import mismatch_error
-from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap
+from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap, is_broadcast
 from mlx_transformer.weights.recognition import Fit, fit_families, fit_family, rename_tensors
 
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
@@ -71,7 +71,7 @@ class ConversionPlan:
     def read_pieces(self, parameter: str) -> Iterator[mx.array]:
         """Read a parameter some rows at a time, or at once if it is computed."""
         source = self.names.find(parameter)
-        if source is None or source.function is not None or source.factor is not None:
+        if source is None or source.function or source.factor or self.names.checkpoint.tensors[source.name].size == 1:
             yield self.loaders[parameter]()
         else:
             yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[source.name].pieces())
@@ -197,9 +197,10 @@ def plan_conversion(
     shown = fields_from_tensors(names, spec) | tied
     fields_read = fields_from_config(spec, settings | {"tensors": shown}, skip=overrides)
     layers = (shown, defaults or {}, spec.constants, fields_read, overrides)
-    config = build_config(spec.defaults, *layers)
+    defaults_used = spec.default_values(shown)
+    config = build_config(defaults_used, *layers)
     check_sizes(config, checkpoint)
-    assumed = {name: value for name, value in spec.defaults.items() if not any(map(partial(determines, name), layers))}
+    assumed = {name: value for name, value in defaults_used.items() if not any(map(partial(determines, name), layers))}
     loaders = find_loaders(names, fit, config, compared, rename or {})
     return ConversionPlan(fit.family, config, loaders, names, fit, assumed)
 
@@ -353,8 +354,8 @@ def find_loaders(
             used.add(source.name)
             if source.factor is not None:
                 used.add(source.factor)
-            loaders[parameter] = partial(names.read, parameter)
-            if names.shape(parameter) != expected:
+            loaders[parameter] = partial(names.read, parameter, expected)
+            if (shape := names.shape(parameter)) != expected and not is_broadcast(shape, expected):
                 misshapen[parameter] = expected
         elif parameter.endswith("positions.weight") and stack_config(config, parameter).positions == "sinusoidal":
             loaders[parameter] = partial(family.sinusoids, config, stack_config(config, parameter))

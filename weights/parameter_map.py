@@ -88,14 +88,16 @@ class ParameterMap:
         except (IndexError, ValueError):
             return shape
 
-    def read(self, parameter: str) -> mx.array:
-        """Read a parameter."""
+    def read(self, parameter: str, shape: tuple[int, ...] | None = None) -> mx.array:
+        """Read a parameter; one value, as torch broadcasts it, becomes a vector of this shape."""
         source = self.find(parameter)
         if source is None:
             raise ConversionError(f"The checkpoint has no tensor for {parameter}.", missing=[parameter])
         name, function, factor = source
         array = self.checkpoint.load(name)
         array = array if function is None else function(array)
+        if shape is not None and is_broadcast(array.shape, shape):
+            array = mx.broadcast_to(array, shape)
         return array if factor is None else array * self.checkpoint.load(factor).item()
 
     def is_same(self, first: str, second: str) -> bool:
@@ -112,6 +114,11 @@ class ParameterMap:
         """Return all tensors of the checkpoint that may hold a parameter, the best first."""
         names = [parameter, *(source.name for source in self.sources.get(parameter, []))]
         return [self.tensor_names[name] for name in names if name in self.tensor_names]
+
+
+def is_broadcast(shape: tuple[int, ...] | None, expected: tuple[int, ...]) -> bool:
+    """Return whether a tensor of this shape is one value for all of an expected vector."""
+    return shape == (1,) and len(expected) == 1
 
 
 def expand_layers(names: dict[str, Source], layers: int) -> dict[str, list[TensorSource]]:

@@ -47,7 +47,8 @@ class Reference:
     Args:
         state: The state dict.
         names: Part -> template of its name, with {s} for the stack and {i} for the layer; see test_fairseq.py.
-        options: heads, pre (whether pre-norm), positions and alpha by stack; norm, eps, activation, scale and pad_id.
+        options: heads, pre (whether pre-norm), positions and alpha by stack; norm, eps, activation, scale, logit_scale
+            and pad_id.
     """
 
     def __init__(self, state, names, **options):
@@ -56,7 +57,7 @@ class Reference:
         self.scale, self.positions = options.get("scale", True), options["positions"]
         self.activation, self.norm_kind = options.get("activation", torch.relu), options.get("norm", "layer")
         self.alpha = options.get("alpha", {"encoder": 1.0, "decoder": 1.0})
-        self.pad_id = options["pad_id"]
+        self.pad_id, self.logit_scale = options["pad_id"], options.get("logit_scale", 1.0)
 
     def get(self, part, leaf, stack="", layer=0):
         template = self.names.get(f"{stack}_{part}", self.names.get(part))
@@ -132,7 +133,8 @@ class Reference:
         causal = torch.ones(target.shape[1], target.shape[1]).tril().bool()
         memory = self.stack("encoder", source, mask)
         x = self.stack("decoder", target, causal, memory, mask)
-        return torch.nn.functional.linear(x, self.get("output", "weight"), self.get("output", "bias"))
+        logits = torch.nn.functional.linear(x, self.get("output", "weight"), self.get("output", "bias"))
+        return logits * self.logit_scale
 
 
 def random_state(
@@ -189,6 +191,16 @@ def attention_names(**parts):
 def without(names, *parts):
     """Return the names without those of some parts."""
     return {part: name for part, name in names.items() if part not in parts and part.split("_", 1)[-1] not in parts}
+
+
+def rename_norms(state, weight, bias):
+    """Rename the weights and biases of normalisations."""
+    leaves = {"weight": weight, "bias": bias}
+    return {
+        f"{module}.{leaves[leaf] if re.search(r'norm[0-9]*$', module) else leaf}": value
+        for name, value in state.items()
+        for module, _, leaf in [name.rpartition(".")]
+    }
 
 
 def with_old_norms(state):

@@ -34,8 +34,9 @@ class Family:
         supported: Key -> its supported values; any other value is an error.
         search: Field of SearchConfig -> its value, or as a string the key of its value; for checkpoints without
             generation settings.
-        defaults: Settings that a file cannot show, such as the activation, with the family's usual values; those that
-            nothing else determines are reported as assumptions.
+        defaults: Settings that a file cannot show, such as the activation, with the family's usual values or functions
+            from the fields that tensors determine to them; those that nothing else determines are reported as
+            assumptions.
         defaults_from: Where these values come from, such as "torch.nn.Transformer".
         source_specials: Special tokens around a source: "start", "end" or both.
     """
@@ -53,6 +54,10 @@ class Family:
     defaults: dict[str, Any] = field(default_factory=dict)
     defaults_from: str = ""
     source_specials: tuple[str, ...] = ()
+
+    def default_values(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Return the values of `defaults`, from the fields that the tensors determine."""
+        return {name: value(tensors) if callable(value) else value for name, value in self.defaults.items()}
 
 
 STACKS = ("encoder", "decoder")
@@ -106,6 +111,11 @@ def packed_projections(attention: str, source: str, suffix: str = "_proj") -> Na
             (f"{source}.in_proj_{{leaf}}", transforms.slice_rows(part)),
         ]
     return names
+
+
+def norm_names(norm: str, source: str, weight: str, bias: str) -> NameTable:
+    """Return the names of a normalisation, from what its parameters are called."""
+    return {f"{norm}.weight": f"{source}.{weight}", f"{norm}.bias": f"{source}.{bias}"}
 
 
 def gamma_beta_norm(norm: str, source: str) -> NameTable:

@@ -43,7 +43,7 @@ def test_annotated_transformer(norm, tmp_path, tolerance):
     reference = Reference(
         state,
         ANNOTATED,
-        heads={"encoder": 4, "decoder": 4},
+        heads={"encoder": 8, "decoder": 8},
         pre={"encoder": True, "decoder": True},
         norm=norm,
         eps=1e-6 if norm == "deviation" else 1e-5,
@@ -52,6 +52,6 @@ def test_annotated_transformer(norm, tmp_path, tolerance):
     )
     buffers = {"src_embed.1.pe": table[None], "tgt_embed.1.pe": table[None]}
     torch.save({f"module.{name}": value for name, value in (state | buffers).items()}, tmp_path / "multi30k.pt")
-    model = check_logits(reference, tmp_path / "multi30k.pt", tolerance, settings={"num_heads": 4})
+    model = check_logits(reference, tmp_path / "multi30k.pt", tolerance)
     assert (model.config.start_id, model.config.eos_id, model.config.pad_id) == (0, 1, 2)
     check_searches(reference, model, tolerance)

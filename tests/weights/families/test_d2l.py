@@ -31,15 +31,15 @@ def test_d2l(tmp_path, tolerance):
     reference = Reference(
         state,
         D2L,
-        heads={"encoder": 2, "decoder": 2},
+        heads={"encoder": 4, "decoder": 4},
         pre={"encoder": False, "decoder": False},
         positions={"encoder": table, "decoder": table},
         pad_id=1,
     )
     torch.save(state, tmp_path / "d2l.pt")
-    settings = {"num_heads": 2, "pad_id": 1, "start_id": 2, "eos_id": 3}
+    settings = {"pad_id": 1, "start_id": 2, "eos_id": 3}
     model = check_logits(reference, tmp_path / "d2l.pt", tolerance, settings=settings)
     assert not model.config.attention_bias and model.config.mlp_bias
     check_searches(reference, model, tolerance)
-    with pytest.raises(ValueError, match="pad_id, eos_id, start_id, num_heads: use convert --set pad_id="):
+    with pytest.raises(ValueError, match="not specify pad_id, eos_id, start_id: use convert --set pad_id="):
         convert.load(tmp_path / "d2l.pt")

@@ -25,9 +25,10 @@ IDS = {"pad_id": 1, "start_id": 2, "eos_id": 3}
 class Wrapper(torch.nn.Module):
     """A typical module around torch.nn.Transformer."""
 
-    def __init__(self, bias=True, **options):
+    def __init__(self, bias=True, heads=4, **options):
         super().__init__()
-        self.transformer = torch.nn.Transformer(DIMS, 4, 2, 3, 24, dropout=0.0, batch_first=True, bias=bias, **options)
+        options = {"dropout": 0.0, "batch_first": True, "bias": bias, **options}
+        self.transformer = torch.nn.Transformer(DIMS, heads, 2, 3, 24, **options)
         self.src_tok_emb = torch.nn.Embedding(SOURCE_VOCAB, DIMS)
         self.tgt_tok_emb = torch.nn.Embedding(TARGET_VOCAB, DIMS)
         self.positional_encoding = torch.nn.Module()
@@ -69,6 +70,28 @@ def test_torch_nn_transformer(norm_first, bias, activation, tmp_path, tolerance)
     model = check_logits(module, tmp_path / "model.pth", tolerance, settings=settings)
     assert model.config.norm_bias == bias and model.config.encoder.final_norm
     assert model.config.encoder.positions == model.config.decoder.positions == "sinusoidal"
+    check_searches(module, model, tolerance)
+
+
+class Tutorial(Wrapper):
+    """The model of pytorch.org's translation tutorial, with the names of its modules."""
+
+    def __init__(self):
+        super().__init__(heads=8)
+        embeddings = self.src_tok_emb, self.tgt_tok_emb
+        for name, embedding in zip(("src_tok_emb", "tgt_tok_emb"), embeddings, strict=True):
+            module = torch.nn.Module()
+            module.embedding, module.forward = embedding, embedding.forward
+            setattr(self, name, module)
+
+
+def test_the_tutorial_of_pytorch_needs_no_settings(tmp_path, tolerance):
+    module = Tutorial()
+    state = module.state_dict()
+    assert {"src_tok_emb.embedding.weight", "tgt_tok_emb.embedding.weight"} < state.keys()
+    torch.save(state, tmp_path / "model.pth")
+    model = check_logits(module, tmp_path / "model.pth", tolerance)
+    assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
     check_searches(module, model, tolerance)
 
 

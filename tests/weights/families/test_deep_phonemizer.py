@@ -1,0 +1,110 @@
+"""Converted autoregressive checkpoints of as-ideas/DeepPhonemizer equal torch.nn.Transformer."""
+
+import pytest
+from support.framework_reference import (
+    DIMS,
+    SOURCE_VOCAB,
+    TARGET_VOCAB,
+    check_logits,
+    check_searches,
+    interleaved_sinusoids,
+)
+
+from mlx_transformer.weights import convert
+from mlx_transformer.weights.convert import inspect_checkpoint
+from mlx_transformer.weights.parameter_map import ConversionError
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+LANGUAGES = ["de", "en_us"]
+
+
+class Preprocessor:
+    """Stands for the project's own object beside the weights."""
+
+    def __init__(self):
+        self.languages = LANGUAGES
+
+
+class ScaledPositions(torch.nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([scale]))
+        self.pe = torch.nn.Parameter(interleaved_sinusoids(50)[:, None], requires_grad=False)
+
+    def forward(self, x):
+        return x + self.scale * self.pe[: x.shape[1], 0]
+
+
+class Autoregressive(torch.nn.Module):
+    """Embeddings called encoder and decoder, positions times a learned factor, and torch's layers: 4 heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.eps = 1e-5
+        self.encoder = torch.nn.Embedding(SOURCE_VOCAB, DIMS)
+        self.decoder = torch.nn.Embedding(TARGET_VOCAB, DIMS)
+        self.pos_encoder, self.pos_decoder = ScaledPositions(1.7), ScaledPositions(-0.6)
+        self.transformer = torch.nn.Transformer(DIMS, 4, 2, 3, 24, dropout=0.0, batch_first=True)
+        self.fc_out = torch.nn.Linear(DIMS, TARGET_VOCAB)
+        for name, value in self.named_parameters():
+            if not name.startswith("pos_"):
+                torch.nn.init.normal_(value, 1.0 if "norm" in name and "weight" in name else 0.0, 0.35)
+
+    def forward(self, source, target):
+        padding = source == 0
+        hidden = self.transformer(
+            self.pos_encoder(self.encoder(source)),
+            self.pos_decoder(self.decoder(target)),
+            tgt_mask=torch.ones(target.shape[1], target.shape[1]).triu(1).bool(),
+            src_key_padding_mask=padding,
+            memory_key_padding_mask=padding,
+        )
+        return self.fc_out(hidden)
+
+
+def write_checkpoint(path, module, **model_options):
+    """Write a model in the project's layout, with its preprocessor and its whole configuration."""
+    options = {"type": "autoreg_transformer", "d_model": DIMS, "d_fft": 24, "layers": 2, "dropout": 0.1, "heads": 4}
+    preprocessing = {"languages": LANGUAGES, "text_symbols": "abc", "phoneme_symbols": ["a", "b"], "lowercase": True}
+    training = {"learning_rate": 1e-4, "epochs": 500}
+    config = {"preprocessing": preprocessing, "model": options | model_options, "training": training}
+    saved = {"preprocessor": Preprocessor(), "config": config, "step": 7, "optimizer": None}
+    torch.save(saved | {"model": module.state_dict()}, path)
+
+
+def test_logits_need_no_settings(tmp_path, tolerance):
+    model = Autoregressive()
+    write_checkpoint(tmp_path / "best_model.pt", model)
+    assert inspect_checkpoint(tmp_path / "best_model.pt")["family"] == "deep-phonemizer"
+    converted = check_logits(model, tmp_path / "best_model.pt", tolerance)
+    assert (converted.config.pad_id, converted.config.start_id, converted.config.eos_id) == (0, 1, 3)
+
+
+@pytest.mark.parametrize("heads", [2, 8])
+def test_heads_are_those_of_the_config(heads, tmp_path, tolerance):
+    model = Autoregressive()
+    for module in model.modules():
+        if isinstance(module, torch.nn.MultiheadAttention):
+            module.num_heads, module.head_dim = heads, DIMS // heads
+    write_checkpoint(tmp_path / "best_model.pt", model, heads=heads)
+    check_logits(model, tmp_path / "best_model.pt", tolerance)
+
+
+def test_searches(tmp_path, tolerance):
+    model = Autoregressive()
+    write_checkpoint(tmp_path / "best_model.pt", model)
+    check_searches(model, check_logits(model, tmp_path / "best_model.pt", tolerance), tolerance)
+
+
+def test_the_forward_model_is_an_encoder_without_a_decoder(tmp_path):
+    model = torch.nn.Module()
+    model.embedding = torch.nn.Embedding(SOURCE_VOCAB, DIMS)
+    model.pos_encoder = ScaledPositions(1.0)
+    layer = torch.nn.TransformerEncoderLayer(DIMS, 4, 24)
+    model.encoder = torch.nn.TransformerEncoder(layer, 2, torch.nn.LayerNorm(DIMS), enable_nested_tensor=False)
+    model.fc_out = torch.nn.Linear(DIMS, TARGET_VOCAB)
+    write_checkpoint(tmp_path / "best_model.pt", model, type="transformer")
+    with pytest.raises(ConversionError, match="must have both stacks, but this one has no decoder"):
+        convert.load(tmp_path / "best_model.pt")

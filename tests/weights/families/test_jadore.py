@@ -1,0 +1,96 @@
+"""Converted checkpoints of jadore801120/attention-is-all-you-need-pytorch equal a forward pass in torch."""
+
+import argparse
+
+import pytest
+from support.framework_reference import (
+    DIMS,
+    Reference,
+    attention_names,
+    check_logits,
+    check_searches,
+    random_state,
+)
+
+from mlx_transformer.weights import convert
+from mlx_transformer.weights.convert import inspect_checkpoint
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+
+PARTS = ("w_qs", "w_ks", "w_vs", "fc")
+JADORE = {
+    **attention_names(self="{s}.layer_stack.{i}.slf_attn", cross="{s}.layer_stack.{i}.enc_attn", names=PARTS),
+    "self_norm": "{s}.layer_stack.{i}.slf_attn.layer_norm",
+    "cross_norm": "{s}.layer_stack.{i}.enc_attn.layer_norm",
+    "mlp_norm": "{s}.layer_stack.{i}.pos_ffn.layer_norm",
+    "embedding_norm": "{s}.layer_norm",
+    "up": "{s}.layer_stack.{i}.pos_ffn.w_1",
+    "down": "{s}.layer_stack.{i}.pos_ffn.w_2",
+    "encoder_embedding": "encoder.src_word_emb",
+    "decoder_embedding": "decoder.trg_word_emb",
+    "output": "trg_word_prj",
+}
+HEADS, HEAD_DIMS = 2, 6
+
+
+def write_checkpoint(path, tied=True, scaled="prj", **changes):
+    """Write a random model in the project's layout: heads wider than dims / heads, post-norm, normalised embeddings."""
+    state = random_state(JADORE, bias=False, output_bias=False)
+    for name in state:
+        part = name.split(".")[-2]
+        if part in PARTS:
+            width = HEADS * HEAD_DIMS
+            state[name] = 0.35 * torch.randn((DIMS, width) if part == "fc" else (width, DIMS))
+    if tied:
+        state["trg_word_prj.weight"] = state["decoder.trg_word_emb.weight"]
+    positions = {stack: 0.5 * torch.randn(30, DIMS) for stack in ("encoder", "decoder")}
+    reference = Reference(
+        state,
+        JADORE,
+        heads={"encoder": HEADS, "decoder": HEADS},
+        pre={"encoder": False, "decoder": False},
+        eps=1e-6,
+        positions=positions,
+        pad_id=1,
+        scale=tied and scaled == "emb",
+        logit_scale=DIMS**-0.5 if tied and scaled == "prj" else 1.0,
+    )
+    buffers = {f"{stack}.position_enc.pos_table": table[None] for stack, table in positions.items()}
+    settings = {"n_head": HEADS, "d_k": HEAD_DIMS, "d_v": HEAD_DIMS, "src_pad_idx": 1, "trg_pad_idx": 1}
+    settings |= {"proj_share_weight": tied, "embs_share_weight": False, "scale_emb_or_prj": scaled, **changes}
+    settings = argparse.Namespace(**{name: value for name, value in settings.items() if value is not None})
+    torch.save({"epoch": 3, "settings": settings, "model": state | buffers}, path)
+    return reference
+
+
+@pytest.mark.parametrize("tied, scaled", [(True, "prj"), (True, "emb"), (True, "none"), (False, "prj"), (False, "emb")])
+def test_logits_need_no_settings(tied, scaled, tmp_path, tolerance):
+    reference = write_checkpoint(tmp_path / "model.chkpt", tied, scaled)
+    assert inspect_checkpoint(tmp_path / "model.chkpt")["family"] == "jadore"
+    model = check_logits(reference, tmp_path / "model.chkpt", tolerance)
+    assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
+    assert model.config.tie_output == tied and model.config.head_dims == HEAD_DIMS
+
+
+def test_logits_are_scaled_by_default(tmp_path, tolerance):
+    """Files from before January 2021 have no scale_emb_or_prj."""
+    reference = write_checkpoint(tmp_path / "model.chkpt", scale_emb_or_prj=None)
+    assert check_logits(reference, tmp_path / "model.chkpt", tolerance).config.logit_scale == DIMS**-0.5
+
+
+def test_padding_is_that_of_the_settings(tmp_path, tolerance):
+    reference = write_checkpoint(tmp_path / "model.chkpt", src_pad_idx=0, trg_pad_idx=0)
+    reference.pad_id = 0
+    assert check_logits(reference, tmp_path / "model.chkpt", tolerance).config.pad_id == 0
+
+
+def test_searches(tmp_path, tolerance):
+    reference = write_checkpoint(tmp_path / "model.chkpt")
+    check_searches(reference, check_logits(reference, tmp_path / "model.chkpt", tolerance), tolerance)
+
+
+def test_values_of_another_width_are_an_error(tmp_path):
+    write_checkpoint(tmp_path / "model.chkpt", d_v=4)
+    with pytest.raises(ValueError, match="d_v must be d_k, 6, not 4: .* cannot be converted"):
+        convert.load(tmp_path / "model.chkpt")
