@@ -17,7 +17,8 @@ from mlx_transformer.config.serialization import from_dict
 from mlx_transformer.messages import short_repr
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.weights.families import FAMILIES, UNSUPPORTED_MODEL_TYPES
+from mlx_transformer.weights.families import FAMILIES
+from mlx_transformer.weights.families.other_models import UNSUPPORTED_MODEL_TYPES, describe_other_model
 from mlx_transformer.weights.families.spec import STACKS, Family
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
 from mlx_transformer.weights.mismatches import mismatch_error
@@ -27,9 +28,6 @@ from mlx_transformer.weights.recognition import Fit, fit_families, fit_family, r
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
 ProgressCallback = Callable[[int, int], None]  # called with the bytes done and the total
-# Suffix of a tensor of quantised weights -> the library that writes it.
-QUANTIZED_SUFFIXES = {".SCB": "bitsandbytes", ".weight.absmax": "bitsandbytes", ".qweight": "GPTQ or AWQ"}
-ADAPTER_PARTS = (".lora_A.", ".lora_embedding_A", ".ia3_l")  # names of peft
 IGNORED_TENSORS = ("*.version",)  # in checkpoints of fairseq and its descendants
 # Parameters without which the model's dimensions are unknown.
 REQUIRED = (
@@ -156,7 +154,12 @@ def family_of_model_type(settings: dict[str, Any]) -> str | None:
 def check_convertible(settings: dict[str, Any]) -> None:
     """Raise ValueError if a config.json rules out a conversion, whatever its weights are."""
     family_of_model_type(settings)
-    check_plain_weights((), settings)
+    if quantization := settings.get("quantization_config") or settings.get("quantization"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        by = f"by {short_repr(method)}" if method else "already"
+        raise ConversionError(
+            f"A checkpoint must not be quantised, as this one is {by}: convert the original model, and quantise that."
+        )
 
 
 def plan_conversion(
@@ -185,9 +188,10 @@ def plan_conversion(
         ValueError: If the family is not supported, or a setting is unknown, missing or wrong.
     """
     tensor_names = rename_tensors(checkpoint.tensors, rename or {}, ignore)
-    check_plain_weights(tensor_names, settings)
+    shapes = {name: checkpoint.tensors[tensor].shape for name, tensor in tensor_names.items()}
+    if message := describe_other_model(tensor_names, shapes, renamed=bool(rename)):
+        raise ConversionError(message)
     fit = find_family(tensor_names, checkpoint, settings, family)
-    check_stacks(fit.names)
     spec = FAMILIES[fit.family]
     names = ParameterMap(checkpoint, spec, fit.names)
     if missing := {name: None for name in REQUIRED if names.find(name) is None}:
@@ -208,31 +212,6 @@ def plan_conversion(
 def determines(name: str, settings: dict[str, Any]) -> bool:
     """Return whether settings have a value for a field, for both stacks or for each of them."""
     return name in settings or all(f"{stack}.{name}" in settings for stack in STACKS)
-
-
-def check_plain_weights(tensor_names: Iterable[str], settings: dict[str, Any]) -> None:
-    """Raise ConversionError for quantised weights and for adapters."""
-    quantization = settings.get("quantization_config")
-    suffixes = [suffix for suffix in QUANTIZED_SUFFIXES if any(name.endswith(suffix) for name in tensor_names)]
-    if quantization or suffixes:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        method = method or (QUANTIZED_SUFFIXES[suffixes[0]] if suffixes else "bitsandbytes")
-        raise ConversionError(
-            f"A checkpoint must not be quantised, as this one is by {method}: convert the original model, and quantise "
-            "that."
-        )
-    if any(part in name for name in tensor_names for part in ADAPTER_PARTS):
-        raise ConversionError("An adapter is not a complete model: merge it into its model and save that.")
-
-
-def check_stacks(tensor_names: Iterable[str]) -> None:
-    """Raise ConversionError for a checkpoint with only one of the stacks."""
-    absent = [stack for stack in STACKS if not any(name.startswith(f"{stack}.") for name in tensor_names)]
-    if len(absent) == 1:
-        raise ConversionError(
-            f"A checkpoint must have both stacks, but this one has no {absent[0]}: convert a whole encoder-decoder "
-            f"model, or rename the tensors of its {absent[0]}."
-        )
 
 
 def find_tied_tensors(names: ParameterMap) -> tuple[dict[str, Any], set[str]]:

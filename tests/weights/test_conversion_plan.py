@@ -12,7 +12,8 @@ from support.tiny_models import SETTINGS
 from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.weights import conversion_plan, convert
-from mlx_transformer.weights.families import FAMILIES, UNSUPPORTED_MODEL_TYPES
+from mlx_transformer.weights.families import FAMILIES
+from mlx_transformer.weights.families.other_models import UNSUPPORTED_MODEL_TYPES
 from mlx_transformer.weights.families.transforms import slice_rows
 from mlx_transformer.weights.parameter_map import ConversionError, expand_layers
 
@@ -95,7 +96,9 @@ def test_unsupported_model_types_are_errors_with_a_reason(tmp_path):
 @pytest.mark.parametrize("stack, other", [("encoder", "decoder"), ("decoder", "encoder")])
 def test_a_checkpoint_of_one_stack_is_named_as_such(tmp_path, stack, other):
     tensors = {name: array for name, array in bart_tensors().items() if not name.startswith(f"model.{other}.")}
-    with pytest.raises(ConversionError, match=f"both stacks, but this one has no {other}: convert a whole encoder-dec"):
+    with pytest.raises(
+        ConversionError, match=f"it is an? {stack} without an? {other}, as .* shows; convert a whole enc"
+    ):
         convert.load(write_checkpoint(tmp_path / "one", tensors))
 
 
@@ -108,12 +111,20 @@ def quantize_like_bitsandbytes(bits):
 @pytest.mark.parametrize(
     "tensors, config, message",
     [
-        (quantize_like_bitsandbytes(8), BART_CONFIG, "must not be quantised, as this one is by bitsandbytes: convert"),
-        (quantize_like_bitsandbytes(4), BART_CONFIG, "must not be quantised, as this one is by bitsandbytes: convert"),
+        (
+            quantize_like_bitsandbytes(8),
+            BART_CONFIG,
+            "is quantised by bitsandbytes, as .* shows; convert the original model, and quantise that",
+        ),
+        (
+            quantize_like_bitsandbytes(4),
+            BART_CONFIG,
+            "is quantised by bitsandbytes, as .* shows; convert the original model, and quantise that",
+        ),
         (
             bart_tensors(),
             BART_CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "must not be quantised, as this one is by gptq: convert the original model, and quantise that",
+            "must not be quantised, as this one is by 'gptq': convert the original model, and quantise that",
         ),
         (
             {"base_model.model.model.encoder.layers.0.fc1.lora_A.weight": mx.zeros((2, 3))},
@@ -123,7 +134,7 @@ def quantize_like_bitsandbytes(bits):
         (
             bart_tensors() | {"model.encoder.layers.0.fc1.lora_A.default.weight": mx.zeros((2, 3))},
             BART_CONFIG,
-            "An adapter is not a complete model: merge it into its model and save that",
+            "it has an adapter that is not merged, as .* shows; merge it, in peft by model.merge_and_unload",
         ),
     ],
     ids=["8 bits", "4 bits", "gptq", "adapter", "unmerged adapter"],

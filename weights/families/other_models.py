@@ -1,0 +1,186 @@
+"""Recognises checkpoints that are no complete encoder-decoder Transformer: by model_type, or by names of tensors."""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from mlx_transformer.weights.formats.tensors import quote
+
+MAX_NAMES = 20_000  # that are looked at
+
+
+class OtherModel(NamedTuple):
+    """A kind of model that cannot be converted.
+
+    Attributes:
+        pattern: A regular expression that is found in one of its names; several if each must be found in one.
+        reason: Why it cannot be converted, as "it is ...".
+        remedy: What the user can do.
+    """
+
+    pattern: str | tuple[str, ...]
+    reason: str
+    remedy: str
+
+
+DECODER_ALONE = "it is a decoder without an encoder"
+ENCODER_ALONE = "it is an encoder without a decoder"
+AUDIO = "its source is audio"
+IMAGE = "its source is an image"
+EXPERTS = "its feed-forward networks are mixtures of experts"
+RUN_MLX_LM = "use mlx-lm for decoder-only models"
+USE_WHOLE = "convert a whole encoder-decoder model"
+USE_TEXT = "convert a model whose source is text"
+USE_TRANSFORMER = "convert a Transformer"
+USE_ORIGINAL = "convert the original model, and quantise that"
+
+# A part of a name that tells which library has quantised the weights.
+QUANTIZERS = {
+    r"\.SCB$|\.weight\.(absmax|quant_map|quant_state)": "bitsandbytes",
+    r"\.(qweight|qzeros)$": "GPTQ or AWQ",
+    r"\.weight_(packed|scale|scale_inv)$": "compressed-tensors",
+    r"\.weight\._(data|scale)$": "quanto",
+    r"\._packed_params\b": "torch.ao",
+    r"\.W_q$": "HQQ",
+}
+ADAPTER = r"lora_|\.ia3_|\.hada_w|\.lokr_w|\.b?oft_|vera_lambda|\.adapters\.|adapter_(down|up)|prompt_embeddings"
+OTHER_MODELS = (
+    OtherModel(
+        ADAPTER,
+        "it has an adapter that is not merged",
+        "merge it, in peft by model.merge_and_unload(), and save the result",
+    ),
+    *(OtherModel(suffix, f"it is quantised by {library}", USE_ORIGINAL) for suffix, library in QUANTIZERS.items()),
+    OtherModel(
+        (r"(^|\.)(text_model|token_embedding)\b", r"(^|\.)(vision_model|visual)\b"),
+        "it has two encoders, for text and images, as CLIP",
+        USE_WHOLE,
+    ),
+    OtherModel(
+        r"(^|\.)(question|query|ctx|context|passage)_encoder\.", "it has two encoders, for retrieval", USE_WHOLE
+    ),
+    OtherModel(
+        r"(^|\.)encoder\.conv1\.weight$|(^|\.)encoder\.(embed|frontend)\.conv|feature_extractor\.conv_layers\."
+        r"|subsampl|conv_module\.|(^|\.)(wav2vec2|audio_encoder|speech_encoder)\w*\.",
+        AUDIO,
+        USE_TEXT,
+    ),
+    OtherModel(
+        r"patch_embed|conv_proj\.weight$|(^|\.)(visual|vision_model|vision_encoder|image_encoder)\.|layer1\.0\.conv1\.",
+        IMAGE,
+        USE_TEXT,
+    ),
+    OtherModel(r"weight_hh(_l\d+)?$", "its layers are recurrent ({cell})", USE_TRANSFORMER),
+    OtherModel(r"\.A_log$|\.time_(mix|decay|maa)", "it has state-space or linear-attention layers", USE_TRANSFORMER),
+    OtherModel(
+        r"(encoder|decoder)\.(convolutions|convs)\.\d+\.|\.conv\.weight_linear\.",
+        "it is convolutional",
+        USE_TRANSFORMER,
+    ),
+    OtherModel(r"\bexperts?\b|\.expert_\d|block_sparse_moe|moe_layer|\.router\.", EXPERTS, "convert a dense model"),
+    OtherModel(r"\.crossattention\.self\.", "its encoder and decoder are those of BERT", USE_TRANSFORMER),
+    OtherModel(
+        r"(^|\.)h\.\d+\.(attn\.c_attn|attn\.attention|self_attention\.query_key_value|attn\.qkv_proj)\b"
+        r"|layers\.\d+\.attention\.(query_key_value|wq|wqkv)\.|(^|\.)blocks\.\d+\.(attn\.key|sa\.heads\.\d+)\."
+        r"|^(model\.|module\.)*layers\.\d+\.self_attn\.(q_proj|qkv_proj)\.",
+        DECODER_ALONE,
+        RUN_MLX_LM,
+    ),
+    OtherModel(r"embeddings\.word_embeddings\.", ENCODER_ALONE, USE_WHOLE),
+    OtherModel(r"\.scales$", "it is quantised by MLX", USE_ORIGINAL),
+)
+MODEL_FOLDER = re.compile(r"layers\.\d+\.self_attention_residual\.norm\.")
+CELLS = {4: "LSTM", 3: "GRU", 1: "RNN"}  # rows of a hidden-to-hidden matrix for each of its columns
+ATTENTION_LAYER = re.compile(r"^(.*?)\.\d+\..*(att|query|in_proj|linear1)", re.IGNORECASE)  # with what precedes layers
+ENCODER_WORD = re.compile(r"(?<!qu)enc|src|source", re.IGNORECASE)  # not "sequence"
+DECODER_WORD = re.compile(r"dec|tgt|trg|target", re.IGNORECASE)
+CROSS_ATTENTION = re.compile(r"cross|multihead_attn|(src|enc|encoder|context|memory)_att|encdec", re.IGNORECASE)
+
+DECODER_TYPES = (
+    "gpt2 gpt_neo gpt_neox gpt_bigcode gptj gpt_oss openai-gpt bloom opt xglm biogpt codegen llama llama4 mistral "
+    "mixtral gemma gemma2 gemma3 gemma3_text qwen2 qwen2_moe qwen3 qwen3_moe phi phi3 falcon mpt olmo olmo2 olmo3 "
+    "stablelm starcoder2 cohere cohere2 granite deepseek_v2 deepseek_v3 smollm3 mamba rwkv"
+).split()
+ENCODER_TYPES = (
+    "bert roberta roberta-prelayernorm distilbert albert electra deberta deberta-v2 camembert xlm xlm-roberta "
+    "xlm-roberta-xl mpnet modernbert ernie flaubert fnet funnel longformer big_bird convbert ibert megatron-bert "
+    "mobilebert nomic_bert nystromformer rembert roformer squeezebert xmod esm layoutlm luke"
+).split()
+# model_type of a config.json -> why such a model cannot be converted.
+UNSUPPORTED_MODEL_TYPES = {
+    **dict.fromkeys(DECODER_TYPES, DECODER_ALONE),
+    **dict.fromkeys(ENCODER_TYPES, ENCODER_ALONE),
+    **dict.fromkeys(("whisper", "speech_to_text", "speech-encoder-decoder", "wav2vec2", "hubert", "speecht5"), AUDIO),
+    **dict.fromkeys(("vision-encoder-decoder", "vit", "pix2struct", "donut-swin"), IMAGE),
+    **dict.fromkeys(("nllb-moe", "switch_transformers"), EXPERTS),
+    **dict.fromkeys(("prophetnet", "xlm-prophetnet"), "its decoder predicts several tokens at once"),
+    "clip": "it has two encoders, for text and images",
+    "led": "its encoder has windows and global attention",
+    "longt5": "its encoder has local and transient-global attention",
+    "pegasus_x": "its encoder has block-local and global attention",
+    "bigbird_pegasus": "its encoder has block-sparse attention",
+    "t5gemma": "it has rotary positions, grouped queries and soft-capped scores",
+    "t5gemma2": "it has rotary positions, grouped queries and merged attention",
+    "encoder-decoder": "its encoder and decoder are separate models of other types",
+}
+
+
+def describe_other_model(
+    tensor_names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], *, renamed: bool = False
+) -> str | None:
+    """Return an error that says what a checkpoint is, if it is no complete encoder-decoder Transformer.
+
+    Args:
+        tensor_names: The names of its tensors.
+        shapes: Their shapes, as far as they are known.
+        renamed: Whether the user has renamed some, possibly to the names that model folders have.
+
+    Returns:
+        A sentence with the reason, a tensor that shows it and a remedy; None if the names do not tell.
+    """
+    names = list(itertools.islice(tensor_names, MAX_NAMES))
+    if names and all(re.search(ADAPTER, name) for name in names):
+        return "An adapter is not a complete model: merge it into its model and save that."
+    if not renamed and (name := next(filter(MODEL_FOLDER.search, names), None)):
+        reason = "it is the file of a model folder without its config.json"
+        return _cannot_be_converted(reason, name, "give the path of the whole folder")
+    if message := _describe(names, shapes):
+        return message
+    if name := next((name for name in names if name.endswith("weight") and len(shapes.get(name, ())) == 4), None):
+        return _cannot_be_converted("it has two-dimensional convolutions, for images", name, USE_TEXT)
+    return _describe_one_stack(names)
+
+
+def _describe(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return the error for the first of OTHER_MODELS all of whose patterns match a name."""
+    for model in OTHER_MODELS:
+        patterns = [model.pattern] if isinstance(model.pattern, str) else model.pattern
+        matches = [next(filter(re.compile(pattern).search, names), None) for pattern in patterns]
+        if (name := matches[0]) is not None and None not in matches:
+            rows, columns = (*shapes.get(name, ()), 0, 0)[:2]
+            reason = model.reason.format(cell=CELLS.get(rows // max(columns, 1), "LSTM or GRU"))
+            return _cannot_be_converted(reason, name, model.remedy)
+    return None
+
+
+def _describe_one_stack(names: list[str]) -> str | None:
+    """Return the error for a model all of whose layers are in one stack."""
+    layers = {match[1]: name for name in names if (match := ATTENTION_LAYER.match(name))}
+    encoders, decoders = (
+        [name for stack, name in layers.items() if word.search(stack)] for word in (ENCODER_WORD, DECODER_WORD)
+    )
+    has_cross_attention = any(map(CROSS_ATTENTION.search, names))
+    if len(encoders) == len(layers) > 0 and not decoders and not has_cross_attention:
+        reason, name = ENCODER_ALONE, encoders[0]
+    elif len(decoders) == len(layers) > 0 and not encoders:
+        reason, name = DECODER_ALONE, decoders[0]
+    elif len(layers) == 1 and not has_cross_attention:
+        reason, name = "all its layers are in one stack", *layers.values()
+    else:
+        return None
+    return _cannot_be_converted(reason, name, f"{USE_WHOLE}, or rename the tensors of its other stack")
+
+
+def _cannot_be_converted(reason: str, name: str, remedy: str) -> str:
+    return f"The checkpoint cannot be converted: {reason}, as {quote(name)} shows; {remedy}."
