@@ -1,4 +1,4 @@
-"""Checkpoints of jadore801120/attention-is-all-you-need-pytorch, as its code is since June 2020.
+"""Checkpoints of jadore801120/attention-is-all-you-need-pytorch, of its code since June 2020 and of 2018 and 2019.
 
 Between December 2019 and June 2020 its normalisations were elsewhere, under the same names: such a file cannot be
 told from a later one, and it does not convert correctly.
@@ -12,21 +12,22 @@ from mlx_transformer.weights.families.spec import (
     BIASES,
     OUTPUT_BIAS,
     POST_NORM,
+    STACKS,
     Family,
     NameTable,
     attention_names,
-    names_per_stack,
     presence_per_stack,
     stack_names,
 )
 
 PROJECTIONS = ("w_qs", "w_ks", "w_vs", "fc")
 
+# Until November 2019, feed-forward networks are convolutions of width 1, and positions begin with one for padding.
 ENCODER_LAYER: NameTable = {
     **attention_names("self_attention", "slf_attn", *PROJECTIONS),
     "self_attention_residual.norm": "slf_attn.layer_norm",
-    "feed_forward.up_proj": "pos_ffn.w_1",
-    "feed_forward.down_proj": "pos_ffn.w_2",
+    "feed_forward.up_proj": ("pos_ffn.w_1", transforms.squeeze_kernel),
+    "feed_forward.down_proj": ("pos_ffn.w_2", transforms.squeeze_kernel),
     "feed_forward_residual.norm": "pos_ffn.layer_norm",
 }
 
@@ -38,12 +39,18 @@ DECODER_LAYER: NameTable = {
 
 NAMES: NameTable = {
     **stack_names(ENCODER_LAYER, DECODER_LAYER, "encoder.layer_stack.{i}", "decoder.layer_stack.{i}"),
-    **names_per_stack("{stack}.positions.weight", "{stack}.position_enc.pos_table", transforms.position_table),
+    **{
+        f"{stack}.positions.weight": [
+            (f"{stack}.position_enc.pos_table", transforms.position_table),
+            (f"{stack}.position_enc.weight", transforms.skip_rows(1)),
+        ]
+        for stack in STACKS
+    },
     "encoder.embedding_norm": "encoder.layer_norm",
     "decoder.embedding_norm": "decoder.layer_norm",
     "source_embedding.weight": "encoder.src_word_emb.weight",
-    "target_embedding.weight": "decoder.trg_word_emb.weight",
-    "output": "trg_word_prj",
+    "target_embedding.weight": ["decoder.trg_word_emb.weight", "decoder.tgt_word_emb.weight"],
+    "output": ["trg_word_prj", "tgt_word_prj"],
 }
 
 
@@ -80,6 +87,11 @@ def configured_scaling(setting: str) -> Any:
     return read
 
 
+def before_2020(early: Any, late: Any) -> Any:
+    """Return a function from the fields that tensors determine to one of two values, the first until November 2019."""
+    return lambda tensors: early if tensors.get("encoder.embedding_norm") == "none" else late
+
+
 SCALING = ("scale_embeddings", "logit_scale")
 
 JADORE = Family(
@@ -94,7 +106,7 @@ JADORE = Family(
     presence=BIASES | OUTPUT_BIAS | presence_per_stack("embedding_norm", "embedding_norm", "after", "none"),
     defaults=OWN_DEFAULTS
     | POST_NORM
-    | {"norm_eps": 1e-6, "max_length": 200}
+    | {"norm_eps": before_2020(1e-5, 1e-6), "pad_id": before_2020(0, 1), "max_length": 200}
     | {name: default_scaling(name) for name in SCALING},
     defaults_from="jadore801120/attention-is-all-you-need-pytorch",
     source_specials=("start", "end"),

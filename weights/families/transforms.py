@@ -44,6 +44,11 @@ def flatten_bias(array: mx.array) -> mx.array:
     return array.flatten()
 
 
+def squeeze_kernel(array: mx.array) -> mx.array:
+    """Reshape the weight of a convolution of width 1 to that of a linear layer; others and biases stay as they are."""
+    return array.reshape(array.shape[:2])
+
+
 def position_table(array: mx.array) -> mx.array:
     """Reshape a buffer of positions, (1, length, dims) or (length, 1, dims), to (length, dims)."""
     return array.reshape(max(array.shape[:-1], default=1), array.shape[-1])

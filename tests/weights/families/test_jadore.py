@@ -1,6 +1,7 @@
 """Converted checkpoints of jadore801120/attention-is-all-you-need-pytorch equal a forward pass in torch."""
 
 import argparse
+import re
 
 import pytest
 from support.framework_reference import (
@@ -62,6 +63,37 @@ def write_checkpoint(path, tied=True, scaled="prj", **changes):
     settings = argparse.Namespace(**{name: value for name, value in settings.items() if value is not None})
     torch.save({"epoch": 3, "settings": settings, "model": state | buffers}, path)
     return reference
+
+
+def write_early_checkpoint(path):
+    """Write a random model as the code of 2018: convolutions, biases, other names; padding is 0 and has a position."""
+    names = {part: name.replace("trg_word", "tgt_word") for part, name in JADORE.items() if part != "embedding_norm"}
+    state = random_state(names, output_bias=False)
+    state["tgt_word_prj.weight"] = state["decoder.tgt_word_emb.weight"]
+    tables = {stack: 0.5 * torch.randn(31, DIMS) for stack in ("encoder", "decoder")}
+    reference = Reference(
+        state,
+        names,
+        heads={"encoder": HEADS, "decoder": HEADS},
+        pre={"encoder": False, "decoder": False},
+        positions={stack: table[1:] for stack, table in tables.items()},
+        pad_id=0,
+        scale=False,
+        logit_scale=DIMS**-0.5,
+    )
+    kernels = {name: value[..., None] for name, value in state.items() if re.search(r"w_[12]\.weight$", name)}
+    model = state | kernels | {f"{stack}.position_enc.weight": table for stack, table in tables.items()}
+    width = DIMS // HEADS
+    settings = argparse.Namespace(n_head=HEADS, d_k=width, d_v=width, proj_share_weight=True, max_token_seq_len=30)
+    torch.save({"epoch": 3, "settings": settings, "model": model}, path)
+    return reference
+
+
+def test_early_versions_need_no_settings(tmp_path, tolerance):
+    reference = write_early_checkpoint(tmp_path / "trained.chkpt")
+    model = check_logits(reference, tmp_path / "trained.chkpt", tolerance)
+    assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (0, 2, 3)
+    convert.convert(tmp_path / "trained.chkpt", tmp_path / "folder")
 
 
 @pytest.mark.parametrize("tied, scaled", [(True, "prj"), (True, "emb"), (True, "none"), (False, "prj"), (False, "emb")])
