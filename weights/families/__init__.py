@@ -18,10 +18,9 @@ from mlx_transformer.weights.families.opennmt import OPENNMT_PY
 from mlx_transformer.weights.families.spec import Family
 from mlx_transformer.weights.families.torch_nn import TORCH_NN
 
-# Files without a config.json belong to the first family whose signature they match.
+# Files without a config.json belong to the family that most of their tensors fit, the first of several.
 FAMILIES: dict[str, Family] = {
     **HUGGINGFACE_FAMILIES,
-    "deep-phonemizer": DEEP_PHONEMIZER,  # before torch's, whose layers it has
     "torch": TORCH_NN,
     "annotated": ANNOTATED_TRANSFORMER,
     "d2l": D2L,
@@ -30,6 +29,7 @@ FAMILIES: dict[str, Family] = {
     "jadore": JADORE,
     "hyunwoongko": HYUNWOONGKO,
     "gordicaleksa": GORDICALEKSA,
+    "deep-phonemizer": DEEP_PHONEMIZER,
     "fairseq": FAIRSEQ,
     "opennmt-py": OPENNMT_PY,
     "joeynmt": JOEYNMT,

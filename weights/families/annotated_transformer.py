@@ -3,7 +3,7 @@
 from mlx_transformer.weights.families import transforms
 from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS
 from mlx_transformer.weights.families.spec import (
-    PRE_NORM,
+    FINAL_NORMS,
     Family,
     NameTable,
     attention_names,
@@ -44,9 +44,9 @@ ANNOTATED_TRANSFORMER = Family(
     NAMES,
     OWN_FIELDS,
     constants={"output_bias": True},
-    signature="encoder.layers.0.self_attn.linears.0.weight",
-    presence={"norm": ("deviation.weight", "deviation", "layer"), "norm_eps": ("deviation.weight", 1e-6, 1e-5)},
-    defaults=OWN_DEFAULTS | PRE_NORM | {"start_id": 0, "eos_id": 1, "pad_id": 2},
+    presence=FINAL_NORMS
+    | {"norm": ("deviation.weight", "deviation", "layer"), "norm_eps": ("deviation.weight", 1e-6, 1e-5)},
+    defaults=OWN_DEFAULTS | {"norm_first": True, "start_id": 0, "eos_id": 1, "pad_id": 2},
     defaults_from="The Annotated Transformer",
     source_specials=("start", "end"),
 )

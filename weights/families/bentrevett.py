@@ -3,8 +3,8 @@
 from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS
 from mlx_transformer.weights.families.spec import (
     BIASES,
+    FINAL_NORMS,
     OUTPUT_BIAS,
-    POST_NORM,
     Family,
     NameTable,
     attention_names,
@@ -41,9 +41,8 @@ BENTREVETT = Family(
     NAMES,
     OWN_FIELDS,
     constants={"positions": "learned"},
-    signature="encoder.layers.0.self_attention.fc_q.weight",
-    presence=BIASES | OUTPUT_BIAS,
-    defaults=OWN_DEFAULTS | POST_NORM,
+    presence=BIASES | OUTPUT_BIAS | FINAL_NORMS,
+    defaults=OWN_DEFAULTS,
     defaults_from="bentrevett/pytorch-seq2seq",
     source_specials=("start", "end"),
 )

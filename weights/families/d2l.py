@@ -1,7 +1,7 @@
 """Checkpoints of Dive into Deep Learning."""
 
 from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS
-from mlx_transformer.weights.families.spec import POST_NORM, Family, NameTable, attention_names, stack_names
+from mlx_transformer.weights.families.spec import FINAL_NORMS, Family, NameTable, attention_names, stack_names
 
 PROJECTIONS = ("W_q", "W_k", "W_v", "W_o")
 
@@ -32,10 +32,9 @@ D2L = Family(
     NAMES,
     OWN_FIELDS,
     constants={"attention_bias": False, "output_bias": True},
-    signature="encoder.blks.block0.attention.W_q.weight",
+    presence=FINAL_NORMS,
     # The ids of its special tokens depend on the vocabulary.
     defaults={name: value for name, value in OWN_DEFAULTS.items() if not name.endswith("_id")}
-    | POST_NORM
     | {"num_heads": 4, "max_length": 1000},
     defaults_from="Dive into Deep Learning",
     source_specials=("end",),

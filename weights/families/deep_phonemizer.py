@@ -4,7 +4,7 @@ from typing import Any
 
 from mlx_transformer.weights.families import transforms
 from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS, option
-from mlx_transformer.weights.families.spec import BIASES, OUTPUT_BIAS, Family, NameTable, stack_names
+from mlx_transformer.weights.families.spec import BIASES, FINAL_NORMS, OUTPUT_BIAS, Family, NameTable, stack_names
 from mlx_transformer.weights.families.torch_nn import DECODER_LAYER, ENCODER_LAYER
 
 # Position tables are multiplied by a learned factor.
@@ -29,9 +29,7 @@ def end_id(settings: dict[str, Any]) -> int | None:
 DEEP_PHONEMIZER = Family(
     NAMES,
     OWN_FIELDS | {"eos_id": end_id},
-    constants={"final_norm": True},
-    signature="pos_decoder.scale",
-    presence=BIASES | OUTPUT_BIAS,
+    presence=BIASES | OUTPUT_BIAS | FINAL_NORMS,
     defaults=OWN_DEFAULTS | {"num_heads": 4, "scale_embeddings": False, "pad_id": 0, "start_id": 1, "eos_id": 2},
     defaults_from="as-ideas/DeepPhonemizer",
     source_specials=("start", "end"),

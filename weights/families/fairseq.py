@@ -99,7 +99,6 @@ FAIRSEQ = Family(
     NAMES,
     FIELDS,
     {"pad_id": 1, "eos_id": 2, "start_id": 2},
-    signature="encoder.layers.0.fc1.weight",
     presence=FINAL_NORMS
     | presence_per_stack("embedding_norm", "embedding_norm", "after", "none")
     | presence_per_stack("positions", "positions", "learned", "sinusoidal"),

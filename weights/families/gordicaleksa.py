@@ -6,8 +6,8 @@ from mlx_transformer.weights.families import transforms
 from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS
 from mlx_transformer.weights.families.spec import (
     BIASES,
+    FINAL_NORMS,
     OUTPUT_BIAS,
-    PRE_NORM,
     Family,
     NameTable,
     attention_names,
@@ -60,8 +60,7 @@ def num_heads(tensors: dict[str, Any]) -> int:
 GORDICALEKSA = Family(
     NAMES,
     OWN_FIELDS,
-    signature="encoder.encoder_layers.0.multi_headed_attention.qkv_nets.0.weight",
-    presence=BIASES | OUTPUT_BIAS,
-    defaults=OWN_DEFAULTS | PRE_NORM | {"num_heads": num_heads},
+    presence=BIASES | OUTPUT_BIAS | FINAL_NORMS,
+    defaults=OWN_DEFAULTS | {"norm_first": True, "num_heads": num_heads},
     defaults_from="gordicaleksa/pytorch-original-transformer",
 )

@@ -4,8 +4,8 @@ from mlx_transformer.weights.families import transforms
 from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS
 from mlx_transformer.weights.families.spec import (
     BIASES,
+    FINAL_NORMS,
     OUTPUT_BIAS,
-    PRE_NORM,
     Family,
     NameTable,
     attention_names,
@@ -51,9 +51,8 @@ HKPROJ = Family(
     NAMES,
     OWN_FIELDS,
     constants={"norm": "deviation"},
-    signature="encoder.layers.0.self_attention_block.w_q.weight",
-    presence=OUTPUT_BIAS | {"attention_bias": BIASES["attention_bias"], "mlp_bias": BIASES["mlp_bias"]},
-    defaults=OWN_DEFAULTS | PRE_NORM | {"norm_eps": 1e-6},
+    presence=OUTPUT_BIAS | FINAL_NORMS | {"attention_bias": BIASES["attention_bias"], "mlp_bias": BIASES["mlp_bias"]},
+    defaults=OWN_DEFAULTS | {"norm_first": True, "norm_eps": 1e-6},
     defaults_from="hkproj/pytorch-transformer",
     source_specials=("start", "end"),
 )

@@ -6,8 +6,8 @@ A padding token inside a target, which generation never writes, attends to all o
 from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS
 from mlx_transformer.weights.families.spec import (
     BIASES,
+    FINAL_NORMS,
     OUTPUT_BIAS,
-    POST_NORM,
     Family,
     NameTable,
     attention_names,
@@ -49,9 +49,8 @@ NAMES: NameTable = {
 HYUNWOONGKO = Family(
     NAMES,
     OWN_FIELDS,
-    signature="encoder.layers.0.attention.w_concat.weight",
-    presence=BIASES | OUTPUT_BIAS,
-    defaults=OWN_DEFAULTS | POST_NORM | {"norm_eps": 1e-12, "scale_embeddings": False, "max_length": 256},
+    presence=BIASES | OUTPUT_BIAS | FINAL_NORMS,
+    defaults=OWN_DEFAULTS | {"norm_eps": 1e-12, "scale_embeddings": False, "max_length": 256},
     defaults_from="hyunwoongko/transformer",
     source_specials=("start", "end"),
 )

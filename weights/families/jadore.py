@@ -10,8 +10,8 @@ from mlx_transformer.weights.families import transforms
 from mlx_transformer.weights.families.options import OWN_DEFAULTS, OWN_FIELDS, option, special_id
 from mlx_transformer.weights.families.spec import (
     BIASES,
+    FINAL_NORMS,
     OUTPUT_BIAS,
-    POST_NORM,
     STACKS,
     Family,
     NameTable,
@@ -102,10 +102,11 @@ JADORE = Family(
         "head_dims": head_dims,
         "pad_id": special_id("src_pad", "trg_pad", "pad"),
     },
-    signature="encoder.layer_stack.0.slf_attn.w_qs.weight",
-    presence=BIASES | OUTPUT_BIAS | presence_per_stack("embedding_norm", "embedding_norm", "after", "none"),
+    presence=BIASES
+    | OUTPUT_BIAS
+    | FINAL_NORMS
+    | presence_per_stack("embedding_norm", "embedding_norm", "after", "none"),
     defaults=OWN_DEFAULTS
-    | POST_NORM
     | {"norm_eps": before_2020(1e-5, 1e-6), "pad_id": before_2020(0, 1), "max_length": 200}
     | {name: default_scaling(name) for name in SCALING},
     defaults_from="jadore801120/attention-is-all-you-need-pytorch",

@@ -54,7 +54,6 @@ JOEYNMT = Family(
     NAMES,
     FIELDS,
     {"norm_eps": 1e-6, "encoder.norm_first": True, "pad_id": 1, "start_id": 2, "eos_id": 3},
-    signature="encoder.layers.0.src_src_att.k_layer.weight",
     # By default the encoder is pre-norm; the decoder is too if it ends with a norm.
     presence=FINAL_NORMS | {"decoder.norm_first": ("decoder.norm.weight", True, False)},
     # Only the beam size carries over: JoeyNMT's length penalty divides by another function of another length.

@@ -55,7 +55,6 @@ OPENNMT_PY = Family(
     NAMES,
     FIELDS,
     PRE_NORM | {"output_bias": True},
-    signature="encoder.transformer.0.self_attn.linear_keys.weight",
     presence=BIASES
     | {
         "attention_out_bias": ("encoder.layers.0.self_attention.out_proj.bias", True, False),

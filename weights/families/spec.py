@@ -27,7 +27,6 @@ class Family:
             the checkpoint's settings.
         constants: Settings that all models of the family share.
         model_types: The family's values of model_type in config.json.
-        signature: A tensor that only this family has, to recognise files without config.json.
         presence: Settings that follow from whether a parameter is in the checkpoint.
         sinusoids: Computes the table of sinusoidal positions.
         ignored: Patterns of tensors that the model does not need.
@@ -45,7 +44,6 @@ class Family:
     fields: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
-    signature: str = ""
     presence: Presence = field(default_factory=dict)
     sinusoids: Callable = transforms.sinusoidal_interleaved
     ignored: tuple[str, ...] = ()

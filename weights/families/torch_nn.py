@@ -73,7 +73,6 @@ NAMES: NameTable = {
 TORCH_NN = Family(
     NAMES,
     OWN_FIELDS,
-    signature="encoder.layers.0.linear1.weight",
     presence=BIASES | OUTPUT_BIAS | FINAL_NORMS | presence_per_stack("positions", "learned", "learned", "sinusoidal"),
     defaults=OWN_DEFAULTS,
     defaults_from="torch.nn.Transformer and its tutorial",
