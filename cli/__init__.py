@@ -66,7 +66,7 @@ class CommandLine(click.Group):
 
 def raise_deferred_interrupt() -> None:
     """Raise KeyboardInterrupt for a Ctrl-C during the imports, which the entry point sends again by a timer."""
-    if signal.getitimer(signal.ITIMER_REAL)[0]:
+    if signal.setitimer(signal.ITIMER_REAL, 0)[0]:
         signal.raise_signal(signal.SIGINT)
 
 

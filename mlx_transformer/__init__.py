@@ -26,6 +26,7 @@ _MODULES = {
     "attention": "inference.attention_weights",
     "load": "pretrained.loading",
     "convert": "pretrained.loading",
+    "ConversionReport": "weights.convert",
     "save": "checkpoints.model_folder",
     "TrainingConfig": "config.training",
     "train": "training.trainer",

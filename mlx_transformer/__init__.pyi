@@ -21,5 +21,6 @@ from .pretrained.loading import convert as convert
 from .pretrained.loading import load as load
 from .tokenization.tokenizer import Tokenizer as Tokenizer
 from .training.trainer import train as train
+from .weights.convert import ConversionReport as ConversionReport
 
 __version__: str

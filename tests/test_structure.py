@@ -38,10 +38,11 @@ PARTS = [
 ]
 WEIGHTS = [
     {"__init__"},
+    {"inspection"},
     {"convert"},
     {"tokenizers"},
     {"conversion_plan"},
-    {"mismatches"},
+    {"embedding_search", "mismatches"},
     {"recognition"},
     {"parameter_map"},
     {"generation_config"},

@@ -3,10 +3,10 @@
 import fnmatch
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,6 +17,7 @@ from mlx_transformer.config.serialization import from_dict
 from mlx_transformer.messages import short_repr
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.weights.embedding_search import find_tables_by_shape
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.families.other_models import UNSUPPORTED_MODEL_TYPES, describe_other_model
 from mlx_transformer.weights.families.spec import STACKS, Family
@@ -46,6 +47,22 @@ SIZE_AXES = {
 }
 
 
+class Assumption(NamedTuple):
+    """A setting of a model that nothing in its checkpoint shows.
+
+    Attributes:
+        setting: A field of ModelConfig or StackConfig, or a module of the model.
+        value: The value that was assumed.
+        reason: Why.
+        change: The command that changes it.
+    """
+
+    setting: str
+    value: Any
+    reason: str
+    change: str
+
+
 @dataclass
 class ConversionPlan:
     """A complete and checked conversion, of which no tensor has been read yet.
@@ -56,15 +73,15 @@ class ConversionPlan:
         loaders: Parameter -> a function that reads or computes it.
         names: The checkpoint's tensors by the names of parameters.
         fit: How its tensors fit the family.
-        assumed: Fields of the configuration that nothing in the checkpoint determines.
+        assumptions: Fields of the configuration that nothing in the checkpoint determines.
     """
 
     family: str
     config: ModelConfig
     loaders: dict[str, Callable[[], mx.array]]
     names: ParameterMap
-    fit: Fit | None = None
-    assumed: dict[str, Any] = field(default_factory=dict)
+    fit: Fit
+    assumptions: tuple[Assumption, ...] = ()
 
     def read_pieces(self, parameter: str) -> Iterator[mx.array]:
         """Read a parameter some rows at a time, or at once if it is computed."""
@@ -194,8 +211,10 @@ def plan_conversion(
     fit = find_family(tensor_names, checkpoint, settings, family)
     spec = FAMILIES[fit.family]
     names = ParameterMap(checkpoint, spec, fit.names)
+    guesses = add_tables_by_shape(names, fit) if spec.defaults else []
     if missing := {name: None for name in REQUIRED if names.find(name) is None}:
-        raise mismatch_error(fit, names, missing, unused_tensors(names, ()), {}, rename or {})
+        unexpected = [original for short, original in fit.names.items() if short not in fit.fitting]
+        raise mismatch_error(fit, names, missing, unexpected, {}, rename or {})
     tied, compared = find_tied_tensors(names)
     overrides = overrides or {}
     shown = fields_from_tensors(names, spec) | tied
@@ -204,14 +223,45 @@ def plan_conversion(
     defaults_used = spec.default_values(shown)
     config = build_config(defaults_used, *layers)
     check_sizes(config, checkpoint)
-    assumed = {name: value for name, value in defaults_used.items() if not any(map(partial(determines, name), layers))}
     loaders = find_loaders(names, fit, config, compared, rename or {})
-    return ConversionPlan(fit.family, config, loaders, names, fit, assumed)
+    assumptions = (*guesses, *find_assumptions(spec, defaults_used, names, config, layers))
+    return ConversionPlan(fit.family, config, loaders, names, fit, assumptions)
 
 
-def determines(name: str, settings: dict[str, Any]) -> bool:
-    """Return whether settings have a value for a field, for both stacks or for each of them."""
-    return name in settings or all(f"{stack}.{name}" in settings for stack in STACKS)
+def find_assumptions(
+    family: Family,
+    defaults: dict[str, Any],
+    names: ParameterMap,
+    config: ModelConfig,
+    layers: Sequence[dict[str, Any]],
+) -> tuple[Assumption, ...]:
+    """Return the defaults of a family that no layer of settings determines, and what is computed without a table."""
+    assumptions = []
+    for name, value in defaults.items():
+        # A field of a stack is determined by one for both stacks, or by one for each of them.
+        spellings = {name, name.rpartition(".")[2]}
+        if not any(spellings & layer.keys() or all(f"{stack}.{name}" in layer for stack in STACKS) for layer in layers):
+            assumptions.append(Assumption(name, value, f"as in {family.defaults_from}", f"convert --set {name}=..."))
+    for stack in STACKS if defaults else ():
+        if vars(config)[stack].positions == "sinusoidal" and names.find(f"{stack}.positions.weight") is None:
+            setting = f"{stack}.positions"
+            reason = "the file has no table of positions"
+            assumptions.append(Assumption(setting, "sinusoidal", reason, f"convert --set {setting}=none"))
+    return tuple(assumptions)
+
+
+def add_tables_by_shape(names: ParameterMap, fit: Fit) -> list[Assumption]:
+    """Find embeddings and the output layer by their shapes where names do not tell, and return what was assumed."""
+    modules = find_tables_by_shape(names, fit)
+    for module, tensor in modules.items():
+        names.tensor_names[f"{module}.weight"] = tensor
+        if module == "output":
+            names.tensor_names["output.bias"] = tensor.removesuffix("weight") + "bias"
+    reason = "an unused table as wide as the model"
+    return [
+        Assumption(module, tensor, reason, f"convert --rename 'NAME={module}.weight'")
+        for module, tensor in modules.items()
+    ]
 
 
 def find_tied_tensors(names: ParameterMap) -> tuple[dict[str, Any], set[str]]:

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.checkpoints.replacement import CARD, check_destination, replace_model_folder
 from mlx_transformer.config.folder import CONVERSION_VERSION
-from mlx_transformer.config.model import QuantizationConfig
+from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.messages import shorten
 from mlx_transformer.model.fused_projections import split_projections
@@ -25,6 +25,7 @@ from mlx_transformer.storage.atomic import restore_interrupted_replacement
 from mlx_transformer.storage.files import sha256_of
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.conversion_plan import (
+    Assumption,
     ConversionPlan,
     ProgressCallback,
     check_convertible,
@@ -47,6 +48,44 @@ from mlx_transformer.weights.tokenizers.loading import read_tokenizer
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """How a checkpoint is read; see `convert`."""
+
+    family: str | None = None
+    rename: dict[str, str] | None = None
+    ignore: Sequence[str] = ()
+    settings: dict[str, Any] | None = None
+
+
+DEFAULT_OPTIONS = CheckpointOptions()
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion found in a checkpoint, and what it assumed.
+
+    Attributes:
+        family: The checkpoint's family.
+        config: The model's configuration.
+        num_tensors: The number of tensors that fit the family.
+        prefixes: What stood before the names of layers.
+        left_out: Tensors beside the model, which were left out.
+        copies: Prefixes of further copies of the weights in the file, such as averages.
+        assumptions: Settings that nothing in the checkpoint shows.
+        has_tokenizer: Whether the model has a tokenizer.
+    """
+
+    family: str
+    config: ModelConfig
+    num_tensors: int
+    prefixes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    copies: tuple[str, ...]
+    assumptions: tuple[Assumption, ...]
+    has_tokenizer: bool
+
+
 @dataclass
 class PreparedCheckpoint:
     """A checkpoint that is ready to be converted.
@@ -63,6 +102,20 @@ class PreparedCheckpoint:
     tasks: tuple[TaskConfig, ...]
     tokenizer: Tokenizer | None
 
+    def report(self) -> ConversionReport:
+        """Return what was found and assumed."""
+        plan, fit = self.plan, self.plan.fit
+        return ConversionReport(
+            family=plan.family,
+            config=plan.config,
+            num_tensors=len(fit.fitting),
+            prefixes=fit.prefixes,
+            left_out=tuple(name for name in fit.left_out if name not in plan.names.tensor_names.values()),
+            copies=fit.copies,
+            assumptions=plan.assumptions,
+            has_tokenizer=self.tokenizer is not None,
+        )
+
     def build_model(self, quantize: int | None) -> Transformer:
         """Return a model without parameters, quantised to this number of bits unless None."""
         model = model_folder.uninitialized_model(self.plan.config, self.search, self.tasks)
@@ -73,64 +126,78 @@ class PreparedCheckpoint:
 
 def convert(
     source: str | Path,
-    destination: str | Path,
+    destination: str | Path | None = None,
     *,
     family: str | None = None,
     dtype: mx.Dtype | str | None = None,
     rename: dict[str, str] | None = None,
+    ignore: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
     quantize: int | None = None,
     allow_overflow: bool = False,
     force: bool = False,
     report: ProgressCallback | None = None,
-) -> None:
+    dry_run: bool = False,
+) -> ConversionReport | None:
     """Convert a torch checkpoint to a model folder, one tensor at a time; torch is not needed.
 
     A model folder can be converted to another precision.
 
     Args:
         source: The checkpoint: a folder with config.json and weights, or a file; or a model folder.
-        destination: The model folder to write.
-        family: The checkpoint's family; by default it is detected from config.json or the names of tensors.
+        destination: The model folder to write; only a dry run needs none.
+        family: The checkpoint's family; by default it is detected.
         dtype: The dtype of the stored weights, "float32", "float16" or "bfloat16"; by default the checkpoint's.
-        rename: Regular expressions -> their replacements in the names of tensors.
+        rename: Regular expressions -> their replacements in tensor names: names of the family, or of our parameters.
+        ignore: Regular expressions of tensors to leave out.
         settings: Fields of ModelConfig, and of StackConfig for both stacks or, as "encoder.num_layers", for one,
             that the checkpoint does not specify or specifies wrongly.
         quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
         allow_overflow: Store float16 even if the model's activations exceed its range.
         force: Replace an existing model folder; one with files that this package did not write is refused.
         report: Called with the bytes done and the total, after each piece of a tensor.
+        dry_run: Check everything, but write nothing.
+
+    Returns:
+        What was found and assumed; None for a model folder.
 
     Raises:
-        ConversionError: If tensors are missing, unexpected or of the wrong shape; nothing is written.
+        ConversionError: If tensors do not fit the family; its `details` list them. Nothing is written.
         ValueError: If the checkpoint is damaged, its family is unknown, or its dimensions rule out quantisation.
         OSError: If a file cannot be read or written, or the destination exists.
     """
-    source, destination = Path(source), Path(destination)
-    for path in (source, destination):
-        restore_interrupted_replacement(path)
-    check_destination(destination, source, overwrite=force)
+    options = CheckpointOptions(family, rename, ignore, settings)
+    source, target = Path(source), prepare_destination(source, destination, force, dry_run)
     if (folder := model_folder.find_model_folder(source)) is not None:
-        if family or rename or settings:
-            raise ValueError(
-                f"{source} is a model folder and no torch checkpoint: leave out family, rename and settings."
-            )
-        if dtype is not None:
-            check_dtype(parse_dtype(dtype), model_folder.read_config(folder).model, allow_overflow)
-        model_folder.convert_model_folder(folder, destination, dtype=dtype, quantize=quantize, overwrite=force)
-        return
-    with open_checkpoint(source, family) as checkpoint:
-        prepared = prepare_checkpoint(checkpoint, source, family, rename, settings)
+        check_folder_conversion(folder, options, dtype, allow_overflow)
+        if target is not None:
+            model_folder.convert_model_folder(folder, target, dtype=dtype, quantize=quantize, overwrite=force)
+        return None
+    with open_checkpoint(source, options) as checkpoint:
+        prepared = prepare_checkpoint(checkpoint, source, options)
         stored = parse_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
         if dtype is not None:
             check_dtype(stored, prepared.plan.config, allow_overflow)
         model = prepared.build_model(quantize)
-        with replace_model_folder(destination, source, overwrite=force) as new:
-            _write_weights_and_card(new, model, prepared.plan, checkpoint, stored, quantize, report)
-            config = replace(model_folder.folder_config(model), conversion_version=CONVERSION_VERSION)
-            model_folder.write_config(new, config)
-            if prepared.tokenizer is not None:
-                prepared.tokenizer.save(new)
+        if target is not None:
+            with replace_model_folder(target, source, overwrite=force) as new:
+                _write_weights_and_card(new, model, prepared.plan, checkpoint, stored, quantize, report)
+                _write_config_and_tokenizer(new, model, prepared.tokenizer)
+    return prepared.report()
+
+
+def prepare_destination(
+    source: str | Path, destination: str | Path | None, overwrite: bool, dry_run: bool
+) -> Path | None:
+    """Check that a model folder may be written to a destination, and return it; None for a dry run."""
+    restore_interrupted_replacement(Path(source))
+    if destination is None:
+        if not dry_run:
+            raise ValueError("convert needs a destination, unless it is a dry run.")
+        return None
+    restore_interrupted_replacement(Path(destination))
+    check_destination(Path(destination), Path(source), overwrite=overwrite)
+    return None if dry_run else Path(destination)
 
 
 def load(
@@ -139,6 +206,7 @@ def load(
     family: str | None = None,
     dtype: mx.Dtype | str | None = None,
     rename: dict[str, str] | None = None,
+    ignore: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
     quantize: int | None = None,
     allow_overflow: bool = False,
@@ -152,58 +220,66 @@ def load(
         ConversionError: If tensors are missing, unexpected or of the wrong shape.
         ValueError: If the checkpoint is damaged or its family is unknown.
     """
-    with model_folder.preserve_random_state(), open_checkpoint(source, family) as checkpoint:
-        prepared = prepare_checkpoint(checkpoint, Path(source), family, rename, settings)
+    options = CheckpointOptions(family, rename, ignore, settings)
+    with model_folder.preserve_random_state(), open_checkpoint(source, options) as checkpoint:
+        prepared = prepare_checkpoint(checkpoint, Path(source), options)
+        warn_of_assumptions(source, prepared.plan.assumptions)
         model = prepared.build_model(quantize)
         prepared.plan.fill(model)
         prepare_for_inference(model, dtype, stored=stored_dtype(checkpoint), allow_overflow=allow_overflow)
     return model, prepared.tokenizer
 
 
-def inspect_checkpoint(source: str | Path) -> dict[str, Any]:
-    """Return the family of a checkpoint and the dtypes of its tensors, without reading their values."""
-    with open_checkpoint(source) as checkpoint:
-        plan = prepare_checkpoint(checkpoint, Path(source)).plan
-        return {"family": plan.family, "stored_dtype": sorted({t.dtype for t in checkpoint.tensors.values()})}
+def warn_of_assumptions(source: str | Path, assumptions: Iterable[Assumption]) -> None:
+    """Warn of settings that a checkpoint does not show, on one line."""
+    if values := ", ".join(f"{item.setting} {item.value}" for item in assumptions):
+        logger.warning("Assumed, because %s does not show it: %s; see convert --dry-run.", source, values)
 
 
-def open_checkpoint(source: str | Path, family: str | None = None) -> Checkpoint:
+def check_folder_conversion(
+    folder: Path, options: CheckpointOptions, dtype: mx.Dtype | str | None, allow_overflow: bool
+) -> None:
+    """Raise ValueError if a model folder cannot have a dtype, or options for a checkpoint are given for it."""
+    if given := [name for name, value in vars(options).items() if value]:
+        raise ValueError(f"{folder} is a model folder and no torch checkpoint: leave out {' and '.join(given)}.")
+    if dtype is not None:
+        check_dtype(parse_dtype(dtype), model_folder.read_config(folder).model, allow_overflow)
+
+
+def open_checkpoint(source: str | Path, options: CheckpointOptions = DEFAULT_OPTIONS) -> Checkpoint:
     """Open a checkpoint; one whose config.json rules out a conversion is refused first, as its weights may be missing.
 
     Raises:
         FileNotFoundError: If it does not exist.
         ValueError: If it is damaged or not supported.
     """
-    if family is None:
+    if options.family is None:
         check_convertible(read_config(Path(source)))
     return read_checkpoint(source)
 
 
 def prepare_checkpoint(
-    checkpoint: Checkpoint,
-    source: Path,
-    family: str | None = None,
-    rename: dict[str, str] | None = None,
-    settings: dict[str, Any] | None = None,
+    checkpoint: Checkpoint, source: Path, options: CheckpointOptions = DEFAULT_OPTIONS
 ) -> PreparedCheckpoint:
     """Plan a conversion and read search, tasks and tokenizer; of the tensors, only embeddings are read to compare."""
     config = read_config(source)
     generation = read_generation_config(source, config)
     start = decoder_start_id(config, generation)
-    options = config or read_joeynmt_options(source) or training_options(checkpoint.extras)
+    settings = config or read_joeynmt_options(source) or training_options(checkpoint.extras)
     plan = plan_conversion(
         checkpoint,
-        options,
-        family=family,
-        rename=rename,
-        overrides=settings,
+        settings,
+        family=options.family,
+        rename=options.rename,
+        ignore=options.ignore,
+        overrides=options.settings,
         defaults={} if start is None else {"start_id": start},
     )
     search = search_config(generation, plan.config)
     if unsupported := unsupported_settings(generation) if config else []:
         logger.warning("Unsupported generation settings are ignored: %s.", ", ".join(map(quote, unsupported)))
     rules = {} if config else FAMILIES[plan.family].search
-    values = {name: options.get(rule) if isinstance(rule, str) else rule for name, rule in rules.items()}
+    values = {name: settings.get(rule) if isinstance(rule, str) else rule for name, rule in rules.items()}
     search = replace(search, **{name: value for name, value in values.items() if value is not None})
     tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
     return PreparedCheckpoint(plan, search, task_configs(config, generation, plan.config), tokenizer)
@@ -239,6 +315,14 @@ def _write_weights_and_card(
             (new / "README.md").write_text(card.result())
         finally:
             stop.set()
+
+
+def _write_config_and_tokenizer(new: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
+    """Write config.json, and the tokenizer if there is one."""
+    config = replace(model_folder.folder_config(model), conversion_version=CONVERSION_VERSION)
+    model_folder.write_config(new, config)
+    if tokenizer is not None:
+        tokenizer.save(new)
 
 
 def _write_weights(new: Path, plan: ConversionPlan, dtype: mx.Dtype, report: ProgressCallback | None) -> None:

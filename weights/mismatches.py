@@ -3,15 +3,15 @@
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from mlx_transformer.messages import short_names, shorten
+from mlx_transformer.messages import shorten
 from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap
-from mlx_transformer.weights.recognition import Fit
+from mlx_transformer.weights.recognition import Fit, fold
 
 MAX_CANDIDATES = 3
 MAX_ITEMS = 2  # in the message; the details have them all
-REMEDY = "rename tensors by convert --rename, drop them by --ignore; info --tensors shows all"
+REMEDY = "rename tensors by convert --rename, drop them by convert --ignore; info --tensors shows all"
 
 Shape = tuple[int, ...]
 
@@ -39,9 +39,12 @@ def mismatch_error(
     counts = {"missing": list(missing), "unexpected": unexpected, "of another shape": wrong_shapes}
     summary = "; ".join(f"{len(items)} {kind} ({_join_short(items)})" for kind, items in counts.items() if items)
     details = [
-        *(describe_missing(parameter, shape, names, unused) for parameter, shape in missing.items()),
+        *describe_missing(missing, names, unused),
         *wrong_shapes,
-        *(f"unexpected {shorten(name, 200)} {names.checkpoint.tensors[name].shape}" for name in unexpected),
+        *(
+            f"unexpected {shorten(name, 200)} {names.checkpoint.tensors[name].shape}{_like_it(count)}"
+            for name, count in _group_layers(unexpected)
+        ),
         *(describe_rename(pattern, text, names.checkpoint.tensors) for pattern, text in rename.items()),
     ]
     message = f"The tensors do not fit the family {fit.family}: {summary}; {REMEDY}."
@@ -54,13 +57,29 @@ def _join_short(items: list[str]) -> str:
     return ", ".join(items[:MAX_ITEMS]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def describe_missing(parameter: str, shape: Shape | None, names: ParameterMap, unused: list[str]) -> str:
-    """Return a line that says which tensors were looked for, and which unused ones have the parameter's shape."""
-    looked_for = short_names((source.name for source in names.sources.get(parameter, [])), MAX_CANDIDATES)
-    candidates = similar_tensors(parameter, shape, names, unused)
-    return f"missing {parameter}{f' {shape}' if shape else ''}: looked for {looked_for}; " + (
-        f"of this shape: {', '.join(candidates)}" if candidates else "no other tensor has this shape"
-    )
+def describe_missing(missing: Mapping[str, Shape | None], names: ParameterMap, unused: list[str]) -> Iterator[str]:
+    """Yield lines that say which tensors were looked for, and which unused ones may be meant, one for like layers."""
+    for parameter, count in _group_layers(missing):
+        shape = missing[parameter]
+        looked_for = _join_short([source.name for source in names.sources.get(parameter, [])])
+        candidates = similar_tensors(parameter, shape, names, unused)
+        yield (
+            f"missing {parameter}{f' {shape}' if shape else ''}{_like_it(count)}: "
+            f"looked for {looked_for}; "
+            + (f"of this shape: {', '.join(candidates)}" if candidates else "no other tensor has this shape")
+        )
+
+
+def _group_layers(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Return the first of names that differ in numbers only, with the number of the others."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(fold(name), []).append(name)
+    return [(first, len(others)) for first, *others in groups.values()]
+
+
+def _like_it(count: int) -> str:
+    return f" and {count} like it" if count else ""
 
 
 def describe_misshapen(parameter: str, shape: Shape, names: ParameterMap) -> str:
@@ -75,7 +94,10 @@ def similar_tensors(parameter: str, shape: Shape | None, names: ParameterMap, un
     if shape is None:  # an embedding, of unknown size
         candidates = [name for name in unused if len(tensors[name].shape) == 2]
     else:
-        candidates = [name for name in unused if _without_ones(tensors[name].shape) == _without_ones(shape)]
+        packed = (3 * shape[0], *shape[1:])  # query, key and value in one tensor
+        candidates = [
+            name for name in unused if _without_ones(tensors[name].shape) in map(_without_ones, (shape, packed))
+        ]
     layer = re.findall(r"\d+", parameter)
     return sorted(
         candidates,
@@ -95,6 +117,6 @@ def describe_rename(pattern: str, text: str, tensors: Iterable[str]) -> str:
     """Return a line that says what a renaming did."""
     changed = [(name, re.sub(pattern, text, name)) for name in tensors if re.search(pattern, name)]
     if not changed:
-        return f"--rename {pattern!r} matches no tensor"
+        return f"convert --rename {pattern!r} matches no tensor"
     name, new = changed[0]
-    return f"--rename {pattern!r}: {len(changed)} tensors, such as {shorten(name, 200)} to {shorten(new, 200)}"
+    return f"convert --rename {pattern!r}: {len(changed)} tensors, such as {shorten(name, 200)} to {shorten(new, 200)}"

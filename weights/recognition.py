@@ -16,6 +16,8 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 # First part of the names of what is saved beside a model.
 BESIDE = re.compile(r"(\w*_)?(criteri|loss|metric|optim|sched|scaler|discriminator|critic|teacher|ema)\w*\.")
 AVERAGED = re.compile(r"ema|avg|average|swa|shadow|teacher")
+# Other names of the stacks, before their layers, such as transformer_encoder.layers.
+STACK_NAME = re.compile(r"(?:^|\.)(\w+_)?(enc|dec)(oder)?(?=\.(layers?|blocks?|blks|layer_stack)\.)")
 MAX_PARTS = 12  # of a name within its prefix
 
 
@@ -117,8 +119,19 @@ def _compile(pattern: str, rule: str) -> re.Pattern[str]:
 
 def fit_families(names: dict[str, str], tensors: dict[str, Tensor]) -> list[Fit]:
     """Return how a checkpoint fits each family, the best first; those that need no config.json first among equals."""
-    fits = [fit_family(family, names, tensors) for family in FAMILIES]
+    spellings = [names] if (other := unify_stack_names(names)) is None else [names, other]
+    fits = [fit_family(family, spelling, tensors) for spelling in spellings for family in FAMILIES]
     return sorted(fits, key=lambda fit: (-len(fit.fitting), bool(FAMILIES[fit.family].model_types)))
+
+
+def unify_stack_names(names: dict[str, str]) -> dict[str, str] | None:
+    """Rename stacks such as "transformer_encoder" and "dec" to "encoder" and "decoder"; None if there are none."""
+    matches = {match[0].lstrip("."): match[2] for match in map(STACK_NAME.search, names) if match}
+    stacks = {word: {"enc": "encoder", "dec": "decoder"}[kind] for word, kind in matches.items()}
+    if all(word == stack for word, stack in stacks.items()):
+        return None
+    renamed = {".".join(stacks.get(part, part) for part in name.split(".")): name for name in names}
+    return {short: names[name] for short, name in renamed.items()} if len(renamed) == len(names) else None
 
 
 def fit_family(family: str, names: dict[str, str], tensors: dict[str, Tensor]) -> Fit:

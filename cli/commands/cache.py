@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from mlx_transformer.cli.tables import format_size
+
 
 @click.command("cache", short_help="List or delete the converted hub models.")
 @click.option("--prune", is_flag=True, help="Delete models that newer commits or conversions have superseded.")
@@ -56,8 +58,3 @@ def format_total(models: list[Any]) -> str:
     """Return the number of models and their size."""
     noun = "1 model" if len(models) == 1 else f"{len(models)} models"
     return f"{noun}, {format_size(sum(model.size for model in models))}"
-
-
-def format_size(size: int) -> str:
-    """Return a number of bytes in megabytes."""
-    return f"{size / 1e6:,.1f} MB"

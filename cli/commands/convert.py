@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import overflow_option, revision_option
 from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.tables import format_table
 
+MAX_DETAILS = 20
 LARGE = 1 << 28  # bytes; smaller models need no progress bar
 
 
 @click.command("convert", short_help="Convert a torch checkpoint to a model folder.")
 @click.argument("source", type=click.Path())
-@click.argument("destination", type=click.Path())
+@click.argument("destination", type=click.Path(), required=False)
 @revision_option
 @click.option("--family", help="Family of the checkpoint, if it cannot be detected.")
 @click.option(
@@ -37,53 +41,100 @@ LARGE = 1 << 28  # bytes; smaller models need no progress bar
     "--rename",
     multiple=True,
     metavar="REGEX=TEXT",
-    help="Rename tensors before they are matched; repeatable.",
+    help="Rename tensors to the family's or the model's own names; repeatable.",
 )
+@click.option("--ignore", multiple=True, metavar="REGEX", help="Leave out tensors; repeatable.")
 @click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits per weight of linear layers and embeddings.")
 @overflow_option
 @click.option("--force", is_flag=True, help="Replace an existing model folder.")
+@click.option("--dry-run", is_flag=True, help="Check everything and report, but write nothing.")
+@click.option("--verbose", is_flag=True, help="List all tensors that do not fit, and all that are left out.")
 def command(
     source: str,
-    destination: str,
+    destination: str | None,
     revision: str | None,
     family: str | None,
     dtype: str | None,
     settings: tuple[str, ...],
     rename: tuple[str, ...],
+    ignore: tuple[str, ...],
     quantize: str | None,
     allow_overflow: bool,
     force: bool,
+    dry_run: bool,
+    verbose: bool,
 ) -> None:
     """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
 
     SOURCE is a folder, a file, or owner/name on the hub. Model configuration, generation settings and tokenizer are
     read from the files next to the weights.
 
-    Checkpoints of torch.nn.Transformer lack settings: add --set num_heads=8 --set pad_id=1 --set start_id=2 --set
-    eos_id=3 and, where they apply, norm_first=true and activation=gelu; --set encoder.num_heads=4 sets one side only.
-    An unknown NAME lists all names.
+    A file of weights alone does not show everything, such as the number of heads: what is assumed is printed, and
+    --set changes it; --set encoder.num_heads=4 sets one side only. An unknown NAME lists all names. info --tensors
+    lists what is in a file.
 
     \b
     mlx-transformer convert facebook/nllb-200-distilled-600M nllb --quantize 8
     """  # noqa: D301 (click needs the backspace)
     from mlx_transformer.pretrained.loading import find_torch_checkpoint
 
+    if destination is None and not dry_run:
+        raise click.UsageError("Missing argument 'DESTINATION'.")
     values = {name: parse_value(value) for name, value in map(parse_pair, settings)}
     path = find_torch_checkpoint(source, revision)
     activity.show(f"Converting {source}")
-    with ExitStack() as stack:
-        mt.convert(
+    with ExitStack() as stack, print_details(None if verbose else MAX_DETAILS):
+        report = mt.convert(
             path,
             destination,
             family=family,
             dtype=dtype,
             settings=values,
             rename=dict(map(parse_pair, rename)),
+            ignore=ignore,
             quantize=int(quantize) if quantize else None,
             allow_overflow=allow_overflow,
             force=force,
             report=progress_bar(stack),
+            dry_run=dry_run,
         )
+    activity.clear()
+    if report is not None and (dry_run or report.assumptions):
+        lines = format_report(report, None if verbose else MAX_DETAILS)
+        click.echo("\n".join(map(escape_control_characters, lines)))
+
+
+@contextmanager
+def print_details(limit: int | None) -> Iterator[None]:
+    """Print the details of an error about tensors on standard error before the error itself."""
+    from mlx_transformer.weights.parameter_map import ConversionError
+
+    try:
+        yield
+    except ConversionError as error:
+        activity.clear()
+        for line in error.details[:limit]:
+            click.echo(escape_control_characters(line), err=True)
+        if limit and len(error.details) > limit:
+            click.echo(f"and {len(error.details) - limit} more; --verbose lists them", err=True)
+        raise
+
+
+def format_report(report: mt.ConversionReport, limit: int | None) -> Iterator[str]:
+    """Format what a conversion found and assumed as lines."""
+    below = f", below {' and '.join(filter(None, report.prefixes))}" if any(report.prefixes) else ""
+    yield f"family            {report.family}: {report.num_tensors} tensors fit{below}"
+    if report.left_out:
+        more = f" and {len(report.left_out) - limit} more" if limit and len(report.left_out) > limit else ""
+        yield f"left out          {', '.join(report.left_out[:limit])}{more}"
+    if report.copies:
+        yield f"other weights     {', '.join(report.copies)}"
+    if report.assumptions:
+        yield "Assumed, because the file does not show it:"
+        rows = [("setting", "value", "why", "to change it")]
+        for setting, value, reason, change in report.assumptions:
+            rows.append((setting, json.dumps(value) if isinstance(value, bool) else str(value), reason, change))
+        yield from format_table(rows)
 
 
 def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:

@@ -15,20 +15,32 @@ from mlx_transformer.cli.commands.cache import print_cache
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import revision_option
 from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.tables import format_size, format_table
 
 # Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
 FUSED_LONG = (64, 72, 80, 96, 128)
+MAX_LISTED = 20
 
 
 @click.command("info", short_help="Describe a model folder or torch checkpoint.")
 @click.argument("folder", metavar="[MODEL]", required=False)
 @revision_option
 @click.option("--cache", "show_cache", is_flag=True, help="List the converted hub models in the cache instead.")
+@click.option(
+    "--tensors", "show_tensors", is_flag=True, help="List the tensors and settings, and how they fit each family."
+)
+@click.option("--verbose", is_flag=True, help="List all settings and all tensors that do not fit.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
-def command(folder: str | None, revision: str | None, show_cache: bool, as_json: bool) -> None:
-    """Describe MODEL: a model folder, a torch checkpoint or owner/name on the hub. Default: the bundled model."""
-    from mlx_transformer.pretrained.loading import find_model
+def command(
+    folder: str | None, revision: str | None, show_cache: bool, show_tensors: bool, verbose: bool, as_json: bool
+) -> None:
+    """Describe MODEL: a model folder, a torch checkpoint or owner/name on the hub. Default: the bundled model.
+
+    A checkpoint that cannot be converted is described as with --tensors, and by the reason.
+    """
+    from mlx_transformer.pretrained.loading import find_model, find_torch_checkpoint, is_torch_checkpoint
+    from mlx_transformer.weights.inspection import inspect_tensors
 
     if show_cache:
         if folder is not None or revision is not None:
@@ -36,10 +48,19 @@ def command(folder: str | None, revision: str | None, show_cache: bool, as_json:
         print_cache(as_json)
         return
     activity.show(f"Loading {folder or 'the bundled model'}")
-    path = find_model(folder, revision)
-    facts = folder_facts(path) | model_facts(*mt.load(path))
+    path = find_torch_checkpoint(folder or "bundled", revision) if show_tensors else find_model(folder, revision)
+    if show_tensors:
+        facts = inspect_tensors(path)
+    else:
+        try:
+            facts = folder_facts(path) | model_facts(*mt.load(path))
+        except ValueError as error:
+            if not is_torch_checkpoint(path):
+                raise
+            facts = inspect_tensors(path) | {"error": str(error)}
     activity.clear()
-    click.echo(json.dumps(facts) if as_json else "\n".join(map(escape_control_characters, format_facts(facts))))
+    lines = format_tensors(facts, None if verbose else MAX_LISTED) if "tensors" in facts else format_facts(facts)
+    click.echo(json.dumps(facts) if as_json else "\n".join(map(escape_control_characters, lines)))
 
 
 def folder_facts(folder: Path) -> dict[str, Any]:
@@ -48,10 +69,13 @@ def folder_facts(folder: Path) -> dict[str, Any]:
     from mlx_transformer.config.serialization import to_dict
     from mlx_transformer.pretrained.loading import is_torch_checkpoint
     from mlx_transformer.storage.safetensors import read_arrays
-    from mlx_transformer.weights.convert import inspect_checkpoint
+    from mlx_transformer.weights.inspection import inspect_checkpoint
 
     if is_torch_checkpoint(folder):
-        return {"folder": str(folder), "format_version": None, "quantization": None} | inspect_checkpoint(folder)
+        dtypes, report = inspect_checkpoint(folder)
+        assumed = {item.setting: item.value for item in report.assumptions}
+        facts = {"family": report.family, "stored_dtype": dtypes, "assumed": assumed}
+        return {"folder": str(folder), "format_version": None, "quantization": None} | facts
     config = read_config(folder)
     return {
         "folder": str(folder),
@@ -132,6 +156,39 @@ def format_facts(facts: dict[str, Any]) -> Iterator[str]:
     for name, task in facts["tasks"].items():
         yield f"task              {name}: sources begin with {task['source_prefix']!r}"
     yield from wrap_field("search defaults", ", ".join(f"{name} {it}" for name, it in facts["search_defaults"].items()))
+
+
+def format_tensors(facts: dict[str, Any], limit: int | None) -> Iterator[str]:
+    """Format the result of `inspect_tensors` as lines, with at most `limit` settings, and tensors that do not fit."""
+    groups = facts["tensors"]
+    total = format_size(sum(group["bytes"] for group in groups))
+    yield f"files             {', '.join(facts['files'])}"
+    yield f"tensors           {sum(group['tensors'] for group in groups)}, {total}"
+    rows = [("name", "tensors", "shape", "type", "size")]
+    for group in groups:
+        shape = " x ".join(map(str, group["shape"])) or "one value"
+        rows.append((group["name"], group["tensors"], shape, group["dtype"], format_size(group["bytes"])))
+    yield from format_table(rows)
+    settings = [f"{name} {value}" for name, value in facts["settings"].items() if name != "vocab"]
+    if settings:
+        yield from wrap_field("settings", ", ".join(settings[:limit]) + more_than(settings, limit))
+    for fit in facts["families"]:
+        below = " and ".join(filter(None, fit["prefixes"]))
+        where = f", below {below}" if below else ""
+        count = len(fit["not_fitting"]) + len(fit["left_out"])
+        yield f"{'fits ' + fit['family']:<18}{fit['fitting']} tensors{where}; {count} do not fit"
+    if facts["families"] and (rest := facts["families"][0]["not_fitting"]):
+        yield f"do not fit        {facts['families'][0]['family']}:"
+        yield from (f"  {name}" for name in rest[:limit])
+        if text := more_than(rest, limit):
+            yield f" {text}: --verbose lists them"
+    if "error" in facts:
+        yield f"conversion        {facts['error']}"
+
+
+def more_than(items: list[Any], limit: int | None) -> str:
+    """Return the number of items beyond a limit as text."""
+    return f" and {len(items) - limit} more" if limit and len(items) > limit else ""
 
 
 def checksum_facts(changed: list[str] | None) -> str:

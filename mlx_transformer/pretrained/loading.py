@@ -12,6 +12,7 @@ from mlx_transformer.storage.atomic import atomic_symlink, restore_interrupted_r
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.convert import convert as convert
 from mlx_transformer.weights.convert import load as load_torch
+from mlx_transformer.weights.convert import warn_of_assumptions
 from mlx_transformer.weights.source_config import read_config
 
 BUNDLED_MODEL = Path(weights.__file__).parent / "pretrained" / "en-fr"
@@ -112,7 +113,8 @@ def convert_to_cache(weights: Path, folder: Path) -> None:
     if model_folder.is_model_folder(weights.parent):
         atomic_symlink(folder, weights.parent)
     else:
-        convert(weights, folder)
+        report = convert(weights, folder)
+        warn_of_assumptions(weights, report.assumptions if report else ())
 
 
 def is_torch_checkpoint(path: Path) -> bool:

@@ -22,7 +22,9 @@ PRINTED_BY = {
     "mlx_transformer/model/precision.py": ("attention", "convert", "evaluate", "generate", "score"),
     "mlx_transformer/plotting/learning_curves.py": ("plot",),
     "mlx_transformer/training/trainer.py": ("train",),
-    "weights/conversion_plan.py": tuple(main.commands),
+    **dict.fromkeys(
+        ("weights/conversion_plan.py", "weights/convert.py", "weights/mismatches.py"), tuple(main.commands)
+    ),
 }
 
 

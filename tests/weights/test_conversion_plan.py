@@ -64,7 +64,7 @@ def test_filling_a_model_reads_one_tensor_at_a_time():
     mx.reset_peak_memory()
     loaders = {name: functools.partial(load_slice, shape) for name, shape in shapes.items()}
     model = Transformer(config)
-    conversion_plan.ConversionPlan("made up", config, loaders, names=None).fill(model)
+    conversion_plan.ConversionPlan("made up", config, loaders, names=None, fit=None).fill(model)
     sizes = [array.nbytes for array in split_projections(model.parameters()).values()]
     assert mx.get_peak_memory() - before < 102 * max(sizes) + 2 * sum(sizes) < 50 * sum(sizes)
 

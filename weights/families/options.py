@@ -53,6 +53,7 @@ OWN_DEFAULTS: dict[str, Any] = {
     "norm_eps": 1e-5,
     "activation": "relu",
     "scale_embeddings": True,
+    "max_length": 512,
     "pad_id": 1,
     "start_id": 2,
     "eos_id": 3,

@@ -5,7 +5,7 @@ import re
 import pytest
 from support.framework_reference import DIMS, Reference, attention_names, check_logits, check_searches, random_state
 
-from mlx_transformer.weights.convert import inspect_checkpoint
+from mlx_transformer.weights.inspection import inspect_checkpoint
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -38,7 +38,7 @@ def make_reference():
 def test_logits_need_no_settings(tmp_path, tolerance):
     reference = make_reference()
     torch.save(reference.state, tmp_path / "tut6-model.pt")
-    assert inspect_checkpoint(tmp_path / "tut6-model.pt")["family"] == "bentrevett"
+    assert inspect_checkpoint(tmp_path / "tut6-model.pt")[1].family == "bentrevett"
     model = check_logits(reference, tmp_path / "tut6-model.pt", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
     assert model.config.encoder.positions == model.config.decoder.positions == "learned"

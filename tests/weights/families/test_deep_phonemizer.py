@@ -11,7 +11,7 @@ from support.framework_reference import (
 )
 
 from mlx_transformer.weights import convert
-from mlx_transformer.weights.convert import inspect_checkpoint
+from mlx_transformer.weights.inspection import inspect_checkpoint
 from mlx_transformer.weights.parameter_map import ConversionError
 
 torch = pytest.importorskip("torch")
@@ -77,7 +77,7 @@ def write_checkpoint(path, module, **model_options):
 def test_logits_need_no_settings(tmp_path, tolerance):
     model = Autoregressive()
     write_checkpoint(tmp_path / "best_model.pt", model)
-    assert inspect_checkpoint(tmp_path / "best_model.pt")["family"] == "deep-phonemizer"
+    assert inspect_checkpoint(tmp_path / "best_model.pt")[1].family == "deep-phonemizer"
     converted = check_logits(model, tmp_path / "best_model.pt", tolerance)
     assert (converted.config.pad_id, converted.config.start_id, converted.config.eos_id) == (0, 1, 3)
 

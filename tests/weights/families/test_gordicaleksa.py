@@ -10,8 +10,8 @@ from support.framework_reference import (
     random_state,
 )
 
-from mlx_transformer.weights.convert import inspect_checkpoint
 from mlx_transformer.weights.families.gordicaleksa import GORDICALEKSA
+from mlx_transformer.weights.inspection import inspect_checkpoint
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -63,7 +63,7 @@ def write_checkpoint(path):
 
 def test_logits_need_no_settings(tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "transformer_000000.pth")
-    assert inspect_checkpoint(tmp_path / "transformer_000000.pth")["family"] == "gordicaleksa"
+    assert inspect_checkpoint(tmp_path / "transformer_000000.pth")[1].family == "gordicaleksa"
     model = check_logits(reference, tmp_path / "transformer_000000.pth", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
 

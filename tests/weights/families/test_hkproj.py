@@ -14,7 +14,7 @@ from support.framework_reference import (
 
 import mlx_transformer as mt
 from mlx_transformer.weights import convert
-from mlx_transformer.weights.convert import inspect_checkpoint
+from mlx_transformer.weights.inspection import inspect_checkpoint
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -64,7 +64,7 @@ def write_checkpoint(path, bias=False, one_value_norms=False):
 
 def test_logits_need_no_settings(tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "tmodel_03.pt")
-    assert inspect_checkpoint(tmp_path / "tmodel_03.pt")["family"] == "hkproj"
+    assert inspect_checkpoint(tmp_path / "tmodel_03.pt")[1].family == "hkproj"
     model = check_logits(reference, tmp_path / "tmodel_03.pt", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
     assert not model.config.attention_bias and model.config.mlp_bias

@@ -11,7 +11,7 @@ from support.framework_reference import (
     rename_norms,
 )
 
-from mlx_transformer.weights.convert import inspect_checkpoint
+from mlx_transformer.weights.inspection import inspect_checkpoint
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -53,7 +53,7 @@ def write_checkpoint(path):
 
 def test_logits_need_no_settings(tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "model-2.5.pt")
-    assert inspect_checkpoint(tmp_path / "model-2.5.pt")["family"] == "hyunwoongko"
+    assert inspect_checkpoint(tmp_path / "model-2.5.pt")[1].family == "hyunwoongko"
     model = check_logits(reference, tmp_path / "model-2.5.pt", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
 

@@ -14,7 +14,7 @@ from support.framework_reference import (
 )
 
 from mlx_transformer.weights import convert
-from mlx_transformer.weights.convert import inspect_checkpoint
+from mlx_transformer.weights.inspection import inspect_checkpoint
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -99,7 +99,7 @@ def test_early_versions_need_no_settings(tmp_path, tolerance):
 @pytest.mark.parametrize("tied, scaled", [(True, "prj"), (True, "emb"), (True, "none"), (False, "prj"), (False, "emb")])
 def test_logits_need_no_settings(tied, scaled, tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "model.chkpt", tied, scaled)
-    assert inspect_checkpoint(tmp_path / "model.chkpt")["family"] == "jadore"
+    assert inspect_checkpoint(tmp_path / "model.chkpt")[1].family == "jadore"
     model = check_logits(reference, tmp_path / "model.chkpt", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
     assert model.config.tie_output == tied and model.config.head_dims == HEAD_DIMS

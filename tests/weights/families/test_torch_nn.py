@@ -237,12 +237,12 @@ def test_added_keys_and_values_are_errors(wrapper, tmp_path):
 
 def test_rename_maps_custom_names(wrapper, tmp_path, tolerance):
     state = {
-        name.replace("transformer.encoder", "net.enc").replace("src_tok_emb", "lookup_in"): value
+        name.replace("transformer.encoder", "net.reader").replace("src_tok_emb", "lookup_in"): value
         for name, value in wrapper.state_dict().items()
     }
     torch.save(state, tmp_path / "model.pth")
     settings = IDS | {"num_heads": 4}
     with pytest.raises(ValueError, match="The tensors do not fit the family torch: 2 missing"):
         convert.load(tmp_path / "model.pth", settings=settings)
-    rename = {r"^net\.enc\.": "encoder.", "^lookup_in": "src_tok_emb"}
+    rename = {r"^net\.reader\.": "encoder.", "^lookup_in": "src_tok_emb"}
     check_logits(wrapper, tmp_path / "model.pth", tolerance, settings=settings, rename=rename)
