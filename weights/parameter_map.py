@@ -98,7 +98,12 @@ class ParameterMap:
         array = array if function is None else function(array)
         if shape is not None and is_broadcast(array.shape, shape):
             array = mx.broadcast_to(array, shape)
-        return array if factor is None else array * self.checkpoint.load(factor).item()
+        if factor is None:
+            return array
+        scale = self.checkpoint.load(factor)
+        if scale.size != 1:
+            raise ConversionError(f"{factor} must have one value, not the shape {scale.shape}: check the checkpoint.")
+        return array * scale.item()
 
     def is_same(self, first: str, second: str) -> bool:
         """Return whether two tensors of the checkpoint have equal values."""
@@ -118,7 +123,7 @@ class ParameterMap:
 
 def is_broadcast(shape: tuple[int, ...] | None, expected: tuple[int, ...]) -> bool:
     """Return whether a tensor of this shape is one value for all of an expected vector."""
-    return shape == (1,) and len(expected) == 1
+    return shape in ((), (1,)) and len(expected) == 1
 
 
 def expand_layers(names: dict[str, Source], layers: int) -> dict[str, list[TensorSource]]:

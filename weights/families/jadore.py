@@ -106,6 +106,7 @@ JADORE = Family(
     | OUTPUT_BIAS
     | FINAL_NORMS
     | presence_per_stack("embedding_norm", "embedding_norm", "after", "none"),
+    supported={"scale_emb_or_prj": ("emb", "prj", "none")},
     defaults=OWN_DEFAULTS
     | {"norm_eps": before_2020(1e-5, 1e-6), "pad_id": before_2020(0, 1), "max_length": 200}
     | {name: default_scaling(name) for name in SCALING},

@@ -98,6 +98,14 @@ def test_searches(tmp_path, tolerance):
     check_searches(model, check_logits(model, tmp_path / "best_model.pt", tolerance), tolerance)
 
 
+def test_a_factor_of_several_values_is_an_error(tmp_path):
+    model = Autoregressive()
+    model.pos_decoder.scale = torch.nn.Parameter(torch.ones(DIMS))
+    write_checkpoint(tmp_path / "best_model.pt", model)
+    with pytest.raises(ConversionError, match=r"pos_decoder.scale must have one value, not the shape \(16,\): check"):
+        convert.load(tmp_path / "best_model.pt")
+
+
 def test_the_forward_model_is_an_encoder_without_a_decoder(tmp_path):
     model = torch.nn.Module()
     model.embedding = torch.nn.Embedding(SOURCE_VOCAB, DIMS)

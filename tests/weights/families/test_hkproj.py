@@ -38,16 +38,24 @@ HKPROJ = {
 }
 
 
-def write_checkpoint(path, bias=False, one_value_norms=False):
-    """Write a random model in the project's layout: 8 heads, pre-norm, norms by the standard deviation."""
+def write_checkpoint(path, bias=False, one_value=None, heads=8, **extras):
+    """Write a random model in the project's layout: pre-norm, norms by the standard deviation.
+
+    Args:
+        path: The file.
+        bias: Attention has biases.
+        one_value: The shape of one value, of the parameters of norms.
+        heads: Number of heads.
+        **extras: What else the file has.
+    """
     state = random_state(HKPROJ, bias=bias)
-    if one_value_norms:
-        state = {name: value[:1] if "norm" in name else value for name, value in state.items()}
+    if one_value is not None:
+        state = {name: value[0].reshape(one_value) if "norm" in name else value for name, value in state.items()}
     positions = {stack: 0.5 * torch.randn(30, DIMS) for stack in ("encoder", "decoder")}
     reference = Reference(
         rename_norms(state, "a_2", "b_2"),
         HKPROJ,
-        heads={"encoder": 8, "decoder": 8},
+        heads={"encoder": heads, "decoder": heads},
         pre={"encoder": True, "decoder": True},
         norm="deviation",
         eps=1e-6,
@@ -58,7 +66,7 @@ def write_checkpoint(path, bias=False, one_value_norms=False):
     optimizer = {"state": {0: {"step": torch.tensor(7.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}
     model = rename_norms(state, "alpha", "bias") | buffers
     saved = {"epoch": 3, "model_state_dict": model, "optimizer_state_dict": optimizer, "global_step": 40}
-    torch.save(saved, path)
+    torch.save(saved | extras, path)
     return reference
 
 
@@ -75,17 +83,16 @@ def test_searches(tmp_path, tolerance):
     check_searches(reference, check_logits(reference, tmp_path / "tmodel_03.pt", tolerance), tolerance)
 
 
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "biases"])
-def test_early_versions(bias, tmp_path, tolerance):
+def test_heads_of_a_config_are_used(tmp_path, tolerance):
+    reference = write_checkpoint(tmp_path / "tmodel_03.pt", heads=4, config={"h": 4, "seq_len": 350, "lang_src": "en"})
+    check_logits(reference, tmp_path / "tmodel_03.pt", tolerance)
+
+
+@pytest.mark.parametrize("bias, one_value", [(False, (1,)), (True, (1,)), (True, ())])
+def test_early_versions(bias, one_value, tmp_path, tolerance):
     """Early versions have biases in attention, and norms with one value for all features."""
-    reference = write_checkpoint(tmp_path / "tmodel_03.pt", bias=bias, one_value_norms=True)
-    model = check_logits(reference, tmp_path / "tmodel_03.pt", tolerance)
-    assert model.config.attention_bias == bias
-
-
-def test_norms_of_one_value_are_written_in_full(tmp_path, tolerance):
-    reference = write_checkpoint(tmp_path / "tmodel_03.pt", one_value_norms=True)
+    reference = write_checkpoint(tmp_path / "tmodel_03.pt", bias, one_value)
+    assert check_logits(reference, tmp_path / "tmodel_03.pt", tolerance).config.attention_bias == bias
     convert.convert(tmp_path / "tmodel_03.pt", tmp_path / "folder")
-    model, _ = mt.load(tmp_path / "folder")
-    weight = np.array(model.encoder.norm.weight)
+    weight = np.array(mt.load(tmp_path / "folder")[0].encoder.norm.weight)
     assert weight.tolist() == [reference.state["encoder.norm.a_2"].item()] * DIMS

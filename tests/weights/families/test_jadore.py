@@ -111,6 +111,12 @@ def test_logits_are_scaled_by_default(tmp_path, tolerance):
     assert check_logits(reference, tmp_path / "model.chkpt", tolerance).config.logit_scale == DIMS**-0.5
 
 
+def test_other_scaling_is_an_error(tmp_path):
+    write_checkpoint(tmp_path / "model.chkpt", scale_emb_or_prj="both")
+    with pytest.raises(ValueError, match="A checkpoint with scale_emb_or_prj 'both' cannot be converted"):
+        convert.load(tmp_path / "model.chkpt")
+
+
 def test_padding_is_that_of_the_settings(tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "model.chkpt", src_pad_idx=0, trg_pad_idx=0)
     reference.pad_id = 0
