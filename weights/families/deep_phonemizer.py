@@ -20,15 +20,26 @@ NAMES: NameTable = {
 }
 
 
+def start_id(settings: dict[str, Any]) -> int | None:
+    """Return the id of the start token; None if it is unknown, or there is one for each of several languages."""
+    return 1 if count_languages(settings) == 1 else None
+
+
 def end_id(settings: dict[str, Any]) -> int | None:
     """Return the id of the end token: it follows padding and one start token for each language."""
-    languages = option("languages")(settings)
-    return len(languages) + 1 if isinstance(languages, list | tuple) else None
+    count = count_languages(settings)
+    return count and count + 1
+
+
+def count_languages(settings: dict[str, Any]) -> int | None:
+    """Return the number of languages; None if the settings do not show it."""
+    languages = option("preprocessing_languages")(settings)
+    return len(languages) if isinstance(languages, list | tuple) else None
 
 
 DEEP_PHONEMIZER = Family(
     NAMES,
-    OWN_FIELDS | {"eos_id": end_id},
+    OWN_FIELDS | {"start_id": start_id, "eos_id": end_id},
     presence=BIASES | OUTPUT_BIAS | FINAL_NORMS,
     defaults=OWN_DEFAULTS | {"num_heads": 4, "scale_embeddings": False, "pad_id": 0, "start_id": 1, "eos_id": 2},
     defaults_from="as-ideas/DeepPhonemizer",

@@ -10,6 +10,7 @@ from mlx_transformer.weights.inspection import inspect_checkpoint
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+ASSUMED = {"num_heads", "norm_first", "norm_eps", "activation", "scale_embeddings", "pad_id", "start_id", "eos_id"}
 BENTREVETT = {
     **attention_names(
         self="{s}.layers.{i}.self_attention",
@@ -38,7 +39,9 @@ def make_reference():
 def test_logits_need_no_settings(tmp_path, tolerance):
     reference = make_reference()
     torch.save(reference.state, tmp_path / "tut6-model.pt")
-    assert inspect_checkpoint(tmp_path / "tut6-model.pt")[1].family == "bentrevett"
+    _, report = inspect_checkpoint(tmp_path / "tut6-model.pt")
+    assert report.family == "bentrevett"
+    assert {assumption.setting for assumption in report.assumptions} == ASSUMED
     model = check_logits(reference, tmp_path / "tut6-model.pt", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
     assert model.config.encoder.positions == model.config.decoder.positions == "learned"

@@ -64,10 +64,10 @@ class Autoregressive(torch.nn.Module):
         return self.fc_out(hidden)
 
 
-def write_checkpoint(path, module, **model_options):
+def write_checkpoint(path, module, languages=LANGUAGES, **model_options):
     """Write a model in the project's layout, with its preprocessor and its whole configuration."""
     options = {"type": "autoreg_transformer", "d_model": DIMS, "d_fft": 24, "layers": 2, "dropout": 0.1, "heads": 4}
-    preprocessing = {"languages": LANGUAGES, "text_symbols": "abc", "phoneme_symbols": ["a", "b"], "lowercase": True}
+    preprocessing = {"languages": languages, "text_symbols": "abc", "phoneme_symbols": ["a", "b"], "lowercase": True}
     training = {"learning_rate": 1e-4, "epochs": 500}
     config = {"preprocessing": preprocessing, "model": options | model_options, "training": training}
     saved = {"preprocessor": Preprocessor(), "config": config, "step": 7, "optimizer": None}
@@ -80,6 +80,15 @@ def test_logits_need_no_settings(tmp_path, tolerance):
     assert inspect_checkpoint(tmp_path / "best_model.pt")[1].family == "deep-phonemizer"
     converted = check_logits(model, tmp_path / "best_model.pt", tolerance)
     assert (converted.config.pad_id, converted.config.start_id, converted.config.eos_id) == (0, 1, 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_end_token_follows_those_of_languages(count, tmp_path):
+    write_checkpoint(tmp_path / "best_model.pt", Autoregressive(), languages=["de", "en_us", "fr"][:count])
+    model, _ = convert.load(tmp_path / "best_model.pt")
+    assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (0, 1, 1 + count)
+    assumed = {assumption.setting for assumption in inspect_checkpoint(tmp_path / "best_model.pt")[1].assumptions}
+    assert ("start_id" in assumed) == (count > 1) and not {"eos_id", "num_heads", "final_norm"} & assumed
 
 
 @pytest.mark.parametrize("heads", [2, 8])

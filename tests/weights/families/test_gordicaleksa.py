@@ -16,6 +16,7 @@ from mlx_transformer.weights.inspection import inspect_checkpoint
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+ASSUMED = {"num_heads", "norm_first", "norm_eps", "activation", "scale_embeddings", "pad_id", "start_id", "eos_id"}
 PARTS = ("qkv_nets.0", "qkv_nets.1", "qkv_nets.2", "out_projection_net")
 LAYER = "{s}.{s}_layers.{i}"
 GORDIC = {
@@ -63,7 +64,9 @@ def write_checkpoint(path):
 
 def test_logits_need_no_settings(tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "transformer_000000.pth")
-    assert inspect_checkpoint(tmp_path / "transformer_000000.pth")[1].family == "gordicaleksa"
+    _, report = inspect_checkpoint(tmp_path / "transformer_000000.pth")
+    assert report.family == "gordicaleksa"
+    assert {assumption.setting for assumption in report.assumptions} == ASSUMED
     model = check_logits(reference, tmp_path / "transformer_000000.pth", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
 

@@ -19,6 +19,7 @@ from mlx_transformer.weights.inspection import inspect_checkpoint
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
+ASSUMED = {"num_heads", "norm_first", "norm_eps", "activation", "scale_embeddings", "pad_id", "start_id", "eos_id"}
 HKPROJ = {
     **attention_names(
         self="{s}.layers.{i}.self_attention_block",
@@ -72,7 +73,9 @@ def write_checkpoint(path, bias=False, one_value=None, heads=8, **extras):
 
 def test_logits_need_no_settings(tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "tmodel_03.pt")
-    assert inspect_checkpoint(tmp_path / "tmodel_03.pt")[1].family == "hkproj"
+    _, report = inspect_checkpoint(tmp_path / "tmodel_03.pt")
+    assert report.family == "hkproj"
+    assert {assumption.setting for assumption in report.assumptions} == ASSUMED
     model = check_logits(reference, tmp_path / "tmodel_03.pt", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
     assert not model.config.attention_bias and model.config.mlp_bias
