@@ -27,6 +27,7 @@ _MODULES = {
     "load": "pretrained.loading",
     "convert": "pretrained.loading",
     "ConversionReport": "weights.convert",
+    "TokenizerOptions": "weights.tokenizers.options",
     "save": "checkpoints.model_folder",
     "TrainingConfig": "config.training",
     "train": "training.trainer",

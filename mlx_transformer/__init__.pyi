@@ -22,5 +22,6 @@ from .pretrained.loading import load as load
 from .tokenization.tokenizer import Tokenizer as Tokenizer
 from .training.trainer import train as train
 from .weights.convert import ConversionReport as ConversionReport
+from .weights.tokenizers.options import TokenizerOptions as TokenizerOptions
 
 __version__: str

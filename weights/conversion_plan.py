@@ -4,7 +4,7 @@ import fnmatch
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,6 +74,7 @@ class ConversionPlan:
         names: The checkpoint's tensors by the names of parameters.
         fit: How its tensors fit the family.
         assumptions: Fields of the configuration that nothing in the checkpoint determines.
+        reordered: Parameters two of whose rows are exchanged.
     """
 
     family: str
@@ -82,14 +83,27 @@ class ConversionPlan:
     names: ParameterMap
     fit: Fit
     assumptions: tuple[Assumption, ...] = ()
+    reordered: set[str] = field(default_factory=set)
 
     def read_pieces(self, parameter: str) -> Iterator[mx.array]:
         """Read a parameter some rows at a time, or at once if it is computed."""
-        source = self.names.find(parameter)
+        source = None if parameter in self.reordered else self.names.find(parameter)
         if source is None or source.function or source.factor or self.names.checkpoint.tensors[source.name].size == 1:
             yield self.loaders[parameter]()
         else:
             yield from map(self.names.checkpoint.load, self.names.checkpoint.tensors[source.name].pieces())
+
+    def exchange_rows(self, parameter: str, first: int, second: int) -> None:
+        """Exchange two rows of a parameter in the converted model."""
+        load = self.loaders[parameter]
+
+        def load_reordered() -> mx.array:
+            array = load()
+            array[mx.array([first, second])] = array[mx.array([second, first])]
+            return array
+
+        self.loaders[parameter] = load_reordered
+        self.reordered.add(parameter)
 
     def fill(self, model: Transformer, dtype: mx.Dtype | None = None, report: ProgressCallback | None = None) -> None:
         """Load all parameters into a model, one at a time, and quantise those that are quantised in it."""
@@ -188,6 +202,7 @@ def plan_conversion(
     ignore: Iterable[str] = (),
     overrides: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
+    special_ids: dict[str, int] | None = None,
 ) -> ConversionPlan:
     """Plan the conversion of a checkpoint.
 
@@ -199,6 +214,8 @@ def plan_conversion(
         ignore: Regular expressions of tensors to drop.
         overrides: Fields of ModelConfig and StackConfig that take precedence over the checkpoint's settings.
         defaults: Such fields for what the checkpoint's settings leave open.
+        special_ids: Such fields from a vocabulary that the user gives. They take precedence over the settings of
+            people's own models, which are the families with defaults, and fill what the settings of others leave open.
 
     Raises:
         ConversionError: If tensors are missing, unexpected or of the wrong shape; the message lists them.
@@ -219,7 +236,8 @@ def plan_conversion(
     overrides = overrides or {}
     shown = fields_from_tensors(names, spec) | tied
     fields_read = fields_from_config(spec, settings | {"tensors": shown}, skip=overrides)
-    layers = (shown, defaults or {}, spec.constants, fields_read, overrides)
+    known, named = ({}, special_ids or {}) if spec.defaults else (special_ids or {}, {})
+    layers = (shown, known | (defaults or {}), spec.constants, fields_read, named, overrides)
     defaults_used = spec.default_values(shown)
     config = build_config(defaults_used, *layers)
     check_sizes(config, checkpoint)

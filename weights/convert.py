@@ -44,6 +44,8 @@ from mlx_transformer.weights.generation_config import (
 )
 from mlx_transformer.weights.source_config import read_config, read_joeynmt_options, training_options
 from mlx_transformer.weights.tokenizers.loading import read_tokenizer
+from mlx_transformer.weights.tokenizers.options import TokenizerOptions
+from mlx_transformer.weights.tokenizers.user_vocabularies import UserVocabularies
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class CheckpointOptions:
     rename: dict[str, str] | None = None
     ignore: Sequence[str] = ()
     settings: dict[str, Any] | None = None
+    tokenizer: TokenizerOptions | None = None
 
 
 DEFAULT_OPTIONS = CheckpointOptions()
@@ -133,6 +136,7 @@ def convert(
     rename: dict[str, str] | None = None,
     ignore: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
+    tokenizer: TokenizerOptions | None = None,
     quantize: int | None = None,
     allow_overflow: bool = False,
     force: bool = False,
@@ -152,6 +156,7 @@ def convert(
         ignore: Regular expressions of tensors to leave out.
         settings: Fields of ModelConfig, and of StackConfig for both stacks or, as "encoder.num_layers", for one,
             that the checkpoint does not specify or specifies wrongly.
+        tokenizer: The vocabularies of a checkpoint without a tokenizer; they take the place of its own.
         quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
         allow_overflow: Store float16 even if the model's activations exceed its range.
         force: Replace an existing model folder; one with files that this package did not write is refused.
@@ -166,7 +171,7 @@ def convert(
         ValueError: If the checkpoint is damaged, its family is unknown, or its dimensions rule out quantisation.
         OSError: If a file cannot be read or written, or the destination exists.
     """
-    options = CheckpointOptions(family, rename, ignore, settings)
+    options = CheckpointOptions(family, rename, ignore, settings, tokenizer)
     source, target = Path(source), prepare_destination(source, destination, force, dry_run)
     if (folder := model_folder.find_model_folder(source)) is not None:
         check_folder_conversion(folder, options, dtype, allow_overflow)
@@ -208,6 +213,7 @@ def load(
     rename: dict[str, str] | None = None,
     ignore: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
+    tokenizer: TokenizerOptions | None = None,
     quantize: int | None = None,
     allow_overflow: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
@@ -220,7 +226,7 @@ def load(
         ConversionError: If tensors are missing, unexpected or of the wrong shape.
         ValueError: If the checkpoint is damaged or its family is unknown.
     """
-    options = CheckpointOptions(family, rename, ignore, settings)
+    options = CheckpointOptions(family, rename, ignore, settings, tokenizer)
     with model_folder.preserve_random_state(), open_checkpoint(source, options) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, Path(source), options)
         warn_of_assumptions(source, prepared.plan.assumptions)
@@ -265,6 +271,7 @@ def prepare_checkpoint(
     config = read_config(source)
     generation = read_generation_config(source, config)
     start = decoder_start_id(config, generation)
+    vocabularies = UserVocabularies.read(options.tokenizer) if options.tokenizer else None
     settings = config or read_joeynmt_options(source) or training_options(checkpoint.extras)
     plan = plan_conversion(
         checkpoint,
@@ -274,6 +281,7 @@ def prepare_checkpoint(
         ignore=options.ignore,
         overrides=options.settings,
         defaults={} if start is None else {"start_id": start},
+        special_ids=vocabularies.find_model_ids(options.settings or {}) if vocabularies else None,
     )
     search = search_config(generation, plan.config)
     if unsupported := unsupported_settings(generation) if config else []:
@@ -281,7 +289,7 @@ def prepare_checkpoint(
     rules = {} if config else FAMILIES[plan.family].search
     values = {name: settings.get(rule) if isinstance(rule, str) else rule for name, rule in rules.items()}
     search = replace(search, **{name: value for name, value in values.items() if value is not None})
-    tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id)
+    tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id, vocabularies)
     return PreparedCheckpoint(plan, search, task_configs(config, generation, plan.config), tokenizer)
 
 

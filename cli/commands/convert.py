@@ -44,6 +44,20 @@ LARGE = 1 << 28  # bytes; smaller models need no progress bar
     help="Rename tensors to the family's or the model's own names; repeatable.",
 )
 @click.option("--ignore", multiple=True, metavar="REGEX", help="Leave out tensors; repeatable.")
+@click.option("--tokenizer", metavar="FILE", help="Vocabulary of both sides, for a checkpoint without a tokenizer.")
+@click.option("--source-vocab", metavar="FILE", help="Vocabulary of the sources, with --target-vocab.")
+@click.option("--target-vocab", metavar="FILE", help="Vocabulary of the targets.")
+@click.option(
+    "--level",
+    type=click.Choice(["pieces", "words", "characters"]),
+    help="What the tokens of a vocabulary are. Default: recognised.",
+)
+@click.option("--lowercase", is_flag=True, help="Lower-case texts, with a vocabulary.")
+@click.option(
+    "--source-specials",
+    type=click.Choice(["both", "start", "end", "none"]),
+    help="Special tokens around sources, with a vocabulary. Default: the family's.",
+)
 @click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits per weight of linear layers and embeddings.")
 @overflow_option
 @click.option("--force", is_flag=True, help="Replace an existing model folder.")
@@ -63,6 +77,7 @@ def command(
     force: bool,
     dry_run: bool,
     verbose: bool,
+    **vocabulary: Any,
 ) -> None:
     """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
 
@@ -73,6 +88,9 @@ def command(
     --set changes it; --set encoder.num_heads=4 sets one side only. An unknown NAME lists all names. info --tensors
     lists what is in a file.
 
+    The tokenizer of such a checkpoint is given by --tokenizer, or by --source-vocab and --target-vocab. FILE is a
+    tokenizer.json, a sentencepiece model, a list of tokens (text, JSON or pickle) or a torchtext vocabulary.
+
     \b
     mlx-transformer convert facebook/nllb-200-distilled-600M nllb --quantize 8
     """  # noqa: D301 (click needs the backspace)
@@ -81,6 +99,7 @@ def command(
     if destination is None and not dry_run:
         raise click.UsageError("Missing argument 'DESTINATION'.")
     values = {name: parse_value(value) for name, value in map(parse_pair, settings)}
+    tokenizer = parse_tokenizer(**vocabulary)
     path = find_torch_checkpoint(source, revision)
     activity.show(f"Converting {source}")
     with ExitStack() as stack, print_details(None if verbose else MAX_DETAILS):
@@ -92,6 +111,7 @@ def command(
             settings=values,
             rename=dict(map(parse_pair, rename)),
             ignore=ignore,
+            tokenizer=tokenizer,
             quantize=int(quantize) if quantize else None,
             allow_overflow=allow_overflow,
             force=force,
@@ -150,6 +170,21 @@ def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:
         bars[0].update(done - bars[0].pos)
 
     return report
+
+
+def parse_tokenizer(
+    tokenizer: str | None, source_vocab: str | None, target_vocab: str | None, **options: Any
+) -> mt.TokenizerOptions | None:
+    """Return the options of a tokenizer; None if no vocabulary is given."""
+    if bool(source_vocab) != bool(target_vocab):
+        raise click.UsageError("--source-vocab and --target-vocab must be given together; one FILE is a --tokenizer.")
+    if tokenizer and source_vocab:
+        raise click.UsageError("--tokenizer is the vocabulary of both sides: leave out --source-vocab, --target-vocab.")
+    if source := tokenizer or source_vocab:
+        return mt.TokenizerOptions(source, target_vocab, **options)
+    if names := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
+        raise click.UsageError(f"{names[0]} needs a vocabulary: add --tokenizer FILE.")
+    return None
 
 
 def parse_pair(text: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ class TokenizerConfig:
         after_target: Ids after every target.
         skip_ids: Ids that decoding skips.
         clean_up: Remove spaces before punctuation and English contractions from decoded text.
+        lowercase: Lower-case texts before they are encoded.
         source_vocab_size: The model's source vocabulary size if larger than the vocabulary; None for the same.
         target_vocab_size: The same for targets.
         languages: Language code -> id of its token.
@@ -41,6 +42,7 @@ class TokenizerConfig:
     after_target: tuple[int, ...] = (1,)
     skip_ids: tuple[int, ...] = (0, 1, 2)
     clean_up: bool = False
+    lowercase: bool = False
     source_vocab_size: int | None = None
     target_vocab_size: int | None = None
     languages: dict[str, int] = field(default_factory=dict)

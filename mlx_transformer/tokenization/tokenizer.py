@@ -207,7 +207,7 @@ class Tokenizer:
         ]
 
     def _encode_texts(self, vocabulary: Vocabulary, size: int, texts: Sequence[str]) -> list[list[int]]:
-        rows = vocabulary.encode_batch(texts)
+        rows = vocabulary.encode_batch([text.lower() for text in texts] if self.config.lowercase else texts)
         return rows if vocabulary.size <= size else [[i for i in row if i < size] for row in rows]
 
     def decode(self, ids: Iterable[int]) -> str:

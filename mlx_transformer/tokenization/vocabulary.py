@@ -1,5 +1,7 @@
 """The interface of vocabularies, byte and word vocabularies, and the splitting of text at added tokens."""
 
+import itertools
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -9,10 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mlx_transformer.config.serialization import check_types, from_dict, to_dict
+from mlx_transformer.messages import short_names
 
+logger = logging.getLogger(__name__)
 SPACE_SYMBOL = "\u2581"  # SentencePiece writes a space as this character
 CONTINUATION_PATTERN = re.compile("@@ |@@$")  # subword-nmt: the word continues
 JOINER_PATTERN = re.compile(" ?\uffed ?")  # OpenNMT: there was no space here
+WORD_PATTERN = re.compile(r"\w+|[^\w\s]")  # words and marks of punctuation
 BYTE_ID_OFFSET = 3  # the id of byte 0, after padding, end and unknown
 
 StripRule = dict[str, Literal["left", "right", "both"]]  # added token -> the side on which it removes whitespace
@@ -117,40 +122,58 @@ class ByteVocabulary(Vocabulary):
 
 @dataclass(frozen=True)
 class WordVocabulary(Vocabulary):
-    """Words, or pieces of text that is already split into pieces by spaces.
+    """Words, characters, or pieces of text that is already split into pieces by spaces.
 
     Attributes:
         ids: Word -> id.
-        unknown_id: The id of unknown words.
+        unknown_id: The id of unknown words; None to leave them out, with a warning.
         join: How words are joined to text: "words" with spaces; "subwords" continue after "@@" (fairseq); a "joiner"
-            marks where there was no space (OpenNMT); "sentencepiece" writes spaces as U+2581.
+            marks where there was no space (OpenNMT); "sentencepiece" writes spaces as U+2581; "characters" are not
+            separated.
+        split_punctuation: Split unknown words at their punctuation.
     """
 
     kind = "words"
     ids: dict[str, int]
-    unknown_id: int
-    join: Literal["words", "subwords", "joiner", "sentencepiece"] = "words"
+    unknown_id: int | None
+    join: Literal["words", "subwords", "joiner", "sentencepiece", "characters"] = "words"
+    split_punctuation: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_vocabulary_ids(self.ids, {}, self.unknown_id)
+        check_vocabulary_ids(self.ids, {}, self.unknown_id or 0)
 
     @cached_property
     def size(self) -> int:
         """See `Vocabulary`."""
-        return max([self.unknown_id, *self.ids.values()]) + 1
+        return max([self.unknown_id or 0, *self.ids.values()]) + 1
 
     @cached_property
     def _id_to_word(self) -> dict[int, str]:
         return {i: word for word, i in self.ids.items()}
 
+    @cached_property
+    def _reported(self) -> set[str]:
+        """Words that a warning has named."""
+        return set()
+
     def encode(self, text: str) -> list[int]:
         """See `Vocabulary`."""
-        return [self.ids.get(word, self.unknown_id) for word in text.split()]
+        words = list(text) if self.join == "characters" else text.split()
+        if self.split_punctuation:
+            split = ([word] if word in self.ids else WORD_PATTERN.findall(word) for word in words)
+            words = list(itertools.chain.from_iterable(split))
+        if self.unknown_id is not None:
+            return [self.ids.get(word, self.unknown_id) for word in words]
+        if new := {word: None for word in words if word not in self.ids and word not in self._reported}:
+            self._reported.update(new)
+            logger.warning("Left out, because the vocabulary has no unknown token: %s.", short_names(map(repr, new)))
+        return [self.ids[word] for word in words if word in self.ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Vocabulary`."""
-        text = " ".join(self._id_to_word[i] for i in ids if i in self._id_to_word)
+        separator = "" if self.join == "characters" else " "
+        text = separator.join(self._id_to_word[i] for i in ids if i in self._id_to_word)
         if self.join == "subwords":
             return CONTINUATION_PATTERN.sub("", text)
         if self.join == "joiner":

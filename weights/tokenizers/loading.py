@@ -11,10 +11,15 @@ from mlx_transformer.weights.tokenizers.framework_vocabularies import read_frame
 from mlx_transformer.weights.tokenizers.hf_pipeline import find_tokenizer_class, read_hf_tokenizer
 from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
 from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECE_READERS
+from mlx_transformer.weights.tokenizers.user_vocabularies import UserVocabularies
 
 
 def read_tokenizer(
-    source: Path, plan: ConversionPlan, extras: dict[str, Any], first_id: int | None = None
+    source: Path,
+    plan: ConversionPlan,
+    extras: dict[str, Any],
+    first_id: int | None = None,
+    user_vocabularies: UserVocabularies | None = None,
 ) -> Tokenizer | None:
     """Return the tokenizer of a checkpoint; None if it has none.
 
@@ -23,12 +28,16 @@ def read_tokenizer(
         plan: The plan of the converted model.
         extras: The content of the checkpoint file besides its tensors.
         first_id: The forced first token of every target, if the generation settings have one.
+        user_vocabularies: Vocabularies that take the place of the checkpoint's own.
 
     Raises:
         FileNotFoundError: If only some files of a tokenizer exist.
         ValueError: If a file is damaged, or the vocabulary does not fit the model.
     """
-    loaded = load_vocabularies(source, plan.family, extras)
+    if user_vocabularies is not None:
+        loaded: LoadedVocabularies | None = user_vocabularies.build(plan)
+    else:
+        loaded = load_vocabularies(source, plan.family, extras)
     if loaded is None:
         return None
     fields = dict(loaded.config_fields)

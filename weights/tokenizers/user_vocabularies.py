@@ -1,0 +1,220 @@
+"""Tokenizers from the vocabularies that a user gives for a model: special tokens by name, levels, ids that fit."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
+from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
+from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary, WordVocabulary
+from mlx_transformer.weights.conversion_plan import ConversionPlan
+from mlx_transformer.weights.families import FAMILIES
+from mlx_transformer.weights.tokenizers.framework_vocabularies import detect_join
+from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
+from mlx_transformer.weights.tokenizers.options import TokenizerOptions
+from mlx_transformer.weights.tokenizers.vocabulary_files import SPECIAL_TOKENS, FileVocabulary, read_vocabulary_file
+
+logger = logging.getLogger(__name__)
+ID_FIELDS = {"pad_id": "pad", "start_id": "start", "eos_id": "end"}  # field of ModelConfig -> role of the token
+ROLES = {"both": ("start", "end"), "start": ("start",), "end": ("end",), "none": ()}
+WORDPIECE_MARK, BYTE_LEVEL_SPACE = "##", "\u0120"
+PIECE_MARKS = ("@@", "\uffed", SPACE_SYMBOL, WORDPIECE_MARK, BYTE_LEVEL_SPACE)
+MIN_SHARE = 0.05  # of the tokens that have a mark, if a vocabulary is one of pieces
+MARKUP = ("<>", "[]", "__")  # the first and last character of special tokens
+
+
+@dataclass(frozen=True)
+class UserVocabularies:
+    """The vocabularies that a user gives for a model.
+
+    Attributes:
+        source: The source vocabulary.
+        target: The target vocabulary; None if both sides share one.
+        options: How they split text.
+    """
+
+    source: FileVocabulary
+    target: FileVocabulary | None
+    options: TokenizerOptions
+
+    @classmethod
+    def read(cls, options: TokenizerOptions) -> "UserVocabularies":
+        """Read the files.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is no vocabulary.
+        """
+        source = read_vocabulary_file(Path(options.source))
+        target = source[1:] if options.target is None else read_vocabulary_file(Path(options.target))
+        is_shared = not target or source[0].ids == target[-1].ids
+        return cls(source[0], None if is_shared else target[-1], options)
+
+    def find_model_ids(self, settings: dict[str, Any]) -> dict[str, int]:
+        """Return the special ids of ModelConfig that the target vocabulary names.
+
+        Raises:
+            ValueError: If `settings`, which take precedence, contradict the vocabulary.
+        """
+        target = self.target or self.source
+        ids = {name: target.special_ids[role] for name, role in ID_FIELDS.items() if role in target.special_ids}
+        for name, i in ids.items():
+            value = settings.get(name, i)
+            # A decoder may start with any special token, such as that of a language.
+            if value != i and not (name == "start_id" and _is_special(target, target.token_of(value))):
+                raise ValueError(
+                    f"{name} must be that of the vocabulary: it is set to {value}, but {target.token_of(i)} has the id "
+                    f"{i} in {target.path}; leave the setting out, or give the vocabulary of this model."
+                )
+        return ids
+
+    def build(self, plan: ConversionPlan) -> LoadedVocabularies:
+        """Build the vocabularies of a model and check that they fit it.
+
+        If sources are padded with another id than targets, source padding gets that of the target: two rows of the
+        source embedding and two ids of the source vocabulary are exchanged.
+
+        Raises:
+            ValueError: If a vocabulary does not fit the model, or lacks a special token.
+        """
+        target, model = self.target or self.source, plan.config
+        _check_special_tokens(target, plan)
+        for side, vocabulary in (("source", self.source), ("target", target)):
+            _check_size(side, vocabulary, vars(model)[f"{side}_vocab_size"])
+        source = self.source if self.target is None else _with_pad_id(self.source, plan)
+        before, after = self._ids_around_source(source, plan)
+        added = target.tokenizer.get_added_tokens_decoder() if target.tokenizer is not None else {}
+        special = {model.pad_id, model.start_id, model.eos_id} | {i for i, token in added.items() if token.special}
+        # Only models of transformers have tokens between the decoder's first input and a text.
+        before_target = () if FAMILIES[plan.family].defaults or target.around is None else target.around[0]
+        fields: dict[str, Any] = {
+            "before_source": before,
+            "after_source": after,
+            "before_target": before_target,
+            "after_target": (model.eos_id,),
+            "skip_ids": tuple(sorted(special)),
+            "lowercase": self.options.lowercase or source.lowercase,
+        }
+        if not fields["lowercase"] and _is_lowercase(source):
+            logger.warning("No token of %s has a capital letter: add --lowercase to lower-case texts.", source.path)
+        built = self._make_vocabulary(source), None if self.target is None else self._make_vocabulary(target)
+        return LoadedVocabularies(*built, fields)
+
+    def _ids_around_source(self, source: FileVocabulary, plan: ConversionPlan) -> tuple[tuple[int, ...], ...]:
+        """Return the ids before and after sources: as the options say, else the file, else the model's family."""
+        family, option = FAMILIES[plan.family], self.options.source_specials
+        if option is None and source.around is not None:
+            return source.around
+        default = family.source_specials or (("end",) if family.model_types else ())
+        special_ids = source.special_ids
+        if self.target is None:
+            special_ids = {"start": plan.config.start_id, "end": plan.config.eos_id} | special_ids
+        ids: dict[str, tuple[int, ...]] = {"start": (), "end": ()}
+        for role in default if option is None else ROLES[option]:
+            if role not in special_ids:
+                raise ValueError(
+                    f"Sources of this model need the {role} token, but {source.path} has none of the usual names "
+                    f"({', '.join(SPECIAL_TOKENS[role][:3])} ...): rename it there, or choose --source-specials."
+                )
+            ids[role] = (special_ids[role],)
+        return ids["start"], ids["end"]
+
+    def _make_vocabulary(self, vocabulary: FileVocabulary) -> Vocabulary:
+        """Return a vocabulary that splits text as its file says, or for a list of tokens by their level."""
+        ids, unknown_id, level = vocabulary.ids, vocabulary.special_ids.get("unknown"), self.options.level
+        if vocabulary.tokenizer is not None:
+            return HFVocabulary(vocabulary.tokenizer)
+        if vocabulary.sentencepiece is not None:
+            return SentencePieceVocabulary(ids, unknown_id or 0, model=vocabulary.sentencepiece)
+        words = [token for token in ids if not _is_special(vocabulary, token)]
+        mark = find_piece_mark(words)
+        if level is None:
+            level = "pieces" if mark else "characters" if all(len(word) == 1 for word in words) else "words"
+        if level == "pieces":
+            return self._make_pieces(vocabulary, mark)
+        if level == "characters":
+            return WordVocabulary(ids, unknown_id, "characters")
+        return WordVocabulary(ids, unknown_id, split_punctuation=True)
+
+    def _make_pieces(self, vocabulary: FileVocabulary, mark: str | None) -> Vocabulary:
+        """Return a vocabulary of pieces; only those of WordPiece can be found in a text without further rules."""
+        unknown_id = vocabulary.special_ids.get("unknown")
+        if mark == BYTE_LEVEL_SPACE:
+            raise ValueError(
+                f"A vocabulary of byte-level pieces needs its merges, which {vocabulary.path} does not have: give the "
+                "tokenizer.json."
+            )
+        if mark == WORDPIECE_MARK and unknown_id is not None:
+            model = models.WordPiece(vocabulary.ids, unk_token=vocabulary.token_of(unknown_id))
+            tokenizer = tokenizers.Tokenizer(model)
+            tokenizer.normalizer = normalizers.BertNormalizer(lowercase=self.options.lowercase)
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            tokenizer.decoder = decoders.WordPiece(WORDPIECE_MARK)
+            return HFVocabulary(tokenizer)
+        logger.warning(
+            "%s lists pieces without the rules that make them: give the tokenizer.json or the sentencepiece model, or "
+            "split texts into pieces, separated by spaces, beforehand.",
+            vocabulary.path,
+        )
+        return WordVocabulary(vocabulary.ids, unknown_id, detect_join(vocabulary.ids))
+
+
+def find_piece_mark(words: list[str]) -> str | None:
+    """Return the mark of the pieces of words in a vocabulary; None if it has no such pieces."""
+    counts = {mark: sum(mark in word and word != mark for word in words) for mark in PIECE_MARKS}
+    mark = max(PIECE_MARKS, key=lambda mark: counts[mark])
+    return mark if counts[mark] > MIN_SHARE * len(words) else None
+
+
+def _is_special(vocabulary: FileVocabulary, token: str) -> bool:
+    """Whether a token is a special one, or looks like it."""
+    is_markup = len(token) > 2 and token[0] + token[-1] in MARKUP
+    return is_markup or vocabulary.ids.get(token) in vocabulary.special_ids.values()
+
+
+def _is_lowercase(vocabulary: FileVocabulary) -> bool:
+    """Whether a list of tokens has letters, but no capitals."""
+    text = "".join(token for token in vocabulary.ids if not _is_special(vocabulary, token))
+    return text == text.lower() != text.upper() and not (vocabulary.tokenizer or vocabulary.sentencepiece)
+
+
+def _check_special_tokens(target: FileVocabulary, plan: ConversionPlan) -> None:
+    """Raise ValueError if the model's special ids come neither from the vocabulary nor from the checkpoint."""
+    assumed = {assumption.setting for assumption in plan.assumptions}
+    for name, role in ID_FIELDS.items():
+        if name in assumed and role not in target.special_ids:
+            raise ValueError(
+                f"A vocabulary must have the {role} token, but {target.path} has none of the usual names "
+                f"({', '.join(SPECIAL_TOKENS[role][:3])} ...): give its id by --set {name}=N."
+            )
+
+
+def _check_size(side: str, vocabulary: FileVocabulary, size: int) -> None:
+    if vocabulary.size > size:
+        raise ValueError(
+            f"A vocabulary must fit its model: {vocabulary.path} has ids up to {vocabulary.size - 1}, but the {side} "
+            f"embedding only {size} rows; give the vocabulary that the model was trained with."
+        )
+
+
+def _with_pad_id(source: FileVocabulary, plan: ConversionPlan) -> FileVocabulary:
+    """Give the padding of the source the id that the target's has, in the vocabulary and in the embedding."""
+    pad_id, other = plan.config.pad_id, source.special_ids.get("pad")
+    if other == pad_id or (other is None and pad_id not in source.ids.values()):
+        return source
+    if other is None or source.tokenizer is not None or plan.config.share_embeddings:
+        raise ValueError(
+            f"Both vocabularies must have the same padding: id {pad_id} is {source.token_of(pad_id)} in {source.path}; "
+            "give the vocabularies of this model."
+        )
+    plan.exchange_rows("source_embedding.weight", other, pad_id)
+    exchanged = {other: pad_id, pad_id: other}
+    ids, special_ids = (
+        {name: exchanged.get(i, i) for name, i in table.items()} for table in (source.ids, source.special_ids)
+    )
+    around = source.around and tuple(tuple(exchanged.get(i, i) for i in part) for part in source.around)
+    return replace(source, ids=ids, special_ids=special_ids, around=around)

@@ -1,0 +1,267 @@
+"""Vocabularies in files of their own, recognised by content: a tokenizer.json, a sentencepiece model, lists of tokens.
+
+Lists of tokens are text, JSON, or pickles such as torchtext's vocabularies.
+"""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from mlx_transformer.messages import short_repr
+from mlx_transformer.storage.files import parse_json, read_bytes
+from mlx_transformer.tokenization.hf_vocabulary import load_hf_tokenizer
+from mlx_transformer.tokenization.sentencepiece_vocabulary import load_sentencepiece
+from mlx_transformer.tokenization.tokenizer import MAX_VOCAB_SIZE
+from mlx_transformer.weights.formats.containers import LEGACY_MAGIC, add_path_to_errors, open_container
+from mlx_transformer.weights.formats.pickled_objects import PickledObject
+from mlx_transformer.weights.formats.unpickler import read_pickle
+from mlx_transformer.weights.tokenizers.hf_classes import extract_template
+
+KINDS = "a tokenizer.json, a sentencepiece model, tokens as text, JSON or pickle, or a torchtext vocabulary"
+# Role -> names of the special token, the most specific first, in any case; those without marks only in capitals.
+SPECIAL_TOKENS = {
+    "pad": ("<pad>", "[pad]", "<|pad|>", "__pad__", "_pad_", "<blank>", "<padding>", "PAD", "<p>"),
+    "start": ("<bos>", "<sos>", "<s>", "[bos]", "[sos]", "<start>", "<go>", "BOS", "SOS", "[cls]", "<cls>"),
+    "end": ("<eos>", "</s>", "[eos]", "<end>", "<stop>", "EOS", "[sep]", "<sep>"),
+    "unknown": ("<unk>", "[unk]", "<unknown>", "<oov>", "UNK"),
+}
+SIDE_NAMES = (("src", "source", "input", "enc"), ("trg", "tgt", "target", "output", "dec"))
+FIELD_TOKENS = {"pad": "pad_token", "start": "init_token", "end": "eos_token", "unknown": "unk_token"}  # of torchtext
+LOWERCASE_NAMES = ("lower", "lowercase")  # attributes of vocabularies' objects
+JSON_START = re.compile(rb'\s*(\{\s*["}]|\[\s*["\]{\[])')
+NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
+MAX_DEPTH = 9  # of objects around a list of tokens
+MAX_PARTS = 64  # of a list that is no list of tokens but may contain some
+
+
+@dataclass(frozen=True)
+class FileVocabulary:
+    """What a file says about a vocabulary.
+
+    Attributes:
+        path: The file.
+        ids: Token -> id.
+        special_ids: Role of a special token, a key of SPECIAL_TOKENS -> its id.
+        around: The ids before and after a text; None if the file does not say.
+        lowercase: Whether texts are lower-cased first.
+        tokenizer: The tokenizer of a tokenizer.json.
+        sentencepiece: The bytes of a sentencepiece model.
+    """
+
+    path: Path
+    ids: dict[str, int]
+    special_ids: dict[str, int]
+    around: tuple[tuple[int, ...], ...] | None = None
+    lowercase: bool = False
+    tokenizer: tokenizers.Tokenizer | None = None
+    sentencepiece: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id."""
+        return max(self.ids.values()) + 1
+
+    def token_of(self, i: int) -> str:
+        """Return the token of an id; "" if there is none."""
+        return next((token for token, other in self.ids.items() if other == i), "")
+
+
+@dataclass(frozen=True)
+class TokenList:
+    """A list of tokens inside a file: the ids, and what the objects around it say about it."""
+
+    ids: dict[str, int]
+    special_ids: dict[str, int] = field(default_factory=dict)
+    around: tuple[tuple[int, ...], ...] | None = None
+    lowercase: bool = False
+
+
+def read_vocabulary_file(path: Path) -> list[FileVocabulary]:
+    """Read a file with one vocabulary, or with one for the source and one for the target.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is no vocabulary, or a damaged one.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"A vocabulary must be a file: there is no {path}; check the path.")
+    content = read_bytes(path)
+    if content.startswith((b"PK\x03\x04", b"\x80")):
+        return _from_plain_data(_read_pickle(content, path), path)
+    if content.startswith(b"\n") and b"\0" in content:
+        return [_from_sentencepiece(content, path)]
+    if b"\0" in content or not content.strip():
+        raise _file_error(path, "is binary" if content.strip() else "is empty")
+    try:
+        if not JSON_START.match(content):
+            return _from_plain_data(parse_lines(content.decode("utf-8-sig")), path)
+        value = parse_json(content.decode("utf-8-sig"), _unique_names)
+    except UnicodeDecodeError:
+        raise _file_error(path, "is no text in UTF-8") from None
+    except ValueError as error:
+        raise _file_error(path, f"is damaged ({error})") from None
+    if isinstance(value, dict) and isinstance(value.get("model"), dict):
+        return [_from_tokenizer_json(content, value, path)]
+    return _from_plain_data(value, path)
+
+
+def find_special_ids(ids: dict[str, int]) -> dict[str, int]:
+    """Return role -> id of the special tokens that a vocabulary has under their usual names."""
+    known = {token.casefold(): i for token, i in ids.items() if not token.isalpha()} | ids
+    present = {role: [known[name] for name in names if name in known] for role, names in SPECIAL_TOKENS.items()}
+    return {role: token_ids[0] for role, token_ids in present.items() if token_ids}
+
+
+def parse_lines(text: str) -> list[str] | dict[int, str]:
+    """Return the tokens of a text with one a line, or id -> token where ids stand behind all tokens.
+
+    Other numbers behind all tokens are counts or scores.
+    """
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    for separator in ("\t", " "):
+        rows = [line.rpartition(separator) for line in lines]
+        if all(token and NUMBER.fullmatch(number) for token, _, number in rows):
+            tokens, numbers = [token for token, _, _ in rows], [float(number) for _, _, number in rows]
+            first = int(min(numbers))
+            is_ids = first in (0, 1) and sorted(numbers) == list(range(first, first + len(lines)))
+            return {int(i): token for i, token in zip(numbers, tokens, strict=True)} if is_ids else tokens
+    return lines
+
+
+def find_token_lists(value: Any, seen: set[int], depth: int = 0) -> list[TokenList]:
+    """Return the list of tokens in plain data, or the source's and the target's; empty if there is none.
+
+    Args:
+        value: The data.
+        seen: The identities of containers searched before, because objects may be shared or contain themselves.
+        depth: The number of containers around the value.
+    """
+    if (ids := as_token_ids(value)) is not None:
+        return [TokenList(ids)]
+    if depth > MAX_DEPTH or id(value) in seen:
+        return []
+    parts = _parts(value)
+    if parts:
+        seen.add(id(value))
+    lists = {name: find_token_lists(part, seen, depth + 1) for name, part in parts.items()}
+    if pair := next((pair for pair in lists.values() if len(pair) == 2), None):
+        return pair
+    single = {name: found[0] for name, found in lists.items() if found}
+    sides = [[part for name, part in single.items() if name.lower().startswith(names)] for names in SIDE_NAMES]
+    if all(sides):
+        return [side[0] for side in sides]
+    # The same vocabulary may be there twice, from tokens to ids and back.
+    distinct = [a for a in single.values() if not any(a.ids.items() < b.ids.items() for b in single.values())]
+    is_pair = len(single) == 2 and (isinstance(value, tuple) or len(distinct) == 2 and distinct[0] != distinct[1])
+    if is_pair and not isinstance(value, PickledObject):
+        return list(single.values())
+    return [_with_attributes(max(distinct, key=lambda part: len(part.ids)), value)] if distinct else []
+
+
+def as_token_ids(value: Any) -> dict[str, int] | None:
+    """Return token -> id if a value is a list of tokens, or a dict between tokens and ids.
+
+    Raises:
+        ValueError: If two tokens of a list are the same.
+    """
+    if not isinstance(value, dict | list | tuple) or not value:
+        return None
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if all(isinstance(token, str) for token in value) and _are_ids(value.values()):
+        return value
+    if not all(isinstance(token, str) for token in value.values()):
+        return None
+    numbers = [int(i) if isinstance(i, str) and i.isdecimal() else i for i in value]
+    if not _are_ids(numbers):
+        return None
+    ids: dict[str, int] = {}
+    for i, token in zip(numbers, value.values(), strict=True):
+        if token in ids:
+            raise ValueError(f"has {short_repr(token)} twice, as {ids[token]} and {i}")
+        ids[token] = i
+    return ids
+
+
+def _are_ids(values: Collection[Any]) -> bool:
+    """Whether values are different ids; counts of tokens hardly ever are."""
+    return all(type(i) is int and 0 <= i < MAX_VOCAB_SIZE for i in values) and len(set(values)) == len(values)
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    """Return the parts of a container or an object, by name or number."""
+    if isinstance(value, PickledObject):
+        value = value.mapping | value.state
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value)) if len(value) <= MAX_PARTS else {}
+    return {str(name): part for name, part in value.items()} if isinstance(value, dict) else {}
+
+
+def _with_attributes(tokens: TokenList, value: Any) -> TokenList:
+    """Add what an object around a list of tokens says about it, such as a Field of torchtext."""
+    state = value.state if isinstance(value, PickledObject) else {}
+    if any(state.get(name) is True for name in LOWERCASE_NAMES):
+        tokens = replace(tokens, lowercase=True)
+    named = {role: state[name] for role, name in FIELD_TOKENS.items() if isinstance(state.get(name), str)}
+    special = {role: tokens.ids[token] for role, token in named.items() if token in tokens.ids}
+    if set(FIELD_TOKENS.values()) <= state.keys():
+        around = tuple((special[role],) if role in special else () for role in ("start", "end"))
+        tokens = replace(tokens, special_ids=special, around=around)
+    return tokens
+
+
+def _from_plain_data(value: Any, path: Path) -> list[FileVocabulary]:
+    try:
+        lists = find_token_lists(value, set())
+    except ValueError as error:
+        raise _file_error(path, str(error)) from None
+    if not lists:
+        raise _file_error(path, "contains no list of tokens")
+    return [
+        FileVocabulary(path, part.ids, find_special_ids(part.ids) | part.special_ids, part.around, part.lowercase)
+        for part in lists
+    ]
+
+
+def _from_tokenizer_json(content: bytes, value: dict[str, Any], path: Path) -> FileVocabulary:
+    tokenizer = load_hf_tokenizer(content, str(path))
+    ids = tokenizer.get_vocab()
+    around = None if value.get("post_processor") is None else extract_template(value["post_processor"])
+    return FileVocabulary(path, ids, find_special_ids(ids), around if around != ((), ()) else None, tokenizer=tokenizer)
+
+
+def _from_sentencepiece(content: bytes, path: Path) -> FileVocabulary:
+    model = load_sentencepiece(content, str(path))
+    ids = {model.id_to_piece(i): i for i in range(model.get_piece_size())}
+    own = {"pad": model.pad_id(), "start": model.bos_id(), "end": model.eos_id(), "unknown": model.unk_id()}
+    special = find_special_ids(ids) | {role: i for role, i in own.items() if i >= 0}
+    return FileVocabulary(path, ids, special, sentencepiece=content)
+
+
+def _read_pickle(content: bytes, path: Path) -> Any:
+    """Return the content of a pickle, or of a file of torch.save, as plain data."""
+    with add_path_to_errors(path):
+        if content.startswith(b"\x80"):
+            value, _, _ = read_pickle(content, path=path)
+            if value != LEGACY_MAGIC:
+                return value
+        container = open_container(path)
+        container.close()
+        return container.root
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in entries:
+            raise ValueError(f"{short_repr(name)} appears twice")
+        entries[name] = value
+    return entries
+
+
+def _file_error(path: Path, problem: str) -> ValueError:
+    return ValueError(f"A vocabulary must be {KINDS}: {path} {problem}; give the file that the model was trained with.")
