@@ -143,9 +143,7 @@ def convert(
     report: ProgressCallback | None = None,
     dry_run: bool = False,
 ) -> ConversionReport | None:
-    """Convert a torch checkpoint to a model folder, one tensor at a time; torch is not needed.
-
-    A model folder can be converted to another precision.
+    """Convert a torch checkpoint to a model folder, without torch; or a model folder to another precision.
 
     Args:
         source: The checkpoint: a folder with config.json and weights, or a file; or a model folder.
@@ -154,8 +152,8 @@ def convert(
         dtype: The dtype of the stored weights, "float32", "float16" or "bfloat16"; by default the checkpoint's.
         rename: Regular expressions -> their replacements in tensor names: names of the family, or of our parameters.
         ignore: Regular expressions of tensors to leave out.
-        settings: Fields of ModelConfig, and of StackConfig for both stacks or, as "encoder.num_layers", for one,
-            that the checkpoint does not specify or specifies wrongly.
+        settings: Fields of ModelConfig and StackConfig that the checkpoint lacks or has wrong; "encoder.num_layers"
+            names one stack.
         tokenizer: The vocabularies of a checkpoint without a tokenizer; they take the place of its own.
         quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
         allow_overflow: Store float16 even if the model's activations exceed its range.
