@@ -58,6 +58,7 @@ class CheckpointOptions:
     rename: dict[str, str] | None = None
     ignore: Sequence[str] = ()
     settings: dict[str, Any] | None = None
+    weights: str | None = None
     tokenizer: TokenizerOptions | None = None
 
 
@@ -74,7 +75,7 @@ class ConversionReport:
         num_tensors: The number of tensors that fit the family.
         prefixes: What stood before the names of layers.
         left_out: Tensors beside the model, which were left out.
-        copies: Prefixes of further copies of the weights in the file, such as averages.
+        other_weights: Further weights in the file that may be chosen, such as averages: keys, or prefixes of names.
         assumptions: Settings that nothing in the checkpoint shows.
         has_tokenizer: Whether the model has a tokenizer.
     """
@@ -84,7 +85,7 @@ class ConversionReport:
     num_tensors: int
     prefixes: tuple[str, ...]
     left_out: tuple[str, ...]
-    copies: tuple[str, ...]
+    other_weights: tuple[str, ...]
     assumptions: tuple[Assumption, ...]
     has_tokenizer: bool
 
@@ -98,12 +99,14 @@ class PreparedCheckpoint:
         search: The search of its generation settings.
         tasks: The tasks that it was trained for.
         tokenizer: Its tokenizer, None if it has none.
+        other_weights: The keys of state dicts in the file that were not chosen.
     """
 
     plan: ConversionPlan
     search: SearchConfig
     tasks: tuple[TaskConfig, ...]
     tokenizer: Tokenizer | None
+    other_weights: tuple[str, ...]
 
     def report(self) -> ConversionReport:
         """Return what was found and assumed."""
@@ -114,7 +117,7 @@ class PreparedCheckpoint:
             num_tensors=len(fit.fitting),
             prefixes=fit.prefixes,
             left_out=tuple(name for name in fit.left_out if name not in plan.names.tensor_names.values()),
-            copies=fit.copies,
+            other_weights=(*self.other_weights, *(prefix.rstrip(".") for prefix in fit.copies)),
             assumptions=plan.assumptions,
             has_tokenizer=self.tokenizer is not None,
         )
@@ -136,6 +139,7 @@ def convert(
     rename: dict[str, str] | None = None,
     ignore: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
+    weights: str | None = None,
     tokenizer: TokenizerOptions | None = None,
     quantize: int | None = None,
     allow_overflow: bool = False,
@@ -154,6 +158,7 @@ def convert(
         ignore: Regular expressions of tensors to leave out.
         settings: Fields of ModelConfig and StackConfig that the checkpoint lacks or has wrong; "encoder.num_layers"
             names one stack.
+        weights: Which of several state dicts in the file, by its key, as "ema", or the prefix of its tensors' names.
         tokenizer: The vocabularies of a checkpoint without a tokenizer; they take the place of its own.
         quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
         allow_overflow: Store float16 even if the model's activations exceed its range.
@@ -169,7 +174,7 @@ def convert(
         ValueError: If the checkpoint is damaged, its family is unknown, or its dimensions rule out quantisation.
         OSError: If a file cannot be read or written, or the destination exists.
     """
-    options = CheckpointOptions(family, rename, ignore, settings, tokenizer)
+    options = CheckpointOptions(family, rename, ignore, settings, weights, tokenizer)
     source, target = Path(source), prepare_destination(source, destination, force, dry_run)
     if (folder := model_folder.find_model_folder(source)) is not None:
         check_folder_conversion(folder, options, dtype, allow_overflow)
@@ -178,14 +183,12 @@ def convert(
         return None
     with open_checkpoint(source, options) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, source, options)
-        stored = parse_dtype(dtype) if dtype is not None else stored_dtype(checkpoint)
-        if dtype is not None:
-            check_dtype(stored, prepared.plan.config, allow_overflow)
         model = prepared.build_model(quantize)
+        if dtype is not None:
+            check_dtype(parse_dtype(dtype), prepared.plan.config, allow_overflow)
         if target is not None:
             with replace_model_folder(target, source, overwrite=force) as new:
-                _write_weights_and_card(new, model, prepared.plan, checkpoint, stored, quantize, report)
-                _write_config_and_tokenizer(new, model, prepared.tokenizer)
+                _write_model_folder(new, model, prepared, checkpoint, dtype, quantize, report)
     return prepared.report()
 
 
@@ -211,6 +214,7 @@ def load(
     rename: dict[str, str] | None = None,
     ignore: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
+    weights: str | None = None,
     tokenizer: TokenizerOptions | None = None,
     quantize: int | None = None,
     allow_overflow: bool = False,
@@ -224,7 +228,7 @@ def load(
         ConversionError: If tensors are missing, unexpected or of the wrong shape.
         ValueError: If the checkpoint is damaged or its family is unknown.
     """
-    options = CheckpointOptions(family, rename, ignore, settings, tokenizer)
+    options = CheckpointOptions(family, rename, ignore, settings, weights, tokenizer)
     with model_folder.preserve_random_state(), open_checkpoint(source, options) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, Path(source), options)
         warn_of_assumptions(source, prepared.plan.assumptions)
@@ -259,7 +263,7 @@ def open_checkpoint(source: str | Path, options: CheckpointOptions = DEFAULT_OPT
     """
     if options.family is None:
         check_convertible(read_config(Path(source)))
-    return read_checkpoint(source)
+    return read_checkpoint(source, options.weights)
 
 
 def prepare_checkpoint(
@@ -288,7 +292,8 @@ def prepare_checkpoint(
     values = {name: settings.get(rule) if isinstance(rule, str) else rule for name, rule in rules.items()}
     search = replace(search, **{name: value for name, value in values.items() if value is not None})
     tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id, vocabularies)
-    return PreparedCheckpoint(plan, search, task_configs(config, generation, plan.config), tokenizer)
+    tasks = task_configs(config, generation, plan.config)
+    return PreparedCheckpoint(plan, search, tasks, tokenizer, tuple(checkpoint.other_weights))
 
 
 def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
@@ -299,36 +304,33 @@ def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     return DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
 
 
-def _write_weights_and_card(
+def _write_model_folder(
     new: Path,
     model: Transformer,
-    plan: ConversionPlan,
+    prepared: PreparedCheckpoint,
     checkpoint: Checkpoint,
-    dtype: mx.Dtype,
+    dtype: mx.Dtype | str | None,
     quantize: int | None,
     report: ProgressCallback | None,
 ) -> None:
-    """Write model.safetensors, and at the same time hash the checkpoint's files for the model card."""
+    """Write all files of a model folder; the checkpoint's files are hashed for its card while weights are written."""
+    plan = prepared.plan
+    stored = stored_dtype(checkpoint) if dtype is None else parse_dtype(dtype)
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=1) as executor:
-        card = executor.submit(model_card, plan, checkpoint, dtype, quantize, stop)
+        card = executor.submit(model_card, plan, checkpoint, stored, quantize, stop)
         try:
             if quantize is None:
-                _write_weights(new, plan, dtype, report)
+                _write_weights(new, plan, stored, report)
             else:
-                plan.fill(model, dtype, report)
+                plan.fill(model, stored, report)
                 safetensors.write_arrays(new / "model.safetensors", split_projections(model.parameters()))
             (new / "README.md").write_text(card.result())
         finally:
             stop.set()
-
-
-def _write_config_and_tokenizer(new: Path, model: Transformer, tokenizer: Tokenizer | None) -> None:
-    """Write config.json, and the tokenizer if there is one."""
-    config = replace(model_folder.folder_config(model), conversion_version=CONVERSION_VERSION)
-    model_folder.write_config(new, config)
-    if tokenizer is not None:
-        tokenizer.save(new)
+    model_folder.write_config(new, replace(model_folder.folder_config(model), conversion_version=CONVERSION_VERSION))
+    if prepared.tokenizer is not None:
+        prepared.tokenizer.save(new)
 
 
 def _write_weights(new: Path, plan: ConversionPlan, dtype: mx.Dtype, report: ProgressCallback | None) -> None:

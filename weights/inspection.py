@@ -1,16 +1,14 @@
 """Describes what is in a checkpoint, also in one that cannot be converted."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from mlx_transformer.weights.convert import ConversionReport, open_checkpoint, prepare_checkpoint
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, Tensor, read_checkpoint
-from mlx_transformer.weights.recognition import fit_families, rename_tensors
+from mlx_transformer.weights.recognition import LAYER_NUMBER, fit_families, rename_tensors
 from mlx_transformer.weights.source_config import read_config, training_options
 
 MAX_FAMILIES = 5
-LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=block)\d+(?=\.)")
 
 
 def inspect_checkpoint(source: str | Path) -> tuple[list[str], ConversionReport]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from mlx_transformer.messages import shorten
 from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap
-from mlx_transformer.weights.recognition import Fit, fold
+from mlx_transformer.weights.recognition import LAYER_NUMBER, Fit
 
 MAX_CANDIDATES = 3
 MAX_ITEMS = 2  # in the message; the details have them all
@@ -66,15 +66,15 @@ def describe_missing(missing: Mapping[str, Shape | None], names: ParameterMap, u
         yield (
             f"missing {parameter}{f' {shape}' if shape else ''}{_like_it(count)}: "
             f"looked for {looked_for}; "
-            + (f"of this shape: {', '.join(candidates)}" if candidates else "no other tensor has this shape")
+            + (f"unused and like it: {', '.join(candidates)}" if candidates else "no unused tensor is like it")
         )
 
 
 def _group_layers(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Return the first of names that differ in numbers only, with the number of the others."""
+    """Return the first of names that differ in the layer only, with the number of the others."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(fold(name), []).append(name)
+        groups.setdefault(LAYER_NUMBER.sub("N", name), []).append(name)
     return [(first, len(others)) for first, *others in groups.values()]
 
 
@@ -95,9 +95,8 @@ def similar_tensors(parameter: str, shape: Shape | None, names: ParameterMap, un
         candidates = [name for name in unused if len(tensors[name].shape) == 2]
     else:
         packed = (3 * shape[0], *shape[1:])  # query, key and value in one tensor
-        candidates = [
-            name for name in unused if _without_ones(tensors[name].shape) in map(_without_ones, (shape, packed))
-        ]
+        shapes = {_without_ones(shape), _without_ones(packed)}
+        candidates = [name for name in unused if _without_ones(tensors[name].shape) in shapes]
     layer = re.findall(r"\d+", parameter)
     return sorted(
         candidates,

@@ -18,6 +18,7 @@ BESIDE = re.compile(r"(\w*_)?(criteri|loss|metric|optim|sched|scaler|discriminat
 AVERAGED = re.compile(r"ema|avg|average|swa|shadow|teacher")
 # Other names of the stacks, before their layers, such as transformer_encoder.layers.
 STACK_NAME = re.compile(r"(?:^|\.)(\w+_)?(enc|dec)(oder)?(?=\.(layers?|blocks?|blks|layer_stack)\.)")
+LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=block)\d+(?=\.)")
 MAX_PARTS = 12  # of a name within its prefix
 
 

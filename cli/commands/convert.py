@@ -43,6 +43,7 @@ LARGE = 1 << 28  # bytes; smaller models need no progress bar
     metavar="REGEX=TEXT",
     help="Rename tensors to the family's or the model's own names; repeatable.",
 )
+@click.option("--weights", metavar="NAME", help="Which of several state dicts in the file, such as ema.")
 @click.option("--ignore", multiple=True, metavar="REGEX", help="Leave out tensors; repeatable.")
 @click.option("--tokenizer", metavar="FILE", help="Vocabulary of both sides, for a checkpoint without a tokenizer.")
 @click.option("--source-vocab", metavar="FILE", help="Vocabulary of the sources, with --target-vocab.")
@@ -72,6 +73,7 @@ def command(
     settings: tuple[str, ...],
     rename: tuple[str, ...],
     ignore: tuple[str, ...],
+    weights: str | None,
     quantize: str | None,
     allow_overflow: bool,
     force: bool,
@@ -111,6 +113,7 @@ def command(
             settings=values,
             rename=dict(map(parse_pair, rename)),
             ignore=ignore,
+            weights=weights,
             tokenizer=tokenizer,
             quantize=int(quantize) if quantize else None,
             allow_overflow=allow_overflow,
@@ -119,7 +122,7 @@ def command(
             dry_run=dry_run,
         )
     activity.clear()
-    if report is not None and (dry_run or report.assumptions):
+    if report is not None and (dry_run or report.assumptions or report.other_weights or report.left_out):
         lines = format_report(report, None if verbose else MAX_DETAILS)
         click.echo("\n".join(map(escape_control_characters, lines)))
 
@@ -147,8 +150,8 @@ def format_report(report: mt.ConversionReport, limit: int | None) -> Iterator[st
     if report.left_out:
         more = f" and {len(report.left_out) - limit} more" if limit and len(report.left_out) > limit else ""
         yield f"left out          {', '.join(report.left_out[:limit])}{more}"
-    if report.copies:
-        yield f"other weights     {', '.join(report.copies)}"
+    if report.other_weights:
+        yield f"other weights     {', '.join(report.other_weights)}: choose with --weights"
     if report.assumptions:
         yield "Assumed, because the file does not show it:"
         rows = [("setting", "value", "why", "to change it")]
