@@ -7,6 +7,7 @@ from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.conversion_plan import ConversionPlan
 from mlx_transformer.weights.source_config import read_config
+from mlx_transformer.weights.tokenizers.deep_phonemizer import read_deep_phonemizer
 from mlx_transformer.weights.tokenizers.framework_vocabularies import read_framework_vocabularies
 from mlx_transformer.weights.tokenizers.hf_pipeline import find_tokenizer_class, read_hf_tokenizer
 from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
@@ -34,6 +35,8 @@ def read_tokenizer(
         FileNotFoundError: If only some files of a tokenizer exist.
         ValueError: If a file is damaged, or the vocabulary does not fit the model.
     """
+    if user_vocabularies is None and plan.family == "deep-phonemizer":
+        user_vocabularies = read_deep_phonemizer(source, plan.config, extras)
     if user_vocabularies is not None:
         loaded: LoadedVocabularies | None = user_vocabularies.build(plan)
     else:

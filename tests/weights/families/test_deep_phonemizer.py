@@ -10,6 +10,7 @@ from support.framework_reference import (
     interleaved_sinusoids,
 )
 
+import mlx_transformer as mt
 from mlx_transformer.weights import convert
 from mlx_transformer.weights.inspection import inspect_checkpoint
 from mlx_transformer.weights.parameter_map import ConversionError
@@ -18,6 +19,8 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
 
 LANGUAGES = ["de", "en_us"]
+TEXT = "abcdefghijklmnoß"  # with the four special tokens, not more than the embeddings have rows
+PHONEMES = ["a", "b", "t", "ts", "ʃ", "ː", "ə"]
 
 
 class Preprocessor:
@@ -64,12 +67,13 @@ class Autoregressive(torch.nn.Module):
         return self.fc_out(hidden)
 
 
-def write_checkpoint(path, module, languages=LANGUAGES, **model_options):
+def write_checkpoint(path, module, preprocessing=None, **model_options):
     """Write a model in the project's layout, with its preprocessor and its whole configuration."""
     options = {"type": "autoreg_transformer", "d_model": DIMS, "d_fft": 24, "layers": 2, "dropout": 0.1, "heads": 4}
-    preprocessing = {"languages": languages, "text_symbols": "abc", "phoneme_symbols": ["a", "b"], "lowercase": True}
+    symbols = {"languages": LANGUAGES, "text_symbols": TEXT, "phoneme_symbols": PHONEMES, "char_repeats": 1}
+    symbols |= {"lowercase": True, **(preprocessing or {})}
     training = {"learning_rate": 1e-4, "epochs": 500}
-    config = {"preprocessing": preprocessing, "model": options | model_options, "training": training}
+    config = {"preprocessing": symbols, "model": options | model_options, "training": training}
     saved = {"preprocessor": Preprocessor(), "config": config, "step": 7, "optimizer": None}
     torch.save(saved | {"model": module.state_dict()}, path)
 
@@ -84,7 +88,7 @@ def test_logits_need_no_settings(tmp_path, tolerance):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_end_token_follows_those_of_languages(count, tmp_path):
-    write_checkpoint(tmp_path / "best_model.pt", Autoregressive(), languages=["de", "en_us", "fr"][:count])
+    write_checkpoint(tmp_path / "best_model.pt", Autoregressive(), {"languages": ["de", "en_us", "fr"][:count]})
     model, _ = convert.load(tmp_path / "best_model.pt")
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (0, 1, 1 + count)
     assumed = {assumption.setting for assumption in inspect_checkpoint(tmp_path / "best_model.pt")[1].assumptions}
@@ -105,6 +109,33 @@ def test_searches(tmp_path, tolerance):
     model = Autoregressive()
     write_checkpoint(tmp_path / "best_model.pt", model)
     check_searches(model, check_logits(model, tmp_path / "best_model.pt", tolerance), tolerance)
+
+
+@pytest.mark.parametrize("start_id, language", [(1, "de"), (2, "en_us")])
+def test_texts_are_characters_and_targets_phonemes(start_id, language, tmp_path):
+    write_checkpoint(tmp_path / "best_model.pt", Autoregressive())
+    convert.convert(tmp_path / "best_model.pt", tmp_path / "folder", settings={"start_id": start_id})
+    _, tokenizer = mt.load(tmp_path / "folder")
+    ids = {token: i for i, token in enumerate(["_", "<de>", "<en_us>", "<end>", *TEXT])}
+    assert tokenizer.encode("Bei-Maß") == [ids[token] for token in (f"<{language}>", *"beimaß", "<end>")]
+    assert (
+        tokenizer.decode([start_id, *(4 + PHONEMES.index(phoneme) for phoneme in ("ts", "ə", "ː", "t")), 3]) == "tsəːt"
+    )
+
+
+@pytest.mark.parametrize("lowercase, expected", [(True, "a"), (False, "")])
+def test_lowercase_is_that_of_the_options(lowercase, expected, tmp_path):
+    write_checkpoint(tmp_path / "best_model.pt", Autoregressive(), {"lowercase": lowercase})
+    _, tokenizer = convert.load(tmp_path / "best_model.pt")
+    assert tokenizer.encode("A") == [1, *(4 + TEXT.index(letter) for letter in expected), 3]
+
+
+def test_no_tokenizer_without_symbols_or_with_repeated_characters(tmp_path, caplog):
+    write_checkpoint(tmp_path / "plain.pt", Autoregressive(), {"text_symbols": None})
+    assert convert.load(tmp_path / "plain.pt")[1] is None
+    write_checkpoint(tmp_path / "repeats.pt", Autoregressive(), {"char_repeats": 3})
+    assert convert.load(tmp_path / "repeats.pt")[1] is None
+    assert "it repeats the characters of texts" in caplog.text
 
 
 def test_a_factor_of_several_values_is_an_error(tmp_path):
