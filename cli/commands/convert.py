@@ -17,6 +17,7 @@ from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.tables import format_table
 
 MAX_DETAILS = 20
+VOCABULARY_OPTIONS = ("tokenizer", "source_vocab", "target_vocab", "level", "lowercase", "source_specials")
 LARGE = 1 << 28  # bytes; smaller models need no progress bar
 
 
@@ -68,18 +69,12 @@ def command(
     source: str,
     destination: str | None,
     revision: str | None,
-    family: str | None,
-    dtype: str | None,
     settings: tuple[str, ...],
     rename: tuple[str, ...],
-    ignore: tuple[str, ...],
-    weights: str | None,
     quantize: str | None,
-    allow_overflow: bool,
-    force: bool,
     dry_run: bool,
     verbose: bool,
-    **vocabulary: Any,
+    **options: Any,
 ) -> None:
     """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
 
@@ -100,26 +95,20 @@ def command(
 
     if destination is None and not dry_run:
         raise click.UsageError("Missing argument 'DESTINATION'.")
-    values = {name: parse_value(value) for name, value in map(parse_pair, settings)}
-    tokenizer = parse_tokenizer(**vocabulary)
+    tokenizer = parse_tokenizer(**{name: options.pop(name) for name in VOCABULARY_OPTIONS})
     path = find_torch_checkpoint(source, revision)
     activity.show(f"Converting {source}")
     with ExitStack() as stack, print_details(None if verbose else MAX_DETAILS):
         report = mt.convert(
             path,
             destination,
-            family=family,
-            dtype=dtype,
-            settings=values,
+            settings={name: parse_value(value) for name, value in map(parse_pair, settings)},
             rename=dict(map(parse_pair, rename)),
-            ignore=ignore,
-            weights=weights,
             tokenizer=tokenizer,
             quantize=int(quantize) if quantize else None,
-            allow_overflow=allow_overflow,
-            force=force,
             report=progress_bar(stack),
             dry_run=dry_run,
+            **options,
         )
     activity.clear()
     if report is not None and (dry_run or report.assumptions or report.other_weights or report.left_out):

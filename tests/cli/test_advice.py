@@ -22,6 +22,7 @@ PRINTED_BY = {
     "mlx_transformer/model/precision.py": ("attention", "convert", "evaluate", "generate", "score"),
     "mlx_transformer/plotting/learning_curves.py": ("plot",),
     "mlx_transformer/training/trainer.py": ("train",),
+    "weights/tokenizers/user_vocabularies.py": ("convert",),
     **dict.fromkeys(
         ("weights/conversion_plan.py", "weights/convert.py", "weights/mismatches.py"), tuple(main.commands)
     ),
