@@ -25,6 +25,7 @@ from mlx_transformer.pretrained.cache import (
 from mlx_transformer.storage.redaction import hide_passwords
 from mlx_transformer.weights.conversion_plan import check_convertible
 from mlx_transformer.weights.formats.checkpoint import OTHER_FILES, PREFERRED_FILES, SHARD_NAME, WEIGHT_SUFFIXES
+from mlx_transformer.weights.formats.other_formats import OtherFormat, describe_name, describe_names
 from mlx_transformer.weights.source_config import read_config
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,6 @@ CONFIG_FILES = (
     *("added_tokens.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "dict*.txt", "*.spm", "*.model"),
     *("bpecodes", "code", "*.codes"),
 )
-NON_MODEL_PREFIXES = ("adapter_", *OTHER_FILES)
 LOGIN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -181,8 +181,10 @@ def download(name: str, commit: str, names: list[str]) -> Path:
 
 def choose_files(name: str, names: list[str]) -> list[str]:
     """Choose the files to download: configuration, tokenizer, and one set of weights, which comes last."""
+    other = describe_names(names)
     names = sorted(file for file in names if "/" not in file and not file.startswith("."))
-    weights = next((file for file in PREFERRED_FILES if file in names), None) or _single_weights_file(name, names)
+    weights = next((file for file in PREFERRED_FILES if file in names), None)
+    weights = weights or _single_weights_file(name, names, other)
     stem, suffix = os.path.splitext(weights.removesuffix(".index.json"))
     shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
     shards = [file for file in names if shard.fullmatch(file)] if weights.endswith(".index.json") else []
@@ -190,9 +192,10 @@ def choose_files(name: str, names: list[str]) -> list[str]:
     return [*small, *shards, weights]
 
 
-def _single_weights_file(name: str, names: list[str]) -> str:
+def _single_weights_file(name: str, names: list[str], other: tuple[str, OtherFormat] | None) -> str:
     """Return the only weights file with an unusual name; .fp16. files count only if there are no others."""
-    files = [file for file in names if file.endswith(WEIGHT_SUFFIXES) and not file.startswith(NON_MODEL_PREFIXES)]
+    files = [file for file in names if file.endswith(WEIGHT_SUFFIXES) and not file.startswith(OTHER_FILES)]
+    files = [file for file in files if describe_name(file) is None]
     files = [file for file in files if ".fp16." not in file] or files
     files = [file for file in files if file.endswith(".safetensors")] or files
     if shards := [file for file in files if SHARD_NAME.fullmatch(file)]:
@@ -204,9 +207,11 @@ def _single_weights_file(name: str, names: list[str]) -> str:
             f"A repository must hold one checkpoint, but {name} has {', '.join(files[:4])}: download one of them and "
             "give its path."
         )
-    if any(file.startswith("adapter_") for file in names):
+    if other is not None:
+        file, format = other
         raise ValueError(
-            f"{name} is an adapter, not a complete model: merge it into its base model and save the result."
+            f"A repository must hold weights that torch can read, but {name} has {file}, which is "
+            f"{format.description}: {format.remedy}."
         )
     raise ValueError(
         f"A repository must hold weights that torch can read ({', '.join(WEIGHT_SUFFIXES)}), {name} has none: "

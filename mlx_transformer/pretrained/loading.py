@@ -13,6 +13,7 @@ from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.convert import convert as convert
 from mlx_transformer.weights.convert import load as load_torch
 from mlx_transformer.weights.convert import warn_of_assumptions
+from mlx_transformer.weights.formats.checkpoint import describe_folder
 from mlx_transformer.weights.source_config import read_config
 
 BUNDLED_MODEL = Path(weights.__file__).parent / "pretrained" / "en-fr"
@@ -124,4 +125,4 @@ def is_torch_checkpoint(path: Path) -> bool:
     if model_folder.is_model_folder(path):
         return False
     has_weights = any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS)
-    return has_weights or bool(read_config(path)) or (path / "adapter_config.json").exists()
+    return has_weights or bool(read_config(path)) or describe_folder(path) is not None

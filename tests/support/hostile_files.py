@@ -440,7 +440,7 @@ ZIPS = {
     "a top folder in a parent folder": (zipped(top="../../"), None),
     "no top folder": (zipped(top=""), None),
     "a link": (zipped(members=[(zipfile.ZipInfo("archive/link"), "/etc/passwd")]), None),
-    "no pickle": (array_archive(), "no data.pkl"),
+    "no pickle": (array_archive(), "a file of NumPy arrays"),
     "a TorchScript archive": (scripted(), "TorchScript"),
     "an unknown byte order": (zipped(order="middle"), "little or big"),
     "no directory": (zipped()[:-30], "truncated"),

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.weights.formats.containers import Container, add_path_to_errors, open_container, read_json
+from mlx_transformer.weights.formats.other_formats import ADAPTER, OtherFormat, describe_name, describe_names
 from mlx_transformer.weights.formats.pickled_objects import PickledObject, to_plain
 from mlx_transformer.weights.formats.state_dicts import SAVE_STATE_DICT, find_prefix, find_state
 from mlx_transformer.weights.formats.tensors import CheckpointError, Tensor, quote
@@ -26,13 +27,6 @@ PREFERRED_FILES = (
 OTHER_FILES = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")  # from training, without weights
 SHARD_NAME = re.compile(r"(.+)-0*[1-9]\d*-of-(?!0*1\.)\d+(\.[a-z]+)")  # one of several
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-OTHER_FRAMEWORKS = {  # suffix of a file of weights that cannot be read -> what writes it
-    ".h5": "TensorFlow",
-    ".keras": "Keras",
-    ".msgpack": "Flax",
-    ".onnx": "ONNX",
-    ".gguf": "llama.cpp",
-}
 MAX_INDEX = 2**24  # bytes, as of a safetensors header
 MAX_SHARDS = 1000
 # Views may add up to twice the stored bytes and this many more, to allow for small expanded tensors.
@@ -127,8 +121,9 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
         raise FileNotFoundError(f"A checkpoint must be a file or a folder: there is no {path}; check the path.")
     if path.is_dir():
         path = _choose_file(path)
-    if path.name.startswith("adapter_model."):
-        raise CheckpointError("an adapter is not a complete model", "merge it into its model and save that", path)
+    if describe_name(path.name) is ADAPTER:
+        with add_path_to_errors(path):
+            raise ADAPTER.error("a checkpoint must be a whole model, this is")
     files = _read_index(path) if path.name.endswith(".index.json") else {path: set()}
     opened: list[Container] = []
     try:
@@ -156,8 +151,7 @@ def _choose_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     files = sorted(path for path in folder.glob("[!.]*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
-    weights = [path for path in files if not path.name.startswith(OTHER_FILES)]
-    models = [path for path in weights if not path.name.startswith("adapter_model.")]
+    models = [path for path in files if not path.name.startswith(OTHER_FILES) and describe_name(path.name) is None]
     if shard := next(filter(None, (SHARD_NAME.fullmatch(path.name) for path in models)), None):
         index = f"{shard[1]}{shard[2]}.index.json"
         raise CheckpointError(f"shards need their index, but there is no {quote(index)}", "download it too", folder)
@@ -166,20 +160,22 @@ def _choose_file(folder: Path) -> Path:
     if models:
         names = ", ".join(quote(path.name) for path in models[:4]) + (", ..." if len(models) > 4 else "")
         raise CheckpointError(f"a folder must have one checkpoint, not {names}", "give the path of one of them", folder)
-    if weights or (folder / "adapter_config.json").exists():
-        raise CheckpointError("an adapter is not a complete model", "merge it into its model and save that", folder)
-    others = [path.name for path in sorted(folder.glob("[!.]*")) if path.suffix in OTHER_FRAMEWORKS]
-    if others:
-        framework = OTHER_FRAMEWORKS[Path(others[0]).suffix]
-        remedy = f"load them with {framework} and save them as safetensors, or download those of torch"
+    if (other := describe_folder(folder)) is not None:
         raise CheckpointError(
-            f"the weights must be torch's, {quote(others[0])} has those of {framework}", remedy, folder
+            f"a folder must have torch's weights or safetensors, {quote(other[0])} is {other[1].description}",
+            other[1].remedy,
+            folder,
         )
     raise CheckpointError(
         f"a folder must have a checkpoint: {', '.join(PREFERRED_FILES)} or a {', '.join(WEIGHT_SUFFIXES)} file",
         "check the path, or download the weights again",
         folder,
     )
+
+
+def describe_folder(folder: Path) -> tuple[str, OtherFormat] | None:
+    """Return the first file or folder in a folder that is of another format, and that; None if there is none."""
+    return describe_names(path.name + "/" * path.is_dir() for path in folder.glob("[!.]*"))
 
 
 def _read_index(path: Path) -> dict[Path, set[str]]:

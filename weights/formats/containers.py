@@ -16,6 +16,13 @@ import numpy as np
 from mlx_transformer.storage.files import parse_json
 from mlx_transformer.weights.formats import zip_archive
 from mlx_transformer.weights.formats.file_bytes import FileBytes
+from mlx_transformer.weights.formats.other_formats import (
+    UNPACK,
+    describe_content,
+    describe_members,
+    describe_name,
+    is_text,
+)
 from mlx_transformer.weights.formats.tensors import (
     ITEMSIZE,
     CheckpointError,
@@ -34,7 +41,6 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_HEADER = 2**24  # bytes of JSON, a hundred times what a large model needs; parsed, it takes up to 20 times more
 MAX_UNPACKINGS, FREE_UNPACKED = 8, 2**24  # of compressed storages, if tensors use them in turn
-LFS_POINTER = b"version https://git-lfs"
 SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -150,21 +156,19 @@ def open_container(path: Path) -> Container:
 
 def _read_container(container: Container) -> None:
     """Read everything in a file but the values of tensors."""
-    data = container.data
+    data, name = container.data, container.path.name
     if not len(data):
         raise CheckpointError("a checkpoint must not be empty")
-    if data[: len(LFS_POINTER)] == LFS_POINTER:
-        raise CheckpointError(
-            "a checkpoint must be the file itself, this is a git-lfs pointer to it", "run `git lfs pull`"
-        )
-    if data[:4] == b"PK\x03\x04" and data[8:9] != b"{":
-        _read_zip(container)
-    elif container.path.suffix == ".safetensors" or data[8:9] == b"{":
+    if data[8:9] == b"{" and not is_text(data):
         _read_safetensors_header(container)
-    elif data[257:262] == b"ustar":
-        raise CheckpointError("a tar file of torch 0.1 is not supported", "load it with torch and save its state dict")
+    elif data[:4] == b"PK\x03\x04":
+        _read_zip(container)
     elif data[:1] == b"\x80":
         _read_legacy(container)
+    elif (other := describe_content(data) or describe_name(name)) is not None:
+        raise other.error("a checkpoint must be a safetensors or a torch file, this is")
+    elif name.endswith(".safetensors"):
+        _read_safetensors_header(container)
     else:
         raise CheckpointError(
             f"a checkpoint must be a safetensors or a torch file, this one starts with {bytes(data[:8])!r}",
@@ -175,15 +179,12 @@ def _read_container(container: Container) -> None:
 def _read_zip(container: Container) -> None:
     data = container.data
     members = zip_archive.read_directory(data)
+    if (other := describe_members(members)) is not None:
+        raise other.error("a zip file must come from torch.save, this is")
     pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
     if not pickled:
-        raise CheckpointError("a zip file must come from torch.save, this one has no data.pkl", "check the path")
+        raise CheckpointError("a zip file must come from torch.save, this one has no data.pkl", UNPACK)
     top = pickled[0].removesuffix("data.pkl")
-    if top + "constants.pkl" in members or any(name.startswith(top + "code/") for name in members):
-        raise CheckpointError(
-            "a TorchScript archive is a program and cannot be read",
-            "save the weights with torch.save(torch.jit.load(...).state_dict(), ...)",
-        )
     if len(pickled) > 1:
         raise CheckpointError(f"a zip file of torch.save must have one data.pkl, not {len(pickled)}")
     order = zip_archive.read_member(data, members, top + "byteorder", b"little").strip()

@@ -30,6 +30,12 @@ UNSUPPORTED_TENSORS = {
     "UninitializedParameter": ("not initialised", "save the model after its first use"),
     "UninitializedBuffer": ("not initialised", "save the model after its first use"),
 }
+# Key of an object without weights -> what it is.
+TRAINING_STATES = {
+    "param_groups": "the state of an optimizer",
+    "growth_factor": "the state of a gradient scaler",
+    "last_epoch": "the state of a scheduler",
+}
 MAX_ENTRIES = 200_000  # of a state dict; as many modules
 MAX_NAME = 1000
 MAX_NESTING = 64  # of modules
@@ -125,9 +131,7 @@ def find_state(root: Any, weights: str | None = None) -> ModelState:
     for state in chosen:
         tensors |= _collect_tensors(_named_values(state, _prefix(state, chosen)))
     if not chosen and root != {}:
-        names = ", ".join(map(quote, list(root)[:MAX_LISTED])) if isinstance(root, dict) else ""
-        content = f"only {names}" if names else quote(root)
-        raise CheckpointError(f"a checkpoint must contain a state dict, not {content}", SAVE_STATE_DICT)
+        raise _no_state_dict(root)
     similar = [
         state
         for state in states
@@ -135,6 +139,19 @@ def find_state(root: Any, weights: str | None = None) -> ModelState:
     ]
     keys, others = ([state.path for state in group if state.path] for group in (states, similar))
     return ModelState(tensors, _find_extras(root, chosen), keys, others)
+
+
+def _no_state_dict(root: Any) -> CheckpointError:
+    """Return the error for an object without a state dict."""
+    remedy = "give the path of the weights"
+    if isinstance(root, PickledObject):
+        content = f"an object of {quote(root.name)}"
+    elif isinstance(root, dict) and (kinds := [kind for key, kind in TRAINING_STATES.items() if key in root]):
+        content = kinds[0]
+    else:
+        names = ", ".join(map(quote, list(root)[:MAX_LISTED])) if isinstance(root, dict) else ""
+        content, remedy = f"only {names}" if names else quote(root), SAVE_STATE_DICT
+    return CheckpointError(f"a checkpoint must contain a state dict, not {content}", remedy)
 
 
 def find_prefix(tensors: dict[str, Tensor], prefix: str, keys: list[str]) -> dict[str, Tensor]:
