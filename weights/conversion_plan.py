@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.serialization import from_dict
-from mlx_transformer.messages import short_repr, shorten
+from mlx_transformer.messages import short_repr
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.weights.embedding_search import find_tables_by_shape
@@ -187,7 +187,7 @@ def check_convertible(settings: dict[str, Any]) -> None:
     family_of_model_type(settings)
     if quantization := settings.get("quantization_config") or settings.get("quantization"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        by = f"by {shorten(str(method))}" if method else "already"
+        by = f"by {short_repr(method)}" if method else "already"
         raise ConversionError(
             f"A checkpoint must not be quantised, as this one is {by}: convert the original model, and quantise that."
         )

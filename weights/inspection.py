@@ -29,6 +29,7 @@ def inspect_tensors(source: str | Path) -> dict[str, Any]:
         return {
             "files": [str(path) for path in checkpoint.files],
             "tensors": group_tensors(checkpoint.tensors),
+            "other_weights": checkpoint.other_weights,
             "settings": read_config(Path(source)) or training_options(checkpoint.extras),
             "families": family_facts(checkpoint),
         }

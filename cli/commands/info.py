@@ -172,6 +172,8 @@ def format_tensors(facts: dict[str, Any], limit: int | None) -> Iterator[str]:
     settings = [f"{name} {value}" for name, value in facts["settings"].items() if name != "vocab"]
     if settings:
         yield from wrap_field("settings", ", ".join(settings[:limit]) + more_than(settings, limit))
+    if facts["other_weights"]:
+        yield from wrap_field("other weights", ", ".join(facts["other_weights"]))
     for fit in facts["families"]:
         below = " and ".join(filter(None, fit["prefixes"]))
         where = f", below {below}" if below else ""

@@ -124,7 +124,7 @@ def quantize_like_bitsandbytes(bits):
         (
             bart_tensors(),
             BART_CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-            "must not be quantised, as this one is by gptq: convert the original model, and quantise that",
+            "must not be quantised, as this one is by 'gptq': convert the original model, and quantise that",
         ),
         (
             {"base_model.model.model.encoder.layers.0.fc1.lora_A.weight": mx.zeros((2, 3))},

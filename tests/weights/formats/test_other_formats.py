@@ -132,8 +132,8 @@ FILES = {
 RUNNER = CliRunner()
 
 
-def check_commands(path, tmp_path, words):
-    """Check that every command names the file in one line, and writes nothing."""
+def check_commands(path, tmp_path, words, readable=False):
+    """Check that every command names the file in one line, and writes nothing; info describes a readable one."""
     before = sorted(path.parent.rglob("*"))
     for arguments in (
         ["convert", str(path), str(tmp_path / "converted")],
@@ -141,6 +141,9 @@ def check_commands(path, tmp_path, words):
         ["generate", "--model", str(path), "Hello!"],
     ):
         result = RUNNER.invoke(main, arguments)
+        if readable and arguments[0] == "info":
+            assert result.exit_code == 0 and words in result.stdout
+            continue
         assert result.exit_code == 1, result.output
         assert isinstance(result.exception, SystemExit)
         assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("Error: "), result.stderr
@@ -239,7 +242,7 @@ def test_a_folder_of_mlx_lm_is_named_by_its_model_type_or_quantisation(tmp_path)
         ),
     ):
         (tmp_path / "files" / "config.json").write_text(json.dumps(config))
-        check_commands(tmp_path / "files", tmp_path, words)
+        check_commands(tmp_path / "files", tmp_path, words, readable=True)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "weights", "model.bin", "model.onnx"])
