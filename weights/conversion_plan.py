@@ -28,6 +28,7 @@ from mlx_transformer.weights.recognition import Fit, fit_families, fit_family, r
 
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
+SPECIAL_IDS = {"pad_id": "<pad>", "eos_id": "<eos>", "start_id": "<bos>"}  # field of ModelConfig -> a usual token
 ProgressCallback = Callable[[int, int], None]  # called with the bytes done and the total
 IGNORED_TENSORS = ("*.version",)  # in checkpoints of fairseq and its descendants
 # Parameters without which the model's dimensions are unknown.
@@ -216,6 +217,7 @@ def plan_conversion(
         defaults: Such fields for what the checkpoint's settings leave open.
         special_ids: Such fields from a vocabulary that the user gives. They take precedence over the settings of
             people's own models, which are the families with defaults, and fill what the settings of others leave open.
+            A family's defaults for other special ids are not used.
 
     Raises:
         ConversionError: If tensors are missing, unexpected or of the wrong shape; the message lists them.
@@ -239,11 +241,24 @@ def plan_conversion(
     known, named = ({}, special_ids or {}) if spec.defaults else (special_ids or {}, {})
     layers = (shown, known | (defaults or {}), spec.constants, fields_read, named, overrides)
     defaults_used = spec.default_values(shown)
+    if special_ids is not None:
+        defaults_used = {name: value for name, value in defaults_used.items() if name not in SPECIAL_IDS}
+        check_special_ids(layers)
     config = build_config(defaults_used, *layers)
     check_sizes(config, checkpoint)
     loaders = find_loaders(names, fit, config, compared, rename or {})
     assumptions = (*guesses, *find_assumptions(spec, defaults_used, names, config, layers))
     return ConversionPlan(fit.family, config, loaders, names, fit, assumptions)
+
+
+def check_special_ids(layers: Iterable[dict[str, Any]]) -> None:
+    """Raise ValueError if neither a vocabulary nor a checkpoint's settings specify the id of a special token."""
+    for name, token in SPECIAL_IDS.items():
+        if not any(name in layer for layer in layers):
+            raise ValueError(
+                f"A vocabulary must name its special tokens, but the given one has none for {name}, such as {token}: "
+                f"use convert --set {name}=N."
+            )
 
 
 def find_assumptions(
@@ -367,7 +382,7 @@ def build_config(*layers: dict[str, Any]) -> ModelConfig:
             else:
                 supported = ", ".join(sorted(MODEL_FIELDS | STACK_FIELDS))
                 raise ValueError(f"{key!r} is not a setting of a model. The settings are {supported}.")
-    missing = [name for name in ("pad_id", "eos_id", "start_id") if name not in data]
+    missing = [name for name in SPECIAL_IDS if name not in data]
     if any("num_heads" not in data[stack] for stack in STACKS):
         missing.append("num_heads")
     if missing:

@@ -79,10 +79,9 @@ class UserVocabularies:
         source embedding and two ids of the source vocabulary are exchanged.
 
         Raises:
-            ValueError: If a vocabulary does not fit the model, or lacks a special token.
+            ValueError: If a vocabulary does not fit the model, or the source's lacks a special token.
         """
         target, model = self.target or self.source, plan.config
-        _check_special_tokens(target, plan)
         for side, vocabulary in (("source", self.source), ("target", target)):
             _check_size(side, vocabulary, vars(model)[f"{side}_vocab_size"])
         source = self.source if self.target is None else _with_pad_id(self.source, plan)
@@ -180,17 +179,6 @@ def _is_lowercase(vocabulary: FileVocabulary) -> bool:
     """Whether a list of tokens has letters, but no capitals."""
     text = "".join(token for token in vocabulary.ids if not _is_special(vocabulary, token))
     return text == text.lower() != text.upper() and not (vocabulary.tokenizer or vocabulary.sentencepiece)
-
-
-def _check_special_tokens(target: FileVocabulary, plan: ConversionPlan) -> None:
-    """Raise ValueError if the model's special ids come neither from the vocabulary nor from the checkpoint."""
-    assumed = {assumption.setting for assumption in plan.assumptions}
-    for name, role in ID_FIELDS.items():
-        if name in assumed and role not in target.special_ids:
-            raise ValueError(
-                f"A vocabulary must have the {role} token, but {target.path} has none of the usual names "
-                f"({', '.join(SPECIAL_TOKENS[role][:3])} ...): give its id by --set {name}=N."
-            )
 
 
 def _check_size(side: str, vocabulary: FileVocabulary, size: int) -> None:
