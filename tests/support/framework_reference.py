@@ -14,6 +14,7 @@ from support.tiny_models import padded
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids
 from mlx_transformer.weights import convert
+from mlx_transformer.weights.tokenizers.options import TokenizerOptions
 
 torch = pytest.importorskip("torch")
 DIMS, SOURCE_VOCAB, TARGET_VOCAB = 16, 21, 19
@@ -209,6 +210,16 @@ def with_old_norms(state):
         re.sub(r"(norm[_\d]*)\.weight", r"\1.a_2", re.sub(r"(norm[_\d]*)\.bias", r"\1.b_2", name)): value
         for name, value in state.items()
     }
+
+
+def encode_source(path, folder, source=("<unk>", "<pad>", "<s>", "</s>"), target=("<unk>", "<pad>", "<s>", "</s>")):
+    """Convert a file with lists of words, which begin with these tokens, and return the ids of the source "w9 w8"."""
+    for name, specials in (("source.txt", source), ("target.txt", target)):
+        words = [f"w{i}" for i in range(len(specials), TARGET_VOCAB)]
+        (folder / name).write_text("\n".join([*specials, *words]))
+    options = TokenizerOptions(folder / "source.txt", folder / "target.txt")
+    _, tokenizer = convert.load(path, tokenizer=options)
+    return tokenizer.encode("w9 w8")
 
 
 def make_batch(pad_id):

@@ -3,7 +3,15 @@
 import re
 
 import pytest
-from support.framework_reference import DIMS, Reference, attention_names, check_logits, check_searches, random_state
+from support.framework_reference import (
+    DIMS,
+    Reference,
+    attention_names,
+    check_logits,
+    check_searches,
+    encode_source,
+    random_state,
+)
 
 from mlx_transformer.weights.inspection import inspect_checkpoint
 
@@ -65,3 +73,8 @@ def test_one_norm_for_all_sublayers(tmp_path, tolerance):
     }
     torch.save(reference.state, tmp_path / "tut6-model.pt")
     check_logits(reference, tmp_path / "tut6-model.pt", tolerance)
+
+
+def test_start_and_end_tokens_are_around_a_source(tmp_path):
+    torch.save(make_reference().state, tmp_path / "tut6-model.pt")
+    assert encode_source(tmp_path / "tut6-model.pt", tmp_path) == [2, 9, 8, 3]

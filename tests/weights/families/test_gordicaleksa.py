@@ -7,6 +7,7 @@ from support.framework_reference import (
     attention_names,
     check_logits,
     check_searches,
+    encode_source,
     random_state,
 )
 
@@ -81,5 +82,6 @@ def test_the_big_model_has_more_heads():
     assert heads == {512: 8, 1024: 16}
 
 
-def test_nothing_is_around_a_source():
-    assert GORDICALEKSA.source_specials == ()
+def test_nothing_is_around_a_source(tmp_path):
+    write_checkpoint(tmp_path / "transformer_000000.pth")
+    assert encode_source(tmp_path / "transformer_000000.pth", tmp_path, ("<unk>", "<pad>")) == [9, 8]

@@ -8,6 +8,7 @@ from support.framework_reference import (
     attention_names,
     check_logits,
     check_searches,
+    encode_source,
     random_state,
     rename_norms,
 )
@@ -99,3 +100,9 @@ def test_early_versions(bias, one_value, tmp_path, tolerance):
     convert.convert(tmp_path / "tmodel_03.pt", tmp_path / "folder")
     weight = np.array(mt.load(tmp_path / "folder")[0].encoder.norm.weight)
     assert weight.tolist() == [reference.state["encoder.norm.a_2"].item()] * DIMS
+
+
+def test_start_and_end_tokens_are_around_a_source(tmp_path):
+    write_checkpoint(tmp_path / "tmodel_03.pt")
+    specials = ("[UNK]", "[PAD]", "[SOS]", "[EOS]")
+    assert encode_source(tmp_path / "tmodel_03.pt", tmp_path, specials, specials) == [2, 9, 8, 3]

@@ -6,6 +6,7 @@ from support.framework_reference import (
     attention_names,
     check_logits,
     check_searches,
+    encode_source,
     interleaved_sinusoids,
     random_state,
     rename_norms,
@@ -61,3 +62,8 @@ def test_logits_need_no_settings(tmp_path, tolerance):
 def test_searches(tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "model-2.5.pt")
     check_searches(reference, check_logits(reference, tmp_path / "model-2.5.pt", tolerance), tolerance)
+
+
+def test_start_and_end_tokens_are_around_a_source(tmp_path):
+    write_checkpoint(tmp_path / "model-2.5.pt")
+    assert encode_source(tmp_path / "model-2.5.pt", tmp_path) == [2, 9, 8, 3]

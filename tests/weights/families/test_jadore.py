@@ -10,6 +10,7 @@ from support.framework_reference import (
     attention_names,
     check_logits,
     check_searches,
+    encode_source,
     random_state,
 )
 
@@ -132,3 +133,9 @@ def test_values_of_another_width_are_an_error(tmp_path):
     write_checkpoint(tmp_path / "model.chkpt", d_v=4)
     with pytest.raises(ValueError, match="d_v must be d_k, 6, not 4: .* cannot be converted"):
         convert.load(tmp_path / "model.chkpt")
+
+
+def test_start_and_end_tokens_are_around_a_source(tmp_path):
+    write_checkpoint(tmp_path / "model.chkpt")
+    specials = ("<unk>", "<blank>", "<s>", "</s>")
+    assert encode_source(tmp_path / "model.chkpt", tmp_path, specials, specials) == [2, 9, 8, 3]
