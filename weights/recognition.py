@@ -153,7 +153,7 @@ def fit_family(family: str, names: dict[str, str], tensors: dict[str, Tensor]) -
         if prefix is not None:
             fitting.setdefault(name.removeprefix(prefix), name)
     copies = [
-        prefix
+        _prefix_of_copy(prefix, min(options, key=lambda prefix: _rank(prefix, options)))
         for options in counts.values()
         for prefix, count in options.items()
         if prefix not in chosen and 2 * count >= max(options.values())
@@ -189,6 +189,17 @@ def _count_layers(table: FamilyNames, names: Iterable[str]) -> dict[str, Counter
 def _rank(prefix: str, counts: Counter[str]) -> tuple[int, bool, int, str]:
     """Return a key whose minimum is the best prefix: that of most tensors, of plain weights rather than averages."""
     return -counts[prefix], bool(AVERAGED.search(prefix)), len(prefix), prefix
+
+
+def _prefix_of_copy(copy: str, model: str) -> str:
+    """Return the prefix of a whole copy of a model, given the prefixes of the layers in both.
+
+    If those are ema.transformer. and online.transformer., it is ema., where its embeddings are, too.
+    """
+    parts, others = copy.split("."), model.split(".")  # the last part is empty
+    while len(parts) > 2 and parts[-2:-1] == others[-2:-1]:
+        del parts[-2], others[-2]
+    return copy if model.startswith(".".join(parts)) else ".".join(parts)
 
 
 def _ancestors(prefix: str) -> Iterator[str]:

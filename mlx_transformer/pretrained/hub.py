@@ -24,7 +24,7 @@ from mlx_transformer.pretrained.cache import (
 )
 from mlx_transformer.storage.redaction import hide_passwords
 from mlx_transformer.weights.conversion_plan import check_convertible
-from mlx_transformer.weights.formats.checkpoint import OTHER_FILES, PREFERRED_FILES, SHARD_NAME, WEIGHT_SUFFIXES
+from mlx_transformer.weights.formats.checkpoint import PREFERRED_FILES, SHARD_NAME, WEIGHT_SUFFIXES
 from mlx_transformer.weights.formats.other_formats import OtherFormat, describe_name, describe_names
 from mlx_transformer.weights.source_config import read_config
 
@@ -194,8 +194,7 @@ def choose_files(name: str, names: list[str]) -> list[str]:
 
 def _single_weights_file(name: str, names: list[str], other: tuple[str, OtherFormat] | None) -> str:
     """Return the only weights file with an unusual name; .fp16. files count only if there are no others."""
-    files = [file for file in names if file.endswith(WEIGHT_SUFFIXES) and not file.startswith(OTHER_FILES)]
-    files = [file for file in files if describe_name(file) is None]
+    files = [file for file in names if file.endswith(WEIGHT_SUFFIXES) and describe_name(file) is None]
     files = [file for file in files if ".fp16." not in file] or files
     files = [file for file in files if file.endswith(".safetensors")] or files
     if shards := [file for file in files if SHARD_NAME.fullmatch(file)]:

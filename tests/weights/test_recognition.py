@@ -109,6 +109,18 @@ def test_what_stands_beside_the_model_is_left_out(tmp_path):
     assert_parameters(load(tmp_path, tensors | beside), own_parameters())
 
 
+@pytest.mark.parametrize("plain, averaged", [("online_model.", "ema_model."), ("", "ema."), ("net.", "avg.net.")])
+@pytest.mark.parametrize("inner", ["", "transformer."])
+def test_averaged_weights_beside_plain_ones_are_listed_by_a_prefix_that_chooses_them(tmp_path, plain, averaged, inner):
+    tensors = own_tensors(inner=inner)
+    doubled = {name: 2 * array for name, array in tensors.items()}
+    path = write_tensors(tmp_path / "mine.safetensors", with_prefix(plain, tensors) | with_prefix(averaged, doubled))
+    report = convert.convert(path, dry_run=True, settings=with_settings())
+    assert len(report.other_weights) == 1
+    model, _ = convert.load(path, settings=with_settings(), weights=report.other_weights[0])
+    assert_parameters(model, {name: 2 * array for name, array in own_parameters().items()})
+
+
 def test_a_tensor_within_the_model_that_does_not_fit_is_an_error(tmp_path):
     tensors = own_tensors() | {"transformer.encoder.layers.0.gate.weight": mx.zeros((16, 16))}
     with pytest.raises(ConversionError, match="1 unexpected .transformer.encoder.layers.0.gate.weight"):
@@ -121,7 +133,7 @@ def test_plain_weights_are_preferred_to_averaged_ones(tmp_path, plain, averaged)
     tensors = with_prefix(averaged, own_tensors(seed=1)) | with_prefix(plain, own_tensors())
     path = write_tensors(tmp_path / "mine.safetensors", tensors | {"initted": mx.array(1), "n_averaged": mx.array(5)})
     assert_parameters(convert.load(path, settings=with_settings())[0], own_parameters())
-    assert convert.convert(path, dry_run=True).other_weights == (f"{averaged}transformer",)
+    assert convert.convert(path, dry_run=True).other_weights == (averaged.rstrip("."),)
     assert_parameters(convert.load(path, settings=with_settings(), weights=averaged.rstrip("."))[0], own_parameters(1))
 
 

@@ -41,7 +41,7 @@ QUANTIZERS = {
     r"\.(qweight|qzeros)$": "GPTQ or AWQ",
     r"\.weight_(packed|scale|scale_inv)$": "compressed-tensors",
     r"\.weight\._(data|scale)$": "quanto",
-    r"\._packed_params\b": "torch.ao",
+    r"\._packed_params\b|\.zero_point$": "torch.ao",
     r"\.W_q$": "HQQ",
 }
 ADAPTER = r"lora_|\.ia3_|\.hada_w|\.lokr_w|\.b?oft_|vera_lambda|\.adapters\.|adapter_(down|up)|prompt_embeddings"

@@ -11,7 +11,13 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_transformer.weights.formats.containers import Container, add_path_to_errors, open_container, read_json
-from mlx_transformer.weights.formats.other_formats import ADAPTER, OtherFormat, describe_name, describe_names
+from mlx_transformer.weights.formats.other_formats import (
+    ADAPTER,
+    TRAINING_STATE,
+    OtherFormat,
+    describe_name,
+    describe_names,
+)
 from mlx_transformer.weights.formats.pickled_objects import PickledObject, to_plain
 from mlx_transformer.weights.formats.state_dicts import SAVE_STATE_DICT, find_prefix, find_state
 from mlx_transformer.weights.formats.tensors import CheckpointError, Tensor, quote
@@ -24,7 +30,6 @@ PREFERRED_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-OTHER_FILES = ("training_args.", "optimizer.", "scheduler.", "scaler.", "rng_state")  # from training, without weights
 SHARD_NAME = re.compile(r"(.+)-0*[1-9]\d*-of-(?!0*1\.)\d+(\.[a-z]+)")  # one of several
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 MAX_INDEX = 2**24  # bytes, as of a safetensors header
@@ -121,9 +126,9 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
         raise FileNotFoundError(f"A checkpoint must be a file or a folder: there is no {path}; check the path.")
     if path.is_dir():
         path = _choose_file(path)
-    if describe_name(path.name) is ADAPTER:
+    if (other := describe_name(path.name)) in (ADAPTER, TRAINING_STATE):
         with add_path_to_errors(path):
-            raise ADAPTER.error("a checkpoint must be a whole model, this is")
+            raise other.error("a checkpoint must be a whole model, this is")
     files = _read_index(path) if path.name.endswith(".index.json") else {path: set()}
     opened: list[Container] = []
     try:
@@ -151,7 +156,7 @@ def _choose_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     files = sorted(path for path in folder.glob("[!.]*") if path.suffix in WEIGHT_SUFFIXES and path.is_file())
-    models = [path for path in files if not path.name.startswith(OTHER_FILES) and describe_name(path.name) is None]
+    models = [path for path in files if describe_name(path.name) is None]
     if shard := next(filter(None, (SHARD_NAME.fullmatch(path.name) for path in models)), None):
         index = f"{shard[1]}{shard[2]}.index.json"
         raise CheckpointError(f"shards need their index, but there is no {quote(index)}", "download it too", folder)

@@ -45,6 +45,11 @@ TEXT_SIZE = 512
 ADAPTER = OtherFormat(
     "part of an adapter, no whole model", "merge it into its model and save that", names=("adapter_*",)
 )
+TRAINING_STATE = OtherFormat(
+    "part of the state of a training, without weights",
+    "give the path of the weights",
+    names=("training_args.*", "optimizer.*", "optimizer_[0-9]*", "scheduler.*", "scaler.*", "rng_state*"),
+)
 # The first one that matches counts.
 OTHER_FORMATS = (
     OtherFormat(
@@ -53,6 +58,7 @@ OTHER_FORMATS = (
     OtherFormat("a web page", DOWNLOAD_AGAIN, rb"\s*<(?i:!doctype|html|\?xml|head)"),
     OtherFormat("a file of zeros, as of an unfinished download", DOWNLOAD_AGAIN, rb"\0{16}"),
     ADAPTER,
+    TRAINING_STATE,
     OtherFormat("a model of llama.cpp", USE_ORIGINAL, rb"GGUF|lmgg|fmgg|tjgg", ("*.gguf", "*.ggml", "ggml-*.bin")),
     OtherFormat("an HDF5 file of Keras or TensorFlow", FROM_TENSORFLOW, rb"\x89HDF\r\n\x1a\n", ("*.h5", "*.hdf5")),
     OtherFormat(
@@ -123,7 +129,7 @@ OTHER_FORMATS = (
     OtherFormat("a tar file of torch 0.1", "load it with torch and save its state dict", rb"sys_info\0.{248}ustar"),
     OtherFormat("a tar archive", UNPACK, rb".{257}ustar", ("*.tar", "*.nemo")),
     OtherFormat("a zip archive", UNPACK, names=("*.zip",)),
-    OtherFormat("a run with several checkpoints", "give the path of one of its folders", names=("checkpoint-*/",)),
+    OtherFormat("a checkpoint within a run", "give its path", names=("checkpoint-*/",)),
 )
 TEXTS = (
     OtherFormat("a tokenizer", GIVE_WEIGHTS, rb'\s*\{.*"added_tokens"'),

@@ -137,8 +137,8 @@ def find_state(root: Any, weights: str | None = None) -> ModelState:
         for state in states
         if state not in chosen and not state.is_beside and 2 * state.num_tensors() >= len(tensors)
     ]
-    keys, others = ([state.path for state in group if state.path] for group in (states, similar))
-    return ModelState(tensors, _find_extras(root, chosen), keys, others)
+    others = [state.path + ("" if state.has_names else " (tensors without names)") for state in similar if state.path]
+    return ModelState(tensors, _find_extras(root, chosen), [state.path for state in states if state.path], others)
 
 
 def _no_state_dict(root: Any) -> CheckpointError:

@@ -79,6 +79,7 @@ NAMES = {
     "4 bits": (["fc1.weight", "fc1.weight.absmax", "fc1.weight.quant_map"], "quantised by bitsandbytes"),
     "GPTQ": (["fc1.qweight", "fc1.scales"], "quantised by GPTQ or AWQ"),
     "torch.ao": (["fc1.scale", "fc1._packed_params._packed_params"], "quantised by torch.ao"),
+    "torch.ao without its objects": (["encoder.fc1.scale", "encoder.fc1.zero_point"], "quantised by torch.ao"),
     "quanto": (["fc1.weight._data", "fc1.weight._scale"], "quantised by quanto"),
     "compressed tensors": (["fc1.weight_packed", "fc1.weight_scale"], "quantised by compressed-tensors"),
 }

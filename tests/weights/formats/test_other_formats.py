@@ -171,6 +171,7 @@ def test_files_are_named_by_their_content(tmp_path, kind):
         ("model.ckpt-100.data-00000-of-00001", "a TensorFlow checkpoint"),
         ("model.onnx", "an ONNX model"),
         ("model.mlmodel", "a Core ML model"),
+        ("rng_state_0.pth", "part of the state of a training, without weights; give the path of the weights"),
         ("rust_model.ot", "a model of rust-bert"),
         ("__0_0.distcp", "a sharded checkpoint of torch.distributed; join the shards"),
         ("weights.tflite", "a TFLite model"),
@@ -203,7 +204,7 @@ FOLDERS = {
     "torch.distributed": ([".metadata", "__0_0.distcp"], "a sharded checkpoint of torch.distributed"),
     "a run": (
         ["checkpoint-500/", "checkpoint-1000/"],
-        "'checkpoint-1000/' is a run with several checkpoints; give the",
+        "'checkpoint-1000/' is a checkpoint within a run; give its",
     ),
 }
 

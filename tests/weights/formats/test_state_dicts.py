@@ -46,7 +46,7 @@ LAYOUTS = {
     "a loss of the same size": ({"loss_fn": state(1), "G": state()}, []),
     "torch_ema": (
         {"model": state(), "ema": {"decay": 0.9, "shadow_params": [tensor(), tensor()]}},
-        ["ema.shadow_params"],
+        ["ema.shadow_params (tensors without names)"],
     ),
     "Lightning": (
         {
