@@ -198,7 +198,7 @@ def workplace(tmp_path, server):
 
 
 def write_torch_models(folder: Path) -> None:
-    """Write mine.pt and odd.pt, one nn.Transformer under common and under other names, and a tokenizer.json."""
+    """Write mine.pt and odd.pt, one nn.Transformer under common and under other names, and vocabularies for them."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     vocabulary = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
@@ -207,6 +207,9 @@ def write_torch_models(folder: Path) -> None:
     )
     vocabulary.train_from_iterator(CORPUS, trainer)
     vocabulary.save(str(folder / "tokenizer.json"))
+    special = ["<unk>", "<pad>", "<s>", "</s>"]
+    (folder / "german.txt").write_text("\n".join([*special, "ich", "liebe", "dich", "."]))
+    (folder / "english.json").write_text(json.dumps([*special, "i", "love", "you", "."]))
     size = vocabulary.get_vocab_size()
     parts = {
         "transformer": torch.nn.Transformer(64, 8, 2, 2, 64, batch_first=True),

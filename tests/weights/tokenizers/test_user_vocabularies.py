@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from click.testing import CliRunner
+from support.paths import ROOT
 from support.texts import CORPUS
 from support.tiny_checkpoints import t5
 from support.tiny_sentencepiece_tokenizers import train_sentencepiece
@@ -16,6 +17,7 @@ from support.tiny_sentencepiece_tokenizers import train_sentencepiece
 import mlx_transformer as mt
 from mlx_transformer.cli import main
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.convert import load
 
@@ -141,6 +143,17 @@ def test_text_is_that_of_the_program(name, tmp_path):
     assert generate(model, tokenizer, TEXTS) == expected
     others = [program.translate(text, kind) for text in TEXTS for kind in ("start", "end", "none")]
     assert len({*expected, *others}) == 4 * len(TEXTS)
+
+
+def test_the_config_of_the_documentation(tmp_path):
+    """The tokenizer that docs/models.md builds in Python for a folder without one is that of the conversion."""
+    page = (ROOT / "docs" / "models.md").read_text()
+    code = page.split("HFVocabulary(tokenizers", 1)[1].split("\n", 1)[1].split("mt.save", 1)[0]
+    namespace = {"TokenizerConfig": TokenizerConfig}
+    exec(code, namespace)
+    _, tokenizer = convert(with_tokenizer_json(tmp_path), tmp_path)
+    sizes = {"source_vocab_size": tokenizer.source.size, "target_vocab_size": tokenizer.target.size}
+    assert tokenizer.config == dataclasses.replace(namespace["config"], **sizes)
 
 
 @pytest.mark.parametrize("kind", ["start", "end", "none"])
