@@ -42,7 +42,12 @@ from mlx_transformer.weights.generation_config import (
     task_configs,
     unsupported_settings,
 )
-from mlx_transformer.weights.source_config import read_config, read_joeynmt_options, training_options
+from mlx_transformer.weights.source_config import (
+    read_config,
+    read_joeynmt_options,
+    read_sibling_options,
+    training_options,
+)
 from mlx_transformer.weights.tokenizers.loading import read_tokenizer
 from mlx_transformer.weights.tokenizers.options import TokenizerOptions
 from mlx_transformer.weights.tokenizers.user_vocabularies import UserVocabularies
@@ -274,7 +279,7 @@ def prepare_checkpoint(
     generation = read_generation_config(source, config)
     start = decoder_start_id(config, generation)
     vocabularies = UserVocabularies.read(options.tokenizer) if options.tokenizer else None
-    settings = config or read_joeynmt_options(source) or training_options(checkpoint.extras)
+    settings = config or read_settings(source, checkpoint)
     plan = plan_conversion(
         checkpoint,
         settings,
@@ -294,6 +299,12 @@ def prepare_checkpoint(
     tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id, vocabularies)
     tasks = task_configs(config, generation, plan.config)
     return PreparedCheckpoint(plan, search, tasks, tokenizer, tuple(checkpoint.other_weights))
+
+
+def read_settings(source: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the options of the training program, from the checkpoint itself rather than from files next to it."""
+    beside = read_sibling_options(source) | read_joeynmt_options(source)
+    return beside | training_options(checkpoint.extras)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:

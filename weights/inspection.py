@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.weights.convert import ConversionReport, open_checkpoint, prepare_checkpoint
+from mlx_transformer.weights.convert import ConversionReport, open_checkpoint, prepare_checkpoint, read_settings
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, Tensor, read_checkpoint
 from mlx_transformer.weights.recognition import LAYER_NUMBER, fit_families, rename_tensors
-from mlx_transformer.weights.source_config import read_config, training_options
+from mlx_transformer.weights.source_config import read_config
 
 MAX_FAMILIES = 5
 
@@ -30,7 +30,7 @@ def inspect_tensors(source: str | Path) -> dict[str, Any]:
             "files": [str(path) for path in checkpoint.files],
             "tensors": group_tensors(checkpoint.tensors),
             "other_weights": checkpoint.other_weights,
-            "settings": read_config(Path(source)) or training_options(checkpoint.extras),
+            "settings": read_config(Path(source)) or read_settings(Path(source), checkpoint),
             "families": family_facts(checkpoint),
         }
 

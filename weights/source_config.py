@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 MAX_YAML = 2**17  # bytes of a config.yaml, twenty times the usual size; a megabyte would take seconds
 MAX_DIGITS = 100  # of a number in it
 MAX_OPTIONS = 10_000
+OPTION_FILES = ("config.yaml", "config.json", "args.json", "hparams.json", "hparams.yaml")
 MAX_NAME = 1000
 
 # Where training programs store the model's options, the most reliable first.
@@ -35,19 +36,25 @@ def read_config(path: Path) -> dict[str, Any]:
     return config if eos_id is None else config | {"eos_token_id": eos_id}
 
 
-def read_yaml(path: Path, section: str = "model") -> dict[str, Any]:
-    """Read a section of the config.yaml next to a checkpoint or in its folder, flattened; empty if there is none."""
-    file = (path if path.is_dir() else path.parent) / "config.yaml"
+def read_yaml(path: Path, section: str | None = "model", name: str = "config.yaml") -> dict[str, Any]:
+    """Read a section of the config.yaml next to a checkpoint or in its folder, flattened; empty if there is none.
+
+    Args:
+        path: The checkpoint.
+        section: The section, None for the whole file.
+        name: The name of the file.
+    """
+    file = (path if path.is_dir() else path.parent) / name
     if not file.exists():
         return {}
     if file.stat().st_size > MAX_YAML:
-        raise ValueError(f"A config.yaml must have at most {MAX_YAML} bytes: {file} has more; check the file.")
+        raise ValueError(f"A {name} must have at most {MAX_YAML} bytes: {file} has more; check the file.")
     try:
         data = _parse_yaml(file.read_bytes())
     except (ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # Values that do not fit their YAML tag raise all of these.
         raise ValueError(f"{file} must be YAML: {shorten(str(error), 120)}.") from None
-    options = data.get(section) if isinstance(data, dict) else None
+    options = data.get(section) if isinstance(data, dict) and section is not None else data
     return flatten_options(options) if isinstance(options, dict) else {}
 
 
@@ -93,6 +100,20 @@ def read_sibling_json(path: Path, name: str) -> dict[str, Any] | None:
     """Read a JSON file in the folder of a checkpoint; None if there is none."""
     file = (path if path.is_dir() else path.parent) / name
     return read_json(read_bytes(file), str(file)) if file.exists() else None
+
+
+def read_sibling_options(path: Path) -> dict[str, Any]:
+    """Read the options of a training program from the files next to a checkpoint, flattened; empty if there are none.
+
+    A config.json counts if it has no model_type.
+    """
+    options: dict[str, Any] = {}
+    for name in OPTION_FILES:
+        if name.endswith(".yaml"):
+            options |= read_yaml(path, section=None, name=name)
+        elif "model_type" not in (data := read_sibling_json(path, name) or {}):
+            options |= flatten_options(data)
+    return options
 
 
 def training_options(extras: dict[str, Any]) -> dict[str, Any]:

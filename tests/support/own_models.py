@@ -1,7 +1,9 @@
 """A tiny model of one's own: parts of torch.nn.Transformer in a module with embeddings, as files of safetensors."""
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
+from support.checkpoint_files import tensor, zip_file
 from support.tiny_models import config, stack
 
 from mlx_transformer.model.fused_projections import split_projections
@@ -59,3 +61,12 @@ def assert_parameters(model, expected):
 def with_settings(**changes):
     """Return the settings that the tiny model's file does not show."""
     return {"num_heads": 2} | IDS | changes
+
+
+def write_torch(path, tensors, key="model", **extras):
+    """Write a checkpoint of torch with a state dict under a key and other values beside it."""
+    arrays = {name: np.array(array, np.float32) for name, array in tensors.items()}
+    storages = {str(number): array.tobytes() for number, array in enumerate(arrays.values())}
+    state = {name: tensor(key=str(i), shape=array.shape) for i, (name, array) in enumerate(arrays.items())}
+    path.write_bytes(zip_file({key: state} | extras, storages))
+    return path

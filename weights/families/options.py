@@ -1,5 +1,6 @@
 """Settings of models that people define themselves, under the names that training programs give them."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,11 @@ def option(*names: str, function: Callable[[Any], Any] | None = None) -> Callabl
 
 
 def special_id(role: str, *names: str) -> Callable[[dict[str, Any]], Any]:
-    """Return a function from settings to a special token's id, under names such as pad_idx and trg_pad_idx."""
-    return option(*(f"{name}{suffix}" for name in (role, *names) for suffix in ("_id", "_idx", "_index", "_token_id")))
+    """Return a function from settings to a special token's id, under names such as pad_idx; targets have precedence."""
+    parts = itertools.product(
+        ("trg_", "tgt_", "target_", ""), (role, *names), ("_id", "_idx", "_index", "_token_id", "_token_idx")
+    )
+    return option(*map("".join, parts))
 
 
 HEADS = ("num_heads", "n_heads", "nhead", "n_head", "num_attention_heads", "attention_heads", "number_of_heads")
