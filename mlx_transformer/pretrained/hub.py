@@ -25,7 +25,7 @@ from mlx_transformer.pretrained.cache import (
 from mlx_transformer.storage.redaction import hide_passwords
 from mlx_transformer.weights.conversion_plan import check_convertible
 from mlx_transformer.weights.formats.checkpoint import PREFERRED_FILES, SHARD_NAME, WEIGHT_SUFFIXES
-from mlx_transformer.weights.formats.other_formats import OtherFormat, describe_name, describe_names
+from mlx_transformer.weights.formats.other_formats import CTRANSLATE2, OtherFormat, describe_name, describe_names
 from mlx_transformer.weights.source_config import read_config
 
 logger = logging.getLogger(__name__)
@@ -199,9 +199,10 @@ def _single_weights_file(name: str, names: list[str], other: tuple[str, OtherFor
     files = [file for file in files if file.endswith(".safetensors")] or files
     if shards := [file for file in files if SHARD_NAME.fullmatch(file)]:
         raise ValueError(f"Shards need their index, but {name} has {shards[0]} without one: choose another.")
-    if len(files) == 1:
+    is_ctranslate2 = files == ["model.bin"] and other is not None and other[1] is CTRANSLATE2
+    if len(files) == 1 and not is_ctranslate2:
         return files[0]
-    if files:
+    if len(files) > 1:
         raise ValueError(
             f"A repository must hold one checkpoint, but {name} has {', '.join(files[:4])}: download one of them and "
             "give its path."
@@ -209,7 +210,7 @@ def _single_weights_file(name: str, names: list[str], other: tuple[str, OtherFor
     if other is not None:
         file, format = other
         raise ValueError(
-            f"A repository must hold weights that torch can read, but {name} has {file}, which is "
+            f"A repository must hold weights that torch can read, but {file} of {name} belongs to "
             f"{format.description}: {format.remedy}."
         )
     raise ValueError(

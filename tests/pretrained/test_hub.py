@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import os
+import re
 import resource
 import shutil
 import signal
@@ -414,9 +415,11 @@ def test_repositories_without_a_model_are_one_line_errors(machine, server):
         *(f"owner/{name}" for name in ("tf", "adapter", "many", "gpt", "broken", "shards"))
     )
     assert shards.startswith("ValueError: Shards need their index, but owner/shards has model-00001-of-00002.")
-    assert none.startswith("ValueError: A repository must hold weights that torch can read (.safetensors, ")
-    assert none.endswith("owner/tf has none: choose another.")
-    assert adapter.startswith("ValueError: owner/adapter is an adapter, not a complete model: merge it")
+    rule = "ValueError: A repository must hold weights that torch can read, but"
+    assert none.startswith(f"{rule} tf_model.h5 of owner/tf belongs to an HDF5 file of Keras or TensorFlow: ")
+    assert adapter.startswith(
+        f"{rule} adapter_config.json of owner/adapter belongs to an adapter, no whole model: merge"
+    )
     assert many.startswith("ValueError: A repository must hold one checkpoint, but owner/many has a.pt, b.pt: download")
     assert "'gpt2' cannot be converted: it is a decoder without an encoder" in family
     assert broken.startswith("CheckpointError: ") and "model.safetensors" in broken
@@ -594,6 +597,38 @@ def test_weights_of_models_that_cannot_be_converted_are_not_downloaded(machine, 
     for message, reason in zip(messages, ("it is a decoder without", "as this one is by 'bitsandbytes'"), strict=True):
         assert message.startswith(("ValueError", "ConversionError")) and reason in message
     assert server.downloads("owner/gpt2") == server.downloads("owner/bnb") == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (
+            ["config.json", "model.bin", "shared_vocabulary.json"],
+            "shared_vocabulary.json of a/b belongs to a CTranslate2 m",
+        ),
+        (
+            ["onnx/decoder_model.onnx", "onnx/encoder_model.onnx"],
+            "belongs to an ONNX model: convert the torch checkpoint",
+        ),
+        (["saved_model.pb", "variables/variables.index"], "saved_model.pb of a/b belongs to a TensorFlow SavedModel"),
+        (["tf_model.h5"], "an HDF5 file of Keras or TensorFlow: use the model's torch weights"),
+        (["flax_model.msgpack"], "a Flax model"),
+        (["model-q8.gguf"], "a model of llama.cpp"),
+        (["opus.npz", "opus.spm32k-spm32k.vocab.yml"], "a file of NumPy arrays"),
+        (["adapter_config.json", "adapter_model.safetensors"], "an adapter, no whole model: merge it into its model"),
+        (["optimizer.pt", "scheduler.pt", "training_args.bin"], "the state of a training, without weights"),
+        (["weights.zip"], "a zip archive"),
+    ],
+)
+def test_repositories_of_other_formats_are_named(names, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        hub.choose_files("a/b", [*names, "README.md", ".gitattributes"])
+
+
+def test_files_of_other_formats_beside_the_weights_do_not_matter():
+    others = ["tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx/model.onnx", "optimizer.pt"]
+    assert hub.choose_files("a/b", [*others, "pytorch_model.bin"]) == ["pytorch_model.bin"]
+    assert hub.choose_files("a/b", [*others, "mine.pt"]) == ["mine.pt"]
 
 
 def test_weights_are_chosen_in_the_order_of_the_checkpoint_reader():

@@ -167,7 +167,7 @@ def _choose_file(folder: Path) -> Path:
         raise CheckpointError(f"a folder must have one checkpoint, not {names}", "give the path of one of them", folder)
     if (other := describe_folder(folder)) is not None:
         raise CheckpointError(
-            f"a folder must have torch's weights or safetensors, {quote(other[0])} is {other[1].description}",
+            f"a folder must have torch's weights or safetensors, {quote(other[0])} belongs to {other[1].description}",
             other[1].remedy,
             folder,
         )

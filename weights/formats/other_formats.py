@@ -42,13 +42,17 @@ UNPACK = "unpack it, and give the path of the checkpoint inside"
 START_SIZE = 2**16  # bytes that are looked at
 TEXT_SIZE = 512
 
-ADAPTER = OtherFormat(
-    "part of an adapter, no whole model", "merge it into its model and save that", names=("adapter_*",)
-)
+ADAPTER = OtherFormat("an adapter, no whole model", "merge it into its model and save that", names=("adapter_*",))
 TRAINING_STATE = OtherFormat(
-    "part of the state of a training, without weights",
+    "the state of a training, without weights",
     "give the path of the weights",
     names=("training_args.*", "optimizer.*", "optimizer_[0-9]*", "scheduler.*", "scaler.*", "rng_state*"),
+)
+CTRANSLATE2 = OtherFormat(
+    "a CTranslate2 model",
+    USE_ORIGINAL,
+    rb"[\x01-\x20]\0\0\0.\0\w*Spec\0",
+    ("shared_vocabulary.*", "source_vocabulary.*"),
 )
 # The first one that matches counts.
 OTHER_FORMATS = (
@@ -83,12 +87,7 @@ OTHER_FORMATS = (
     OtherFormat(
         "a Core ML model", USE_ORIGINAL, rb"\x08[\x01-\x14]\x12.{1,2}\n", ("*.mlmodel", "*.mlpackage*", "Manifest.json")
     ),
-    OtherFormat(
-        "a CTranslate2 model",
-        USE_ORIGINAL,
-        rb"[\x01-\x20]\0\0\0.\0\w*Spec\0",
-        ("shared_vocabulary.*", "source_vocabulary.*"),
-    ),
+    CTRANSLATE2,
     OtherFormat(
         "a model in Marian's own format",
         FROM_MARIAN,
@@ -129,7 +128,7 @@ OTHER_FORMATS = (
     OtherFormat("a tar file of torch 0.1", "load it with torch and save its state dict", rb"sys_info\0.{248}ustar"),
     OtherFormat("a tar archive", UNPACK, rb".{257}ustar", ("*.tar", "*.nemo")),
     OtherFormat("a zip archive", UNPACK, names=("*.zip",)),
-    OtherFormat("a checkpoint within a run", "give its path", names=("checkpoint-*/",)),
+    OtherFormat("a run with several checkpoints", "give the path of one", names=("checkpoint-*/",)),
 )
 TEXTS = (
     OtherFormat("a tokenizer", GIVE_WEIGHTS, rb'\s*\{.*"added_tokens"'),

@@ -279,7 +279,7 @@ def test_folders_with_weights_of_other_frameworks(folder, name, framework):
     files.mkdir()
     (files / name).write_bytes(b"")
     with pytest.raises(
-        CheckpointError, match=f"must have torch's weights or safetensors, '{name}' is an? .*{framework}.*; "
+        CheckpointError, match=f"must have torch's weights or safetensors, '{name}' belongs to an? .*{framework}.*; "
     ):
         read_checkpoint(files)
 

@@ -171,7 +171,7 @@ def test_files_are_named_by_their_content(tmp_path, kind):
         ("model.ckpt-100.data-00000-of-00001", "a TensorFlow checkpoint"),
         ("model.onnx", "an ONNX model"),
         ("model.mlmodel", "a Core ML model"),
-        ("rng_state_0.pth", "part of the state of a training, without weights; give the path of the weights"),
+        ("rng_state_0.pth", "the state of a training, without weights; give the path of the weights"),
         ("rust_model.ot", "a model of rust-bert"),
         ("__0_0.distcp", "a sharded checkpoint of torch.distributed; join the shards"),
         ("weights.tflite", "a TFLite model"),
@@ -185,26 +185,29 @@ def test_files_whose_content_tells_nothing_are_named_by_their_names(tmp_path, na
 
 # Files of a folder -> words of the error. Names that end with "/" are folders.
 FOLDERS = {
-    "SavedModel": (["saved_model.pb", "variables/"], "'saved_model.pb' is a TensorFlow SavedModel or frozen graph"),
+    "SavedModel": (
+        ["saved_model.pb", "variables/"],
+        "'saved_model.pb' belongs to a TensorFlow SavedModel or frozen graph",
+    ),
     "a TensorFlow checkpoint": (["checkpoint", "model.ckpt-9.index", "model.ckpt-9.data-00000-of-00001"], "TensorFlow"),
     "transformers' TensorFlow": (["tf_model.h5", "tokenizer.json"], "from_tf=True"),
-    "Flax": (["flax_model.msgpack"], "'flax_model.msgpack' is a Flax model"),
+    "Flax": (["flax_model.msgpack"], "'flax_model.msgpack' belongs to a Flax model"),
     "Orbax": (["_METADATA", "manifest.ocdbt"], "a checkpoint of Orbax"),
-    "ONNX": (["encoder_model.onnx", "decoder_model.onnx"], "'decoder_model.onnx' is an ONNX model"),
+    "ONNX": (["encoder_model.onnx", "decoder_model.onnx"], "'decoder_model.onnx' belongs to an ONNX model"),
     "llama.cpp": (["model-q4.gguf"], "a model of llama.cpp"),
     "MLX's arrays": (["weights.npz"], "a file of NumPy arrays"),
     "Core ML": (["Manifest.json", "Data/"], "a Core ML model"),
     "an adapter": (
         ["adapter_config.json", "adapter_model.safetensors"],
-        "part of an adapter, no whole model; merge it",
+        "an adapter, no whole model; merge it",
     ),
-    "an adapter's configuration": (["adapter_config.json"], "part of an adapter"),
+    "an adapter's configuration": (["adapter_config.json"], "an adapter"),
     "DeepSpeed": (["latest", "global_step10/", "zero_to_fp32.py"], "join the shards with its zero_to_fp32.py"),
     "DeepSpeed's shards": (["zero_pp_rank_0_mp_rank_00_model_states.pt"], "a sharded checkpoint of DeepSpeed"),
     "torch.distributed": ([".metadata", "__0_0.distcp"], "a sharded checkpoint of torch.distributed"),
     "a run": (
         ["checkpoint-500/", "checkpoint-1000/"],
-        "'checkpoint-1000/' is a checkpoint within a run; give its",
+        "'checkpoint-1000/' belongs to a run with several checkpoints; give the",
     ),
 }
 
