@@ -4,7 +4,7 @@ import fnmatch
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -245,10 +245,20 @@ def plan_conversion(
         defaults_used = {name: value for name, value in defaults_used.items() if name not in SPECIAL_IDS}
         check_special_ids(layers)
     config = build_config(defaults_used, *layers)
+    if spec.defaults:
+        config = with_head_dims(config, names)
     check_sizes(config, checkpoint)
     loaders = find_loaders(names, fit, config, compared, rename or {})
     assumptions = (*guesses, *find_assumptions(spec, defaults_used, names, config, layers))
     return ConversionPlan(fit.family, config, loaders, names, fit, assumptions)
+
+
+def with_head_dims(config: ModelConfig, names: ParameterMap) -> ModelConfig:
+    """Return a configuration with the width of attention heads that the projections have, unless it has one."""
+    width, *_ = names.shape("encoder.layers.0.self_attention.query_proj.weight") or (config.dims,)
+    if config.head_dims is not None or width == config.dims or width % config.encoder.num_heads:
+        return config
+    return replace(config, head_dims=width // config.encoder.num_heads)
 
 
 def check_special_ids(layers: Iterable[dict[str, Any]]) -> None:

@@ -16,6 +16,7 @@ from support.framework_reference import (
 
 from mlx_transformer.weights import convert
 from mlx_transformer.weights.inspection import inspect_checkpoint
+from mlx_transformer.weights.parameter_map import ConversionError
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch
@@ -104,6 +105,15 @@ def test_logits_need_no_settings(tied, scaled, tmp_path, tolerance):
     model = check_logits(reference, tmp_path / "model.chkpt", tolerance)
     assert (model.config.pad_id, model.config.start_id, model.config.eos_id) == (1, 2, 3)
     assert model.config.tie_output == tied and model.config.head_dims == HEAD_DIMS
+
+
+def test_heads_are_as_wide_as_the_projections_of_bare_weights(tmp_path, tolerance):
+    reference = write_checkpoint(tmp_path / "model.chkpt")
+    torch.save(torch.load(tmp_path / "model.chkpt", weights_only=False)["model"], tmp_path / "bare.pt")
+    model = check_logits(reference, tmp_path / "bare.pt", tolerance, settings={"num_heads": HEADS})
+    assert model.config.head_dims == HEAD_DIMS
+    with pytest.raises(ConversionError, match=r"w_qs.weight \(12, 16\) instead of \(16, 16\)"):
+        convert.load(tmp_path / "bare.pt")
 
 
 def test_logits_are_scaled_by_default(tmp_path, tolerance):
