@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -62,6 +63,18 @@ class Assumption(NamedTuple):
     value: Any
     reason: str
     change: str
+
+
+class VocabularyIds(NamedTuple):
+    """The special ids that a vocabulary names.
+
+    Attributes:
+        ids: Field of ModelConfig, such as "pad_id" -> id.
+        path: The vocabulary's file.
+    """
+
+    ids: dict[str, int]
+    path: Path
 
 
 @dataclass
@@ -203,7 +216,7 @@ def plan_conversion(
     ignore: Iterable[str] = (),
     overrides: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
-    special_ids: dict[str, int] | None = None,
+    vocabulary: VocabularyIds | None = None,
 ) -> ConversionPlan:
     """Plan the conversion of a checkpoint.
 
@@ -215,7 +228,7 @@ def plan_conversion(
         ignore: Regular expressions of tensors to drop.
         overrides: Fields of ModelConfig and StackConfig that take precedence over the checkpoint's settings.
         defaults: Such fields for what the checkpoint's settings leave open.
-        special_ids: Such fields from a vocabulary that the user gives. They take precedence over the settings of
+        vocabulary: Special ids from a vocabulary that the user gives. They take precedence over the settings of
             people's own models, which are the families with defaults, and fill what the settings of others leave open.
             A family's defaults for other special ids are not used.
 
@@ -238,12 +251,13 @@ def plan_conversion(
     overrides = overrides or {}
     shown = fields_from_tensors(names, spec) | tied
     fields_read = fields_from_config(spec, settings | {"tensors": shown}, skip=overrides)
-    known, named = ({}, special_ids or {}) if spec.defaults else (special_ids or {}, {})
+    special_ids = vocabulary.ids if vocabulary else {}
+    known, named = ({}, special_ids) if spec.defaults else (special_ids, {})
     layers = (shown, known | (defaults or {}), spec.constants, fields_read, named, overrides)
     defaults_used = spec.default_values(shown)
-    if special_ids is not None:
+    if vocabulary is not None:
         defaults_used = {name: value for name, value in defaults_used.items() if name not in SPECIAL_IDS}
-        check_special_ids(layers)
+        check_special_ids(layers, vocabulary.path)
     config = build_config(defaults_used, *layers)
     if spec.defaults:
         config = with_head_dims(config, names)
@@ -261,13 +275,13 @@ def with_head_dims(config: ModelConfig, names: ParameterMap) -> ModelConfig:
     return replace(config, head_dims=width // config.encoder.num_heads)
 
 
-def check_special_ids(layers: Iterable[dict[str, Any]]) -> None:
+def check_special_ids(layers: Iterable[dict[str, Any]], vocabulary: Path) -> None:
     """Raise ValueError if neither a vocabulary nor a checkpoint's settings specify the id of a special token."""
     for name, token in SPECIAL_IDS.items():
         if not any(name in layer for layer in layers):
             raise ValueError(
-                f"A vocabulary must name its special tokens, but the given one has none for {name}, such as {token}: "
-                f"use convert --set {name}=N."
+                f"A vocabulary must name its special tokens, but {vocabulary} has none for {name}, such as {token}: "
+                f"use convert --set {name}=N, if it is a vocabulary."
             )
 
 

@@ -64,7 +64,7 @@ class CheckpointOptions:
     ignore: Sequence[str] = ()
     settings: dict[str, Any] | None = None
     weights: str | None = None
-    tokenizer: TokenizerOptions | None = None
+    tokenizer: TokenizerOptions | str | Path | None = None
 
 
 DEFAULT_OPTIONS = CheckpointOptions()
@@ -145,7 +145,7 @@ def convert(
     ignore: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
     weights: str | None = None,
-    tokenizer: TokenizerOptions | None = None,
+    tokenizer: TokenizerOptions | str | Path | None = None,
     quantize: int | None = None,
     allow_overflow: bool = False,
     force: bool = False,
@@ -164,7 +164,7 @@ def convert(
         settings: Fields of ModelConfig and StackConfig that the checkpoint lacks or has wrong; "encoder.num_layers"
             names one stack.
         weights: Which of several state dicts in the file, by its key, as "ema", or the prefix of its tensors' names.
-        tokenizer: The vocabularies of a checkpoint without a tokenizer; they take the place of its own.
+        tokenizer: The vocabularies of a checkpoint without a tokenizer, or a file; they take the place of its own.
         quantize: Bits per weight of linear layers and token embeddings, 8 or 4; None for no quantisation.
         allow_overflow: Store float16 even if the model's activations exceed its range.
         force: Replace an existing model folder; one with files that this package did not write is refused.
@@ -220,7 +220,7 @@ def load(
     ignore: Sequence[str] = (),
     settings: dict[str, Any] | None = None,
     weights: str | None = None,
-    tokenizer: TokenizerOptions | None = None,
+    tokenizer: TokenizerOptions | str | Path | None = None,
     quantize: int | None = None,
     allow_overflow: bool = False,
 ) -> tuple[Transformer, Tokenizer | None]:
@@ -288,7 +288,7 @@ def prepare_checkpoint(
         ignore=options.ignore,
         overrides=options.settings,
         defaults={} if start is None else {"start_id": start},
-        special_ids=vocabularies.find_model_ids(options.settings or {}) if vocabularies else None,
+        vocabulary=vocabularies.find_model_ids(options.settings or {}) if vocabularies else None,
     )
     search = search_config(generation, plan.config)
     if unsupported := unsupported_settings(generation) if config else []:

@@ -33,6 +33,8 @@ class TokenizerOptions:
     source_specials: SourceSpecials | None = None
 
     def __post_init__(self) -> None:
-        check_type("level", self.level, Level | None)
         check_type("lowercase", self.lowercase, bool)
-        check_type("source_specials", self.source_specials, SourceSpecials | None)
+        if self.level is not None:
+            check_type("level", self.level, Level)
+        if self.source_specials is not None:
+            check_type("source_specials", self.source_specials, SourceSpecials)

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary, WordVocabulary
-from mlx_transformer.weights.conversion_plan import ConversionPlan
+from mlx_transformer.weights.conversion_plan import ConversionPlan, VocabularyIds
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.tokenizers.framework_vocabularies import detect_join
 from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
@@ -24,6 +24,7 @@ ROLES = {"both": ("start", "end"), "start": ("start",), "end": ("end",), "none":
 WORDPIECE_MARK, BYTE_LEVEL_SPACE = "##", "\u0120"
 PIECE_MARKS = ("@@", "\uffed", SPACE_SYMBOL, WORDPIECE_MARK, BYTE_LEVEL_SPACE)
 MIN_SHARE = 0.05  # of the tokens that have a mark, if a vocabulary is one of pieces
+MIN_FILLED = 0.9  # of the rows of an embedding; more empty ones hint at another model's vocabulary
 MARKUP = ("<>", "[]", "__")  # the first and last character of special tokens
 
 
@@ -42,19 +43,21 @@ class UserVocabularies:
     options: TokenizerOptions
 
     @classmethod
-    def read(cls, options: TokenizerOptions) -> "UserVocabularies":
-        """Read the files.
+    def read(cls, options: TokenizerOptions | str | Path) -> "UserVocabularies":
+        """Read the files; a path is the vocabulary of both sides.
 
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is no vocabulary.
         """
+        if isinstance(options, str | Path):
+            options = TokenizerOptions(options)
         source = read_vocabulary_file(Path(options.source))
         target = source[1:] if options.target is None else read_vocabulary_file(Path(options.target))
         is_shared = not target or source[0].ids == target[-1].ids
         return cls(source[0], None if is_shared else target[-1], options)
 
-    def find_model_ids(self, settings: dict[str, Any]) -> dict[str, int]:
+    def find_model_ids(self, settings: dict[str, Any]) -> VocabularyIds:
         """Return the special ids of ModelConfig that the target vocabulary names.
 
         Raises:
@@ -70,7 +73,7 @@ class UserVocabularies:
                     f"{name} must be that of the vocabulary: it is set to {value}, but {target.token_of(i)} has the id "
                     f"{i} in {target.path}; leave the setting out, or give the vocabulary of this model."
                 )
-        return ids
+        return VocabularyIds(ids, target.path)
 
     def build(self, plan: ConversionPlan) -> LoadedVocabularies:
         """Build the vocabularies of a model and check that they fit it.
@@ -186,6 +189,11 @@ def _check_size(side: str, vocabulary: FileVocabulary, size: int) -> None:
         raise ValueError(
             f"A vocabulary must fit its model: {vocabulary.path} has ids up to {vocabulary.size - 1}, but the {side} "
             f"embedding only {size} rows; give the vocabulary that the model was trained with."
+        )
+    if vocabulary.size < MIN_FILLED * size:
+        logger.warning(
+            "%s has ids up to %d, but the %s embedding %d rows: is it the vocabulary that the model was trained with?",
+            *(vocabulary.path, vocabulary.size - 1, side, size),
         )
 
 

@@ -174,7 +174,7 @@ def test_padding_that_differs_between_the_sides(where, tmp_path):
     assert generate(model, tokenizer, TEXTS) == [program.translate(text) for text in TEXTS]
 
 
-def test_padding_is_exchanged_in_memory_and_in_quantised_models_too(tmp_path):
+def test_padding_is_exchanged_in_memory_too(tmp_path):
     program = with_word_lists(tmp_path, sorted(SPECIALS + ENGLISH))
     torch.save(program.model.state_dict(), tmp_path / "model.pt")
     options = mt.TokenizerOptions(*(tmp_path / name for name in ("src.txt", "trg.txt")))
@@ -203,6 +203,34 @@ def test_ids_come_from_the_vocabulary(tmp_path):
     assert (tokenizer.source_vocab_size, tokenizer.target_vocab_size) == (8, 8)
 
 
+def test_a_path_is_the_vocabulary_of_both_sides(tmp_path):
+    path, options = untrained(tmp_path)
+    tokenizers_ = [load(path, tokenizer=value)[1] for value in (options, options.source, str(options.source))]
+    assert all(tokenizer.config == tokenizers_[0].config and tokenizer.shared for tokenizer in tokenizers_)
+
+
+def test_a_vocabulary_with_much_fewer_tokens_than_rows_warns(tmp_path, caplog):
+    path, options = untrained(tmp_path, [*SPECIALS, "A", "B"], rows=6)
+    load(path, tokenizer=options)
+    assert "source embedding" not in caplog.text
+    path, options = untrained(tmp_path, [*SPECIALS, "A", "B"], rows=8)
+    load(path, tokenizer=options)
+    assert "src.txt has ids up to 5, but the source embedding 8 rows: is it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"level": "word"}, "level must be one of 'pieces', 'words', 'characters', not 'word'"),
+        ({"source_specials": "all"}, "source_specials must be one of 'both', .*, not 'all'"),
+        ({"lowercase": 1}, "lowercase must be bool, not 1"),
+    ],
+)
+def test_wrong_options(fields, message):
+    with pytest.raises(ValueError, match=message):
+        mt.TokenizerOptions("vocabulary.txt", **fields)
+
+
 def test_settings_that_contradict_the_vocabulary(tmp_path):
     path, options = untrained(tmp_path, [*SPECIALS, "<en>", "a"])
     with pytest.raises(ValueError, match=r"pad_id must be that .* set to 0, but <pad> has the id 1 in .*src\.txt"):
@@ -221,7 +249,7 @@ def test_settings_that_contradict_the_vocabulary(tmp_path):
         (
             ["<s>", "</s>", "a"],
             None,
-            "none for pad_id, such as <pad>: use convert --set pad_id=N",
+            r"src\.txt has none for pad_id, such as <pad>: use convert --set pad_id=N",
         ),
         (["<pad>", "a"], None, "none for eos_id, such as <eos>: use convert --set eos_id=N"),
         (["<pad>", "</s>"], SPECIALS, "Sources of this model need the start token, but .*src.txt"),
