@@ -42,7 +42,11 @@ UNPACK = "unpack it, and give the path of the checkpoint inside"
 START_SIZE = 2**16  # bytes that are looked at
 TEXT_SIZE = 512
 
-ADAPTER = OtherFormat("an adapter, no whole model", "merge it into its model and save that", names=("adapter_*",))
+ADAPTER = OtherFormat(
+    "an adapter, no whole model",
+    "merge it into its model and save that",
+    names=("adapter_model.*", "adapter_config.json"),
+)
 TRAINING_STATE = OtherFormat(
     "the state of a training, without weights",
     "give the path of the weights",

@@ -12,7 +12,7 @@ from mlx_transformer.weights.formats.tensors import CheckpointError, Tensor, quo
 # Last parts of keys under which training programs save the plain weights of a model, the most usual first.
 PLAIN_KEYS = ("model", "model_state", "state_dict", "model_state_dict", "net", "network", "module", "weights", "params")
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|shadow|polyak|teacher)(?![a-z])", re.IGNORECASE)
-BESIDE_MODEL = re.compile(r"criteri|loss|metric|discrim|critic|sched|scaler|rng", re.IGNORECASE)
+BESIDE_MODEL = re.compile(r"criteri|loss|metric|discrim|critic|sched|scaler|rng|adam|exp_avg|momentum", re.IGNORECASE)
 OPTIMIZER = re.compile(r"optim", re.IGNORECASE)
 SIDES = {"enc": "encoder", "encoder": "encoder", "dec": "decoder", "decoder": "decoder"}
 PART_SUFFIX = re.compile(r"(?<=\w)_?(model_)?(state_?dict|state|weights|params)$")  # of a key such as encoder_state
@@ -99,6 +99,11 @@ class _Entry:
         """The stack that it is the state dict of by its key, "encoder" or "decoder"."""
         return SIDES.get(PART_SUFFIX.sub("", self.key))
 
+    @property
+    def depth(self) -> int:
+        """The number of values around it."""
+        return len([*self.chain()]) - 1
+
     def chain(self) -> Iterator["_Entry"]:
         """Yield the entry, the one that contains it, and so on."""
         entry: _Entry | None = self
@@ -155,7 +160,7 @@ def _no_state_dict(root: Any) -> CheckpointError:
 
 
 def find_prefix(tensors: dict[str, Tensor], prefix: str, keys: list[str]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with a prefix, without it.
+    """Return the tensors whose names begin with a prefix, without it and whatever stands before it.
 
     Args:
         tensors: All tensors.
@@ -165,8 +170,8 @@ def find_prefix(tensors: dict[str, Tensor], prefix: str, keys: list[str]) -> dic
     Raises:
         CheckpointError: If there are none.
     """
-    start = prefix if prefix.endswith(".") else f"{prefix}."
-    matching = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    start = f".{prefix.rstrip('.')}."
+    matching = {f".{name}".partition(start)[2]: tensor for name, tensor in tensors.items() if start in f".{name}"}
     if not matching:
         prefixes = dict.fromkeys(f"{name.partition('.')[0]}." for name in tensors if "." in name)
         names = [quote(name) for name in [*keys, *prefixes]]
@@ -222,7 +227,7 @@ def _containers(entry: _Entry) -> Iterator[tuple[str, Any]]:
         pairs = value.items()
     elif isinstance(value, PickledObject) and not is_module(value):
         pairs = value.state.items()
-    elif isinstance(value, list | tuple) and entry.parent is None:
+    elif isinstance(value, list | tuple):
         pairs = ((str(number), part) for number, part in enumerate(value[:MAX_LISTED]))
     for key, part in pairs:
         is_key = isinstance(key, str) and len(key) <= MAX_KEY and not OPTIMIZER.search(key)
@@ -234,13 +239,15 @@ def _choose(states: list[_Entry]) -> list[_Entry]:
     """Choose the state dict of a model, or several that are its parts."""
     plain = [state for state in states if not state.is_beside] or states
     plain = [state for state in plain if not AVERAGED.search(state.path)] or plain
-    if usual := [state for state in plain if state.key in PLAIN_KEYS]:
-        best = min(usual, key=lambda state: (len([*state.chain()]), PLAIN_KEYS.index(state.key)))
-        # OpenNMT-py saves the output layer next to the model.
-        return [best, *(state for state in plain if state.parent is best.parent and state.key == "generator")]
     if len(plain) < 2:
         return plain
     largest = max(plain, key=_Entry.num_tensors)
+    if usual := [
+        state for state in plain if state.key in PLAIN_KEYS and 10 * state.num_tensors() > largest.num_tensors()
+    ]:
+        best = min(usual, key=lambda state: (state.depth, PLAIN_KEYS.index(state.key), -state.num_tensors()))
+        # OpenNMT-py saves the output layer next to the model.
+        return [best, *(state for state in plain if state.parent is best.parent and state.key == "generator")]
     around = [state for state in plain if state.parent is largest.parent or state is largest.parent]
     return [state for state in around if state is largest or not _is_copy(state, largest)]
 

@@ -70,6 +70,15 @@ LAYOUTS = {
     "an object": (Call("my", "Trainer", (), {"model": module(state()), "step": 3}), []),
     "two models": ({"fr-en": state(), "en-fr": state(1)}, ["en-fr"]),
     "averaged only": ({"ema": {"shadow": state()}}, []),
+    "models in a list": ({"models": [state(), state(1)]}, ["models.1"]),
+    "a discriminator under the same key": (
+        {"d": {"state_dict": state(1, names=NAMES[:1])}, "g": {"state_dict": state()}},
+        ["d.state_dict"],
+    ),
+    "moments of an optimizer of one's own": (
+        {"adam": {"exp_avg": state(1), "exp_avg_sq": state(1)}, "mine": state()},
+        [],
+    ),
     "an optimizer by names": (
         {"trained": state(), "optim": {name: {"exp_avg": tensor(), "exp_avg_sq": tensor()} for name in NAMES}},
         [],
@@ -81,6 +90,12 @@ LAYOUTS = {
 def test_plain_weights_are_read(tmp_path, layout):
     root, others = LAYOUTS[layout]
     assert read(tmp_path, root) == (NAMES, 0, others)
+
+
+def test_little_under_a_usual_key_is_not_the_model(tmp_path):
+    many = {f"layers.{number}": tensor() for number in range(20)}
+    names = read(tmp_path, {"params": {"rate": tensor()}, "mine": many})[0]
+    assert names == ["rate", *(f"mine.{name}" for name in many)]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +126,8 @@ def test_a_prefix_of_names_chooses_weights(tmp_path, prefix):
     root |= state(0, "online_model.") | state(1, "ema_model.")
     assert read(tmp_path, root, prefix)[:2] == (NAMES, 3)
     assert read(tmp_path, {"state_dict": root}, prefix)[:2] == (NAMES, 3)
+    wrapped = {f"module.{name}": value for name, value in root.items()}
+    assert read(tmp_path, wrapped, prefix)[:2] == (NAMES, 3)
     assert len(read(tmp_path, root)[0]) == 6
 
 
