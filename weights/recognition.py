@@ -31,7 +31,7 @@ class Fit:
         names: Tensor name without prefixes -> its name in the checkpoint. Includes tensors that do not fit.
         fitting: The names without prefixes that the family has.
         prefixes: What stands before the names of layers, such as "model.transformer.".
-        left_out: Tensors beside the model, by their names in the checkpoint.
+        left_out: Tensors beside the model and its copies, by their names in the checkpoint.
         copies: Prefixes of further copies of the model, such as averaged weights.
     """
 
@@ -161,10 +161,10 @@ def fit_family(family: str, names: dict[str, str], tensors: dict[str, Tensor]) -
     matched, root = set(fitting.values()), _common_prefix(list(fitting.values()))
     left_out, model_names = [], {short: names[name] for short, name in fitting.items()}
     for name, original in names.items():
-        if name in matched:
+        if name in matched or name.startswith(tuple(copies)):
             continue
         is_inside = name.startswith(root) and not BESIDE.match(name.removeprefix(root))
-        if not is_inside or name.startswith(tuple(copies)) or "float" not in tensors[original].dtype or "mask" in name:
+        if not is_inside or "float" not in tensors[original].dtype or "mask" in name:
             left_out.append(original)
         else:
             short = name.removeprefix(next((prefix for prefix in reversed(accepted) if name.startswith(prefix)), ""))

@@ -178,7 +178,7 @@ def format_tensors(facts: dict[str, Any], limit: int | None) -> Iterator[str]:
         below = " and ".join(filter(None, fit["prefixes"]))
         where = f", below {below}" if below else ""
         count = len(fit["not_fitting"]) + len(fit["left_out"])
-        yield f"{'fits ' + fit['family']:<18}{fit['fitting']} tensors{where}; {count} do not fit"
+        yield f"{'fits ' + fit['family'] + ' ':<18}{fit['fitting']} tensors{where}; {count} do not fit"
     if facts["families"] and (rest := facts["families"][0]["not_fitting"]):
         yield f"do not fit        {facts['families'][0]['family']}:"
         yield from (f"  {name}" for name in rest[:limit])
