@@ -8,6 +8,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from mlx_transformer.messages import short_repr
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary, WordVocabulary
@@ -54,6 +55,8 @@ class UserVocabularies:
             options = TokenizerOptions(options)
         source = read_vocabulary_file(Path(options.source))
         target = source[1:] if options.target is None else read_vocabulary_file(Path(options.target))
+        if options.level and all(part.tokenizer or part.sentencepiece for part in (*source, *target)):
+            raise ValueError(f"Only lists of tokens have a level: {options.source} splits text itself; leave it out.")
         is_shared = not target or source[0].ids == target[-1].ids
         return cls(source[0], None if is_shared else target[-1], options)
 
@@ -85,6 +88,7 @@ class UserVocabularies:
             ValueError: If a vocabulary does not fit the model, or the source's lacks a special token.
         """
         target, model = self.target or self.source, plan.config
+        _check_special_tokens(target, plan)
         for side, vocabulary in (("source", self.source), ("target", target)):
             _check_size(side, vocabulary, vars(model)[f"{side}_vocab_size"])
         source = self.source if self.target is None else _with_pad_id(self.source, plan)
@@ -182,6 +186,17 @@ def _is_lowercase(vocabulary: FileVocabulary) -> bool:
     """Whether a list of tokens has letters, but no capitals."""
     text = "".join(token for token in vocabulary.ids if not _is_special(vocabulary, token))
     return text == text.lower() != text.upper() and not (vocabulary.tokenizer or vocabulary.sentencepiece)
+
+
+def _check_special_tokens(target: FileVocabulary, plan: ConversionPlan) -> None:
+    """Raise ValueError if a vocabulary has words where a framework's models have special tokens."""
+    for name, role in ID_FIELDS.items() if not FAMILIES[plan.family].defaults else ():
+        token = target.token_of(i := vars(plan.config)[name])
+        if token and role not in target.special_ids and not _is_special(target, token):
+            raise ValueError(
+                f"A vocabulary must have the special tokens of its model, whose {name} is {i}: {target.path} has "
+                f"{short_repr(token)} there; add them, or put the program's own dictionaries beside the weights."
+            )
 
 
 def _check_size(side: str, vocabulary: FileVocabulary, size: int) -> None:

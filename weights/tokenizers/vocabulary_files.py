@@ -32,6 +32,8 @@ SPECIAL_TOKENS = {
 SIDE_NAMES = (("src", "source", "input", "enc"), ("trg", "tgt", "target", "output", "dec"))
 FIELD_TOKENS = {"pad": "pad_token", "start": "init_token", "end": "eos_token", "unknown": "unk_token"}  # of torchtext
 LOWERCASE_NAMES = ("lower", "lowercase")  # attributes of vocabularies' objects
+ZIP_START = b"PK\x03\x04"  # of torch.save
+PICKLE_STARTS = (ZIP_START, b"\x80", b"(lp", b"(dp", b"ccopy_reg\n")  # the last three of pickles in ASCII
 JSON_START = re.compile(rb'\s*(\{\s*["}]|\[\s*["\]{\[])')
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 MAX_DEPTH = 9  # of objects around a list of tokens
@@ -90,7 +92,7 @@ def read_vocabulary_file(path: Path) -> list[FileVocabulary]:
     if not path.is_file():
         raise FileNotFoundError(f"A vocabulary must be a file: there is no {path}; check the path.")
     content = read_bytes(path)
-    if content.startswith((b"PK\x03\x04", b"\x80")):
+    if content.startswith(PICKLE_STARTS):
         return _from_plain_data(_read_pickle(content, path), path)
     if content.startswith(b"\n") and b"\0" in content:
         return [_from_sentencepiece(content, path)]
@@ -132,25 +134,26 @@ def parse_lines(text: str) -> list[str] | dict[int, str]:
     return lines
 
 
-def find_token_lists(value: Any, seen: set[int], depth: int = 0) -> list[TokenList]:
+def find_token_lists(value: Any, found: dict[int, list[TokenList]], depth: int = 0) -> list[TokenList]:
     """Return the list of tokens in plain data, or the source's and the target's; empty if there is none.
 
     Args:
         value: The data.
-        seen: The identities of containers searched before, because objects may be shared or contain themselves.
+        found: Identity of a container -> what was found in it: objects may be shared, or contain themselves.
         depth: The number of containers around the value.
     """
-    if (ids := as_token_ids(value)) is not None:
-        return [TokenList(ids)]
-    if depth > MAX_DEPTH or id(value) in seen:
-        return []
-    parts = _parts(value)
-    if parts:
-        seen.add(id(value))
-    lists = {name: find_token_lists(part, seen, depth + 1) for name, part in parts.items()}
+    if id(value) not in found and depth <= MAX_DEPTH:
+        found[id(value)] = []
+        ids = as_token_ids(value)
+        found[id(value)] = _search_parts(value, found, depth) if ids is None else [TokenList(ids)]
+    return found.get(id(value), [])
+
+
+def _search_parts(value: Any, found: dict[int, list[TokenList]], depth: int) -> list[TokenList]:
+    lists = {name: find_token_lists(part, found, depth + 1) for name, part in _parts(value).items()}
     if pair := next((pair for pair in lists.values() if len(pair) == 2), None):
         return pair
-    single = {name: found[0] for name, found in lists.items() if found}
+    single = {name: part[0] for name, part in lists.items() if part}
     sides = [[part for name, part in single.items() if name.lower().startswith(names)] for names in SIDE_NAMES]
     if all(sides):
         return [side[0] for side in sides]
@@ -216,7 +219,7 @@ def _with_attributes(tokens: TokenList, value: Any) -> TokenList:
 
 def _from_plain_data(value: Any, path: Path) -> list[FileVocabulary]:
     try:
-        lists = find_token_lists(value, set())
+        lists = find_token_lists(value, {})
     except ValueError as error:
         raise _file_error(path, str(error)) from None
     if not lists:
@@ -245,7 +248,7 @@ def _from_sentencepiece(content: bytes, path: Path) -> FileVocabulary:
 def _read_pickle(content: bytes, path: Path) -> Any:
     """Return the content of a pickle, or of a file of torch.save, as plain data."""
     with add_path_to_errors(path):
-        if content.startswith(b"\x80"):
+        if not content.startswith(ZIP_START):
             value, _, _ = read_pickle(content, path=path)
             if value != LEGACY_MAGIC:
                 return value

@@ -338,6 +338,22 @@ def test_a_vocabulary_takes_the_place_of_a_checkpoint_s_own(tmp_path):
     assert tokenizer.encode_target_batch(TEXTS) == own.encode_target_batch(TEXTS)
 
 
+def test_words_where_a_framework_has_special_tokens(tmp_path):
+    """The dictionaries of fairseq leave out special tokens, which come before their words."""
+    t5(tmp_path)
+    (tmp_path / "dict.txt").write_text("the 90\ndog 80\nruns 7\n")
+    with pytest.raises(
+        ValueError, match="the special tokens of its model, whose pad_id is 0: .*dict.txt has 'the' there"
+    ):
+        load(tmp_path, tokenizer=tmp_path / "dict.txt")
+
+
+def test_a_level_is_for_lists_of_tokens(tmp_path):
+    program = with_tokenizer_json(tmp_path)
+    with pytest.raises(ValueError, match="Only lists of tokens have a level: .*tokenizer.json"):
+        convert(program, tmp_path, level="words")
+
+
 def test_a_model_folder_takes_no_vocabulary(tmp_path):
     path, options = untrained(tmp_path)
     mt.convert(path, tmp_path / "out", tokenizer=options)

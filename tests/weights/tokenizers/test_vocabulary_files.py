@@ -51,6 +51,9 @@ ONE_VOCABULARY = {
     "a nested dict in JSON": json.dumps({"vocab": {"token_to_idx": IDS, "size": 8}}).encode(),
     "a pickled list": pickle.dumps(TOKENS),
     "a pickled dict": pickle.dumps(IDS, 2),
+    "a list pickled in ASCII": pickle.dumps(TOKENS, 0),
+    "a dict pickled in ASCII": pickle.dumps(IDS, 0),
+    "an object pickled in ASCII": pickle.dumps(torchtext.LegacyVocab(TOKENS), 0),
     "a saved dict": saved(IDS),
     "a saved legacy vocabulary": saved(torchtext.LegacyVocab(TOKENS)),
     "a pickled legacy vocabulary": pickle.dumps(torchtext.LegacyVocab(TOKENS)),
@@ -182,6 +185,16 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 
     (vocabulary,) = read_vocabulary_file(write(tmp_path / "v.pkl", pickle.dumps([TOKENS, Hostile()])))
     assert vocabulary.ids == IDS and not (tmp_path / "made").exists()
+
+
+def test_a_list_that_many_objects_share(tmp_path):
+    """Each object of a file is searched once, so that small files take no time."""
+    shared = list(map(str, range(10000)))
+    value = [shared, 1]
+    for _ in range(5):
+        value = {str(i): value for i in range(1000)}
+    (vocabulary,) = read_vocabulary_file(write(tmp_path / "v.pkl", pickle.dumps(value)))
+    assert vocabulary.size == len(shared)
 
 
 def test_objects_that_contain_themselves(tmp_path):
