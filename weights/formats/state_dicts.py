@@ -132,11 +132,11 @@ def find_state(root: Any, weights: str | None = None) -> ModelState:
     chosen = _choose([state for state in at_key or states if state.has_names])
     if at_key and not chosen:
         raise CheckpointError(f"tensors must have names, {quote(at_key[0].path)} is a list", "choose other weights")
+    if not chosen and root != {}:
+        raise _no_state_dict(root)
     tensors: dict[str, Tensor] = {}
     for state in chosen:
         tensors |= _collect_tensors(_named_values(state, _prefix(state, chosen)))
-    if not chosen and root != {}:
-        raise _no_state_dict(root)
     similar = [
         state
         for state in states
@@ -183,16 +183,16 @@ def find_prefix(tensors: dict[str, Tensor], prefix: str, keys: list[str]) -> dic
     return matching
 
 
-def is_module(value: Any) -> bool:
+def _is_module(value: Any) -> bool:
     """Return whether a value is a pickled torch.nn.Module."""
     return isinstance(value, PickledObject) and "_modules" in value.state
 
 
-def is_state(value: Any) -> bool:
+def _is_state(value: Any) -> bool:
     """Return whether a value is a module, a dict that contains tensors, or a list of them."""
     if isinstance(value, list | tuple):
         return any(map(_is_tensor, value[:1]))
-    return is_module(value) or (isinstance(value, dict) and any(map(_is_tensor, value.values())))
+    return _is_module(value) or (isinstance(value, dict) and any(map(_is_tensor, value.values())))
 
 
 def _is_tensor(value: Any) -> bool:
@@ -209,8 +209,8 @@ def _find_states(root: Any) -> Iterator[_Entry]:
     for _ in range(MAX_STATE_DEPTH + 1):
         below: list[_Entry] = []
         for entry in level:
-            num_modules += is_module(entry.value)
-            if is_state(entry.value) and not (is_module(entry.value) and num_modules > MAX_MODULES):
+            num_modules += _is_module(entry.value)
+            if _is_state(entry.value) and not (_is_module(entry.value) and num_modules > MAX_MODULES):
                 yield entry
             for key, value in _containers(entry):
                 if id(value) not in seen and len(seen) < MAX_CONTAINERS:  # many names may share a value
@@ -225,7 +225,7 @@ def _containers(entry: _Entry) -> Iterator[tuple[str, Any]]:
     pairs: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict) and "param_groups" not in value:
         pairs = value.items()
-    elif isinstance(value, PickledObject) and not is_module(value):
+    elif isinstance(value, PickledObject) and not _is_module(value):
         pairs = value.state.items()
     elif isinstance(value, list | tuple):
         pairs = ((str(number), part) for number, part in enumerate(value[:MAX_LISTED]))
