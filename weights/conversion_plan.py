@@ -163,6 +163,8 @@ def find_family(
         return fit_family(named, names, checkpoint.tensors)
     fits = fit_families(names, checkpoint.tensors)
     best = [fit.family for fit in fits if len(fit.fitting) == len(fits[0].fitting)]
+    if not fits[0].fitting or FAMILIES[best[0]].model_types:
+        check_model(names, checkpoint)
     if not fits[0].fitting:
         raise ValueError(
             "The family cannot be detected from config.json or the names of tensors: specify it. "
@@ -174,6 +176,18 @@ def find_family(
             "the weights, or convert the repository by its name on the hub."
         )
     return fits[0]
+
+
+def check_model(names: dict[str, str], checkpoint: Checkpoint) -> None:
+    """Raise ConversionError if a checkpoint is no complete encoder-decoder Transformer.
+
+    Args:
+        names: Tensor name after renaming -> its name in the checkpoint.
+        checkpoint: The open checkpoint.
+    """
+    shapes = {name: checkpoint.tensors[original].shape for name, original in names.items()}
+    if message := describe_other_model(shapes, names.values()):
+        raise ConversionError(message)
 
 
 def family_of_model_type(settings: dict[str, Any]) -> str | None:
@@ -237,10 +251,8 @@ def plan_conversion(
         ValueError: If the family is not supported, or a setting is unknown, missing or wrong.
     """
     tensor_names = rename_tensors(checkpoint.tensors, rename or {}, ignore)
-    shapes = {name: checkpoint.tensors[tensor].shape for name, tensor in tensor_names.items()}
-    if message := describe_other_model(tensor_names, shapes, renamed=bool(rename)):
-        raise ConversionError(message)
     fit = find_family(tensor_names, checkpoint, settings, family)
+    check_model(fit.names, checkpoint)
     spec = FAMILIES[fit.family]
     names = ParameterMap(checkpoint, spec, fit.names)
     guesses = add_tables_by_shape(names, fit) if spec.defaults else []

@@ -121,6 +121,15 @@ def test_averaged_weights_beside_plain_ones_are_listed_by_a_prefix_that_chooses_
     assert_parameters(model, {name: 2 * array for name, array in own_parameters().items()})
 
 
+def test_other_models_beside_the_model_do_not_matter(tmp_path):
+    beside = {
+        "critic.rnn.weight_hh_l0": mx.zeros((32, 8)),
+        "discriminator.conv.weight": mx.zeros((4, 4, 3, 3)),
+        "language_model.h.0.attn.c_attn.weight": mx.zeros((3, 3)),
+    }
+    assert_parameters(load(tmp_path, with_prefix("net.", own_tensors()) | beside), own_parameters())
+
+
 def test_a_tensor_within_the_model_that_does_not_fit_is_an_error(tmp_path):
     tensors = own_tensors() | {"transformer.encoder.layers.0.gate.weight": mx.zeros((16, 16))}
     with pytest.raises(ConversionError, match="1 unexpected .transformer.encoder.layers.0.gate.weight"):

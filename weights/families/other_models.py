@@ -31,6 +31,7 @@ IMAGE = "its source is an image"
 EXPERTS = "its feed-forward networks are mixtures of experts"
 RUN_MLX_LM = "use mlx-lm for decoder-only models"
 USE_WHOLE = "convert a whole encoder-decoder model"
+RENAME_OTHER = f"{USE_WHOLE}, or rename the tensors of its other stack"
 USE_TEXT = "convert a model whose source is text"
 USE_TRANSFORMER = "convert a Transformer"
 USE_ORIGINAL = "convert the original model, and quantise that"
@@ -42,9 +43,10 @@ QUANTIZERS = {
     r"\.weight_(packed|scale|scale_inv)$": "compressed-tensors",
     r"\.weight\._(data|scale)$": "quanto",
     r"\._packed_params\b|\.zero_point$": "torch.ao",
-    r"\.W_q$": "HQQ",
 }
-ADAPTER = r"lora_|\.ia3_|\.hada_w|\.lokr_w|\.b?oft_|vera_lambda|\.adapters\.|adapter_(down|up)|prompt_embeddings"
+ADAPTER = (
+    r"(^|[._])lora_|\.ia3_|\.hada_w|\.lokr_w|\.b?oft_|vera_lambda|\.adapters\.|adapter_(down|up)|prompt_embeddings"
+)
 OTHER_MODELS = (
     OtherModel(
         ADAPTER,
@@ -58,7 +60,9 @@ OTHER_MODELS = (
         USE_WHOLE,
     ),
     OtherModel(
-        r"(^|\.)(question|query|ctx|context|passage)_encoder\.", "it has two encoders, for retrieval", USE_WHOLE
+        (r"(^|\.)(question|query)_encoder\.", r"(^|\.)(ctx|context|passage|document)_encoder\."),
+        "it has two encoders, for retrieval",
+        USE_WHOLE,
     ),
     OtherModel(
         r"(^|\.)encoder\.conv1\.weight$|(^|\.)encoder\.(embed|frontend)\.conv|feature_extractor\.conv_layers\."
@@ -80,15 +84,18 @@ OTHER_MODELS = (
     ),
     OtherModel(r"\bexperts?\b|\.expert_\d|block_sparse_moe|moe_layer|\.router\.", EXPERTS, "convert a dense model"),
     OtherModel(r"\.crossattention\.self\.", "its encoder and decoder are those of BERT", USE_TRANSFORMER),
+    OtherModel(r"\.scales$", "it is quantised by MLX", USE_ORIGINAL),
+)
+# What models are all of whose layers are in one stack; the first that matches counts.
+ONE_STACK = (
+    OtherModel(r"embeddings\.word_embeddings\.", ENCODER_ALONE, USE_WHOLE),
     OtherModel(
-        r"(^|\.)h\.\d+\.(attn\.c_attn|attn\.attention|self_attention\.query_key_value|attn\.qkv_proj)\b"
-        r"|layers\.\d+\.attention\.(query_key_value|wq|wqkv)\.|(^|\.)blocks\.\d+\.(attn\.key|sa\.heads\.\d+)\."
-        r"|^(model\.|module\.)*layers\.\d+\.self_attn\.(q_proj|qkv_proj)\.",
+        r"c_attn|query_key_value|(^|\.)h\.\d+\.|\.attention\.w(q|qkv)\.|\.(sa|attn)\.(heads|key)\b"
+        r"|layers\.\d+\.self_attn\.(q_proj|qkv_proj)\.",
         DECODER_ALONE,
         RUN_MLX_LM,
     ),
-    OtherModel(r"embeddings\.word_embeddings\.", ENCODER_ALONE, USE_WHOLE),
-    OtherModel(r"\.scales$", "it is quantised by MLX", USE_ORIGINAL),
+    OtherModel("", "all its layers are in one stack", RENAME_OTHER),
 )
 MODEL_FOLDER = re.compile(r"layers\.\d+\.self_attention_residual\.norm\.")
 CELLS = {4: "LSTM", 3: "GRU", 1: "RNN"}  # rows of a hidden-to-hidden matrix for each of its columns
@@ -126,39 +133,36 @@ UNSUPPORTED_MODEL_TYPES = {
 }
 
 
-def describe_other_model(
-    tensor_names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], *, renamed: bool = False
-) -> str | None:
+def describe_other_model(shapes: Mapping[str, tuple[int, ...]], original_names: Iterable[str] = ()) -> str | None:
     """Return an error that says what a checkpoint is, if it is no complete encoder-decoder Transformer.
 
     Args:
-        tensor_names: The names of its tensors.
-        shapes: Their shapes, as far as they are known.
-        renamed: Whether the user has renamed some, possibly to the names that model folders have.
+        shapes: The names and shapes of its tensors.
+        original_names: The names before the user renamed some, possibly to the names that model folders have.
 
     Returns:
         A sentence with the reason, a tensor that shows it and a remedy; None if the names do not tell.
     """
-    names = list(itertools.islice(tensor_names, MAX_NAMES))
+    names = list(itertools.islice(shapes, MAX_NAMES))
     if names and all(re.search(ADAPTER, name) for name in names):
         return "An adapter is not a complete model: merge it into its model and save that."
-    if not renamed and (name := next(filter(MODEL_FOLDER.search, names), None)):
+    if name := next(filter(MODEL_FOLDER.search, original_names), None):
         reason = "it is the file of a model folder without its config.json"
         return _cannot_be_converted(reason, name, "give the path of the whole folder")
-    if message := _describe(names, shapes):
+    if message := _describe(OTHER_MODELS, names, shapes):
         return message
-    if name := next((name for name in names if name.endswith("weight") and len(shapes.get(name, ())) == 4), None):
+    if name := next((name for name in names if name.endswith("weight") and len(shapes[name]) == 4), None):
         return _cannot_be_converted("it has two-dimensional convolutions, for images", name, USE_TEXT)
     return _describe_one_stack(names)
 
 
-def _describe(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Return the error for the first of OTHER_MODELS all of whose patterns match a name."""
-    for model in OTHER_MODELS:
+def _describe(models: Iterable[OtherModel], names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return the error for the first model all of whose patterns match a name."""
+    for model in models:
         patterns = [model.pattern] if isinstance(model.pattern, str) else model.pattern
         matches = [next(filter(re.compile(pattern).search, names), None) for pattern in patterns]
         if (name := matches[0]) is not None and None not in matches:
-            rows, columns = (*shapes.get(name, ()), 0, 0)[:2]
+            rows, columns = (*shapes[name], 0, 0)[:2]
             reason = model.reason.format(cell=CELLS.get(rows // max(columns, 1), "LSTM or GRU"))
             return _cannot_be_converted(reason, name, model.remedy)
     return None
@@ -166,20 +170,20 @@ def _describe(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> str | 
 
 def _describe_one_stack(names: list[str]) -> str | None:
     """Return the error for a model all of whose layers are in one stack."""
-    layers = {match[1]: name for name in names if (match := ATTENTION_LAYER.match(name))}
+    layers: dict[str, str] = {}  # what precedes the numbers of layers -> the first tensor
+    for name in names:
+        if match := ATTENTION_LAYER.match(name):
+            layers.setdefault(match[1], name)
     encoders, decoders = (
         [name for stack, name in layers.items() if word.search(stack)] for word in (ENCODER_WORD, DECODER_WORD)
     )
-    has_cross_attention = any(map(CROSS_ATTENTION.search, names))
-    if len(encoders) == len(layers) > 0 and not decoders and not has_cross_attention:
-        reason, name = ENCODER_ALONE, encoders[0]
-    elif len(decoders) == len(layers) > 0 and not encoders:
-        reason, name = DECODER_ALONE, decoders[0]
-    elif len(layers) == 1 and not has_cross_attention:
-        reason, name = "all its layers are in one stack", *layers.values()
-    else:
+    if len(decoders) == len(layers) > 0 and not encoders:
+        return _cannot_be_converted(DECODER_ALONE, decoders[0], RENAME_OTHER)
+    if decoders or any(map(CROSS_ATTENTION.search, names)):
         return None
-    return _cannot_be_converted(reason, name, f"{USE_WHOLE}, or rename the tensors of its other stack")
+    if len(encoders) == len(layers) > 0:
+        return _cannot_be_converted(ENCODER_ALONE, encoders[0], RENAME_OTHER)
+    return _describe(ONE_STACK, names, dict.fromkeys(names, ())) if len(layers) == 1 else None
 
 
 def _cannot_be_converted(reason: str, name: str, remedy: str) -> str:

@@ -14,7 +14,7 @@ NAMES = {
     "GPT-2": (["wte.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_fc.weight"], "decoder without an encoder"),
     "nanoGPT": (["transformer.wte.weight", "transformer.h.0.attn.c_attn.weight", "lm_head.weight"], "use mlx-lm"),
     "minGPT": (["tok_emb.weight", "blocks.0.attn.key.weight", "head.weight"], "decoder without an encoder"),
-    "a lecture's GPT": (["blocks.0.sa.heads.0.key.weight", "blocks.0.sa.proj.weight"], "decoder without an encoder"),
+    "a lecture's GPT": (["blocks.0.sa.heads.0.query.weight", "blocks.0.sa.proj.weight"], "decoder without an encoder"),
     "LLaMA": (["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"], "decoder without an encoder"),
     "Meta's LLaMA": (["tok_embeddings.weight", "layers.0.attention.wq.weight"], "decoder without an encoder"),
     "BLOOM": (["transformer.h.0.self_attention.query_key_value.weight"], "decoder without an encoder"),
@@ -25,7 +25,11 @@ NAMES = {
         "encoder without a decoder",
     ),
     "BERT with a head": (
-        ["bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"],
+        ["bert.encoder.layer.0.attention.self.query.weight", "cls.predictions.decoder.weight"],
+        "encoder without a decoder",
+    ),
+    "DistilBERT": (
+        ["distilbert.embeddings.word_embeddings.weight", "distilbert.transformer.layer.0.attention.q_lin.weight"],
         "encoder without a decoder",
     ),
     "a classifier": (["encoder.layers.0.self_attn.in_proj_weight", "classifier.weight"], "encoder without a decoder"),
@@ -56,7 +60,7 @@ NAMES = {
         ["text_model.embeddings.token_embedding.weight", "vision_model.embeddings.patch_embedding.weight"],
         "two encoders, for text and images",
     ),
-    "DPR": (["question_encoder.bert_model.pooler.dense.weight"], "two encoders, for retrieval"),
+    "DPR": (["question_encoder.pooler.weight", "ctx_encoder.pooler.weight"], "two encoders, for retrieval"),
     "a convolutional model": (["encoder.convolutions.0.weight_v", "decoder.convolutions.0.weight_v"], "convolutional"),
     "mixtures of experts": (
         ["encoder.layers.0.fc1.weight", "decoder.layers.3.ffn.experts.expert_0.fc1.weight"],
@@ -67,7 +71,6 @@ NAMES = {
         ["encoder.embeddings.word_embeddings.weight", "decoder.bert.encoder.layer.0.crossattention.self.query.weight"],
         "encoder and decoder are those of BERT",
     ),
-    "our own": (["encoder.layers.0.self_attention_residual.norm.weight"], "file of a model folder without its config"),
     "MLX": (["encoder.layers.0.linear1.weight", "decoder.layers.0.linear1.scales"], "quantised by MLX, as"),
     "peft": (["base_model.model.model.encoder.layers.0.fc1.lora_A.weight"], "^An adapter is not a complete model: mer"),
     "prompt tuning": (["prompt_embeddings"], "^An adapter is not a complete model"),
@@ -88,7 +91,7 @@ NAMES = {
 @pytest.mark.parametrize("model", NAMES)
 def test_other_models_are_named(model):
     names, words = NAMES[model]
-    message = describe_other_model(names, {})
+    message = describe_other_model(dict.fromkeys(names, ()))
     assert message is not None and re.search(words, message), message
     assert message.endswith(".") and len(message.splitlines()) == 1
 
@@ -96,7 +99,7 @@ def test_other_models_are_named(model):
 @pytest.mark.parametrize(("rows", "cell"), [(32, "LSTM"), (24, "GRU"), (8, "RNN")])
 def test_recurrent_models_name_their_cell(rows, cell):
     names = ["encoder.rnn.weight_ih_l0", "encoder.rnn.weight_hh_l0", "decoder.rnn.weight_hh_l0"]
-    message = describe_other_model(names, {"encoder.rnn.weight_hh_l0": (rows, 8)})
+    message = describe_other_model(dict.fromkeys(names, (rows, 8)))
     assert f"its layers are recurrent ({cell}), as 'encoder.rnn.weight_hh_l0' shows" in message
 
 
@@ -106,11 +109,35 @@ def test_encoder_decoder_models_are_none_of_these(family):
     sources = expand_layers(FAMILIES[family].names, layers=3)
     for names in ([source.name for many in sources.values() for source in many], [s[0].name for s in sources.values()]):
         for prefix in ("", "model.", "module.", "my_sequence_model.core."):
-            assert describe_other_model([prefix + name for name in names], {}) is None
+            assert describe_other_model(dict.fromkeys((prefix + name for name in names), ())) is None
+
+
+def test_the_file_of_a_model_folder_is_named_unless_its_names_were_given_by_renaming():
+    names = {f"{stack}.layers.0.self_attention_residual.norm.weight": (2,) for stack in ("encoder", "decoder")}
+    assert "it is the file of a model folder without its config" in describe_other_model(names, names)
+    assert describe_other_model(names, ["enc.0.norm.weight", "dec.0.norm.weight"]) is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["encoder.h.0.attn.c_attn.weight", "decoder.h.0.attn.c_attn.weight", "decoder.h.0.cross_attn.c_attn.weight"],
+        [
+            "encoder.embeddings.word_embeddings.weight",
+            "encoder.layer.0.attention.weight",
+            "decoder.layers.0.attn.weight",
+        ],
+        ["context_encoder.layers.0.attn.weight", "response_decoder.layers.0.attn.weight"],
+        ["encoder.layers.0.attn.W_q", "decoder.layers.0.attn.W_q"],
+        ["sequence_model.encoder.layers.0.attn.weight", "sequence_model.decoder.layers.0.attn.weight"],
+    ],
+)
+def test_encoder_decoder_models_with_words_of_others_are_none_of_these(names):
+    assert describe_other_model(dict.fromkeys(names, (2, 2)), names) is None
 
 
 def test_convolutions_in_two_dimensions_are_for_images():
-    message = describe_other_model(["encoder.cnn.0.weight"], {"encoder.cnn.0.weight": (8, 3, 7, 7)})
+    message = describe_other_model({"encoder.cnn.0.weight": (8, 3, 7, 7)})
     assert "two-dimensional convolutions, for images, as 'encoder.cnn.0.weight' shows; convert a model whose" in message
 
 
@@ -122,4 +149,4 @@ def test_names_that_tell_nothing_are_none_of_these():
         ["layers.0.self_attn.weight", "layers.0.cross_attn.weight"],
         list(bart_tensors()),
     ):
-        assert describe_other_model(names, {}) is None
+        assert describe_other_model(dict.fromkeys(names, ())) is None
