@@ -263,9 +263,9 @@ def plan_conversion(
     overrides = overrides or {}
     shown = fields_from_tensors(names, spec) | tied
     fields_read = fields_from_config(spec, settings | {"tensors": shown}, skip=overrides)
-    special_ids = vocabulary.ids if vocabulary else {}
-    known, named = ({}, special_ids) if spec.defaults else (special_ids, {})
-    layers = (shown, known | (defaults or {}), spec.constants, fields_read, named, overrides)
+    named = vocabulary.ids if vocabulary else {}
+    before, after = ({}, named) if spec.defaults else (named, {})
+    layers = (shown, before | (defaults or {}), spec.constants, fields_read, after, overrides)
     defaults_used = spec.default_values(shown)
     if vocabulary is not None:
         defaults_used = {name: value for name, value in defaults_used.items() if name not in SPECIAL_IDS}
@@ -423,7 +423,8 @@ def build_config(*layers: dict[str, Any]) -> ModelConfig:
         missing.append("num_heads")
     if missing:
         names = ", ".join(missing)
-        raise ValueError(f"The checkpoint does not specify {names}: use convert --set {missing[0]}=...")
+        remedy = "=... or --tokenizer FILE" if missing[0] in SPECIAL_IDS else "=..."
+        raise ValueError(f"The checkpoint does not specify {names}: use convert --set {missing[0]}{remedy}")
     return from_dict(ModelConfig, data, "The model of the checkpoint")
 
 

@@ -3,9 +3,10 @@
 Lists of tokens are text, JSON, or pickles such as torchtext's vocabularies.
 """
 
+import itertools
 import re
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ PICKLE_STARTS = (ZIP_START, b"\x80", b"(lp", b"(dp", b"ccopy_reg\n")  # the last
 JSON_START = re.compile(rb'\s*(\{\s*["}]|\[\s*["\]{\[])')
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")
 MAX_DEPTH = 9  # of objects around a list of tokens
-MAX_PARTS = 64  # of a list that is no list of tokens but may contain some
+MAX_PARTS = 64  # containers in one of these that are searched
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,6 @@ class FileVocabulary:
     def token_of(self, i: int) -> str:
         """Return the token of an id; "" if there is none."""
         return next((token for token, other in self.ids.items() if other == i), "")
-
-
-@dataclass(frozen=True)
-class TokenList:
-    """A list of tokens inside a file: the ids, and what the objects around it say about it."""
-
-    ids: dict[str, int]
-    special_ids: dict[str, int] = field(default_factory=dict)
-    around: tuple[tuple[int, ...], ...] | None = None
-    lowercase: bool = False
 
 
 def read_vocabulary_file(path: Path) -> list[FileVocabulary]:
@@ -134,100 +125,89 @@ def parse_lines(text: str) -> list[str] | dict[int, str]:
     return lines
 
 
-def find_token_lists(value: Any, found: dict[int, list[TokenList]], depth: int = 0) -> list[TokenList]:
+def find_token_lists(
+    value: Any, path: Path, results: dict[int, list[FileVocabulary]], depth: int = 0
+) -> list[FileVocabulary]:
     """Return the list of tokens in plain data, or the source's and the target's; empty if there is none.
 
     Args:
         value: The data.
-        found: Identity of a container -> what was found in it: objects may be shared, or contain themselves.
+        path: Its file.
+        results: Identity of a container -> its lists: objects may be shared, or contain themselves.
         depth: The number of containers around the value.
     """
-    if id(value) not in found and depth <= MAX_DEPTH:
-        found[id(value)] = []
+    if id(value) not in results and depth <= MAX_DEPTH:
+        results[id(value)] = []
         ids = as_token_ids(value)
-        found[id(value)] = _search_parts(value, found, depth) if ids is None else [TokenList(ids)]
-    return found.get(id(value), [])
+        if ids is not None:
+            results[id(value)] = [FileVocabulary(path, ids, find_special_ids(ids))]
+        else:
+            parts = {name: find_token_lists(part, path, results, depth + 1) for name, part in _parts(value).items()}
+            results[id(value)] = _choose_lists(value, parts)
+    return results.get(id(value), [])
 
 
-def _search_parts(value: Any, found: dict[int, list[TokenList]], depth: int) -> list[TokenList]:
-    lists = {name: find_token_lists(part, found, depth + 1) for name, part in _parts(value).items()}
-    if pair := next((pair for pair in lists.values() if len(pair) == 2), None):
+def _choose_lists(value: Any, parts: dict[str, list[FileVocabulary]]) -> list[FileVocabulary]:
+    """Return the list of tokens of a container, or the source's and the target's, among those of its parts."""
+    if pair := next((lists for lists in parts.values() if len(lists) == 2), None):
         return pair
-    single = {name: part[0] for name, part in lists.items() if part}
+    single = {name: lists[0] for name, lists in parts.items() if lists}
     sides = [[part for name, part in single.items() if name.lower().startswith(names)] for names in SIDE_NAMES]
     if all(sides):
         return [side[0] for side in sides]
-    # The same vocabulary may be there twice, from tokens to ids and back.
-    distinct = [a for a in single.values() if not any(a.ids.items() < b.ids.items() for b in single.values())]
-    is_pair = len(single) == 2 and (isinstance(value, tuple) or len(distinct) == 2 and distinct[0] != distinct[1])
-    if is_pair and not isinstance(value, PickledObject):
-        return list(single.values())
+    # Other lists are of words or languages. A vocabulary may be there twice, from tokens to ids and back.
+    named = [part for part in single.values() if part.special_ids]
+    lists = named or list(single.values())
+    distinct = [part for part in lists if not any(part.ids.items() < other.ids.items() for other in lists)]
+    if len(named) == 2 and not isinstance(value, PickledObject):
+        if isinstance(value, tuple) or (len(distinct) == 2 and named[0].ids != named[1].ids):
+            return named
     return [_with_attributes(max(distinct, key=lambda part: len(part.ids)), value)] if distinct else []
 
 
 def as_token_ids(value: Any) -> dict[str, int] | None:
-    """Return token -> id if a value is a list of tokens, or a dict between tokens and ids.
-
-    Raises:
-        ValueError: If two tokens of a list are the same.
-    """
+    """Return token -> id if a value is a list of different tokens, or a dict between tokens and ids."""
     if not isinstance(value, dict | list | tuple) or not value:
         return None
-    if isinstance(value, list | tuple):
-        value = dict(enumerate(value))
-    if all(isinstance(token, str) for token in value) and _are_ids(value.values()):
-        return value
-    if not all(isinstance(token, str) for token in value.values()):
+    ids: dict[Any, Any] = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+    if all(isinstance(token, str) for token in ids.values()):
+        ids = {token: int(i) if isinstance(i, str) and i.isdecimal() else i for i, token in ids.items()}
+    elif not all(isinstance(token, str) for token in ids):
         return None
-    numbers = [int(i) if isinstance(i, str) and i.isdecimal() else i for i in value]
-    if not _are_ids(numbers):
+    if not all(type(i) is int and 0 <= i < MAX_VOCAB_SIZE for i in ids.values()):
         return None
-    ids: dict[str, int] = {}
-    for i, token in zip(numbers, value.values(), strict=True):
-        if token in ids:
-            raise ValueError(f"has {short_repr(token)} twice, as {ids[token]} and {i}")
-        ids[token] = i
-    return ids
-
-
-def _are_ids(values: Collection[Any]) -> bool:
-    """Whether values are different ids; counts of tokens hardly ever are."""
-    return all(type(i) is int and 0 <= i < MAX_VOCAB_SIZE for i in values) and len(set(values)) == len(values)
+    # Counts of tokens are hardly ever all different.
+    return ids if len(value) == len(ids) == len(set(ids.values())) else None
 
 
 def _parts(value: Any) -> dict[str, Any]:
-    """Return the parts of a container or an object, by name or number."""
+    """Return the containers in a container or an object, by name or number."""
     if isinstance(value, PickledObject):
         value = value.mapping | value.state
-    if isinstance(value, list | tuple):
-        value = dict(enumerate(value)) if len(value) <= MAX_PARTS else {}
-    return {str(name): part for name, part in value.items()} if isinstance(value, dict) else {}
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    containers = ((name, part) for name, part in entries if isinstance(part, dict | list | tuple | PickledObject))
+    return {str(name): part for name, part in itertools.islice(containers, MAX_PARTS)}
 
 
-def _with_attributes(tokens: TokenList, value: Any) -> TokenList:
+def _with_attributes(tokens: FileVocabulary, value: Any) -> FileVocabulary:
     """Add what an object around a list of tokens says about it, such as a Field of torchtext."""
     state = value.state if isinstance(value, PickledObject) else {}
     if any(state.get(name) is True for name in LOWERCASE_NAMES):
         tokens = replace(tokens, lowercase=True)
-    named = {role: state[name] for role, name in FIELD_TOKENS.items() if isinstance(state.get(name), str)}
-    special = {role: tokens.ids[token] for role, token in named.items() if token in tokens.ids}
     if set(FIELD_TOKENS.values()) <= state.keys():
+        named = {role: state[name] for role, name in FIELD_TOKENS.items() if isinstance(state[name], str)}
+        special = {role: tokens.ids[token] for role, token in named.items() if token in tokens.ids}
         around = tuple((special[role],) if role in special else () for role in ("start", "end"))
-        tokens = replace(tokens, special_ids=special, around=around)
+        tokens = replace(tokens, special_ids=tokens.special_ids | special, around=around)
     return tokens
 
 
 def _from_plain_data(value: Any, path: Path) -> list[FileVocabulary]:
-    try:
-        lists = find_token_lists(value, {})
-    except ValueError as error:
-        raise _file_error(path, str(error)) from None
-    if not lists:
-        raise _file_error(path, "contains no list of tokens")
-    return [
-        FileVocabulary(path, part.ids, find_special_ids(part.ids) | part.special_ids, part.around, part.lowercase)
-        for part in lists
-    ]
+    if lists := find_token_lists(value, path, {}):
+        return lists
+    counts = Counter(token for token in value if isinstance(token, str)) if isinstance(value, list | tuple) else {}
+    repeated = next((token for token, count in counts.items() if count > 1), None)
+    raise _file_error(path, "contains no list of tokens" if repeated is None else f"has {short_repr(repeated)} twice")
 
 
 def _from_tokenizer_json(content: bytes, value: dict[str, Any], path: Path) -> FileVocabulary:

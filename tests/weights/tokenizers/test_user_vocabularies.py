@@ -255,7 +255,7 @@ def test_settings_that_contradict_the_vocabulary(tmp_path):
         (["<pad>", "</s>"], SPECIALS, "Sources of this model need the start token, but .*src.txt"),
         (["a", "b", "<s>", "</s>"], SPECIALS, "the same padding: id 1 is b in .*src.txt"),
         (["<pad>", "<s>", "</s>", "\u0120a", "b"], None, "byte-level pieces needs its merges.*give the tokenizer.json"),
-        (["<pad>", "<s>", "</s>", "a", "a"], None, "has 'a' twice, as 3 and 4"),
+        (["<pad>", "<s>", "</s>", "a", "a"], None, "has 'a' twice"),
     ],
 )
 def test_vocabularies_that_do_not_fit(source, target, message, tmp_path):
