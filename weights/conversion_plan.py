@@ -164,7 +164,7 @@ def find_family(
     fits = fit_families(names, checkpoint.tensors)
     best = [fit.family for fit in fits if len(fit.fitting) == len(fits[0].fitting)]
     if not fits[0].fitting or FAMILIES[best[0]].model_types:
-        check_model(names, checkpoint)
+        check_model(names, names.values(), checkpoint)
     if not fits[0].fitting:
         raise ValueError(
             "The family cannot be detected from config.json or the names of tensors: specify it. "
@@ -178,15 +178,16 @@ def find_family(
     return fits[0]
 
 
-def check_model(names: dict[str, str], checkpoint: Checkpoint) -> None:
+def check_model(names: dict[str, str], file_names: Iterable[str], checkpoint: Checkpoint) -> None:
     """Raise ConversionError if a checkpoint is no complete encoder-decoder Transformer.
 
     Args:
-        names: Tensor name after renaming -> its name in the checkpoint.
+        names: The model's tensors: name after renaming -> name in the checkpoint.
+        file_names: The names in the checkpoint of all tensors.
         checkpoint: The open checkpoint.
     """
     shapes = {name: checkpoint.tensors[original].shape for name, original in names.items()}
-    if message := describe_other_model(shapes, names.values()):
+    if message := describe_other_model(shapes, file_names):
         raise ConversionError(message)
 
 
@@ -252,7 +253,7 @@ def plan_conversion(
     """
     tensor_names = rename_tensors(checkpoint.tensors, rename or {}, ignore)
     fit = find_family(tensor_names, checkpoint, settings, family)
-    check_model(fit.names, checkpoint)
+    check_model(fit.names, tensor_names.values(), checkpoint)
     spec = FAMILIES[fit.family]
     names = ParameterMap(checkpoint, spec, fit.names)
     guesses = add_tables_by_shape(names, fit) if spec.defaults else []

@@ -1,13 +1,12 @@
 """Recognises checkpoints that are no complete encoder-decoder Transformer: by model_type, or by names of tensors."""
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from mlx_transformer.weights.formats.tensors import quote
 
-MAX_NAMES = 20_000  # that are looked at
+MAX_NAMES = 1_000  # that are looked at, without counting layers
 
 
 class OtherModel(NamedTuple):
@@ -47,13 +46,16 @@ QUANTIZERS = {
 ADAPTER = (
     r"(^|[._])lora_|\.ia3_|\.hada_w|\.lokr_w|\.b?oft_|vera_lambda|\.adapters\.|adapter_(down|up)|prompt_embeddings"
 )
-OTHER_MODELS = (
+# Weights that are not stored as plain weights, of whatever model.
+ALTERED = (
     OtherModel(
         ADAPTER,
         "it has an adapter that is not merged",
         "merge it, in peft by model.merge_and_unload(), and save the result",
     ),
     *(OtherModel(suffix, f"it is quantised by {library}", USE_ORIGINAL) for suffix, library in QUANTIZERS.items()),
+)
+OTHER_MODELS = (
     OtherModel(
         (r"(^|\.)(text_model|token_embedding)\b", r"(^|\.)(vision_model|visual)\b"),
         "it has two encoders, for text and images, as CLIP",
@@ -86,7 +88,7 @@ OTHER_MODELS = (
     OtherModel(r"\.crossattention\.self\.", "its encoder and decoder are those of BERT", USE_TRANSFORMER),
     OtherModel(r"\.scales$", "it is quantised by MLX", USE_ORIGINAL),
 )
-# What models are all of whose layers are in one stack; the first that matches counts.
+# What a model is all of whose layers are in one stack that is called neither encoder nor decoder.
 ONE_STACK = (
     OtherModel(r"embeddings\.word_embeddings\.", ENCODER_ALONE, USE_WHOLE),
     OtherModel(
@@ -95,11 +97,11 @@ ONE_STACK = (
         DECODER_ALONE,
         RUN_MLX_LM,
     ),
-    OtherModel("", "all its layers are in one stack", RENAME_OTHER),
 )
 MODEL_FOLDER = re.compile(r"layers\.\d+\.self_attention_residual\.norm\.")
 CELLS = {4: "LSTM", 3: "GRU", 1: "RNN"}  # rows of a hidden-to-hidden matrix for each of its columns
-ATTENTION_LAYER = re.compile(r"^(.*?)\.\d+\..*(att|query|in_proj|linear1)", re.IGNORECASE)  # with what precedes layers
+LAYER_NUMBER = re.compile(r"\.\d+\.")
+ATTENTION = re.compile(r"att|query|in_proj|linear1", re.IGNORECASE)  # or the layer around it
 ENCODER_WORD = re.compile(r"(?<!qu)enc|src|source", re.IGNORECASE)  # not "sequence"
 DECODER_WORD = re.compile(r"dec|tgt|trg|target", re.IGNORECASE)
 CROSS_ATTENTION = re.compile(r"cross|multihead_attn|(src|enc|encoder|context|memory)_att|encdec", re.IGNORECASE)
@@ -133,27 +135,36 @@ UNSUPPORTED_MODEL_TYPES = {
 }
 
 
-def describe_other_model(shapes: Mapping[str, tuple[int, ...]], original_names: Iterable[str] = ()) -> str | None:
+def describe_other_model(shapes: Mapping[str, tuple[int, ...]], file_names: Iterable[str]) -> str | None:
     """Return an error that says what a checkpoint is, if it is no complete encoder-decoder Transformer.
 
     Args:
-        shapes: The names and shapes of its tensors.
-        original_names: The names before the user renamed some, possibly to the names that model folders have.
+        shapes: The names and shapes of the model's tensors.
+        file_names: The names of all tensors in the file, before any were renamed.
 
     Returns:
         A sentence with the reason, a tensor that shows it and a remedy; None if the names do not tell.
     """
-    names = list(itertools.islice(shapes, MAX_NAMES))
-    if names and all(re.search(ADAPTER, name) for name in names):
+    names, all_names = (_one_of_each_layer(some) for some in (shapes, file_names))
+    if all_names and all(re.search(ADAPTER, name) for name in all_names):
         return "An adapter is not a complete model: merge it into its model and save that."
-    if name := next(filter(MODEL_FOLDER.search, original_names), None):
+    if name := next(filter(MODEL_FOLDER.search, all_names), None):
         reason = "it is the file of a model folder without its config.json"
         return _cannot_be_converted(reason, name, "give the path of the whole folder")
-    if message := _describe(OTHER_MODELS, names, shapes):
+    if message := _describe(ALTERED, all_names, {}) or _describe(OTHER_MODELS, names, shapes):
         return message
     if name := next((name for name in names if name.endswith("weight") and len(shapes[name]) == 4), None):
         return _cannot_be_converted("it has two-dimensional convolutions, for images", name, USE_TEXT)
     return _describe_one_stack(names)
+
+
+def _one_of_each_layer(names: Iterable[str]) -> list[str]:
+    """Return the first names that differ in more than the numbers of layers."""
+    first: dict[str, str] = {}
+    for name in names:
+        if len(first) < MAX_NAMES:
+            first.setdefault(LAYER_NUMBER.sub(".", name), name)
+    return list(first.values())
 
 
 def _describe(models: Iterable[OtherModel], names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
@@ -162,7 +173,7 @@ def _describe(models: Iterable[OtherModel], names: list[str], shapes: Mapping[st
         patterns = [model.pattern] if isinstance(model.pattern, str) else model.pattern
         matches = [next(filter(re.compile(pattern).search, names), None) for pattern in patterns]
         if (name := matches[0]) is not None and None not in matches:
-            rows, columns = (*shapes[name], 0, 0)[:2]
+            rows, columns = (*shapes.get(name, ()), 0, 0)[:2]
             reason = model.reason.format(cell=CELLS.get(rows // max(columns, 1), "LSTM or GRU"))
             return _cannot_be_converted(reason, name, model.remedy)
     return None
@@ -172,8 +183,9 @@ def _describe_one_stack(names: list[str]) -> str | None:
     """Return the error for a model all of whose layers are in one stack."""
     layers: dict[str, str] = {}  # what precedes the numbers of layers -> the first tensor
     for name in names:
-        if match := ATTENTION_LAYER.match(name):
-            layers.setdefault(match[1], name)
+        stack, *rest = LAYER_NUMBER.split(name, maxsplit=1)
+        if rest and ATTENTION.search(rest[0]):
+            layers.setdefault(stack, name)
     encoders, decoders = (
         [name for stack, name in layers.items() if word.search(stack)] for word in (ENCODER_WORD, DECODER_WORD)
     )
@@ -183,7 +195,11 @@ def _describe_one_stack(names: list[str]) -> str | None:
         return None
     if len(encoders) == len(layers) > 0:
         return _cannot_be_converted(ENCODER_ALONE, encoders[0], RENAME_OTHER)
-    return _describe(ONE_STACK, names, dict.fromkeys(names, ())) if len(layers) == 1 else None
+    if len(layers) != 1:
+        return None
+    (name,) = layers.values()
+    message = _describe(ONE_STACK, names, {})
+    return message or _cannot_be_converted("all its layers are in one stack", name, RENAME_OTHER)
 
 
 def _cannot_be_converted(reason: str, name: str, remedy: str) -> str:

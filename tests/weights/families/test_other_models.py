@@ -1,6 +1,7 @@
 """Checkpoints that are no encoder-decoder Transformer are named as what they are, by the names of their tensors."""
 
 import re
+import time
 
 import pytest
 from support.bart_files import bart_tensors
@@ -45,7 +46,10 @@ NAMES = {
         ["decoder.layers.0.self_attn.k_proj.weight", "decoder.layers.0.encoder_attn.k_proj.weight"],
         "decoder without an encoder",
     ),
-    "unnamed layers": (["layers.0.attn.qkv.weight", "layers.1.attn.qkv.weight"], "all its layers are in one stack"),
+    "unnamed layers": (
+        ["0.weight", "layers.0.attn.qkv.weight", "layers.1.attn.qkv.weight"],
+        "in one stack, as 'layers.0.attn.qkv.w",
+    ),
     "Whisper": (["model.encoder.conv1.weight", "model.decoder.layers.0.fc1.weight"], "its source is audio"),
     "wav2vec 2": (["wav2vec2.feature_extractor.conv_layers.0.conv.weight"], "its source is audio"),
     "speech to text": (["encoder.subsample.conv_layers.0.weight", "encoder.layers.0.fc1.weight"], "its source is aud"),
@@ -91,7 +95,7 @@ NAMES = {
 @pytest.mark.parametrize("model", NAMES)
 def test_other_models_are_named(model):
     names, words = NAMES[model]
-    message = describe_other_model(dict.fromkeys(names, ()))
+    message = describe_other_model(dict.fromkeys(names, ()), names)
     assert message is not None and re.search(words, message), message
     assert message.endswith(".") and len(message.splitlines()) == 1
 
@@ -99,7 +103,7 @@ def test_other_models_are_named(model):
 @pytest.mark.parametrize(("rows", "cell"), [(32, "LSTM"), (24, "GRU"), (8, "RNN")])
 def test_recurrent_models_name_their_cell(rows, cell):
     names = ["encoder.rnn.weight_ih_l0", "encoder.rnn.weight_hh_l0", "decoder.rnn.weight_hh_l0"]
-    message = describe_other_model(dict.fromkeys(names, (rows, 8)))
+    message = describe_other_model(dict.fromkeys(names, (rows, 8)), names)
     assert f"its layers are recurrent ({cell}), as 'encoder.rnn.weight_hh_l0' shows" in message
 
 
@@ -109,7 +113,7 @@ def test_encoder_decoder_models_are_none_of_these(family):
     sources = expand_layers(FAMILIES[family].names, layers=3)
     for names in ([source.name for many in sources.values() for source in many], [s[0].name for s in sources.values()]):
         for prefix in ("", "model.", "module.", "my_sequence_model.core."):
-            assert describe_other_model(dict.fromkeys((prefix + name for name in names), ())) is None
+            assert describe_other_model(dict.fromkeys((prefix + name for name in names), ()), []) is None
 
 
 def test_the_file_of_a_model_folder_is_named_unless_its_names_were_given_by_renaming():
@@ -136,9 +140,20 @@ def test_encoder_decoder_models_with_words_of_others_are_none_of_these(names):
     assert describe_other_model(dict.fromkeys(names, (2, 2)), names) is None
 
 
+def test_integers_of_quantised_weights_count_although_they_are_no_tensors_of_the_model():
+    assert "GPTQ" in describe_other_model({"fc1.scales": (2, 2)}, ["fc1.scales", "fc1.qweight"])
+
+
 def test_convolutions_in_two_dimensions_are_for_images():
-    message = describe_other_model({"encoder.cnn.0.weight": (8, 3, 7, 7)})
+    message = describe_other_model({"encoder.cnn.0.weight": (8, 3, 7, 7)}, [])
     assert "two-dimensional convolutions, for images, as 'encoder.cnn.0.weight' shows; convert a model whose" in message
+
+
+@pytest.mark.parametrize("part", [".0", ".1.att", "h.0.", "\\"])
+def test_long_names_take_little_time(part):
+    start = time.process_time()
+    describe_other_model({f"{number}{part * (990 // len(part))}": () for number in range(10_000)}, [])
+    assert time.process_time() - start < 4
 
 
 def test_names_that_tell_nothing_are_none_of_these():
@@ -149,4 +164,4 @@ def test_names_that_tell_nothing_are_none_of_these():
         ["layers.0.self_attn.weight", "layers.0.cross_attn.weight"],
         list(bart_tensors()),
     ):
-        assert describe_other_model(dict.fromkeys(names, ())) is None
+        assert describe_other_model(dict.fromkeys(names, ()), names) is None
