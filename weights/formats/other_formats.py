@@ -36,6 +36,7 @@ FROM_TENSORFLOW = "use the model's torch weights, or make them by transformers 4
 FROM_FLAX = "use the model's torch weights, or make them by transformers 4: from_pretrained(..., from_flax=True)"
 FROM_MARIAN = "convert it with transformers' convert_marian_to_pytorch, or use the OPUS-MT model on the hub"
 USE_ORIGINAL = "convert the torch checkpoint that it was made from"
+FROM_OLD = "write its arrays to a torch checkpoint, or use a model of a toolkit on torch"
 SAVE_WEIGHTS = "save the weights with torch.save(model.state_dict(), ...)"
 GIVE_WEIGHTS = "give the path of the weights, or of the folder with both"
 UNPACK = "unpack it, and give the path of the checkpoint inside"
@@ -112,6 +113,8 @@ OTHER_FORMATS = (
         "save the weights with torch.save(torch.jit.load(...).state_dict(), ...)",
         members=r"(^|/)(constants\.pkl$|code/)",
     ),
+    OtherFormat("a model of MXNet", FROM_OLD, rb"\x12\x01\0{6}", ("*.params",)),
+    OtherFormat("a model of Lua Torch", FROM_OLD, names=("*.t7",)),
     OtherFormat("a model of rust-bert", USE_ORIGINAL, names=("*.ot",)),
     OtherFormat(
         "a sharded checkpoint of DeepSpeed",
@@ -132,7 +135,12 @@ OTHER_FORMATS = (
     OtherFormat("a tar file of torch 0.1", "load it with torch and save its state dict", rb"sys_info\0.{248}ustar"),
     OtherFormat("a tar archive", UNPACK, rb".{257}ustar", ("*.tar", "*.nemo")),
     OtherFormat("a zip archive", UNPACK, names=("*.zip",)),
-    OtherFormat("a run with several checkpoints", "give the path of one", names=("checkpoint-*/",)),
+    OtherFormat("a cache of huggingface_hub", "give owner/name, or a folder in snapshots", names=("snapshots/",)),
+    OtherFormat(
+        "a run with several checkpoints",
+        "give the path of one",
+        names=("checkpoint-*/", "checkpoints/", "lightning_logs/"),
+    ),
 )
 TEXTS = (
     OtherFormat("a tokenizer", GIVE_WEIGHTS, rb'\s*\{.*"added_tokens"'),

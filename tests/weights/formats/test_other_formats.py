@@ -88,6 +88,10 @@ FILES = {
     "Flax": (b"\x82\xa7decoder\x81\xa1w\x01\xa7encoder\x81\xa1w\x02", "a Flax model; use the model's torch weights"),
     "CTranslate2": (ctranslate2("TransformerSpec"), "a CTranslate2 model; convert the torch checkpoint"),
     "CTranslate2's Whisper": (ctranslate2("WhisperSpec"), "a CTranslate2 model"),
+    "MXNet": (
+        struct.pack("<3Q", 0x112, 0, 2) + bytes(range(90)),
+        "a model of MXNet; write its arrays to a torch check",
+    ),
     "a torch.package": (zipped(**{"a/.data/extern_modules": "", "a/m/model.pkl": ""}), "a package of torch.package"),
     "a git-lfs pointer": (
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
