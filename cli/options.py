@@ -158,8 +158,8 @@ def load_with_tokenizer(
     activity.clear()
     if tokenizer is None:
         raise ValueError(
-            f"The model must have a tokenizer, but {model or 'the bundled model'} has none: use a folder with "
-            "tokenizer files."
+            f"The model must have a tokenizer, but {model or 'the bundled model'} has none: convert the "
+            "checkpoint with --tokenizer FILE, or use a folder with tokenizer files."
         )
     return network, tokenizer
 

@@ -294,7 +294,7 @@ def check_special_ids(layers: Iterable[dict[str, Any]], vocabulary: Path) -> Non
         if not any(name in layer for layer in layers):
             raise ValueError(
                 f"A vocabulary must name its special tokens, but {vocabulary} has none for {name}, such as {token}: "
-                f"use convert --set {name}=N, if it is a vocabulary."
+                f"give the id that the model was trained with by convert --set {name}=N."
             )
 
 

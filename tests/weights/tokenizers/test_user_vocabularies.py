@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from support.paths import ROOT
 from support.texts import CORPUS
 from support.tiny_checkpoints import t5
+from support.tiny_families import BART, torch_model
 from support.tiny_sentencepiece_tokenizers import train_sentencepiece
 
 import mlx_transformer as mt
@@ -249,9 +250,9 @@ def test_settings_that_contradict_the_vocabulary(tmp_path):
         (
             ["<s>", "</s>", "a"],
             None,
-            r"src\.txt has none for pad_id, such as <pad>: use convert --set pad_id=N",
+            r"src\.txt has none for pad_id, such as <pad>: give the id .* by convert --set pad_id=N",
         ),
-        (["<pad>", "a"], None, "none for eos_id, such as <eos>: use convert --set eos_id=N"),
+        (["<pad>", "a"], None, "none for eos_id, such as <eos>: give the id .* by convert --set eos_id=N"),
         (["<pad>", "</s>"], SPECIALS, "Sources of this model need the start token, but .*src.txt"),
         (["a", "b", "<s>", "</s>"], SPECIALS, "the same padding: id 1 is b in .*src.txt"),
         (["<pad>", "<s>", "</s>", "\u0120a", "b"], None, "byte-level pieces needs its merges.*give the tokenizer.json"),
@@ -338,6 +339,22 @@ def test_a_vocabulary_takes_the_place_of_a_checkpoint_s_own(tmp_path):
     assert tokenizer.encode_target_batch(TEXTS) == own.encode_target_batch(TEXTS)
 
 
+def test_the_template_of_a_tokenizer_json(tmp_path):
+    """A tokenizer.json beside BART's weights or given by name: the same tokens around sources and targets."""
+    trainer = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer.train_from_iterator(CORPUS, vocab_size=400, special_tokens=special, show_progress=False)
+    trainer._tokenizer.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    trainer.save(str(tmp_path / "tokenizer.json"))
+    size = trainer.get_vocab_size()
+    torch_model("bart", settings={**BART, "vocab_size": size}).save_pretrained(tmp_path)
+    model, own = load(tmp_path)
+    (tmp_path / "tokenizer.json").rename(tmp_path / "other.json")
+    same, tokenizer = load(tmp_path, tokenizer=tmp_path / "other.json")
+    assert same.config == model.config and tokenizer.config == own.config
+    assert tokenizer.encode_target_batch(TEXTS) == own.encode_target_batch(TEXTS)
+
+
 def test_words_where_a_framework_has_special_tokens(tmp_path):
     """The dictionaries of fairseq leave out special tokens, which come before their words."""
     t5(tmp_path)
@@ -374,6 +391,12 @@ def test_a_model_folder_takes_no_vocabulary(tmp_path):
 def test_options_of_the_command_that_do_not_go_together(arguments, message, tmp_path):
     result = CliRunner().invoke(main, ["convert", "model.pt", str(tmp_path / "out"), *arguments.split()])
     assert result.exit_code == 2 and message in result.output and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_vocabulary_names_the_option(tmp_path):
+    path, _ = untrained(tmp_path)
+    result = CliRunner().invoke(main, ["generate", "--model", str(path), "text"])
+    assert result.exit_code == 1 and "has none: convert the checkpoint with --tokenizer FILE" in result.output
 
 
 def test_the_command(tmp_path):
