@@ -342,7 +342,7 @@ def test_a_vocabulary_takes_the_place_of_a_checkpoint_s_own(tmp_path):
 def test_the_template_of_a_tokenizer_json(tmp_path):
     """A tokenizer.json beside BART's weights or given by name: the same tokens around sources and targets."""
     trainer = tokenizers.ByteLevelBPETokenizer()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer.train_from_iterator(CORPUS, vocab_size=400, special_tokens=special, show_progress=False)
     trainer._tokenizer.post_processor = tokenizers.processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     trainer.save(str(tmp_path / "tokenizer.json"))
