@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import click
 
 from mlx_transformer.cli.results import LineResult
+from mlx_transformer.tokenization.normalization import is_blank
 
 UNITS = {"K": 1, "M": 2, "G": 3, "T": 4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
@@ -68,7 +69,7 @@ class RunStats:
             sources = (
                 [result.line.source.text] if result.sentences is None else [source for source, _ in result.sentences]
             )
-            self.sentences += sum(bool(source.strip()) for source in sources)
+            self.sentences += sum(not is_blank(source) for source in sources)
             self.tokens += sum(len(hypothesis.ids) for hypothesis in result.hypotheses)
             yield result
 

@@ -22,6 +22,7 @@ from mlx_transformer.cli.options import (
 )
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.streams import check_paths, warn_file_names
+from mlx_transformer.tokenization.normalization import is_blank
 
 
 @click.command("attention", short_help="Draw attention weights.")
@@ -80,7 +81,7 @@ def command(
     check_format(output)
     check_paths(output)
     warn_file_names([text], "give the text itself")
-    if not text.strip():
+    if is_blank(text):
         raise ValueError("TEXT must not be blank.")
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     search, prefix = select_task(network, task, source_prefix)

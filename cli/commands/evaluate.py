@@ -31,6 +31,7 @@ from mlx_transformer.cli.options import (
 )
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.run_stats import memory_option
+from mlx_transformer.tokenization.normalization import is_blank
 
 
 @click.command("evaluate", short_help="BLEU, chrF and exact matches on a test set.")
@@ -145,14 +146,14 @@ def leave_out_blank(name: str, lines: Iterable[tuple[str, Iterable[str]]]) -> li
     Raises:
         ValueError: If a source has no reference, or no line is left.
     """
-    rows = [(source, [text for text in texts if text.strip()]) for source, texts in lines]
+    rows = [(source, [text for text in texts if not is_blank(text)]) for source, texts in lines]
     for number, (source, references) in enumerate(rows, start=1):
-        if source.strip() and not references:
+        if not is_blank(source) and not references:
             raise ValueError(f"Every source needs a reference: line {number} of {name} has no reference.")
     scored = [row for row in rows if row[1]]
     if not scored:
         raise ValueError(f"{name} must have at least one source with a reference, but has none.")
-    num_empty = sum(not source.strip() for source, _ in scored)
+    num_empty = sum(is_blank(source) for source, _ in scored)
     if num_empty or len(scored) < len(rows):
         activity.clear()
         click.echo(

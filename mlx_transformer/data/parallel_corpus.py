@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from mlx_transformer.data.dates import date_pairs
 from mlx_transformer.storage.text_files import read_lines
+from mlx_transformer.tokenization.normalization import is_blank
 
 LANGUAGE_PREFIX = re.compile(r"([\w-]*):([\w-]*)=")
 COLUMNS_SUFFIX = re.compile(r":([1-9]\d{0,3}),([1-9]\d{0,3})\Z")
@@ -253,6 +254,6 @@ def _decode_columns(columns: Sequence[bytes | None], allow_blank: bool) -> tuple
             ) from error
         if "\0" in texts[-1]:
             raise ValueError(f"the {side} must be text, but it has NUL characters")
-        if not (allow_blank or texts[-1].strip()):
+        if not allow_blank and is_blank(texts[-1]):
             raise ValueError(f"the {side} must not be empty")
     return texts[0], texts[1]

@@ -36,6 +36,7 @@ from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_e
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.tokenization.normalization import is_blank
 from mlx_transformer.tokenization.texts import check_list, check_string
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
@@ -201,7 +202,7 @@ def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator
             side = "source" if line is MISSING else "target"
             raise ValueError(f"Sources and targets must be equally many: number {number} has no {side}.")
         check_string(target, "targets", number - 1)
-        yield line, line._replace(text=target if target.strip() else "", start=0)
+        yield line, line._replace(text="" if is_blank(target) else target, start=0)
 
 
 def _encode_window(

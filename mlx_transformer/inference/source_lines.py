@@ -5,6 +5,7 @@ from itertools import repeat
 from typing import NamedTuple
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.tokenization.normalization import is_blank
 from mlx_transformer.tokenization.texts import check_list, check_string
 
 PerLineText = str | Iterable[str | None] | None  # one text for all lines, or one for each
@@ -89,6 +90,6 @@ def add_source_prefix(
     """
     prefix = config.source_prefix if source_prefix is None else source_prefix
     for line in lines:
-        blank = not line.text.strip()
+        blank = is_blank(line.text)
         added = "" if blank or line.text.startswith(prefix) else prefix
         yield line._replace(text="" if blank else added + line.text, start=len(added))

@@ -7,16 +7,22 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from mlx_transformer.tokenization.normalization import make_normalizer
+
 SPECIAL_TOKENS = ("<pad>", "</s>", "<s>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 FIXED_TOKENS = SPECIAL_TOKENS + BYTE_TOKENS
 
-# Words with the space before them, single digits, runs of punctuation, runs of whitespace. An apostrophe stays with the
-# letters before it (l'|eau, qu'|il). No match mixes letters and punctuation, so no piece can read "<pad>" or "<0x41>".
-SPLIT_PATTERN = r" ?\p{L}[\p{L}\p{M}]*(?:['’](?=\p{L}))?| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Words with the space before them, single digits, runs of punctuation. An apostrophe stays with the letters before it
+# (l'|eau, qu'|il). No match mixes letters and punctuation, so no piece can read "<pad>" or "<0x41>".
+SPLIT_PATTERN = r" ?\p{L}[\p{L}\p{M}]*(?:'(?=\p{L}))?| ?\p{N}| ?[^\s\p{L}\p{N}]+"
 
 # Share of the text that the alphabet covers; rarer characters are encoded as bytes.
 CHARACTER_COVERAGE = 0.99999
+
+# One text of so many is also counted in capitals. A vocabulary of 8,000 then encodes sentences in capitals with 1.4
+# times as many pieces as the same sentences in usual case, instead of 3 times, and the latter with 1 % more.
+CAPITALS_INTERVAL = 20
 
 
 def check_vocab_size(vocab_size: int, num_languages: int = 0) -> None:
@@ -34,8 +40,10 @@ def language_token(code: str) -> str:
 def train_bpe(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = ()) -> tokenizers.Tokenizer:
     """Train a BPE tokenizer whose vocabulary begins with the special, byte and language tokens.
 
+    It normalises texts before it encodes them; see `make_normalizer`.
+
     Args:
-        texts: The training texts, in valid Unicode; they are iterated over twice.
+        texts: The training texts, in valid Unicode.
         vocab_size: Maximum size of the vocabulary.
         languages: Language codes.
 
@@ -47,6 +55,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = 
     check_vocab_size(vocab_size, len(languages))
     reserved = (*FIXED_TOKENS, *map(language_token, languages))
     num_learned = vocab_size - len(reserved)
+    normalizer = _make_normalizer()
+    texts = [normalizer.normalize_str(text) for text in texts]
+    texts += [text.upper() for text in texts[::CAPITALS_INTERVAL]]
     alphabet = _choose_alphabet(texts, max_size=(num_learned + 1) // 2)
     trainer = trainers.BpeTrainer(
         vocab_size=num_learned,
@@ -56,6 +67,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = 
         limit_alphabet=len(alphabet),
     )
     trained = _make_tokenizer(models.BPE())
+    trained.normalizer = None  # the texts are normalised
     trained.train_from_iterator(texts, trainer)
     merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
     # Two merges may produce the same piece; the dict keeps its first position.
@@ -64,17 +76,22 @@ def train_bpe(texts: Iterable[str], vocab_size: int, languages: Sequence[str] = 
     return _make_tokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
 
 
+def _make_normalizer() -> normalizers.Normalizer:
+    """Prepend a space to the normalised text, so that its first word is encoded like any other."""
+    return normalizers.Sequence([make_normalizer(), normalizers.Prepend(" ")])
+
+
 def _make_tokenizer(model: models.Model) -> tokenizers.Tokenizer:
-    """Prepend a space to the text, so that its first word is encoded like any other, and strip it after decoding."""
+    """Return a tokenizer that normalises and splits text; its decoder strips the first space."""
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.normalizer = _make_normalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(SPLIT_PATTERN), "isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return tokenizer
 
 
 def _choose_alphabet(texts: Iterable[str], max_size: int) -> list[str]:
-    """Return the space and the most frequent characters, sorted; ties keep the lower code point."""
+    """Return the ASCII and the most frequent other characters, sorted; ties keep the lower code point."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -83,7 +100,7 @@ def _choose_alphabet(texts: Iterable[str], max_size: int) -> list[str]:
         raise ValueError("A tokenizer must be trained on text: got no characters; check the training files.")
     max_uncovered = uncovered * (1 - CHARACTER_COVERAGE)
     alphabet = {" "}
-    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+    for character, count in sorted(counts.items(), key=lambda item: (not item[0].isascii(), -item[1], item[0])):
         if uncovered <= max_uncovered or len(alphabet) >= max_size:
             break
         alphabet.add(character)

@@ -56,8 +56,9 @@ class Tokenizer:
     """A source and a target vocabulary, or one for both, with the special tokens around texts.
 
     Vocabularies made by `train` begin with padding, end and start, then the 256 bytes, then the languages. Encoding
-    a text never produces special tokens: "</s>" in a text is four ordinary characters. Vocabularies of converted
-    checkpoints treat such text as the original tokenizer does.
+    a text never produces special tokens: "</s>" in a text is four ordinary characters. They normalise texts, so that
+    white space, invisible characters and curly quotes make no difference. Vocabularies of converted checkpoints treat
+    such text as the original tokenizer does.
     """
 
     pad_id = TokenizerConfig.pad_id

@@ -114,7 +114,6 @@ def test_characters_are_never_split(tokenizer_of):
     for name in ("bart", "byt5", "trained", "madlad"):
         tokenizer = tokenizer_of(name)
         for ids in encode(tokenizer, EMOJI + FORMS):
-            assert len(ids) > len(tokenizer.decode(ids)) / 2
             assert not any("\ufffd" in text for text in stream(tokenizer, ids))
 
 
