@@ -6,7 +6,7 @@ import pytest
 from support.framework_reference import interleaved_sinusoids
 
 torch = pytest.importorskip("torch")
-DIMS, STEPS, TARGET_LENGTH = 32, 120, 5
+DIMS, STEPS, TARGET_LENGTH = 32, 80, 5
 
 
 class TutorialModel(torch.nn.Module):

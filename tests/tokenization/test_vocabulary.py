@@ -131,6 +131,28 @@ def test_joining_of_words(join, words, text):
     assert vocabulary.encode(" ".join(words) + " other") == [*range(len(words)), 0]
 
 
+def test_characters():
+    vocabulary = WordVocabulary({"a": 0, " ": 1, "b": 2, "<pad>": 3}, None, "characters")
+    assert vocabulary.encode("ab  a") == [0, 2, 1, 1, 0] and vocabulary.decode([0, 2, 1, 1, 9, 0]) == "ab  a"
+
+
+def test_unknown_words_are_split_at_punctuation():
+    words = ["<unk>", "go", ".", "e.g.", "'", "l", "_x1"]
+    ids = {word: i for i, word in enumerate(words)}
+    split, plain = WordVocabulary(ids, 0, split_punctuation=True), WordVocabulary(ids, 0)
+    assert [words[i] for i in split.encode("go. e.g. l'go _x1 (go)")] == [
+        *("go", ".", "e.g.", "l", "'", "go", "_x1", "<unk>", "go", "<unk>")
+    ]
+    assert plain.encode("go. e.g. l'go") == [0, 3, 0]
+
+
+def test_unknown_words_without_an_unknown_token_are_reported_once(caplog):
+    vocabulary = WordVocabulary({"go": 0, "on": 1}, None)
+    assert vocabulary.encode_batch(["go off on", "off", "out off"]) == [[0, 1], [], []]
+    assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["'off'.", "'out'."]
+    assert vocabulary.size == 2 and vocabulary.token_to_id("off") is None
+
+
 def test_added_tokens_split_a_text():
     splitter = AddedTokenSplitter({"<a>": 1, "<a><b>": 2, "a>": 3, "[": 4}, {"<a>": "both", "[": "right"})
     assert list(splitter.split("x <a> y[ z[<a>  <a> <a><b> a>")) == ["x", 1, "y", 4, "z", 4, 1, 1, 2, " ", 3]

@@ -65,7 +65,7 @@ def with_tokenizer_json(folder):
     tokenizer.decoder = tokenizers.decoders.Metaspace()
     special = ["[UNK]", "[PAD]", "[SOS]", "[EOS]"]
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([*CORPUS, *TEXTS], trainer)
+    tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     size = tokenizer.get_vocab_size()
 
