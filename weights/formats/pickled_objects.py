@@ -136,6 +136,11 @@ def view_storage(storage: Storage, view: Any) -> Storage:
 def _rebuild_tensor(
     storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any, dtype: str | None = None
 ) -> Tensor:
+    if isinstance(storage, PickledObject) and storage.name == "torch.storage._load_from_bytes":
+        raise CheckpointError(
+            "a checkpoint must be written by torch.save, this one is by pickle",
+            "load it with pickle, and save it with torch.save",
+        )
     if not isinstance(storage, Storage):
         name = quote(storage.name) if isinstance(storage, PickledObject) else type(storage).__name__
         raise CheckpointError(f"a tensor must have a plain storage, not {name}", "save plain tensors")

@@ -288,6 +288,16 @@ def test_programs_of_torch_are_named(tmp_path, save):
     check_commands(path, tmp_path, words)
 
 
+@pytest.mark.torch
+def test_a_state_dict_written_by_pickle_is_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "model.pkl").write_bytes(pickle.dumps({"a": torch.ones(2)}))
+    check_commands(
+        tmp_path / "files" / "model.pkl", tmp_path, "this one is by pickle; load it with pickle, and save it"
+    )
+
+
 def test_pickled_content_of_text_is_not_text(tmp_path):
     (tmp_path / "model.pt").write_bytes(pickled("text"))
     with pytest.raises(CheckpointError, match="must come from torch.save"):
