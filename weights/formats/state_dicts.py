@@ -13,7 +13,7 @@ from mlx_transformer.weights.formats.tensors import CheckpointError, Tensor, quo
 PLAIN_KEYS = ("model", "model_state", "state_dict", "model_state_dict", "net", "network", "module", "weights", "params")
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?|shadow|polyak|teacher)(?![a-z])", re.IGNORECASE)
 BESIDE_MODEL = re.compile(r"criteri|loss|metric|discrim|critic|sched|scaler|rng|adam|exp_avg|momentum", re.IGNORECASE)
-OPTIMIZER = re.compile(r"optim", re.IGNORECASE)
+OPTIMIZER = re.compile(r"optim(i[sz]er|_|s?$)", re.IGNORECASE)
 SIDES = {"enc": "encoder", "encoder": "encoder", "dec": "decoder", "decoder": "decoder"}
 PART_SUFFIX = re.compile(r"(?<=\w)_?(model_)?(state_?dict|state|weights|params)$")  # of a key such as encoder_state
 # Function of the pickle -> the kind of tensor that it makes, which cannot be read, and the remedy.

@@ -42,6 +42,7 @@ LAYOUTS = {
         ["ema_state_dict"],
     ),
     "any key": ({"my_transformer": state(), "epoch": 3, "opt": optimizer()}, []),
+    "the optimal weights": ({"optimized_model": state(), "optims": optimizer()}, []),
     "a generator": ({"criterion": state(1, names=NAMES[:1]), "G": state(), "D_optim": optimizer()}, []),
     "a loss of the same size": ({"loss_fn": state(1), "G": state()}, []),
     "torch_ema": (
