@@ -35,7 +35,7 @@ def read_deep_phonemizer(path: Path, model: ModelConfig, extras: dict[str, Any])
     specials = ["_", *(f"<{language}>" for language in languages), "<end>"]
     source, target = (FileVocabulary(path, number_tokens([*specials, *tokens]), special_ids) for tokens in symbols)
     lowercase = bool(options.get("preprocessing_lowercase", True))
-    return UserVocabularies(source, target, TokenizerOptions(path, level="characters", lowercase=lowercase))
+    return UserVocabularies(source, target, TokenizerOptions(path, None, "characters", lowercase, "both"))
 
 
 def number_tokens(tokens: Iterable[str]) -> dict[str, int]:

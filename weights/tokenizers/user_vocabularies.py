@@ -1,6 +1,7 @@
 """Tokenizers from the vocabularies that a user gives for a model: special tokens by name, levels, ids that fit."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,24 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from mlx_transformer.messages import short_repr
+from mlx_transformer.tokenization.bpe_vocabulary import END_OF_WORD
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary, WordVocabulary
-from mlx_transformer.weights.conversion_plan import ConversionPlan, VocabularyIds
+from mlx_transformer.weights.conversion_plan import Assumption, ConversionPlan, VocabularyIds
 from mlx_transformer.weights.families import FAMILIES
+from mlx_transformer.weights.families.spec import Family
 from mlx_transformer.weights.tokenizers.framework_vocabularies import detect_join
 from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
-from mlx_transformer.weights.tokenizers.options import TokenizerOptions
+from mlx_transformer.weights.tokenizers.options import Level, TokenizerOptions
 from mlx_transformer.weights.tokenizers.vocabulary_files import SPECIAL_TOKENS, FileVocabulary, read_vocabulary_file
 
 logger = logging.getLogger(__name__)
 ID_FIELDS = {"pad_id": "pad", "start_id": "start", "eos_id": "end"}  # field of ModelConfig -> role of the token
 ROLES = {"both": ("start", "end"), "start": ("start",), "end": ("end",), "none": ()}
-WORDPIECE_MARK, BYTE_LEVEL_SPACE = "##", "\u0120"
-PIECE_MARKS = ("@@", "\uffed", SPACE_SYMBOL, WORDPIECE_MARK, BYTE_LEVEL_SPACE)
+WORDPIECE_MARK = "##"
+MARKS_OF_MERGES = ("\u0120", END_OF_WORD)  # of byte-level BPE and of BPE with ends of words
+PIECE_MARKS = ("@@", "\uffed", SPACE_SYMBOL, WORDPIECE_MARK, *MARKS_OF_MERGES)
 MIN_SHARE = 0.05  # of the tokens that have a mark, if a vocabulary is one of pieces
 MIN_FILLED = 0.9  # of the rows of an embedding; more empty ones hint at another model's vocabulary
 MARKUP = ("<>", "[]", "__")  # the first and last character of special tokens
@@ -107,20 +111,30 @@ class UserVocabularies:
         }
         if not fields["lowercase"] and _is_lowercase(source):
             logger.warning("No token of %s has a capital letter: add --lowercase to lower-case texts.", source.path)
+        plan.assumptions = (*plan.assumptions, *self._assumptions(FAMILIES[plan.family]))
         built = self._make_vocabulary(source), None if self.target is None else self._make_vocabulary(target)
         return LoadedVocabularies(*built, fields)
 
+    def _assumptions(self, family: Family) -> Iterator[Assumption]:
+        """Yield what neither the options nor the files say."""
+        if self.options.source_specials is None and self.source.around is None:
+            kind = next(kind for kind, roles in ROLES.items() if roles == default_specials(family))
+            reason = f"as in {family.defaults_from}" if family.defaults_from else "as in its family"
+            yield Assumption("source_specials", kind, reason, "convert --source-specials ...")
+        for vocabulary in (self.source, self.target) if self.options.level is None else ():
+            if vocabulary is not None and not (vocabulary.tokenizer or vocabulary.sentencepiece):
+                yield Assumption("level", find_level(vocabulary), f"by {vocabulary.path.name}", "convert --level ...")
+
     def _ids_around_source(self, source: FileVocabulary, plan: ConversionPlan) -> tuple[tuple[int, ...], ...]:
         """Return the ids before and after sources: as the options say, else the file, else the model's family."""
-        family, option = FAMILIES[plan.family], self.options.source_specials
+        option = self.options.source_specials
         if option is None and source.around is not None:
             return source.around
-        default = family.source_specials or (("end",) if family.model_types else ())
         special_ids = source.special_ids
         if self.target is None:
             special_ids = {"start": plan.config.start_id, "end": plan.config.eos_id} | special_ids
         ids: dict[str, tuple[int, ...]] = {"start": (), "end": ()}
-        for role in default if option is None else ROLES[option]:
+        for role in default_specials(FAMILIES[plan.family]) if option is None else ROLES[option]:
             if role not in special_ids:
                 raise ValueError(
                     f"Sources of this model need the {role} token, but {source.path} has none of the usual names "
@@ -131,28 +145,24 @@ class UserVocabularies:
 
     def _make_vocabulary(self, vocabulary: FileVocabulary) -> Vocabulary:
         """Return a vocabulary that splits text as its file says, or for a list of tokens by their level."""
-        ids, unknown_id, level = vocabulary.ids, vocabulary.special_ids.get("unknown"), self.options.level
+        ids, unknown_id = vocabulary.ids, vocabulary.special_ids.get("unknown")
         if vocabulary.tokenizer is not None:
             return HFVocabulary(vocabulary.tokenizer)
         if vocabulary.sentencepiece is not None:
             return SentencePieceVocabulary(ids, unknown_id or 0, model=vocabulary.sentencepiece)
-        words = [token for token in ids if not _is_special(vocabulary, token)]
-        mark = find_piece_mark(words)
-        if level is None:
-            level = "pieces" if mark else "characters" if all(len(word) == 1 for word in words) else "words"
+        level = self.options.level or find_level(vocabulary)
         if level == "pieces":
-            return self._make_pieces(vocabulary, mark)
+            return self._make_pieces(vocabulary)
         if level == "characters":
             return WordVocabulary(ids, unknown_id, "characters")
         return WordVocabulary(ids, unknown_id, split_punctuation=True)
 
-    def _make_pieces(self, vocabulary: FileVocabulary, mark: str | None) -> Vocabulary:
+    def _make_pieces(self, vocabulary: FileVocabulary) -> Vocabulary:
         """Return a vocabulary of pieces; only those of WordPiece can be found in a text without further rules."""
-        unknown_id = vocabulary.special_ids.get("unknown")
-        if mark == BYTE_LEVEL_SPACE:
+        mark, unknown_id = find_piece_mark(vocabulary), vocabulary.special_ids.get("unknown")
+        if mark in MARKS_OF_MERGES:
             raise ValueError(
-                f"A vocabulary of byte-level pieces needs its merges, which {vocabulary.path} does not have: give the "
-                "tokenizer.json."
+                f"A vocabulary of BPE needs its merges, which {vocabulary.path} does not have: give the tokenizer.json."
             )
         if mark == WORDPIECE_MARK and unknown_id is not None:
             model = models.WordPiece(vocabulary.ids, unk_token=vocabulary.token_of(unknown_id))
@@ -169,8 +179,22 @@ class UserVocabularies:
         return WordVocabulary(vocabulary.ids, unknown_id, detect_join(vocabulary.ids))
 
 
-def find_piece_mark(words: list[str]) -> str | None:
+def default_specials(family: Family) -> tuple[str, ...]:
+    """Return the special tokens around the sources of a family; most models of transformers have an end token."""
+    return family.source_specials or (("end",) if family.model_types else ())
+
+
+def find_level(vocabulary: FileVocabulary) -> Level:
+    """Return what the tokens of a list are."""
+    if find_piece_mark(vocabulary):
+        return "pieces"
+    words = _ordinary_tokens(vocabulary)
+    return "characters" if all(len(word) == 1 for word in words) else "words"
+
+
+def find_piece_mark(vocabulary: FileVocabulary) -> str | None:
     """Return the mark of the pieces of words in a vocabulary; None if it has no such pieces."""
+    words = _ordinary_tokens(vocabulary)
     counts = {mark: sum(mark in word and word != mark for word in words) for mark in PIECE_MARKS}
     mark = max(PIECE_MARKS, key=lambda mark: counts[mark])
     return mark if counts[mark] > MIN_SHARE * len(words) else None
@@ -182,9 +206,13 @@ def _is_special(vocabulary: FileVocabulary, token: str) -> bool:
     return is_markup or vocabulary.ids.get(token) in vocabulary.special_ids.values()
 
 
+def _ordinary_tokens(vocabulary: FileVocabulary) -> list[str]:
+    return [token for token in vocabulary.ids if not _is_special(vocabulary, token)]
+
+
 def _is_lowercase(vocabulary: FileVocabulary) -> bool:
     """Whether a list of tokens has letters, but no capitals."""
-    text = "".join(token for token in vocabulary.ids if not _is_special(vocabulary, token))
+    text = "".join(_ordinary_tokens(vocabulary))
     return text == text.lower() != text.upper() and not (vocabulary.tokenizer or vocabulary.sentencepiece)
 
 

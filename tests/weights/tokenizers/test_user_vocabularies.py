@@ -255,7 +255,8 @@ def test_settings_that_contradict_the_vocabulary(tmp_path):
         (["<pad>", "a"], None, "none for eos_id, such as <eos>: give the id .* by convert --set eos_id=N"),
         (["<pad>", "</s>"], SPECIALS, "Sources of this model need the start token, but .*src.txt"),
         (["a", "b", "<s>", "</s>"], SPECIALS, "the same padding: id 1 is b in .*src.txt"),
-        (["<pad>", "<s>", "</s>", "\u0120a", "b"], None, "byte-level pieces needs its merges.*give the tokenizer.json"),
+        (["<pad>", "<s>", "</s>", "\u0120a", "b"], None, "BPE needs its merges.*give the tokenizer.json"),
+        (["<pad>", "<s>", "</s>", "a", "b</w>"], None, "BPE needs its merges.*give the tokenizer.json"),
         (["<pad>", "<s>", "</s>", "a", "a"], None, "has 'a' twice"),
     ],
 )
@@ -290,6 +291,16 @@ def test_levels(tokens, level, text, expected, tmp_path):
     mt.convert(path, tmp_path / "out", tokenizer=options)
     _, tokenizer = mt.load(tmp_path / "out")
     assert [tokenizer.source.id_to_token(i) for i in tokenizer.encode(text)] == ["<bos>", *expected, "<eos>"]
+
+
+def test_what_is_recognised_is_reported(tmp_path):
+    path, options = untrained(tmp_path, [*SPECIALS, "a", "b"], [*SPECIALS, "aa"])
+    report = mt.convert(path, tokenizer=options, dry_run=True)
+    expected = [("source_specials", "both"), ("level", "characters"), ("level", "words")]
+    assert [assumption[:2] for assumption in report.assumptions[-3:]] == expected
+    chosen = dataclasses.replace(options, level="words", source_specials="end")
+    settings = {assumption.setting for assumption in mt.convert(path, tokenizer=chosen, dry_run=True).assumptions}
+    assert not settings & {"source_specials", "level"}
 
 
 def test_texts_of_each_level_are_joined_again(tmp_path):
