@@ -163,9 +163,9 @@ def find_family(
         return fit_family(named, names, checkpoint.tensors)
     fits = fit_families(names, checkpoint.tensors)
     best = [fit.family for fit in fits if len(fit.fitting) == len(fits[0].fitting)]
-    if not fits[0].fitting or FAMILIES[best[0]].model_types:
+    if not fits or FAMILIES[best[0]].model_types:
         check_model(names, names.values(), checkpoint)
-    if not fits[0].fitting:
+    if not fits:
         raise ValueError(
             "The family cannot be detected from config.json or the names of tensors: specify it. "
             f"The families are {', '.join(sorted(FAMILIES))}."

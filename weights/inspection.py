@@ -72,5 +72,4 @@ def family_facts(checkpoint: Checkpoint) -> list[dict[str, Any]]:
             "left_out": list(fit.left_out),
         }
         for fit in fits[:MAX_FAMILIES]
-        if len(fit.fitting) > len(fits[0].fitting) // 2
     ]

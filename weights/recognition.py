@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.formats.checkpoint import Tensor
@@ -19,7 +19,9 @@ AVERAGED = re.compile(r"ema|avg|average|swa|shadow|teacher")
 # Other names of the stacks, before their layers, such as transformer_encoder.layers.
 STACK_NAME = re.compile(r"(?:^|\.)(\w+_)?(enc|dec)(oder)?(?=\.(layers?|blocks?|blks|layer_stack)\.)")
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=block)\d+(?=\.)")
-MAX_PARTS = 12  # of a name within its prefix
+MAX_PARTS = 12  # of a name after its prefix, and of a prefix within another
+MAX_COPIES = 16
+LayerCounts = dict[str, dict[str, Counter[str]]]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,6 @@ class FamilyNames:
     layers: dict[str, str]
     others: frozenset[str]
 
-    def has(self, name: str, prefix: str) -> bool:
-        """Return whether the family has a tensor of this name after a prefix."""
-        short = fold(name.removeprefix(prefix))
-        return name.startswith(prefix) and (short in self.layers or short in self.others)
-
 
 def fold(name: str) -> str:
     """Replace the numbers in a tensor's name: layers.3.norm1 becomes layers.N.normN."""
@@ -79,6 +76,16 @@ def family_names(family: str) -> FamilyNames:
         else:
             others |= set(map(fold, names))
     return FamilyNames(layers, frozenset(others))
+
+
+@cache
+def layer_index() -> dict[str, dict[str, str]]:
+    """Return the name of a layer's tensor without numbers -> the families that have it -> its stack."""
+    index: dict[str, dict[str, str]] = {}
+    for family in FAMILIES:
+        for name, stack in family_names(family).layers.items():
+            index.setdefault(name, {})[family] = stack
+    return index
 
 
 def rename_tensors(names: Iterable[str], rename: dict[str, str], ignore: Iterable[str] = ()) -> dict[str, str]:
@@ -119,9 +126,21 @@ def _compile(pattern: str, rule: str) -> re.Pattern[str]:
 
 
 def fit_families(names: dict[str, str], tensors: dict[str, Tensor]) -> list[Fit]:
-    """Return how a checkpoint fits each family, the best first; those that need no config.json first among equals."""
+    """Return how a checkpoint fits families, the best first; those that need no config.json first among equals.
+
+    Only families are returned that have at least half as many tensors of its layers as another one.
+
+    Args:
+        names: Tensor name after renaming -> its name in the checkpoint.
+        tensors: The checkpoint's tensors.
+    """
     spellings = [names] if (other := unify_stack_names(names)) is None else [names, other]
-    fits = [fit_family(family, spelling, tensors) for spelling in spellings for family in FAMILIES]
+    fits = []
+    for spelling in spellings:
+        counts = count_layers(spelling)
+        totals = {family: sum(map(Counter.total, stacks.values())) for family, stacks in counts.items()}
+        likely = [family for family in totals if 2 * totals[family] >= max(totals.values())]
+        fits += [fit_family(family, spelling, tensors, counts) for family in FAMILIES if family in likely]
     return sorted(fits, key=lambda fit: (-len(fit.fitting), bool(FAMILIES[fit.family].model_types)))
 
 
@@ -135,33 +154,28 @@ def unify_stack_names(names: dict[str, str]) -> dict[str, str] | None:
     return {short: names[name] for short, name in renamed.items()} if len(renamed) == len(names) else None
 
 
-def fit_family(family: str, names: dict[str, str], tensors: dict[str, Tensor]) -> Fit:
+def fit_family(
+    family: str, names: dict[str, str], tensors: dict[str, Tensor], counts: LayerCounts | None = None
+) -> Fit:
     """Find the tensors of a checkpoint that a family has, whatever stands before their names.
 
     Args:
         family: The family.
         names: Tensor name after renaming -> its name in the checkpoint.
         tensors: The checkpoint's tensors.
+        counts: The result of `count_layers`, if it is known.
     """
-    table = family_names(family)
-    counts = _count_layers(table, names)
-    chosen = {min(options, key=lambda prefix: _rank(prefix, options)) for options in counts.values()}
-    accepted = sorted({ancestor for prefix in chosen for ancestor in _ancestors(prefix)}, key=len)
-    fitting: dict[str, str] = {}  # name without prefixes -> name with them
-    for name in names:
-        prefix = next((prefix for prefix in accepted if table.has(name, prefix)), None)
-        if prefix is not None:
-            fitting.setdefault(name.removeprefix(prefix), name)
-    copies = [
-        _prefix_of_copy(prefix, min(options, key=lambda prefix: _rank(prefix, options)))
-        for options in counts.values()
-        for prefix, count in options.items()
-        if prefix not in chosen and 2 * count >= max(options.values())
-    ]
+    stacks = (counts or count_layers(names)).get(family, {})
+    chosen = {stack: min(prefixes, key=partial(_rank, prefixes)) for stack, prefixes in stacks.items()}
+    accepted = sorted({ancestor for prefix in chosen.values() for ancestor in _ancestors(prefix)}, key=len)
+    fitting = _fitting_names(family, names, accepted)
+    copies = tuple(
+        sorted({copy for stack, prefix in chosen.items() for copy in _prefixes_of_copies(stacks[stack], prefix)})
+    )[:MAX_COPIES]
     matched, root = set(fitting.values()), _common_prefix(list(fitting.values()))
     left_out, model_names = [], {short: names[name] for short, name in fitting.items()}
     for name, original in names.items():
-        if name in matched or name.startswith(tuple(copies)):
+        if name in matched or name.startswith(copies):
             continue
         is_inside = name.startswith(root) and not BESIDE.match(name.removeprefix(root))
         if not is_inside or "float" not in tensors[original].dtype or "mask" in name:
@@ -169,24 +183,48 @@ def fit_family(family: str, names: dict[str, str], tensors: dict[str, Tensor]) -
         else:
             short = name.removeprefix(next((prefix for prefix in reversed(accepted) if name.startswith(prefix)), ""))
             model_names[name if short in model_names else short] = original
-    return Fit(
-        family, model_names, frozenset(fitting), tuple(sorted(chosen)), tuple(left_out), tuple(sorted(set(copies)))
-    )
+    prefixes = tuple(sorted(set(chosen.values())))
+    return Fit(family, model_names, frozenset(fitting), prefixes, tuple(left_out), copies)
 
 
-def _count_layers(table: FamilyNames, names: Iterable[str]) -> dict[str, Counter[str]]:
-    """Count the tensors of layers by stack and prefix."""
-    counts: dict[str, Counter[str]] = {}
+def count_layers(names: Iterable[str]) -> LayerCounts:
+    """Count the tensors of layers that each family has: by family, by stack and by prefix."""
+    counts: LayerCounts = {}
+    index = layer_index()
     for name in names:
         parts, folded = name.split("."), fold(name).split(".")
+        found: set[str] = set()
         for start in range(max(0, len(parts) - MAX_PARTS), len(parts)):
-            if (stack := table.layers.get(".".join(folded[start:]))) is not None:
-                counts.setdefault(stack, Counter())["".join(f"{part}." for part in parts[:start])] += 1
-                break
+            for family, stack in index.get(".".join(folded[start:]), {}).items():
+                if family not in found:  # the longest name counts
+                    found.add(family)
+                    prefix = "".join(f"{part}." for part in parts[:start])
+                    counts.setdefault(family, {}).setdefault(stack, Counter())[prefix] += 1
     return counts
 
 
-def _rank(prefix: str, counts: Counter[str]) -> tuple[int, bool, int, str]:
+def _fitting_names(family: str, names: Iterable[str], prefixes: list[str]) -> dict[str, str]:
+    """Return name without prefix -> name with it, of the tensors that a family has after one of these prefixes."""
+    table = family_names(family)
+    fitting: dict[str, str] = {}
+    for name in names:
+        folded = fold(name)
+        for prefix in prefixes:
+            short = folded.split(".", prefix.count("."))[-1] if name.startswith(prefix) else ""
+            if short in table.layers or short in table.others:
+                fitting.setdefault(name.removeprefix(prefix), name)
+                break
+    return fitting
+
+
+def _prefixes_of_copies(counts: Counter[str], chosen: str) -> Iterator[str]:
+    """Yield the prefixes, other than the chosen one, of further models of about the same size."""
+    for prefix, count in counts.items():
+        if prefix != chosen and 2 * count >= counts[chosen]:
+            yield _prefix_of_copy(prefix, chosen)
+
+
+def _rank(counts: Counter[str], prefix: str) -> tuple[int, bool, int, str]:
     """Return a key whose minimum is the best prefix: that of most tensors, of plain weights rather than averages."""
     return -counts[prefix], bool(AVERAGED.search(prefix)), len(prefix), prefix
 
@@ -204,10 +242,9 @@ def _prefix_of_copy(copy: str, model: str) -> str:
 
 def _ancestors(prefix: str) -> Iterator[str]:
     """Yield a prefix, the prefix of its parent, and so on, at last the empty one."""
-    while prefix:
+    for _ in range(MAX_PARTS):
         yield prefix
         prefix = prefix[: prefix[:-1].rfind(".") + 1]
-    yield prefix
 
 
 def _common_prefix(names: list[str]) -> str:

@@ -20,7 +20,14 @@ from support.hostile_files import LEGACIES, OTHERS, PICKLES, SAFE, ZIPS, floats
 from mlx_transformer.storage.files import MAX_BYTES
 from mlx_transformer.weights import source_config
 from mlx_transformer.weights.formats import unpickler
-from mlx_transformer.weights.formats.checkpoint import CheckpointError, PickledObject, read_checkpoint, to_plain
+from mlx_transformer.weights.formats.checkpoint import (
+    CheckpointError,
+    PickledObject,
+    Tensor,
+    read_checkpoint,
+    to_plain,
+)
+from mlx_transformer.weights.recognition import MAX_COPIES, fit_families
 
 FUZZ = int(os.environ.get("MLX_TRANSFORMER_FUZZ", "2000"))
 SECONDS = 5  # of processor time for one file; the steps of a pickle bound it
@@ -480,3 +487,22 @@ def test_the_audit_hook_detects_side_effects(folder):
         watch["folder"] = None
     events = [event for event, _ in watch["events"]]
     assert "os.system" in events and "exec" in events and events.count("open") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i: f"a.b.c.d.e.f.g.h.i.j.k.l.m.{i}.weight",
+        lambda i: f"x{i}.encoder.layers.0.norm1.weight",
+        lambda i: f"{'1.' * 480}encoder.layers.{i}.norm1.weight",
+    ],
+    ids=["no model", "copies", "long prefixes"],
+)
+def test_recognition_takes_a_time_that_is_linear_in_the_names(make):
+    """Twenty thousand names within seconds, on a busy machine too."""
+    names = {make(i): make(i) for i in range(20_000)}
+    tensors = {name: Tensor("float32", (2,), (1,), 0, storage=None, name=name) for name in names}
+    start = time.perf_counter()
+    fits = fit_families(names, tensors)
+    assert time.perf_counter() - start < 10 and all(len(fit.copies) <= MAX_COPIES for fit in fits)
