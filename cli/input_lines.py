@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.storage.text_files import read_lines
+from mlx_transformer.tokenization.normalization import is_blank
 
 LINE_OPTIONS = ("source_language", "target_language", "target_prefix")  # options that a JSON line may set
 
@@ -83,7 +84,7 @@ def decode(name: str, line: bytes) -> str:
 
 def parse_json(name: str, line: str, defaults: dict[str, Any]) -> InputLine:
     """Parse a JSON string, or an object with "text" and optionally "id" and options; a blank line is a blank text."""
-    value = load_json(name, line) if line.strip() else ""
+    value = "" if is_blank(line) else load_json(name, line)
     fields = {"text": value} if isinstance(value, str) else value
     if not isinstance(fields, dict):
         raise ValueError(f'{name} must be a JSON string or an object with a string "text", not {line:.60}.')

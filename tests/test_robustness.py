@@ -119,7 +119,7 @@ class TestOddLines:
 
 
 class TestLongLines:
-    @pytest.mark.parametrize("text", [prose(LONG), "word " * (LONG // 5), "x" * LONG, "長" * LONG, " " * LONG + "x"])
+    @pytest.mark.parametrize("text", [prose(LONG), "word " * (LONG // 5), "x" * LONG, "長" * LONG, "… " * LONG])
     def test_long_line_is_truncated_quickly_with_a_warning(self, generate, text):
         start = time.process_time()
         printed, message = generate(stdin=f"{text}\na line\n")
@@ -127,6 +127,11 @@ class TestLongLines:
             printed.count("\n") == 2 and message == "Warning: Line 1 is longer than the model can read and was cut.\n"
         )
         assert time.process_time() - start < 5
+
+    def test_white_space_does_not_make_a_line_too_long(self, generate):
+        for space in (" ", "\u00a0", "\u200b"):
+            printed, message = generate(stdin=f"{space * LONG}a line\na line\n")
+            assert message == "" and len(set(printed.splitlines())) == 1
 
     def test_split_sentences_reads_the_whole_line(self, generate, tiny):
         """Every sentence gives the text that it gives on its own."""

@@ -40,6 +40,7 @@ from mlx_transformer.cli.streams import (
     write_results,
 )
 from mlx_transformer.config.search import BATCH_TOKENS
+from mlx_transformer.tokenization.normalization import is_blank
 
 PAIRS_PER_WINDOW = 2048
 
@@ -162,7 +163,7 @@ def read_pairs(path: str | None, context: click.Context) -> Iterator[list[TextPa
 
 def split_pair(line: InputLine) -> TextPair:
     """Split a line into its two columns; a blank line has empty ones."""
-    columns = line.source.text.split("	") if line.source.text.strip() else ["", ""]
+    columns = ["", ""] if is_blank(line.source.text) else line.source.text.split("	")
     if len(columns) == 2:
         return TextPair(line.name, columns[0], columns[1], line.error)
     error = (

@@ -50,7 +50,7 @@ def model():
 @pytest.fixture(scope="module")
 def tokenizer():
     texts = ["ab cd ef gh", "ij kl mn"] * 3
-    return Tokenizer.train(texts, texts, 290)
+    return Tokenizer.train(texts, texts, 288)
 
 
 @pytest.fixture
