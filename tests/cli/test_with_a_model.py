@@ -56,6 +56,28 @@ class TestWithAModel:
         assert result.stdout == "".join(alone)
         assert alone[1] == "\n" and alone[0] != alone[2]
 
+    def test_text_as_people_type_it_has_the_output_of_plain_text(self, folder):
+        typed = [
+            "\ufeffa\u00a0short line",
+            "\u200b",
+            "a\tshort\u202fline \u2060\r",
+            "\ufeff \u00ad",
+            "a  sho\u00adrt li\u200dne",
+        ]
+        plain = ["a short line", "", "a short line", "", "a short line"]
+        arguments = ("generate", "-m", folder, "--max-tokens", "4")
+        for options in ((), ("--stream",), ("--beam-size", "2", "--num-hypotheses", "2")):
+            outputs = [self.invoke(*arguments, *options, stdin="\n".join(lines)).stdout for lines in (typed, plain)]
+            assert outputs[0] == outputs[1] and outputs[0].strip()
+        lines = [*map(json.dumps, typed), "\u200b"]
+        results = self.invoke(*arguments, "--json", stdin="\n".join(lines)).stdout
+        texts = [json.loads(result)["text"] for result in results.splitlines()]
+        assert texts[0] and texts == [texts[0], "", texts[0], "", texts[0], ""]
+
+    def test_pairs_without_a_visible_character_are_blank(self, folder):
+        typed = self.invoke("score", "-m", folder, stdin="\u200b\na\u2009line\t\u200b\n\ufeff\t\u00ad\n")
+        assert typed.stdout == self.invoke("score", "-m", folder, stdin="\na line\t\n\t\n").stdout
+
     def test_json_has_scores_and_tokens(self, folder):
         result = self.invoke("generate", "-m", folder, "--json", "--beam-size", "2", "--max-tokens", "4", "a line")
         row = json.loads(result.stdout)

@@ -33,6 +33,7 @@ from mlx_transformer.inference.batching import SourceLine, encode_sources, encod
 from mlx_transformer.inference.scoring import score
 from mlx_transformer.pretrained.loading import BUNDLED_MODEL
 from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
+from mlx_transformer.tokenization.normalization import make_normalizer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
 
@@ -295,6 +296,17 @@ def test_alignment_config_validation():
     }
     with pytest.raises(ValueError, match="unit"):
         AlignmentConfig(unit="letters")
+
+
+def test_words_of_text_that_the_tokenizer_normalises():
+    """Words are those of the text as it is given; one that is invisible has no tokens."""
+    text = "\ufeffI\u00a0love  you\u2026 \u200b\tcafe\u0301 \u2014 \uff22\uff29\uff27 \u200d"
+    tokenizer = Tokenizer.train(CORPUS, CORPUS, 700)
+    normalize = make_normalizer().normalize_str
+    for ids, words in both_sides(tokenizer, text, prefix="to\u2003French: "):
+        pieces = [[i for i, word in zip(ids, words, strict=True) if word == number] for number in range(7)]
+        assert [tokenizer.decode(piece) for piece in pieces] == [normalize(word) for word in split_at_spaces(text)]
+        assert [tokenizer.decode(piece) for piece in pieces] == ["I love", "you...", "", "caf\u00e9", "-", "BIG", ""]
 
 
 def test_truncated_lines_are_not_encoded_beyond_the_limit():

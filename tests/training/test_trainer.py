@@ -37,6 +37,20 @@ def set_scores(monkeypatch, scores):
     monkeypatch.setattr(Validator, "measure", lambda *_: {"loss": 0.0, "token_accuracy": next(scores)})
 
 
+def test_a_trained_model_takes_text_as_people_type_it(options, tmp_path):
+    plain = ["I don't know.", "Where is the caf\u00e9?", 'Wait... I said "no" - thanks!']
+    typed = ["I\u00a0don\u2019t know.\u2009", "\ufeffWhere  is the cafe\u0301\uff1f"]
+    typed.append("Wait\u2026 I\u200b said \u201cno\u201d \u2013 thanks!")
+    corpus = tmp_path / "corpus.tsv"
+    corpus.write_text("".join(f"{text}\t{text}\n" for text in [*plain, *typed] * 9), encoding="utf-8")
+    options = dataclasses.replace(options, train=(str(corpus),), valid=(str(corpus),), vocab_size=400)
+    model, tokenizer = mt.load(train(options))
+    typed[0] = typed[0].replace(" ", "\t\n")
+    assert tokenizer.encode_batch(typed) == tokenizer.encode_batch(plain)
+    assert mt.generate(model, tokenizer, typed) == mt.generate(model, tokenizer, plain)
+    assert mt.generate(model, tokenizer, ["\u200b", "\ufeff\u00a0"]) == ["", ""]
+
+
 def test_run_writes_model_folders_and_logs_every_reported_entry(options):
     reports = []
     options = dataclasses.replace(options, bleu_sentences=5, ema_decay=0.5)
