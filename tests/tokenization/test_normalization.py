@@ -2,6 +2,7 @@
 
 import random
 import unicodedata
+from pathlib import Path
 
 import pytest
 from support.texts import random_texts
@@ -11,6 +12,7 @@ from mlx_transformer.tokenization.detokenizer import Detokenizer
 from mlx_transformer.tokenization.normalization import is_blank, make_normalizer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
+VERSION_0_1_0 = Path(__file__).parents[1] / "support" / "runs" / "version_0.1.0" / "best"
 EVERYDAY = [
     "Hello, how are you?",
     "I don't know.",
@@ -118,3 +120,11 @@ def test_capitals_need_few_pieces_more_and_no_bytes(tokenizer):
 def test_rare_ascii_characters_are_in_the_vocabulary():
     tokenizer = Tokenizer.train(["\u6f22 " * 100_000 + "@"], [], 400)
     assert tokenizer.tokens(tokenizer.encode("@")) == [" @", "</s>"]
+
+
+def test_tokenizers_of_earlier_models_are_kept(tmp_path):
+    earlier = Tokenizer.load(VERSION_0_1_0)
+    text = "I\u00a0don\u2019t  know\u2026 "
+    assert earlier.decode(earlier.encode_target(text)) == text
+    earlier.save(tmp_path)
+    assert Tokenizer.load(tmp_path).encode(text) == earlier.encode(text) != earlier.encode(normalize(text))
