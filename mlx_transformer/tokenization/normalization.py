@@ -12,9 +12,9 @@ INVISIBLE = (
     "\U000e0000-\U000e0fff"
 )
 # With the characters that NFKC would make others of the list: a prime, or a space and an accent.
-SINGLE_QUOTES = "\u00b4\u02bc\u1ffd\u2018-\u201b\u2032"
-DOUBLE_QUOTES = "\u201c-\u201f\u2033\u2034\u2057\u301d\u301e"
-DASHES = "\u2010-\u2015\u2212\ufe31\ufe32\ufe58"
+SINGLE_QUOTES = "\u00b4\u02bc\u1ffd\u2018\u2019\u201a\u201b\u2032"
+DOUBLE_QUOTES = "\u201c\u201d\u201e\u201f\u2033\u2034\u2057\u301d\u301e"
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u207b\u208b\u2212\ufe31\ufe32\ufe58"
 BLANK = re.compile(rf"[\s{INVISIBLE}]*")
 
 
@@ -31,7 +31,7 @@ def make_normalizer() -> normalizers.Normalizer:
     """
     return normalizers.Sequence(
         [
-            _replace(INVISIBLE, ""),
+            normalizers.Replace(Regex(f"[{INVISIBLE}]"), ""),
             _replace(SINGLE_QUOTES, "'"),
             _replace(DOUBLE_QUOTES, '"'),
             _replace(DASHES, "-"),
@@ -43,4 +43,5 @@ def make_normalizer() -> normalizers.Normalizer:
 
 
 def _replace(characters: str, content: str) -> normalizers.Normalizer:
-    return normalizers.Replace(Regex(f"[{characters}]"), content)
+    """Replace each of a few characters; an alternative of characters is searched faster than a class."""
+    return normalizers.Replace(Regex("|".join(characters)), content)
