@@ -15,6 +15,7 @@ import tokenizers
 from mlx_transformer.messages import short_repr
 from mlx_transformer.storage.files import parse_json, read_bytes
 from mlx_transformer.tokenization.hf_vocabulary import load_hf_tokenizer
+from mlx_transformer.tokenization.library_errors import library_errors
 from mlx_transformer.tokenization.sentencepiece_vocabulary import load_sentencepiece
 from mlx_transformer.tokenization.tokenizer import MAX_VOCAB_SIZE
 from mlx_transformer.weights.formats.containers import LEGACY_MAGIC, add_path_to_errors, open_container
@@ -213,7 +214,8 @@ def _from_plain_data(value: Any, path: Path) -> list[FileVocabulary]:
 def _from_tokenizer_json(content: bytes, value: dict[str, Any], path: Path) -> FileVocabulary:
     tokenizer = load_hf_tokenizer(content, str(path))
     ids = tokenizer.get_vocab()
-    around = None if value.get("post_processor") is None else extract_template(value["post_processor"])
+    with library_errors(f"{path} must hold a tokenizer"):
+        around = None if value.get("post_processor") is None else extract_template(value["post_processor"])
     return FileVocabulary(path, ids, find_special_ids(ids), around if around != ((), ()) else None, tokenizer=tokenizer)
 
 

@@ -117,6 +117,19 @@ def test_a_tokenizer_json_with_a_template(tmp_path):
     assert vocabulary.around == ((), (3,)) and vocabulary.special_ids == SPECIAL_IDS
 
 
+def test_a_template_with_a_token_that_is_missing(tmp_path):
+    """The tokenizers library panics when it uses one."""
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<eos>", "type_id": 0}}]}
+    template |= {"pair": [], "special_tokens": {}}
+    model = {"type": "WordLevel", "vocab": IDS, "unk_token": "<unk>"}
+    path = write(
+        tmp_path / "t.json", json.dumps({"version": "1.0", "model": model, "post_processor": template}).encode()
+    )
+    with pytest.raises(ValueError, match="t.json must hold a tokenizer") as caught:
+        read_vocabulary_file(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_sentencepiece_model_names_its_special_tokens(tmp_path):
     names = {"pad_piece": "[p]", "bos_piece": "[b]", "eos_piece": "[e]"}
     model = train_sentencepiece(pad_id=3, unk_id=0, bos_id=1, eos_id=2, **names)
