@@ -19,6 +19,9 @@ NEW_MODEL_OPTIONS = (
     *("vocab_size", "shared_vocabulary"),
 )
 
+# Options that add copies of training pairs, see mlx_transformer.data.augmentation.
+AUGMENTATIONS = (*("join_sentences", "uppercase", "lowercase", "drop_final_punctuation", "copy_numbers", "copy_names"),)
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -76,6 +79,15 @@ class TrainingConfig:
         patience: Stop after this many validations without improvement; 0 to train for all steps.
         keep: Checkpoints to keep; if the latest is damaged, a run resumes from an earlier one.
         max_length: Maximum sentence length in tokens; longer pairs are dropped.
+        join_sentences: Share of training pairs of which a copy is added, joined with one to three others on a line.
+        uppercase: Share of training pairs of which a copy in capitals is added.
+        lowercase: Share of training pairs of which a copy with a source in lower case is added.
+        drop_final_punctuation: Share of training pairs, and of added copies, of which a copy without final punctuation
+            is added.
+        copy_numbers: Share of training pairs of which a copy with other numbers on both sides is added, if both have
+            the same.
+        copy_names: Share of training pairs of which a copy with a made-up surname after a name of both sides, or with
+            another mail or web address, is added.
         skip_bad_lines: Skip and count malformed lines of the corpora instead of stopping.
         resume: Resume the run in the output folder from its latest checkpoint, with its own options.
     """
@@ -123,6 +135,12 @@ class TrainingConfig:
     patience: int = 0
     keep: int = 2
     max_length: int = 256
+    join_sentences: float = 0.0
+    uppercase: float = 0.0
+    lowercase: float = 0.0
+    drop_final_punctuation: float = 0.0
+    copy_numbers: float = 0.0
+    copy_names: float = 0.0
     skip_bad_lines: bool = False
     resume: bool = False
 
@@ -131,6 +149,9 @@ class TrainingConfig:
         check_positive(self, "steps", "batch_tokens", "accumulate", "vocab_size", "learning_rate", "warmup_steps")
         check_positive(self, "average_checkpoints", "valid_every", "log_every", "keep", "max_length")
         check_shares(self, "label_smoothing", "dropout", "attention_dropout", "activation_dropout", "ema_decay")
+        for name in AUGMENTATIONS:
+            if not 0 <= vars(self)[name] <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, not {vars(self)[name]}.")
         for name in ("weight_decay", "clip_norm", "bleu_sentences", "samples", "patience"):
             if vars(self)[name] < 0:
                 raise ValueError(f"{name} must not be negative: {vars(self)[name]}.")

@@ -20,6 +20,7 @@ from mlx_transformer import __version__
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.serialization import to_dict
 from mlx_transformer.config.training import TrainingConfig
+from mlx_transformer.data.augmentation import AugmentedCorpora, Rates
 from mlx_transformer.data.batch_sampler import PositionedBatch, iterate_batches
 from mlx_transformer.data.dataset import TokenizedCorpus
 from mlx_transformer.data.parallel_corpus import ParallelCorpora
@@ -79,10 +80,10 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
         _check_same_options(config)
     else:
         run_directory.check_new()
-    train_pairs, valid_pairs = (
-        ParallelCorpora(specs, split=split, skip_bad_lines=config.skip_bad_lines, remedy=BAD_LINE_REMEDY)
-        for specs, split in ((config.train, "train"), (config.valid, "valid"))
-    )
+    rates = Rates(*(vars(config)[name] for name in Rates._fields))
+    options: dict[str, Any] = {"skip_bad_lines": config.skip_bad_lines, "remedy": BAD_LINE_REMEDY}
+    train_pairs = AugmentedCorpora(config.train, rates, config.seed, split="train", **options)
+    valid_pairs = ParallelCorpora(config.valid, split="valid", **options)
     checkpoint = run_directory.latest_checkpoint(set_aside_damaged=is_main_process)
     with model_folder.preserve_random_state():
         mx.random.seed(config.seed)
