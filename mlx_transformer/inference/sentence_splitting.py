@@ -14,6 +14,7 @@ from typing import NamedTuple
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.alignment import WORD
 from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.tokenization.normalization import BLANK
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 BLOCK_SIZE = 10_000  # characters per call of sentencex, which takes quadratic time without white space
@@ -41,7 +42,7 @@ class Paragraph(NamedTuple):
 
     Attributes:
         sentences: Sentences without surrounding white space, at least one; one empty sentence for a blank text.
-        spaces: White space before each sentence and after the last.
+        spaces: White space and invisible characters before each sentence, and white space after the last.
         source_language: Language code of the text; None for models that need none.
         target_language: Language code to generate; None for models that need none.
     """
@@ -67,7 +68,7 @@ def split_paragraph(text: str, fits: Callable[[str], bool], language: str | None
     spaces = [""]
     code = LANGUAGE_CODES.get(name := re.split("[_-]", language or "en")[0].lower(), name)
     for part in (part for sentence in _sentences(text, code) for part in _split_long_sentence(sentence, fits)):
-        if stripped := part.strip():
+        if stripped := BLANK.sub("", part, count=1).rstrip():
             before, _, after = part.partition(stripped)
             spaces[-1] += before
             spaces.append(after)

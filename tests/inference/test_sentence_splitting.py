@@ -18,6 +18,7 @@ from mlx_transformer.inference.sentence_splitting import (
     join_sentences,
     split_paragraph,
 )
+from mlx_transformer.tokenization.normalization import is_blank
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 pytest.importorskip("sentencex")
@@ -63,9 +64,15 @@ class TestSplit:
             assert whole(found) == text == join_sentences(found, found.sentences)
             assert found.sentences and all(sentence == sentence.strip() for sentence in found.sentences)
             assert max(map(len, found.sentences)) <= most
-            assert all(found.sentences) or not text.strip()
+            assert not any(map(is_blank, found.sentences)) or is_blank(text)
 
-    @pytest.mark.parametrize("blank", ["", " ", "\t\n ", "\u3000"])
+    def test_invisible_characters_before_a_sentence_are_like_white_space(self):
+        found = split_paragraph("\ufeffHello.\u200b \u2060\u00a0Wait!\u00ad \u200dI'm here.", shorter_than(1000))
+        assert found == Paragraph(
+            ["Hello.", "Wait!", "I'm here."], ["\ufeff", "\u200b \u2060\u00a0", "\u00ad \u200d", ""]
+        )
+
+    @pytest.mark.parametrize("blank", ["", " ", "\t\n ", "\u3000", "\u200b", "\ufeff \u00ad"])
     def test_blank_text_is_one_empty_sentence(self, blank):
         assert split_paragraph(blank, shorter_than(0)) == Paragraph([""], [blank, ""])
 
