@@ -10,8 +10,8 @@ from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap
 from mlx_transformer.weights.recognition import LAYER_NUMBER, Fit
 
 MAX_CANDIDATES = 3
-MAX_ITEMS = 2  # in the message; the details have them all
-REMEDY = "rename tensors by convert --rename, drop them by convert --ignore; info --tensors shows all"
+MAX_LISTED = 180  # characters of tensors in the message; the details have them all
+REMEDY = "use convert --rename or convert --ignore; info --tensors lists them"
 
 Shape = tuple[int, ...]
 
@@ -37,7 +37,12 @@ def mismatch_error(
     unused = [*unexpected, *fit.left_out]
     wrong_shapes = [describe_misshapen(parameter, shape, names) for parameter, shape in misshapen.items()]
     counts = {"missing": list(missing), "unexpected": unexpected, "of another shape": wrong_shapes}
-    summary = "; ".join(f"{len(items)} {kind} ({_join_short(items)})" for kind, items in counts.items() if items)
+    kinds = {kind: items for kind, items in counts.items() if items}
+    shown = max(2 // len(kinds), 1)
+    summary = "; ".join(
+        f"{len(items)} {kind} ({_join_short(items, shown, MAX_LISTED // (shown * len(kinds)))})"
+        for kind, items in kinds.items()
+    )
     details = [
         *describe_missing(missing, names, unused),
         *wrong_shapes,
@@ -51,17 +56,17 @@ def mismatch_error(
     return ConversionError(message, missing, unexpected, details)
 
 
-def _join_short(items: list[str]) -> str:
-    """Return the first items in full, with the number of the others."""
-    rest = len(items) - MAX_ITEMS
-    return ", ".join(items[:MAX_ITEMS]) + (f" and {rest} more" if rest > 0 else "")
+def _join_short(items: list[str], count: int, length: int = 200) -> str:
+    """Return the first items, of at most `length` characters, with the number of the others."""
+    rest = len(items) - count
+    return ", ".join(shorten(item, length) for item in items[:count]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def describe_missing(missing: Mapping[str, Shape | None], names: ParameterMap, unused: list[str]) -> Iterator[str]:
     """Yield lines that say which tensors were looked for, and which unused ones may be meant, one for like layers."""
     for parameter, count in _group_layers(missing):
         shape = missing[parameter]
-        looked_for = _join_short([source.name for source in names.sources.get(parameter, [])])
+        looked_for = _join_short([source.name for source in names.sources.get(parameter, [])], 2)
         candidates = similar_tensors(parameter, shape, names, unused)
         yield (
             f"missing {parameter}{f' {shape}' if shape else ''}{_like_it(count)}: "
