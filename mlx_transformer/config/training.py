@@ -86,8 +86,8 @@ class TrainingConfig:
             is added.
         copy_numbers: Share of training pairs of which a copy with other numbers on both sides is added, if both have
             the same.
-        copy_names: Share of training pairs of which a copy with a made-up surname after a name of both sides, or with
-            another mail or web address, is added.
+        copy_names: Share of training pairs of which a copy with a made-up name or surname at a name of both sides, or
+            with another mail or web address, is added.
         skip_bad_lines: Skip and count malformed lines of the corpora instead of stopping.
         resume: Resume the run in the output folder from its latest checkpoint, with its own options.
     """

@@ -5,7 +5,7 @@ Every function takes a pair and a random generator and returns a new pair, or No
 
 import random
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +13,16 @@ from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair
 
 MAX_JOINED = 4  # sentences on one line
 POOL_SIZE = 1000  # earlier pairs that may be joined
-FINAL_PUNCTUATION = re.compile(r"\s*[.!?…]+$")
-DIGITS = re.compile(r"\d+")
-# Digits of ordinals, decades and names of things, in which other digits would be wrong: 1st, 2e, 1990s, B2.
-DIGITS_IN_WORDS = re.compile(r"[^\W\d_]\d|\d(?!h\b)[^\W\d_]")
-TIME = re.compile(r"\d\s?[:h]\s?(?=\d)|\d\s?[h:]\s?\d")
-NAME = re.compile(r"(?<![\w@./-])[^\W\d_a-zß-öø-ÿ]\w+(?![\w@/-]|\.\w)")
-ADDRESS = re.compile(r"(?<![\w@/])(?:[\w.+-]+@[\w-]+(?:\.[\w-]+)+|(?:https?://|www\.)[\w./-]*\w|@\w+)")
+SURNAME_SHARE = 0.5  # of names that could be replaced
+FINAL_PUNCTUATION = ".!?…。！？؟।"
+DIGITS = re.compile("[0-9]+")
+# Digits of ordinals, decades, fractions and names of things, in which other digits would be wrong: 1st, 2e, 1990s, B2.
+DIGITS_IN_WORDS = re.compile(r"[^\W\d_](?<!\dh)\d|\d(?!h(?:\b|\d))[^\W\d_]|\d/\d")
+TIME = re.compile(r"\d\s?[:h]\s?\d")
+# The lookbehinds keep a search linear in the length of the text.
+NAME = re.compile(r"(?<![\w@./-])[^\W\d_]\w+(?![\w@/-]|\.\w)")
+ADDRESS = re.compile(r"(?<![\w@/.+-])(?:[\w.+-]+@[\w-]+(?:\.[\w-]+)+|(?:https?://|www\.)[\w./-]*\w|@\w+)")
+CONSONANTS = "BCDFGJKLMNPQRSTVWXZ"  # before which no word is elided; made-up names begin with one
 SYLLABLES = tuple(f"{onset}{vowel}" for onset in "b d f g k l m n p r s t v z br kr st th".split() for vowel in "aeiou")
 ENDINGS = ("n", "r", "s", "l", "ck", "rd", "nd", "tt", "vic", "sen", "ski", "")
 DOMAINS = ("com", "org", "net", "fr", "de", "co.uk", "io", "eu")
@@ -94,17 +97,18 @@ def lowercase(pair: SentencePair, generator: random.Random) -> SentencePair | No
 
 def drop_final_punctuation(pair: SentencePair, generator: random.Random) -> SentencePair | None:
     """Return a pair without the final punctuation of both sides; None if one has none."""
-    source, target = (FINAL_PUNCTUATION.sub("", text) for text in (pair.source, pair.target))
-    if not source or not target or source == pair.source or target == pair.target:
+    source, target = pair.source.rstrip(), pair.target.rstrip()
+    if not (source.endswith(tuple(FINAL_PUNCTUATION)) and target.endswith(tuple(FINAL_PUNCTUATION))):
         return None
-    return pair._replace(source=source, target=target)
+    source, target = (text.rstrip(FINAL_PUNCTUATION).rstrip() for text in (source, target))
+    return pair._replace(source=source, target=target) if source and target else None
 
 
 def copy_numbers(pair: SentencePair, generator: random.Random) -> SentencePair | None:
     """Return a pair with other digits in the numbers of both sides; None if the sides have other numbers.
 
     Runs of digits are replaced by runs of the same length, so that separators and decimals stay as each language
-    writes them. 0 and 1 stay, because of singular and plural, and so do times within a day.
+    writes them. 0 and 1 stay, because of singular and plural; years become years, and times other times of the day.
     """
     runs = [DIGITS.findall(text) for text in (pair.source, pair.target)]
     if not runs[0] or sorted(runs[0]) != sorted(runs[1]):
@@ -118,44 +122,56 @@ def copy_numbers(pair: SentencePair, generator: random.Random) -> SentencePair |
 
 
 def _other_digits(run: str, is_time: bool, generator: random.Random) -> str:
-    """Return another run of digits of the same length; 0, 1 and the like stay."""
-    if int(run) < 2:
+    """Return another run of digits of the same length and kind; 0 and 1 stay."""
+    if _is_zero_or_one(run):
         return run
-    low, high = (0, 10 ** (len(run) - 1)) if run[0] == "0" else (10 ** (len(run) - 1), 10 ** len(run))
-    if is_time and len(run) == 2 and run[0] != "0":
-        low, high = (low, 24) if int(run) < 24 else (24, 60)
-    while (number := generator.randrange(max(low, 2), high)) == int(run):
-        pass
-    return f"{number:0{len(run)}}"
+    kind, digits = _number_kind(run, is_time), run
+    while digits == run or _is_zero_or_one(digits) or _number_kind(digits, is_time) != kind:
+        digits = "".join(generator.choices("0123456789", k=len(run)))
+    return digits
+
+
+def _is_zero_or_one(digits: str) -> bool:
+    return digits.lstrip("0") in ("", "1")
+
+
+def _number_kind(digits: str, is_time: bool) -> tuple[bool, bool, int]:
+    """Return whether digits begin with 0, whether they may be a year, and if they may be hours or only minutes."""
+    is_year = len(digits) == 4 and "1100" <= digits < "2100"
+    time_part = (digits >= "24") + (digits >= "60") if is_time and len(digits) == 2 else 0
+    return digits[0] == "0", is_year, time_part
 
 
 def copy_names(pair: SentencePair, generator: random.Random) -> SentencePair | None:
-    """Return a pair with made-up surnames after the names of both sides, or with other addresses; None without these.
+    """Return a pair with a made-up name or other addresses on both sides; None without a name or address on both.
 
-    A name is a capitalised word on both sides, at the beginning of at most one of them. A surname behind it leaves
-    grammar as it is: gender, and the elision before it.
+    A name is a capitalised word that each side has once, at the beginning of at most one of them. The made-up name
+    replaces it, or follows it as a surname where it may not: the word before `Alice` may be elided (`d'Alice`).
     """
     addresses = [ADDRESS.findall(text) for text in (pair.source, pair.target)]
     if addresses[0] and sorted(addresses[0]) == sorted(addresses[1]):
         new = {address: _other_address(address, generator) for address in dict.fromkeys(addresses[0])}
         source, target = (ADDRESS.sub(lambda match: new[match[0]], text) for text in (pair.source, pair.target))
         return pair._replace(source=source, target=target)
-    names = [_names(text) for text in (pair.source, pair.target)]
-    if not (common := [name for name in names[0] if name in names[1] and (names[0][name] or names[1][name])]):
+    sources, targets = _names(pair.source), _names(pair.target)
+    common = [name for name in sources if name in targets and sources[name].start() + targets[name].start()]
+    if not common:
         return None
-    name, surname = generator.choice(common), _made_up_name(generator)
+    name, made_up = generator.choice(common), _made_up_name(generator)
+    if name[0] not in CONSONANTS or generator.random() < SURNAME_SHARE:
+        made_up = f"{name} {made_up}"
     source, target = (
-        re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", f"{name} {surname}", text, count=1)
-        for text in (pair.source, pair.target)
+        text[: match.start()] + made_up + text[match.end() :]
+        for text, match in ((pair.source, sources[name]), (pair.target, targets[name]))
     )
     return pair._replace(source=source, target=target)
 
 
-def _names(text: str) -> dict[str, bool]:
-    """Return the capitalised words of a text that occur once, and whether they stand after its beginning."""
-    words = [match for match in NAME.finditer(text) if not match[0].isupper()]
-    counts = [match[0] for match in words]
-    return {match[0]: match.start() > 0 for match in words if counts.count(match[0]) == 1}
+def _names(text: str) -> dict[str, re.Match[str]]:
+    """Return the capitalised words that a text has once."""
+    matches = [match for match in NAME.finditer(text) if match[0][0].isupper() and not match[0].isupper()]
+    counts = Counter(match[0] for match in matches)
+    return {match[0]: match for match in matches if counts[match[0]] == 1}
 
 
 def _made_up_name(generator: random.Random) -> str:

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.cpu
 KILLS = int(os.environ.get("KILLS", "6"))  # times that one run is killed; each takes seconds
 # Each has other state to save and restore.
 VARIANTS = [
-    {"join_sentences": 0.4, "uppercase": 0.3, "lowercase": 0.3, "drop_final_punctuation": 0.5, "max_length": 40},
+    {"join_sentences": 0.4, "uppercase": 0.3, "lowercase": 0.3, "drop_final_punctuation": 0.5}
+    | {"copy_numbers": 0.5, "copy_names": 0.5, "max_length": 40},
     {"ema_decay": 0.0, "optimizer": "adafactor"},
     {"accumulate": 2, "optimizer": "lion", "weight_decay": 0.01},
     {"average_checkpoints": 2, "keep": 3, "schedule": "cosine"},
