@@ -42,6 +42,7 @@ WEIGHTS = [
     {"convert"},
     {"tokenizers"},
     {"conversion_plan"},
+    {"assumptions"},
     {"embedding_search", "mismatches"},
     {"recognition"},
     {"parameter_map"},

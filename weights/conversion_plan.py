@@ -3,7 +3,7 @@
 import fnmatch
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,13 @@ from mlx_transformer.config.serialization import from_dict
 from mlx_transformer.messages import short_repr
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.weights.embedding_search import find_tables_by_shape
+from mlx_transformer.weights.assumptions import Assumption, add_tables_by_shape, find_assumptions
 from mlx_transformer.weights.families import FAMILIES
-from mlx_transformer.weights.families.other_models import UNSUPPORTED_MODEL_TYPES, describe_other_model
 from mlx_transformer.weights.families.spec import STACKS, Family
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
 from mlx_transformer.weights.mismatches import mismatch_error
 from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap, is_broadcast
-from mlx_transformer.weights.recognition import Fit, fit_families, fit_family, rename_tensors
+from mlx_transformer.weights.recognition import Fit, check_model, family_of_model_type, find_family, rename_tensors
 
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
 MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
@@ -47,22 +46,6 @@ SIZE_AXES = {
     "encoder.max_length": ("encoder.positions.weight", 0),
     "decoder.max_length": ("decoder.positions.weight", 0),
 }
-
-
-class Assumption(NamedTuple):
-    """A setting of a model that nothing in its checkpoint shows.
-
-    Attributes:
-        setting: A field of ModelConfig or StackConfig, or a module of the model.
-        value: The value that was assumed.
-        reason: Why.
-        change: The command that changes it.
-    """
-
-    setting: str
-    value: Any
-    reason: str
-    change: str
 
 
 class VocabularyIds(NamedTuple):
@@ -147,68 +130,6 @@ class ConversionPlan:
             mx.eval(rows)  # otherwise a packed tensor would stay in memory until the end
         array = mx.concatenate(rows)
         return array if dtype is None else array.astype(dtype)
-
-
-def find_family(
-    names: dict[str, str], checkpoint: Checkpoint, settings: dict[str, Any], family: str | None = None
-) -> Fit:
-    """Find a checkpoint's family, by its model_type or else by the names of its tensors.
-
-    Raises:
-        ValueError: If it is unknown or not supported.
-    """
-    if family is not None and family not in FAMILIES:
-        raise ValueError(f"family must be one of {', '.join(sorted(FAMILIES))}, not {family!r}.")
-    if (named := family or family_of_model_type(settings)) is not None:
-        return fit_family(named, names, checkpoint.tensors)
-    fits = fit_families(names, checkpoint.tensors)
-    best = [fit.family for fit in fits if len(fit.fitting) == len(fits[0].fitting)]
-    if not fits or FAMILIES[best[0]].model_types:
-        check_model(names, names.values(), checkpoint)
-    if not fits:
-        raise ValueError(
-            "The family cannot be detected from config.json or the names of tensors: specify it. "
-            f"The families are {', '.join(sorted(FAMILIES))}."
-        )
-    if FAMILIES[best[0]].model_types:
-        raise ValueError(
-            f"A checkpoint of {' or '.join(best)}, as this one by its tensors, needs its config.json: put it beside "
-            "the weights, or convert the repository by its name on the hub."
-        )
-    return fits[0]
-
-
-def check_model(names: dict[str, str], file_names: Iterable[str], checkpoint: Checkpoint) -> None:
-    """Raise ConversionError if a checkpoint is no complete encoder-decoder Transformer.
-
-    Args:
-        names: The model's tensors: name after renaming -> name in the checkpoint.
-        file_names: The names in the checkpoint of all tensors.
-        checkpoint: The open checkpoint.
-    """
-    shapes = {name: checkpoint.tensors[original].shape for name, original in names.items()}
-    if message := describe_other_model(shapes, file_names):
-        raise ConversionError(message)
-
-
-def family_of_model_type(settings: dict[str, Any]) -> str | None:
-    """Return the name of the family of a config.json; None if it has no model_type.
-
-    Raises:
-        ValueError: If models of this type are not supported.
-    """
-    model_type = settings.get("model_type")
-    if not isinstance(model_type, str):
-        return None
-    if reason := UNSUPPORTED_MODEL_TYPES.get(model_type):
-        raise ValueError(f"Checkpoints of model_type {short_repr(model_type)} cannot be converted: {reason}.")
-    for name, family in FAMILIES.items():
-        if model_type in family.model_types:
-            return name
-    supported = ", ".join(sorted(FAMILIES))
-    raise ValueError(
-        f"model_type {short_repr(model_type)} of config.json is not supported. Supported families: {supported}."
-    )
 
 
 def check_convertible(settings: dict[str, Any]) -> None:
@@ -296,42 +217,6 @@ def check_special_ids(layers: Iterable[dict[str, Any]], vocabulary: Path) -> Non
                 f"A vocabulary must name its special tokens, but {vocabulary} has none for {name}, such as {token}: "
                 f"give the id that the model was trained with by convert --set {name}=N."
             )
-
-
-def find_assumptions(
-    family: Family,
-    defaults: dict[str, Any],
-    names: ParameterMap,
-    config: ModelConfig,
-    layers: Sequence[dict[str, Any]],
-) -> tuple[Assumption, ...]:
-    """Return the defaults of a family that no layer of settings determines, and what is computed without a table."""
-    assumptions = []
-    for name, value in defaults.items():
-        # A field of a stack is determined by one for both stacks, or by one for each of them.
-        spellings = {name, name.rpartition(".")[2]}
-        if not any(spellings & layer.keys() or all(f"{stack}.{name}" in layer for stack in STACKS) for layer in layers):
-            assumptions.append(Assumption(name, value, f"as in {family.defaults_from}", f"convert --set {name}=..."))
-    for stack in STACKS if defaults else ():
-        if vars(config)[stack].positions == "sinusoidal" and names.find(f"{stack}.positions.weight") is None:
-            setting = f"{stack}.positions"
-            reason = "the file has no table of positions"
-            assumptions.append(Assumption(setting, "sinusoidal", reason, f"convert --set {setting}=none"))
-    return tuple(assumptions)
-
-
-def add_tables_by_shape(names: ParameterMap, fit: Fit) -> list[Assumption]:
-    """Find embeddings and the output layer by their shapes where names do not tell, and return what was assumed."""
-    modules = find_tables_by_shape(names, fit)
-    for module, tensor in modules.items():
-        names.tensor_names[f"{module}.weight"] = tensor
-        if module == "output":
-            names.tensor_names["output.bias"] = tensor.removesuffix("weight") + "bias"
-    reason = "an unused table as wide as the model"
-    return [
-        Assumption(module, tensor, reason, f"convert --rename 'NAME={module}.weight'")
-        for module, tensor in modules.items()
-    ]
 
 
 def find_tied_tensors(names: ParameterMap) -> tuple[dict[str, Any], set[str]]:

@@ -24,8 +24,8 @@ from mlx_transformer.storage import safetensors
 from mlx_transformer.storage.atomic import restore_interrupted_replacement
 from mlx_transformer.storage.files import sha256_of
 from mlx_transformer.tokenization.tokenizer import Tokenizer
+from mlx_transformer.weights.assumptions import Assumption
 from mlx_transformer.weights.conversion_plan import (
-    Assumption,
     ConversionPlan,
     ProgressCallback,
     check_convertible,

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
+from mlx_transformer.messages import short_repr
 from mlx_transformer.weights.families import FAMILIES
-from mlx_transformer.weights.formats.checkpoint import Tensor
+from mlx_transformer.weights.families.other_models import UNSUPPORTED_MODEL_TYPES, describe_other_model
+from mlx_transformer.weights.formats.checkpoint import Checkpoint, Tensor
 from mlx_transformer.weights.parameter_map import ConversionError, expand_layers
 
 # Parts of names that torch.compile, DataParallel and FSDP insert anywhere.
@@ -251,3 +254,65 @@ def _common_prefix(names: list[str]) -> str:
     """Return the modules that all names are in, such as "model."."""
     common = os.path.commonprefix(names)
     return common[: common.rfind(".") + 1]
+
+
+def find_family(
+    names: dict[str, str], checkpoint: Checkpoint, settings: dict[str, Any], family: str | None = None
+) -> Fit:
+    """Find a checkpoint's family, by its model_type or else by the names of its tensors.
+
+    Raises:
+        ValueError: If it is unknown or not supported.
+    """
+    if family is not None and family not in FAMILIES:
+        raise ValueError(f"family must be one of {', '.join(sorted(FAMILIES))}, not {family!r}.")
+    if (named := family or family_of_model_type(settings)) is not None:
+        return fit_family(named, names, checkpoint.tensors)
+    fits = fit_families(names, checkpoint.tensors)
+    best = [fit.family for fit in fits if len(fit.fitting) == len(fits[0].fitting)]
+    if not fits or FAMILIES[best[0]].model_types:
+        check_model(names, names.values(), checkpoint)
+    if not fits:
+        raise ValueError(
+            "The family cannot be detected from config.json or the names of tensors: specify it. "
+            f"The families are {', '.join(sorted(FAMILIES))}."
+        )
+    if FAMILIES[best[0]].model_types:
+        raise ValueError(
+            f"A checkpoint of {' or '.join(best)}, as this one by its tensors, needs its config.json: put it beside "
+            "the weights, or convert the repository by its name on the hub."
+        )
+    return fits[0]
+
+
+def check_model(names: dict[str, str], file_names: Iterable[str], checkpoint: Checkpoint) -> None:
+    """Raise ConversionError if a checkpoint is no complete encoder-decoder Transformer.
+
+    Args:
+        names: The model's tensors: name after renaming -> name in the checkpoint.
+        file_names: The names in the checkpoint of all tensors.
+        checkpoint: The open checkpoint.
+    """
+    shapes = {name: checkpoint.tensors[original].shape for name, original in names.items()}
+    if message := describe_other_model(shapes, file_names):
+        raise ConversionError(message)
+
+
+def family_of_model_type(settings: dict[str, Any]) -> str | None:
+    """Return the name of the family of a config.json; None if it has no model_type.
+
+    Raises:
+        ValueError: If models of this type are not supported.
+    """
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str):
+        return None
+    if reason := UNSUPPORTED_MODEL_TYPES.get(model_type):
+        raise ValueError(f"Checkpoints of model_type {short_repr(model_type)} cannot be converted: {reason}.")
+    for name, family in FAMILIES.items():
+        if model_type in family.model_types:
+            return name
+    supported = ", ".join(sorted(FAMILIES))
+    raise ValueError(
+        f"model_type {short_repr(model_type)} of config.json is not supported. Supported families: {supported}."
+    )

@@ -24,7 +24,8 @@ PRINTED_BY = {
     "mlx_transformer/training/trainer.py": ("train",),
     "weights/tokenizers/user_vocabularies.py": ("convert",),
     **dict.fromkeys(
-        ("weights/conversion_plan.py", "weights/convert.py", "weights/mismatches.py"), tuple(main.commands)
+        ("weights/assumptions.py", "weights/conversion_plan.py", "weights/convert.py", "weights/mismatches.py"),
+        tuple(main.commands),
     ),
 }
 

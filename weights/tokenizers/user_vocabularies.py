@@ -14,7 +14,8 @@ from mlx_transformer.tokenization.bpe_vocabulary import END_OF_WORD
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary
 from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary, WordVocabulary
-from mlx_transformer.weights.conversion_plan import Assumption, ConversionPlan, VocabularyIds
+from mlx_transformer.weights.assumptions import Assumption
+from mlx_transformer.weights.conversion_plan import ConversionPlan, VocabularyIds
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.families.spec import Family
 from mlx_transformer.weights.tokenizers.framework_vocabularies import detect_join
