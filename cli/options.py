@@ -159,7 +159,7 @@ def load_with_tokenizer(
     if tokenizer is None:
         raise ValueError(
             f"The model must have a tokenizer, but {model or 'the bundled model'} has none: convert the "
-            "checkpoint with --tokenizer FILE, or use a folder with tokenizer files."
+            "checkpoint by convert --tokenizer FILE, or use a folder with tokenizer files."
         )
     return network, tokenizer
 

@@ -309,7 +309,7 @@ def build_config(*layers: dict[str, Any]) -> ModelConfig:
         missing.append("num_heads")
     if missing:
         names = ", ".join(missing)
-        remedy = "=... or --tokenizer FILE" if missing[0] in SPECIAL_IDS else "=..."
+        remedy = "=... or convert --tokenizer FILE" if missing[0] in SPECIAL_IDS else "=..."
         raise ValueError(f"The checkpoint does not specify {names}: use convert --set {missing[0]}{remedy}")
     return from_dict(ModelConfig, data, "The model of the checkpoint")
 

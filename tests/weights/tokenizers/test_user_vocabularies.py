@@ -147,8 +147,8 @@ def test_text_is_that_of_the_program(name, tmp_path):
 
 
 def test_the_config_of_the_documentation(tmp_path):
-    """The tokenizer that docs/models.md builds in Python for a folder without one is that of the conversion."""
-    page = (ROOT / "docs" / "models.md").read_text()
+    """The tokenizer that docs/converting.md builds in Python for a folder without one is that of the conversion."""
+    page = (ROOT / "docs" / "converting.md").read_text()
     code = page.split("HFVocabulary(tokenizers", 1)[1].split("\n", 1)[1].split("mt.save", 1)[0]
     namespace = {"TokenizerConfig": TokenizerConfig}
     exec(code, namespace)
@@ -407,7 +407,7 @@ def test_options_of_the_command_that_do_not_go_together(arguments, message, tmp_
 def test_a_model_without_a_vocabulary_names_the_option(tmp_path):
     path, _ = untrained(tmp_path)
     result = CliRunner().invoke(main, ["generate", "--model", str(path), "text"])
-    assert result.exit_code == 1 and "has none: convert the checkpoint with --tokenizer FILE" in result.output
+    assert result.exit_code == 1 and "has none: convert the checkpoint by convert --tokenizer FILE" in result.output
 
 
 def test_the_command(tmp_path):
