@@ -198,7 +198,8 @@ def booking(g: random.Random) -> tuple[str, str]:
     ])  # fmt: skip
     please_en, please_fr = g.choice([("", ""), ("", ""), (", please", ", s'il vous plaît")])
     end_en, end_fr = ("?", " ?") if start_en.startswith("C") else (".", ".")
-    return f"{start_en} {what_en} {en}{please_en}{end_en}", f"{start_fr} {what_fr} {fr}{please_fr}{end_fr}"
+    english = f"{start_en} {what_en} {en}{please_en}{end_en}".replace("m..", "m.")
+    return english, f"{start_fr} {what_fr} {fr}{please_fr}{end_fr}"
 
 
 def schedule(g: random.Random) -> tuple[str, str]:
