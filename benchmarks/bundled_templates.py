@@ -163,6 +163,11 @@ def name(g: random.Random) -> str:
     return f"{first} {g.choice(SURNAMES)}" if g.random() < 0.6 else first
 
 
+def of(text: str) -> str:
+    """Return a French name after "de"."""
+    return f"d'{text}" if text[0] in "AEIOU" else f"de {text}"
+
+
 def when(g: random.Random) -> tuple[str, str]:
     """Return a time for a booking in both languages."""
     kind = g.random()
@@ -269,13 +274,13 @@ def person(g: random.Random) -> tuple[str, str]:
         (f"{who} called you this morning.", f"{who} t'a appelé ce matin."),
         (f"Do you know {who}?", f"Connaissez-vous {who} ?"), (f"{who} is {age} years old.", f"{who} a {age} ans."),
         (f"I am {age} years old.", f"J'ai {age} ans."), (f"I live in {city}.", f"J'habite à {city}."),
-        (f"I come from {city}.", f"Je viens de {city}."), (f"How do I get to {city}?", f"Comment aller à {city} ?"),
+        (f"I come from {city}.", f"Je viens {of(city)}."), (f"How do I get to {city}?", f"Comment aller à {city} ?"),
         (f"My phone number is {phone}.", f"Mon numéro de téléphone est le {phone}."),
         (f"Please call me at {phone}.", f"Veuillez m'appeler au {phone}."),
         (f"My email address is {mail}.", f"Mon adresse e-mail est {mail}."),
         (f"Send an email to {mail}.", f"Envoyez un e-mail à {mail}."),
         (f"You can reach {who} at {mail}.", f"Vous pouvez joindre {who} à l'adresse {mail}."),
-        (f"I have a reservation under the name {who}.", f"J'ai une réservation au nom de {who}."),
+        (f"I have a reservation under the name {who}.", f"J'ai une réservation au nom {of(who)}."),
     ])  # fmt: skip
 
 
