@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from mlx_transformer.checkpoints.replacement import CARD, check_destination, rep
 from mlx_transformer.config.folder import CONVERSION_VERSION
 from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
-from mlx_transformer.messages import shorten
+from mlx_transformer.messages import short_names, shorten
 from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.precision import DTYPES, check_dtype, parse_dtype, prepare_for_inference
 from mlx_transformer.model.quantization import quantize_weights
@@ -236,17 +236,19 @@ def load(
     options = CheckpointOptions(family, rename, ignore, settings, weights, tokenizer)
     with model_folder.preserve_random_state(), open_checkpoint(source, options) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, Path(source), options)
-        warn_of_assumptions(source, prepared.plan.assumptions)
+        warn_of_assumptions(source, prepared.report())
         model = prepared.build_model(quantize)
         prepared.plan.fill(model)
         prepare_for_inference(model, dtype, stored=stored_dtype(checkpoint), allow_overflow=allow_overflow)
     return model, prepared.tokenizer
 
 
-def warn_of_assumptions(source: str | Path, assumptions: Iterable[Assumption]) -> None:
-    """Warn of settings that a checkpoint does not show, on one line."""
-    if values := ", ".join(f"{item.setting} {item.value}" for item in assumptions):
+def warn_of_assumptions(source: str | Path, report: ConversionReport) -> None:
+    """Warn of settings that a checkpoint does not show, and of tensors that were left out, on a line each."""
+    if values := ", ".join(f"{item.setting} {item.value}" for item in report.assumptions):
         logger.warning("Assumed, because %s does not show it: %s; see convert --dry-run.", source, values)
+    if report.left_out:
+        logger.warning("Left out, as not of the model in %s: %s.", source, short_names(report.left_out))
 
 
 def check_folder_conversion(

@@ -17,7 +17,7 @@ from mlx_transformer.weights.parameter_map import ConversionError, expand_layers
 # Parts of names that torch.compile, DataParallel and FSDP insert anywhere.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # First part of the names of what is saved beside a model.
-BESIDE = re.compile(r"(\w*_)?(criteri|loss|metric|optim|sched|scaler|discriminator|critic|teacher|ema)\w*\.")
+BESIDE = re.compile(r"(\w*_)?(criteri|loss|metric|optim|sched|scaler|discriminator|critic|teacher|ema(_|(?=\.)))\w*\.")
 AVERAGED = re.compile(r"ema|avg|average|swa|shadow|teacher")
 # Other names of the stacks, before their layers, such as transformer_encoder.layers.
 STACK_NAME = re.compile(r"(?:^|\.)(\w+_)?(enc|dec)(oder)?(?=\.(layers?|blocks?|blks|layer_stack)\.)")

@@ -115,7 +115,8 @@ def convert_to_cache(weights: Path, folder: Path) -> None:
         atomic_symlink(folder, weights.parent)
     else:
         report = convert(weights, folder)
-        warn_of_assumptions(weights, report.assumptions if report else ())
+        if report is not None:
+            warn_of_assumptions(weights, report)
 
 
 def is_torch_checkpoint(path: Path) -> bool:

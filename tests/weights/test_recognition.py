@@ -251,3 +251,10 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="convert needs a destination, unless it is a dry run"):
         mt.convert(path)
+
+
+def test_loading_warns_of_tensors_that_are_left_out(tmp_path, caplog):
+    load(tmp_path, with_prefix("net.", own_tensors()))
+    assert "Left out" not in caplog.text
+    load(tmp_path, with_prefix("net.", own_tensors()) | {"last_norm.weight": mx.ones(16)})
+    assert "Left out, as not of the model in" in caplog.text and "last_norm.weight" in caplog.text
