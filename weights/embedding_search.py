@@ -1,4 +1,4 @@
-"""Finds embeddings and the output layer by their shapes, where a user's own module has names of its own for them."""
+"""Finds embeddings, positions and the output layer by shape, where a user's module has names of its own for them."""
 
 import re
 from collections.abc import Iterator
@@ -6,41 +6,55 @@ from collections.abc import Iterator
 from mlx_transformer.weights.parameter_map import ParameterMap
 from mlx_transformer.weights.recognition import Fit
 
+POSITIONS = re.compile(r"pos|(^|[._])pe([._]|$)")
+EMBEDDINGS = ("source_embedding", "target_embedding")
+POSITION_MODULES = ("encoder.positions", "decoder.positions")
 WORDS = {
-    "source_embedding": re.compile(r"src|source|enc|input|(^|[._])in([._]|$)"),
-    "target_embedding": re.compile(r"tgt|trg|target|dec|output|(^|[._])out([._]|$)"),
+    "source": re.compile(r"src|source|enc|input|(^|[._])in([._]|$)"),
+    "target": re.compile(r"tgt|trg|target|dec|output|(^|[._])out([._]|$)"),
 }
 
 
 def find_tables_by_shape(names: ParameterMap, fit: Fit) -> dict[str, str]:
     """Return modules of the model that no name of the family gave -> tensors of the checkpoint that have their shape.
 
-    Only "source_embedding", "target_embedding" and "output" are looked for, among tables as wide as the model.
+    Looks for "source_embedding", "target_embedding", "output", "encoder.positions" and "decoder.positions" among tables
+    as wide as the model.
     """
     width = names.shape("encoder.layers.0.feed_forward.up_proj.weight")
     if width is None or len(width) != 2:
         return {}
-    tables = list(_unused_tables(names, fit, width[1]))
-    found: dict[str, str] = {}
+    unused = list(_unused_tables(names, fit, width[1]))
+    positions = [name for name in unused if POSITIONS.search(name)]
+    tables = [name for name in unused if name not in positions and len(names.checkpoint.tensors[name].shape) == 2]
+    found = _assign(positions, [module for module in POSITION_MODULES if names.find(f"{module}.weight") is None])
     if names.find("output.weight") is None:
         with_bias = [name for name in tables if _bias_of(name) in names.checkpoint.tensors]
         if len(with_bias) == 1:
             found["output"] = with_bias[0]
     tables = [name for name in tables if name not in found.values()]
-    missing = [module for module in WORDS if names.find(f"{module}.weight") is None]
+    # Without words in their names, the target's table is the one with as many rows as the output.
+    output = names.checkpoint.tensors[found["output"]].shape if "output" in found else names.shape("output.weight")
+    tables.sort(key=lambda name: output is not None and names.checkpoint.tensors[name].shape == output)
+    return found | _assign(tables, [module for module in EMBEDDINGS if names.find(f"{module}.weight") is None])
+
+
+def _assign(tables: list[str], modules: list[str]) -> dict[str, str]:
+    """Assign one table to all modules, or one to each of two, as their names tell; none if that is not clear."""
     if len(tables) == 1:
-        found |= dict.fromkeys(missing, tables[0])  # a shared one, if both are missing
-    elif len(tables) == 2 and len(missing) == 2:
-        found |= dict(zip(missing, sorted(tables, key=_is_for_target), strict=True))
-    return found
+        return dict.fromkeys(modules, tables[0])
+    if len(tables) == 2 and len(modules) == 2:
+        return dict(zip(modules, sorted(tables, key=_is_for_target), strict=True))
+    return {}
 
 
 def _unused_tables(names: ParameterMap, fit: Fit, dims: int) -> Iterator[str]:
-    """Yield the tensors of shape (any, dims) that have no other use, without positions."""
+    """Yield the tensors of shape (any, dims), besides axes of one, that have no other use."""
     unused = [original for short, original in fit.names.items() if short not in fit.fitting]
     for name in (*unused, *fit.left_out):
         shape = names.checkpoint.tensors[name].shape
-        if len(shape) == 2 and shape[1] == dims and "pos" not in name and not name.startswith(fit.copies):
+        is_table = len(shape) in (2, 3) and shape[-1] == dims and (len(shape) == 2 or 1 in shape[:2])
+        if is_table and not name.startswith(fit.copies):
             yield name
 
 

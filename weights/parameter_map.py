@@ -7,6 +7,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlx_transformer.weights.families.spec import Family, Source
+from mlx_transformer.weights.families.transforms import position_table
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
 
 MAX_LAYERS = 1000
@@ -71,7 +72,8 @@ class ParameterMap:
         A tensor with the parameter's own name, as after renaming, is preferred to the family's.
         """
         if parameter in self.tensor_names:
-            return TensorSource(self.tensor_names[parameter])
+            function = position_table if parameter.endswith(".positions.weight") else None
+            return TensorSource(self.tensor_names[parameter], function)
         for name, function, factor in self.sources.get(parameter, []):
             if name in self.tensor_names:
                 return TensorSource(self.tensor_names[name], function, self.tensor_names.get(factor or ""))

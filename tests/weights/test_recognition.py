@@ -168,6 +168,34 @@ def test_embeddings_and_the_output_are_found_by_shape(tmp_path, names):
         assert assumed[parameters[module]] == f"{name}.weight"
 
 
+def test_tables_without_words_in_their_names_are_told_apart_by_the_size_of_the_output(tmp_path):
+    for names in ({"src_tok_emb": "b", "tgt_tok_emb": "a"}, {"src_tok_emb": "a", "tgt_tok_emb": "b"}):
+        tensors = {
+            f"{names.get(n.partition('.')[0], n.partition('.')[0])}.{n.partition('.')[2]}": array
+            for n, array in own_tensors().items()
+        }
+        assert_parameters(load(tmp_path, tensors), own_parameters())
+
+
+@pytest.mark.parametrize("shape", [(40, 16), (1, 40, 16), (40, 1, 16)], ids=str)
+@pytest.mark.parametrize("names", [("table_pos", "table_pos"), ("in_pos", "out_pos"), ("the.pe", "the.pe")], ids=str)
+def test_positions_are_found_by_shape(tmp_path, names, shape):
+    parameters = own_parameters()
+    if names[0] == names[1]:
+        parameters["decoder.positions.weight"] = parameters["encoder.positions.weight"]
+    tensors = {name: array for name, array in own_tensors().items() if "positional" not in name}
+    for stack, name in zip(("encoder", "decoder"), names, strict=True):
+        tensors[name] = parameters[f"{stack}.positions.weight"].reshape(shape)
+    path = write_tensors(tmp_path / "mine.safetensors", tensors)
+    report = convert.convert(path, settings=with_settings(), dry_run=True)
+    assert {"encoder.positions", "decoder.positions"} <= {item.setting for item in report.assumptions}
+    assert_parameters(convert.load(path, settings=with_settings())[0], parameters)
+    rename = {f"^{names[0]}$": "encoder.positions.weight"}
+    if names[0] != names[1]:
+        rename |= {f"^{names[1]}$": "decoder.positions.weight"}
+        assert_parameters(convert.load(path, settings=with_settings(), rename=rename)[0], parameters)
+
+
 def test_one_table_of_unknown_name_is_shared(tmp_path):
     parameters = own_parameters()
     del parameters["target_embedding.weight"]
