@@ -17,6 +17,7 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.serialization import from_dict
 from mlx_transformer.messages import short_repr
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
+from mlx_transformer.model.positions import sinusoidal_positions
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.weights.assumptions import Assumption, add_tables_by_shape, find_assumptions
 from mlx_transformer.weights.families import FAMILIES
@@ -183,7 +184,7 @@ def plan_conversion(
         raise mismatch_error(fit, names, missing, unexpected, {}, rename or {})
     tied, compared = find_tied_tensors(names)
     overrides = overrides or {}
-    shown = fields_from_tensors(names, spec) | tied
+    shown = fields_from_tensors(names, spec) | tied | (fields_from_positions(names) if spec.defaults else {})
     fields_read = fields_from_config(spec, settings | {"tensors": shown}, skip=overrides)
     named = vocabulary.ids if vocabulary else {}
     before, after = ({}, named) if spec.defaults else (named, {})
@@ -246,6 +247,8 @@ def fields_from_tensors(names: ParameterMap, family: Family) -> dict[str, Any]:
         setting: present if names.find(parameter) is not None else absent
         for setting, (parameter, present, absent) in family.presence.items()
     }
+    if values.get("attention_out_bias") == values.get("attention_bias"):
+        values.pop("attention_out_bias", None)
     for setting, (parameter, axis) in SIZE_AXES.items():
         shape = names.shape(parameter)
         if shape is not None and axis < len(shape):
@@ -253,6 +256,18 @@ def fields_from_tensors(names: ParameterMap, family: Family) -> dict[str, Any]:
     for stack in STACKS:
         layers = (names.find(f"{stack}.layers.{i}.feed_forward.up_proj.weight") for i in itertools.count())
         values[f"{stack}.num_layers"] = sum(1 for _ in itertools.takewhile(lambda tensor: tensor is not None, layers))
+    return values
+
+
+def fields_from_positions(names: ParameterMap) -> dict[str, Any]:
+    """Return which stacks have learned positions, of those whose table was renamed or found by its shape."""
+    values = {}
+    for stack in STACKS:
+        parameter = f"{stack}.positions.weight"
+        if parameter in names.tensor_names and len(names.shape(parameter) or ()) == 2:
+            table = names.read(parameter).astype(mx.float32)
+            is_usual = mx.allclose(table, sinusoidal_positions(*table.shape), atol=1e-3)
+            values[f"{stack}.positions"] = "sinusoidal" if is_usual else "learned"
     return values
 
 

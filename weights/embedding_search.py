@@ -33,18 +33,25 @@ def find_tables_by_shape(names: ParameterMap, fit: Fit) -> dict[str, str]:
         if len(with_bias) == 1:
             found["output"] = with_bias[0]
     tables = [name for name in tables if name not in found.values()]
-    # Without words in their names, the target's table is the one with as many rows as the output.
     output = names.checkpoint.tensors[found["output"]].shape if "output" in found else names.shape("output.weight")
-    tables.sort(key=lambda name: output is not None and names.checkpoint.tensors[name].shape == output)
-    return found | _assign(tables, [module for module in EMBEDDINGS if names.find(f"{module}.weight") is None])
+    has_output_size = [name for name in tables if names.checkpoint.tensors[name].shape == output]
+    target = has_output_size[0] if len(has_output_size) == 1 else None
+    return found | _assign(tables, [module for module in EMBEDDINGS if names.find(f"{module}.weight") is None], target)
 
 
-def _assign(tables: list[str], modules: list[str]) -> dict[str, str]:
-    """Assign one table to all modules, or one to each of two, as their names tell; none if that is not clear."""
+def _assign(tables: list[str], modules: list[str], target: str | None = None) -> dict[str, str]:
+    """Assign one table to all modules, or one to each of two; none if it is not clear which is the target's.
+
+    Args:
+        tables: The tables.
+        modules: The modules of the source and of the target, or one of them.
+        target: The table that is the target's by its size; otherwise words in the names of tables tell.
+    """
     if len(tables) == 1:
         return dict.fromkeys(modules, tables[0])
-    if len(tables) == 2 and len(modules) == 2:
-        return dict(zip(modules, sorted(tables, key=_is_for_target), strict=True))
+    ranks = {name: 2 * (name == target) if target else _rank_as_target(name) for name in tables}
+    if len(tables) == len(modules) == len(set(ranks.values())) == 2:
+        return dict(zip(modules, sorted(tables, key=lambda name: ranks[name]), strict=True))
     return {}
 
 
@@ -62,7 +69,7 @@ def _bias_of(name: str) -> str:
     return name.removesuffix("weight") + "bias"
 
 
-def _is_for_target(name: str) -> int:
+def _rank_as_target(name: str) -> int:
     """Return 0 for names of a source's table, 2 for those of a target's, 1 for others."""
     source, target = (bool(words.search(name)) for words in WORDS.values())
     return 1 + target - source

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from mlx_transformer.messages import shorten
 from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap
-from mlx_transformer.weights.recognition import LAYER_NUMBER, Fit
+from mlx_transformer.weights.recognition import LAYER_NUMBER, Fit, renaming_steps
 
 MAX_CANDIDATES = 3
 MAX_LISTED = 180  # characters of tensors in the message; the details have them all
@@ -50,7 +50,7 @@ def mismatch_error(
             f"unexpected {shorten(name, 200)} {names.checkpoint.tensors[name].shape}{_like_it(count)}"
             for name, count in _group_layers(unexpected)
         ),
-        *(describe_rename(pattern, text, names.checkpoint.tensors) for pattern, text in rename.items()),
+        *(describe_rename(*step) for step in renaming_steps(names.checkpoint.tensors, rename)),
     ]
     message = f"The tensors do not fit the family {fit.family}: {summary}; {REMEDY}."
     return ConversionError(message, missing, unexpected, details)
@@ -96,12 +96,14 @@ def describe_misshapen(parameter: str, shape: Shape, names: ParameterMap) -> str
 def similar_tensors(parameter: str, shape: Shape | None, names: ParameterMap, unused: Iterable[str]) -> list[str]:
     """Return unused tensors that may hold a parameter: of its shape, the most similar names first."""
     tensors = names.checkpoint.tensors
-    if shape is None:  # an embedding, of unknown size
-        candidates = [name for name in unused if len(tensors[name].shape) == 2]
-    else:
+    if shape is not None:
         packed = (3 * shape[0], *shape[1:])  # query, key and value in one tensor
         shapes = {_without_ones(shape), _without_ones(packed)}
         candidates = [name for name in unused if _without_ones(tensors[name].shape) in shapes]
+    else:  # of unknown size: a table, or a matrix in a layer
+        candidates = [name for name in unused if len(tensors[name].shape) == 2]
+        if "embedding" in parameter:
+            candidates = [name for name in candidates if not LAYER_NUMBER.search(name)] or candidates
     layer = re.findall(r"\d+", parameter)
     return sorted(
         candidates,
@@ -117,10 +119,9 @@ def _without_ones(shape: Shape) -> Shape:
     return tuple(size for size in shape if size != 1)
 
 
-def describe_rename(pattern: str, text: str, tensors: Iterable[str]) -> str:
-    """Return a line that says what a renaming did."""
-    changed = [(name, re.sub(pattern, text, name)) for name in tensors if re.search(pattern, name)]
+def describe_rename(pattern: str, changed: dict[str, str]) -> str:
+    """Return a line that says what a step of a renaming did."""
     if not changed:
         return f"convert --rename {pattern!r} matches no tensor"
-    name, new = changed[0]
+    name, new = next(iter(changed.items()))
     return f"convert --rename {pattern!r}: {len(changed)} tensors, such as {shorten(name, 200)} to {shorten(new, 200)}"

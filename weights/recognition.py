@@ -1,5 +1,6 @@
 """Recognises checkpoints by structure: which family their tensors fit, and what stands before their names."""
 
+import logging
 import os
 import re
 from collections import Counter
@@ -14,16 +15,24 @@ from mlx_transformer.weights.families.other_models import UNSUPPORTED_MODEL_TYPE
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, Tensor
 from mlx_transformer.weights.parameter_map import ConversionError, expand_layers
 
+logger = logging.getLogger(__name__)
+
 # Parts of names that torch.compile, DataParallel and FSDP insert anywhere.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # First part of the names of what is saved beside a model.
 BESIDE = re.compile(r"(\w*_)?(criteri|loss|metric|optim|sched|scaler|discriminator|critic|teacher|ema(_|(?=\.)))\w*\.")
 AVERAGED = re.compile(r"ema|avg|average|swa|shadow|teacher")
-# Other names of the stacks, before their layers, such as transformer_encoder.layers.
-STACK_NAME = re.compile(r"(?:^|\.)(\w+_)?(enc|dec)(oder)?(?=\.(layers?|blocks?|blks|layer_stack)\.)")
+# The name of a tensor in a layer of a stack that may have other names, such as net.enc.blocks.3.norm1.weight.
+STACK_LAYER = re.compile(
+    r"(?P<before>(?:\w+\.)*?)(?P<word>(?:\w+_)?(?P<kind>enc|dec)(?:oder)?)(?P<inner>(?:\.[a-z_]+)*?)"
+    r"[._](?:layers?|blocks?|blks|stack|layer_stack)?\.?(?P<rest>\d+\..+)"
+)
+STACKS_BY_WORD = {"enc": "encoder", "dec": "decoder"}
 LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=block)\d+(?=\.)")
 MAX_PARTS = 12  # of a name after its prefix, and of a prefix within another
 MAX_COPIES = 16
+MAX_LENGTH = 120  # characters of a name in which other names of stacks are looked for
+OWN_NAMES = "torch"  # the family of checkpoints whose tensors are named as the model's own parameters
 LayerCounts = dict[str, dict[str, Counter[str]]]
 
 
@@ -68,11 +77,13 @@ def fold(name: str) -> str:
 
 @cache
 def family_names(family: str) -> FamilyNames:
-    """Return the names of a family's tensors without numbers."""
+    """Return the names of a family's tensors without numbers; one family also has those of the model's parameters."""
     layers: dict[str, str] = {}
     others: set[str] = set()
     for parameter, sources in expand_layers(FAMILIES[family].names, layers=1).items():
-        names = {parameter, *(name for source in sources for name in (source.name, source.factor) if name)}
+        names = {name for source in sources for name in (source.name, source.factor) if name}
+        if family == OWN_NAMES:
+            names.add(parameter)
         stack, _, rest = parameter.partition(".")
         if rest.startswith("layers."):
             layers |= dict.fromkeys(map(fold, names), stack)
@@ -102,23 +113,37 @@ def rename_tensors(names: Iterable[str], rename: dict[str, str], ignore: Iterabl
     Returns:
         New name -> name in the checkpoint.
     """
-    dropped = [_compile(pattern, "ignore must be") for pattern in ignore]
-    replacements = [(_compile(pattern, "rename must map"), pattern, text) for pattern, text in rename.items()]
+    spellings = {name: name for name in names}
+    for pattern in ignore:
+        regex = _compile(pattern, "ignore must be")
+        kept = {name: spelling for name, spelling in spellings.items() if not regex.search(name)}
+        if len(kept) == len(spellings):
+            logger.warning("--ignore %r matches no tensor.", pattern)
+        spellings = kept
+    for pattern, changed in renaming_steps(spellings, rename):
+        if not changed:
+            logger.warning("--rename %r matches no tensor.", pattern)
+        spellings |= changed
     renamed: dict[str, str] = {}
-    for name in names:
-        if any(pattern.search(name) for pattern in dropped):
-            continue
-        short = name
-        for regex, pattern, text in replacements:
-            try:
-                short = regex.sub(text, short)
-            except (re.error, IndexError) as error:
-                raise ValueError(f"rename must map regular expressions: {pattern!r} is not valid, {error}.") from None
-        short = ".".join(part for part in short.split(".") if part not in WRAPPERS)
+    for name, spelling in spellings.items():
+        short = ".".join(part for part in spelling.split(".") if part not in WRAPPERS)
         if short in renamed:
             raise ConversionError(f"Tensor names must be distinct: {renamed[short]} and {name} both become {short}.")
         renamed[short] = name
     return renamed
+
+
+def renaming_steps(names: Iterable[str], rename: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield each regular expression of a renaming, with the tensors that it renames and their new names, in turn."""
+    spellings = {name: name for name in names}
+    for pattern, text in rename.items():
+        regex = _compile(pattern, "rename must map")
+        try:
+            changed = {name: regex.sub(text, old) for name, old in spellings.items() if regex.search(old)}
+        except (re.error, IndexError) as error:
+            raise ValueError(f"rename must map regular expressions: {pattern!r} is not valid, {error}.") from None
+        spellings |= changed
+        yield pattern, changed
 
 
 def _compile(pattern: str, rule: str) -> re.Pattern[str]:
@@ -148,13 +173,26 @@ def fit_families(names: dict[str, str], tensors: dict[str, Tensor]) -> list[Fit]
 
 
 def unify_stack_names(names: dict[str, str]) -> dict[str, str] | None:
-    """Rename stacks such as "transformer_encoder" and "dec" to "encoder" and "decoder"; None if there are none."""
-    matches = {match[0].lstrip("."): match[2] for match in map(STACK_NAME.search, names) if match}
-    stacks = {word: {"enc": "encoder", "dec": "decoder"}[kind] for word, kind in matches.items()}
-    if all(word == stack for word, stack in stacks.items()):
-        return None
-    renamed = {".".join(stacks.get(part, part) for part in name.split(".")): name for name in names}
-    return {short: names[name] for short, name in renamed.items()} if len(renamed) == len(names) else None
+    """Rename layers of stacks with other names to encoder.layers.N and decoder.layers.N; None if there are none.
+
+    Examples are transformer_encoder.layers.N, dec.N, enc_layers.N and encoder.transformer.layers.N. Tensors beside the
+    layers of a stack, such as a norm, move with them.
+    """
+    short = (name for name in names if len(name) <= MAX_LENGTH)  # long names could take quadratic time
+    layers = {name: match for name in short if (match := STACK_LAYER.match(name)) is not None}
+    stacks = {
+        f"{match['before']}{match['word']}{match['inner']}.": f"{match['before']}{STACKS_BY_WORD[match['kind']]}."
+        for match in layers.values()
+    }
+    renamed: dict[str, str] = {}
+    for name, original in names.items():
+        if (layer := layers.get(name)) is not None:
+            new = f"{layer['before']}{STACKS_BY_WORD[layer['kind']]}.layers.{layer['rest']}"
+        else:
+            module = next((module for module in stacks if name.startswith(module)), "")
+            new = stacks.get(module, "") + name.removeprefix(module)
+        renamed[new] = original
+    return renamed if len(renamed) == len(names) and renamed.keys() != names.keys() else None
 
 
 def fit_family(
@@ -176,18 +214,29 @@ def fit_family(
         sorted({copy for stack, prefix in chosen.items() for copy in _prefixes_of_copies(stacks[stack], prefix)})
     )[:MAX_COPIES]
     matched, root = set(fitting.values()), _common_prefix(list(fitting.values()))
+    sizes = Counter(size for name in matched for size in tensors[names[name]].shape)
+    width = max(sizes, key=lambda size: sizes[size], default=0)  # of the model
     left_out, model_names = [], {short: names[name] for short, name in fitting.items()}
     for name, original in names.items():
         if name in matched or name.startswith(copies):
             continue
-        is_inside = name.startswith(root) and not BESIDE.match(name.removeprefix(root))
-        if not is_inside or "float" not in tensors[original].dtype or "mask" in name:
+        if is_beside(name.removeprefix(root), tensors[original], width):
             left_out.append(original)
         else:
             short = name.removeprefix(next((prefix for prefix in reversed(accepted) if name.startswith(prefix)), ""))
             model_names[name if short in model_names else short] = original
     prefixes = tuple(sorted(set(chosen.values())))
     return Fit(family, model_names, frozenset(fitting), prefixes, tuple(left_out), copies)
+
+
+def is_beside(name: str, tensor: Tensor, width: int) -> bool:
+    """Return whether a tensor that does not fit is none of the model's: a counter, a mask, or of a criterion.
+
+    Other tensors may change what the model computes, also those of a norm that is called a mask.
+    """
+    shape = [size for size in tensor.shape if size != 1]
+    is_mask = "mask" in name and len(shape) == 2 and shape[0] == shape[1]
+    return "float" not in tensor.dtype or is_mask or bool(BESIDE.match(name) and width not in shape)
 
 
 def count_layers(names: Iterable[str]) -> LayerCounts:

@@ -1,5 +1,7 @@
 """Checkpoints are recognised by their structure: any prefix, wrapper or company, and names of one's own."""
 
+import dataclasses
+
 import mlx.core as mx
 import pytest
 from support.own_models import (
@@ -13,6 +15,7 @@ from support.own_models import (
 )
 
 import mlx_transformer as mt
+from mlx_transformer.model.positions import sinusoidal_positions
 from mlx_transformer.weights import convert
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.formats.tensors import Tensor
@@ -75,6 +78,7 @@ def test_wrappers_inside_of_names_are_removed(tmp_path):
         ("enc", "dec"),
         ("my_enc", "the_decoder"),
         ("encoder.transformer_encoder", "decoder.transformer_decoder"),
+        ("encoder.transformer", "decoder.transformer"),
     ],
 )
 def test_other_names_of_the_stacks(tmp_path, names):
@@ -84,6 +88,17 @@ def test_other_names_of_the_stacks(tmp_path, names):
         for stack, other in replacements.items():
             name = f"{other}.{name.removeprefix(stack)}" if name.startswith(stack) else name
         tensors[name] = array
+    assert_parameters(load(tmp_path, tensors), own_parameters())
+
+
+@pytest.mark.parametrize(
+    "layers", ["{s}oder", "{s}_layers", "{s}oder_layers", "{s}oder.blocks", "{s}.stack", "net.{s}oder"]
+)
+def test_other_names_of_layers(tmp_path, layers):
+    tensors = own_tensors(inner="")
+    for stack in ("encoder", "decoder"):
+        names = {name: name.replace(f"{stack}.layers", layers.format(s=stack[:3])) for name in tensors}
+        tensors = {names[name]: array for name, array in tensors.items()}
     assert_parameters(load(tmp_path, tensors), own_parameters())
 
 
@@ -101,7 +116,6 @@ def test_what_stands_beside_the_model_is_left_out(tmp_path):
         "net.step": mx.array(7),
         "net.tgt_mask": mx.zeros((5, 5)),
         "net.position_ids": mx.arange(9)[None],
-        "language_model.encoder.weight": mx.zeros((3, 3)),
     }
     path = write_tensors(tmp_path / "mine.safetensors", tensors | beside)
     report = convert.convert(path, settings=with_settings(), dry_run=True)
@@ -127,7 +141,10 @@ def test_other_models_beside_the_model_do_not_matter(tmp_path):
         "discriminator.conv.weight": mx.zeros((4, 4, 3, 3)),
         "language_model.h.0.attn.c_attn.weight": mx.zeros((3, 3)),
     }
-    assert_parameters(load(tmp_path, with_prefix("net.", own_tensors()) | beside), own_parameters())
+    tensors = with_prefix("net.", own_tensors()) | beside
+    with pytest.raises(ConversionError, match="1 unexpected .language_model.h.0.attn.c_attn.weight"):
+        load(tmp_path, tensors)  # it might be a part of the model
+    assert_parameters(load(tmp_path, tensors, ignore=["^language_model"]), own_parameters())
 
 
 def test_a_tensor_within_the_model_that_does_not_fit_is_an_error(tmp_path):
@@ -284,5 +301,60 @@ def test_a_dry_run_writes_nothing(tmp_path):
 def test_loading_warns_of_tensors_that_are_left_out(tmp_path, caplog):
     load(tmp_path, with_prefix("net.", own_tensors()))
     assert "Left out" not in caplog.text
-    load(tmp_path, with_prefix("net.", own_tensors()) | {"last_norm.weight": mx.ones(16)})
-    assert "Left out, as not of the model in" in caplog.text and "last_norm.weight" in caplog.text
+    load(tmp_path, with_prefix("net.", own_tensors()) | {"criterion.weight": mx.ones(17)})
+    assert "Left out, as not of the model in" in caplog.text and "criterion.weight" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tidy", "net.tidy", "mask_norm", "scaler", "net.scaler", "temperature"])
+def test_what_may_change_logits_is_never_left_out(tmp_path, name):
+    """Whatever it is called, and whether it is in the model's module or beside it."""
+    tensor = mx.ones(1) if name == "temperature" else mx.ones(16)
+    for tensors in (own_tensors(), with_prefix("net.", own_tensors())):
+        with pytest.raises(ConversionError, match=f"1 unexpected .{name}.weight"):
+            load(tmp_path, tensors | {f"{name}.weight": tensor})
+
+
+def test_renamed_tensors_are_used_wherever_they_were(tmp_path):
+    """A norm of embeddings that stands beside the Transformer; the settings follow from the tensors."""
+    norm = {f"tidy.{leaf}": mx.full(16, value) for leaf, value in (("weight", 2.0), ("bias", 3.0))}
+    rename = {"^tidy": "encoder.embedding_norm"}
+    model = load(tmp_path, with_prefix("core.", own_tensors(inner="")) | norm, rename=rename)
+    assert model.config.encoder.embedding_norm == "after" and model.config.decoder.embedding_norm == "none"
+    assert mx.array_equal(model.encoder.embedding_norm.bias, norm["tidy.bias"])
+
+
+def test_gates_and_biases_of_renamed_tensors_give_the_settings(tmp_path):
+    parameters = own_parameters(config=dataclasses.replace(OWN_CONFIG, gated_mlp=True))
+    tensors = {f"my.{number}": array for number, array in enumerate(parameters.values())}
+    rename = {rf"^my\.{number}$": name for number, name in enumerate(parameters)}
+    model = load(tmp_path, tensors, rename=rename)
+    assert model.config.gated_mlp and model.config.encoder.positions == "learned"
+    assert_parameters(model, parameters)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("x.embed_1", "x.embed_2")])
+def test_tables_of_one_size_without_words_in_their_names_are_not_guessed(tmp_path, names):
+    config = dataclasses.replace(OWN_CONFIG, target_vocab_size=OWN_CONFIG.source_vocab_size)
+    tensors = family_tensors(own_parameters(config=config))
+    for module, name in zip(("src_tok_emb", "tgt_tok_emb"), names, strict=True):
+        tensors[f"{name}.weight"] = tensors.pop(f"{module}.weight")
+    with pytest.raises(ConversionError, match="2 missing .source_embedding.weight"):
+        load(tmp_path, tensors)
+
+
+def test_computed_positions_of_another_name_stay_fixed(tmp_path):
+    tensors = {name: array for name, array in own_tensors().items() if "positional" not in name}
+    model = load(tmp_path, tensors | {"my_pos": sinusoidal_positions(40, 16)[None]})
+    assert model.config.encoder.positions == model.config.decoder.positions == "sinusoidal"
+
+
+def test_patterns_that_match_nothing_are_named(tmp_path, caplog):
+    load(tmp_path, own_tensors(), rename={"^typo": "x"}, ignore=["^nothing"])
+    assert "--rename '^typo' matches no tensor" in caplog.text and "--ignore '^nothing' matches no" in caplog.text
+
+
+def test_errors_know_what_earlier_renamings_did(tmp_path):
+    rename = {"^src_tok_emb": "first", "^first": "second"}
+    with pytest.raises(ConversionError) as caught:
+        load(tmp_path, own_tensors() | {"b.weight": mx.ones((19, 16))}, rename=rename)
+    assert "convert --rename '^first': 1 tensors, such as src_tok_emb.weight to second.weight" in caught.value.details

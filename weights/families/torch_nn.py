@@ -73,7 +73,16 @@ NAMES: NameTable = {
 TORCH_NN = Family(
     NAMES,
     OWN_FIELDS,
-    presence=BIASES | OUTPUT_BIAS | FINAL_NORMS | presence_per_stack("positions", "learned", "learned", "sinusoidal"),
+    presence=BIASES
+    | OUTPUT_BIAS
+    | FINAL_NORMS
+    | presence_per_stack("positions", "learned", "learned", "sinusoidal")
+    # Parts that only renamed tensors have.
+    | presence_per_stack("embedding_norm", "embedding_norm", "after", "none")
+    | {
+        "gated_mlp": ("encoder.layers.0.feed_forward.gate_proj.weight", True, False),
+        "attention_out_bias": ("encoder.layers.0.self_attention.out_proj.bias", True, False),
+    },
     defaults=OWN_DEFAULTS,
     defaults_from="torch.nn.Transformer and its tutorial",
     source_specials=("start", "end"),
