@@ -180,7 +180,8 @@ def plan_conversion(
     names = ParameterMap(checkpoint, spec, fit.names)
     guesses = add_tables_by_shape(names, fit) if spec.defaults else []
     if missing := {name: None for name in REQUIRED if names.find(name) is None}:
-        unexpected = [original for short, original in fit.names.items() if short not in fit.fitting]
+        fitting = {fit.names[name] for name in fit.fitting} | {guess.value for guess in guesses}
+        unexpected = [name for name in dict.fromkeys(fit.names.values()) if name not in fitting]
         raise mismatch_error(fit, names, missing, unexpected, {}, rename or {})
     tied, compared = find_tied_tensors(names)
     overrides = overrides or {}

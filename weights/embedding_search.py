@@ -28,6 +28,9 @@ def find_tables_by_shape(names: ParameterMap, fit: Fit) -> dict[str, str]:
     positions = [name for name in unused if POSITIONS.search(name)]
     tables = [name for name in unused if name not in positions and len(names.checkpoint.tensors[name].shape) == 2]
     found = _assign(positions, [module for module in POSITION_MODULES if names.find(f"{module}.weight") is None])
+    renamed = [names.tensor_names[f"{m}.weight"] for m in POSITION_MODULES if f"{m}.weight" in names.tensor_names]
+    if len(renamed) == 1:  # the other stack has the same table, unless it has one of its own
+        found |= {m: renamed[0] for m in POSITION_MODULES if m not in found and names.find(f"{m}.weight") is None}
     if names.find("output.weight") is None:
         with_bias = [name for name in tables if _bias_of(name) in names.checkpoint.tensors]
         if len(with_bias) == 1:

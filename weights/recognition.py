@@ -118,11 +118,11 @@ def rename_tensors(names: Iterable[str], rename: dict[str, str], ignore: Iterabl
         regex = _compile(pattern, "ignore must be")
         kept = {name: spelling for name, spelling in spellings.items() if not regex.search(name)}
         if len(kept) == len(spellings):
-            logger.warning("--ignore %r matches no tensor.", pattern)
+            logger.warning("convert --ignore %r matches no tensor.", pattern)
         spellings = kept
     for pattern, changed in renaming_steps(spellings, rename):
         if not changed:
-            logger.warning("--rename %r matches no tensor.", pattern)
+            logger.warning("convert --rename %r matches no tensor.", pattern)
         spellings |= changed
     renamed: dict[str, str] = {}
     for name, spelling in spellings.items():
@@ -323,8 +323,9 @@ def find_family(
         check_model(names, names.values(), checkpoint)
     if not fits:
         raise ValueError(
-            "The family cannot be detected from config.json or the names of tensors: specify it. "
-            f"The families are {', '.join(sorted(FAMILIES))}."
+            "The family cannot be detected from config.json or the names of tensors: list these by info --tensors, and "
+            "rename them by convert --rename to the model's own (docs/converting.md), or to those of a family: "
+            f"{', '.join(sorted(FAMILIES))}."
         )
     if FAMILIES[best[0]].model_types:
         raise ValueError(

@@ -23,10 +23,10 @@ PRINTED_BY = {
     "mlx_transformer/plotting/learning_curves.py": ("plot",),
     "mlx_transformer/training/trainer.py": ("train",),
     "weights/tokenizers/user_vocabularies.py": ("convert",),
-    **dict.fromkeys(
-        ("weights/assumptions.py", "weights/conversion_plan.py", "weights/convert.py", "weights/mismatches.py"),
-        tuple(main.commands),
-    ),
+    **{
+        f"weights/{name}.py": tuple(main.commands)
+        for name in ("assumptions", "conversion_plan", "convert", "mismatches", "recognition")
+    },
 }
 
 

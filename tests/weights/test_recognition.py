@@ -210,7 +210,9 @@ def test_positions_are_found_by_shape(tmp_path, names, shape):
     rename = {f"^{names[0]}$": "encoder.positions.weight"}
     if names[0] != names[1]:
         rename |= {f"^{names[1]}$": "decoder.positions.weight"}
-        assert_parameters(convert.load(path, settings=with_settings(), rename=rename)[0], parameters)
+    model, _ = convert.load(path, settings=with_settings(), rename=rename)
+    assert_parameters(model, parameters)
+    assert model.config.encoder.positions == model.config.decoder.positions == "learned"
 
 
 def test_one_table_of_unknown_name_is_shared(tmp_path):
