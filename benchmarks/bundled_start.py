@@ -22,7 +22,7 @@ Arrays = dict[str, mx.array]
 RATES = Rates(
     join_sentences=0.15, uppercase=0.06, lowercase=0.08, drop_final_punctuation=0.08, copy_numbers=0.7, copy_names=0.08
 )
-assert Rates._fields == AUGMENTATIONS
+assert list(Rates._fields) == AUGMENTATIONS
 
 
 @click.command()

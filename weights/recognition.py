@@ -13,15 +13,13 @@ from mlx_transformer.messages import short_repr
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.families.other_models import UNSUPPORTED_MODEL_TYPES, describe_other_model
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, Tensor
+from mlx_transformer.weights.formats.state_dicts import AVERAGED, BESIDE_MODEL
 from mlx_transformer.weights.parameter_map import ConversionError, expand_layers
 
 logger = logging.getLogger(__name__)
 
 # Parts of names that torch.compile, DataParallel and FSDP insert anywhere.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# First part of the names of what is saved beside a model.
-BESIDE = re.compile(r"(\w*_)?(criteri|loss|metric|optim|sched|scaler|discriminator|critic|teacher|ema(_|(?=\.)))\w*\.")
-AVERAGED = re.compile(r"ema|avg|average|swa|shadow|teacher")
 # The name of a tensor in a layer of a stack that may have other names, such as net.enc.blocks.3.norm1.weight.
 STACK_LAYER = re.compile(
     r"(?P<before>(?:\w+\.)*?)(?P<word>(?:\w+_)?(?P<kind>enc|dec)(?:oder)?)(?P<inner>(?:\.[a-z_]+)*?)"
@@ -236,7 +234,13 @@ def is_beside(name: str, tensor: Tensor, width: int) -> bool:
     """
     shape = [size for size in tensor.shape if size != 1]
     is_mask = "mask" in name and len(shape) == 2 and shape[0] == shape[1]
-    return "float" not in tensor.dtype or is_mask or bool(BESIDE.match(name) and width not in shape)
+    return "float" not in tensor.dtype or is_mask or (_has_name_of_other(name) and width not in shape)
+
+
+def _has_name_of_other(name: str) -> bool:
+    """Return whether a tensor is in a module with a name such as criterion or ema."""
+    module, dot, _ = name.partition(".")
+    return bool(dot and (BESIDE_MODEL.search(module) or AVERAGED.search(module)))
 
 
 def count_layers(names: Iterable[str]) -> LayerCounts:

@@ -20,7 +20,7 @@ NEW_MODEL_OPTIONS = (
 )
 
 # Options that add copies of training pairs, see mlx_transformer.data.augmentation.
-AUGMENTATIONS = (*("join_sentences", "uppercase", "lowercase", "drop_final_punctuation", "copy_numbers", "copy_names"),)
+AUGMENTATIONS = "join_sentences uppercase lowercase drop_final_punctuation copy_numbers copy_names".split()
 
 
 @dataclass(frozen=True)
