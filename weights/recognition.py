@@ -248,6 +248,8 @@ def count_layers(names: Iterable[str]) -> LayerCounts:
     counts: LayerCounts = {}
     index = layer_index()
     for name in names:
+        if name.count(".") > 2 * MAX_PARTS:
+            continue  # no family has such names, whatever stands before them
         parts, folded = name.split("."), fold(name).split(".")
         found: set[str] = set()
         for start in range(max(0, len(parts) - MAX_PARTS), len(parts)):
