@@ -71,6 +71,8 @@ class ConversionPlan:
         loaders: Parameter -> a function that reads or computes it.
         names: The checkpoint's tensors by the names of parameters.
         fit: How its tensors fit the family.
+        settings_read: Fields of the configuration that the options of a training program determine, for models of
+            people's own.
         assumptions: Fields of the configuration that nothing in the checkpoint determines.
         reordered: Parameters two of whose rows are exchanged.
     """
@@ -80,6 +82,7 @@ class ConversionPlan:
     loaders: dict[str, Callable[[], mx.array]]
     names: ParameterMap
     fit: Fit
+    settings_read: dict[str, Any] = field(default_factory=dict)
     assumptions: tuple[Assumption, ...] = ()
     reordered: set[str] = field(default_factory=set)
 
@@ -200,7 +203,8 @@ def plan_conversion(
     check_sizes(config, checkpoint)
     loaders = find_loaders(names, fit, config, compared, rename or {})
     assumptions = (*guesses, *find_assumptions(spec, defaults_used, names, config, layers))
-    return ConversionPlan(fit.family, config, loaders, names, fit, assumptions)
+    settings_read = fields_read if spec.defaults else {}
+    return ConversionPlan(fit.family, config, loaders, names, fit, settings_read, assumptions)
 
 
 def with_head_dims(config: ModelConfig, names: ParameterMap) -> ModelConfig:

@@ -81,6 +81,7 @@ class ConversionReport:
         prefixes: What stood before the names of layers.
         left_out: Tensors beside the model, which were left out.
         other_weights: Further weights in the file that may be chosen, such as averages: keys, or prefixes of names.
+        settings_read: Settings that the options of a training program show, for models of people's own.
         assumptions: Settings that nothing in the checkpoint shows.
         has_tokenizer: Whether the model has a tokenizer.
     """
@@ -91,6 +92,7 @@ class ConversionReport:
     prefixes: tuple[str, ...]
     left_out: tuple[str, ...]
     other_weights: tuple[str, ...]
+    settings_read: dict[str, Any]
     assumptions: tuple[Assumption, ...]
     has_tokenizer: bool
 
@@ -123,6 +125,7 @@ class PreparedCheckpoint:
             prefixes=fit.prefixes,
             left_out=tuple(name for name in fit.left_out if name not in plan.names.tensor_names.values()),
             other_weights=(*self.other_weights, *(prefix.rstrip(".") for prefix in fit.copies)),
+            settings_read=plan.settings_read,
             assumptions=plan.assumptions,
             has_tokenizer=self.tokenizer is not None,
         )

@@ -30,9 +30,14 @@ def inspect_tensors(source: str | Path) -> dict[str, Any]:
             "files": [str(path) for path in checkpoint.files],
             "tensors": group_tensors(checkpoint.tensors),
             "other_weights": checkpoint.other_weights,
-            "settings": read_config(Path(source)) or read_settings(Path(source), checkpoint),
+            "settings": read_config(Path(source)) or unique_settings(read_settings(Path(source), checkpoint)),
             "families": family_facts(checkpoint),
         }
+
+
+def unique_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without the second keys that those in sections have, such as model.heads beside model_heads."""
+    return {key: value for key, value in settings.items() if "." not in key or key.replace(".", "_") not in settings}
 
 
 def group_tensors(tensors: dict[str, Tensor]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from mlx_transformer.messages import shorten
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.weights.formats.containers import read_json
 from mlx_transformer.weights.formats.pickled_objects import to_plain
+from mlx_transformer.weights.formats.state_dicts import MODULE_SETTINGS
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ MAX_NAME = 1000
 # Where training programs store the model's options, the most reliable first.
 OPTION_KEYS = (
     *(("args",), ("cfg", "model"), ("opt",), ("hyper_parameters",), ("hparams",), ("hyperparams",), ("model_args",)),
-    *(("model_config",), ("config",), ("cfg",), ("settings",), ("options",), ("params",)),
+    *(("model_config",), ("config",), ("cfg",), ("settings",), ("options",), ("params",), (MODULE_SETTINGS,)),
 )
 
 
@@ -134,28 +135,31 @@ def training_options(extras: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten_options(options: dict[Any, Any]) -> dict[str, Any]:
-    """Flatten nested options: an option of a section becomes "section_option"; lists of lists or dicts are left out.
+    """Flatten nested options: an option of a section becomes "section_option" and, under another key, "section.option".
+
+    Lists of lists or dicts are left out.
 
     Raises:
         ValueError: If there are too many, for instance because a section contains itself.
     """
     flat: dict[str, Any] = {}
-    sections, count = [("", options)], 0
+    sections: list[tuple[tuple[str, ...], dict[Any, Any]]] = [((), options)]
+    count = 0
     while sections:
-        prefix, section = sections.pop()
+        path, section = sections.pop()
         count += len(section)
         for key, value in section.items():
-            name = f"{prefix}{key}"
+            name = "_".join((*path, str(key)))
             if count > MAX_OPTIONS or len(name) > MAX_NAME:
                 raise ValueError(
                     f"A checkpoint may have at most {MAX_OPTIONS} options with names of at most {MAX_NAME} "
                     "characters, including nested sections: this one has more; check where it comes from."
                 )
             if isinstance(value, dict):
-                sections.append((f"{name}_", value))
+                sections.append(((*path, str(key)), value))
             # Lists that share one another could be endless as text.
             elif not isinstance(value, list | tuple) or not any(
                 isinstance(part, list | tuple | dict) for part in value
             ):
-                flat[name] = value
+                flat[name] = flat[".".join((*path, str(key)))] = value
     return flat

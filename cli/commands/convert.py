@@ -141,6 +141,8 @@ def format_report(report: mt.ConversionReport, limit: int | None) -> Iterator[st
         yield f"left out          {', '.join(report.left_out[:limit])}{more}"
     if report.other_weights:
         yield f"other weights     {', '.join(report.other_weights)}: choose with --weights"
+    if report.settings_read:
+        yield f"settings read     {', '.join(f'{name} {value}' for name, value in report.settings_read.items())}"
     if report.assumptions:
         yield "Assumed, because the file does not show it:"
         rows = [("setting", "value", "why", "to change it")]

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 from support.command_line import error_line
-from support.own_models import assert_parameters, own_parameters, own_tensors, write_tensors
+from support.own_models import assert_parameters, own_parameters, own_tensors, write_tensors, write_torch
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main
@@ -42,6 +42,12 @@ def test_convert_prints_what_was_assumed_and_how_to_change_it(mine, tmp_path):
     model, tokenizer = mt.load(tmp_path / "new")
     assert_parameters(model, own_parameters())
     assert tokenizer is None
+
+
+def test_convert_prints_what_was_read_from_settings(tmp_path):
+    path = write_torch(tmp_path / "mine.pt", own_tensors(), args={"nhead": 4, "act": 3, "activation": "GELU"})
+    lines = invoke("convert", path, "--dry-run").stdout.splitlines()
+    assert lines[1] == "settings read     num_heads 4, activation gelu"
 
 
 def test_a_dry_run_needs_no_destination_and_writes_nothing(mine, tmp_path):

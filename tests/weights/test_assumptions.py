@@ -100,3 +100,64 @@ def test_loading_warns_of_assumptions_and_a_complete_file_does_not(tmp_path, cap
 
 
 UNSHOWN = ("norm_first", "norm_eps", "activation", "scale_embeddings")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"h": 16, "d_model": 16},
+        {"h": 64},
+        {"kv_heads": 4, "audio_heads": 2, "cross_attention_heads": 4},
+        {"output_activation": "gelu", "final_norm_first": True},
+        {"start_idx": 0, "end_idx": 12, "data_start_index": 5},
+    ],
+    ids=str,
+)
+def test_settings_of_something_else_are_not_read(tmp_path, stored):
+    report = plan(write_torch(tmp_path / "mine.pt", own_tensors(), args=stored))
+    assert {item.setting for item in report.assumptions} == set(OWN_DEFAULTS) - {"max_length"}
+
+
+@pytest.mark.parametrize(
+    "stored, expected",
+    [
+        ({"h": 4}, (4, 4)),
+        ({"nh": "2"}, (2, 2)),
+        ({"encoder": {"heads": 2}, "decoder": {"heads": 4}}, (2, 4)),
+        ({"net": {"enc": {"n_heads": 2}, "dec": {"n_heads": 8}}}, (2, 8)),
+    ],
+    ids=str,
+)
+def test_heads_are_read_in_all_spellings(tmp_path, stored, expected):
+    config = plan(write_torch(tmp_path / "mine.pt", own_tensors(), args=stored)).config
+    assert (config.encoder.num_heads, config.decoder.num_heads) == expected
+
+
+@pytest.mark.parametrize("name", ["GELU", "torch.nn.GELU", "nn.functional.gelu"])
+def test_values_are_read_as_people_write_them(tmp_path, name):
+    stored = {"activation": name, "layer_norm_eps": "1e-6", "pad_idx": "4"}
+    config = plan(write_torch(tmp_path / "mine.pt", own_tensors(), args=stored)).config
+    assert (config.activation, config.norm_eps, config.pad_id) == ("gelu", 1e-6, 4)
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_a_pickled_module_holds_its_settings(tmp_path):
+    torch = pytest.importorskip("torch")
+    parts = {
+        "core": torch.nn.Transformer(
+            16, 4, 1, 1, 24, batch_first=True, norm_first=True, activation="gelu", layer_norm_eps=1e-3
+        ),
+        "src_tok_emb": torch.nn.Embedding(19, 16, padding_idx=5),
+        "tgt_tok_emb": torch.nn.Embedding(17, 16, padding_idx=5),
+        "generator": torch.nn.Linear(16, 17),
+    }
+    torch.save(torch.nn.ModuleDict(parts), tmp_path / "whole.pt")
+    report = plan(tmp_path / "whole.pt")
+    config = report.config
+    assert (config.encoder.num_heads, config.decoder.num_heads, config.norm_eps, config.pad_id) == (4, 4, 1e-3, 5)
+    assert config.encoder.norm_first and config.decoder.norm_first and config.activation == "gelu"
+    parts["core"].decoder.layers[0].self_attn.num_heads = parts["core"].decoder.layers[0].multihead_attn.num_heads = 2
+    torch.save(torch.nn.ModuleDict(parts), tmp_path / "whole.pt")
+    config = plan(tmp_path / "whole.pt").config
+    assert (config.encoder.num_heads, config.decoder.num_heads) == (4, 2)

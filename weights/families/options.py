@@ -1,6 +1,7 @@
 """Settings of models that people define themselves, under the names that training programs give them."""
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +14,12 @@ STACK_NAMES = {"encoder": ("encoder", "enc", "src"), "decoder": ("decoder", "dec
 def option(*names: str, function: Callable[[Any], Any] | None = None) -> Callable[[dict[str, Any]], Any]:
     """Return a function from settings to the value of the first of these names; None if there is none.
 
-    A name also matches inside a section: "nhead" the key "model_nhead".
+    A name also stands for that option of any section: "nhead" for "model.nhead", but not for "cross_nhead".
     """
 
     def read(settings: dict[str, Any]) -> Any:
         for name in names:
-            inner = sorted((key for key in settings if key.endswith(f"_{name}")), key=len) if len(name) > 1 else []
+            inner = sorted((key for key in settings if key.endswith(f".{name}")), key=len)
             value = next((settings[key] for key in (name, *inner) if settings.get(key) is not None), None)
             if value is not None:
                 return value if function is None else function(value)
@@ -27,24 +28,56 @@ def option(*names: str, function: Callable[[Any], Any] | None = None) -> Callabl
     return read
 
 
-def special_id(role: str, *names: str) -> Callable[[dict[str, Any]], Any]:
+def special_id(*names: str) -> Callable[[dict[str, Any]], Any]:
     """Return a function from settings to a special token's id, under names such as pad_idx; targets have precedence."""
     parts = itertools.product(
-        ("trg_", "tgt_", "target_", ""), (role, *names), ("_id", "_idx", "_index", "_token_id", "_token_idx")
+        ("trg_", "tgt_", "target_", ""), names, ("_id", "_idx", "_index", "_token_id", "_token_idx")
     )
-    return option(*map("".join, parts))
+    # "start" and "end" alone may count something else, such as the lines of a file.
+    spelled = [name for name in map("".join, parts) if not re.search(r"(^|_)(start|end)_(idx|index)$", name)]
+    return option(*spelled, function=to_number)
 
 
-HEADS = ("num_heads", "n_heads", "nhead", "n_head", "num_attention_heads", "attention_heads", "number_of_heads")
+def to_number(value: Any) -> Any:
+    """Return the number that a text such as "8" or "1e-5" stands for; other values as they are."""
+    for kind in (int, float):
+        try:
+            return kind(value) if isinstance(value, str) else value
+        except ValueError:
+            continue
+    return value
+
+
+def to_activation(value: Any) -> Any:
+    """Return the name that StackConfig has for an activation such as "ReLU" or "nn.functional.gelu"."""
+    return transforms.activation(value.rpartition(".")[2].lower()) if isinstance(value, str) else value
+
+
+def read_heads(settings: dict[str, Any]) -> Any:
+    """Return the number of heads; "h" may also be a width."""
+    if (heads := option(*HEADS, function=to_number)(settings)) is not None:
+        return heads
+    heads = option("h", function=to_number)(settings)
+    return heads if isinstance(heads, int) and heads <= MAX_H and heads != settings["tensors"].get("dims") else None
+
+
+HEADS = (
+    *("num_heads", "n_heads", "nhead", "n_head", "num_attention_heads", "attention_heads", "number_of_heads"),
+    *("nheads", "heads", "nh"),
+)
+MAX_H = 32
 OWN_FIELDS: dict[str, Any] = {
-    "num_heads": option(*HEADS, "nheads", "heads", "h"),
+    "num_heads": read_heads,
     **{
-        f"{stack}.num_heads": option(*(f"{name}_{heads}" for name in STACK_NAMES[stack] for heads in (*HEADS, "heads")))
+        f"{stack}.num_heads": option(
+            *(f"{name}{mark}{heads}" for name in STACK_NAMES[stack] for mark in "_." for heads in HEADS),
+            function=to_number,
+        )
         for stack in STACKS
     },
     "norm_first": option("norm_first", "pre_norm", "prenorm", "normalize_before"),
-    "norm_eps": option("layer_norm_eps", "norm_eps", "layer_norm_epsilon"),
-    "activation": option("activation", "activation_fn", "activation_function", function=transforms.activation),
+    "norm_eps": option("layer_norm_eps", "norm_eps", "layer_norm_epsilon", function=to_number),
+    "activation": option("activation", "activation_fn", "activation_function", function=to_activation),
     "scale_embeddings": option("scale_embeddings", "scale_embedding"),
     "pad_id": special_id("pad", "padding"),
     "start_id": special_id("start", "bos", "sos", "decoder_start"),

@@ -36,6 +36,16 @@ TRAINING_STATES = {
     "growth_factor": "the state of a gradient scaler",
     "last_epoch": "the state of a scheduler",
 }
+# Attribute of a pickled module -> the setting that it holds, and another attribute that such modules have.
+MODULE_ATTRIBUTES = {
+    **{name: ("num_heads", name) for name in ("num_heads", "n_heads", "n_head", "nhead")},
+    "norm_first": ("norm_first", "norm_first"),
+    "activation_relu_or_gelu": ("activation", "activation_relu_or_gelu"),
+    "eps": ("layer_norm_eps", "normalized_shape"),
+    "padding_idx": ("pad_idx", "num_embeddings"),
+}
+TORCH_ACTIVATIONS = {1: "relu", 2: "gelu"}  # of activation_relu_or_gelu
+MODULE_SETTINGS = "settings of modules"  # the key of these settings beside a state dict
 MAX_ENTRIES = 200_000  # of a state dict; as many modules
 MAX_NAME = 1000
 MAX_NESTING = 64  # of modules
@@ -287,6 +297,9 @@ def _find_extras(root: Any, chosen: list[_Entry]) -> dict[str, Any]:
         for key, part in value.items() if isinstance(value, dict) else ():
             if isinstance(key, str) and id(part) not in inside and not (entry in chosen and isinstance(part, Tensor)):
                 extras[key] = part
+    for state in chosen:
+        if _is_module(state.value):
+            extras[MODULE_SETTINGS] = module_settings(state.value)
     return extras
 
 
@@ -312,25 +325,49 @@ def _collect_tensors(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
 
 def _walk_module(module: PickledObject) -> Iterator[tuple[str, Any]]:
     """Yield the parameters and persistent buffers of a pickled module, with their names in its state dict."""
+    for prefix, part in _walk_modules(module):
+        non_persistent = part.state.get("_non_persistent_buffers_set")
+        for name, value in _string_keys(_module_entries(part, "_parameters")).items():
+            yield _join_names(prefix, name), value
+        for name, value in _string_keys(_module_entries(part, "_buffers")).items():
+            if not (isinstance(non_persistent, set) and name in non_persistent):
+                yield _join_names(prefix, name), value
+
+
+def _walk_modules(module: PickledObject) -> Iterator[tuple[str, PickledObject]]:
+    """Yield a pickled module and all modules in it, each with what stands before the names of its parameters."""
     stack, count = [("", module, 0)], 0
     while stack:
         prefix, module, depth = stack.pop()
-        children, parameters, buffers = (
-            _module_entries(module, f"_{kind}s") for kind in ("module", "parameter", "buffer")
-        )
-        count += 1 + len(children) + len(parameters) + len(buffers)
+        children = _module_entries(module, "_modules")
+        count += 1 + sum(len(_module_entries(module, f"_{kind}s")) for kind in ("module", "parameter", "buffer"))
         if depth > MAX_NESTING or count > MAX_ENTRIES:
             raise CheckpointError(
                 f"modules and their entries must be at most {MAX_ENTRIES}, {MAX_NESTING} deep", SAVE_STATE_DICT
             )
-        non_persistent = module.state.get("_non_persistent_buffers_set")
-        for name, value in _string_keys(parameters).items():
-            yield _join_names(prefix, name), value
-        for name, value in _string_keys(buffers).items():
-            if not (isinstance(non_persistent, set) and name in non_persistent):
-                yield _join_names(prefix, name), value
+        yield prefix, module
         modules = [(name, child) for name, child in _string_keys(children).items() if isinstance(child, PickledObject)]
         stack.extend((_join_names(prefix, f"{name}."), child, depth + 1) for name, child in reversed(modules))
+
+
+def module_settings(module: PickledObject) -> dict[str, Any]:
+    """Return the settings of a model that the modules in it hold, such as nn.MultiheadAttention its number of heads.
+
+    A setting is left out if modules differ in it; heads may differ between encoder and decoder.
+    """
+    values: dict[str, set[Any]] = {}
+    for prefix, part in _walk_modules(module):
+        for attribute, (setting, mark) in MODULE_ATTRIBUTES.items():
+            value = part.state.get(attribute)
+            if isinstance(value, int | float) and mark in part.state:
+                values.setdefault(setting, set()).add(value)
+                for stack in ("encoder", "decoder"):
+                    if stack in prefix and setting == "num_heads":
+                        values.setdefault(f"{stack}_{setting}", set()).add(value)
+    settings = {name: options.pop() for name, options in values.items() if len(options) == 1}
+    if (kind := settings.pop("activation", None)) in TORCH_ACTIVATIONS:
+        settings["activation"] = TORCH_ACTIVATIONS[kind]
+    return settings
 
 
 def _module_entries(module: PickledObject, attribute: str) -> dict[Any, Any]:
