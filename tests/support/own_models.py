@@ -63,10 +63,14 @@ def with_settings(**changes):
     return {"num_heads": 2} | IDS | changes
 
 
-def write_torch(path, tensors, key="model", **extras):
-    """Write a checkpoint of torch with a state dict under a key and other values beside it."""
-    arrays = {name: np.array(array, np.float32) for name, array in tensors.items()}
-    storages = {str(number): array.tobytes() for number, array in enumerate(arrays.values())}
-    state = {name: tensor(key=str(i), shape=array.shape) for i, (name, array) in enumerate(arrays.items())}
-    path.write_bytes(zip_file({key: state} | extras, storages))
+def write_torch(path, tensors, key="model", second=None, **extras):
+    """Write a checkpoint of torch with a state dict under a key, perhaps a second one, and other values beside them."""
+    root, storages = dict(extras), {}
+    for name, state in filter(None, ((key, tensors), second)):
+        root[name] = {}
+        for parameter, array in state.items():
+            number = str(len(storages))
+            storages[number] = np.array(array, np.float32).tobytes()
+            root[name][parameter] = tensor(key=number, shape=array.shape)
+    path.write_bytes(zip_file(root, storages))
     return path

@@ -12,6 +12,7 @@ from support.own_models import (
     own_tensors,
     with_settings,
     write_tensors,
+    write_torch,
 )
 
 import mlx_transformer as mt
@@ -360,3 +361,22 @@ def test_errors_know_what_earlier_renamings_did(tmp_path):
     with pytest.raises(ConversionError) as caught:
         load(tmp_path, own_tensors() | {"b.weight": mx.ones((19, 16))}, rename=rename)
     assert "convert --rename '^first': 1 tensors, such as src_tok_emb.weight to second.weight" in caught.value.details
+
+
+def test_two_files_of_the_stacks_are_told_how_to_become_one(tmp_path):
+    """And one file with both, as advised, converts; the output and the embeddings belong to the stacks."""
+    tensors = own_tensors(inner="")
+    moved = {"src_tok_emb": "encoder.tok_emb", "src_pos": "encoder.pos", "tgt_tok_emb": "decoder.tok_emb"}
+    moved |= {"tgt_pos": "decoder.pos", "generator": "decoder.out"}
+    for old, new in moved.items():
+        tensors = {f"{new}{name.removeprefix(old)}" if name.startswith(old) else name: a for name, a in tensors.items()}
+    stacks = {
+        stack: {name.removeprefix(f"{stack}."): a for name, a in tensors.items() if name.startswith(stack)}
+        for stack in ("encoder", "decoder")
+    }
+    for stack, part in stacks.items():
+        write_tensors(tmp_path / "two" / f"{stack}.safetensors", part)
+    with pytest.raises(ValueError, match="save both in one file by torch.save.{.encoder.: ..., .decoder.: ...}, ...."):
+        convert.load(tmp_path / "two")
+    path = write_torch(tmp_path / "both.pt", stacks["encoder"], key="encoder", second=("decoder", stacks["decoder"]))
+    assert_parameters(convert.load(path, settings=with_settings())[0], own_parameters())

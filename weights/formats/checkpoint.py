@@ -164,7 +164,10 @@ def _choose_file(folder: Path) -> Path:
         return models[0]
     if models:
         names = ", ".join(quote(path.name) for path in models[:4]) + (", ..." if len(models) > 4 else "")
-        raise CheckpointError(f"a folder must have one checkpoint, not {names}", "give the path of one of them", folder)
+        remedy = "give the path of one of them"
+        if {"encoder", "decoder"} <= {path.stem for path in models}:
+            remedy = 'save both in one file by torch.save({"encoder": ..., "decoder": ...}, ...)'
+        raise CheckpointError(f"a folder must have one checkpoint, not {names}", remedy, folder)
     if (other := describe_folder(folder)) is not None:
         raise CheckpointError(
             f"a folder must have torch's weights or safetensors, {quote(other[0])} belongs to {other[1].description}",
