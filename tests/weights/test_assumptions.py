@@ -110,6 +110,8 @@ UNSHOWN = ("norm_first", "norm_eps", "activation", "scale_embeddings")
         {"kv_heads": 4, "audio_heads": 2, "cross_attention_heads": 4},
         {"output_activation": "gelu", "final_norm_first": True},
         {"start_idx": 0, "end_idx": 12, "data_start_index": 5},
+        {"output": {"activation": "gelu"}, "audio": {"heads": 4}, "data": {"end_id": 9}},
+        {"text": {"heads": 4}, "picture": {"heads": 2}},
     ],
     ids=str,
 )
@@ -124,6 +126,7 @@ def test_settings_of_something_else_are_not_read(tmp_path, stored):
         ({"h": 4}, (4, 4)),
         ({"nh": "2"}, (2, 2)),
         ({"encoder": {"heads": 2}, "decoder": {"heads": 4}}, (2, 4)),
+        ({"encoder": {"h": 2}, "decoder": {"h": 4}}, (2, 4)),
         ({"net": {"enc": {"n_heads": 2}, "dec": {"n_heads": 8}}}, (2, 8)),
     ],
     ids=str,
@@ -161,3 +164,19 @@ def test_a_pickled_module_holds_its_settings(tmp_path):
     torch.save(torch.nn.ModuleDict(parts), tmp_path / "whole.pt")
     config = plan(tmp_path / "whole.pt").config
     assert (config.encoder.num_heads, config.decoder.num_heads) == (4, 2)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["h", "nh", "heads", "num_attention_heads"])
+def test_a_pickled_module_of_ones_own_holds_its_heads(tmp_path, name):
+    torch = pytest.importorskip("torch")
+    core = torch.nn.Transformer(16, 4, 1, 1, 24, batch_first=True)
+    del core.nhead
+    for module in core.modules():
+        if isinstance(module, torch.nn.MultiheadAttention):
+            del module.num_heads
+            setattr(module, name, 2)
+    tables = {"src_tok_emb": torch.nn.Embedding(19, 16), "tgt_tok_emb": torch.nn.Embedding(17, 16)}
+    torch.save(torch.nn.ModuleDict({"core": core, **tables, "generator": torch.nn.Linear(16, 17)}), tmp_path / "w.pt")
+    config = plan(tmp_path / "w.pt").config
+    assert (config.encoder.num_heads, config.decoder.num_heads) == (2, 2)

@@ -8,19 +8,26 @@ from typing import Any
 from mlx_transformer.weights.families import transforms
 from mlx_transformer.weights.families.spec import STACKS
 
+OTHER_SECTIONS = {"output", "data", "dataset", "audio", "image", "vision", "optimizer", "scheduler", "criterion"}
 STACK_NAMES = {"encoder": ("encoder", "enc", "src"), "decoder": ("decoder", "dec", "tgt", "trg")}
 
 
 def option(*names: str, function: Callable[[Any], Any] | None = None) -> Callable[[dict[str, Any]], Any]:
     """Return a function from settings to the value of the first of these names; None if there is none.
 
-    A name also stands for that option of any section: "nhead" for "model.nhead", but not for "cross_nhead".
+    A name also stands for that option of any section: "nhead" for "model.nhead", but not for "cross_nhead". Sections
+    that disagree, or are of something else such as the data, tell nothing.
     """
 
     def read(settings: dict[str, Any]) -> Any:
         for name in names:
-            inner = sorted((key for key in settings if key.endswith(f".{name}")), key=len)
-            value = next((settings[key] for key in (name, *inner) if settings.get(key) is not None), None)
+            value = settings.get(name)
+            if value is None:
+                inner = [
+                    key for key in settings if key.endswith(f".{name}") and not OTHER_SECTIONS & {*key.split(".")[:-1]}
+                ]
+                values = [settings[key] for key in inner if settings[key] is not None]
+                value = values[0] if values and all(other == values[0] for other in values) else None
             if value is not None:
                 return value if function is None else function(value)
         return None
@@ -53,12 +60,16 @@ def to_activation(value: Any) -> Any:
     return transforms.activation(value.rpartition(".")[2].lower()) if isinstance(value, str) else value
 
 
-def read_heads(settings: dict[str, Any]) -> Any:
-    """Return the number of heads; "h" may also be a width."""
-    if (heads := option(*HEADS, function=to_number)(settings)) is not None:
-        return heads
-    heads = option("h", function=to_number)(settings)
-    return heads if isinstance(heads, int) and heads <= MAX_H and heads != settings["tensors"].get("dims") else None
+def heads_option(*names: str, short: tuple[str, ...]) -> Callable[[dict[str, Any]], Any]:
+    """Return a function from settings to a number of heads; those named short ("h") may also be widths."""
+
+    def read(settings: dict[str, Any]) -> Any:
+        if (heads := option(*names, function=to_number)(settings)) is not None:
+            return heads
+        heads = option(*short, function=to_number)(settings)
+        return heads if isinstance(heads, int) and heads <= MAX_H and heads != settings["tensors"].get("dims") else None
+
+    return read
 
 
 HEADS = (
@@ -67,11 +78,11 @@ HEADS = (
 )
 MAX_H = 32
 OWN_FIELDS: dict[str, Any] = {
-    "num_heads": read_heads,
+    "num_heads": heads_option(*HEADS, short=("h",)),
     **{
-        f"{stack}.num_heads": option(
+        f"{stack}.num_heads": heads_option(
             *(f"{name}{mark}{heads}" for name in STACK_NAMES[stack] for mark in "_." for heads in HEADS),
-            function=to_number,
+            short=tuple(f"{name}.h" for name in STACK_NAMES[stack]),
         )
         for stack in STACKS
     },

@@ -39,6 +39,8 @@ TRAINING_STATES = {
 # Attribute of a pickled module -> the setting that it holds, and another attribute that such modules have.
 MODULE_ATTRIBUTES = {
     **{name: ("num_heads", name) for name in ("num_heads", "n_heads", "n_head", "nhead")},
+    **{name: ("num_heads", name) for name in ("num_attention_heads", "nheads", "heads", "nh")},
+    "h": ("h", "h"),
     "norm_first": ("norm_first", "norm_first"),
     "activation_relu_or_gelu": ("activation", "activation_relu_or_gelu"),
     "eps": ("layer_norm_eps", "normalized_shape"),
