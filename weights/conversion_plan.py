@@ -188,12 +188,13 @@ def plan_conversion(
         raise mismatch_error(fit, names, missing, unexpected, {}, rename or {})
     tied, compared = find_tied_tensors(names)
     overrides = overrides or {}
-    shown = fields_from_tensors(names, spec) | tied | (fields_from_positions(names) if spec.defaults else {})
-    fields_read = fields_from_config(spec, settings | {"tensors": shown}, skip=overrides)
-    named = vocabulary.ids if vocabulary else {}
-    before, after = ({}, named) if spec.defaults else (named, {})
-    layers = (shown, before | (defaults or {}), spec.constants, fields_read, after, overrides)
-    defaults_used = spec.default_values(shown)
+    is_own_model = bool(spec.defaults)
+    from_tensors = fields_from_tensors(names, spec) | tied | (fields_from_positions(names) if is_own_model else {})
+    from_settings = fields_from_config(spec, settings | {"tensors": from_tensors}, skip=overrides)
+    layers = [from_tensors, defaults or {}, spec.constants, from_settings, overrides]
+    # Ids of a vocabulary come after an own model's settings, but before those of a library's checkpoint.
+    layers.insert(4 if is_own_model else 1, vocabulary.ids if vocabulary else {})
+    defaults_used = spec.default_values(from_tensors)
     if vocabulary is not None:
         defaults_used = {name: value for name, value in defaults_used.items() if name not in SPECIAL_IDS}
         check_special_ids(layers, vocabulary.path)
@@ -203,7 +204,7 @@ def plan_conversion(
     check_sizes(config, checkpoint)
     loaders = find_loaders(names, fit, config, compared, rename or {})
     assumptions = (*guesses, *find_assumptions(spec, defaults_used, names, config, layers))
-    settings_read = fields_read if spec.defaults else {}
+    settings_read = from_settings if is_own_model else {}
     return ConversionPlan(fit.family, config, loaders, names, fit, settings_read, assumptions)
 
 

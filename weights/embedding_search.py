@@ -9,7 +9,7 @@ from mlx_transformer.weights.recognition import Fit
 POSITIONS = re.compile(r"pos|(^|[._])pe([._]|$)")
 EMBEDDINGS = ("source_embedding", "target_embedding")
 POSITION_MODULES = ("encoder.positions", "decoder.positions")
-WORDS = {
+STACK_WORDS = {
     "source": re.compile(r"src|source|enc|input|(^|[._])in([._]|$)"),
     "target": re.compile(r"tgt|trg|target|dec|output|(^|[._])out([._]|$)"),
 }
@@ -27,19 +27,23 @@ def find_tables_by_shape(names: ParameterMap, fit: Fit) -> dict[str, str]:
     unused = list(_unused_tables(names, fit, width[1]))
     positions = [name for name in unused if POSITIONS.search(name)]
     tables = [name for name in unused if name not in positions and len(names.checkpoint.tensors[name].shape) == 2]
-    found = _assign(positions, [module for module in POSITION_MODULES if names.find(f"{module}.weight") is None])
+    assigned = _assign(positions, [module for module in POSITION_MODULES if names.find(f"{module}.weight") is None])
     renamed = [names.tensor_names[f"{m}.weight"] for m in POSITION_MODULES if f"{m}.weight" in names.tensor_names]
     if len(renamed) == 1:  # the other stack has the same table, unless it has one of its own
-        found |= {m: renamed[0] for m in POSITION_MODULES if m not in found and names.find(f"{m}.weight") is None}
+        assigned |= {m: renamed[0] for m in POSITION_MODULES if m not in assigned and names.find(f"{m}.weight") is None}
     if names.find("output.weight") is None:
         with_bias = [name for name in tables if _bias_of(name) in names.checkpoint.tensors]
         if len(with_bias) == 1:
-            found["output"] = with_bias[0]
-    tables = [name for name in tables if name not in found.values()]
-    output = names.checkpoint.tensors[found["output"]].shape if "output" in found else names.shape("output.weight")
+            assigned["output"] = with_bias[0]
+    tables = [name for name in tables if name not in assigned.values()]
+    output = (
+        names.checkpoint.tensors[assigned["output"]].shape if "output" in assigned else names.shape("output.weight")
+    )
     has_output_size = [name for name in tables if names.checkpoint.tensors[name].shape == output]
     target = has_output_size[0] if len(has_output_size) == 1 else None
-    return found | _assign(tables, [module for module in EMBEDDINGS if names.find(f"{module}.weight") is None], target)
+    return assigned | _assign(
+        tables, [module for module in EMBEDDINGS if names.find(f"{module}.weight") is None], target
+    )
 
 
 def _assign(tables: list[str], modules: list[str], target: str | None = None) -> dict[str, str]:
@@ -74,5 +78,5 @@ def _bias_of(name: str) -> str:
 
 def _rank_as_target(name: str) -> int:
     """Return 0 for names of a source's table, 2 for those of a target's, 1 for others."""
-    source, target = (bool(words.search(name)) for words in WORDS.values())
+    source, target = (bool(words.search(name)) for words in STACK_WORDS.values())
     return 1 + target - source

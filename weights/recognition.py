@@ -251,11 +251,11 @@ def count_layers(names: Iterable[str]) -> LayerCounts:
         if name.count(".") > 2 * MAX_PARTS:
             continue  # no family has such names, whatever stands before them
         parts, folded = name.split("."), fold(name).split(".")
-        found: set[str] = set()
+        counted: set[str] = set()
         for start in range(max(0, len(parts) - MAX_PARTS), len(parts)):
             for family, stack in index.get(".".join(folded[start:]), {}).items():
-                if family not in found:  # the longest name counts
-                    found.add(family)
+                if family not in counted:  # the longest name counts
+                    counted.add(family)
                     prefix = "".join(f"{part}." for part in parts[:start])
                     counts.setdefault(family, {}).setdefault(stack, Counter())[prefix] += 1
     return counts
