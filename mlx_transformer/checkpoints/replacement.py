@@ -9,18 +9,18 @@ from typing import Any
 from mlx_transformer.messages import shorten
 from mlx_transformer.storage.atomic import atomic_replace, restore_interrupted_replacement
 from mlx_transformer.storage.checksums import CHECKSUM_FILE, read_checksums, write_checksums
-from mlx_transformer.storage.files import read_json, read_text, sha256_of
+from mlx_transformer.storage.files import read_json, sha256_of
 
 CARD = "Converted by mlx_transformer"  # in the README.md of converted models
 CARD_FILE = "README.md"
 MODEL_FILES = frozenset(
     {
-        *("config.json", "model.safetensors", CHECKSUM_FILE),
+        *("config.json", "model.safetensors"),
         *("vocabulary.json", "tokenizer.json", "sentencepiece.model", "sentencepiece_decoder.model"),
         *("target_tokenizer.json", "target_sentencepiece.model", "target_sentencepiece_decoder.model"),
-        ".DS_Store",  # written by macOS when a folder is looked at
     }
 )
+UNLISTED_FILES = frozenset({CHECKSUM_FILE, ".DS_Store"})  # .DS_Store is written by macOS when a folder is looked at
 STATE_FILES = frozenset({"training.json", "training.safetensors"})  # only in checkpoints of a run
 MAX_NAMES = 4  # in a message
 MAX_LISTED = 210  # characters of the names in an error
@@ -112,15 +112,17 @@ def find_other_files(folder: Path) -> list[str]:
 
 
 def _is_ours(path: Path) -> bool:
-    if not path.is_file() or path.name not in {CARD_FILE, *STATE_FILES}:
-        return path.name in MODEL_FILES and path.is_file()
-    try:
-        checksums = read_checksums(path.parent) if (path.parent / CHECKSUM_FILE).exists() else {}
-        if path.name in checksums:
-            return path.name in STATE_FILES or sha256_of(path) == checksums[path.name]
-        return path.name == CARD_FILE and CARD in read_text(path)  # as in folders of earlier versions
-    except ValueError:
+    if not path.is_file() or path.name not in {CARD_FILE, *UNLISTED_FILES, *MODEL_FILES, *STATE_FILES}:
         return False
+    if path.name in UNLISTED_FILES:
+        return True
+    try:
+        checksums = read_checksums(path.parent)
+    except FileNotFoundError:  # as in folders of earlier versions
+        return path.name in MODEL_FILES or path.name == CARD_FILE and CARD.encode() in path.read_bytes()
+    except ValueError:
+        return path.name in MODEL_FILES
+    return path.name in checksums and (path.name != CARD_FILE or sha256_of(path) == checksums[path.name])
 
 
 def delete_model_folder(folder: Path) -> None:

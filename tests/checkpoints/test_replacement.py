@@ -86,6 +86,11 @@ def write_file_with_the_name_of_a_checkpoint(folder):
     return "training.json"
 
 
+def write_file_with_the_name_of_a_tokenizer(folder):
+    (folder / "sentencepiece.model").write_bytes(b"the only copy")
+    return "sentencepiece.model"
+
+
 def list_own_files_in_the_checksums(folder):
     (folder / "thesis.tex").write_text("all of it")
     with (folder / "SHA256SUMS").open("a") as file:
@@ -102,6 +107,7 @@ OTHER_FILES = [
     write_dangling_link,
     write_card,
     write_file_with_the_name_of_a_checkpoint,
+    write_file_with_the_name_of_a_tokenizer,
     list_own_files_in_the_checksums,
 ]
 
