@@ -19,6 +19,7 @@ from mlx_transformer.decoding.decode_step import BeamState, decode_step
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError, backtrace
 from mlx_transformer.decoding.inputs import DecodingInputs, check_per_source, make_decoding_inputs
 from mlx_transformer.decoding.logits_processors import NEG_INF
+from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Memory, Transformer
 
 DecodeStep = Callable[[BeamState, Memory, DecodingInputs], BeamState]
@@ -69,6 +70,7 @@ def generate_ids(
         NoHypothesisError: If logits are NaN, or all tokens are suppressed; it has the hypotheses of the other sources.
         ValueError: If a source is longer than the encoder's positions, or an argument is out of range.
     """
+    check_token_ids("source", source, model.config.source_vocab_size)
     if not source.shape[0]:
         return []
     search = search or model.search_defaults
@@ -111,6 +113,7 @@ def stream_ids(
     Raises:
         ValueError: As in `generate_ids`, and if there is more than one source or beam.
     """
+    check_token_ids("source", source, model.config.source_vocab_size)
     if source.shape[0] != 1 or search.beam_size != 1:
         raise ValueError(
             f"Streaming needs one source and beam_size 1, not {source.shape[0]} and {search.beam_size}: with several "

@@ -1,14 +1,13 @@
 """Per-sentence inputs of the search: validated, given defaults, and moved to the device."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.texts import TextError
 
@@ -46,7 +45,7 @@ def make_decoding_inputs(
     prefixes: list[list[int]],
     lines: list[int] | None,
 ) -> tuple[DecodingInputs, int]:
-    """Validate the arguments of `generate_ids` and fill in defaults.
+    """Validate the arguments of `generate_ids`, other than `source`, and fill in defaults.
 
     Returns:
         The inputs, and the maximum length of any target, prefix included.
@@ -55,7 +54,6 @@ def make_decoding_inputs(
         ValueError: If an argument does not have one value for each source, or a value is out of range.
     """
     batch, config = source.shape[0], model.config
-    check_token_ids("source", source, config.source_vocab_size)
     check_search(search, config)
     ratio = search.min_length_ratio
     lengths = [0] * batch  # counted only if needed: the host has to wait for the device
@@ -159,10 +157,15 @@ def random_keys(seed: int, lines: Sequence[int]) -> mx.array:
 
 def check_per_source(name: str, values: Sequence[int], count: int, minimum: int, maximum: int) -> None:
     """Raise ValueError unless there is one number for each source, from `minimum` to `maximum`."""
-    if len(values) != count or not all(minimum <= value <= maximum for value in values):
+    if len(values) != count or not _are_integers(values, minimum, maximum):
         raise ValueError(
             f"{name} must be {count} numbers from {minimum} to {maximum}, one for each source, not {values}."
         )
+
+
+def _are_integers(values: Sequence[Any], minimum: int, maximum: int) -> bool:
+    """Whether all values are integers from `minimum` to `maximum`."""
+    return all(isinstance(value, int | np.integer) and minimum <= value <= maximum for value in values)
 
 
 def _check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) -> None:
@@ -171,7 +174,7 @@ def _check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) -
     if len(prefixes) != batch:
         raise ValueError(f"prefix_ids must be {batch} lists of token ids, one for each source, not {len(prefixes)}.")
     for prefix in prefixes:
-        if not all(0 <= token < config.target_vocab_size for token in prefix):
+        if not _are_integers(prefix, 0, config.target_vocab_size - 1):
             raise ValueError(f"prefix_ids must be token ids from 0 to {config.target_vocab_size - 1}, not {prefix}.")
         if len(prefix) >= config.decoder.max_length:
             raise TextError(

@@ -8,11 +8,13 @@ from mlx_transformer.model.process import check_process
 
 
 def check_token_ids(name: str, ids: mx.array, vocab_size: int) -> None:
-    """Raise ValueError unless `ids` are integers from 0 to `vocab_size` - 1, (rows, length).
+    """Raise ValueError unless `ids` is an array of integers from 0 to `vocab_size` - 1, (rows, length).
 
     Values are not looked at while a function is traced, when arrays have none.
     """
     check_process()
+    if not isinstance(ids, mx.array):
+        raise ValueError(f"{name} must be token ids in an mlx.core.array, not {type(ids).__name__}: convert them.")
     if ids.ndim != 2:
         raise ValueError(f"{name} must have two axes, (rows, length), not the shape {ids.shape}: add an axis.")
     if not mx.issubdtype(ids.dtype, mx.integer):

@@ -1,6 +1,7 @@
 """Token ids that a model does not have are refused at every entry: MLX would read foreign memory or crash."""
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from support.tiny_models import config, random_model
 
@@ -60,10 +61,11 @@ def test_other_ids_are_refused(model, side, name, wrong, dtype):
 def test_floats_and_lists_of_ids_are_refused(model, side, name):
     with pytest.raises(ValueError, match=f"^{side} must be integer token ids, not mlx.core.float32"):
         ENTRIES[side][name](model, mx.array([[3.0, 4.0]]))
-    if name == "stream_ids":
-        return  # it asks for one source first
     with pytest.raises(ValueError, match=rf"^{side} must have two axes, \(rows, length\), not the shape \(2,\)"):
         ENTRIES[side][name](model, mx.array([3, 4]))
+    for ids in ([[3, 4]], np.array([[3, 4]]), None):
+        with pytest.raises(ValueError, match=f"^{side} must be token ids in an mlx.core.array, not "):
+            ENTRIES[side][name](model, ids)
 
 
 @pytest.mark.parametrize("name", ["model", "hidden_states", "score_ids", "attention"])
