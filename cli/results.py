@@ -25,7 +25,7 @@ class LineResult(NamedTuple):
     Attributes:
         line: The line.
         hypotheses: Its hypotheses, best first; with split sentences, their combination.
-        sentences: Its sentences with their best hypotheses; None if sentences are not split.
+        sentences: Its sentences with their best hypotheses; None if the line is not split.
     """
 
     line: InputLine
@@ -69,14 +69,24 @@ class FailedLines:
             raise click.exceptions.Exit(1)
 
 
-def generate_lines(windows: Iterable[list[InputLine]], generate: GenerateFunction) -> Iterator[LineResult]:
-    """Generate from each line as a whole."""
+def generate_lines(
+    windows: Iterable[list[InputLine]], generate: GenerateFunction, split: Callable[[SourceLine], Any]
+) -> Iterator[LineResult]:
+    """Generate from each line as a whole, or sentence by sentence if `split`, which returns a Paragraph, splits it."""
+    from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs
+
     count = 0
     for window in windows:
-        results = generate([line.source for line in window], first_line=count, return_errors=True)
-        for line, hypotheses in zip(window, results, strict=True):
-            yield LineResult(line, hypotheses)
-        count += len(window)
+        paragraphs = (split(line.source) for line in window)
+        results = generate_paragraphs(paragraphs, partial(generate, first_line=count, return_errors=True))
+        for line, (paragraph, rows) in zip(window, results, strict=True):
+            count += len(rows)
+            if paragraph.is_whole:
+                yield LineResult(line, rows[0])
+                continue
+            best = [row[0] for row in rows]
+            sentences = list(zip(paragraph.sentences, best, strict=True))
+            yield LineResult(line, [combine_hypotheses(paragraph, best)], sentences)
 
 
 def stream_lines(
@@ -96,51 +106,6 @@ def stream_lines(
                 raise
             failed.report(f"{line.name}: {message}")
         yield b"\n"
-
-
-def generate_sentences(
-    windows: Iterable[list[InputLine]],
-    generate: GenerateFunction,
-    model: mt.Transformer,
-    tokenizer: mt.Tokenizer,
-    prefix: str | None,
-    language: str | None,
-) -> Iterator[LineResult]:
-    """Generate from each line sentence by sentence; `language`, or the line's own, selects the splitting rules."""
-    from mlx_transformer.inference.sentence_splitting import (
-        Paragraph,
-        combine_hypotheses,
-        fits_model,
-        generate_paragraphs,
-        split_paragraph,
-    )
-    from mlx_transformer.inference.source_lines import add_source_prefix
-
-    max_length = model.config.encoder.max_length
-
-    def paragraph(line: InputLine) -> Paragraph:
-        source = line.source
-
-        def fits(text: str) -> bool:
-            (prefixed,) = add_source_prefix(tokenizer.config, [SourceLine(text)], prefix)
-            try:
-                return fits_model(prefixed.text, max_length, tokenizer, source.source_language, source.target_language)
-            except ValueError:
-                return True  # `generate` returns the error of a line that cannot be tokenized
-
-        return split_paragraph(source.text, fits, language or source.source_language)._replace(
-            source_language=source.source_language, target_language=source.target_language
-        )
-
-    count = 0
-    for window in windows:
-        window = list(map(reject_prefix, window))
-        results = generate_paragraphs(map(paragraph, window), partial(generate, first_line=count, return_errors=True))
-        for line, (parts, hypotheses) in zip(window, results, strict=True):
-            best = [row[0] for row in hypotheses]
-            sentences = list(zip(parts.sentences, best, strict=True))
-            yield LineResult(line, [combine_hypotheses(parts, best)], sentences)
-            count += len(best)
 
 
 def reject_prefix(line: InputLine) -> InputLine:
@@ -168,13 +133,10 @@ def check_options(options: dict[str, Any]) -> None:
 
 def prepare_split(options: dict[str, Any]) -> dict[str, Any]:
     """Set the search options for split sentences, and raise errors before the model is loaded."""
-    from mlx_transformer.inference.sentence_splitting import load_segmenter
-
     for name in ("num_hypotheses", "target_prefix", "alternatives"):
         if options[name] not in (None, 1):
             option = name.replace("_", "-")
             raise click.UsageError(f"--split-sentences gives one text per line: leave out --{option}.")
-    load_segmenter()
     return options | {"num_hypotheses": 1}
 
 
@@ -238,5 +200,6 @@ def hypothesis_fields(hypothesis: mt.Hypothesis, tokenizer: mt.Tokenizer) -> dic
         "tokens": tokenizer.tokens(hypothesis.ids),
         "finish_reason": hypothesis.finish_reason,
         "truncated": hypothesis.truncated,
+        "too_short": hypothesis.too_short,
         **{name: value for name, value in optional.items() if value is not None},
     }

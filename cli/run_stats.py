@@ -12,6 +12,7 @@ import click
 from mlx_transformer.cli.results import LineResult
 from mlx_transformer.tokenization.normalization import is_blank
 
+MAX_NAMES = 20  # of lines, in the report
 UNITS = {"K": 1, "M": 2, "G": 3, "T": 4}
 SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B?", re.IGNORECASE)
 
@@ -61,6 +62,7 @@ class RunStats:
     first: float = 0.0
     sentences: int = 0
     tokens: int = 0
+    too_short: list[str] = field(default_factory=list)
 
     def watch(self, results: Iterable[LineResult]) -> Iterator[LineResult]:
         """Count results as they pass through."""
@@ -70,11 +72,13 @@ class RunStats:
                 [result.line.source.text] if result.sentences is None else [source for source, _ in result.sentences]
             )
             self.sentences += sum(not is_blank(source) for source in sources)
+            if result.hypotheses[0].too_short:
+                self.too_short.append(result.line.name)
             self.tokens += sum(len(hypothesis.ids) for hypothesis in result.hypotheses)
             yield result
 
     def lines(self) -> str:
-        """Format the statistics as two lines."""
+        """Format the statistics as two lines, and one about results that are much too short."""
         import mlx.core as mx
 
         seconds = time.perf_counter() - self.start
@@ -83,4 +87,10 @@ class RunStats:
             f"{self.sentences:,} sentences, {self.tokens:,} tokens in {seconds:.2f} s ({self.tokens / seconds:,.0f} "
             f"tokens/s), first result after {self.first:.2f} s.\n"
             f"MLX memory: {active} now, {peak} at its peak."
+            + (f"\nMuch too short for their sources: {self._short_names()}." if self.too_short else "")
         )
+
+    def _short_names(self) -> str:
+        """The names of the lines with results that are too short, or of the first of many."""
+        names = self.too_short[:MAX_NAMES]
+        return ", ".join(names) + (f" and {more} more" if (more := len(self.too_short) - len(names)) else "")

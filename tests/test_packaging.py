@@ -110,5 +110,5 @@ def test_every_dependency_has_a_lower_bound():
     # `.ci/run` installs exactly these versions and tests with them; a dependency without a bound would go untested.
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *extras["train"], *extras["sentences"]):
+    for requirement in (*project["dependencies"], *extras["train"]):
         assert ">=" in requirement

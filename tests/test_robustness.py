@@ -6,7 +6,6 @@ import json
 import os
 import pty
 import random
-import re
 import struct
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import mlx_transformer as mt
 from mlx_transformer.cli import main, run_stats
 from mlx_transformer.cli.input_lines import InputLine
 from mlx_transformer.cli.results import LineResult
+from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.inference.source_lines import SourceLine
 
 CONTROLS = (
@@ -190,7 +190,7 @@ class TestSplit:
             {"source": text, "text": text.upper(), "score": -0.5, "tokens": list(text.upper())}
             for text in ("One.", "Two.")
         ]
-        ended = {"finish_reason": "stop", "truncated": False}
+        ended = {"finish_reason": "stop", "truncated": False, "too_short": False}
         assert json.loads(line) == {
             "id": 1,
             "text": "ONE. TWO.",
@@ -237,13 +237,23 @@ class TestSplit:
     def test_best_of_several_hypotheses_is_used(self, echo):
         assert echo("--split-sentences", "--task", "shout", "One.")[0] == "hey: ONE.\n"
 
-    def test_missing_sentencex_fails_before_loading(self, echo, monkeypatch):
-        monkeypatch.setitem(sys.modules, "sentencex", None)
-        monkeypatch.setitem(vars(mt), "load", None)
-        _, message = echo("--split-sentences", "One.", status=1)
-        assert re.fullmatch(
-            "Error: Splitting sentences needs sentencex: .* sentencex .*; pip install sentencex.\n", message
-        )
+    def test_only_lines_longer_than_the_training_are_split_by_default(self, echo, monkeypatch):
+        config = TokenizerConfig(max_sentence_tokens=11)
+        monkeypatch.setattr(echo_model.EchoTokenizer, "config", config)
+        stdin = '"  One.  Two. "\n" One.  Two.  "\n"One. Two.  "\n{"text": "One. Two. Three.", "target_prefix": "A"}\n'
+        rows = [json.loads(line) for line in echo("--json", stdin=stdin)[0].splitlines()]
+        assert [len(row.get("sentences", [])) for row in rows] == [2, 2, 0, 0]
+        assert [row["text"] for row in rows] == ["  ONE.  TWO. ", " ONE.  TWO.  ", "ONE. TWO.  ", "AONE. TWO. THREE."]
+        for options in (["--no-split-sentences"], ["--num-hypotheses", "2"]):
+            assert "sentences" not in echo("--json", *options, stdin=stdin)[0]
+
+    def test_results_that_are_too_short_are_reported(self, echo):
+        printed, message = echo("--json", "--verbose", stdin='"One"\n"short"\n"short"\n')
+        assert [json.loads(line)["too_short"] for line in printed.splitlines()] == [False, True, True]
+        assert message.endswith("Much too short for their sources: Line 2, Line 3.\n")
+        _, message = echo("--verbose", stdin="short\n" * 22)
+        assert message.endswith(", Line 19, Line 20 and 2 more.\n")
+        assert "too short" not in echo("--verbose", stdin="One\n")[1]
 
 
 class TestTerminal:

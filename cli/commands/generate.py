@@ -42,9 +42,9 @@ from mlx_transformer.cli.results import (
     format_json,
     format_text,
     generate_lines,
-    generate_sentences,
     prepare_split,
     prepare_stream,
+    reject_prefix,
     stream_lines,
 )
 from mlx_transformer.cli.run_stats import RunStats, memory_option, verbose_option
@@ -62,12 +62,12 @@ from mlx_transformer.cli.streams import (
 JSON_FORMATS = """\b
 With --json every result is one line:
   {"id": ..., "text": ..., "score": ..., "tokens": [...],
-   "finish_reason": "stop" or "length", "truncated": ...}
+   "finish_reason": "stop" or "length", "truncated": ..., "too_short": ...}
 with --scores also "token_scores", with --alignments "alignment": [[0, 0], ...];
 with --num-hypotheses 2 or more:
   {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}
-with --split-sentences; the score of a line is the sum over its sentences, and
-its finish_reason is "length" if that of any sentence is:
+for lines split into sentences; the score of a line is the sum over its
+sentences, and its finish_reason is "length" if that of any sentence is:
   {"id": ..., "text": ..., ..., "sentences": [{"source": ..., "text": ..., ...}, ...]}
 """
 
@@ -90,7 +90,11 @@ its finish_reason is "length" if that of any sentence is:
 @penalty_option
 @search_options
 @click.option("--stream", is_flag=True, help="Write text as it is generated: one hypothesis, greedy or sampled.")
-@click.option("--split-sentences", is_flag=True, help="Split lines into sentences, so that long lines fit the model.")
+@click.option(
+    "--split-sentences/--no-split-sentences",
+    default=None,
+    help="Split lines into sentences, or never. Default: lines longer than what the model was trained on.",
+)
 @click.option(
     "--sentence-language",
     metavar="CODE",
@@ -138,7 +142,7 @@ def command(
     With --json an input line is a JSON string, or an object with "text" and optionally "id" (any value, returned with
     the result), "source_language", "target_language" and "target_prefix"; a TEXT argument is plain.
 
-    With --split-sentences the white space of a line is kept, around its sentences and between them.
+    The white space of a line that is split into sentences is kept, around them and between them.
     """
     if texts and source is not None:
         raise click.UsageError("Give TEXT or --input, not both.")
@@ -193,6 +197,8 @@ def generate_results(
     options: dict[str, Any],
 ) -> Iterator[LineResult]:
     """Answer lines as the options ask, as wholes or sentence by sentence."""
+    from mlx_transformer.inference.sentence_splitting import split_line
+
     alignment = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
     generate = partial(
         mt.generate_hypotheses,
@@ -204,9 +210,17 @@ def generate_results(
         alignment=alignment if options["alignments"] else None,
         token_scores=options["scores"] and options["as_json"],
     )
+    split = partial(
+        split_line,
+        model=model,
+        tokenizer=tokenizer,
+        source_prefix=prefix,
+        language=options["sentence_language"],
+        split_sentences=options["split_sentences"] if search.num_hypotheses == 1 else False,
+    )
     if options["split_sentences"]:
-        return generate_sentences(lines, generate, model, tokenizer, prefix, options["sentence_language"])
-    return generate_lines(lines, generate)
+        lines = (list(map(reject_prefix, window)) for window in lines)
+    return generate_lines(lines, generate, split)
 
 
 def check_truncated(answers: Iterable[LineResult], strict: bool) -> Iterator[LineResult]:

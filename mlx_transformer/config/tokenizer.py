@@ -1,10 +1,13 @@
 """Configuration of a tokenizer: special tokens, languages and the positions of their tokens."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mlx_transformer.config.serialization import check_padding, check_positive, check_types
 from mlx_transformer.messages import short_repr
+
+MIN_SOURCE_TOKENS = 10  # sources from which the ratio of lengths tells something
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class TokenizerConfig:
         default_source_language: The source language if none is given.
         default_target_language: The target language if none is given.
         source_prefix: Text prepended to every source if no other prefix is given.
+        max_sentence_tokens: Texts with more source tokens are split into sentences, because the model was hardly
+            trained on longer ones; None if that is unknown.
+        min_length_ratio: Target tokens per source token, for sources of MIN_SOURCE_TOKENS or more, below which a
+            result is reported as too short; 0 if unknown.
     """
 
     pad_id: int = 0
@@ -51,6 +58,8 @@ class TokenizerConfig:
     default_source_language: str | None = None
     default_target_language: str | None = None
     source_prefix: str = ""
+    max_sentence_tokens: int | None = None
+    min_length_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -59,9 +68,10 @@ class TokenizerConfig:
         if min(ids) < 0:
             raise ValueError(f"Ids of a tokenizer's config must not be below 0: got {min(ids)}.")
         check_padding(self.pad_id, self.eos_id)
-        check_positive(
-            self, *(name for name in ("source_vocab_size", "target_vocab_size") if vars(self)[name] is not None)
-        )
+        optional = ("source_vocab_size", "target_vocab_size", "max_sentence_tokens")
+        check_positive(self, *(name for name in optional if vars(self)[name] is not None))
+        if not 0 <= self.min_length_ratio < math.inf:
+            raise ValueError(f"min_length_ratio must be at least 0: got {self.min_length_ratio}.")
         if (self.source_language, self.target_language) != ("none", "none") and not self.languages:
             raise ValueError("A tokenizer with language tokens must know some languages: languages is empty.")
         for name in ("default_source_language", "default_target_language"):

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_transformer.config.tokenizer import MIN_SOURCE_TOKENS
 from mlx_transformer.data.parallel_corpus import SentencePair
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 CHUNK_SIZE = 8192  # pairs tokenised at once
 CHECKSUM_CHUNK = 2**20  # ids read into memory at once for the fingerprint
+RARE_SHARE = 0.001  # of pairs, which is beyond the usual lengths
 SHUFFLE_WINDOW = 2**18  # pairs assigned to batches at once
 
 
@@ -122,6 +124,19 @@ class TokenizedCorpus:
     def num_target_tokens(self) -> int:
         """Number of tokens predicted in an epoch, with end tokens."""
         return len(self.target.ids) - len(self)
+
+    def usual_lengths(self) -> tuple[int, float]:
+        """Return the usual lengths of a pair: a share of RARE_SHARE is beyond each.
+
+        Returns:
+            The largest number of source tokens; and the smallest number of target tokens per source token, for sources
+            of MIN_SOURCE_TOKENS or more, 0 if there are none.
+        """
+        sources, targets = (np.diff(side.offsets) for side in (self.source, self.target))
+        is_long = sources >= MIN_SOURCE_TOKENS
+        ratios = (targets[is_long] - 2) / sources[is_long]  # without start and end token
+        smallest = float(np.quantile(ratios, RARE_SHARE)) if len(ratios) else 0.0
+        return int(np.quantile(sources, 1 - RARE_SHARE)), max(smallest, 0.0)
 
 
 def _encode_pairs(

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig
+from mlx_transformer.config.tokenizer import MIN_SOURCE_TOKENS
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
 from mlx_transformer.decoding.inputs import check_search, max_target_tokens
@@ -29,6 +30,7 @@ from mlx_transformer.inference.batching import (
 )
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_batches, score_pairs
+from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
@@ -73,6 +75,7 @@ def generate(
     target_language: PerLineText = ...,
     source_prefix: str | None = ...,
     target_prefix: PerLineText = ...,
+    split_sentences: bool | None = ...,
     batch_tokens: int = ...,
 ) -> str: ...
 
@@ -88,6 +91,7 @@ def generate(
     target_language: PerLineText = ...,
     source_prefix: str | None = ...,
     target_prefix: PerLineText = ...,
+    split_sentences: bool | None = ...,
     batch_tokens: int = ...,
 ) -> list[str]: ...
 
@@ -102,6 +106,7 @@ def generate(
     target_language: PerLineText = None,
     source_prefix: str | None = None,
     target_prefix: PerLineText = None,
+    split_sentences: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> str | list[str]:
     """Generate the best target of a text, or of each of several texts.
@@ -115,23 +120,26 @@ def generate(
         target_language: See `generate_hypotheses`.
         source_prefix: See `generate_hypotheses`.
         target_prefix: See `generate_hypotheses`.
+        split_sentences: Whether to generate from each sentence of a text on its own. None splits texts that are longer
+            than what the model was trained on; sentences are numbered as lines in sampling.
         batch_tokens: See `generate_hypotheses`.
 
     Returns:
         The target text, or a list with one target text per source text.
     """
-    hypotheses = generate_hypotheses(
-        model,
-        tokenizer,
-        [text] if isinstance(text, str) else text,
-        search,
-        source_language=source_language,
-        target_language=target_language,
-        source_prefix=source_prefix,
-        target_prefix=target_prefix,
-        batch_tokens=batch_tokens,
+    lines = make_source_lines(
+        [text] if isinstance(text, str) else text, source_language, target_language, target_prefix
     )
-    texts = [best.text or "" for best, *_ in hypotheses]
+    options: dict[str, Any] = {"source_prefix": source_prefix}
+    split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **options)
+    options |= {"search": search, "batch_tokens": batch_tokens, "return_errors": True}
+    results = (
+        combine_hypotheses(paragraph, [best for best, *_ in rows])
+        for paragraph, rows in generate_paragraphs(
+            map(split, lines), partial(generate_hypotheses, model, tokenizer, **options)
+        )
+    )
+    texts = [best.text or "" for best in raise_first_error(results, lambda best: best.error, "Line")]
     return texts[0] if isinstance(text, str) else texts
 
 
@@ -256,7 +264,10 @@ def _generate_window(
         rows = rescore(batch, rows) if rescore else rows
         for source, row in zip(batch, rows, strict=True):
             texts = tokenizer.decode_batch(h.ids for h in row)
-            yield [replace(h, text=text, truncated=source.truncated) for h, text in zip(row, texts, strict=True)]
+            yield [
+                replace(h, text=text, truncated=source.truncated, too_short=is_too_short(tokenizer, source.ids, h.ids))
+                for h, text in zip(row, texts, strict=True)
+            ]
 
     def results() -> Iterator[tuple[int, list[Hypothesis]]]:
         for i, source in enumerate(sources):
@@ -271,6 +282,15 @@ def _generate_window(
             mx.clear_cache()  # buffers of shapes that may not occur again
 
     return reorder(results())
+
+
+def is_too_short(tokenizer: Tokenizer, source_ids: list[int], target_ids: list[int]) -> bool:
+    """Whether a target is much shorter than nearly all that the model was trained on, beside its source.
+
+    Short sources have targets of any relative length, so only those of MIN_SOURCE_TOKENS or more count.
+    """
+    is_long = len(source_ids) >= MIN_SOURCE_TOKENS
+    return is_long and len(target_ids) < tokenizer.config.min_length_ratio * len(source_ids)
 
 
 def _error_of(hypotheses: list[Hypothesis]) -> str | None:

@@ -8,12 +8,14 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.alignment import WORD
-from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.inference.source_lines import SourceLine, add_source_prefix
+from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.normalization import BLANK
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
@@ -43,14 +45,50 @@ class Paragraph(NamedTuple):
     Attributes:
         sentences: Sentences without surrounding white space, at least one; one empty sentence for a blank text.
         spaces: White space and invisible characters before each sentence, and white space after the last.
-        source_language: Language code of the text; None for models that need none.
-        target_language: Language code to generate; None for models that need none.
+        line: The line that holds the text, with its languages.
+        is_whole: Whether the line is not split: it is the only sentence.
     """
 
     sentences: list[str]
     spaces: list[str]
-    source_language: str | None = None
-    target_language: str | None = None
+    line: SourceLine = SourceLine("")
+    is_whole: bool = False
+
+
+def split_line(
+    line: SourceLine,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    source_prefix: str | None = None,
+    language: str | None = None,
+    split_sentences: bool | None = None,
+) -> Paragraph:
+    """Split a line into sentences that fit the model, if it is longer than what the model was trained on.
+
+    Args:
+        line: The line; a target prefix is that of all its sentences, so by default such a line stays whole.
+        model: The model, whose maximum length no sentence exceeds.
+        tokenizer: Its tokenizer, which knows the lengths that the model was trained on.
+        source_prefix: Text that will be put before each sentence; the model's own prefix if None.
+        language: Language whose rules split; the line's source language if None.
+        split_sentences: True splits every line, also a short one; False none.
+    """
+
+    def fits(text: str, max_length: int) -> bool:
+        (prefixed,) = add_source_prefix(tokenizer.config, [SourceLine(text)], source_prefix)
+        try:
+            return fits_model(prefixed.text, max_length, tokenizer, line.source_language, line.target_language)
+        except ValueError:
+            return True  # generation gives the error of a line that cannot be tokenized
+
+    max_length, max_tokens = model.config.encoder.max_length, tokenizer.config.max_sentence_tokens
+    if split_sentences is None:
+        split_sentences = max_tokens is not None and not line.target_prefix and not fits(line.text, max_tokens)
+    if not split_sentences:
+        return Paragraph([line.text], ["", ""], line, is_whole=True)
+    paragraph = split_paragraph(line.text, partial(fits, max_length=max_length), language or line.source_language)
+    return paragraph._replace(line=line)
 
 
 def split_paragraph(text: str, fits: Callable[[str], bool], language: str | None = None) -> Paragraph:
@@ -60,9 +98,6 @@ def split_paragraph(text: str, fits: Callable[[str], bool], language: str | None
         text: The text.
         fits: Whether a sentence fits the model.
         language: A code such as "en", "eng_Latn" or "en_XX"; the rules of English apply to unknown languages and None.
-
-    Raises:
-        ValueError: If sentencex is not installed.
     """
     sentences: list[str] = []
     spaces = [""]
@@ -111,11 +146,13 @@ def join_sentences(paragraph: Paragraph, texts: Sequence[str]) -> str:
 
 
 def combine_hypotheses(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hypothesis:
-    """Combine the hypotheses of a paragraph's sentences, without token scores.
+    """Combine the best hypotheses of a paragraph's sentences, without token scores if it is split.
 
-    Scores are summed. The result is truncated, or has the finish reason "length", if any part has. Alignments count
-    words from the beginning of the paragraph. If a part has an error, the result is that part.
+    Scores are summed. The result is truncated, too short, or has the finish reason "length", if any part has.
+    Alignments count words from the beginning of the paragraph. If a part has an error, the result is that part.
     """
+    if paragraph.is_whole:
+        return parts[0]
     if failed := next((part for part in parts if part.error), None):
         return failed
     ended = all(part.finish_reason == "stop" for part in parts)
@@ -126,6 +163,7 @@ def combine_hypotheses(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hyp
         finish_reason="stop" if ended else "length",
         text=join_sentences(paragraph, [part.text or "" for part in parts]),
         truncated=any(part.truncated for part in parts),
+        too_short=any(part.too_short for part in parts),
         token_scores=None,
         alignment=_shift_alignment(paragraph, parts),
     )
@@ -158,8 +196,7 @@ def generate_paragraphs(
     def lines() -> Iterator[SourceLine]:
         for paragraph in paragraphs:
             waiting.append(paragraph)
-            for sentence in paragraph.sentences:
-                yield SourceLine(sentence, paragraph.source_language, paragraph.target_language)
+            yield from (paragraph.line._replace(text=sentence) for sentence in paragraph.sentences)
 
     hypotheses = generate(lines())
     for first in hypotheses:
@@ -167,19 +204,10 @@ def generate_paragraphs(
         yield paragraph, [first, *islice(hypotheses, len(paragraph.sentences) - 1)]
 
 
-def load_segmenter() -> Callable[[str, str], list[str]]:
-    """Return sentencex's function that splits a text by language code; ValueError if sentencex is not installed."""
-    try:
-        from sentencex import segment
-    except ImportError as error:
-        raise ValueError(f"Splitting sentences needs sentencex: {error}; pip install sentencex.") from None
-    function: Callable[[str, str], list[str]] = segment
-    return function
-
-
 def _sentences(text: str, code: str) -> Iterator[str]:
     """Yield sentences with the white space around them; joined, they equal the text."""
-    segment = load_segmenter()
+    from sentencex import segment
+
     start, size = 0, BLOCK_SIZE
     while start < len(text):
         sentences = segment(code, text[start : start + size])

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -98,6 +99,9 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
         logger.info("Tokenising the corpora")
         corpora = [_tokenize_corpora(pairs, state, tokenizer) for pairs in (train_pairs, valid_pairs)]
         _check_same_corpora(state, corpora)
+        if checkpoint is None:
+            longest, ratio = corpora[0].usual_lengths()
+            tokenizer.config = replace(tokenizer.config, max_sentence_tokens=longest, min_length_ratio=round(ratio, 3))
         validator = Validator(valid_pairs, corpora[1], tokenizer, config)
         with _open_log(run_directory, state, report) as log_event, defer_signals() as interruption:
             Trainer(run_directory, state, tokenizer, validator, log_event, interruption).fit(corpora[0])

@@ -220,6 +220,7 @@ class TestJson:
             "tokens": ["H", "É"],
             "finish_reason": "stop",
             "truncated": False,
+            "too_short": False,
         }
         assert [row["text"] for row in rows] == ["HÉ", "A\nB", ""]
 

@@ -138,3 +138,14 @@ def test_fingerprint_detects_a_changed_token(side):
     first = TokenizedCorpus.build(pairs, tokenizer).fingerprint
     pairs[1][side] = "ef"
     assert TokenizedCorpus.build(pairs, tokenizer).fingerprint != first
+
+
+def test_usual_lengths_are_those_of_nearly_all_pairs():
+    """Of 10,000 pairs 10 are longer, and 10 are relatively shorter."""
+    tokenizer = make_number_tokenizer(50)
+    sources = [20] * 9990 + [40] * 10
+    targets = [30] * 9980 + [5] * 10 + [60] * 10
+    pairs = [("7 " * (source - 1), "7 " * target) for source, target in zip(sources, targets, strict=True)]
+    assert TokenizedCorpus.build(pairs, tokenizer).usual_lengths() == (20, pytest.approx(1.5, abs=0.01))
+    few = TokenizedCorpus.build([("7 " * 8, "7")], tokenizer).usual_lengths()
+    assert few == (9, 0.0)  # too short to tell a ratio

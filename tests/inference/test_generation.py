@@ -90,6 +90,59 @@ def shapes(monkeypatch):
     return seen
 
 
+def with_lengths(tokenizer, **changes):
+    """A copy of a tokenizer that knows other lengths of its training."""
+    return Tokenizer(tokenizer.source, tokenizer.target, dataclasses.replace(tokenizer.config, **changes))
+
+
+class TestLongTexts:
+    TEXT = "  Ab cde fg.  Hijk l mno! Ab? "
+    SENTENCES = ("Ab cde fg.", "Hijk l mno!", "Ab?")
+
+    def joined(self, model, tokenizer):
+        first, second, third = generate(model, tokenizer, list(self.SENTENCES))
+        return f"  {first}  {second} {third} "
+
+    def test_texts_longer_than_those_of_the_training_are_split(self, model, tokenizer):
+        length = len(tokenizer.encode(self.TEXT))
+        whole = generate(model, tokenizer, self.TEXT)
+        for limit, expected in ((None, whole), (length, whole), (length - 1, self.joined(model, tokenizer))):
+            assert generate(model, with_lengths(tokenizer, max_sentence_tokens=limit), self.TEXT) == expected
+        assert whole != self.joined(model, tokenizer)
+
+    def test_splitting_can_be_chosen(self, model, tokenizer):
+        short = with_lengths(tokenizer, max_sentence_tokens=1)
+        assert generate(model, short, [self.TEXT, "ab"], split_sentences=False) == generate(
+            model, tokenizer, [self.TEXT, "ab"]
+        )
+        assert generate(model, tokenizer, self.TEXT, split_sentences=True) == self.joined(model, tokenizer)
+
+    def test_texts_with_a_target_prefix_stay_whole(self, model, tokenizer):
+        short = with_lengths(tokenizer, max_sentence_tokens=1)
+        whole = generate(model, tokenizer, self.TEXT, target_prefix="ab")
+        assert generate(model, short, self.TEXT, target_prefix="ab") == whole
+
+    def test_errors_count_texts_not_sentences(self, model, tokenizer, monkeypatch):
+        def fail_for_hijk(model, tokenizer, numbered):
+            if any("Hijk" in line.text for _, line in numbered):
+                raise generation.TextError("broken.")
+            return encode(model, tokenizer, numbered)
+
+        encode = generation._encode_lines
+        monkeypatch.setattr(generation, "_encode_lines", fail_for_hijk)
+        short = with_lengths(tokenizer, max_sentence_tokens=1)
+        with pytest.raises(ValueError, match=r"^Line 2: broken\.$"):
+            generate(model, short, ["Ab. Cde. Fg.", self.TEXT])
+
+    def test_results_that_are_much_too_short_are_marked(self, model, tokenizer):
+        lines = ["ab cde fg hijk l mno ab cde fg", "ab"]  # more and fewer than 10 tokens
+        (best,), _ = generate_hypotheses(model, tokenizer, lines)
+        ratio = len(best.ids) / len(tokenizer.encode(lines[0]))
+        for limit, expected in ((0.0, [False, False]), (ratio, [False, False]), (ratio + 0.01, [True, False])):
+            results = generate_hypotheses(model, with_lengths(tokenizer, min_length_ratio=limit), lines)
+            assert [row[0].too_short for row in results] == expected
+
+
 class TestTexts:
     def test_string_gives_string_and_list_gives_list(self, model, tokenizer):
         text = generate(model, tokenizer, "ab cde")

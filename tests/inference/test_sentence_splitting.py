@@ -1,11 +1,11 @@
 """Sentence splitting: no character is lost, every sentence fits, and paragraphs are lazy and in order."""
 
 import random
-import sys
 import time
 from itertools import chain, islice
 
 import pytest
+import sentencex
 from support.texts import TEXTS, random_texts
 
 from mlx_transformer.decoding.beam_search import Hypothesis
@@ -18,10 +18,9 @@ from mlx_transformer.inference.sentence_splitting import (
     join_sentences,
     split_paragraph,
 )
+from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.tokenization.normalization import is_blank
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-
-pytest.importorskip("sentencex")
 
 PROSE = (
     "  Dr. Smith came at 3.30 on Friday.  Did he stay?\tNo! He left: it was late, and dark.\u3000\n\nReally. The end "
@@ -105,12 +104,8 @@ class TestSplit:
     def test_long_texts_are_split_in_blocks(self, monkeypatch):
         """Splitting it in one call would take quadratic time."""
         lengths = []
-        segment = sentence_splitting.load_segmenter()
-        monkeypatch.setattr(
-            sentence_splitting,
-            "load_segmenter",
-            lambda: lambda code, text: lengths.append(len(text)) or segment(code, text),
-        )
+        segment = sentencex.segment
+        monkeypatch.setattr(sentencex, "segment", lambda code, text: lengths.append(len(text)) or segment(code, text))
         split_paragraph("我能吞下玻璃。" * 10_000, shorter_than(1000), "zh")
         assert max(lengths) == sentence_splitting.BLOCK_SIZE and sum(lengths) < 71_000
 
@@ -239,7 +234,7 @@ class TestParagraphs:
         generator = random.Random(ahead)
         counts = [generator.randint(1, 4) for _ in range(30)]
         paragraphs = [
-            Paragraph([f"s{i}.{j}" for j in range(n)], [" "] * (n + 1), f"from{i}", f"to{i}")
+            Paragraph([f"s{i}.{j}" for j in range(n)], [" "] * (n + 1), SourceLine("", f"from{i}", f"to{i}"))
             for i, n in enumerate(counts)
         ]
         found = list(generate_paragraphs(paragraphs, self.upper(ahead)))
@@ -264,9 +259,3 @@ class TestParagraphs:
 
     def test_no_paragraphs(self):
         assert list(generate_paragraphs([], self.upper(3))) == []
-
-
-def test_missing_sentencex(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sentencex", None)
-    with pytest.raises(ValueError, match="Splitting sentences needs sentencex: .*; pip install sentencex"):
-        split_paragraph("a", shorter_than(5))

@@ -24,6 +24,7 @@ class EchoHypothesis:
     token_scores: list | None = None
     alignment: list | None = None
     error: str | None = None
+    too_short: bool = False
 
 
 class EchoModel:
@@ -81,11 +82,20 @@ def generate_hypotheses(
         cut = len(line) > LONGEST
         count = search.num_hypotheses if line else 1
         more = {
+            "too_short": line == "short",
             "token_scores": [-0.5] * len(text) if token_scores else None,
             "alignment": [(i, i) for i in range(len(line.split()))] if alignment else None,
         }
         yield [
-            EchoHypothesis([ord(c) for c in text], -0.5 - i if line else 0.0, "stop", text + "!" * i, cut, **more)
+            EchoHypothesis(
+                [ord(c) for c in text],
+                -0.5 - i if line else 0.0,
+                "stop",
+                text + "!" * i,
+                cut,
+                **more,
+                too_short=line == "short",
+            )
             for i in range(count)
         ]
 

@@ -14,6 +14,11 @@ from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabul
 from mlx_transformer.weights.tokenizers.sentencepiece_models import SENTENCEPIECE_READERS
 from mlx_transformer.weights.tokenizers.user_vocabularies import UserVocabularies
 
+# Families of translation models, which learned single sentences and leave out sentences of longer texts; few single
+# sentences have more tokens.
+SENTENCE_FAMILIES = ("marian", "m2m100")
+MAX_SENTENCE_TOKENS = 100
+
 
 def read_tokenizer(
     source: Path,
@@ -51,6 +56,8 @@ def read_tokenizer(
         fields["default_target_language"] = codes[0]
     from_model = ("pad_id", "eos_id", "start_id", "source_vocab_size", "target_vocab_size")
     fields |= {name: vars(model)[name] for name in from_model}
+    if plan.family in SENTENCE_FAMILIES:
+        fields["max_sentence_tokens"] = MAX_SENTENCE_TOKENS
     fields["source_prefix"] = str(read_config(source).get("prefix") or "")
     return Tokenizer(loaded.source, loaded.target, TokenizerConfig(**fields))
 

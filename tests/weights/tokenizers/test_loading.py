@@ -64,6 +64,7 @@ def test_marian_checkpoint(tmp_path):
     ids = {"pad_token_id": size - 1, "eos_token_id": 0, "decoder_start_token_id": size - 1}
     folder = save_checkpoint(tmp_path / "checkpoint", "Marian", write_marian, **ids)
     for tokenizer in load_both_ways(folder, tmp_path):
+        assert tokenizer.config.max_sentence_tokens == 100
         assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.start_id) == (size - 1, 0, size - 1)
         assert (
             tokenizer.encode(SCRIPTS[0], target_language="fra")
