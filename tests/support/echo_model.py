@@ -87,15 +87,7 @@ def generate_hypotheses(
             "alignment": [(i, i) for i in range(len(line.split()))] if alignment else None,
         }
         yield [
-            EchoHypothesis(
-                [ord(c) for c in text],
-                -0.5 - i if line else 0.0,
-                "stop",
-                text + "!" * i,
-                cut,
-                **more,
-                too_short=line == "short",
-            )
+            EchoHypothesis([ord(c) for c in text], -0.5 - i if line else 0.0, "stop", text + "!" * i, cut, **more)
             for i in range(count)
         ]
 
