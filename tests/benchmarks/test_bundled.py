@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 import mlx_transformer as mt
-from benchmarks import bundled_corpus, bundled_quality, bundled_start
+from benchmarks import bundled, bundled_corpus, bundled_start
 from benchmarks.bundled_templates import FIXED, MONTHS, clock, template_pairs
 from mlx_transformer.model.fused_projections import split_projections
 
@@ -97,7 +97,7 @@ def test_the_enlarged_model_computes_the_same(small, tmp_path):
 
 def test_lines_of_three_sentences_have_joined_references():
     rows = [(f"s{number}", [f"t{number}", f"u{number}"][: 1 + number % 2]) for number in range(900)]
-    sources, references = bundled_quality.joined(rows)
+    sources, references = bundled.joined(rows)
     assert len(sources) == 300
     for source, group in zip(sources, references, strict=True):
         numbers = [int(word[1:]) for word in source.split()]
@@ -106,6 +106,6 @@ def test_lines_of_three_sentences_have_joined_references():
 
 
 def test_copied_numbers_are_counted():
-    outputs = list(bundled_quality.NUMBERS)
-    assert bundled_quality.count_copied(outputs) == len(outputs)
-    assert bundled_quality.count_copied([outputs[0].replace("555", "556"), *outputs[1:]]) == len(outputs) - 1
+    outputs = list(bundled.NUMBERS)
+    assert bundled.count_copied(outputs) == len(outputs)
+    assert bundled.count_copied([outputs[0].replace("555", "556"), *outputs[1:]]) == len(outputs) - 1
