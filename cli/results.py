@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
@@ -70,9 +71,12 @@ class FailedLines:
 
 
 def generate_lines(
-    windows: Iterable[list[InputLine]], generate: GenerateFunction, split: Callable[[SourceLine], Any]
+    windows: Iterable[list[InputLine]], generate: GenerateFunction, split: Callable[[SourceLine], Any], sampled: bool
 ) -> Iterator[LineResult]:
-    """Generate from each line as a whole, or sentence by sentence if `split`, which returns a Paragraph, splits it."""
+    """Generate from each line as a whole, or sentence by sentence if `split`, which returns a Paragraph, splits it.
+
+    Of hypotheses of a search whose texts look alike, only the best is kept; samples are all kept.
+    """
     from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs
 
     count = 0
@@ -82,11 +86,19 @@ def generate_lines(
         for line, (paragraph, rows) in zip(window, results, strict=True):
             count += len(rows)
             if paragraph.is_whole:
-                yield LineResult(line, rows[0])
+                yield LineResult(line, rows[0] if sampled else distinct_texts(rows[0]))
                 continue
             best = [row[0] for row in rows]
             sentences = list(zip(paragraph.sentences, best, strict=True))
             yield LineResult(line, [combine_hypotheses(paragraph, best)], sentences)
+
+
+def distinct_texts(hypotheses: list[mt.Hypothesis]) -> list[mt.Hypothesis]:
+    """Return hypotheses without those whose text differs from that of a better one only in spaces or invisibly."""
+    first: dict[str, mt.Hypothesis] = {}
+    for hypothesis in hypotheses:
+        first.setdefault(" ".join(unicodedata.normalize("NFKC", hypothesis.text or "").split()), hypothesis)
+    return list(first.values())
 
 
 def stream_lines(

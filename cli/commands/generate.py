@@ -133,9 +133,9 @@ def command(
     """Generate from each TEXT, or from each line of --input or standard input.
 
     Writes one line per input line, in order; blank lines stay blank. With --num-hypotheses N, writes N lines per input
-    line, best first (empty lines if the search found fewer). Only line feeds separate lines; a text without any, as
-    from old Macs, is split at carriage returns. Standard input is processed as it arrives, files in large windows.
-    Scores are natural logarithms, divided by length ** length penalty.
+    line, best first; some are empty if the search found fewer, or texts that look alike. Only line feeds separate
+    lines; a text without any, as from old Macs, is split at carriage returns. Standard input is processed as it
+    arrives, files in large windows. Scores are natural logarithms, divided by length ** length penalty.
 
     A --temperature above 0 samples targets instead of searching for the most probable one.
 
@@ -220,7 +220,7 @@ def generate_results(
     )
     if options["split_sentences"]:
         lines = (list(map(reject_prefix, window)) for window in lines)
-    return generate_lines(lines, generate, split)
+    return generate_lines(lines, generate, split, sampled=search.temperature > 0)
 
 
 def check_truncated(answers: Iterable[LineResult], strict: bool) -> Iterator[LineResult]:

@@ -1,11 +1,13 @@
 """The command generate: options, languages, tasks, lines and JSON."""
 
+import dataclasses
 import io
 import json
 import re
 import sys
 
 import pytest
+from support import echo_model
 from support.command_line import error_line
 
 import mlx_transformer as mt
@@ -256,3 +258,14 @@ class TestJson:
         result = echo("generate", "--json", stdin=lines.encode(), status=1)
         rows = [json.loads(line) for line in result.stdout.splitlines()]
         assert [row.pop("id") for row in rows] == [7, [1], "x"] and all(list(row) == ["error"] for row in rows)
+
+
+def test_texts_that_look_alike_are_written_once(echo, monkeypatch):
+    """Hypotheses may differ in their tokens, or in spaces that look alike, such as narrow no-break ones."""
+    texts = ["Oui !", "Oui\u202f!", "Oui\xa0 !", "Non !", "Oui !"]
+    best = echo_model.EchoHypothesis([0], -1.0, "stop", "", False)
+    row = [dataclasses.replace(best, text=text) for text in texts]
+    monkeypatch.setattr(mt, "generate_hypotheses", lambda model, tokenizer, lines, **options: (row for _ in lines))
+    assert echo("generate", "--num-hypotheses", "5", "a").stdout == "Oui !\nNon !\n\n\n\n"
+    samples = echo("generate", "--num-hypotheses", "5", "--temperature", "1", "--beam-size", "1", "a").stdout
+    assert samples.splitlines() == texts
