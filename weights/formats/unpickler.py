@@ -59,7 +59,10 @@ class _PickleReader:
         return part
 
     def readline(self) -> bytes:
-        return self.read(self.data[self.position : self.position + MAX_LINE].find(b"\n") + 1 or MAX_LINE)
+        size = 2**10  # most lines are short, and a slice is a copy
+        while (end := self.data[self.position : self.position + size].find(b"\n")) < 0 and size < MAX_LINE:
+            size *= 2**5
+        return self.read(end + 1 or MAX_LINE)
 
 
 def read_pickle(

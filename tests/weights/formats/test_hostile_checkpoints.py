@@ -214,6 +214,14 @@ def test_steps_of_a_pickle_are_limited(folder, monkeypatch):
         assert "5000 steps" in str(attempt(path))
 
 
+def test_pickles_with_many_lines_are_read_in_linear_time(folder):
+    """In the text form of a pickle every number is a line."""
+    body = pickled({"a": tensor(), "n": 99, "text": "a" * 2**21}).replace(b"Kc", b"(l" + b"I1\na" * 80_000)
+    begin = time.process_time()
+    assert len(attempt(write_file(folder, zip_file(body, STORED)))["n"]) == 80_000
+    assert time.process_time() - begin < 1.5
+
+
 def index(weight_map):
     return json.dumps({"weight_map": weight_map}).encode()
 
