@@ -8,6 +8,7 @@ from typing import Any
 MAX_VALUE = 60  # characters
 MAX_NAMES = 4
 MAX_KNOWN = 10
+MAX_LISTED = 110  # characters of several names
 
 
 def short_repr(value: Any) -> str:
@@ -15,11 +16,15 @@ def short_repr(value: Any) -> str:
     return shorten(repr(value[:MAX_VALUE]) if isinstance(value, str) else reprlib.repr(value))
 
 
-def short_names(names: Iterable[str], limit: int = MAX_NAMES) -> str:
-    """Return the first of some names, with the number of the others."""
-    first = [shorten(name) for name in names]
-    rest = len(first) - limit
-    return ", ".join(first[:limit]) + (f" and {rest} more" if rest > 0 else "")
+def short_names(names: Iterable[str], limit: int = MAX_NAMES, length: int = MAX_LISTED) -> str:
+    """Return the first of some names, at most `limit`, and the number of the others, in at most `length` characters."""
+    names = list(names)
+    for count in range(min(limit, len(names)), -1, -1):
+        listed = ", ".join(names[:count])
+        rest = f" and {len(names) - count} more" if len(names) > count else ""
+        if count <= 1 or len(listed) + len(rest) <= length:
+            break
+    return shorten(listed, length - len(rest)) + rest
 
 
 def shorten(text: str, limit: int = MAX_VALUE) -> str:

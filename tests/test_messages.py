@@ -2,7 +2,7 @@
 
 import pytest
 
-from mlx_transformer.messages import MAX_VALUE, is_unicode, short_names, short_repr, shorten, similar_names
+from mlx_transformer.messages import MAX_LISTED, MAX_VALUE, is_unicode, short_names, short_repr, shorten, similar_names
 
 
 @pytest.mark.parametrize("value", ["a" * 10**6, "\n\0\ud800", [["a" * 999] * 99] * 99, 10**400, {"a": {"b": "c" * 99}}])
@@ -19,6 +19,14 @@ def test_short_values_are_shown_whole():
 def test_names_are_counted():
     assert short_names("ab") == "a, b"
     assert short_names("abcdefg") == "a, b, c, d and 3 more"
+    assert short_names([]) == ""
+
+
+@pytest.mark.parametrize("names", [["a" * 40] * 9, ["a" * 10**6] * 2, ["\0" * 60, "b"], ["a" * 55] * 2])
+def test_listed_names_are_short(names):
+    text = short_names(names)
+    assert len(text) <= MAX_LISTED and text[:30] == shorten(names[0])[:30]
+    assert text.endswith(("more", "...")) or text == ", ".join(names)
 
 
 def test_similar_names():

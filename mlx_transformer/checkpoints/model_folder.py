@@ -13,12 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_transformer.checkpoints.replacement import CARD, MAX_LISTED, abbreviate, is_model_folder, replace_model_folder
+from mlx_transformer.checkpoints.replacement import CARD, is_model_folder, replace_model_folder
 from mlx_transformer.config.folder import CONVERSION_VERSION, FolderConfig
 from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.serialization import from_dict, to_dict
-from mlx_transformer.messages import short_repr
+from mlx_transformer.messages import short_names, short_repr
 from mlx_transformer.model.fused_projections import fuse_projections, split_projections
 from mlx_transformer.model.precision import DTYPES, parse_dtype, prepare_for_inference
 from mlx_transformer.model.process import check_process
@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 MAX_BYTES_TO_VERIFY = 2**30  # of weights; larger ones are verified by `info` only, because it takes seconds
+MAX_MISMATCHES = 222  # characters of the names of arrays in an error
 
 
 def save(
@@ -308,7 +309,7 @@ def _check_weights(model: nn.Module, weights: dict[str, mx.array], path: Path) -
         sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys()), misshapen, mistyped
     )
     if mismatches:
-        raise ValueError(f"{path} does not hold the arrays that its config.json describes: {mismatches}.")
+        raise ValueError(f"{path} does not hold the arrays of its config.json: {mismatches}.")
 
 
 def _is_allowed(stored: mx.Dtype, expected: mx.Dtype) -> bool:
@@ -326,8 +327,8 @@ def describe_mismatches(
     """Describe how a file's arrays differ from a model's, with counts and a few names; empty if they match."""
     named = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, "of another type": mistyped}
     kinds = {kind: names for kind, names in named.items() if names}
-    length = MAX_LISTED // max(len(kinds), 1)
-    return "; ".join(f"{len(names)} {kind} ({abbreviate(names, length)})" for kind, names in kinds.items())
+    length = MAX_MISMATCHES // max(len(kinds), 1) - len("12 of another shape")
+    return "; ".join(f"{len(names)} {kind} ({short_names(names, length=length)})" for kind, names in kinds.items())
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:

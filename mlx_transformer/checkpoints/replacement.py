@@ -1,12 +1,12 @@
 """Replacement of model folders: only files that this package wrote are ever deleted."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mlx_transformer.messages import shorten
+from mlx_transformer.messages import short_names
 from mlx_transformer.storage.atomic import atomic_replace, restore_interrupted_replacement
 from mlx_transformer.storage.checksums import CHECKSUM_FILE, read_checksums, write_checksums
 from mlx_transformer.storage.files import read_json, sha256_of
@@ -22,8 +22,7 @@ MODEL_FILES = frozenset(
 )
 UNLISTED_FILES = frozenset({CHECKSUM_FILE, ".DS_Store"})  # .DS_Store is written by macOS when a folder is looked at
 STATE_FILES = frozenset({"training.json", "training.safetensors"})  # only in checkpoints of a run
-MAX_NAMES = 4  # in a message
-MAX_LISTED = 210  # characters of the names in an error
+MAX_LISTED = 200  # characters of the names in an error
 
 
 @contextmanager
@@ -67,9 +66,10 @@ def check_destination(folder: Path, source: Path | None = None, *, overwrite: bo
     if not _has_model(path):
         raise FileExistsError(f"{path} exists and is not a model folder: choose another name.")
     if others := find_other_files(path):
+        names = short_names(others, length=MAX_LISTED)
         raise FileExistsError(
-            f"{path} holds files that do not belong to the model and would be lost ({abbreviate(others)}): move them "
-            "to another folder, or choose another name."
+            f"{path} holds files that do not belong to the model and would be lost ({names}): move them to another "
+            "folder, or choose another name."
         )
     if not overwrite:
         raise FileExistsError(f"{folder} already exists: choose another name, or use force to replace it.")
@@ -137,12 +137,3 @@ def delete_model_folder(folder: Path) -> None:
                 path.unlink()
     with suppress(OSError):
         folder.rmdir()
-
-
-def abbreviate(names: Sequence[str], length: int = MAX_LISTED) -> str:
-    """Return a few names, in at most `length` characters, and the number of the others."""
-    count = 1
-    while count < min(MAX_NAMES, len(names)) and len(", ".join(names[: count + 1])) <= length:
-        count += 1
-    rest = f" and {len(names) - count} more" if len(names) > count else ""
-    return shorten(", ".join(names[:count]), length) + rest

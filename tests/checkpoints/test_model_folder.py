@@ -346,10 +346,24 @@ class TestDamage:
         weights["extra.weight"] = weights["other"] = mx.zeros(2)
         weights["encoder.norm.weight"] = mx.zeros(63)
         mx.save_safetensors(str(path), weights)
-        message = refused(folder, f"{path} does not hold the arrays that its config.json describes")
+        message = refused(folder, f"{path} does not hold the arrays of its config.json")
         assert f"6 missing ({missing[0]} and 5 more)" in message
         assert "2 unexpected (extra.weight, other)" in message
         assert "1 of another shape (encoder.norm.weight (63,) instead of (64,))" in message
+
+    @pytest.mark.parametrize("changes", [["missing"], ["missing", "unexpected"], ["missing", "unexpected", "shape"]])
+    def test_lists_of_mismatches_are_short(self, folder, changes):
+        path = folder / "model.safetensors"
+        weights = mx.load(str(path))
+        names = [name for name in sorted(weights) if "attention" in name][:6]
+        if "unexpected" in changes:
+            weights |= {f"{name}.as.of.another.model": weights[name] for name in names}
+        if "shape" in changes:
+            weights |= {name: mx.zeros(weights[name].size) for name in sorted(weights) if "feed_forward" in name}
+        weights = {name: array for name, array in weights.items() if name not in names}
+        mx.save_safetensors(str(path), weights)
+        message = refused(folder, f"does not hold the arrays .*: {len(names)} missing \\({names[0][:30]}")
+        assert len(message) - len(str(folder)) <= 300
 
     @pytest.mark.parametrize("dtype", [mx.int32, mx.uint32, mx.uint8, mx.bool_])
     def test_weights_that_are_no_floats(self, folder, dtype):

@@ -48,6 +48,13 @@ def test_unknown_and_missing_fields_are_named(config):
                 from_dict(type(config), {k: v for k, v in data.items() if k != field.name}, "config")
 
 
+def test_many_unknown_fields_are_counted():
+    with pytest.raises(ValueError, match=r"^config.json: search has unknown fields: .* and [0-9]+ more\.") as caught:
+        names = (f"{chr(n)}_parameter_of_another_model" for n in range(97, 120))
+        from_dict(SearchConfig, dict.fromkeys(names, 1), "config.json: search")
+    assert len(str(caught.value)) <= 300
+
+
 @pytest.mark.parametrize("data", [None, [], "text", 3])
 def test_a_config_must_be_a_json_object(data):
     with pytest.raises(ValueError, match=f"^config must be an object with fields, not {data!r}".replace("[", r"\[")):
