@@ -71,11 +71,14 @@ class FailedLines:
 
 
 def generate_lines(
-    windows: Iterable[list[InputLine]], generate: GenerateFunction, split: Callable[[SourceLine], Any], sampled: bool
+    windows: Iterable[list[InputLine]],
+    generate: GenerateFunction,
+    split: Callable[[SourceLine], Any],
+    num_distinct: int | None = None,
 ) -> Iterator[LineResult]:
     """Generate from each line as a whole, or sentence by sentence if `split`, which returns a Paragraph, splits it.
 
-    Of hypotheses of a search whose texts look alike, only the best is kept; samples are all kept.
+    With `num_distinct`, so many hypotheses are kept, and of those whose texts look alike only the best.
     """
     from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs
 
@@ -86,7 +89,7 @@ def generate_lines(
         for line, (paragraph, rows) in zip(window, results, strict=True):
             count += len(rows)
             if paragraph.is_whole:
-                yield LineResult(line, rows[0] if sampled else distinct_texts(rows[0]))
+                yield LineResult(line, distinct_texts(rows[0])[:num_distinct] if num_distinct else rows[0])
                 continue
             best = [row[0] for row in rows]
             sentences = list(zip(paragraph.sentences, best, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -199,6 +200,9 @@ def generate_results(
     """Answer lines as the options ask, as wholes or sentence by sentence."""
     from mlx_transformer.inference.sentence_splitting import split_line
 
+    num_distinct = None
+    if search.num_hypotheses > 1 and not search.temperature:  # all beams, because some texts may look alike
+        num_distinct, search = search.num_hypotheses, replace(search, num_hypotheses=search.beam_size)
     alignment = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
     generate = partial(
         mt.generate_hypotheses,
@@ -220,7 +224,7 @@ def generate_results(
     )
     if options["split_sentences"]:
         lines = (list(map(reject_prefix, window)) for window in lines)
-    return generate_lines(lines, generate, split, sampled=search.temperature > 0)
+    return generate_lines(lines, generate, split, num_distinct)
 
 
 def check_truncated(answers: Iterable[LineResult], strict: bool) -> Iterator[LineResult]:

@@ -264,8 +264,16 @@ def test_texts_that_look_alike_are_written_once(echo, monkeypatch):
     """Hypotheses may differ in their tokens, or in spaces that look alike, such as narrow no-break ones."""
     texts = ["Oui !", "Oui\u202f!", "Oui\xa0 !", "Non !", "Oui !"]
     best = echo_model.EchoHypothesis([0], -1.0, "stop", "", False)
+    sizes = []
+
+    def search_texts(model, tokenizer, lines, *, search, **options):
+        sizes.append(search.num_hypotheses)
+        yield from (row for _ in lines)
+
     row = [dataclasses.replace(best, text=text) for text in texts]
-    monkeypatch.setattr(mt, "generate_hypotheses", lambda model, tokenizer, lines, **options: (row for _ in lines))
+    monkeypatch.setattr(mt, "generate_hypotheses", search_texts)
+    assert echo("generate", "--num-hypotheses", "2", "--beam-size", "5", "a").stdout == "Oui !\nNon !\n"
     assert echo("generate", "--num-hypotheses", "5", "a").stdout == "Oui !\nNon !\n\n\n\n"
-    samples = echo("generate", "--num-hypotheses", "5", "--temperature", "1", "--beam-size", "1", "a").stdout
+    samples = echo("generate", "--num-hypotheses", "5", "--temperature", "1", "a").stdout
     assert samples.splitlines() == texts
+    assert sizes == [5, 5, 5]
