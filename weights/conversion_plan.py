@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.serialization import from_dict
-from mlx_transformer.messages import short_repr
+from mlx_transformer.messages import short_repr, shorten
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
 from mlx_transformer.model.positions import sinusoidal_positions
 from mlx_transformer.model.transformer import Transformer
@@ -203,6 +203,7 @@ def plan_conversion(
         config = with_head_dims(config, names)
     check_sizes(config, checkpoint)
     loaders = find_loaders(names, fit, config, compared, rename or {})
+    check_dtypes(names, loaders)
     assumptions = (*guesses, *find_assumptions(spec, defaults_used, names, config, layers))
     settings_read = from_settings if is_own_model else {}
     return ConversionPlan(fit.family, config, loaders, names, fit, settings_read, assumptions)
@@ -371,6 +372,16 @@ def find_loaders(
     if missing or unexpected or misshapen:
         raise mismatch_error(fit, names, missing, unexpected, misshapen, rename)
     return loaders
+
+
+def check_dtypes(names: ParameterMap, parameters: Iterable[str]) -> None:
+    """Raise ConversionError if a parameter is stored as integers or complex numbers, as no floating-point model is."""
+    for source in filter(None, map(names.find, parameters)):
+        if "float" not in (dtype := names.checkpoint.tensors[source.name].dtype):
+            raise ConversionError(
+                f"Weights must be floating-point numbers, but {shorten(source.name, 100)} is {dtype}: convert the "
+                "original model, if this one was quantised."
+            )
 
 
 def unused_tensors(names: ParameterMap, used: Collection[str], ignored: Iterable[str] = ()) -> list[str]:

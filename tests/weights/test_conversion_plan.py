@@ -144,6 +144,16 @@ def test_quantised_weights_and_adapters_are_named_as_such(tmp_path, tensors, con
         convert.load(write_checkpoint(tmp_path / "model", tensors, config))
 
 
+@pytest.mark.parametrize("dtype", [mx.int8, mx.int64, mx.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, dtype):
+    tensors = bart_tensors()
+    name = next(name for name in tensors if name.endswith("decoder.layers.0.fc1.weight"))
+    tensors[name] = (tensors[name] * 100).astype(dtype)
+    message = f"Weights must be floating-point numbers, but {name} is {str(dtype).removeprefix('mlx.core.')}: convert the"
+    with pytest.raises(ConversionError, match=message):
+        convert.load(write_checkpoint(tmp_path / "model", tensors, BART_CONFIG))
+
+
 def test_unknown_families_and_settings_are_errors(source, tmp_path):
     with pytest.raises(ValueError, match="model_type 'elmo' of config.json is not supported. Supported families: anno"):
         convert.load(write_checkpoint(tmp_path / "elmo", bart_tensors(), {"model_type": "elmo"}))
