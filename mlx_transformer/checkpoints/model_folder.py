@@ -60,6 +60,8 @@ def save(
         OSError: If the folder cannot be written; an existing folder stays unchanged.
         ValueError: If `dtype` or `quantize` is invalid, or a width cannot be quantised.
     """
+    if tokenizer is not None:
+        tokenizer.check_model(model.config)
     stored = _copy_to_store(model, dtype, quantize)
     with replace_model_folder(Path(folder)) as new:
         write_model_files(new, stored, tokenizer)
@@ -197,7 +199,7 @@ def read_model(folder: Path, config: FolderConfig) -> tuple[Transformer, Tokeniz
     read_weights(model, folder / "model.safetensors")
     tokenizer = Tokenizer.find(folder)
     if tokenizer is not None:
-        _check_vocabulary(model.config, tokenizer, folder)
+        tokenizer.check_model(model.config, f"vocabulary of {folder}")
     _verify_weights(folder / "model.safetensors")
     return model, tokenizer
 
@@ -329,19 +331,3 @@ def describe_mismatches(
     kinds = {kind: names for kind, names in named.items() if names}
     length = MAX_MISMATCHES // max(len(kinds), 1) - len("12 of another shape")
     return "; ".join(f"{len(names)} {kind} ({short_names(names, length=length)})" for kind, names in kinds.items())
-
-
-def _check_vocabulary(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> None:
-    pairs = {
-        "source pieces": (tokenizer.source_vocab_size, config.source_vocab_size),
-        "target pieces": (tokenizer.target_vocab_size, config.target_vocab_size),
-        "as pad_id": (tokenizer.pad_id, config.pad_id),
-        "as eos_id": (tokenizer.eos_id, config.eos_id),
-        "as start_id": (tokenizer.start_id, config.start_id),
-    }
-    for what, (actual, expected) in pairs.items():
-        if actual != expected:
-            raise ValueError(
-                f"The vocabulary of {folder} does not match the model: it has {actual} {what}, the model {expected}; "
-                "use the tokenizer that the model was trained with."
-            )

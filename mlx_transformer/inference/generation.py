@@ -187,6 +187,7 @@ def generate_hypotheses(
     Raises:
         ValueError: If an argument does not fit the model, a line is not a string, or a line has no result.
     """
+    tokenizer.check_model(model.config)
     search = search or model.search_defaults
     check_search(search, model.config)
     check_batches(model.config, batch_tokens, alignment)
@@ -233,6 +234,7 @@ def stream_generate(
     Raises:
         ValueError: If the text is not a string, the search has several beams, or a language is missing or unknown.
     """
+    tokenizer.check_model(model.config)
     search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
     lines = make_source_lines([text], source_language, target_language, target_prefix)
     prefixed = list(add_source_prefix(tokenizer.config, lines, source_prefix))

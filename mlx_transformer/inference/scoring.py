@@ -171,6 +171,7 @@ def score(
         ValueError: If the numbers of sources and targets differ, one is not a string, `batch_tokens` is not positive, a
             layer or head does not exist, or a pair has no score.
     """
+    tokenizer.check_model(model.config)
     check_batches(model.config, batch_tokens, alignment)
     check_list(sources, "sources")
     check_list(targets, "targets")

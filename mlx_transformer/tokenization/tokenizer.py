@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.messages import short_repr
@@ -102,6 +103,22 @@ class Tokenizer:
             raise ValueError(
                 f"A tokenizer must fit its model: its config uses id {highest}, but the model has only {size} ids."
             )
+
+    def check_model(self, config: ModelConfig, name: str = "tokenizer") -> None:
+        """Raise ValueError if the tokenizer has other sizes or special tokens than a model; `name` is used for it."""
+        pairs = {
+            "source pieces": (self.source_vocab_size, config.source_vocab_size),
+            "target pieces": (self.target_vocab_size, config.target_vocab_size),
+            "as pad_id": (self.pad_id, config.pad_id),
+            "as eos_id": (self.eos_id, config.eos_id),
+            "as start_id": (self.start_id, config.start_id),
+        }
+        for what, (actual, expected) in pairs.items():
+            if actual != expected:
+                raise ValueError(
+                    f"The {name} does not match the model: it has {actual} {what}, the model {expected}; "
+                    "use the tokenizer that the model was trained with."
+                )
 
     @property
     def shared(self) -> bool:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from support.texts import ENGLISH, FRENCH, random_unicode
+from support.tiny_models import config, random_model
 
 import mlx_transformer as mt
 from mlx_transformer.config.model import ModelConfig, StackConfig
@@ -253,3 +254,20 @@ def test_generation_forces_the_target_language():
     assert [best.ids[0] for best, *_ in hypotheses] == [FR, ZH]
     assert all("<2" not in best.text for best, *_ in hypotheses)
     assert len(mt.generate(model, tokenizer, ENGLISH[:3], search, target_language="fr")) == 3
+
+
+CALLS = {
+    "generate": lambda model, tokenizer, folder: mt.generate(model, tokenizer, "ab"),
+    "stream_generate": lambda model, tokenizer, folder: list(mt.stream_generate(model, tokenizer, "ab")),
+    "score": lambda model, tokenizer, folder: list(mt.score(model, tokenizer, ["ab"], ["ab"])),
+    "save": lambda model, tokenizer, folder: mt.save(folder, model, tokenizer),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, call):
+    tokenizer = Tokenizer.train(["ab"], ["ab"], 261)
+    model = random_model(config(source_vocab_size=300, target_vocab_size=300))
+    with pytest.raises(ValueError, match="^The tokenizer does not match the model: it has 26. source pieces, .* 300; "):
+        call(model, tokenizer, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

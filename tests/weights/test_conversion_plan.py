@@ -149,7 +149,7 @@ def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, dtype)
     tensors = bart_tensors()
     name = next(name for name in tensors if name.endswith("decoder.layers.0.fc1.weight"))
     tensors[name] = (tensors[name] * 100).astype(dtype)
-    message = f"Weights must be floating-point numbers, but {name} is {str(dtype).removeprefix('mlx.core.')}: convert the"
+    message = f"must be floating-point numbers, but {name} is {str(dtype).removeprefix('mlx.core.')}: convert the"
     with pytest.raises(ConversionError, match=message):
         convert.load(write_checkpoint(tmp_path / "model", tensors, BART_CONFIG))
 
