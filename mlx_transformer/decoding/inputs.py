@@ -8,6 +8,7 @@ import numpy as np
 
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.messages import short_repr
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.texts import TextError
 
@@ -91,7 +92,9 @@ def make_decoding_inputs(
 
 
 def check_search(search: SearchConfig, config: ModelConfig) -> None:
-    """Raise ValueError for a search that contradicts the model's tokens or positions."""
+    """Raise ValueError for a search that contradicts the model's tokens or positions, or is no SearchConfig."""
+    if not isinstance(search, SearchConfig):
+        raise ValueError(f"search must be a SearchConfig, not {short_repr(search)}: use SearchConfig(beam_size=4).")
     for name in ("forced_bos_id", "forced_eos_id"):
         if (token := vars(search)[name]) is not None:
             check_forced_token(name, token, search, config)

@@ -236,6 +236,7 @@ def stream_generate(
     """
     tokenizer.check_model(model.config)
     search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
+    check_search(search, model.config)
     lines = make_source_lines([text], source_language, target_language, target_prefix)
     prefixed = list(add_source_prefix(tokenizer.config, lines, source_prefix))
     (source,) = _encode_lines(model, tokenizer, list(enumerate(prefixed, start=line)))

@@ -1,12 +1,17 @@
 """Per-sentence inputs of the search: limits, prefixes, random keys and validation."""
 
+import re
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from support.tiny_models import config, padded, random_model, random_sources, stack
 
+import mlx_transformer as mt
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.inputs import PREFIX_MULTIPLE, make_decoding_inputs, max_target_tokens, random_keys
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+from mlx_transformer.tokenization.vocabulary import WordVocabulary
 
 POSITIONS = 20
 
@@ -135,3 +140,14 @@ def test_huge_length_ratios_are_clipped(ratio):
     search = SearchConfig(**{ratio: 1e308})
     inputs, max_new_tokens = make_decoding_inputs(model, mx.array([[3, 4, 1]]), search, None, None, [[]], None)
     assert (max_new_tokens, inputs.min_new_tokens.item()) == ((40, 0) if ratio == "max_length_ratio" else (40, 40))
+
+
+@pytest.mark.parametrize("search", [{"beam_size": 2}, 5, "beam"])
+def test_a_search_is_a_search_config(model, search):
+    tokenizer = Tokenizer(WordVocabulary({word: i for i, word in enumerate(["<pad>", "</s>", "<s>", *"abcdef"])}, 3))
+    for call in (
+        lambda: mt.generate(model, tokenizer, "a b", search),
+        lambda: list(mt.stream_generate(model, tokenizer, "a b", search)),
+    ):
+        with pytest.raises(ValueError, match=f"^search must be a SearchConfig, not {re.escape(repr(search))}: use"):
+            call()
