@@ -29,7 +29,7 @@ from mlx_transformer.inference.batching import (
     reorder,
 )
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
-from mlx_transformer.inference.scoring import EncodedPair, Score, check_batches, score_pairs
+from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
 from mlx_transformer.model.transformer import Transformer
@@ -187,10 +187,9 @@ def generate_hypotheses(
     Raises:
         ValueError: If an argument does not fit the model, a line is not a string, or a line has no result.
     """
-    tokenizer.check_model(model.config)
     search = search or model.search_defaults
     check_search(search, model.config)
-    check_batches(model.config, batch_tokens, alignment)
+    check_arguments(model.config, tokenizer, batch_tokens, alignment)
     tokenizer.check_language_codes(source_language, target_language)
     source_lines = make_source_lines(lines, source_language, target_language, target_prefix)
     prefixed = add_source_prefix(tokenizer.config, source_lines, source_prefix)

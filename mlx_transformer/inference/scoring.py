@@ -171,8 +171,7 @@ def score(
         ValueError: If the numbers of sources and targets differ, one is not a string, `batch_tokens` is not positive, a
             layer or head does not exist, or a pair has no score.
     """
-    tokenizer.check_model(model.config)
-    check_batches(model.config, batch_tokens, alignment)
+    check_arguments(model.config, tokenizer, batch_tokens, alignment)
     check_list(sources, "sources")
     check_list(targets, "targets")
     tokenizer.check_language_codes(source_language, target_language)
@@ -188,8 +187,11 @@ def score(
     return results() if return_errors else raise_first_error(results(), lambda score: score.error, "Pair")
 
 
-def check_batches(config: ModelConfig, batch_tokens: int, alignment: AlignmentConfig | None) -> None:
-    """Raise ValueError for batches of no tokens, or an alignment that does not fit the model."""
+def check_arguments(
+    config: ModelConfig, tokenizer: Tokenizer, batch_tokens: int, alignment: AlignmentConfig | None
+) -> None:
+    """Raise ValueError for a tokenizer or an alignment that does not fit the model, or batches of no tokens."""
+    tokenizer.check_model(config)
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
     if alignment is not None:
