@@ -3,6 +3,7 @@
 Option definitions import nothing heavy, so that `--help` is quick; each command imports the library when it runs.
 """
 
+import copy
 import errno
 import os
 import signal
@@ -14,6 +15,7 @@ import click
 from mlx_transformer import __version__
 from mlx_transformer.cli import input_lines, streams
 from mlx_transformer.cli.commands import attention, cache, convert, evaluate, generate, info, plot, score, train
+from mlx_transformer.cli.help import help_all_option, name_options, one_line_usage_errors
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.storage.redaction import hide_passwords
 
@@ -35,12 +37,21 @@ class CommandLine(click.Group):
             click.echo(f"Error: {describe_os_error(error)}", err=True)
             sys.exit(1)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the options of the group; usage errors have one line."""
+        with one_line_usage_errors():
+            return super().make_context(*args, **extra)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, the most common first."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; exit status 1 for errors of the library, 130 for Ctrl-C, 141 for a closed pipe."""
         try:
             raise_deferred_interrupt()
             streams.prepare_temporary_folder()
-            with activity.running():
+            with activity.running(), one_line_usage_errors():
                 result = super().invoke(ctx)
             sys.stdout.flush()  # so that a full disk or closed pipe is reported like other errors
             return result
@@ -85,14 +96,15 @@ def describe_error(error: Exception, ctx: click.Context) -> str:
 
         if message := describe_compilation_error(error):
             return message
+    command = main.commands[ctx.invoked_subcommand] if ctx.invoked_subcommand else None
     if isinstance(error, (MemoryError, RuntimeError)):
-        options = main.commands[ctx.invoked_subcommand].params if ctx.invoked_subcommand else []
-        if any(option.name == "batch_tokens" for option in options):
+        if command and any(option.name == "batch_tokens" for option in command.params):
             return "The model and one batch do not fit in memory: lower --batch-tokens."
         return "The model does not fit in memory: use a smaller model, or a machine with more memory."
     if isinstance(error, OSError) and error.strerror:
         return describe_os_error(error)
-    line = input_lines.escape_control_characters(" ".join(str(error).split())) or type(error).__name__
+    text = name_options(" ".join(str(error).split()), command)
+    line = input_lines.escape_control_characters(text) or type(error).__name__
     # Values of files are short in messages; this is the last resort.
     return line if len(line) <= MAX_ERROR else f"{line[: MAX_ERROR - 200]} ... {line[-195:]}"
 
@@ -121,16 +133,21 @@ def flush_or_discard() -> None:
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mlx-transformer")
+@help_all_option
 def main() -> None:
     """Encoder-decoder Transformers on Apple's MLX: translate, train, evaluate.
 
     \b
-    mlx-transformer generate "Where is the station?"
+    mlx-transformer translate "Where is the station?"
     mlx-transformer generate < english.txt > french.txt
     mlx-transformer generate --model Helsinki-NLP/opus-mt-en-de "Where is the station?"
     mlx-transformer train --train dates --valid dates --output runs/dates --preset tiny
     """  # noqa: D301 (click needs the backspace)
 
 
-for module in (generate, train, plot, convert, evaluate, score, attention, info, cache):
+translate = copy.copy(generate.command)
+translate.short_help = "Another name of generate."
+main.add_command(generate.command)
+main.add_command(translate, "translate")
+for module in (train, evaluate, info, convert, score, attention, plot, cache):
     main.add_command(module.command)

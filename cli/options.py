@@ -9,22 +9,27 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.completion import complete_model
+from mlx_transformer.cli.help import option_group
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.config.model import DTYPE_NAMES
 from mlx_transformer.config.search import BATCH_TOKENS
 
+OF_MODEL = "the model's"  # a default
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
 model_option = click.option(
     "--model",
     "-m",
     metavar="MODEL",
-    help="Model folder, torch checkpoint, or owner/name on the hub. Default: the bundled English-French model.",
+    shell_complete=complete_model,
+    show_default="the bundled English-French model",
+    help="Model folder, torch checkpoint, or owner/name on the hub.",
 )
-revision_option = click.option("--revision", help="Branch, tag or commit of a model on the hub. Default: main.")
-beam_option = click.option("--beam-size", type=int, help="Number of beams; 1 is greedy search. Default: the model's.")
+revision_option = click.option("--revision", show_default="main", help="Branch, tag or commit of a model on the hub.")
+beam_option = click.option("--beam-size", type=int, show_default=OF_MODEL, help="Number of beams; 1 is greedy search.")
 penalty_option = click.option(
-    "--length-penalty", type=float, help="Exponent of the length by which scores are divided. Default: the model's."
+    "--length-penalty", type=float, show_default=OF_MODEL, help="Exponent of the length by which scores are divided."
 )
 source_language_option = click.option(
     "--source-language", metavar="CODE", help="Language of the sources, for multilingual models; see info."
@@ -33,7 +38,7 @@ target_language_option = click.option(
     "--target-language", metavar="CODE", help="Language to generate, for multilingual models; see info."
 )
 prefix_option = click.option(
-    "--source-prefix", metavar="TEXT", help='Text before every source ("summarize: "). Default: the model\'s.'
+    "--source-prefix", metavar="TEXT", show_default=OF_MODEL, help='Text before every source ("summarize: ").'
 )
 task_option = click.option("--task", help="Use the prefix and search settings of one of the model's tasks; see info.")
 batch_option = click.option(
@@ -51,17 +56,22 @@ layers_option = click.option(
     "alignment_layers",
     type=int,
     multiple=True,
-    help="Decoder layer, from 0, whose attention aligns words; repeatable. Default: the last two.",
+    show_default="the last two",
+    help="Decoder layer, from 0, whose attention aligns words; repeatable.",
 )
 heads_option = click.option(
     "--alignment-head",
     "alignment_heads",
     type=int,
     multiple=True,
-    help="Head, from 0, of these layers; repeatable. Default: all.",
+    show_default="all",
+    help="Head, from 0, of these layers; repeatable.",
 )
 dtype_option = click.option(
-    "--dtype", type=click.Choice(DTYPE_NAMES), help="Data type to compute in. Default: the best for the device."
+    "--dtype",
+    type=click.Choice(DTYPE_NAMES),
+    show_default="the best for the device",
+    help="Data type to compute in.",
 )
 overflow_option = click.option(
     "--allow-overflow", is_flag=True, help="Allow --dtype float16 for models whose activations overflow it (T5)."
@@ -76,47 +86,73 @@ SEARCH_OPTIONS = (
 )
 
 
-def search_options(command: Any) -> Any:
-    """Add the options of `generate` that are fields of SearchConfig, except those that `evaluate` shares."""
-    options = [
-        click.option("--max-tokens", type=int, help="Maximum number of tokens to generate. Default: the model's."),
-        click.option("--min-tokens", type=int, help="Minimum number of tokens to generate, including the end token."),
-        click.option("--max-length-ratio", type=float, help="Maximum number of tokens per source token."),
-        click.option("--min-length-ratio", type=float, help="Minimum number of tokens per source token."),
-        click.option(
-            "--early-stopping",
-            type=click.Choice(list(EARLY_STOPPING)),
-            help="When beam search stops before all beams have finished.",
-        ),
-        click.option("--no-repeat-ngram-size", type=int, help="Never generate an n-gram of this size twice."),
-        click.option(
-            "--repetition-penalty",
-            type=float,
-            help="Values above 1 make tokens that were generated before less likely.",
-        ),
-        click.option(
-            "--temperature",
-            type=float,
-            help="Sample at this temperature if above 0; 1 keeps the model's probabilities.",
-        ),
-        click.option("--top-k", type=int, help="Sample from the k most probable tokens."),
-        click.option(
-            "--top-p", type=float, help="Sample from the most probable tokens whose probabilities sum to this."
-        ),
-        click.option(
-            "--min-p", type=float, help="Sample from tokens with at least this share of the highest probability."
-        ),
-        click.option("--seed", type=int, help="Random seed; samples depend on it and on the line only. Default: 0."),
-        click.option(
-            "--alternatives",
-            is_flag=True,
-            default=None,
-            help="Write --num-hypotheses continuations of the prefix, each with another first token.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+hypotheses_option = click.option(
+    "--num-hypotheses", type=int, show_default=OF_MODEL, help="Number of hypotheses to write per line."
+)
+# The options of `generate` that are fields of SearchConfig.
+search_options = option_group(
+    "Search",
+    beam_option,
+    hypotheses_option,
+    click.option(
+        "--alternatives",
+        is_flag=True,
+        default=None,
+        help="Write --num-hypotheses continuations of the prefix, each with another first token.",
+    ),
+    penalty_option,
+    click.option("--max-tokens", type=int, show_default=OF_MODEL, help="Maximum number of tokens to generate."),
+    click.option(
+        "--min-tokens",
+        type=int,
+        show_default=OF_MODEL,
+        help="Minimum number of tokens to generate, including the end token.",
+    ),
+    click.option(
+        "--max-length-ratio", type=float, show_default=OF_MODEL, help="Maximum number of tokens per source token."
+    ),
+    click.option(
+        "--min-length-ratio", type=float, show_default=OF_MODEL, help="Minimum number of tokens per source token."
+    ),
+    click.option(
+        "--no-repeat-ngram-size", type=int, show_default=OF_MODEL, help="Never generate an n-gram of this size twice."
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        show_default=OF_MODEL,
+        help="Values above 1 make tokens that were generated before less likely.",
+    ),
+    click.option(
+        "--early-stopping",
+        type=click.Choice(list(EARLY_STOPPING)),
+        show_default=OF_MODEL,
+        help="When beam search stops before all beams have finished.",
+    ),
+)
+sampling_options = option_group(
+    "Sampling",
+    click.option(
+        "--temperature",
+        type=float,
+        show_default=OF_MODEL,
+        help="Sample at this temperature if above 0; 1 keeps the model's probabilities.",
+    ),
+    click.option("--top-k", type=int, show_default=OF_MODEL, help="Sample from the k most probable tokens."),
+    click.option(
+        "--top-p",
+        type=float,
+        show_default=OF_MODEL,
+        help="Sample from the most probable tokens whose probabilities sum to this.",
+    ),
+    click.option(
+        "--min-p",
+        type=float,
+        show_default=OF_MODEL,
+        help="Sample from tokens with at least this share of the highest probability.",
+    ),
+    click.option("--seed", type=int, show_default="0", help="Random seed; samples depend on it and on the line only."),
+)
 
 
 def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.SearchConfig:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.options import (
     dtype_option,
     load_with_tokenizer,
@@ -25,35 +26,49 @@ from mlx_transformer.cli.streams import check_paths, warn_file_names
 from mlx_transformer.tokenization.normalization import is_blank
 
 
-@click.command("attention", short_help="Draw attention weights.")
+@click.command("attention", cls=GroupedCommand, short_help="Draw which words a model attends to.")
 @click.argument("text")
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(dir_okay=False, writable=True),
-    required=True,
-    help="Picture to write: .png, .svg or .pdf.",
+@option_group("Model", model_option, task_option, revision_option)
+@option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option)
+@option_group(
+    "Input and output",
+    click.option(
+        "--output",
+        "-o",
+        type=click.Path(dir_okay=False, writable=True),
+        required=True,
+        help="Picture to write: .png, .svg or .pdf.",
+    ),
+    click.option("--target", metavar="TEXT", show_default="the text that the model generates", help="Target text."),
 )
-@model_option
-@revision_option
-@click.option("--target", metavar="TEXT", help="Target text. Default: the text that the model generates.")
-@click.option(
-    "--kind",
-    "kinds",
-    type=click.Choice(("encoder", "decoder", "cross")),
-    multiple=True,
-    help="Encoder self-attention, decoder self-attention or cross-attention; repeatable. Default: all.",
+@option_group(
+    "What is drawn",
+    click.option(
+        "--kind",
+        "kinds",
+        type=click.Choice(("encoder", "decoder", "cross")),
+        multiple=True,
+        show_default="all",
+        help="Encoder self-attention, decoder self-attention or cross-attention; repeatable.",
+    ),
+    click.option(
+        "--layer",
+        "layers",
+        type=int,
+        multiple=True,
+        show_default="the last",
+        help="Layer, from 0; repeatable.",
+    ),
+    click.option(
+        "--head",
+        "heads",
+        type=int,
+        multiple=True,
+        show_default="the mean over heads",
+        help="Head, from 0; repeatable.",
+    ),
 )
-@click.option("--layer", "layers", type=int, multiple=True, help="Layer, from 0; repeatable. Default: the last.")
-@click.option(
-    "--head", "heads", type=int, multiple=True, help="Head, from 0; repeatable. Default: the mean over heads."
-)
-@source_language_option
-@target_language_option
-@prefix_option
-@task_option
-@dtype_option
-@overflow_option
+@option_group("Performance", dtype_option, overflow_option)
 def command(
     text: str,
     output: str,

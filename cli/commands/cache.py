@@ -9,13 +9,23 @@ from typing import Any
 
 import click
 
+from mlx_transformer.cli.completion import complete_cached
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.tables import format_size
 
 
-@click.command("cache", short_help="List or delete the converted hub models.")
-@click.option("--prune", is_flag=True, help="Delete models that newer commits or conversions have superseded.")
-@click.option("--remove", metavar="OWNER/NAME", help="Delete all converted models of a repository.")
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.command("cache", cls=GroupedCommand, short_help="List or delete the converted models of the hub.")
+@option_group(
+    "Options",
+    click.option("--prune", is_flag=True, help="Delete models that newer commits or conversions have superseded."),
+    click.option(
+        "--remove",
+        metavar="OWNER/NAME",
+        shell_complete=complete_cached,
+        help="Delete all converted models of a repository.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Write one JSON object."),
+)
 def command(prune: bool, remove: str | None, as_json: bool) -> None:
     """List the converted hub models in the cache, or delete some.
 

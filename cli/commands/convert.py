@@ -11,6 +11,8 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.completion import complete_model
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import overflow_option, revision_option
 from mlx_transformer.cli.progress import activity
@@ -21,50 +23,62 @@ VOCABULARY_OPTIONS = ("tokenizer", "source_vocab", "target_vocab", "level", "low
 LARGE = 1 << 28  # bytes; smaller models need no progress bar
 
 
-@click.command("convert", short_help="Convert a torch checkpoint to a model folder.")
-@click.argument("source", type=click.Path())
+@click.command("convert", cls=GroupedCommand, short_help="Convert a torch checkpoint to a model folder.")
+@click.argument("source", type=click.Path(), shell_complete=complete_model)
 @click.argument("destination", type=click.Path(), required=False)
-@revision_option
-@click.option("--family", help="Family of the checkpoint, if it cannot be detected.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="Data type to store. Default: the checkpoint's.",
+@option_group(
+    "Output",
+    click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits per weight of linear layers and embeddings."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        show_default="the checkpoint's",
+        help="Data type to store.",
+    ),
+    overflow_option,
+    click.option("--force", is_flag=True, help="Replace an existing model folder."),
+    click.option("--dry-run", is_flag=True, help="Check everything and report, but write nothing."),
+    click.option("--verbose", is_flag=True, help="List all tensors that do not fit, and all that are left out."),
 )
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="Setting that the checkpoint lacks or has wrong; repeatable.",
+@option_group(
+    "Checkpoint",
+    revision_option,
+    click.option("--family", show_default="recognised", help="Family of the checkpoint."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Setting that the checkpoint lacks or has wrong; repeatable.",
+    ),
+    click.option(
+        "--rename",
+        multiple=True,
+        metavar="REGEX=TEXT",
+        help="Rename tensors to the family's or the model's own names; repeatable.",
+    ),
+    click.option("--ignore", multiple=True, metavar="REGEX", help="Leave out tensors; repeatable."),
+    click.option("--weights", metavar="NAME", help="Which of several state dicts in the file, such as ema."),
 )
-@click.option(
-    "--rename",
-    multiple=True,
-    metavar="REGEX=TEXT",
-    help="Rename tensors to the family's or the model's own names; repeatable.",
+@option_group(
+    "Vocabulary of a checkpoint without a tokenizer",
+    click.option("--tokenizer", metavar="FILE", help="Vocabulary of both sides."),
+    click.option("--source-vocab", metavar="FILE", help="Vocabulary of the sources, with --target-vocab."),
+    click.option("--target-vocab", metavar="FILE", help="Vocabulary of the targets."),
+    click.option(
+        "--level",
+        type=click.Choice(["pieces", "words", "characters"]),
+        show_default="recognised",
+        help="What the tokens of a vocabulary are.",
+    ),
+    click.option("--lowercase", is_flag=True, help="Lower-case texts."),
+    click.option(
+        "--source-specials",
+        type=click.Choice(["both", "start", "end", "none"]),
+        show_default="the family's",
+        help="Special tokens around sources.",
+    ),
 )
-@click.option("--weights", metavar="NAME", help="Which of several state dicts in the file, such as ema.")
-@click.option("--ignore", multiple=True, metavar="REGEX", help="Leave out tensors; repeatable.")
-@click.option("--tokenizer", metavar="FILE", help="Vocabulary of both sides, for a checkpoint without a tokenizer.")
-@click.option("--source-vocab", metavar="FILE", help="Vocabulary of the sources, with --target-vocab.")
-@click.option("--target-vocab", metavar="FILE", help="Vocabulary of the targets.")
-@click.option(
-    "--level",
-    type=click.Choice(["pieces", "words", "characters"]),
-    help="What the tokens of a vocabulary are. Default: recognised.",
-)
-@click.option("--lowercase", is_flag=True, help="Lower-case texts, with a vocabulary.")
-@click.option(
-    "--source-specials",
-    type=click.Choice(["both", "start", "end", "none"]),
-    help="Special tokens around sources, with a vocabulary. Default: the family's.",
-)
-@click.option("--quantize", type=click.Choice(["8", "4"]), help="Bits per weight of linear layers and embeddings.")
-@overflow_option
-@click.option("--force", is_flag=True, help="Replace an existing model folder.")
-@click.option("--dry-run", is_flag=True, help="Check everything and report, but write nothing.")
-@click.option("--verbose", is_flag=True, help="List all tensors that do not fit, and all that are left out.")
 def command(
     source: str,
     destination: str | None,

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import decode_lines
 from mlx_transformer.cli.options import (
     batch_option,
@@ -34,23 +35,20 @@ from mlx_transformer.cli.run_stats import memory_option
 from mlx_transformer.tokenization.normalization import is_blank
 
 
-@click.command("evaluate", short_help="BLEU, chrF and exact matches on a test set.")
+@click.command("evaluate", cls=GroupedCommand, short_help="Measure a model on a test set: BLEU, chrF, exact matches.")
 @click.argument("spec", required=False)
-@model_option
-@revision_option
-@click.option("--sources", type=click.Path(), help="Instead of SPEC: file of sources, one per line.")
-@click.option("--references", type=click.Path(), multiple=True, help="File of references, one per line; repeatable.")
-@source_language_option
-@target_language_option
-@prefix_option
-@task_option
-@beam_option
-@penalty_option
-@batch_option
-@memory_option
-@dtype_option
-@overflow_option
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@option_group("Model", model_option, task_option, revision_option)
+@option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option)
+@option_group(
+    "Input and output",
+    click.option("--sources", type=click.Path(), help="Instead of SPEC: file of sources, one per line."),
+    click.option(
+        "--references", type=click.Path(), multiple=True, help="File of references, one per line; repeatable."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Write one JSON object."),
+)
+@option_group("Search", beam_option, penalty_option)
+@option_group("Performance", batch_option, memory_option, dtype_option, overflow_option)
 def command(
     spec: str | None,
     model: str | None,

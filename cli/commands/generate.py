@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, parse_lines
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     alignments_option,
     batch_option,
-    beam_option,
     check_languages,
     dtype_option,
     heads_option,
@@ -24,9 +24,9 @@ from mlx_transformer.cli.options import (
     load_with_tokenizer,
     model_option,
     overflow_option,
-    penalty_option,
     prefix_option,
     revision_option,
+    sampling_options,
     search_config,
     search_options,
     select_task,
@@ -72,48 +72,49 @@ sentences, and its finish_reason is "length" if that of any sentence is:
   {"id": ..., "text": ..., ..., "sentences": [{"source": ..., "text": ..., ...}, ...]}
 """
 
-
-@click.command("generate", short_help="Generate text from lines: translate, summarise, ...", epilog=JSON_FORMATS)
-@click.argument("texts", metavar="[TEXT]...", nargs=-1)
-@model_option
-@revision_option
-@input_option("source", "Text file to read, plain or .gz; - is standard input.")
-@output_option
-@source_language_option
-@target_language_option
-@prefix_option
-@click.option(
+target_prefix = click.option(
     "--target-prefix", metavar="TEXT", help="Text that targets begin with; it does not count in scores or lengths."
 )
-@task_option
-@beam_option
-@click.option("--num-hypotheses", type=int, help="Number of hypotheses to write per line. Default: the model's.")
-@penalty_option
-@search_options
-@click.option("--stream", is_flag=True, help="Write text as it is generated: one hypothesis, greedy or sampled.")
-@click.option(
+split_option = click.option(
     "--split-sentences/--no-split-sentences",
     default=None,
-    help="Split lines into sentences, or never. Default: lines longer than what the model was trained on.",
+    show_default="lines longer than what the model was trained on",
+    help="Split lines into sentences, or never.",
 )
-@click.option(
+sentence_language_option = click.option(
     "--sentence-language",
     metavar="CODE",
-    help="Language whose rules split sentences. Default: the source language, or en.",
+    show_default="the source language, or en",
+    help="Language whose rules split sentences.",
 )
-@batch_option
-@memory_option
-@click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text; with --json also token scores.")
-@alignments_option
-@layers_option
-@heads_option
-@click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below.")
-@click.option(
+strict_option = click.option(
     "--strict", is_flag=True, help="Treat sources that are too long for the model as errors instead of truncating them."
 )
-@dtype_option
-@overflow_option
-@verbose_option
+
+
+@click.command(
+    "generate",
+    cls=GroupedCommand,
+    short_help="Translate, summarise or otherwise generate text.",
+    epilog=JSON_FORMATS,
+)
+@click.argument("texts", metavar="[TEXT]...", nargs=-1)
+@option_group("Model", model_option, task_option, revision_option)
+@option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option, target_prefix)
+@option_group(
+    "Input and output",
+    input_option("source", "Text file to read, plain or .gz; - is standard input."),
+    output_option,
+    click.option("--stream", is_flag=True, help="Write text as it is generated: one hypothesis, greedy or sampled."),
+    click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below."),
+    click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text; with --json also token scores."),
+    verbose_option,
+)
+@option_group("Long text", split_option, sentence_language_option, strict_option)
+@search_options
+@sampling_options
+@option_group("Word alignments", alignments_option, layers_option, heads_option)
+@option_group("Performance", batch_option, memory_option, dtype_option, overflow_option)
 @click.pass_context
 def command(
     context: click.Context,

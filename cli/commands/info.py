@@ -12,6 +12,8 @@ import click
 
 import mlx_transformer as mt
 from mlx_transformer.cli.commands.cache import print_cache
+from mlx_transformer.cli.completion import complete_model
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import revision_option
 from mlx_transformer.cli.progress import activity
@@ -23,15 +25,18 @@ FUSED_LONG = (64, 72, 80, 96, 128)
 MAX_LISTED = 20
 
 
-@click.command("info", short_help="Describe a model folder or torch checkpoint.")
-@click.argument("folder", metavar="[MODEL]", required=False)
-@revision_option
-@click.option("--cache", "show_cache", is_flag=True, help="List the converted hub models in the cache instead.")
-@click.option(
-    "--tensors", "show_tensors", is_flag=True, help="List the tensors and settings, and how they fit each family."
+@click.command("info", cls=GroupedCommand, short_help="Show what a model is: size, languages, search settings.")
+@click.argument("folder", metavar="[MODEL]", required=False, shell_complete=complete_model)
+@option_group(
+    "Options",
+    revision_option,
+    click.option(
+        "--tensors", "show_tensors", is_flag=True, help="List the tensors and settings, and how they fit each family."
+    ),
+    click.option("--verbose", is_flag=True, help="List all settings and all tensors that do not fit."),
+    click.option("--json", "as_json", is_flag=True, help="Write one JSON object."),
+    click.option("--cache", "show_cache", is_flag=True, help="List the converted hub models in the cache instead."),
 )
-@click.option("--verbose", is_flag=True, help="List all settings and all tensors that do not fit.")
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def command(
     folder: str | None, revision: str | None, show_cache: bool, show_tensors: bool, verbose: bool, as_json: bool
 ) -> None:

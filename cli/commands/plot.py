@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import click
 
+from mlx_transformer.cli.completion import complete_run
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.streams import check_paths
 
 
-@click.command("plot", short_help="Draw learning curves of training runs.")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option(
-    "--output",
-    "-o",
-    type=click.Path(dir_okay=False, writable=True),
-    default="curves.png",
-    show_default=True,
-    help="Picture to write: .png, .svg or .pdf.",
+@click.command("plot", cls=GroupedCommand, short_help="Draw the learning curves of training runs.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_run)
+@option_group(
+    "Options",
+    click.option(
+        "--output",
+        "-o",
+        type=click.Path(dir_okay=False, writable=True),
+        default="curves.png",
+        show_default=True,
+        help="Picture to write: .png, .svg or .pdf.",
+    ),
 )
 def command(runs: tuple[str, ...], output: str) -> None:
     """Draw learning curves of one or several runs: loss, BLEU, chrF and learning rate by step.

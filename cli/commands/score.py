@@ -11,6 +11,7 @@ from typing import NamedTuple
 import click
 
 import mlx_transformer as mt
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import InputLine, parse_file, parse_lines
 from mlx_transformer.cli.options import (
     alignments_option,
@@ -54,30 +55,32 @@ class TextPair(NamedTuple):
     error: str | None = None
 
 
-@click.command("score", short_help="Log-probabilities of given targets.")
-@click.option("--source", "-s", type=click.Path(dir_okay=False), help="File of sources, one per line.")
-@click.option("--target", "-t", type=click.Path(dir_okay=False), help="File of targets, one per line.")
-@input_option("path", "File of SOURCE<tab>TARGET lines; - is standard input.")
-@output_option
-@model_option
-@revision_option
-@source_language_option
-@target_language_option
-@prefix_option
-@task_option
-@click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    default=BATCH_TOKENS,
-    show_default=True,
-    help="Maximum number of padded tokens in a batch, on its longer side.",
+@click.command("score", cls=GroupedCommand, short_help="Compute how likely given translations are.")
+@option_group("Model", model_option, task_option, revision_option)
+@option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option)
+@option_group(
+    "Input and output",
+    input_option("path", "File of SOURCE<tab>TARGET lines; - is standard input."),
+    click.option("--source", "-s", type=click.Path(dir_okay=False), help="File of sources, one per line."),
+    click.option("--target", "-t", type=click.Path(dir_okay=False), help="File of targets, one per line."),
+    output_option,
+    click.option(
+        "--json", "as_json", is_flag=True, help="Write one JSON object per pair, with tokens and their scores."
+    ),
 )
-@alignments_option
-@layers_option
-@heads_option
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object per pair, with tokens and their scores.")
-@dtype_option
-@overflow_option
+@option_group("Word alignments", alignments_option, layers_option, heads_option)
+@option_group(
+    "Performance",
+    click.option(
+        "--batch-tokens",
+        type=click.IntRange(min=1),
+        default=BATCH_TOKENS,
+        show_default=True,
+        help="Maximum number of padded tokens in a batch, on its longer side.",
+    ),
+    dtype_option,
+    overflow_option,
+)
 @click.pass_context
 def command(
     context: click.Context,

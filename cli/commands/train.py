@@ -12,8 +12,28 @@ import click
 from click.core import ParameterSource
 
 import mlx_transformer as mt
+from mlx_transformer.cli.completion import complete_model, complete_run
+from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.progress import activity
-from mlx_transformer.config.training import PRESETS, TrainingConfig
+from mlx_transformer.config.training import AUGMENTATIONS, PRESETS, TrainingConfig
+
+# Titles in the help -> the fields below them.
+GROUPS = {
+    "Data": ("train", "valid", "source_prefix", "max_length", "skip_bad_lines"),
+    "Run": ("output", "steps", "resume", "seed", "log_every", "keep"),
+    "Model": (
+        *("init", "freeze", "preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first"),
+        *("activation", "vocab_size", "shared_vocabulary"),
+    ),
+    "Optimisation": (
+        *("batch_tokens", "accumulate", "learning_rate", "warmup_steps", "schedule", "optimizer", "betas"),
+        *("weight_decay", "clip_norm", "ema_decay", "average_checkpoints"),
+    ),
+    "Regularisation": ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"),
+    "Augmentation": tuple(AUGMENTATIONS),
+    "Validation": ("valid_every", "bleu_sentences", "best_by", "patience", "samples"),
+    "Performance": ("compute_dtype", "recompute"),
+}
 
 
 class CommaSeparated(click.ParamType):
@@ -29,24 +49,40 @@ class CommaSeparated(click.ParamType):
 def option_descriptions() -> dict[str, str]:
     """Return the help of each option, from the Attributes section of TrainingConfig's docstring."""
     _, _, section = inspect.cleandoc(TrainingConfig.__doc__ or "").partition("Attributes:\n")
-    return dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE))
+    texts = dict(re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE))
+    names = "|".join(name for name in texts if "_" in name)
+    return {name: re.sub(rf"\b({names})\b", lambda match: flag(match[0]), text) for name, text in texts.items()}
+
+
+def flag(name: str) -> str:
+    """Return the option of a field."""
+    return "--" + name.replace("_", "-")
 
 
 def train_option(field: dataclasses.Field[Any], text: str) -> Any:
-    """Create the click option of a field, with the default of the dataclass."""
-    flag = "--" + field.name.replace("_", "-")
+    """Create the click option of a field, with the default of the dataclass or, for None, what the text says of it."""
+    name = flag(field.name)
+    text, _, default = " ".join(text.split()).partition("; by default ")
+    options: dict[str, Any] = {"default": field.default, "show_default": default.rstrip(".") or True}
     if field.name in ("train", "valid"):
-        return click.option(flag, metavar="SPEC", multiple=True, help=text)
-    if field.name == "output":
-        return click.option(flag, metavar="RUN", help=text)
-    if isinstance(field.default, bool):
-        flag = f"{flag}/--no-{flag[2:]}" if field.default else flag
-        return click.option(flag, is_flag=True, default=field.default, show_default=True, help=text)
-    if field.name == "freeze":
-        return click.option(flag, type=CommaSeparated(), default=(), help=text)
-    if field.name == "betas":
-        return click.option(flag, type=float, nargs=2, default=field.default, show_default=True, help=text)
-    return click.option(flag, type=option_type(field), default=field.default, show_default=True, help=text)
+        options = {"metavar": "SPEC", "multiple": True}
+    elif field.name == "output":
+        options = {"metavar": "RUN", "shell_complete": complete_run}
+    elif field.name == "init":
+        options |= {"metavar": "MODEL", "shell_complete": complete_model}
+    elif isinstance(field.default, bool):
+        options["is_flag"] = True
+        name = f"{name}/--no-{name[2:]}" if field.default else name
+    elif field.name == "freeze":
+        options |= {"type": CommaSeparated(), "show_default": False}
+    elif field.name == "betas":
+        options |= {"type": float, "nargs": 2}
+    else:
+        options |= {
+            "type": option_type(field),
+            "show_default": options["show_default"] if field.default != "" else False,
+        }
+    return click.option(name, help=f"{text.rstrip('.')}.", **options)
 
 
 def option_type(field: dataclasses.Field[Any]) -> Any:
@@ -60,17 +96,21 @@ def option_type(field: dataclasses.Field[Any]) -> Any:
 
 
 def train_options(function: Any) -> Any:
-    """Add an option for each field, in the order of the dataclass."""
+    """Add an option for each field, in groups."""
     texts = option_descriptions()
-    for field in reversed(dataclasses.fields(TrainingConfig)):
-        function = train_option(field, texts.get(field.name, ""))(function)
+    fields = {field.name: field for field in dataclasses.fields(TrainingConfig)}
+    for title, names in reversed(GROUPS.items()):
+        function = option_group(title, *(train_option(fields[name], texts[name]) for name in names))(function)
     return function
 
 
-@click.command("train", short_help="Train or fine-tune a model on parallel text.")
+@click.command("train", cls=GroupedCommand, short_help="Train a model on your own pairs of texts, or fine-tune one.")
 @train_options
-@click.option("--config", "file", type=click.Path(), help="TOML file with options, as `name = value` lines.")
-@click.option("--json", "as_json", is_flag=True, help="Write progress as JSON lines to standard output.")
+@option_group(
+    "Other",
+    click.option("--config", "file", type=click.Path(), help="TOML file with options, as `name = value` lines."),
+    click.option("--json", "as_json", is_flag=True, help="Write progress as JSON lines to standard output."),
+)
 @click.pass_context
 def command(context: click.Context, file: str | None, as_json: bool, **fields: Any) -> None:
     """Train a tokenizer and a model on parallel text, or fine-tune the model of --init.

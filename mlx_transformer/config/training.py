@@ -181,13 +181,13 @@ class TrainingConfig:
             raise ValueError("optimizer 'adam' has no weight decay: use adamw, or leave weight_decay out.")
         if self.schedule in ("cosine", "linear") and self.warmup_steps >= self.steps:
             raise ValueError(
-                f"This schedule needs steps after warm-up: warmup_steps {self.warmup_steps} is "
-                f"not less than steps {self.steps}."
+                f"warmup_steps must be less than steps with this schedule: {self.warmup_steps} is not less than "
+                f"{self.steps}."
             )
         if self.batch_tokens < self.max_length:
             raise ValueError(
-                f"A batch must fit the longest sentence: batch_tokens {self.batch_tokens} is less than max_length "
-                f"{self.max_length}."
+                f"batch_tokens must be at least max_length, so that the longest sentence fits in a batch: "
+                f"{self.batch_tokens} is less than {self.max_length}."
             )
 
     def _check_model(self) -> None:

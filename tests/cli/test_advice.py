@@ -14,6 +14,7 @@ OPTION = re.compile(r"(?:\b(\w+)[ :]+)?(?<![\w-])(--[a-z][a-z-]*[a-z])")
 # Module -> the commands that print its messages; a module that is not here names no options.
 PRINTED_BY = {
     "cli/__init__.py": ("evaluate", "generate", "score"),  # the others have another message
+    "cli/help.py": tuple(main.commands),
     "cli/input_lines.py": ("generate",),
     "cli/options.py": ("attention", "evaluate", "generate", "score"),
     "cli/results.py": ("generate",),

@@ -31,7 +31,10 @@ from mlx_transformer.config.training import NEW_MODEL_OPTIONS, PRESETS, ModelSiz
         ({"betas": (0.9,)}, "betas must be two numbers"),
         ({"weight_decay": 0.1}, "optimizer 'adam' has no weight decay: use adamw"),
         *[
-            ({"schedule": name, "steps": 9, "warmup_steps": 9}, "warmup_steps 9 is not less than steps 9")
+            (
+                {"schedule": name, "steps": 9, "warmup_steps": 9},
+                "warmup_steps must be less than steps with this schedule: 9 is not",
+            )
             for name in ("cosine", "linear")
         ],
         ({"bleu_sentences": 0, "best_by": "chrf"}, "best_by 'chrf' needs sentences to translate"),
@@ -51,7 +54,7 @@ from mlx_transformer.config.training import NEW_MODEL_OPTIONS, PRESETS, ModelSiz
         ({"preset": "huge"}, "preset must be one of tiny, small, base, big, not 'huge'"),
         ({"train": ()}, "at least one training and one validation corpus"),
         ({"valid": ()}, "one validation corpus: set train and valid"),
-        ({"batch_tokens": 100}, "batch_tokens 100 is less than max_length 256"),
+        ({"batch_tokens": 100}, "batch_tokens must be at least max_length.*100 is less than 256"),
         ({"seed": -1}, "seed must be at least 0 and below 2\\*\\*32, not -1"),
         ({"seed": 1 << 32}, "seed must be at least 0 and below 2\\*\\*32, not 4294967296"),
         ({"bleu_sentences": -1}, "bleu_sentences must not be negative: -1"),

@@ -1,0 +1,67 @@
+"""Shell completion of model folders, models of the hub that are in the cache, and training runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from mlx_transformer.pretrained.cache import list_cache
+
+DEPTH = 3  # levels of folders below what was typed
+MAX_FOLDERS = 2000  # that are looked at
+
+
+def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the model folders and cached models that begin with a text; without any, files."""
+    names = [*find_folders(incomplete, is_model), *filter(lambda name: name.startswith(incomplete), cached_models())]
+    return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
+
+
+def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the training runs that begin with a text; without any, folders."""
+    runs = [CompletionItem(name) for name in find_folders(incomplete, is_run)]
+    return runs or [CompletionItem(incomplete, type="dir")]
+
+
+def complete_cached(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the models of the hub in the cache that begin with a text."""
+    return [CompletionItem(name) for name in cached_models() if name.startswith(incomplete)]
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder looks like a model folder or a checkpoint of the hub."""
+    return (folder / "config.json").is_file()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder looks like a training run."""
+    return (folder / "options.toml").is_file()
+
+
+def cached_models() -> list[str]:
+    """Return the repositories with a model in the cache."""
+    with suppress(OSError, ValueError):
+        return sorted({model.repository for model in list_cache()})
+    return []
+
+
+def find_folders(incomplete: str, is_wanted: Callable[[Path], bool]) -> Iterator[str]:
+    """Yield the folders below the one that was typed that fit a test; hidden ones only if their dot was typed."""
+    start, beginning = os.path.split(incomplete)
+    root = os.path.expanduser(start) or "."
+    count = 0
+    for path, folders, _ in os.walk(root):
+        below = Path(path).relative_to(root).parts
+        begin = "" if below else beginning
+        folders[:] = sorted(
+            name for name in folders if name.startswith(begin) and (begin.startswith(".") or not name.startswith("."))
+        )
+        yield from (os.path.join(start, *below, name) for name in folders if is_wanted(Path(path, name)))
+        count += len(folders)
+        if len(below) + 1 >= DEPTH or count > MAX_FOLDERS:
+            folders.clear()

@@ -1,0 +1,117 @@
+"""Help in groups, usage errors of one line, and error messages with the names of options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+MAX_NAME = 30  # characters of an option with its value, beside which the help stands
+TEXT_HINT = 'A TEXT that begins with a dash stands after --, as in -- "- Hello!".'
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists options in the groups of `option_group`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, group by group in the order of the command."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                name, text = record
+                # click puts a default that is a description, and no value, in brackets of its own.
+                record = name, re.sub(r"\[default: \((.*?)\)", r"[default: \1", text)
+                groups.setdefault(vars(param).get("help_group", "Help"), []).append(record)
+        width = max(len(name) for records in groups.values() for name, _ in records)
+        for title, records in groups.items():
+            # All groups have the same first column: its width is that of the widest name, up to MAX_NAME.
+            (name, text), *others = records
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(min(width, MAX_NAME)), text), *others], col_max=MAX_NAME)
+
+
+def option_group(title: str, *options: Any) -> Any:
+    """Return a decorator that adds options to a command; its help lists them under a title, in their order."""
+
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+            function.__click_params__[-1].help_group = title  # the option that was added last
+        return function
+
+    return add
+
+
+@contextmanager
+def one_line_usage_errors() -> Iterator[None]:
+    """Turn usage errors, which click prints on four lines, into errors of one line, with the same exit status."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        raise OneLineUsageError(error) from error
+
+
+class OneLineUsageError(click.ClickException):
+    """A usage error whose message names the command's help."""
+
+    exit_code = 2
+
+    def __init__(self, error: click.UsageError) -> None:
+        message = " ".join(error.format_message().split())
+        if error.ctx is not None:
+            if isinstance(error, click.NoSuchOption) and not error.possibilities and takes_text(error.ctx.command):
+                message += f" {TEXT_HINT}"
+            message += f" See {error.ctx.command_path} --help."
+        super().__init__(message)
+
+
+def takes_text(command: click.Command) -> bool:
+    """Whether a command has texts as arguments."""
+    return any(param.name in ("text", "texts") for param in command.params if isinstance(param, click.Argument))
+
+
+def name_options(message: str, command: click.Command | None) -> str:
+    """Write options in the message of the library as they are spelled on the command line: --beam-size, not beam_size.
+
+    Only a message that begins with the name of an option is about the command line. In others the same name may stand
+    for a field of a file.
+    """
+    flags = {str(param.name): max(param.opts, key=len) for param in command.params} if command else {}
+    flags = {name: flag for name, flag in flags.items() if flag.startswith("--")}
+    if message.partition(" ")[0] not in flags:
+        return message
+    # A name of one word may also be a word of English: it is an option at the beginning, or before a value.
+    for name, flag in flags.items():
+        end = r"(?![\w/\"'=])" if "_" in name else r"(?= ['\d(-])"
+        message = re.sub(rf"^{name}\b|(?<![\w./\"'-]){name}{end}", flag, message)
+    return message
+
+
+def print_all_help(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print the help of the group and of every command, and exit."""
+    if not value or context.resilient_parsing:
+        return
+    group = context.command
+    texts = [context.get_help()]
+    if isinstance(group, click.Group):
+        for name, command in group.commands.items():
+            if command.name == name:  # an alias has another name
+                with click.Context(command, info_name=name, parent=context) as child:
+                    texts.append(command.get_help(child))
+    click.echo("\n\n".join(texts))
+    context.exit()
+
+
+help_all_option = click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=print_all_help,
+    help="Show the help of every command and exit.",
+)
