@@ -145,10 +145,12 @@ def is_given(context: click.Context, name: str) -> bool:
 
 def make_training_config(options: dict[str, Any], file: str | None = None) -> TrainingConfig:
     """Merge options with those of a file and, when resuming, of the earlier run."""
-    from mlx_transformer.config.serialization import from_dict
+    from mlx_transformer.config.serialization import check_field_names, from_dict
     from mlx_transformer.training.run_directory import load_run_options, read_options_file
 
-    merged = (read_options_file(file) if file is not None else {}) | options
+    from_file = {} if file is None else read_options_file(file)
+    check_field_names([field.name for field in dataclasses.fields(TrainingConfig)], from_file, str(file))
+    merged = from_file | options
     resume = merged.get("resume", False)
     required = ["output"] if resume else ["train", "valid", "output"]
     if not isinstance(merged.get("output", ""), str):

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import types
+from collections.abc import Collection
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from mlx_transformer.messages import short_names, short_repr, similar_names
@@ -24,8 +25,7 @@ def from_dict(kind: type[Config], data: Any, name: str) -> Config:
     if not isinstance(data, dict):
         raise ValueError(f"{name} must be an object with fields, not {short_repr(data)}.")
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(data.keys() - fields.keys()):
-        raise ValueError(f"{name} has unknown fields: {short_names(unknown)}. {similar_names(unknown[0], fields)}")
+    check_field_names(fields, data, name)
     none = (dataclasses.MISSING, dataclasses.MISSING)
     required = {key for key, item in fields.items() if (item.default, item.default_factory) == none}
     if missing := sorted(required - data.keys()):
@@ -44,6 +44,12 @@ def from_dict(kind: type[Config], data: Any, name: str) -> Config:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def check_field_names(fields: Collection[str], data: dict[str, Any], name: str) -> None:
+    """Raise ValueError if data from `name` has an unknown field."""
+    if unknown := sorted(data.keys() - set(fields)):
+        raise ValueError(f"{name} has unknown fields: {short_names(unknown)}. {similar_names(unknown[0], fields)}")
 
 
 def _to_tuples(value: Any) -> Any:

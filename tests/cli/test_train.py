@@ -106,6 +106,12 @@ class TestTrain:
         result = CliRunner().invoke(main, arguments.replace("options", "absent").split())
         assert result.exit_code == 1 and "The options file run/absent.toml does not exist" in error_line(result)
 
+    def test_a_misspelt_required_option_is_named_as_unknown(self, configs):
+        Path("run/options.toml").write_text('trian = ["a.tsv"]\nvalid = ["b.tsv"]\noutput = "new"\n')
+        result = CliRunner().invoke(main, "train --config run/options.toml".split())
+        assert result.exit_code == 1
+        assert "run/options.toml has unknown fields: trian. Similar ones are train" in error_line(result)
+
     def test_parts_to_freeze_are_separated_by_commas(self, configs):
         arguments = "train --train a --valid b --output new --init model --freeze encoder,embeddings"
         CliRunner().invoke(main, arguments.split())
