@@ -233,7 +233,7 @@ class TestJson:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ("{", "Line 2 must be JSON: .* column 2"),
+            ("{", "Line 2 must be JSON, one value per line: .* column 2"),
             ("[1]", "Line 2 must be a JSON string or an object .* not \\[1\\]"),
             ('{"id": 1}', "Line 2 must be a JSON string or an object"),
             ('{"text": 1}', "Line 2 must be a JSON string or an object"),
