@@ -62,7 +62,10 @@ def command(
         except ValueError as error:
             if not is_torch_checkpoint(path):
                 raise
-            facts = inspect_tensors(path) | {"error": str(error)}
+            try:
+                facts = inspect_tensors(path) | {"error": str(error)}
+            except ValueError:  # it has no readable tensors
+                raise error from None
     activity.clear()
     lines = format_tensors(facts, None if verbose else MAX_LISTED) if "tensors" in facts else format_facts(facts)
     click.echo(json.dumps(facts) if as_json else "\n".join(map(escape_control_characters, lines)))

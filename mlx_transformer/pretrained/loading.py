@@ -1,5 +1,6 @@
 """Loading of a model: the bundled one, a model folder, a torch checkpoint, or a repository of the hub."""
 
+import re
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from mlx_transformer.weights.formats.checkpoint import describe_folder
 from mlx_transformer.weights.source_config import read_config
 
 BUNDLED_MODEL = Path(weights.__file__).parent / "pretrained" / "en-fr"
+URL = re.compile(r"https?://(?:(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+))?")
 TORCH_PATTERNS = ("[!.]*.safetensors*", "[!.]*.bin*", "[!.]*.pt", "[!.]*.pth", "[!.]*.ckpt")
 
 
@@ -97,7 +99,16 @@ def _local_path(model: str | Path | None) -> Path:
 
 
 def is_on_hub(model: str | Path | None, revision: str | None) -> bool:
-    """Whether a name refers to a repository of the hub; existing paths take precedence."""
+    """Whether a name refers to a repository of the hub; existing paths take precedence.
+
+    Raises:
+        ValueError: If the name is empty or a URL, or a revision is given for a path.
+    """
+    if model == "":
+        raise ValueError("A model must have a name or a path, not an empty one: check the variable that names it.")
+    if isinstance(model, str) and (url := URL.match(model)):
+        remedy = f"give {url[1]}" if url[1] else "download its files, and give their path"
+        raise ValueError(f"A model must be a path, or owner/name on the hub, not a URL: {remedy}.")
     if model is not None:
         restore_interrupted_replacement(Path(model))
     if isinstance(model, str) and cache.is_repository_id(model) and not Path(model).exists():

@@ -46,6 +46,8 @@ def test_a_folder_of_transformers_without_weights_is_named_as_what_it_is(tmp_pat
     for use in (loading.load, lambda folder: loading.convert(folder, tmp_path / "converted")):
         with pytest.raises(ValueError, match=message):
             use(tmp_path)
+    result = CliRunner().invoke(main, ["info", str(tmp_path)])
+    assert result.exit_code == 1 and message in result.stderr
 
 
 def test_an_adapter_without_weights_is_named_as_such(tmp_path):
@@ -72,6 +74,23 @@ def test_missing_model_error_names_the_path(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "BUNDLED_MODEL", tmp_path / "bundled")
     with pytest.raises(FileNotFoundError, match=f"there is none at {tmp_path / 'bundled'}"):
         loading.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "^A model must have a name or a path, not an empty one: check the variable that names it.$"),
+        ("https://huggingface.co/Helsinki-NLP/opus-mt-en-de/tree/main", "not a URL: give Helsinki-NLP/opus-mt-en-de.$"),
+        ("https://hf.co/google-t5/t5-small", "not a URL: give google-t5/t5-small.$"),
+        ("http://example.com/model.pt", "not a URL: download its files, and give their path.$"),
+    ],
+)
+def test_empty_names_and_urls_are_no_models(tmp_path, monkeypatch, name, message):
+    model_folder.save(tmp_path / "model", Transformer(ModelConfig(20, 20, 16, STACK, STACK)))
+    monkeypatch.chdir(tmp_path / "model")
+    for use in (loading.load, loading.find_torch_checkpoint):
+        with pytest.raises(ValueError, match=message):
+            use(name)
 
 
 @pytest.mark.skipif(not loading.BUNDLED_MODEL.is_dir(), reason="no model is bundled in this checkout")
