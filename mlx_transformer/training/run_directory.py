@@ -71,7 +71,10 @@ class RunDirectory:
 
         Raises:
             BlockingIOError: If another run holds the lock.
+            FileExistsError: If there is a file of this name.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise FileExistsError(f"A run must be a folder, but {self.folder} is a file: choose another output.")
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic.try_lock(self.folder) if is_main_process else nullcontext(True) as locked:
             if not locked:

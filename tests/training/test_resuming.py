@@ -153,6 +153,16 @@ def test_files_that_are_not_of_a_run_are_not_overwritten(options, name):
     assert path.read_text() == "# Found in a month of trials\n"
 
 
+def test_an_output_that_is_a_file_is_kept(options):
+    path = Path(options.output)
+    path.write_text("mine\n")
+    with pytest.raises(
+        FileExistsError, match=f"^A run must be a folder, but {path} is a file: choose another"
+    ):
+        train(options)
+    assert path.read_text() == "mine\n"
+
+
 def test_resuming_without_a_checkpoint_starts_from_the_beginning(finished, options):
     resumed = dataclasses.replace(options, resume=True)
     with pytest.raises(FileNotFoundError, match=f"There is no run to resume in {options.output}: start one"):
