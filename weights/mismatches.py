@@ -5,12 +5,13 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from mlx_transformer.messages import shorten
+from mlx_transformer.messages import short_names, shorten
 from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap
 from mlx_transformer.weights.recognition import LAYER_NUMBER, Fit, renaming_steps
 
 MAX_CANDIDATES = 3
-MAX_LISTED = 180  # characters of tensors in the message; the details have them all
+MAX_NAMES = 400  # characters of the tensors looked for in a line of the details
+MAX_SUMMARY = 170  # characters of tensors in the message; the details have them all
 REMEDY = "use convert --rename or convert --ignore; info --tensors lists them"
 
 Shape = tuple[int, ...]
@@ -38,11 +39,8 @@ def mismatch_error(
     wrong_shapes = [describe_misshapen(parameter, shape, names) for parameter, shape in misshapen.items()]
     counts = {"missing": list(missing), "unexpected": unexpected, "of another shape": wrong_shapes}
     kinds = {kind: items for kind, items in counts.items() if items}
-    shown = max(2 // len(kinds), 1)
-    summary = "; ".join(
-        f"{len(items)} {kind} ({_join_short(items, shown, MAX_LISTED // (shown * len(kinds)))})"
-        for kind, items in kinds.items()
-    )
+    shown, length = max(2 // len(kinds), 1), MAX_SUMMARY // len(kinds) - len("12 of another shape")
+    summary = "; ".join(f"{len(items)} {kind} ({short_names(items, shown, length)})" for kind, items in kinds.items())
     details = [
         *describe_missing(missing, names, unused),
         *wrong_shapes,
@@ -56,17 +54,11 @@ def mismatch_error(
     return ConversionError(message, missing, unexpected, details)
 
 
-def _join_short(items: list[str], count: int, length: int = 200) -> str:
-    """Return the first items, of at most `length` characters, with the number of the others."""
-    rest = len(items) - count
-    return ", ".join(shorten(item, length) for item in items[:count]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def describe_missing(missing: Mapping[str, Shape | None], names: ParameterMap, unused: list[str]) -> Iterator[str]:
     """Yield lines that say which tensors were looked for, and which unused ones may be meant, one for like layers."""
     for parameter, count in _group_layers(missing):
         shape = missing[parameter]
-        looked_for = _join_short([source.name for source in names.sources.get(parameter, [])], 2)
+        looked_for = short_names((source.name for source in names.sources.get(parameter, [])), 2, MAX_NAMES)
         candidates = similar_tensors(parameter, shape, names, unused)
         yield (
             f"missing {parameter}{f' {shape}' if shape else ''}{_like_it(count)}: "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from mlx_transformer.messages import short_repr
+from mlx_transformer.messages import short_repr, similar_names
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.families.other_models import UNSUPPORTED_MODEL_TYPES, describe_other_model
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, Tensor
@@ -330,8 +330,8 @@ def find_family(
     if not fits:
         raise ValueError(
             "The family cannot be detected from config.json or the names of tensors: list these by info --tensors, and "
-            "rename them by convert --rename to the model's own (docs/converting.md), or to those of a family: "
-            f"{', '.join(sorted(FAMILIES))}."
+            "rename them by convert --rename to the model's own (docs/converting.md), or to those of a family "
+            "(docs/models.md)."
         )
     if FAMILIES[best[0]].model_types:
         raise ValueError(
@@ -368,7 +368,7 @@ def family_of_model_type(settings: dict[str, Any]) -> str | None:
     for name, family in FAMILIES.items():
         if model_type in family.model_types:
             return name
-    supported = ", ".join(sorted(FAMILIES))
     raise ValueError(
-        f"model_type {short_repr(model_type)} of config.json is not supported. Supported families: {supported}."
+        f"model_type {short_repr(model_type)} of config.json is not supported: docs/models.md lists the families that "
+        f"are. {similar_names(model_type, sorted(FAMILIES))}"
     )
