@@ -16,7 +16,7 @@ from mlx_transformer.training.run_directory import RunDirectory
 Log = list[dict[str, Any]]
 Point = tuple[float, float]  # a step and a value
 
-LOSS = "loss, nats a token"
+LOSS = "loss (nats per token)"
 # Panel title -> the log field that it shows, and the log events that have it.
 PANELS = {
     LOSS: ("loss", ("step", "validation")),
@@ -24,6 +24,7 @@ PANELS = {
     "chrF": ("chrf", ("validation",)),
     "learning rate": ("learning_rate", ("step",)),
 }
+MIN_SPANS = {LOSS: 0.5, "BLEU": 5.0, "chrF": 5.0}  # of a vertical axis, so that noise does not look like change
 MAX_NUMBER = 1e30  # far above any loss; matplotlib overflows near the largest float
 PANEL_SIZE = (3.1, 2.1)  # inches
 # Distinguishable with colour vision deficiency (Okabe and Ito 2008, Color Universal Design).
@@ -92,6 +93,8 @@ def _format_axes(axes: Axes, title: str, label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     low, high = axes.dataLim.intervaly
+    if (missing := MIN_SPANS.get(title, 0) - (high - low)) > 0:
+        axes.set_ylim(max(0, low - missing / 2), high + missing / 2)
     if title == LOSS and 0 < 4 * low < high:
         axes.set_yscale("log")
         subs = (1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 3) if high < 1000 * low else (1,)
@@ -105,7 +108,8 @@ def _add_legend(figure: Figure, logs: Sequence[Log], names: list[str]) -> None:
     texts, families = render_labels(names, max_length=60)
     runs = [Line2D([], [], linewidth=2.5, **line_style(number)) for number in range(len(names))]
     validated = any(curve(log, "validation", "loss") for log in logs)
-    kinds = {"training": "step"} | ({"validation": "validation", "best validation": "best"} if validated else {})
+    training = "training, with label smoothing" if any(map(has_label_smoothing, logs)) else "training"
+    kinds = {training: "step"} | ({"validation": "validation", "best validation": "best"} if validated else {})
     grey = [Line2D([], [], **{"color": "0.3"} | LINE_PROPERTIES[kind]) for kind in kinds.values()]
     labels = [*texts, *kinds]
     line_length = int(figure.get_figwidth() * 15)  # characters
@@ -139,6 +143,12 @@ def read_log(folder: str | Path) -> Log:
             f"A log must hold losses, but {run.log_file} has none yet: wait for the first steps of the run."
         )
     return log
+
+
+def has_label_smoothing(log: Log) -> bool:
+    """Whether the training losses of a log include label smoothing."""
+    configs = (entry.get("config") for entry in log)
+    return any(isinstance(config, dict) and bool(config.get("label_smoothing")) for config in configs)
 
 
 def curve(log: Log, event: str, field: str) -> list[Point]:

@@ -46,6 +46,7 @@ class TestLogs:
             '{"event": "step", "step": 60, "loss": 1' + "0" * 400 + "}",
             '{"event": "step", "step": [1], "loss": 1}',
             '{"step": null}',
+            '{"event": "start", "config": 5}',
         ],
     )
     def test_odd_lines_are_ignored(self, run, line):
@@ -72,7 +73,7 @@ class TestLogs:
 class TestLearningCurves:
     def test_every_logged_metric_is_drawn_with_a_star_at_the_best(self, run):
         figure = learning_curves.learning_curves([run(entries=[START, FIRST, *STEPS, *SCORED])])
-        assert titles(figure) == ["loss, nats a token", "BLEU", "chrF", "learning rate"]
+        assert titles(figure) == ["loss (nats per token)", "BLEU", "chrF", "learning rate"]
         loss, bleu, chrf, rate = figure.axes
         assert curves(loss) == [[(1, 9), (20, 6), (40, 3)], [(20, 5), (30, 4), (40, 4.5)], [(30, 4)]]
         assert curves(bleu) == [[(20, 10), (30, 15), (40, 20)], [(30, 15)]]
@@ -82,9 +83,9 @@ class TestLearningCurves:
         assert {axes.get_xlim() for axes in figure.axes} == {loss.get_xlim()}
 
     def test_metrics_without_values_get_no_panel(self, run):
-        assert titles(learning_curves.learning_curves([run()])) == ["loss, nats a token", "learning rate"]
+        assert titles(learning_curves.learning_curves([run()])) == ["loss (nats per token)", "learning rate"]
         figure = learning_curves.learning_curves([run("validated", VALIDATIONS)])
-        assert titles(figure) == ["loss, nats a token"]
+        assert titles(figure) == ["loss (nats per token)"]
 
     def test_a_metric_of_one_run_only_is_drawn(self, run):
         figure = learning_curves.learning_curves([run("plain"), run("scored", SCORED)])
@@ -107,6 +108,19 @@ class TestLearningCurves:
         ]
         assert len(set(drawn)) == 16
         assert [(line.get_color(), line.get_linestyle()) for line in legend.get_lines()[:16]] == drawn
+
+    def test_training_losses_with_label_smoothing_are_named_so(self, run):
+        start = START | {"config": {"label_smoothing": 0.1}}
+        (legend,) = learning_curves.learning_curves([run("a"), run("b", [start, *LOG])]).legends
+        assert [text.get_text() for text in legend.get_texts()][2] == "training, with label smoothing"
+
+    def test_axes_are_not_zoomed_to_noise(self, run):
+        entries = [{"event": "validation", "step": i, "loss": 2 + i / 100, "bleu": 1 + i / 10} for i in range(3)]
+        loss, bleu = learning_curves.learning_curves([run(entries=entries)]).axes
+        assert loss.get_ylim() == pytest.approx((1.76, 2.26)) and bleu.get_ylim() == pytest.approx((0, 3.6))
+        wide = [{"event": "validation", "step": i, "loss": 2.0 + i} for i in range(3)]
+        (loss,) = learning_curves.learning_curves([run("wide", wide)]).axes
+        assert loss.get_ylim()[0] > 1.5 and loss.get_ylim()[1] < 4.5
 
     def test_run_names_are_shown_verbatim(self, run, tmp_path):
         names = ["_run", "$x^2$", "50%_#1", "x" * 50]
