@@ -1,7 +1,7 @@
 """Attention maps: attention weights of kinds, layers and heads as heat maps."""
 
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from itertools import chain, islice, zip_longest
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mlx_transformer.inference.attention_weights import AttentionWeights, attention
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.plotting.fonts import piece_labels, render_labels, text_width
+from mlx_transformer.plotting.fonts import Pieces, readable_pieces, render_labels, text_width
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 # Kind of attention -> its title, and what its rows (queries) and columns (keys) are.
@@ -27,6 +27,7 @@ CELL_SIZES = (0.08, 0.2)  # minimum and maximum size of a token's cell in inches
 PREFERRED_SIZE = 24  # inches; cells shrink in larger figures
 MAX_SIZE = 50  # inches; drawing takes about 400 MB
 PANELS_PER_ROW = 4
+MAX_LABEL_LENGTH = 12  # characters of a token
 MAX_VECTOR_CELLS = 10_000  # larger panels are embedded in .svg and .pdf as images
 COLORBAR_TICKS = (0, 0.05, 0.2, 0.5, 1)
 
@@ -37,7 +38,7 @@ class AttentionPanel(NamedTuple):
     Attributes:
         kind: A key of ATTENTION_KINDS.
         title: Its layer and head.
-        weights: (queries, keys).
+        weights: (queries, keys); masked where the causal mask hides keys.
     """
 
     kind: str
@@ -75,13 +76,16 @@ def attention_figure(
         raise ValueError(f"A kind of attention must be one of {', '.join(ATTENTION_KINDS)}, not {unknown[0]!r}.")
     weights = attention(model, mx.array([source], mx.int32), mx.array([target[:-1]], mx.int32))
     selected = [kind for kind in ATTENTION_KINDS if kind in (kinds or ATTENTION_KINDS)]
-    rows = arrange_panels([panel for kind in selected for panel in select_panels(weights, kind, layers, heads)])
-    texts, families = render_labels(
-        piece_labels(tokenizer.source, source) + piece_labels(tokenizer.target, target), max_length=24
-    )
-    source_labels, target_labels = texts[: len(source)], texts[len(source) :]
-    labels = {"source": source_labels, "target": target_labels[1:], "target so far": target_labels[:-1]}
-    return _draw_panel_grid(rows, labels, 0.4 * max(map(text_width, texts)) + 2, families)
+    pieces = {
+        "source": readable_pieces(tokenizer.source, source),
+        "target": readable_pieces(tokenizer.target, target[1:]),
+        "target so far": readable_pieces(tokenizer.target, target[:-1]),
+    }
+    panels = [merge_pieces(panel, pieces) for kind in selected for panel in select_panels(weights, kind, layers, heads)]
+    texts, families = render_labels(chain.from_iterable(side.labels for side in pieces.values()), MAX_LABEL_LENGTH)
+    shown = iter(texts)
+    labels = {name: list(islice(shown, len(side.labels))) for name, side in pieces.items()}
+    return _draw_panel_grid(arrange_panels(panels), labels, 0.4 * max(map(text_width, texts)) + 2, families)
 
 
 def select_panels(
@@ -99,6 +103,21 @@ def select_panels(
             yield AttentionPanel(kind, f"layer {layer}, head {head}", matrices[head])
 
 
+def merge_pieces(panel: AttentionPanel, pieces: dict[str, Pieces]) -> AttentionPanel:
+    """Merge the bytes of each character: the weights of their keys add up, those of their queries are averaged."""
+    _, queries, keys = ATTENTION_KINDS[panel.kind]
+    rows, columns = pieces[queries].starts, pieces[keys].starts
+    hidden = np.triu(np.full(panel.weights.shape, panel.kind == "decoder"), 1)  # by the causal mask
+
+    def merge(matrix: np.ndarray) -> np.ndarray:
+        merged: np.ndarray = np.add.reduceat(np.add.reduceat(matrix, rows, axis=0), columns, axis=1)
+        return merged
+
+    sizes = np.diff([*rows, len(panel.weights)])
+    weights = np.ma.masked_where(merge(~hidden) == 0, merge(panel.weights) / sizes[:, None])
+    return panel._replace(weights=weights)
+
+
 def check_number(name: str, kind: str, number: int, count: int) -> None:
     """Raise ValueError for a layer or head that does not exist."""
     if not 0 <= number < count:
@@ -106,10 +125,10 @@ def check_number(name: str, kind: str, number: int, count: int) -> None:
 
 
 def arrange_panels(panels: Sequence[AttentionPanel]) -> list[list[AttentionPanel]]:
-    """Arrange panels in rows; panels with the same queries stand side by side."""
-    groups = [
-        [panel for panel in panels if ATTENTION_KINDS[panel.kind][1] == queries] for queries in ("source", "target")
-    ]
+    """Arrange panels in rows: side by side if there is room, else each kind in rows of its own."""
+    if len(panels) <= PANELS_PER_ROW:
+        return [list(panels)]
+    groups = [[panel for panel in panels if panel.kind == kind] for kind in ATTENTION_KINDS]
     return [group[i : i + PANELS_PER_ROW] for group in groups for i in range(0, len(group), PANELS_PER_ROW)]
 
 
@@ -152,7 +171,7 @@ def _draw_panel(axes: Axes, panel: AttentionPanel, labels: dict[str, list[str]],
     name, rows, columns = ATTENTION_KINDS[panel.kind]
     queries, keys = panel.weights.shape
     mesh = axes.pcolormesh(
-        np.ma.masked_where(np.triu(np.full((queries, keys), panel.kind == "decoder"), 1), panel.weights),
+        panel.weights,
         cmap=colormaps["Blues"].with_extremes(bad="0.93"),
         norm=PowerNorm(0.5, 0, 1),  # makes differences of small weights visible
         edgecolors="white",

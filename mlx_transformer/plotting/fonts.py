@@ -3,7 +3,7 @@
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -15,7 +15,9 @@ from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary
 
 DEFAULT_FONT = "DejaVu Sans"  # comes with matplotlib
 PLACEHOLDER_FONTS = re.compile("Last ?Resort|Adobe Blank")  # fonts with placeholders for every character
-ASCII_BYTE = re.compile("<0x([2-7][0-9A-F])>")
+BYTE = re.compile("<0x[0-9A-F]{2}>")
+MAX_BYTES = 4  # of a character in UTF-8
+REPLACEMENT = "\ufffd"  # for bytes that are no character
 # Spaces become open boxes; OpenNMT's joiner, which few fonts have, becomes a black square.
 VISIBLE_SYMBOLS = str.maketrans({" ": "\u2423", SPACE_SYMBOL: "\u2423", "\uffed": "\u25a0"})
 NON_GLYPH_CATEGORIES = ("Cc", "Co", "Cs", "Zl", "Zp")  # control, private use, surrogates, line separators
@@ -35,20 +37,43 @@ class RenderedLabels(NamedTuple):
     families: list[str]
 
 
-def piece_labels(vocabulary: Vocabulary, ids: Iterable[int]) -> list[str]:
-    """Return readable pieces for token ids: spaces as open boxes, ASCII byte tokens as characters.
+class Pieces(NamedTuple):
+    """Readable pieces of a text.
 
-    Byte-level pieces (GPT-2) are decoded; bytes that are not characters on their own become U+FFFD.
+    Attributes:
+        labels: The pieces.
+        starts: Index of the first token of each piece.
     """
+
+    labels: list[str]
+    starts: list[int]
+
+
+def readable_pieces(vocabulary: Vocabulary, ids: Sequence[int]) -> Pieces:
+    """Return readable pieces for token ids: spaces as open boxes, the bytes of a character as one piece.
+
+    Byte-level pieces (GPT-2) are decoded; bytes that are no character stay on their own, as U+FFFD or <0xE4>.
+    """
+    tokens = [vocabulary.id_to_token(i) for i in ids]
     decoder = vocabulary.tokenizer.decoder if isinstance(vocabulary, HFVocabulary) else None
-    labels = []
-    for piece in map(vocabulary.id_to_token, ids):
+
+    def decode(part: list[str]) -> str:
         if isinstance(decoder, decoders.ByteLevel):
-            piece = decoder.decode([piece])
-        elif byte := ASCII_BYTE.fullmatch(piece):
-            piece = chr(int(byte[1], 16))
-        labels.append(piece.translate(VISIBLE_SYMBOLS))
-    return labels
+            return str(decoder.decode(part))
+        if all(map(BYTE.fullmatch, part)):
+            return bytes(int(token[1:-1], 16) for token in part).decode("utf-8", "replace")
+        return part[0] if len(part) == 1 else REPLACEMENT
+
+    labels, starts, start = [], [], 0
+    while start < len(tokens):
+        parts = (tokens[start : start + count] for count in range(1, MAX_BYTES + 1))
+        part = next((part for part in parts if REPLACEMENT not in decode(part)), [tokens[start]])
+        text = decode(part)
+        label = part[0] if text == REPLACEMENT and BYTE.fullmatch(part[0]) else text
+        labels.append(label.translate(VISIBLE_SYMBOLS))
+        starts.append(start)
+        start += len(part)
+    return Pieces(labels, starts)
 
 
 def render_labels(texts: Iterable[str], max_length: int) -> RenderedLabels:

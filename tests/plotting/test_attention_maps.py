@@ -48,6 +48,26 @@ class TestAttention:
         for axes, (i, j) in zip(found.values(), [(1, 1), (1, 0), (0, 1), (0, 0)], strict=True):
             assert np.allclose(drawn(axes), np.array(weights.cross[i][0, j]), atol=1e-6)
 
+    def test_bytes_of_a_character_share_a_row_and_a_column(self):
+        """é has two bytes, € three."""
+        source, target = ["<0xC3>", "<0xA9>", "a"], ["<s>", "<0xE2>", "<0x82>", "<0xAC>", "b"]
+        model, tokenizer, source_ids, target_ids = word_model(source, target)
+        weights = mt.attention(model, mx.array([source_ids]), mx.array([target_ids[:-1]]))
+        figure = attention_maps.attention_figure(model, tokenizer, source_ids, target_ids)
+        _, cross, decoder = panels(figure).values()
+        expected = np.array(weights.cross[1][0]).mean(axis=0)
+        expected = np.stack([expected[:3].mean(axis=0), expected[3]])
+        assert np.allclose(drawn(cross), np.stack([expected[:, :2].sum(axis=1), expected[:, 2]], axis=1), atol=1e-6)
+        assert [text.get_text() for text in cross.get_xticklabels()] == ["é", "a"]
+        assert [text.get_text() for text in cross.get_yticklabels()] == ["€", "b"]
+        assert [text.get_text() for text in decoder.get_xticklabels()] == ["<s>", "€"]
+        assert np.allclose(drawn(decoder).sum(axis=1), 1, atol=1e-6)
+
+    def test_few_panels_stand_side_by_side(self):
+        figure = attention_maps.attention_figure(*word_model())
+        tops = {round(axes.get_position().y1, 6) for axes in panels(figure).values()}
+        assert len(tops) == 1
+
     def test_rows_are_queries_and_columns_are_keys(self):
         figure = attention_maps.attention_figure(*word_model())
         labels = {

@@ -15,18 +15,36 @@ from mlx_transformer.plotting import fonts as fonts_module
 class TestLabels:
     def test_pieces_are_readable(self):
         words = WordVocabulary({"\u2581the": 0, " a": 1, "\uffed,": 2, "<0xE4>": 3, "<0x41>": 4, "</s>": 5}, 0)
-        assert fonts_module.piece_labels(words, range(6)) == ["\u2423the", "\u2423a", "\u25a0,", "<0xE4>", "A", "</s>"]
-        assert fonts_module.piece_labels(ByteVocabulary({"</s>": 1}), [1, 75, 35, 231]) == [
+        assert fonts_module.readable_pieces(words, range(6)).labels == [
+            "\u2423the",
+            "\u2423a",
+            "\u25a0,",
+            "<0xE4>",
+            "A",
+            "</s>",
+        ]
+        assert fonts_module.readable_pieces(ByteVocabulary({"</s>": 1}), [1, 75, 35, 231]).labels == [
             "</s>",
             "H",
             "\u2423",
             "<0xE4>",
         ]
 
+    def test_bytes_of_a_character_are_one_piece(self):
+        text = "é日😀"
+        vocabulary = ByteVocabulary({})
+        ids = vocabulary.encode(text)
+        broken = [*ids[:2], ids[2], *ids[5:]]  # two of the three bytes of 日 are missing
+        assert fonts_module.readable_pieces(vocabulary, ids) == ([*text], [0, 2, 5])
+        assert fonts_module.readable_pieces(vocabulary, broken) == (["é", "<0xE6>", "😀"], [0, 2, 3])
+        byte_level = HFVocabulary(tokenizers.Tokenizer.from_str(train_byte_level()))
+        assert fonts_module.readable_pieces(byte_level, byte_level.encode("日")) == (["日"], [0])
+        assert len(byte_level.encode("日")) == 3
+
     def test_byte_level_pieces_are_decoded(self):
         vocabulary = HFVocabulary(tokenizers.Tokenizer.from_str(train_byte_level()))
         ids = vocabulary.encode(" the été")
-        assert "".join(fonts_module.piece_labels(vocabulary, [0, *ids])) == "<s>\u2423the\u2423été"
+        assert "".join(fonts_module.readable_pieces(vocabulary, [0, *ids]).labels) == "<s>\u2423the\u2423été"
         assert "Ġ" in "".join(map(vocabulary.id_to_token, ids))
 
     @pytest.mark.parametrize(
