@@ -211,9 +211,9 @@ def report(runs: Sequence[Path], picture: Path | None) -> None:
     print(f"\n{curves_table(logs)}\n{goals_table(goals(list(results.values())))}")
     if picture:
         from mlx_transformer.plotting.figures import save
-        from mlx_transformer.plotting.learning_curves import learning_curves
+        from mlx_transformer.plotting.learning_curves import plot_learning_curves
 
-        save(learning_curves(runs), picture)
+        save(plot_learning_curves(runs), picture)
 
 
 def named_runs(runs: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import Any
 
@@ -13,7 +12,7 @@ from mlx_transformer.cli.completion import complete_model
 from mlx_transformer.cli.help import option_group
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.config.model import DTYPE_NAMES
-from mlx_transformer.config.search import BATCH_TOKENS
+from mlx_transformer.config.search import BATCH_TOKENS, change_search
 
 OF_MODEL = "the model's"  # a default
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
@@ -160,16 +159,7 @@ def search_config(defaults: mt.SearchConfig, given: dict[str, Any]) -> mt.Search
     changes = {name: value for name, value in given.items() if value is not None}
     if "early_stopping" in changes:
         changes["early_stopping"] = EARLY_STOPPING[changes["early_stopping"]]
-    if (changes.get("temperature") or "alternatives" in changes) and "beam_size" not in changes:
-        changes["num_hypotheses"] = changes.get("num_hypotheses", 1)
-        changes["beam_size"] = changes["num_hypotheses"]  # draw exactly this many samples
-    if "num_hypotheses" in changes and "beam_size" not in changes:
-        changes["beam_size"] = max(defaults.beam_size, changes["num_hypotheses"])
-    elif "beam_size" in changes and "num_hypotheses" not in changes:
-        changes["num_hypotheses"] = min(defaults.num_hypotheses, max(1, changes["beam_size"]))
-    if "max_tokens" in changes and "min_tokens" not in changes:
-        changes["min_tokens"] = min(defaults.min_tokens, changes["max_tokens"])
-    return dataclasses.replace(defaults, **changes)
+    return change_search(defaults, **changes)
 
 
 def select_task(model: mt.Transformer, name: str | None, prefix: str | None) -> tuple[mt.SearchConfig, str | None]:

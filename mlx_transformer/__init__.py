@@ -11,6 +11,7 @@ _MODULES = {
     "ModelConfig": "config.model",
     "StackConfig": "config.model",
     "SearchConfig": "config.search",
+    "SearchOptions": "config.search",
     "AlignmentConfig": "config.alignment",
     "Transformer": "model.transformer",
     "Memory": "model.transformer",
@@ -23,7 +24,12 @@ _MODULES = {
     "Score": "inference.scoring",
     "score": "inference.scoring",
     "score_ids": "inference.scoring",
-    "attention": "inference.attention_weights",
+    "attention": "inference.text_attention",
+    "TextAttention": "inference.text_attention",
+    "attention_ids": "inference.attention_weights",
+    "AttentionWeights": "inference.attention_weights",
+    "evaluate": "inference.evaluation",
+    "Evaluation": "inference.evaluation",
     "load": "pretrained.loading",
     "convert": "pretrained.loading",
     "ConversionReport": "weights.convert",
@@ -31,9 +37,12 @@ _MODULES = {
     "save": "checkpoints.model_folder",
     "TrainingConfig": "config.training",
     "train": "training.trainer",
+    "plot_attention": "plotting.attention_maps",
+    "plot_learning_curves": "plotting.learning_curves",
 }
 
-__all__ = [*_MODULES, "__version__"]
+# Without the functions that need matplotlib, so that `from mlx_transformer import *` works where it is not installed.
+__all__ = [*(name for name in _MODULES if not name.startswith("plot_")), "__version__"]
 
 
 def __getattr__(name: str) -> object:
@@ -46,4 +55,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES})

@@ -74,11 +74,12 @@ def check_reference_counts(hypotheses: Sequence[str], references: Sequence[Seque
     """Raise ValueError unless every hypothesis is a string with a list of references, one of them not empty."""
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(
-            f"There must be as many groups of references as hypotheses, at least one, not {len(references)} and "
+            f"There must be as many groups of references as texts, at least one, not {len(references)} and "
             f"{len(hypotheses)}."
         )
     for number, (text, group) in enumerate(zip(hypotheses, references, strict=True), start=1):
-        if isinstance(group, str) or not all(isinstance(item, str) for item in (text, *group)):
+        is_list = isinstance(group, Sequence) and not isinstance(group, str)
+        if not is_list or not all(isinstance(item, str) for item in (text, *group)):
             raise ValueError(
                 f"Every sentence needs a hypothesis and a list of references, all strings: number {number} has "
                 f"{text!r:.40} and {group!r:.40}."

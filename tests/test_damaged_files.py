@@ -19,7 +19,7 @@ from support.fuzzing import read_damaged_files
 from support.tiny_sentencepiece_tokenizers import list_pieces, train_sentencepiece, write_files, write_marian
 
 from mlx_transformer.checkpoints import model_folder
-from mlx_transformer.plotting.learning_curves import learning_curves
+from mlx_transformer.plotting.learning_curves import plot_learning_curves
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary, load_hf_tokenizer
 from mlx_transformer.training.run_directory import RunDirectory, load_run_options
 from mlx_transformer.weights import convert
@@ -263,7 +263,7 @@ def run_folder(path):
         run = RunDirectory(folder)
         load_run_options(folder)
         run.latest_checkpoint(set_aside_damaged=False)
-        learning_curves([folder])
+        plot_learning_curves([folder])
 
     damages = [("log.jsonl", json_lines), ("log.jsonl", json_lines), ("options.toml", by_bytes)]
     return Folder(path, [*damages, ("last/SHA256SUMS", by_bytes), ("last/training.json", damage_json)], use)

@@ -35,7 +35,7 @@ def abandoned_stream(model, tokenizer, line):
 
 
 def attention(model, tokenizer, line):
-    weights = mt.attention(model, mx.array([tokenizer.encode(line)]), mx.array([[2, 5, 6]]))
+    weights = mt.attention_ids(model, mx.array([tokenizer.encode(line)]), mx.array([[2, 5, 6]]))
     return weights.cross[0].tolist()
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.options import (
     dtype_option,
@@ -90,6 +87,7 @@ def command(
     A row shows the attention weights of one token, from white (0) to dark blue. Target rows are the tokens that the
     decoder predicts, target columns the tokens that it has read.
     """
+    from mlx_transformer.inference.text_attention import encode_pair
     from mlx_transformer.plotting.attention_maps import attention_figure
     from mlx_transformer.plotting.figures import check_format, save
 
@@ -102,49 +100,11 @@ def command(
     search, prefix = select_task(network, task, source_prefix)
     options = {"source_language": source_language, "target_language": target_language, "source_prefix": prefix}
     activity.show("Computing attention weights; the first use compiles the model")
-    source = encode_source(network, tokenizer, text, **options)
-    if target is None:
-        ids = generate_target(network, tokenizer, text, search, **options)
-    else:
-        ids = encode_target(network, tokenizer, text, target, **options)
-    ids = [tokenizer.decoder_starts(1, target_language)[0].start_id, *ids]
-    figure = attention_figure(network, tokenizer, source, ids, kinds, layers, heads)
+    pair = encode_pair(network, tokenizer, text, target, search, **options)
+    if pair.truncated:
+        warn_truncated("TEXT" if target is None else "TEXT or --target")
+    figure = attention_figure(network, tokenizer, pair.source, pair.target, kinds, layers, heads)
     activity.show("Drawing")
     save(figure, output)
     activity.clear()
     click.echo(f"Picture: {output}")
-
-
-def encode_source(
-    model: mt.Transformer,
-    tokenizer: mt.Tokenizer,
-    text: str,
-    source_language: str | None,
-    target_language: str | None,
-    source_prefix: str | None,
-) -> list[int]:
-    """Return the token ids of the source."""
-    from mlx_transformer.inference.batching import encode_sources
-    from mlx_transformer.inference.source_lines import add_source_prefix, make_source_lines
-
-    lines = make_source_lines([text], source_language, target_language)
-    (ids,) = encode_sources(tokenizer, list(add_source_prefix(tokenizer.config, lines, source_prefix)))
-    return tokenizer.truncate_source(ids, model.config.encoder.max_length)
-
-
-def generate_target(
-    model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, search: mt.SearchConfig, **options: Any
-) -> list[int]:
-    """Return the token ids of the best hypothesis, with the end token if it was generated."""
-    ((best, *_),) = mt.generate_hypotheses(model, tokenizer, [text], search, **options)
-    if best.truncated:
-        warn_truncated("TEXT")
-    return best.ids + ([] if best.end_id is None else [best.end_id])
-
-
-def encode_target(model: mt.Transformer, tokenizer: mt.Tokenizer, text: str, target: str, **options: Any) -> list[int]:
-    """Return the token ids of a given target, with the end token."""
-    (score,) = mt.score(model, tokenizer, [text], [target], **options)
-    if score.truncated:
-        warn_truncated("TEXT or --target")
-    return score.tokens

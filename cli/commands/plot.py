@@ -30,11 +30,11 @@ def command(runs: tuple[str, ...], output: str) -> None:
     model is RUN/best. The training loss includes label smoothing; the validation loss does not.
     """
     from mlx_transformer.plotting.figures import check_format, save
-    from mlx_transformer.plotting.learning_curves import learning_curves
+    from mlx_transformer.plotting.learning_curves import plot_learning_curves
 
     check_format(output)
     check_paths(output)
     activity.show("Drawing")
-    save(learning_curves(runs), output)
+    save(plot_learning_curves(runs), output)
     activity.clear()
     click.echo(f"Picture: {output}")

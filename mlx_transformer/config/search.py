@@ -1,9 +1,16 @@
 """Configuration of a search, and of the tasks that a checkpoint was trained for."""
 
+import dataclasses
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
-from mlx_transformer.config.serialization import check_positive, check_types
+from mlx_transformer.config.serialization import check_positive, check_type, check_types
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack as Unpack
+else:
+    from typing_extensions import Unpack as Unpack
 
 MAX_BEAM_SIZE = 1024
 
@@ -142,6 +149,58 @@ class SearchConfig:
             raise ValueError(f"{filtered[0]} only affects sampling: set a temperature above 0 as well.")
         if self.alternatives and self.temperature:
             raise ValueError(f"alternatives cannot be sampled: leave out temperature {self.temperature}.")
+
+
+class SearchOptions(TypedDict, total=False):
+    """The fields of a SearchConfig as keyword arguments, for functions that search."""
+
+    beam_size: int
+    num_hypotheses: int
+    max_tokens: int | None
+    min_tokens: int
+    length_penalty: float
+    early_stopping: bool | Literal["never"]
+    suppress_ids: tuple[int, ...]
+    bad_words: tuple[tuple[int, ...], ...]
+    no_repeat_ngram_size: int
+    source_no_repeat_ngram_size: int
+    repetition_penalty: float
+    forced_bos_id: int | None
+    forced_eos_id: int | None
+    renormalize: bool
+    max_length_ratio: float | None
+    min_length_ratio: float
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    alternatives: bool
+
+
+def change_search(search: SearchConfig, **options: Unpack[SearchOptions]) -> SearchConfig:
+    """Return a search with some of its fields changed.
+
+    Fields that depend on a changed one follow it, unless they are changed themselves: the beam is as large as the
+    hypotheses need, a sampling search draws `num_hypotheses` samples (1 by default), and `min_tokens` is at most
+    `max_tokens`.
+
+    Raises:
+        ValueError: If a value does not have the type of its field, or the fields do not fit together.
+    """
+    changes: dict[str, Any] = dict(options)
+    for name, kind in SearchOptions.__annotations__.items():
+        if name in changes:
+            check_type(name, changes[name], kind)
+    if "beam_size" not in changes and (changes.get("temperature") or changes.get("alternatives")):
+        changes["beam_size"] = changes["num_hypotheses"] = changes.get("num_hypotheses", 1)
+    elif "beam_size" not in changes and "num_hypotheses" in changes:
+        changes["beam_size"] = max(search.beam_size, changes["num_hypotheses"])
+    elif "beam_size" in changes and "num_hypotheses" not in changes:
+        changes["num_hypotheses"] = min(search.num_hypotheses, max(1, changes["beam_size"]))
+    if changes.get("max_tokens") is not None and "min_tokens" not in changes:
+        changes["min_tokens"] = min(search.min_tokens, changes["max_tokens"])
+    return dataclasses.replace(search, **changes)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class AttentionWeights(NamedTuple):
     cross: list[mx.array]
 
 
-def attention(model: Transformer, source: mx.array, target: mx.array) -> AttentionWeights:
+def attention_ids(model: Transformer, source: mx.array, target: mx.array) -> AttentionWeights:
     """Return all attention weights of one teacher-forced pass.
 
     Args:

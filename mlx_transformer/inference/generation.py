@@ -1,5 +1,6 @@
 """Generation of texts: lines are tokenized, batched by length, searched, decoded and returned in order."""
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, overload
 import mlx.core as mx
 
 from mlx_transformer.config.alignment import AlignmentConfig
-from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig
+from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack, change_search
 from mlx_transformer.config.tokenizer import MIN_SOURCE_TOKENS
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
@@ -32,11 +33,21 @@ from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_e
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
+from mlx_transformer.messages import similar_names
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
 from mlx_transformer.tokenization.texts import TextError
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
+# What other libraries call the fields of a search.
+OTHER_NAMES = {
+    "do_sample": "temperature",
+    "max_length": "max_tokens",
+    "max_new_tokens": "max_tokens",
+    "num_beams": "beam_size",
+    "num_return_sequences": "num_hypotheses",
+    "temp": "temperature",
+}
 Rescore = Callable[[list["EncodedSource"], list[list[Hypothesis]]], list[list[Hypothesis]]]
 logger = logging.getLogger(__name__)
 EMPTY_HYPOTHESIS = Hypothesis(ids=[], score=0.0, finish_reason="stop", text="")
@@ -77,6 +88,7 @@ def generate(
     target_prefix: PerLineText = ...,
     split_sentences: bool | None = ...,
     batch_tokens: int = ...,
+    **options: Unpack[SearchOptions],
 ) -> str: ...
 
 
@@ -84,7 +96,7 @@ def generate(
 def generate(
     model: Transformer,
     tokenizer: Tokenizer,
-    text: list[str],
+    text: list[str] | tuple[str, ...],
     search: SearchConfig | None = None,
     *,
     source_language: PerLineText = ...,
@@ -93,13 +105,14 @@ def generate(
     target_prefix: PerLineText = ...,
     split_sentences: bool | None = ...,
     batch_tokens: int = ...,
+    **options: Unpack[SearchOptions],
 ) -> list[str]: ...
 
 
 def generate(
     model: Transformer,
     tokenizer: Tokenizer,
-    text: str | list[str],
+    text: str | list[str] | tuple[str, ...],
     search: SearchConfig | None = None,
     *,
     source_language: PerLineText = None,
@@ -108,6 +121,7 @@ def generate(
     target_prefix: PerLineText = None,
     split_sentences: bool | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    **options: Unpack[SearchOptions],
 ) -> str | list[str]:
     """Generate the best target of a text, or of each of several texts.
 
@@ -115,7 +129,7 @@ def generate(
         model: The model.
         tokenizer: Its tokenizer.
         text: A source text, or a list of source texts.
-        search: The search configuration; `model.search_defaults` if None.
+        search: See `generate_hypotheses`.
         source_language: See `generate_hypotheses`.
         target_language: See `generate_hypotheses`.
         source_prefix: See `generate_hypotheses`.
@@ -123,30 +137,48 @@ def generate(
         split_sentences: Whether to generate from each sentence of a text on its own. None splits texts that are longer
             than what the model was trained on; sentences are numbered as lines in sampling.
         batch_tokens: See `generate_hypotheses`.
+        **options: See `generate_hypotheses`.
 
     Returns:
         The target text, or a list with one target text per source text.
     """
-    lines = make_source_lines(
-        [text] if isinstance(text, str) else text, source_language, target_language, target_prefix
-    )
-    options: dict[str, Any] = {"source_prefix": source_prefix}
-    split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **options)
-    options |= {"search": search, "batch_tokens": batch_tokens, "return_errors": True}
+    search = make_search(generate, model, search, options)
+    lines = make_source_lines(text, source_language, target_language, target_prefix)
+    shared: dict[str, Any] = {"source_prefix": source_prefix}
+    split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **shared)
+    shared |= {"search": search, "batch_tokens": batch_tokens, "return_errors": True}
     results = (
         combine_hypotheses(paragraph, [best for best, *_ in rows])
         for paragraph, rows in generate_paragraphs(
-            map(split, lines), partial(generate_hypotheses, model, tokenizer, **options)
+            map(split, lines), partial(generate_hypotheses, model, tokenizer, **shared)
         )
     )
     texts = [best.text or "" for best in raise_first_error(results, lambda best: best.error, "Line")]
     return texts[0] if isinstance(text, str) else texts
 
 
+def make_search(
+    function: Callable[..., Any], model: Transformer, search: SearchConfig | None, options: SearchOptions
+) -> SearchConfig:
+    """Return the search of a call: the given one, or the model's own, changed by keyword arguments.
+
+    Raises:
+        TypeError: If a keyword argument of the function is unknown, with similar names.
+        ValueError: If the fields of the search do not fit together, or the model.
+    """
+    for name in options.keys() - SearchOptions.__annotations__.keys():
+        names = [*SearchOptions.__annotations__, *inspect.signature(function).parameters]
+        similar = f"Use {OTHER_NAMES[name]}." if name in OTHER_NAMES else similar_names(name, names)
+        raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}. {similar}")
+    search = search or model.search_defaults
+    check_search(search, model.config)
+    return change_search(search, **options)
+
+
 def generate_hypotheses(
     model: Transformer,
     tokenizer: Tokenizer,
-    lines: Iterable[str | SourceLine],
+    lines: str | Iterable[str | SourceLine],
     search: SearchConfig | None = None,
     *,
     source_language: PerLineText = None,
@@ -158,17 +190,18 @@ def generate_hypotheses(
     token_scores: bool = False,
     first_line: int = 0,
     return_errors: bool = False,
+    **options: Unpack[SearchOptions],
 ) -> Iterator[list[Hypothesis]]:
     """Generate the hypotheses of each line, best first, lazily and in order.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        lines: Source texts; blank ones and ones without tokens give one empty hypothesis. A SourceLine brings its own
-            languages and target prefix.
+        lines: Source texts, or a single one; blank ones and ones without tokens give one empty hypothesis. A SourceLine
+            brings its own languages and target prefix.
         search: The search configuration; `model.search_defaults` if None.
-        source_language: Language code of the lines, or one per line; None for models that need none.
-        target_language: Language code to generate, or one per line; None for models that need none.
+        source_language: Language code of the lines, or one per line, for models that need one.
+        target_language: Language code to generate, or one per line, for models that need one.
         source_prefix: Text such as "summarize: " that is put before lines that do not begin with it; the model's own
             prefix if None, no prefix if empty.
         target_prefix: Text that targets begin with, or one per line; None or blank for none.
@@ -176,29 +209,28 @@ def generate_hypotheses(
         alignment: How to align the hypotheses with their sources, in one more pass; None for no alignments.
         token_scores: Whether to return the log-probability of each token, from the same pass.
         first_line: Number of the first line; line numbers select random numbers in sampling.
-        return_errors: Whether a line that has no result (its language is unknown, logits are not finite, it does not
-            fit in memory) gives one hypothesis with an `error`; otherwise the first such line raises an error, after
-            the results of the lines before it.
+        return_errors: Whether a line that has no result (an unknown language, logits that are not finite, too little
+            memory) gives one hypothesis with an `error`; otherwise it raises an error after the results before it.
+        **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
 
     Returns:
-        A list of hypotheses per line. `truncated` marks hypotheses whose source was truncated to the model's maximum
-        length.
+        A list of hypotheses per line.
 
     Raises:
+        TypeError: If a keyword argument is unknown, with similar names.
         ValueError: If an argument does not fit the model, a line is not a string, or a line has no result.
     """
-    search = search or model.search_defaults
+    search = make_search(generate_hypotheses, model, search, options)
     check_search(search, model.config)
     check_arguments(model.config, tokenizer, batch_tokens, alignment)
     tokenizer.check_language_codes(source_language, target_language)
-    source_lines = make_source_lines(lines, source_language, target_language, target_prefix)
-    prefixed = add_source_prefix(tokenizer.config, source_lines, source_prefix)
+    unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
+    prefixed = enumerate(add_source_prefix(tokenizer.config, unprefixed, source_prefix), start=first_line)
     rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
-    numbered = enumerate(prefixed, start=first_line)
 
     def results() -> Iterator[list[Hypothesis]]:
-        while window := list(islice(numbered, READ_AHEAD)):
+        while window := list(islice(prefixed, READ_AHEAD)):
             sources = bisect_on_error(partial(_encode_lines, model, tokenizer), window, _failed_source)
             yield from _generate_window(model, tokenizer, sources, search, batch_tokens, rescore, empty)
 
@@ -216,6 +248,7 @@ def stream_generate(
     source_prefix: str | None = None,
     target_prefix: str | None = None,
     line: int = 0,
+    **options: Unpack[SearchOptions],
 ) -> Iterator[str]:
     """Yield the target of one text in pieces, as it is generated; joined, they equal the result of `generate`.
 
@@ -229,12 +262,15 @@ def stream_generate(
         source_prefix: See `generate_hypotheses`.
         target_prefix: See `generate_hypotheses`.
         line: Line number, which selects random numbers in sampling.
+        **options: See `generate_hypotheses`.
 
     Raises:
+        TypeError: If a keyword argument is unknown, with similar names.
         ValueError: If the text is not a string, the search has several beams, or a language is missing or unknown.
     """
     tokenizer.check_model(model.config)
-    search = search or replace(model.search_defaults, beam_size=1, num_hypotheses=1)
+    search = search or change_search(model.search_defaults, beam_size=1)
+    search = make_search(stream_generate, model, search, options)
     check_search(search, model.config)
     lines = make_source_lines([text], source_language, target_language, target_prefix)
     prefixed = list(add_source_prefix(tokenizer.config, lines, source_prefix))

@@ -33,11 +33,17 @@ from mlx_transformer.inference.batching import (
     reorder,
 )
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
-from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
+from mlx_transformer.inference.source_lines import (
+    PerLineText,
+    SourceLine,
+    add_source_prefix,
+    as_list,
+    make_source_lines,
+)
 from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.normalization import is_blank
-from mlx_transformer.tokenization.texts import check_list, check_string
+from mlx_transformer.tokenization.texts import check_string
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
 MISSING: Any = object()  # the counterpart of a source without a target, or of a target without a source
@@ -155,7 +161,7 @@ def score(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        sources: Source texts.
+        sources: Source texts, or a single one.
         targets: One target text per source.
         source_language: Language code of the sources, or one per source; None for models that need none.
         target_language: Language code of the targets, or one per target; None for models that need none.
@@ -172,8 +178,7 @@ def score(
             layer or head does not exist, or a pair has no score.
     """
     check_arguments(model.config, tokenizer, batch_tokens, alignment)
-    check_list(sources, "sources")
-    check_list(targets, "targets")
+    sources, targets = as_list(sources, "sources"), as_list(targets, "targets")
     tokenizer.check_language_codes(source_language, target_language)
     lines = make_source_lines(sources, source_language, target_language, name="sources")
     pairs = _pair_lines(add_source_prefix(tokenizer.config, lines, source_prefix), targets)

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.normalization import is_blank
 from mlx_transformer.tokenization.texts import check_list, check_string
 
 PerLineText = str | Iterable[str | None] | None  # one text for all lines, or one for each
+Item = TypeVar("Item")
 
 
 class SourceLine(NamedTuple):
@@ -29,6 +30,14 @@ class SourceLine(NamedTuple):
     start: int = 0
 
 
+def as_list(texts: Iterable[Item], name: str) -> Iterable[Item]:
+    """Return texts; a single text becomes a list of one. Raises ValueError, with their name, for what is no list."""
+    if isinstance(texts, str | SourceLine):
+        return cast(list[Item], [texts])
+    check_list(texts, name)
+    return texts
+
+
 def make_source_lines(
     texts: Iterable[str | SourceLine],
     source_language: PerLineText = None,
@@ -39,7 +48,7 @@ def make_source_lines(
     """Combine texts with their settings; a text that is a SourceLine already keeps its own.
 
     Args:
-        texts: The texts.
+        texts: The texts, or a single one.
         source_language: Language code of the texts, or one for each.
         target_language: Language code to generate, or one for each.
         target_prefix: Text that the targets begin with, or one for each.
@@ -49,7 +58,7 @@ def make_source_lines(
         ValueError: If a text or a setting is not a string, with its index, or if a setting is given per line and has
             fewer values than there are lines.
     """
-    check_list(texts, name)
+    texts = as_list(texts, name)
     columns = [
         _setting_of_each_line("source_language", source_language),
         _setting_of_each_line("target_language", target_language),

@@ -12,7 +12,10 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from mlx_transformer.inference.attention_weights import AttentionWeights, attention
+from mlx_transformer.config.search import SearchConfig, SearchOptions, Unpack
+from mlx_transformer.inference.attention_weights import AttentionWeights, attention_ids
+from mlx_transformer.inference.generation import make_search
+from mlx_transformer.inference.text_attention import encode_pair
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.plotting.fonts import Pieces, readable_pieces, render_labels, text_width
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -46,6 +49,54 @@ class AttentionPanel(NamedTuple):
     weights: np.ndarray
 
 
+def plot_attention(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    source: str,
+    target: str | None = None,
+    search: SearchConfig | None = None,
+    *,
+    kinds: str | Sequence[str] = (),
+    layers: Sequence[int] = (),
+    heads: Sequence[int] = (),
+    source_language: str | None = None,
+    target_language: str | None = None,
+    source_prefix: str | None = None,
+    **options: Unpack[SearchOptions],
+) -> Figure:
+    """Draw the attention weights of a text and its target, one panel per kind, layer and head.
+
+    Rows are queries, columns are keys. A target row is labelled with the token that the decoder predicts at that
+    position; target columns are the tokens that it reads.
+
+    Args:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        source: The source text.
+        target: The target text; the best one that the model generates if None.
+        search: The search configuration for a generated target; `model.search_defaults` if None.
+        kinds: "encoder" (self-attention), "cross" or "decoder" (self-attention), or several; empty for all.
+        layers: Layers, from 0; empty for the last one.
+        heads: Heads, from 0; empty for the mean over heads.
+        source_language: See `generate_hypotheses`.
+        target_language: See `generate_hypotheses`.
+        source_prefix: See `generate_hypotheses`.
+        **options: See `generate_hypotheses`.
+
+    Returns:
+        The figure; `figure.savefig("attention.svg")` writes it.
+
+    Raises:
+        TypeError: If a keyword argument is unknown, with similar names.
+        ValueError: If the source is blank, a kind, layer or head does not exist, or the figure would be too large.
+    """
+    search = make_search(plot_attention, model, search, options)
+    languages = {"source_language": source_language, "target_language": target_language}
+    pair = encode_pair(model, tokenizer, source, target, search, source_prefix=source_prefix, **languages)
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    return attention_figure(model, tokenizer, pair.source, pair.target, kinds, layers, heads)
+
+
 def attention_figure(
     model: Transformer,
     tokenizer: Tokenizer,
@@ -74,7 +125,7 @@ def attention_figure(
     """
     if unknown := [kind for kind in kinds if kind not in ATTENTION_KINDS]:
         raise ValueError(f"A kind of attention must be one of {', '.join(ATTENTION_KINDS)}, not {unknown[0]!r}.")
-    weights = attention(model, mx.array([source], mx.int32), mx.array([target[:-1]], mx.int32))
+    weights = attention_ids(model, mx.array([source], mx.int32), mx.array([target[:-1]], mx.int32))
     selected = [kind for kind in ATTENTION_KINDS if kind in (kinds or ATTENTION_KINDS)]
     pieces = {
         "source": readable_pieces(tokenizer.source, source),

@@ -37,19 +37,23 @@ LINE_PROPERTIES: dict[str, dict[str, Any]] = {
 }
 
 
-def learning_curves(runs: Sequence[str | Path]) -> Figure:
+def plot_learning_curves(runs: str | Path | Sequence[str | Path]) -> Figure:
     """Plot loss, BLEU, chrF and learning rate of training runs by step, one panel for each.
 
     The training loss includes label smoothing; the validation loss does not. A star marks the best validation, whose
     model was kept.
 
     Args:
-        runs: Run folders, at least one; a run may still be in progress.
+        runs: One run folder, or several; a run may still be in progress.
+
+    Returns:
+        The figure; `figure.savefig("curves.svg")` writes it.
 
     Raises:
         FileNotFoundError: If a folder has no log.jsonl.
         ValueError: If a log has no losses yet.
     """
+    runs = [runs] if isinstance(runs, str | Path) else runs
     logs = [read_log(run) for run in runs]
     titles = [
         title for title, (field, events) in PANELS.items() if any(curve(log, e, field) for log in logs for e in events)

@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 from support.configs import SEARCH
 
+from mlx_transformer.config.search import SearchConfig, SearchOptions, change_search
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -40,3 +42,36 @@ from support.configs import SEARCH
 def test_invalid_values_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SEARCH, **changes)
+
+
+def test_every_field_is_a_keyword_argument_of_its_type():
+    assert SearchOptions.__annotations__ == {field.name: field.type for field in dataclasses.fields(SearchConfig)}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {}),
+        ({"length_penalty": 2}, {"length_penalty": 2}),
+        ({"beam_size": 1}, {"beam_size": 1, "num_hypotheses": 1}),
+        ({"num_hypotheses": 7}, {"beam_size": 7, "num_hypotheses": 7}),
+        ({"num_hypotheses": 1}, {"num_hypotheses": 1}),
+        ({"temperature": 0.5}, {"temperature": 0.5, "beam_size": 1, "num_hypotheses": 1}),
+        ({"temperature": 0.5, "num_hypotheses": 5}, {"temperature": 0.5, "beam_size": 5, "num_hypotheses": 5}),
+        ({"temperature": 0.5, "beam_size": 6}, {"temperature": 0.5, "beam_size": 6}),
+        ({"alternatives": True, "num_hypotheses": 3}, {"alternatives": True, "beam_size": 3, "num_hypotheses": 3}),
+        ({"alternatives": False}, {}),
+        ({"max_tokens": 2}, {"max_tokens": 2, "min_tokens": 2}),
+        ({"max_tokens": None}, {"max_tokens": None}),
+    ],
+    ids=repr,
+)
+def test_fields_that_depend_on_a_changed_one_follow(options, expected):
+    search = SearchConfig(beam_size=4, num_hypotheses=2, min_tokens=3)
+    assert change_search(search, **options) == dataclasses.replace(search, **expected)
+
+
+@pytest.mark.parametrize("name", ["beam_size", "num_hypotheses", "max_tokens", "temperature"])
+def test_changes_of_a_wrong_type_are_refused(name):
+    with pytest.raises(ValueError, match=f"^{name} must be (int|float).*, not '3'"):
+        change_search(SEARCH, **{name: "3"})

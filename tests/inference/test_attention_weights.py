@@ -6,7 +6,7 @@ import pytest
 from support.tiny_families import MODELS, torch_model, torch_sources
 from support.tiny_models import SETTINGS, padded, random_model, random_sources, random_targets
 
-from mlx_transformer.inference.attention_weights import attention
+from mlx_transformer.inference.attention_weights import attention_ids
 from mlx_transformer.model.attention import attention_weights, scaled_dot_product_attention
 from mlx_transformer.weights import convert
 
@@ -58,7 +58,7 @@ def test_weights_reproduce_fused_attention(model, source, target, close):
 
 def test_shapes_and_row_sums(model, source, target, close):
     config = model.config
-    found = attention(model, source, target)
+    found = attention_ids(model, source, target)
     sizes = {"encoder": (7, 7), "decoder": (6, 6), "cross": (6, 7)}
     for name, size in sizes.items():
         stack = config.encoder if name == "encoder" else config.decoder
@@ -70,7 +70,7 @@ def test_shapes_and_row_sums(model, source, target, close):
 
 
 def test_padding_and_future_positions_have_weight_zero(model, source, target):
-    found = attention(model, source, target)
+    found = attention_ids(model, source, target)
     for row, length in enumerate(LENGTHS):
         for layer in found.encoder + found.cross:
             assert not layer[row, ..., length:].any() and (layer[row, ..., :length] > 0).all()
@@ -80,9 +80,9 @@ def test_padding_and_future_positions_have_weight_zero(model, source, target):
 
 
 def test_weights_in_a_batch_equal_single_sentences(model, source, target, close):
-    together = attention(model, source, target)
+    together = attention_ids(model, source, target)
     for row, length in enumerate(LENGTHS):
-        alone = attention(model, source[row : row + 1, :length], target[row : row + 1])
+        alone = attention_ids(model, source[row : row + 1, :length], target[row : row + 1])
         for layer, own in zip(together.encoder, alone.encoder, strict=True):
             close(layer[row, :, :length, :length], own[0])
         for layer, own in zip(together.decoder + together.cross, alone.decoder + alone.cross, strict=True):
@@ -91,8 +91,8 @@ def test_weights_in_a_batch_equal_single_sentences(model, source, target, close)
 
 def test_several_targets_per_source(model, source, close):
     target = random_targets(model.config, rows=3 * len(LENGTHS), length=4, seed=1)
-    found = attention(model, source, target)
-    repeated = attention(model, mx.repeat(source, 3, axis=0), target)
+    found = attention_ids(model, source, target)
+    repeated = attention_ids(model, mx.repeat(source, 3, axis=0), target)
     for name in ("decoder", "cross"):
         for layer, expected in zip(getattr(found, name), getattr(repeated, name), strict=True):
             close(layer, expected)
@@ -100,14 +100,14 @@ def test_several_targets_per_source(model, source, close):
 
 def test_unequal_numbers_of_targets_are_rejected(model, source):
     with pytest.raises(ValueError, match="but 4 is not a multiple of 3"):
-        attention(model, source, random_targets(model.config, rows=4, length=3))
+        attention_ids(model, source, random_targets(model.config, rows=4, length=3))
 
 
 def test_weights_are_float32_in_low_precision(source, target, model):
-    expected = attention(model, source, target)
+    expected = attention_ids(model, source, target)
     low = random_model(model.config)
     low.set_dtype(mx.float16)
-    for layer, exact in zip(attention(low, source, target).cross, expected.cross, strict=True):
+    for layer, exact in zip(attention_ids(low, source, target).cross, expected.cross, strict=True):
         assert layer.dtype == mx.float32 and mx.abs(layer - exact).max().item() < 0.02
 
 
@@ -144,7 +144,7 @@ def test_weights_equal_those_of_transformers(name, tmp_path, tolerance):
             decoder_input_ids=torch.tensor(target),
             output_attentions=True,
         )
-    found = attention(ours, mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32)))
+    found = attention_ids(ours, mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32)))
     for kind, layers in (
         ("encoder", expected.encoder_attentions),
         ("decoder", expected.decoder_attentions),

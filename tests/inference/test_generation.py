@@ -519,3 +519,41 @@ class TestTokenScoresAndAlignments:
                 assert {i for i, _ in h.alignment} <= set(range(len(tokenizer.encode(line))))
         plain = list(generate_hypotheses(model, tokenizer, lines, search))
         assert {(h.token_scores, h.alignment) for hypotheses in plain for h in hypotheses} == {(None, None)}
+
+
+def test_fields_of_the_search_are_keyword_arguments(model, tokenizer):
+    lines, changed = make_lines(3), dataclasses.replace(GREEDY, beam_size=3, num_hypotheses=2, length_penalty=0.5)
+    expected = list(generate_hypotheses(model, tokenizer, lines, changed))
+    options = {"num_hypotheses": 2, "length_penalty": 0.5}
+    assert list(generate_hypotheses(model, tokenizer, lines, beam_size=3, **options)) == expected
+    assert list(generate_hypotheses(model, tokenizer, lines, BEAM, **options)) == expected
+    assert generate(model, tokenizer, lines, beam_size=3, **options) == [best.text for best, *_ in expected]
+    sampled = generate(model, tokenizer, lines[0], temperature=0.9, seed=5, max_tokens=4)
+    assert "".join(stream_generate(model, tokenizer, lines[0], temperature=0.9, seed=5, max_tokens=4)) == sampled
+    search = dataclasses.replace(GREEDY, temperature=0.9, seed=5, max_tokens=4)
+    assert sampled == generate(model, tokenizer, lines[0], search)
+
+
+@pytest.mark.parametrize("function", [generate, generate_hypotheses, stream_generate])
+@pytest.mark.parametrize(
+    ("keyword", "hint"),
+    [
+        ("beemsize", "Similar ones are beam_size."),
+        ("source_lang", "Similar ones are source_language."),
+        ("num_beams", "Use beam_size."),
+        ("xyz", "Known ones are beam_size, num_hypotheses, "),
+    ],
+)
+def test_an_unknown_keyword_argument_is_an_error_that_names_similar_ones(model, tokenizer, function, keyword, hint):
+    message = rf"^{function.__name__}\(\) got an unexpected keyword argument '{keyword}'\. {hint}"
+    with pytest.raises(TypeError, match=message):
+        list(function(model, tokenizer, "ab", **{keyword: 2}))
+
+
+@pytest.mark.parametrize("options", [{"beam_size": 2}, {"num_hypotheses": 2}])
+def test_a_stream_has_no_beams(model, tokenizer, options):
+    with pytest.raises(ValueError, match="beam_size 1, not 1 and 2"):
+        list(stream_generate(model, tokenizer, "ab", **options))
+    wide = Transformer(model.config, BEAM).eval()
+    wide.update(model.parameters())
+    assert "".join(stream_generate(wide, tokenizer, "ab")) == generate(model, tokenizer, "ab")

@@ -74,12 +74,29 @@ def test_an_argument_that_is_not_a_list(model, tokenizer, entry, texts):
         call(model, tokenizer, texts)
 
 
-@pytest.mark.parametrize("entry", [name for name in ENTRIES if name not in (*OPTIONAL, "generate")])
-@pytest.mark.parametrize("texts", ["one", None])
-def test_a_single_text_is_not_read_by_character(model, tokenizer, entry, texts):
+TOKENIZER_ENTRIES = ("encode_batch", "encode_target_batch", "train, sources", "train, targets")
+
+
+@pytest.mark.parametrize(
+    ("entry", "texts"),
+    [(entry, text) for entry in TOKENIZER_ENTRIES for text in ("one", None)]
+    + [(entry, None) for entry in ("generate", "generate_hypotheses", "score, sources", "score, targets")],
+)
+def test_a_tokenizer_refuses_a_single_text_and_all_refuse_none(model, tokenizer, entry, texts):
     name, call = ENTRIES[entry]
     with pytest.raises(ValueError, match=f"^{name} must be a list of strings, not .*: put a single text in a list"):
         call(model, tokenizer, texts)
+
+
+def test_a_single_text_is_a_list_of_one(model, tokenizer):
+    search = mt.SearchConfig(max_tokens=3)
+    (expected,) = mt.generate_hypotheses(model, tokenizer, ["one two"], search)
+    for text in ("one two", SourceLine("one two")):
+        assert list(mt.generate_hypotheses(model, tokenizer, text, search)) == [expected]
+    scores = [list(mt.score(model, tokenizer, *pair)) for pair in (("one two", "two"), (["one two"], ["two"]))]
+    assert scores[0] == scores[1] and len(scores[0]) == 1
+    with pytest.raises(ValueError, match="number 2 has no source"):
+        list(mt.score(model, tokenizer, "one", ["two", "one"]))
 
 
 @pytest.mark.parametrize("bad", [*BAD, ["one", "two"]], ids=repr)

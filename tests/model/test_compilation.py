@@ -16,7 +16,7 @@ from support.tiny_models import SETTINGS, config, padded, random_model, random_s
 
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids
-from mlx_transformer.inference.attention_weights import attention
+from mlx_transformer.inference.attention_weights import attention_ids
 from mlx_transformer.inference.scoring import score_ids
 from mlx_transformer.model import compilation
 
@@ -90,7 +90,7 @@ def test_used_model_is_freed_when_its_last_reference_is_deleted():
     model = random_model(CONFIG)
     generate_ids(model, SOURCE, SearchConfig(beam_size=2, max_tokens=2))
     score_ids(model, SOURCE, TARGET)
-    attention(model, SOURCE, TARGET)
+    attention_ids(model, SOURCE, TARGET)
     reference = weakref.ref(model)
     del model
     assert reference() is None

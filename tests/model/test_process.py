@@ -28,7 +28,7 @@ CALLS = {
     "generate": "mt.generate(model, tokenizer, 'Hello')",
     "stream": "list(mt.stream_generate(model, tokenizer, 'Hello'))",
     "score": "list(mt.score(model, tokenizer, ['Hello'], ['Bonjour']))",
-    "attention": "mt.attention(model, mx.array([[3]]), mx.array([[2]]))",
+    "attention": "mt.attention_ids(model, mx.array([[3]]), mx.array([[2]]))",
 }
 
 

@@ -1,5 +1,7 @@
 """Token ids that a model does not have are refused at every entry: MLX would read foreign memory or crash."""
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ ENTRIES = {
         "generate_ids": lambda model, ids: mt.generate_ids(model, ids, SEARCH),
         "stream_ids": lambda model, ids: list(stream_ids(model, ids, SEARCH)),
         "score_ids": lambda model, ids: mt.score_ids(model, ids, GOOD),
-        "attention": lambda model, ids: mt.attention(model, ids, GOOD),
+        "attention": lambda model, ids: mt.attention_ids(model, ids, GOOD),
     },
     "target": {
         "model": lambda model, ids: model(GOOD, ids),
@@ -26,7 +28,7 @@ ENTRIES = {
         "decode": lambda model, ids: model.decode(ids, model.encode(GOOD)),
         "cached decode": lambda model, ids: model.decode(ids, model.encode(GOOD), model.new_cache(1, 8)),
         "score_ids": lambda model, ids: mt.score_ids(model, GOOD, ids),
-        "attention": lambda model, ids: mt.attention(model, GOOD, ids),
+        "attention": lambda model, ids: mt.attention_ids(model, GOOD, ids),
     },
 }
 CASES = [(side, name) for side, entries in ENTRIES.items() for name in entries]
@@ -68,10 +70,10 @@ def test_floats_and_lists_of_ids_are_refused(model, side, name):
             ENTRIES[side][name](model, ids)
 
 
-@pytest.mark.parametrize("name", ["model", "hidden_states", "score_ids", "attention"])
+@pytest.mark.parametrize("name", ["model", "hidden_states", "score_ids", "attention_ids"])
 def test_numbers_of_sources_and_targets_must_fit(model, name):
     calls = {"model": model, "hidden_states": model.hidden_states}
-    calls |= {"score_ids": lambda *ids: mt.score_ids(model, *ids), "attention": lambda *ids: mt.attention(model, *ids)}
+    calls |= {entry: partial(vars(mt)[entry], model) for entry in ("score_ids", "attention_ids")}
     calls[name](mx.repeat(GOOD, 2, axis=0), mx.repeat(GOOD, 4, axis=0))
     with pytest.raises(ValueError, match="3 is not a multiple of 2"):
         calls[name](mx.repeat(GOOD, 2, axis=0), mx.repeat(GOOD, 3, axis=0))

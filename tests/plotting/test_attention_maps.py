@@ -21,11 +21,13 @@ from support.plots import (
 from mlx_transformer.plotting import attention_maps, figures
 from mlx_transformer.plotting import fonts as fonts_module
 
+NO_LANGUAGES = {"source_language": None, "target_language": None, "source_prefix": None}
+
 
 class TestAttention:
     def test_defaults_are_the_last_layer_and_the_mean_of_heads(self):
         model, tokenizer, source, target = word_model()
-        weights = mt.attention(model, mx.array([source]), mx.array([target[:-1]]))
+        weights = mt.attention_ids(model, mx.array([source]), mx.array([target[:-1]]))
         found = panels(attention_maps.attention_figure(model, tokenizer, source, target))
         assert list(found) == [
             f"{name}\nlayer 1, mean of heads"
@@ -39,7 +41,7 @@ class TestAttention:
 
     def test_each_layer_and_head_has_a_panel(self):
         model, tokenizer, source, target = word_model()
-        weights = mt.attention(model, mx.array([source]), mx.array([target[:-1]]))
+        weights = mt.attention_ids(model, mx.array([source]), mx.array([target[:-1]]))
         figure = attention_maps.attention_figure(
             model, tokenizer, source, target, ["cross"], layers=[1, 0], heads=[1, 0]
         )
@@ -52,7 +54,7 @@ class TestAttention:
         """é has two bytes, € three."""
         source, target = ["<0xC3>", "<0xA9>", "a"], ["<s>", "<0xE2>", "<0x82>", "<0xAC>", "b"]
         model, tokenizer, source_ids, target_ids = word_model(source, target)
-        weights = mt.attention(model, mx.array([source_ids]), mx.array([target_ids[:-1]]))
+        weights = mt.attention_ids(model, mx.array([source_ids]), mx.array([target_ids[:-1]]))
         figure = attention_maps.attention_figure(model, tokenizer, source_ids, target_ids)
         _, cross, decoder = panels(figure).values()
         expected = np.array(weights.cross[1][0]).mean(axis=0)
@@ -128,6 +130,23 @@ class TestAttention:
     def test_unknown_kinds_layers_and_heads_are_rejected(self, choice, message):
         with pytest.raises(ValueError, match=f"^{message}$"):
             attention_maps.attention_figure(*word_model(), **choice)
+
+    def test_texts_are_drawn_by_a_public_function(self):
+        model, tokenizer, source, target = word_model()
+        texts = " ".join(SOURCE[:-1]), " ".join(TARGET[1:-1])
+        ids = attention_maps.encode_pair(model, tokenizer, *texts, model.search_defaults, **NO_LANGUAGES)
+        expected = panels(attention_maps.attention_figure(model, tokenizer, ids.source, ids.target, ["cross"], [0]))
+        for kinds in ("cross", ["cross"]):
+            figure = mt.plot_attention(model, tokenizer, *texts, kinds=kinds, layers=[0])
+            assert list(panels(figure)) == list(expected) == ["cross-attention\nlayer 0, mean of heads"]
+            (axes,), (same,) = panels(figure).values(), expected.values()
+            assert np.array_equal(drawn(axes), drawn(same))
+        assert (
+            len(drawn(*panels(mt.plot_attention(model, tokenizer, texts[0], kinds="decoder", max_tokens=3)).values()))
+            == 3
+        )
+        with pytest.raises(TypeError, match=r"^plot_attention\(\) .*'kind'. Similar ones are kinds"):
+            mt.plot_attention(model, tokenizer, *texts, kind="cross")
 
     @pytest.mark.parametrize("fonts", ["all", "one"])
     @pytest.mark.parametrize("ending", BEGINNINGS)

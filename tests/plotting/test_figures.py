@@ -25,7 +25,7 @@ class TestSave:
     @pytest.mark.parametrize("ending", ["png", "svg", "pdf", "PNG"])
     def test_the_suffix_selects_the_format(self, run, tmp_path, ending):
         path = tmp_path / f"curves.{ending}"
-        figures.save(learning_curves.learning_curves([run()]), path)
+        figures.save(learning_curves.plot_learning_curves([run()]), path)
         assert path.read_bytes().startswith(BEGINNINGS[ending.lower()])
 
     def test_svg_text_is_stored_as_paths(self, tmp_path):

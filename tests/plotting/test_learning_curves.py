@@ -15,6 +15,7 @@ from support.plots import (
     titles,
 )
 
+import mlx_transformer as mt
 from mlx_transformer.plotting import figures, learning_curves
 
 
@@ -52,7 +53,7 @@ class TestLogs:
     def test_odd_lines_are_ignored(self, run, line):
         folder = run(end=line + "\n")
         assert learning_curves.curve(learning_curves.read_log(folder), "step", "loss") == [(20, 6.0), (40, 3.0)]
-        learning_curves.learning_curves([folder])
+        learning_curves.plot_learning_curves([folder])
 
     def test_folder_without_a_log_is_rejected(self, tmp_path):
         for folder in (tmp_path, tmp_path / "none"):
@@ -72,7 +73,7 @@ class TestLogs:
 
 class TestLearningCurves:
     def test_every_logged_metric_is_drawn_with_a_star_at_the_best(self, run):
-        figure = learning_curves.learning_curves([run(entries=[START, FIRST, *STEPS, *SCORED])])
+        figure = learning_curves.plot_learning_curves([run(entries=[START, FIRST, *STEPS, *SCORED])])
         assert titles(figure) == ["loss (nats per token)", "BLEU", "chrF", "learning rate"]
         loss, bleu, chrf, rate = figure.axes
         assert curves(loss) == [[(1, 9), (20, 6), (40, 3)], [(20, 5), (30, 4), (40, 4.5)], [(30, 4)]]
@@ -83,18 +84,18 @@ class TestLearningCurves:
         assert {axes.get_xlim() for axes in figure.axes} == {loss.get_xlim()}
 
     def test_metrics_without_values_get_no_panel(self, run):
-        assert titles(learning_curves.learning_curves([run()])) == ["loss (nats per token)", "learning rate"]
-        figure = learning_curves.learning_curves([run("validated", VALIDATIONS)])
+        assert titles(learning_curves.plot_learning_curves([run()])) == ["loss (nats per token)", "learning rate"]
+        figure = learning_curves.plot_learning_curves([run("validated", VALIDATIONS)])
         assert titles(figure) == ["loss (nats per token)"]
 
     def test_a_metric_of_one_run_only_is_drawn(self, run):
-        figure = learning_curves.learning_curves([run("plain"), run("scored", SCORED)])
+        figure = learning_curves.plot_learning_curves([run("plain"), run("scored", SCORED)])
         bleu = figure.axes[titles(figure).index("BLEU")]
         assert [points for points in curves(bleu) if points] == [[(20, 10), (30, 15), (40, 20)], [(30, 15)]]
 
     def test_runs_differ_in_colour_or_line_style(self, run):
         folders = [run(f"run {number}") for number in range(16)]
-        figure = learning_curves.learning_curves(folders)
+        figure = learning_curves.plot_learning_curves(folders)
         (legend,) = figure.legends
         names = [f"run {number}" for number in range(16)]
         assert [text.get_text() for text in legend.get_texts()] == [
@@ -111,20 +112,20 @@ class TestLearningCurves:
 
     def test_training_losses_with_label_smoothing_are_named_so(self, run):
         start = START | {"config": {"label_smoothing": 0.1}}
-        (legend,) = learning_curves.learning_curves([run("a"), run("b", [start, *LOG])]).legends
+        (legend,) = learning_curves.plot_learning_curves([run("a"), run("b", [start, *LOG])]).legends
         assert [text.get_text() for text in legend.get_texts()][2] == "training, with label smoothing"
 
     def test_axes_are_not_zoomed_to_noise(self, run):
         entries = [{"event": "validation", "step": i, "loss": 2 + i / 100, "bleu": 1 + i / 10} for i in range(3)]
-        loss, bleu = learning_curves.learning_curves([run(entries=entries)]).axes
+        loss, bleu = learning_curves.plot_learning_curves([run(entries=entries)]).axes
         assert loss.get_ylim() == pytest.approx((1.76, 2.26)) and bleu.get_ylim() == pytest.approx((0, 3.6))
         wide = [{"event": "validation", "step": i, "loss": 2.0 + i} for i in range(3)]
-        (loss,) = learning_curves.learning_curves([run("wide", wide)]).axes
+        (loss,) = learning_curves.plot_learning_curves([run("wide", wide)]).axes
         assert loss.get_ylim()[0] > 1.5 and loss.get_ylim()[1] < 4.5
 
     def test_run_names_are_shown_verbatim(self, run, tmp_path):
         names = ["_run", "$x^2$", "50%_#1", "x" * 50]
-        figure = learning_curves.learning_curves([run(name) for name in names])
+        figure = learning_curves.plot_learning_curves([run(name) for name in names])
         (legend,) = figure.legends
         texts = legend.get_texts()
         assert [text.get_text() for text in texts[:4]] == names
@@ -137,9 +138,14 @@ class TestLearningCurves:
     )
     def test_wide_loss_ranges_use_a_logarithmic_scale(self, run, losses, scale, tmp_path):
         entries = [{"event": "step", "step": step, "loss": loss} for step, loss in enumerate(losses)]
-        figure = learning_curves.learning_curves([run(entries=entries)])
+        figure = learning_curves.plot_learning_curves([run(entries=entries)])
         figures.save(figure, tmp_path / "curves.svg")
         (axes,) = figure.axes
         low, high = axes.get_ylim()
         assert axes.get_yscale() == scale
         assert 2 <= sum(low <= tick <= high for tick in axes.get_yticks()) <= 10
+
+    def test_a_single_run_is_drawn_by_a_public_function(self, run):
+        folder = run()
+        for runs in (folder, str(folder), [folder]):
+            assert titles(mt.plot_learning_curves(runs)) == ["loss (nats per token)", "learning rate"]
