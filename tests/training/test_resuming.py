@@ -156,9 +156,7 @@ def test_files_that_are_not_of_a_run_are_not_overwritten(options, name):
 def test_an_output_that_is_a_file_is_kept(options):
     path = Path(options.output)
     path.write_text("mine\n")
-    with pytest.raises(
-        FileExistsError, match=f"^A run must be a folder, but {path} is a file: choose another"
-    ):
+    with pytest.raises(FileExistsError, match=f"^A run must be a folder, but {path} is a file: choose another"):
         train(options)
     assert path.read_text() == "mine\n"
 
