@@ -142,6 +142,8 @@ def check_options(options: dict[str, Any]) -> None:
         if options[name] not in (None, ()) and not options[needed]:
             option, other = name.removesuffix("s").replace("_", "-"), needed.replace("_", "-")
             raise click.UsageError(f"--{option} has no effect on its own: give --{other} as well.")
+    if options["glossary"] and (options["num_hypotheses"] or 1) > 1:
+        raise click.UsageError("--glossary gives one text per line: leave out --num-hypotheses.")
     if options["alternatives"] and (options["num_hypotheses"] or 1) < 2:
         raise click.UsageError("--alternatives needs several hypotheses: give --num-hypotheses 2 or more as well.")
 
@@ -157,7 +159,7 @@ def prepare_split(options: dict[str, Any]) -> dict[str, Any]:
 
 def prepare_stream(options: dict[str, Any]) -> dict[str, Any]:
     """Set the search options for streaming; raise UsageError for options that it does not support."""
-    for name in ("as_json", "split_sentences", "alignments", "scores", "strict", "verbose"):
+    for name in ("as_json", "split_sentences", "glossary", "alignments", "scores", "strict", "verbose"):
         if options[name]:
             option = name.removeprefix("as_").replace("_", "-")
             raise click.UsageError(f"--stream writes plain text as it is generated: leave out --{option}.")
@@ -208,7 +210,11 @@ def to_json_line(fields: dict[str, Any]) -> bytes:
 
 def hypothesis_fields(hypothesis: mt.Hypothesis, tokenizer: mt.Tokenizer) -> dict[str, Any]:
     """Return a hypothesis as plain data."""
-    optional = {"token_scores": hypothesis.token_scores, "alignment": hypothesis.alignment}
+    optional = {
+        "missing_terms": hypothesis.missing_terms or None,
+        "token_scores": hypothesis.token_scores,
+        "alignment": hypothesis.alignment,
+    }
     return {
         "text": hypothesis.text,
         "score": hypothesis.score,

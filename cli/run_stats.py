@@ -63,6 +63,7 @@ class RunStats:
     sentences: int = 0
     tokens: int = 0
     too_short: list[str] = field(default_factory=list)
+    missing_terms: list[str] = field(default_factory=list)
 
     def watch(self, results: Iterable[LineResult]) -> Iterator[LineResult]:
         """Count results as they pass through."""
@@ -74,11 +75,13 @@ class RunStats:
             self.sentences += sum(not is_blank(source) for source in sources)
             if result.hypotheses[0].too_short:
                 self.too_short.append(result.line.name)
+            if result.hypotheses[0].missing_terms:
+                self.missing_terms.append(result.line.name)
             self.tokens += sum(len(hypothesis.ids) for hypothesis in result.hypotheses)
             yield result
 
     def lines(self) -> str:
-        """Format the statistics as two lines, and one about results that are much too short."""
+        """Format the statistics as two lines, and others that list results in which something is missing."""
         import mlx.core as mx
 
         seconds = time.perf_counter() - self.start
@@ -87,10 +90,12 @@ class RunStats:
             f"{self.sentences:,} sentences, {self.tokens:,} tokens in {seconds:.2f} s ({self.tokens / seconds:,.0f} "
             f"tokens/s), first result after {self.first:.2f} s.\n"
             f"MLX memory: {active} now, {peak} at its peak."
-            + (f"\nMuch too short for their sources: {self._short_names()}." if self.too_short else "")
+            + _list_lines("Much too short for their sources", self.too_short)
+            + _list_lines("Without a term that their sources ask for", self.missing_terms)
         )
 
-    def _short_names(self) -> str:
-        """The names of the lines with results that are too short, or of the first of many."""
-        names = self.too_short[:MAX_NAMES]
-        return ", ".join(names) + (f" and {more} more" if (more := len(self.too_short) - len(names)) else "")
+
+def _list_lines(title: str, names: list[str]) -> str:
+    """Return a line that lists the names of lines, or the first of many; nothing if there are none."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"\n{title}: {', '.join(names[:MAX_NAMES])}{more}." if names else ""

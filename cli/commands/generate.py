@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -58,12 +58,14 @@ from mlx_transformer.cli.streams import (
     with_progress,
     write_results,
 )
+from mlx_transformer.cli.terms import glossary_option, protect_option
 
 # Describes the results of --json below the options.
 JSON_FORMATS = """\b
 With --json every result is one line:
   {"id": ..., "text": ..., "score": ..., "tokens": [...],
    "finish_reason": "stop" or "length", "truncated": ..., "too_short": ...}
+with terms that are not in the text also "missing_terms";
 with --scores also "token_scores", with --alignments "alignment": [[0, 0], ...];
 with --num-hypotheses 2 or more:
   {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}
@@ -111,6 +113,7 @@ strict_option = click.option(
     verbose_option,
 )
 @option_group("Long text", split_option, sentence_language_option, strict_option)
+@option_group("Terms", glossary_option, protect_option)
 @search_options
 @sampling_options
 @option_group("Word alignments", alignments_option, layers_option, heads_option)
@@ -200,12 +203,13 @@ def generate_results(
 ) -> Iterator[LineResult]:
     """Answer lines as the options ask, as wholes or sentence by sentence."""
     from mlx_transformer.inference.sentence_splitting import split_line
+    from mlx_transformer.inference.terminology import Terminology, require_terms
 
     num_distinct = None
     if search.num_hypotheses > 1 and not search.temperature:  # all beams, because some texts may look alike
         num_distinct, search = search.num_hypotheses, replace(search, num_hypotheses=search.beam_size)
     alignment = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
-    generate = partial(
+    generate: Callable[..., Iterator[list[mt.Hypothesis]]] = partial(
         mt.generate_hypotheses,
         model,
         tokenizer,
@@ -225,6 +229,9 @@ def generate_results(
     )
     if options["split_sentences"]:
         lines = (list(map(reject_prefix, window)) for window in lines)
+    if num_distinct is None:
+        terminology = Terminology(options["glossary"], options["protect"])
+        generate = require_terms(generate, model, tokenizer, terminology, search=search, source_prefix=prefix)
     return generate_lines(lines, generate, split, num_distinct)
 
 

@@ -19,6 +19,7 @@ class Hypothesis:
         text: The decoded text, if a tokenizer was given.
         truncated: Whether the source was truncated to the model's maximum length.
         too_short: Whether the target is much shorter than the model's training suggests: something is probably missing.
+        missing_terms: Terms of a glossary, or text to copy, that the target should have but has not.
         token_scores: Log-probability under the model of each id, and of the end token if there is one; on request.
         alignment: Pairs of aligned source and target words (or tokens); on request.
         end_id: The end token that stopped the search, which is not among `ids`; None if there is none.
@@ -31,6 +32,7 @@ class Hypothesis:
     text: str | None = None
     truncated: bool = False
     too_short: bool = False
+    missing_terms: tuple[str, ...] = ()
     token_scores: list[float] | None = None
     alignment: list[tuple[int, int]] | None = None
     end_id: int | None = None

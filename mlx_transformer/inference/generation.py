@@ -3,7 +3,7 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack, change_search
+from mlx_transformer.config.terminology import DEFAULT_PROTECTED
 from mlx_transformer.config.tokenizer import MIN_SOURCE_TOKENS
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
@@ -33,6 +34,7 @@ from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_e
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
 from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
+from mlx_transformer.inference.terminology import Terminology, require_terms
 from mlx_transformer.messages import similar_names
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
@@ -87,6 +89,8 @@ def generate(
     source_prefix: str | None = ...,
     target_prefix: PerLineText = ...,
     split_sentences: bool | None = ...,
+    glossary: Mapping[str, str] | None = ...,
+    protect: Sequence[str] = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> str: ...
@@ -104,6 +108,8 @@ def generate(
     source_prefix: str | None = ...,
     target_prefix: PerLineText = ...,
     split_sentences: bool | None = ...,
+    glossary: Mapping[str, str] | None = ...,
+    protect: Sequence[str] = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> list[str]: ...
@@ -120,6 +126,8 @@ def generate(
     source_prefix: str | None = None,
     target_prefix: PerLineText = None,
     split_sentences: bool | None = None,
+    glossary: Mapping[str, str] | None = None,
+    protect: Sequence[str] = DEFAULT_PROTECTED,
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[SearchOptions],
 ) -> str | list[str]:
@@ -136,6 +144,10 @@ def generate(
         target_prefix: See `generate_hypotheses`.
         split_sentences: Whether to generate from each sentence of a text on its own. None splits texts that are longer
             than what the model was trained on; sentences are numbered as lines in sampling.
+        glossary: Source term -> target term, which targets must contain where their sources contain the source term,
+            as whole words in any case.
+        protect: What targets must copy from their sources: any of "urls", "addresses", "placeholders", "tags" and
+            "numbers", or regular expressions.
         batch_tokens: See `generate_hypotheses`.
         **options: See `generate_hypotheses`.
 
@@ -144,14 +156,15 @@ def generate(
     """
     search = make_search(generate, model, search, options)
     lines = make_source_lines(text, source_language, target_language, target_prefix)
-    shared: dict[str, Any] = {"source_prefix": source_prefix}
-    split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **shared)
-    shared |= {"search": search, "batch_tokens": batch_tokens, "return_errors": True}
+    prefix: dict[str, Any] = {"source_prefix": source_prefix}
+    split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
+    shared = prefix | {"search": search, "batch_tokens": batch_tokens, "return_errors": True}
+    search_lines = partial(generate_hypotheses, model, tokenizer, **shared)
+    terminology = Terminology(glossary, protect)
+    search_terms = require_terms(search_lines, model, tokenizer, terminology, search=search, **prefix)
     results = (
         combine_hypotheses(paragraph, [best for best, *_ in rows])
-        for paragraph, rows in generate_paragraphs(
-            map(split, lines), partial(generate_hypotheses, model, tokenizer, **shared)
-        )
+        for paragraph, rows in generate_paragraphs(map(split, lines), search_terms)
     )
     texts = [best.text or "" for best in raise_first_error(results, lambda best: best.error, "Line")]
     return texts[0] if isinstance(text, str) else texts

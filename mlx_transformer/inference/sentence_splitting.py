@@ -164,6 +164,7 @@ def combine_hypotheses(paragraph: Paragraph, parts: Sequence[Hypothesis]) -> Hyp
         text=join_sentences(paragraph, [part.text or "" for part in parts]),
         truncated=any(part.truncated for part in parts),
         too_short=any(part.too_short for part in parts),
+        missing_terms=tuple(term for part in parts for term in part.missing_terms),
         token_scores=None,
         alignment=_shift_alignment(paragraph, parts),
     )

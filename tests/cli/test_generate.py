@@ -260,6 +260,15 @@ class TestJson:
         assert [row.pop("id") for row in rows] == [7, [1], "x"] and all(list(row) == ["error"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--stream"], "leave out --glossary"), (["--num-hypotheses", "2"], "leave out --num-hypotheses")],
+)
+def test_a_glossary_gives_one_text_per_line(echo, tmp_path, options, message):
+    (tmp_path / "glossary.tsv").write_text("a\tb\n")
+    assert message in echo("generate", "a", "--glossary", tmp_path / "glossary.tsv", *options, status=2).stderr
+
+
 def test_texts_that_look_alike_are_written_once(echo, monkeypatch):
     """Hypotheses may differ in their tokens, or in spaces that look alike, such as narrow no-break ones."""
     texts = ["Oui !", "Oui\u202f!", "Oui\xa0 !", "Non !", "Oui !"]

@@ -56,6 +56,28 @@ class TestWithAModel:
         assert result.stdout == "".join(alone)
         assert alone[1] == "\n" and alone[0] != alone[2]
 
+    def test_terms_of_a_glossary_and_addresses_are_in_the_text(self, folder, tmp_path):
+        (tmp_path / "glossary.tsv").write_text("short\tthird March\nline\tone\n")
+        text = "a short line at a@b.example"
+        options = ("--model", folder, "--max-tokens", "60", "--beam-size", "4", "--json", "--verbose")
+        plain = json.loads(self.invoke("generate", *options, "--protect", "none", text).stdout)
+        result = self.invoke("generate", *options, "--glossary", tmp_path / "glossary.tsv", text)
+        found = json.loads(result.stdout)
+        terms = {"third March", "one", "a@b.example"}
+        assert not any(term in plain["text"] for term in terms) and "missing_terms" not in plain
+        missing = set(found.get("missing_terms", ()))
+        assert {term for term in terms if term in found["text"]} >= terms - missing and len(missing) < 2
+        assert ("Without a term that their sources ask for: TEXT 1." in result.stderr) == bool(missing)
+
+    def test_a_glossary_must_hold_pairs(self, folder, tmp_path):
+        (tmp_path / "glossary.tsv").write_text("a\tb\nc\n")
+        message = self.invoke(
+            "generate", "--model", folder, "--glossary", tmp_path / "glossary.tsv", "a", status=1
+        ).stderr
+        assert "line 2: a line must have one tab" in message and message.count("\n") == 1
+        message = self.invoke("generate", "--model", folder, "--protect", "(", "a", status=1).stderr
+        assert message.startswith("Error: --protect must be any of urls, ") and message.count("\n") == 1
+
     def test_text_as_people_type_it_has_the_output_of_plain_text(self, folder):
         typed = [
             "\ufeffa\u00a0short line",

@@ -25,6 +25,7 @@ class EchoHypothesis:
     alignment: list | None = None
     error: str | None = None
     too_short: bool = False
+    missing_terms: tuple = ()
 
 
 class EchoModel:

@@ -1,0 +1,171 @@
+"""Terms in targets: found in sources, placed by alignment, inserted by a target prefix, counted if they are missing."""
+
+import re
+import time
+
+import pytest
+
+from mlx_transformer.config.terminology import PROTECTED_PATTERNS
+from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.inference import terminology
+from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.inference.terminology import Term, Terminology, add_terms, find_place, missing_terms
+
+
+def found(text, glossary=None, protect=tuple(PROTECTED_PATTERNS)):
+    return [(text[term.start : term.end], term.target) for term in Terminology(glossary, protect).find(text)]
+
+
+def hypothesis(text, **changes):
+    return Hypothesis(**{"ids": [1], "score": -1.0, "finish_reason": "stop", "text": text} | changes)
+
+
+class TestFinding:
+    @pytest.mark.parametrize(
+        ("kind", "text", "expected"),
+        [
+            ("urls", "See https://a.example/b?c=1, or www.a.example.", ["https://a.example/b?c=1", "www.a.example"]),
+            ("addresses", "Ask jo.doe+x@mail.example.org.", ["jo.doe+x@mail.example.org"]),
+            (
+                "placeholders",
+                "{name}, {{x}} ${y} %s %(n)d %1$s 50% done {}",
+                "{name} {{x}} ${y} %s %(n)d %1$s {}".split(),
+            ),
+            ("tags", 'A <b class="x">word</b> < 3 and > 2', ['<b class="x">', "</b>"]),
+            ("numbers", "12.50 and 555-1234, at 18:30 in A4.", ["12.50", "555-1234", "18:30"]),
+        ],
+    )
+    def test_protected_text_is_copied(self, kind, text, expected):
+        assert found(text, protect=(kind,)) == [(part, part) for part in expected]
+
+    def test_terms_of_a_glossary_are_whole_words_in_any_case(self):
+        glossary = {"cat": "minet", "New York": "NYC", "york": "York", " C++ ": "C++ "}
+        text = "Cats, a CAT in new york, York; C++."
+        assert found(text, glossary) == [("CAT", "minet"), ("new york", "NYC"), ("York", "York"), ("C++", "C++")]
+
+    def test_protected_text_is_no_term(self):
+        assert found("cat@cat.example cat", {"cat": "minet"}) == [("cat@cat.example",) * 2, ("cat", "minet")]
+
+    def test_own_patterns(self):
+        assert found("AB-12 and (CD-34)", protect=(r"([A-Z]{2})-\d+",)) == [("AB-12",) * 2, ("CD-34",) * 2]
+        assert found("anything", protect=()) == []
+        with pytest.raises(ValueError, match=r"protect must be any of urls, .* regular expression: '\(' has "):
+            Terminology(protect=("(",))
+
+    @pytest.mark.parametrize("glossary", [{"a": " "}, {" ": "a"}])
+    def test_blank_terms_are_refused(self, glossary):
+        with pytest.raises(ValueError, match="Terms of a glossary must not be blank"):
+            Terminology(glossary)
+
+    @pytest.mark.parametrize("part", ["a", "a.", "a@", "1.", "<a", "{", "%(a", "http://"])
+    def test_finding_takes_linear_time(self, part):
+        start = time.perf_counter()
+        found(part * 50_000)
+        assert time.perf_counter() - start < 2
+
+
+class TestMissing:
+    def test_terms_are_counted_as_whole_words(self):
+        terms = [Term(0, 1, "art"), Term(2, 3, "art"), Term(4, 5, "%s")]
+        assert missing_terms(terms, "Un Art, un article : %s.") == [terms[1]]
+        assert missing_terms(terms, "") == terms
+        assert missing_terms(terms, "art article%s") == terms[1:2]
+
+
+class TestPlace:
+    SOURCE, TARGET = "I see my dog now.", "Je vois mon chien maintenant."
+
+    def test_at_the_first_aligned_word(self):
+        term = Term(9, 12, "toutou")
+        assert self.TARGET[find_place(self.SOURCE, self.TARGET, term, [(0, 0), (3, 3), (3, 2), (4, 4)]) :][:3] == "mon"
+
+    def test_after_what_precedes_an_unaligned_term(self):
+        term = Term(9, 12, "toutou")
+        assert self.TARGET[: find_place(self.SOURCE, self.TARGET, term, [(0, 0), (2, 2), (4, 4)])] == "Je vois mon"
+        assert find_place(self.SOURCE, self.TARGET, term, [(4, 4)]) == 0
+
+
+class TestAdding:
+    """A fake search that knows a sentence and continues each target prefix with what follows in it."""
+
+    SOURCE = SourceLine("The cat sees the dog.", "en", "fr")
+    TARGET = "Le chat voit le chien."
+    PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4))
+
+    def add(self, glossary, generate=None, pairs=PAIRS, best=None):
+        searched = []
+
+        def continue_prefix(lines):
+            for line in lines:
+                searched.append(line)
+                rest = self.TARGET.split()[len(line.target_prefix.split()) :]
+                yield [hypothesis(" ".join([line.target_prefix, *rest]))]
+
+        terms = Terminology(glossary).find(self.SOURCE.text)
+        result = add_terms(
+            self.SOURCE, best or hypothesis(self.TARGET), terms, generate or continue_prefix, lambda line, text: pairs
+        )
+        return result.text, result.missing_terms, [line.target_prefix for line in searched], searched
+
+    def test_terms_replace_what_is_aligned_with_them(self):
+        text, missing, prefixes, lines = self.add({"dog": "toutou", "cat": "minet"})
+        assert text == "Le minet voit le toutou" and missing == ()
+        assert prefixes == ["Le minet", "Le minet voit le toutou"]
+        assert all(line[:3] == self.SOURCE[:3] for line in lines)
+
+    def test_nothing_is_searched_if_all_terms_are_there(self):
+        assert self.add({"dog": "chien", "cat": "chat"}) == (self.TARGET, (), [], [])
+
+    def test_terms_in_another_order_follow_the_prefix(self):
+        crossed = ((1, 4), (4, 1))
+        assert self.add({"dog": "toutou", "cat": "minet"}, pairs=crossed)[2] == ["Le toutou", "Le toutou voit le minet"]
+        same = ((1, 1), (4, 1))
+        text, missing, *_ = self.add({"dog": "toutou", "cat": "minet"}, pairs=same)
+        assert text.startswith("Le minet toutou") and missing == ()
+
+    def test_of_several_hypotheses_the_first_with_most_terms_counts(self):
+        def generate(lines):
+            (line,) = lines
+            yield [hypothesis(f"{line.target_prefix}{end}") for end in ("ier", " est là.", ".")]
+
+        assert self.add({"cat": "minet"}, generate)[:2] == ("Le minet est là.", ())
+
+    def test_terms_that_no_search_keeps_are_reported(self):
+        def generate(lines):
+            yield [hypothesis("Rien.") for _ in lines]
+
+        assert self.add({"cat": "minet", "dog": "chien"}, generate, pairs=())[:2] == ("Rien.", ("minet", "chien"))
+
+    def test_errors_end_the_search(self):
+        failed = hypothesis("", error="broken", finish_reason="error")
+        assert self.add({"cat": "minet"}, best=failed)[2] == []
+
+
+def test_only_lines_with_terms_are_searched_again(monkeypatch):
+    """Order is kept, and options reach all searches."""
+    seen = []
+
+    def generate(lines, **options):
+        for line in lines:
+            seen.append((line.text, line.target_prefix, options["first_line"], "search" in options))
+            yield [hypothesis(f"{line.target_prefix or line.text}")]
+
+    class Model:
+        class search_defaults:
+            beam_size = 2
+
+    monkeypatch.setattr(terminology, "score", lambda *a, **o: iter([type("Score", (), {"alignment": [(0, 0)]})]))
+    monkeypatch.setattr(terminology, "replace", lambda value, **changes: terminology_replace(value, changes))
+    run = terminology.require_terms(generate, Model, None, Terminology({"b": "x"}, ()))
+    rows = list(run(map(SourceLine, "a b c".split()), first_line=7))
+    assert [row[0].text for row in rows] == ["a", "x", "c"]
+    assert [entry for entry in seen if entry[1]] == [("b", "x", 7, True)]
+
+
+def terminology_replace(value, changes):
+    return hypothesis(value.text, **changes) if isinstance(value, Hypothesis) else value
+
+
+def test_every_kind_compiles():
+    for pattern in PROTECTED_PATTERNS.values():
+        re.compile(pattern)
