@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
@@ -202,6 +201,4 @@ def check_languages(tokenizer: mt.Tokenizer, source_language: str | None, target
 
 def warn_truncated(name: str) -> None:
     """Warn on standard error, above a progress bar, that a source was truncated."""
-    from tqdm import tqdm
-
-    tqdm.write(f"Warning: {name} is longer than the model can read and was cut.", file=sys.stderr)
+    activity.print_line(f"Warning: {name} is longer than the model can read and was cut.", err=True)

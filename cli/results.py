@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -14,6 +13,7 @@ import click
 
 import mlx_transformer as mt
 from mlx_transformer.cli.input_lines import InputLine, escape_control_characters
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.inference.source_lines import SourceLine
 
 Result = TypeVar("Result", "LineResult", "mt.Score")
@@ -49,11 +49,9 @@ class FailedLines:
 
     def report(self, error: str) -> None:
         """Count a line, and print its error."""
-        from tqdm import tqdm
-
         self.count += 1
         if not self.in_results:
-            tqdm.write(f"Error: {escape_control_characters(error)}", file=sys.stderr)
+            activity.print_line(f"Error: {escape_control_characters(error)}", err=True)
 
     def watch(self, results: Iterable[Result]) -> Iterator[Result]:
         """Report the failed lines among results as they pass through."""

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import click
 
 from mlx_transformer.cli.input_lines import escape_control_characters
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import activity, can_draw
 from mlx_transformer.pretrained.cache import cache_folder
 from mlx_transformer.storage import kernel_cache
 from mlx_transformer.storage.atomic import atomic_write
@@ -110,14 +110,11 @@ def warn_file_names(texts: Iterable[str], remedy: str) -> None:
 def with_progress(results: Iterable[bytes], source: str | None, output: str | None) -> Iterable[bytes]:
     """Show a progress bar if standard error is a terminal without results and the number of lines is known."""
     shared = output is None and sys.stdout.isatty()
-    if source is None or not Path(source).is_file() or shared or not sys.stderr.isatty():
+    if source is None or not Path(source).is_file() or shared or not can_draw():
         return results
-    from tqdm import tqdm
-
     with open_text(source) as file:
         total = sum(map(len, iterate_lines(file, source)))
-    bar: Iterable[bytes] = tqdm(results, total=total, unit=" lines", file=sys.stderr)
-    return bar
+    return activity.track(results, total, "lines")
 
 
 def write_results(output: str | None, results: Iterable[bytes], context: click.Context) -> None:

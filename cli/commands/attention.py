@@ -18,7 +18,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import activity, describe_first_batch
 from mlx_transformer.cli.streams import check_paths, warn_file_names
 from mlx_transformer.tokenization.normalization import is_blank
 
@@ -99,7 +99,7 @@ def command(
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
     search, prefix = select_task(network, task, source_prefix)
     options = {"source_language": source_language, "target_language": target_language, "source_prefix": prefix}
-    activity.show("Computing attention weights; the first use compiles the model")
+    activity.show(describe_first_batch("Computing attention weights"))
     pair = encode_pair(network, tokenizer, text, target, search, **options)
     if pair.truncated:
         warn_truncated("TEXT" if target is None else "TEXT or --target")

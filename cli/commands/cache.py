@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,7 @@ import click
 
 from mlx_transformer.cli.completion import complete_cached
 from mlx_transformer.cli.help import GroupedCommand, option_group
-from mlx_transformer.cli.tables import format_size
+from mlx_transformer.cli.tables import format_size, print_table
 
 
 @click.command("cache", cls=GroupedCommand, short_help="List or delete the converted models of the hub.")
@@ -50,12 +51,17 @@ def print_cache(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(cache_facts(models)))
         return
+    rows = [("last used", "model", "commit", "revisions", "size")]
     for model in models:
         used = datetime.fromtimestamp(model.last_used).strftime("%Y-%m-%d %H:%M")
-        state = ", ".join(model.revisions) or "superseded"
         old = "" if model.is_current else ", by an earlier conversion"
-        size = format_size(model.size)
-        click.echo(f"{size:>9}  last used {used}  {model.repository} {model.commit[:8]} ({state}{old})")
+        state, size = (", ".join(model.revisions) or "superseded") + old, format_size(model.size)
+        rows.append((used, model.repository, model.commit[:8], state, size))
+    if models and sys.stdout.isatty():
+        print_table(rows, indent="")
+    else:
+        for used, name, commit, state, size in rows[1:]:
+            click.echo(f"{size:>9}  last used {used}  {name} {commit} ({state})")
     click.echo(f"{format_total(models)} in {cache_folder()}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,7 +14,7 @@ from mlx_transformer.cli.completion import complete_model
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import overflow_option, revision_option
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import Bar, activity
 from mlx_transformer.cli.tables import format_table
 
 MAX_DETAILS = 20
@@ -166,16 +165,16 @@ def format_report(report: mt.ConversionReport, limit: int | None) -> Iterator[st
 
 
 def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:
-    """Return a callback that shows a progress bar on standard error, for large models on a terminal."""
-    bars: list[Any] = []
+    """Return a callback that shows a progress bar for large models on a terminal."""
+    bars: list[Bar] = []
 
     def report(done: int, total: int) -> None:
-        if total < LARGE or not sys.stderr.isatty():
+        if total < LARGE:
             return
         if not bars:
             activity.clear()
-            bars.append(stack.enter_context(click.progressbar(length=total, label="Converting", file=sys.stderr)))
-        bars[0].update(done - bars[0].pos)
+            bars.append(stack.enter_context(activity.bar(total, "")))
+        bars[0].update(done)
 
     return report
 

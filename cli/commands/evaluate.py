@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -30,8 +29,9 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import activity, describe_first_batch
 from mlx_transformer.cli.run_stats import memory_option
+from mlx_transformer.cli.tables import print_fields
 from mlx_transformer.tokenization.normalization import is_blank
 
 
@@ -90,7 +90,7 @@ def command(
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()
-    activity.show("Generating; the first batch compiles the model")
+    activity.show(describe_first_batch("Generating"))
     results = mt.generate_hypotheses(
         network,
         tokenizer,
@@ -102,11 +102,11 @@ def command(
         batch_tokens=batch_tokens,
         return_errors=True,
     )
-    hypotheses = best_texts(lines, show_progress(results, len(lines)))
+    hypotheses = best_texts(lines, activity.track(results, len(lines), "lines"))
     seconds = time.perf_counter() - start
     scores = corpus_scores(hypotheses, groups) if scored else {"exact_match": exact_match(hypotheses, groups)}
     counts = {"sentences": len(lines), "references": sum(map(len, groups)), "seconds": round(seconds, 2)}
-    click.echo(json.dumps(scores | counts) if as_json else "\n".join(format_report(scores | counts)))
+    print_report(scores | counts, as_json)
 
 
 def read_test_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, str | None]:
@@ -175,19 +175,19 @@ def best_texts(lines: list[str], results: Iterable[list[mt.Hypothesis]]) -> list
     return texts
 
 
-def show_progress(results: Iterator[Any], total: int) -> Iterable[Any]:
-    """Show a progress bar if standard error is a terminal."""
-    from tqdm import tqdm
+def print_report(figures: dict[str, Any], as_json: bool) -> None:
+    """Print metrics and counts."""
+    if as_json:
+        click.echo(json.dumps(figures))
+    else:
+        print_fields(format_report(figures), width=13)
 
-    bar: Iterable[Any] = tqdm(results, total=total, unit=" lines", file=sys.stderr, disable=not sys.stderr.isatty())
-    return bar
 
-
-def format_report(figures: dict[str, Any]) -> Iterator[str]:
-    """Format metrics and counts as lines."""
+def format_report(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Format metrics and counts as names and values."""
     if "bleu" in figures:
-        yield f"BLEU         {figures['bleu']:.2f}   {figures['bleu_signature']}"
-        yield f"chrF         {figures['chrf']:.2f}   {figures['chrf_signature']}"
-    yield f"exact match  {figures['exact_match']:.2%}"
-    yield f"sentences    {figures['sentences']:,} with {figures['references']:,} references"
-    yield f"seconds      {figures['seconds']}"
+        yield "BLEU", f"{figures['bleu']:.2f}   {figures['bleu_signature']}"
+        yield "chrF", f"{figures['chrf']:.2f}   {figures['chrf_signature']}"
+    yield "exact match", f"{figures['exact_match']:.2%}"
+    yield "sentences", f"{figures['sentences']:,} with {figures['references']:,} references"
+    yield "seconds", str(figures["seconds"])

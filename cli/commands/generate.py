@@ -35,7 +35,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import activity, describe_first_batch
 from mlx_transformer.cli.results import (
     FailedLines,
     LineResult,
@@ -190,7 +190,7 @@ def parse_input(
     if not as_json:
         check_languages(tokenizer, defaults["source_language"], defaults["target_language"])
     lines = parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
-    return activity.during(lines, "Generating; the first batch compiles the model")
+    return activity.during(lines, describe_first_batch("Generating"))
 
 
 def generate_results(

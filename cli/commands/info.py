@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,7 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import revision_option
 from mlx_transformer.cli.progress import activity
-from mlx_transformer.cli.tables import format_size, format_table
+from mlx_transformer.cli.tables import format_size, format_table, print_fields
 
 # Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
@@ -67,8 +68,13 @@ def command(
             except ValueError:  # it has no readable tensors
                 raise error from None
     activity.clear()
-    lines = format_tensors(facts, None if verbose else MAX_LISTED) if "tensors" in facts else format_facts(facts)
-    click.echo(json.dumps(facts) if as_json else "\n".join(map(escape_control_characters, lines)))
+    if as_json:
+        click.echo(json.dumps(facts))
+    elif "tensors" in facts:
+        lines = format_tensors(facts, None if verbose else MAX_LISTED)
+        click.echo("\n".join(map(escape_control_characters, lines)))
+    else:
+        print_fields(format_facts(facts, verbose), width=18, wrap=110)
 
 
 def folder_facts(folder: Path) -> dict[str, Any]:
@@ -142,28 +148,51 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[s
     }
 
 
-def format_facts(facts: dict[str, Any]) -> Iterator[str]:
-    """Format facts as lines."""
+def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, str]]:
+    """Format facts as names and values."""
     config = facts["config"]
     quantized = f", quantised to {facts['quantization']['bits']} bits" if facts["quantization"] else ""
     kind = f"format {facts['format_version']}" if "family" not in facts else f"torch checkpoint, {facts['family']}"
-    yield f"folder            {facts['folder']} ({kind})"
-    yield f"stored in         {', '.join(facts['stored_dtype'])}{quantized}"
+    yield "folder", f"{facts['folder']} ({kind})"
+    yield "stored in", f"{', '.join(facts['stored_dtype'])}{quantized}"
     if "changed_files" in facts:
-        yield f"checksums         {checksum_facts(facts['changed_files'])}"
-    yield f"parameters        {facts['parameters']:,} in {', '.join(facts['dtype'])}"
-    yield f"vocabulary        {vocabulary_facts(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
+        yield "checksums", checksum_facts(facts["changed_files"])
+    yield "parameters", f"{facts['parameters']:,} in {', '.join(facts['dtype'])}"
+    yield "vocabulary", f"{vocabulary_facts(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
     for side in ("encoder", "decoder"):
-        yield f"{side:<17} {stack_facts(config, config[side])}"
+        yield side, stack_facts(config, config[side])
     for side, cover in facts["fused_attention"].items():
         step, long = ("fused" if cover[kind] else "not fused" for kind in ("step", "long"))
-        yield f"{side} attention head size {cover['head_dims']}; on Metal {step} for a step, {long} for many positions"
-    yield f"device            {facts['device']}, Metal {'available' if facts['metal'] else 'not available'}"
+        yield (
+            f"{side} attention",
+            f"head size {cover['head_dims']}; on Metal {step} for a step, {long} for many positions",
+        )
+    yield "device", f"{facts['device']}, Metal {'available' if facts['metal'] else 'not available'}"
     if facts["languages"]:
-        yield from wrap_field("languages", f"{len(facts['languages'])}: {' '.join(facts['languages'])}")
+        yield "languages", f"{len(facts['languages'])}: {' '.join(facts['languages'])}"
     for name, task in facts["tasks"].items():
-        yield f"task              {name}: sources begin with {task['source_prefix']!r}"
-    yield from wrap_field("search defaults", ", ".join(f"{name} {it}" for name, it in facts["search_defaults"].items()))
+        yield "task", f"{name}: sources begin with {task['source_prefix']!r}"
+    yield "search defaults", search_facts(facts["search_defaults"], verbose)
+
+
+def search_facts(search: dict[str, Any], verbose: bool) -> str:
+    """Format search settings: the number of beams, and all that a new model has otherwise; with `verbose` all."""
+    usual = dataclasses.asdict(mt.SearchConfig())
+    names = [name for name, value in search.items() if verbose or name == "beam_size" or value != usual[name]]
+    rest = "" if len(names) == len(search) else "; everything else as in a new model"
+    return ", ".join(f"{name.replace('_', ' ')} {setting_text(search[name])}" for name in names) + rest
+
+
+def setting_text(value: Any) -> str:
+    """Format the value of a setting in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        shown = [setting_text(item).replace(", ", " ") for item in value[:MAX_LISTED]]
+        return (", ".join(shown) or "none") + more_than(list(value), MAX_LISTED)
+    return "none" if value is None else str(value)
 
 
 def format_tensors(facts: dict[str, Any], limit: int | None) -> Iterator[str]:

@@ -30,7 +30,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import activity, describe_first_batch
 from mlx_transformer.cli.results import FailedLines, to_json_line
 from mlx_transformer.cli.streams import (
     check_paths,
@@ -132,7 +132,7 @@ def command(
     )
     failed = FailedLines(in_results=as_json)
     form = partial(format_score_json, tokenizer=tokenizer) if as_json else format_score
-    windows = activity.during(windows, "Scoring; the first batch compiles the model")
+    windows = activity.during(windows, describe_first_batch("Scoring"))
     results = map(form, failed.watch(score_pairs(windows, score)))
     write_results(output, with_progress(results, source or path, output), context)
     failed.check()

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from contextlib import ExitStack
 from typing import Any, get_args, get_origin
 
 import click
@@ -14,7 +15,8 @@ from click.core import ParameterSource
 import mlx_transformer as mt
 from mlx_transformer.cli.completion import complete_model, complete_run
 from mlx_transformer.cli.help import GroupedCommand, option_group
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import Bar, activity, can_draw, format_duration
+from mlx_transformer.cli.tables import fit_to_terminal, print_table
 from mlx_transformer.config.training import AUGMENTATIONS, PRESETS, TrainingConfig
 
 # Titles in the help -> the fields below them.
@@ -130,6 +132,8 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
     config = make_training_config(options, file)
     progress: Any = JsonLines() if as_json else Progress(config)
     activity.plain = True
+    if not can_draw():
+        activity.clear()  # the library says what it starts with
     try:
         best = mt.train(config, report=progress)
     finally:
@@ -175,15 +179,13 @@ class JsonLines:
 
 
 class Progress:
-    """Shows the log of training: validations as lines, steps as a bar on a terminal and as lines elsewhere."""
+    """Shows the log of training: validations as tables or lines, steps as a bar or as lines."""
 
     def __init__(self, config: TrainingConfig) -> None:
         """Prepare a progress bar that appears with the first step."""
-        from tqdm import tqdm
-
-        self.tqdm = tqdm
         self.config = config
-        self.bar: Any = None
+        self.bar: Bar | None = None
+        self.stack = ExitStack()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show one log entry."""
@@ -195,23 +197,20 @@ class Progress:
 
     def close(self) -> None:
         """Close the progress bar."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def line(self, text: str) -> None:
-        """Print a line above the bar and flush."""
-        self.tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        self.stack.close()
 
     def start(self, event: dict[str, Any]) -> None:
         """Print the sizes of model and corpus."""
         left_out = f", {event['too_long']:,} skipped because they are too long" if event.get("too_long") else ""
         resumed = f", resumed at step {event['step']:,}" if event["step"] else ""
-        self.line(f"{event['parameters']:,} parameters to train, {event['pairs']:,} pairs{left_out}{resumed}")
+        text = f"{event['parameters']:,} parameters to train, {event['pairs']:,} pairs{left_out}{resumed}"
+        activity.print_line(text)
         if self.config.bleu_sentences and "search" in event:
             beams = event["search"]["beam_size"]
             search = "greedy search" if beams == 1 else f"{beams} beams"
-            self.line(f"validation translates up to {self.config.bleu_sentences:,} sentences with the model's {search}")
+            activity.print_line(
+                f"validation translates up to {self.config.bleu_sentences:,} sentences with the model's {search}"
+            )
 
     def step(self, event: dict[str, Any]) -> None:
         """Show loss, speed, learning rate, memory and time left."""
@@ -223,36 +222,36 @@ class Progress:
             "gradient": "overflow" if event["gradient_norm"] is None else f"{event['gradient_norm']:.2f}",
             "memory": f"{event['memory'] / 1e9:.2f}GB",
         }
-        if sys.stderr.isatty():
+        texts = [f"{name} {value}" for name, value in figures.items()]
+        if can_draw():
             if self.bar is None:
-                self.bar = self.tqdm(total=event["steps"], initial=event["step"], unit=" steps", file=sys.stderr)
-            self.bar.set_postfix(figures, refresh=False)
-            self.bar.update(event["step"] - self.bar.n)
-            return
-        text = " ".join(f"{name} {value}" for name, value in figures.items())
-        self.line(f"step {event['step']}/{event['steps']} {text} left {duration(event['seconds_left'])}")
+                self.bar = self.stack.enter_context(activity.bar(event["steps"], "steps", done=event["step"]))
+            self.bar.update(event["step"], texts)
+        else:
+            left = format_duration(event["seconds_left"])
+            activity.print_line(f"step {event['step']}/{event['steps']} {' '.join(texts)} left {left}")
 
     def validation(self, event: dict[str, Any]) -> None:
         """Print the metrics of a validation, whether it is the best so far, and a few translations."""
-        names = {"loss": ".4f", "token_accuracy": ".4f", "exact_match": ".4f", "bleu": ".2f", "chrf": ".2f"}
-        figures = [f"{name} {event[name]:{form}}" for name, form in names.items() if event.get(name) is not None]
-        self.line(" ".join([f"validation at step {event['step']}:", *figures, *["(best)"] * bool(event["best"])]))
+        forms = {"loss": ".4f", "token_accuracy": ".4f", "exact_match": ".4f", "bleu": ".2f", "chrf": ".2f"}
+        figures = {name: f"{event[name]:{form}}" for name, form in forms.items() if event.get(name) is not None}
+        title, best = f"validation at step {event['step']}:", ["(best)"] * bool(event["best"])
+        if sys.stdout.isatty():
+            activity.print_line(" ".join([title, *best]))
+            print_table([[name.replace("_", " ") for name in figures], list(figures.values())], indent="    ")
+        else:
+            activity.print_line(" ".join([title, *(f"{name} {value}" for name, value in figures.items()), *best]))
         for sample in event.get("samples", []):
             for mark, side in (("  ", "source"), ("= ", "reference"), ("> ", "hypothesis")):
-                self.line(f"    {mark}{sample[side]}")
+                activity.print_line(fit_to_terminal(f"    {mark}{sample[side]}"))
 
     def stopped(self, event: dict[str, Any]) -> None:
         """Print how an interrupted run can be resumed."""
         again = f"mlx-transformer train --output {shlex.quote(self.config.output)} --resume"
-        self.line(f"Stopped and saved after step {event['step']}: resume with {again}")
+        activity.print_line(f"Stopped and saved after step {event['step']}: resume with {again}")
 
     def end(self, event: dict[str, Any]) -> None:
         """Print why a run ended before its last step."""
         if event["reason"] == "patience":
-            self.line(f"Ended at step {event['step']}: no better validation among the last {self.config.patience}.")
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+            patience = self.config.patience
+            activity.print_line(f"Ended at step {event['step']}: no better validation among the last {patience}.")

@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation from a real run: terminal.svg, curves.svg and attention.svg in this folder.
 
-    pip install '.[train]' rich && python docs/images/draw.py
+    pip install '.[train]' && python docs/images/draw.py
 
 The training takes about two minutes on two CPU cores.
 """

@@ -55,3 +55,10 @@ def _walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(entry.path)
+
+
+def has_kernels(temporary: Path) -> bool:
+    """Whether MLX has compiled kernels for the CPU in a temporary folder before."""
+    with suppress(OSError):
+        return any(entry.name.endswith(".so") for entry in _walk(temporary / "mlx"))
+    return False

@@ -212,7 +212,7 @@ class Trainer:
         self.log_event("start", **sizes, steps=config.steps, **settings, conditions=environment_info())
         if state.step == config.steps and state.progress.get("validated") != state.step:
             self._validate()  # stopped at what is now the last step
-        logger.info("Compiling the model and training the first steps; progress is shown after %d", config.log_every)
+        logger.info("Compiling the model; progress is shown after the first %d steps", config.log_every)
         updates = self._train_steps(corpus)
         while state.step < config.steps and not self._out_of_patience:
             self.metrics.add(*next(updates))

@@ -2,24 +2,28 @@
 
 import io
 import logging
+import re
 import time
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+import rich.live  # noqa: F401 (imported with the first drawing, which takes too long for these tests)
 from click.testing import CliRunner
 from support import echo_model
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main, progress
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import Bar, activity, describe_first_batch, terminal
 
 LIBRARY = logging.getLogger("mlx_transformer.training.trainer")
+ERASED = "\x1b[2K"
 LONG = 0.3  # seconds; longer than the delay of these tests
 
 
 @pytest.fixture(autouse=True)
 def short_delay(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(progress, "DELAY", 0.05)
 
 
@@ -45,9 +49,8 @@ class TestActivity:
         with activity.running():
             LIBRARY.info("Compiling")
             time.sleep(LONG)
-            assert "\rCompiling (0 s)" in stream.getvalue()
-        *_, last = filter(None, stream.getvalue().split("\r"))
-        assert not last.strip()
+            assert "Compiling (0 s)" in stream.getvalue()
+        assert stream.getvalue().endswith(ERASED)
 
     def test_short_activities_that_follow_one_another_are_shown_after_the_delay(self, stderr):
         stream = stderr()
@@ -55,7 +58,7 @@ class TestActivity:
             for _ in range(30):
                 activity.show("Reading")
                 time.sleep(LONG / 30)
-        assert "\rReading (0 s)" in stream.getvalue()
+        assert "Reading (0 s)" in stream.getvalue()
 
     def test_nothing_is_shown_after_the_end_of_an_activity(self, stderr):
         stream = stderr()
@@ -94,6 +97,92 @@ class TestActivity:
         assert stream.getvalue() == "Warning: Careful\n"
         assert activity not in logging.getLogger("mlx_transformer").handlers
 
+    def test_what_is_drawn_is_erased_although_standard_error_was_held_back(self, stderr):
+        # As while a tokenizer is loaded: standard error is a pipe for a moment, to hold back reports of panics.
+        stream = stderr()
+        with activity.running():
+            activity.show("Loading")
+            time.sleep(LONG)
+            stream.isatty = lambda: False
+            time.sleep(LONG)
+            stream.isatty = lambda: True
+        assert stream.getvalue().endswith(ERASED)
+
+    def test_a_dumb_terminal_is_not_drawn_on(self, stderr, monkeypatch):
+        monkeypatch.setenv("TERM", "dumb")
+        stream = stderr()
+        with activity.running(), activity.bar(2, "lines"):
+            activity.show("Loading")
+            time.sleep(LONG)
+        assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 160])
+class TestBar:
+    FIGURES = ["loss 3.214", "perplexity 24.9", "tokens/s 12,345", "rate 1.00e-03", "gradient 1.23", "memory 1.23GB"]
+
+    @pytest.fixture
+    def lines(self, width, monkeypatch):
+        """The lines of a bar at 250 of 1,000 steps."""
+        monkeypatch.setenv("COLUMNS", str(width))
+        stream = Terminal()
+        bar = Bar(1000, "steps")
+        bar.update(250, self.FIGURES)
+        monkeypatch.setattr(bar, "_time", lambda: "0:01:02 left")
+        terminal(stream).print(bar)
+        return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+
+    def test_the_bar_takes_the_rest_of_the_width(self, lines, width):
+        assert all(len(line) <= width for line in lines) and len(lines) == 2
+        count, bar, share = lines[0].removesuffix(" 0:01:02 left").rsplit(" ", 2)
+        assert (count, share) == ("250/1,000 steps", "25%") and set(bar) <= set("━╸╺")
+        assert len(lines[0]) == width and len(bar) >= (20 if width >= 80 else 5)
+
+    def test_figures_that_do_not_fit_are_left_out_as_a_whole(self, lines, width):
+        shown = lines[1].strip().split("  ")
+        assert shown[:2] == self.FIGURES[:2] and set(shown) <= set(self.FIGURES)
+        assert (shown == self.FIGURES) == (width >= 120)
+
+
+class TestLinesAndBars:
+    def test_lines_are_printed_above_the_bar_which_stays_at_the_end(self, stderr, capsys):
+        stream = stderr()
+        with activity.running():
+            with activity.bar(2, "lines") as bar:
+                time.sleep(LONG)
+                activity.print_line("Warning: short", err=True)
+                bar.update(2)
+        text = stream.getvalue()
+        before, after = text.split("Warning: short\n")
+        assert "0/2 lines" in before and before.endswith(ERASED)
+        assert "2/2 lines" in after and not after.rstrip().endswith(ERASED)
+        assert text.count("\x1b[?25l") == text.count("\x1b[?25h")  # the cursor is shown again
+
+    def test_no_colour(self, monkeypatch):
+        texts = []
+        for value in (None, "1"):
+            monkeypatch.delenv("NO_COLOR", raising=False)
+            if value:
+                monkeypatch.setenv("NO_COLOR", value)
+            stream = Terminal()
+            terminal(stream).print(Bar(2, "lines", done=1))
+            texts.append(stream.getvalue())
+        colour = re.compile(r"\x1b\[[0-9;]*3\d")
+        assert colour.search(texts[0]) and not colour.search(texts[1])
+
+
+@pytest.mark.parametrize(
+    ("system", "cold", "text"),
+    [("linux", True, "first run on this machine"), ("linux", False, "first batch"), ("darwin", True, "first batch")],
+)
+def test_a_cold_first_run_says_so(tmp_path, monkeypatch, system, cold, text):
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    if not cold:
+        (tmp_path / "mlx" / "1.0" / "cpu").mkdir(parents=True)
+        (tmp_path / "mlx" / "1.0" / "cpu" / "kernel.so").write_bytes(b"")
+    assert text in describe_first_batch("Generating")
+
 
 @pytest.fixture
 def invoke(monkeypatch):
@@ -122,10 +211,10 @@ def invoke(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "texts"),
     [
-        (("generate", "one"), ("Loading the bundled model", "Generating; the first batch compiles")),
+        (("generate", "one"), ("Loading the bundled model", "Generating; the first ")),
         (("generate", "--stream", "one"), ("Loading the bundled model",)),
-        (("score",), ("Loading the bundled model", "Scoring; the first batch compiles")),
-        (("evaluate", "dates:test"), ("Loading the bundled model", "Generating; the first batch compiles")),
+        (("score",), ("Loading the bundled model", "Scoring; the first ")),
+        (("evaluate", "dates:test"), ("Loading the bundled model", "Generating; the first ")),
         (("attention", "one", "-o", "a.svg"), ("Loading the bundled model",)),
         (("info",), ("Loading the bundled model",)),
         (("convert", "absent.pt", "new"), ("Converting absent.pt",)),
@@ -137,7 +226,7 @@ def test_every_command_says_what_it_is_doing(invoke, tmp_path, monkeypatch, argu
     monkeypatch.chdir(tmp_path)
     result = invoke(*arguments)
     for text in texts:
-        assert f"\r{text}" in result.stderr
+        assert text in result.stderr
 
 
 def test_training_says_what_it_is_doing_before_its_first_step(tmp_path, caplog):
@@ -152,6 +241,6 @@ def test_training_says_what_it_is_doing_before_its_first_step(tmp_path, caplog):
         "Reading the corpora",
         "Learning a vocabulary from 20 pairs",
         "Tokenising the corpora",
-        "Compiling the model and training the first steps; progress is shown after 20",
+        "Compiling the model; progress is shown after the first 20 steps",
         "Validating",
     ]

@@ -11,6 +11,7 @@ from support.command_line import error_line
 import mlx_transformer as mt
 from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import train
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.config.training import TrainingConfig
 
 ENTRIES = [
@@ -187,10 +188,12 @@ class TestTrain:
             for step in (6, 8):
                 report(ENTRIES[1] | {"step": step, "steps": 10})
             bars.append(report.bar)
+            assert activity._bar is report.bar
             raise ValueError("lost")
 
         monkeypatch.setitem(vars(mt), "train", fake)
         monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
         result = CliRunner().invoke(main, ["train", "--train", "a", "--valid", "b", "--output", "run"])
         (bar,) = bars
-        assert (bar.initial, bar.n, bar.total, bar.disable) == (6, 8, 10, True), result.output
+        assert (bar._first, bar.done, bar.total) == (6, 8, 10) and activity._bar is None, result.output
+        assert "8/10 steps" in result.stderr and "80%" in result.stderr
