@@ -84,8 +84,9 @@ def _pattern(name: str) -> str:
 
 
 def _whole_words(text: str) -> str:
-    """Return a regular expression for a text that is not a part of longer words."""
-    before, after = (r"\b" if letter.isalnum() else "" for letter in (text[0], text[-1]))
+    """Return a regular expression for a text that is not a part of longer words or addresses."""
+    before = r"(?<!\w)(?<!\w[.@/-])" if text[0].isalnum() else ""
+    after = r"(?!\w|[.@/-]\w)" if text[-1].isalnum() else ""
     return f"{before}{re.escape(text)}{after}"
 
 

@@ -30,6 +30,7 @@ CELL_SIZES = (0.08, 0.2)  # minimum and maximum size of a token's cell in inches
 PREFERRED_SIZE = 24  # inches; cells shrink in larger figures
 MAX_SIZE = 50  # inches; drawing takes about 400 MB
 PANELS_PER_ROW = 4
+TITLE_HEIGHT = 4.5  # of a panel, in cells
 MAX_LABEL_LENGTH = 12  # characters of a token
 MAX_VECTOR_CELLS = 10_000  # larger panels are embedded in .svg and .pdf as images
 COLORBAR_TICKS = (0, 0.05, 0.2, 0.5, 1)
@@ -146,12 +147,14 @@ def select_panels(
     stack = weights._asdict()[kind]
     for layer in layers or [len(stack) - 1]:
         check_number("layer", kind, layer, len(stack))
+        of_layers = f"layer {layer + 1} of {len(stack)} (index {layer})"
         matrices = np.array(stack[layer][0])
         if not heads:
-            yield AttentionPanel(kind, f"layer {layer}, mean of heads", matrices.mean(axis=0))
+            yield AttentionPanel(kind, f"{of_layers}\nmean of {len(matrices)} heads", matrices.mean(axis=0))
         for head in heads:
             check_number("head", kind, head, len(matrices))
-            yield AttentionPanel(kind, f"layer {layer}, head {head}", matrices[head])
+            of_heads = f"head {head + 1} of {len(matrices)} (index {head})"
+            yield AttentionPanel(kind, f"{of_layers}\n{of_heads}", matrices[head])
 
 
 def merge_pieces(panel: AttentionPanel, pieces: dict[str, Pieces]) -> AttentionPanel:
@@ -199,7 +202,7 @@ def _draw_panel_grid(
 ) -> Figure:
     """Draw rows of panels with cells of equal size; the label margin, left and above, is in cells as well."""
     widths = [max(9, *(panel.weights.shape[1] for panel in column if panel)) + margin for column in zip_longest(*rows)]
-    heights = [max(panel.weights.shape[0] for panel in row) + margin + 3 for row in rows]
+    heights = [max(panel.weights.shape[0] for panel in row) + margin + TITLE_HEIGHT for row in rows]
     across, down = sum(widths) + 1, sum(heights) + 4
     cell = cell_size(across, down)
     font: dict[str, Any] = {"family": families, "size": 0.62 * 72 * cell}
@@ -207,7 +210,7 @@ def _draw_panel_grid(
     for i, row in enumerate(rows):
         for j, panel in enumerate(row):
             queries, keys = panel.weights.shape
-            left, bottom = sum(widths[:j]) + margin, down - sum(heights[:i]) - margin - 3 - queries
+            left, bottom = sum(widths[:j]) + margin, down - sum(heights[:i]) - margin - TITLE_HEIGHT - queries
             axes = figure.add_axes((left / across, bottom / down, keys / across, queries / down))
             mesh = _draw_panel(axes, panel, labels, font)
     bar = figure.add_axes((margin / across, 2.4 / down, 9 / across, 0.5 / down))

@@ -69,6 +69,9 @@ class TestMissing:
         terms = [Term(0, 1, "art"), Term(2, 3, "art"), Term(4, 5, "%s")]
         assert missing_terms(terms, "Un Art, un article : %s.") == [terms[1]]
         assert missing_terms(terms, "") == terms
+        address = [Term(0, 3, "a@b.example")]
+        for text, missing in (("a@b.example.", []), ("a@b.example.example", address), ("x-a@b.example", address)):
+            assert missing_terms(address, text) == missing
         assert missing_terms(terms, "art article%s") == terms[1:2]
 
 

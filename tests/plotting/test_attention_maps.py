@@ -30,7 +30,7 @@ class TestAttention:
         weights = mt.attention_ids(model, mx.array([source]), mx.array([target[:-1]]))
         found = panels(attention_maps.attention_figure(model, tokenizer, source, target))
         assert list(found) == [
-            f"{name}\nlayer 1, mean of heads"
+            f"{name}\nlayer 2 of 2 (index 1)\nmean of 2 heads"
             for name in ("encoder self-attention", "cross-attention", "decoder self-attention")
         ]
         for axes, layers in zip(found.values(), (weights.encoder, weights.cross, weights.decoder), strict=True):
@@ -46,7 +46,11 @@ class TestAttention:
             model, tokenizer, source, target, ["cross"], layers=[1, 0], heads=[1, 0]
         )
         found = panels(figure)
-        assert list(found) == [f"cross-attention\nlayer {i}, head {j}" for i in (1, 0) for j in (1, 0)]
+        assert list(found) == [
+            f"cross-attention\nlayer {i + 1} of 2 (index {i})\nhead {j + 1} of 2 (index {j})"
+            for i in (1, 0)
+            for j in (1, 0)
+        ]
         for axes, (i, j) in zip(found.values(), [(1, 1), (1, 0), (0, 1), (0, 0)], strict=True):
             assert np.allclose(drawn(axes), np.array(weights.cross[i][0, j]), atol=1e-6)
 
@@ -138,7 +142,9 @@ class TestAttention:
         expected = panels(attention_maps.attention_figure(model, tokenizer, ids.source, ids.target, ["cross"], [0]))
         for kinds in ("cross", ["cross"]):
             figure = mt.plot_attention(model, tokenizer, *texts, kinds=kinds, layers=[0])
-            assert list(panels(figure)) == list(expected) == ["cross-attention\nlayer 0, mean of heads"]
+            assert (
+                list(panels(figure)) == list(expected) == ["cross-attention\nlayer 1 of 2 (index 0)\nmean of 2 heads"]
+            )
             (axes,), (same,) = panels(figure).values(), expected.values()
             assert np.array_equal(drawn(axes), drawn(same))
         assert (
