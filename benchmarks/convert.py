@@ -35,11 +35,11 @@ THEIRS = "from transformers import M2M100ForConditionalGeneration as Model"
 JOBS = {
     ("convert", "mlx_transformer"): (OURS, "mt.convert(source, destination)"),
     ("convert", "transformers"): (THEIRS, "Model.from_pretrained(source).save_pretrained(destination)"),
-    ("load", "mlx_transformer"): (OURS, "model, _ = mt.load(source)"),
+    ("load", "mlx_transformer"): (OURS, "model = mt.load_model(source)"),
     ("load", "transformers"): (THEIRS, "model = Model.from_pretrained(source)"),
     ("load and read all", "mlx_transformer"): (
         f"{OURS}; import mlx.core as mx, mlx.utils",
-        "model, _ = mt.load(source); mx.eval([a.sum() for _, a in mlx.utils.tree_flatten(model.parameters())])",
+        "model = mt.load_model(source); mx.eval([a.sum() for _, a in mlx.utils.tree_flatten(model.parameters())])",
     ),
     ("load and read all", "transformers"): (
         THEIRS,

@@ -46,7 +46,7 @@ class Ours:
     def __init__(self, shape: Shape, folder: Path, dtype: str = REFERENCE_DTYPE, quantize: int | None = None) -> None:
         self.name = "mlx_transformer"
         self.exact = dtype == REFERENCE_DTYPE and not quantize
-        self.model, _ = mt.load(folder, dtype=dtype, quantize=quantize, allow_overflow=True)
+        self.model = mt.load_model(folder, dtype=dtype, quantize=quantize, allow_overflow=True)
         self.suppress_ids = (shape.eos_id,)
 
     def supports(self, beams: int, batch: int) -> bool:

@@ -227,7 +227,7 @@ def kernels_per_step(shape_name: str, options: Options) -> Result:
         return options.folder(replace(shape, layers=layers))
 
     def ours(beams: int) -> Callable[[int], Any]:
-        return lambda layers: kernels.count_step_kernels(mt.load(folder(layers))[0], source, beams, (shape.eos_id,))
+        return lambda layers: kernels.count_step_kernels(mt.load_model(folder(layers)), source, beams, (shape.eos_id,))
 
     counts = {f"mlx_transformer, beam {beams}": ours(beams) for beams in (1, 4)}
     if shape.family == "t5" and options.examples is not None:

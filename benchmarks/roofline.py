@@ -175,7 +175,7 @@ def main(model: str | None, shape: str | None, batch: int, beams: int, source_le
         if shape:
             write_checkpoint(SHAPES[shape], Path(scratch))
         path = scratch if shape else model
-        network, _ = mt.load(path)
+        network = mt.load_model(path)
         print(conditions(model=shape or (Path(model).name if model else "bundled"), **vars(workload)))
         print(f"\n{bytes_table(network, workload)}\n{speed_limits_table(network.config, workload)}")
         print(kernels_text(path, workload))
@@ -209,7 +209,7 @@ def kernels_text(path: str | None, workload: Workload) -> str:
     """Return a sentence with the number of kernels of a step, on this device and as on a GPU."""
     counts = []
     for context in (nullcontext, simulate_gpu_kernels):
-        network, _ = mt.load(path)
+        network = mt.load_model(path)
         config = network.config
         tokens = min(config.source_vocab_size, config.target_vocab_size)
         length = min(workload.source_length, config.encoder.max_length)

@@ -46,17 +46,9 @@ def read_lines(corpus: Path, count: int) -> list[str]:
         return [line.rstrip("\n") for line, _ in zip(file, range(count), strict=False)]
 
 
-def load_model_and_tokenizer(model: str | None, dtype: str | None) -> tuple[mt.Transformer, mt.Tokenizer]:
-    """Load a trained model and its tokenizer."""
-    network, tokenizer = mt.load(model, dtype=dtype)
-    if tokenizer is None:
-        raise ValueError("--model must have a tokenizer to translate sentences: it has none.")
-    return network, tokenizer
-
-
 def file_throughput(model: str | None, dtype: str | None, lines: list[str], repeats: int) -> Result:
     """Compare one call for a file of sentences with one call for each sentence, at beam size 4."""
-    network, tokenizer = load_model_and_tokenizer(model, dtype)
+    network, tokenizer = mt.load(model, dtype=dtype)
     search = replace(network.search_defaults, beam_size=BEAM_SIZE)
     outputs: dict[str, list[str]] = {}
 
@@ -92,7 +84,7 @@ def file_traces(model: str | None, dtype: str | None, sentences: list[str], coun
     """Count how often functions are traced for a file of mixed lengths, and for a second one after it."""
     traces = []
     with count_traces() as counter:
-        network, tokenizer = load_model_and_tokenizer(model, dtype)
+        network, tokenizer = mt.load(model, dtype=dtype)
         search = replace(network.search_defaults, beam_size=BEAM_SIZE)
         for seed in (0, 1):
             before = counter.copy()

@@ -181,11 +181,6 @@ def load_with_tokenizer(
     activity.show(f"Loading {model or 'the bundled model'}")
     network, tokenizer = mt.load(model, dtype=dtype, revision=revision, allow_overflow=allow_overflow)
     activity.clear()
-    if tokenizer is None:
-        raise ValueError(
-            f"The model must have a tokenizer, but {model or 'the bundled model'} has none: convert the "
-            "checkpoint by convert --tokenizer FILE, or use a folder with tokenizer files."
-        )
     return network, tokenizer
 
 

@@ -31,6 +31,7 @@ _MODULES = {
     "evaluate": "inference.evaluation",
     "Evaluation": "inference.evaluation",
     "load": "pretrained.loading",
+    "load_model": "pretrained.loading",
     "convert": "pretrained.loading",
     "ConversionReport": "weights.convert",
     "TokenizerOptions": "weights.tokenizers.options",

@@ -27,6 +27,7 @@ from .plotting.attention_maps import plot_attention as plot_attention
 from .plotting.learning_curves import plot_learning_curves as plot_learning_curves
 from .pretrained.loading import convert as convert
 from .pretrained.loading import load as load
+from .pretrained.loading import load_model as load_model
 from .tokenization.tokenizer import Tokenizer as Tokenizer
 from .training.trainer import train as train
 from .weights.convert import ConversionReport as ConversionReport

@@ -264,10 +264,43 @@ def check_own_models(folder: Path, results: dict[str, dict]) -> None:
     """Check that mine.pt and odd.pt, the same model, were converted to the same weights."""
     ids = results["import mlx.core as mx"]["stdout"].splitlines()
     assert len(ids) == 2 and all(re.fullmatch(r"\[\d.+\] -\d.*", line) for line in ids)
-    models = [mt.load(folder / name) for name in ("mine", "odd")]
-    ours, same = (dict(tree_flatten(model.parameters())) for model, _ in models)
+    model, tokenizer = mt.load(folder / "mine")
+    ours, same = (dict(tree_flatten(one.parameters())) for one in (model, mt.load_model(folder / "odd")))
     assert all(mx.array_equal(array, same[name]) for name, array in ours.items())
-    assert models[0][1].source_vocab_size == ours["source_embedding.weight"].shape[0] and models[1][1] is None
+    assert tokenizer.source_vocab_size == ours["source_embedding.weight"].shape[0]
+    with pytest.raises(ValueError, match="must have a tokenizer, but .*odd has none"):
+        mt.load(folder / "odd")
+
+
+WRONG = """\
+import mlx_transformer as mt
+
+model, tokenizer = mt.load()
+mt.generate(model, tokenizer, "one", beam_sise=2)
+mt.stream_generate(model, tokenizer, "one", max_tokens="2")
+mt.generate(model, tokenizer, ["one"]).upper()
+"""
+
+
+@pytest.mark.slow
+def test_the_python_of_all_pages_passes_a_strict_type_checker(tmp_path):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    for path in PAGES:
+        lines = [""] * path.read_text().count("\n")
+        for block in read_blocks(path.read_text()):
+            if block.language == "python" and block.runs:
+                code = block.code.splitlines()
+                lines[block.line : block.line + len(code)] = code
+        (tmp_path / f"{path.stem}.py").write_text("\n".join([*lines, ""]))
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir=cache", "."],
+        cwd=tmp_path,
+        env=os.environ | {"MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    errors = set(re.findall(r"^(\S+): error: ", result.stdout, re.MULTILINE))
+    assert errors == {f"wrong.py:{line}" for line in (4, 5, 6)}, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -78,7 +78,7 @@ def test_mixed_calls_give_the_results_of_single_ones_also_beside_training(tokeni
         for _ in ("cold", "warm"):
             jobs = [pool.submit(run_calls, models, tokenizer, folder, seed, count) for seed in range(threads)]
             results = [row for job in jobs for row in job.result()]
-        best = mt.load(training.result())[0].parameters()
+        best = mt.load_model(training.result()).parameters()
     alone = make_models(tokenizer)
     expected = {
         (name, model, line): CALLS[name](alone[model], tokenizer, line, folder)
@@ -88,7 +88,7 @@ def test_mixed_calls_give_the_results_of_single_ones_also_beside_training(tokeni
     for key, result in results:
         assert result == expected[key], key
     again = mt.train(run_options(write_corpora(tmp_path), bleu_sentences=2, output=str(tmp_path / "again")))
-    assert bitwise_equal(best, mt.load(again)[0].parameters())
+    assert bitwise_equal(best, mt.load_model(again).parameters())
 
 
 def test_threads_that_end_leave_models_usable(tokenizer):

@@ -45,7 +45,7 @@ def command(
 
     A checkpoint that cannot be converted is described as with --tensors, and by the reason.
     """
-    from mlx_transformer.pretrained.loading import find_model, find_torch_checkpoint, is_torch_checkpoint
+    from mlx_transformer.pretrained.loading import find_model, find_torch_checkpoint, is_torch_checkpoint, load_path
     from mlx_transformer.weights.inspection import inspect_tensors
 
     if show_cache:
@@ -59,7 +59,7 @@ def command(
         facts = inspect_tensors(path)
     else:
         try:
-            facts = folder_facts(path) | model_facts(*mt.load(path))
+            facts = folder_facts(path) | model_facts(*load_path(path))
         except ValueError as error:
             if not is_torch_checkpoint(path):
                 raise

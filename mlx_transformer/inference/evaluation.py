@@ -1,7 +1,7 @@
 """Evaluation of a model on sources with references: BLEU, chrF and exact matches."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack, change_search
@@ -39,7 +39,7 @@ def evaluate(
     model: Transformer,
     tokenizer: Tokenizer,
     sources: str | Iterable[str],
-    references: str | Iterable[str | list[str]],
+    references: str | Iterable[Sequence[str]],
     search: SearchConfig | None = None,
     *,
     source_language: PerLineText = None,

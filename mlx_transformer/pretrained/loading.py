@@ -29,8 +29,8 @@ def load(
     *,
     quantize: int | None = None,
     allow_overflow: bool = False,
-) -> tuple[Transformer, Tokenizer | None]:
-    """Load a model for inference.
+) -> tuple[Transformer, Tokenizer]:
+    """Load a model and its tokenizer for inference.
 
     Torch checkpoints are converted in memory. Models of the hub are converted once and cached in
     ~/.cache/mlx_transformer (or MLX_TRANSFORMER_CACHE), so that later loads are fast and work offline. Downloads are
@@ -44,15 +44,38 @@ def load(
         quantize: Bits per weight, 8 or 4; by default as stored. The CPU computes with dequantised weights.
         allow_overflow: Allow float16 even if the model overflows it.
 
-    Returns:
-        The model and its tokenizer; None for a model without a tokenizer.
-
     Raises:
         FileNotFoundError: If the path, repository or revision does not exist.
         OSError: If the hub denies access or cannot be reached, or the disk is full.
-        ValueError: If the model is incomplete, or a checkpoint of an unknown family.
+        ValueError: If the model is incomplete, a checkpoint of an unknown family, or has no tokenizer.
     """
     path = find_model(model, revision)
+    network, tokenizer = load_path(path, dtype, quantize=quantize, allow_overflow=allow_overflow)
+    if tokenizer is None:
+        raise ValueError(
+            f"The model must have a tokenizer, but {model or 'the bundled model'} has none: convert the checkpoint by "
+            "convert --tokenizer FILE, use a folder with tokenizer files, or load it without one by load_model."
+        )
+    return network, tokenizer
+
+
+def load_model(
+    model: str | Path | None = None,
+    dtype: mx.Dtype | str | None = None,
+    revision: str | None = None,
+    *,
+    quantize: int | None = None,
+    allow_overflow: bool = False,
+) -> Transformer:
+    """Load a model alone, which need not have a tokenizer; see `load`."""
+    path = find_model(model, revision)
+    return load_path(path, dtype, quantize=quantize, allow_overflow=allow_overflow)[0]
+
+
+def load_path(
+    path: Path, dtype: mx.Dtype | str | None = None, *, quantize: int | None = None, allow_overflow: bool = False
+) -> tuple[Transformer, Tokenizer | None]:
+    """Load a model folder or a torch checkpoint, and its tokenizer if it has one; see `load`."""
     read = load_torch if is_torch_checkpoint(path) else model_folder.load
     return read(path, dtype=dtype, quantize=quantize, allow_overflow=allow_overflow)
 

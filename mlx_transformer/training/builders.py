@@ -40,7 +40,7 @@ def build_model_and_tokenizer(
     if checkpoint is not None:
         folder = model_folder.read_config(checkpoint)
         model = model_folder.uninitialized_model(folder.model, folder.search, folder.tasks)
-        tokenizer: Tokenizer | None = Tokenizer.load(checkpoint)
+        tokenizer = Tokenizer.load(checkpoint)
     elif config.init is not None:
         model, tokenizer = _pretrained_model(config)
     else:
@@ -48,8 +48,6 @@ def build_model_and_tokenizer(
         check_vocab_size(config.vocab_size, num_languages)
         tokenizer = _train_tokenizer(config, train_pairs)
         model = Transformer(new_model_config(config, tokenizer), SearchConfig(suppress_ids=(tokenizer.start_id,)))
-    if tokenizer is None:
-        raise ValueError(f"Fine-tuning needs the model's tokenizer, but {config.init} has none: add its files.")
     if config.source_prefix:
         tokenizer.config = replace(tokenizer.config, source_prefix=config.source_prefix)
     check_dtype(parse_dtype(config.compute_dtype), model.config, allow_overflow=None)
@@ -57,7 +55,7 @@ def build_model_and_tokenizer(
     return model, tokenizer
 
 
-def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer | None]:
+def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer]:
     """Load the model to fine-tune, with the dropout rates of this run."""
     pretrained, tokenizer = load(config.init, dtype="float32")
     for name, array in dict(tree_flatten(pretrained.parameters())).items():

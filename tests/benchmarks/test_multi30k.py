@@ -61,7 +61,7 @@ def test_both_systems_train_evaluate_and_report(norm_first, data, tmp_path, monk
     for field in ("loss", "token_accuracy", "bleu", "best"):
         assert [[step for step, _ in curve(log, "validation", field)] for log in logs] == [[2, 4, 5]] * 2
     assert logs[0][0]["parameters"] == logs[1][0]["parameters"]
-    models = [mt.load(run / "best")[0].config for run in runs]
+    models = [mt.load_model(run / "best").config for run in runs]
     assert models[0].encoder == models[1].encoder and models[0].encoder.norm_first == norm_first
     assert "tok:none" in call("evaluate", *runs).output
     output = call("report", *runs).output

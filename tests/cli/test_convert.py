@@ -69,7 +69,7 @@ def test_errors_list_twenty_tensors_or_all(tmp_path):
     *details, error = invoke("convert", path, tmp_path / "new", "--verbose", status=1).stderr.splitlines()
     assert len(details) == 25
     invoke("convert", path, tmp_path / "new", "--ignore", r"\.odd_")
-    assert_parameters(mt.load(tmp_path / "new")[0], own_parameters())
+    assert_parameters(mt.load_model(tmp_path / "new"), own_parameters())
 
 
 def test_rename_on_the_command_line(tmp_path):
@@ -80,7 +80,7 @@ def test_rename_on_the_command_line(tmp_path):
     first, second, *_ = invoke("convert", path, tmp_path / "new", status=1).stderr.splitlines()
     assert "source_embedding.weight: looked for src_tok_emb.weight" in first and "second.weight, first.weight" in first
     invoke("convert", path, tmp_path / "new", "--rename", "^first=source_embedding", "--ignore", "^second")
-    assert_parameters(mt.load(tmp_path / "new")[0], own_parameters())
+    assert_parameters(mt.load_model(tmp_path / "new"), own_parameters())
 
 
 def test_info_lists_tensors_of_a_file_that_cannot_be_converted(tmp_path):

@@ -4,10 +4,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import echo_model
+from click.testing import CliRunner
 from support.command_line import error_line
+from support.tiny_models import config, random_model
 
 import mlx_transformer as mt
+from mlx_transformer.cli import main
 
 
 class TestErrors:
@@ -38,13 +40,11 @@ class TestErrors:
             assert b"--output and the input must be different files" in process.communicate()[1]
         assert process.returncode == 1 and (tmp_path / "file").read_text() == "one\n"
 
-    @pytest.mark.parametrize("model", ["no-tokenizer", None])
-    def test_a_model_without_tokenizer(self, echo, monkeypatch, model):
-        monkeypatch.setitem(vars(mt), "load", lambda *arguments, **options: (echo_model.EchoModel(), None))
-        arguments = ["-m", model] * bool(model)
+    def test_a_model_without_tokenizer(self, tmp_path):
+        mt.save(tmp_path / "bare", random_model(config()))
         for command in (["generate", "one"], ["evaluate", "dates:test"]):
-            line = error_line(echo(*command, *arguments, status=1))
-            assert f"{model or 'the bundled model'} has none" in line
+            result = CliRunner().invoke(main, [*command, "-m", str(tmp_path / "bare")])
+            assert result.exit_code == 1 and f"{tmp_path / 'bare'} has none" in error_line(result)
 
     def test_impossible_search_options(self, echo):
         result = echo("generate", "--beam-size", "2", "--num-hypotheses", "3", "one", status=1)

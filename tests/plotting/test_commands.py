@@ -80,7 +80,7 @@ class TestAttentionCommand:
     def test_source_and_generated_target_are_drawn(self, invoke, seen, tmp_path):
         invoke("attention", self.TEXT, "--output", tmp_path / "a.png")
         ((_, tokenizer, source, target, *choice),) = seen
-        model, _ = mt.load()
+        model = mt.load_model()
         ((best, *_),) = mt.generate_hypotheses(model, tokenizer, [self.TEXT])
         assert source == tokenizer.encode(self.TEXT)
         assert target == [tokenizer.start_id, *best.ids, tokenizer.eos_id]

@@ -41,7 +41,7 @@ mx.set_default_device(mx.cpu)
 import mlx_transformer as mt
 for name, revision in json.loads(sys.argv[1]):
     try:
-        model, tokenizer = mt.load(name, revision=revision)
+        model = mt.load_model(name, revision=revision)
         print(json.dumps(model.output_bias[0].item() if "output_bias" in model else "ours"), flush=True)
     except (OSError, ValueError) as error:
         print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
@@ -517,7 +517,7 @@ def test_commands_accept_hub_models(machine, server, our_files):
     assert status == 0 and Path(json.loads(out)["folder"]).name.startswith(first)
     status, out, err = machine.run(*run, "convert", "owner/torch", "made", "--revision", "v1")
     assert (status, out, err) == (0, "", "")
-    assert mt.load(machine.work / "made")[0].output_bias[0].item() == 3.0
+    assert mt.load_model(machine.work / "made").output_bias[0].item() == 3.0
     for command in (("info", "owner/none"), ("convert", "owner/none", "other"), ("generate", "-m", "owner/none", "a")):
         status, out, err = machine.run(*run, *command)
         assert (status, out) == (1, "") and err.startswith("Error: A model must be a path or owner/name on the hub")
@@ -529,7 +529,7 @@ def test_hub_client_is_imported_only_for_hub_models(machine, our_files):
     for name, data in our_files.items():
         (machine.work / "model" / name).write_bytes(data)
     program = (
-        "import sys\nimport mlx_transformer as mt, mlx_transformer.cli\nmt.load('model')\n"
+        "import sys\nimport mlx_transformer as mt, mlx_transformer.cli\nmt.load_model('model')\n"
         "print('huggingface_hub' in sys.modules)"
     )
     assert machine.run("-c", program)[:2] == (0, "False\n")

@@ -14,6 +14,7 @@ from mlx_transformer.cli import main
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained import loading
+from mlx_transformer.tokenization.vocabulary import WordVocabulary
 
 STACK = StackConfig(num_layers=1, num_heads=2, mlp_dims=16, max_length=8)
 
@@ -27,8 +28,8 @@ def folder(tmp_path):
 def test_load_accepts_paths_and_strings(folder):
     expected = dict(tree_flatten(model_folder.load(folder)[0].parameters()))
     for name in (folder, str(folder)):
-        model, tokenizer = loading.load(name)
-        assert tokenizer is None and not model.training
+        model = loading.load_model(name)
+        assert not model.training
         assert all(mx.array_equal(array, expected[key]) for key, array in tree_flatten(model.parameters()))
 
 
@@ -58,14 +59,25 @@ def test_an_adapter_without_weights_is_named_as_such(tmp_path):
         loading.load(tmp_path)
 
 
+def test_load_needs_a_tokenizer_and_load_model_none(folder, tmp_path):
+    message = f"must have a tokenizer, but {folder} has none: .*, or load it without one by load_model"
+    with pytest.raises(ValueError, match=message):
+        mt.load(folder)
+    model = mt.load_model(folder, dtype="float16")
+    assert model.dtype == mx.float16
+    tokenizer = mt.Tokenizer(WordVocabulary({word: i for i, word in enumerate(["<pad>", "</s>", "<s>", "one"])}, 0))
+    model_folder.save(tmp_path / "whole", Transformer(ModelConfig(4, 4, 16, STACK, STACK)), tokenizer)
+    assert mt.load(tmp_path / "whole")[1].encode("one") == tokenizer.encode("one")
+
+
 def test_load_passes_the_dtype_on(folder):
-    assert loading.load(folder, mx.float16)[0].dtype == mx.float16
+    assert loading.load_model(folder, mx.float16).dtype == mx.float16
 
 
 def test_default_is_the_bundled_model(folder, monkeypatch):
     monkeypatch.setattr(loading, "BUNDLED_MODEL", folder)
     assert loading.find_model() == folder
-    assert loading.load()[0].config == model_folder.load(folder)[0].config
+    assert loading.load_model().config == model_folder.load(folder)[0].config
 
 
 def test_missing_model_error_names_the_path(tmp_path, monkeypatch):

@@ -50,7 +50,7 @@ class EchoTokenizer:
 
 
 def load(path=None, dtype=None, revision=None, allow_overflow=False):
-    return EchoModel(), None if path == "no-tokenizer" else EchoTokenizer()
+    return EchoModel(), EchoTokenizer()
 
 
 def generate_hypotheses(

@@ -140,7 +140,7 @@ def test_best_is_the_mean_of_the_last_validation_checkpoints(options):
 
     def report(entry):
         if entry["event"] == "validation":
-            weights[entry["step"]] = flatten(mt.load(run / "last")[0].trainable_parameters())
+            weights[entry["step"]] = flatten(mt.load_model(run / "last").trainable_parameters())
             assert entry["best"]
         interrupt_at(6)(entry)
 
@@ -149,7 +149,7 @@ def test_best_is_the_mean_of_the_last_validation_checkpoints(options):
     assert checkpoint_step(run / "last") == 6
     train(dataclasses.replace(options, resume=True, log_every=1, steps=8), report)
     mean = {name: (array + weights[8][name]) / 2 for name, array in weights[4].items()}
-    assert all_close(mt.load(run / "best")[0].trainable_parameters(), mean, 1e-6)
+    assert all_close(mt.load_model(run / "best").trainable_parameters(), mean, 1e-6)
 
 
 @pytest.mark.cpu
@@ -222,12 +222,12 @@ def test_only_average_checkpoints_are_averaged(options):
 
     def report(entry):
         if entry["event"] == "validation":
-            weights[entry["step"]] = flatten(mt.load(Path(options.output) / "last")[0].trainable_parameters())
+            weights[entry["step"]] = flatten(mt.load_model(Path(options.output) / "last").trainable_parameters())
 
     train(options, report)
     assert log_events(options.output, "validation")[-1]["best"]
     mean = {name: (array + weights[12][name]) / 2 for name, array in weights[8].items()}
-    assert all_close(mt.load(Path(options.output) / "best")[0].trainable_parameters(), mean, 1e-6)
+    assert all_close(mt.load_model(Path(options.output) / "best").trainable_parameters(), mean, 1e-6)
 
 
 def test_improvement_resets_patience(options, monkeypatch):

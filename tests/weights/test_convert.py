@@ -31,9 +31,9 @@ def source(tmp_path):
 
 def test_converted_folder_equals_the_model_in_memory(source, tmp_path):
     assert mt.convert(source, tmp_path / "ours").family == "bart"
-    stored, _ = mt.load(tmp_path / "ours")
-    direct, tokenizer = mt.load(source)
-    assert tokenizer is None and not direct.training
+    stored = mt.load_model(tmp_path / "ours")
+    direct = mt.load_model(source)
+    assert not direct.training
     assert (stored.config, stored.search_defaults) == (direct.config, direct.search_defaults)
     arrays = dict(tree_flatten(stored.parameters()))
     for name, array in tree_flatten(direct.parameters()):
@@ -54,9 +54,9 @@ def test_dtype_of_the_weights(source, tmp_path, dtype):
     convert.convert(source, tmp_path / "ours", dtype=dtype)
     arrays = safetensors.read_arrays(tmp_path / "ours" / "model.safetensors")
     assert {array.dtype for array in arrays.values()} == {precision.DTYPES[dtype]}
-    full = split_projections(mt.load(source)[0].parameters())
+    full = split_projections(mt.load_model(source).parameters())
     assert all(mx.allclose(arrays[name].astype(mx.float32), full[name], atol=0.02) for name in full)
-    assert mt.load(source, dtype=dtype)[0].dtype == precision.DTYPES[dtype]
+    assert mt.load_model(source, dtype=dtype).dtype == precision.DTYPES[dtype]
 
 
 def test_half_precision_is_the_default_for_half_precision_checkpoints(tmp_path):
@@ -110,7 +110,7 @@ def test_memory_of_a_conversion_depends_on_the_largest_tensor(large, source, dty
 @pytest.mark.slow
 def test_memory_of_loading_depends_on_the_model_and_the_largest_tensor(large, source):
     largest = EMBEDDING_BYTES // 2 if source == "half" else 0  # in float32 the model uses the tensor itself
-    assert growth("model, _ = mt.load(source, dtype='float32')", large / source) < 3.4 * EMBEDDING_BYTES + largest
+    assert growth("model = mt.load_model(source, dtype='float32')", large / source) < 3.4 * EMBEDDING_BYTES + largest
 
 
 def test_an_existing_destination_is_replaced_only_with_force(source, tmp_path):
@@ -120,7 +120,7 @@ def test_an_existing_destination_is_replaced_only_with_force(source, tmp_path):
         convert.convert(source, tmp_path / "ours")
     assert (tmp_path / "ours" / "model.safetensors").read_bytes() == before
     convert.convert(source, tmp_path / "ours", force=True)
-    assert mt.load(tmp_path / "ours")[0].config == mt.load(source)[0].config
+    assert mt.load_model(tmp_path / "ours").config == mt.load_model(source).config
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     with pytest.raises(FileExistsError, match="is not a model folder"):
@@ -157,7 +157,7 @@ def test_progress_reaches_the_total(source, tmp_path):
     calls = []
     convert.convert(source, tmp_path / "ours", report=lambda done, total: calls.append((done, total)))
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
-    assert calls[-1][0] == calls[-1][1] == 4 * sum(a.size for _, a in tree_flatten(mt.load(source)[0].parameters()))
+    assert calls[-1][0] == calls[-1][1] == 4 * sum(a.size for _, a in tree_flatten(mt.load_model(source).parameters()))
 
 
 def run(*arguments):
@@ -167,11 +167,11 @@ def run(*arguments):
 def test_convert_command(source, tmp_path):
     result = run("convert", source, tmp_path / "ours", "--dtype", "float16")
     assert (result.exit_code, result.output) == (0, "")
-    assert mt.load(tmp_path / "ours")[0].config.dims == DIMS
+    assert mt.load_model(tmp_path / "ours").config.dims == DIMS
     again = run("convert", source, tmp_path / "ours")
     assert again.exit_code == 1 and "already exists" in again.output and len(again.output.splitlines()) == 1
     assert run("convert", source, tmp_path / "ours", "--force", "--set", "norm_eps=1e-6").exit_code == 0
-    assert mt.load(tmp_path / "ours")[0].config.norm_eps == 1e-6
+    assert mt.load_model(tmp_path / "ours").config.norm_eps == 1e-6
     assert run("convert", source, tmp_path / "new", "--set", "norm_eps").exit_code == 2
     missing = run("convert", tmp_path / "nowhere", tmp_path / "new")
     assert missing.exit_code == 1 and "nowhere" in missing.output
@@ -208,8 +208,8 @@ def test_quantised_conversion(tmp_path, bits):
     assert (stored.quantization.bits, stored.quantization.group_size) == (bits, 64)
     assert f"quantised to {bits} bits" in (tmp_path / "ours" / "README.md").read_text()
     assert f"quantised to {bits} bits" in CliRunner().invoke(cli.main, ["info", str(tmp_path / "ours")]).output
-    plain, quantised = (dict(tree_flatten(mt.load(path)[0].parameters())) for path in (source, tmp_path / "ours"))
-    in_memory = dict(tree_flatten(mt.load(source, quantize=bits)[0].parameters()))
+    plain, quantised = (dict(tree_flatten(mt.load_model(path).parameters())) for path in (source, tmp_path / "ours"))
+    in_memory = dict(tree_flatten(mt.load_model(source, quantize=bits).parameters()))
     for name, array in plain.items():
         assert mx.array_equal(in_memory[name], quantised[name]), name
         exact = name.endswith("bias") or "norm" in name or "positions" in name
@@ -218,7 +218,7 @@ def test_quantised_conversion(tmp_path, bits):
     mt.convert(source, tmp_path / "unquantised")
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("ours", "unquantised")]
     assert sizes[0] < sizes[1] * (0.5 if bits == 8 else 0.35)
-    quantised_on_load = dict(tree_flatten(mt.load(tmp_path / "unquantised", quantize=bits)[0].parameters()))
+    quantised_on_load = dict(tree_flatten(mt.load_model(tmp_path / "unquantised", quantize=bits).parameters()))
     assert all(mx.array_equal(quantised_on_load[name], quantised[name]) for name in quantised)
 
 
@@ -252,7 +252,7 @@ def test_models_that_cannot_be_quantised(source, tmp_path):
     wide = write_checkpoint(tmp_path / "wide", wide_tensors(), WIDE_CONFIG)
     convert.convert(wide, tmp_path / "ours", quantize=8)
     with pytest.raises(ValueError, match="is already quantised to 8 bits: leave out quantize"):
-        mt.load(tmp_path / "ours", quantize=4)
+        mt.load_model(tmp_path / "ours", quantize=4)
 
 
 def test_float16_is_an_error_for_models_that_overflow(tmp_path, monkeypatch, source):
@@ -271,7 +271,7 @@ def test_other_files_of_a_training_run_are_ignored(source):
     (source / "model.safetensors").rename(source / "weights.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "training_args.bin", "rng_state.pth"):
         (source / name).write_bytes(b"junk")
-    assert mt.load(source)[0].config.dims == DIMS
+    assert mt.load_model(source).config.dims == DIMS
 
 
 class TestModelFolders:
@@ -290,7 +290,7 @@ class TestModelFolders:
         before, after = (model_folder.read_config(folder) for folder in (ours, tmp_path / "small"))
         assert dataclasses.replace(after, quantization=None) == before
         assert (after.quantization.bits if after.quantization else None) == quantize
-        model_folder.save(tmp_path / "saved", mt.load(ours)[0], dtype=dtype, quantize=quantize)
+        model_folder.save(tmp_path / "saved", mt.load_model(ours), dtype=dtype, quantize=quantize)
         expected, stored = (
             safetensors.read_arrays(tmp_path / folder / "model.safetensors") for folder in ("saved", "small")
         )
@@ -317,14 +317,14 @@ class TestModelFolders:
         monkeypatch.chdir(tmp_path)
         result = CliRunner().invoke(cli.main, ["convert", "bundled", "here", "--dtype", "float16"])
         assert result.exit_code == 0, result.output
-        assert mt.load("here")[0].config == mt.load("bundled")[0].config == mt.load()[0].config
+        assert mt.load_model("here").config == mt.load_model("bundled").config == mt.load_model().config
         (tmp_path / "here").rename("bundled")
         assert mt.load("bundled", dtype="float16")[1] is not None  # a path takes precedence
 
 
 def test_loading_a_conversion_of_an_earlier_version_warns(source, tmp_path, caplog):
     convert.convert(source, tmp_path / "ours")
-    mt.load(tmp_path / "ours")
+    mt.load_model(tmp_path / "ours")
     assert not caplog.records
     path = tmp_path / "ours" / "config.json"
     current = json.loads(path.read_text())
@@ -332,15 +332,15 @@ def test_loading_a_conversion_of_an_earlier_version_warns(source, tmp_path, capl
     for config in (current | {"conversion_version": 1}, first_format | {"format_version": 1}):
         path.write_text(json.dumps(config))
         caplog.clear()
-        mt.load(tmp_path / "ours")
+        mt.load_model(tmp_path / "ours")
         assert f"{tmp_path / 'ours'} was converted by an earlier version of mlx_transformer" in caplog.text
         convert.convert(tmp_path / "ours", tmp_path / "copy", force=True)
         caplog.clear()
-        mt.load(tmp_path / "copy")
+        mt.load_model(tmp_path / "copy")
         assert "was converted by an earlier version" in caplog.text
     (tmp_path / "ours" / "README.md").unlink()  # a model that was trained, not converted
     caplog.clear()
-    mt.load(tmp_path / "ours")
+    mt.load_model(tmp_path / "ours")
     assert not caplog.records
 
 
@@ -353,10 +353,10 @@ def test_files_whose_names_begin_with_a_dot_do_not_count(source, tmp_path, name)
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
     (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
     convert.convert(folder, tmp_path / "ours")
-    assert mt.load(folder)[0].config == mt.load(tmp_path / "ours")[0].config
+    assert mt.load_model(folder).config == mt.load_model(tmp_path / "ours").config
     (folder / "last.safetensors").unlink()
     with pytest.raises(ValueError, match="a folder must have a checkpoint"):
-        mt.load(folder)
+        mt.load_model(folder)
 
 
 @pytest.mark.parametrize("quantize", [None, 8])
@@ -365,7 +365,7 @@ def test_loading_draws_no_random_numbers_of_the_caller(tmp_path, quantize):
     convert.convert(source, tmp_path / "ours", quantize=quantize)
     mx.random.seed(3)
     expected = mx.random.uniform(shape=(4,)).tolist()
-    for load in (lambda: mt.load(tmp_path / "ours"), lambda: mt.load(source, quantize=quantize)):
+    for load in (lambda: mt.load_model(tmp_path / "ours"), lambda: mt.load_model(source, quantize=quantize)):
         mx.random.seed(3)
         load()
         assert mx.random.uniform(shape=(4,)).tolist() == expected

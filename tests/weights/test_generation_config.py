@@ -130,7 +130,7 @@ def test_tasks_of_an_old_config(tmp_path):
     source = write_checkpoint(tmp_path / "tasks", bart_tensors(), BART_CONFIG | {"task_specific_params": tasks})
     convert.convert(source, tmp_path / "ours")
     for path in (source, tmp_path / "ours"):
-        model, _ = mt.load(path)
+        model = mt.load_model(path)
         assert list(model.tasks) == ["summarization", "translation_en_to_de"]
         first, second = model.tasks.values()
         assert first.source_prefix == "summarize: "

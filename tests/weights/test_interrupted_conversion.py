@@ -53,7 +53,7 @@ def start(program, *arguments):
 
 def mark_of(folder):
     """Load a model, which must be whole, and return its mark."""
-    model, _ = mt.load(folder)
+    model = mt.load_model(folder)
     assert changed_files(folder) == []
     return model.output_bias[0].item()
 

@@ -98,7 +98,7 @@ def test_early_versions(bias, one_value, tmp_path, tolerance):
     reference = write_checkpoint(tmp_path / "tmodel_03.pt", bias, one_value)
     assert check_logits(reference, tmp_path / "tmodel_03.pt", tolerance).config.attention_bias == bias
     convert.convert(tmp_path / "tmodel_03.pt", tmp_path / "folder")
-    weight = np.array(mt.load(tmp_path / "folder")[0].encoder.norm.weight)
+    weight = np.array(mt.load_model(tmp_path / "folder").encoder.norm.weight)
     assert weight.tolist() == [reference.state["encoder.norm.a_2"].item()] * DIMS
 
 

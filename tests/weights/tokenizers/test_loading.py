@@ -138,5 +138,6 @@ def test_missing_damaged_and_mismatched_files(tmp_path):
         mt.load(folder)
     (folder / "vocab.json").unlink()
     (folder / "sentencepiece.bpe.model").unlink()
-    assert mt.load(folder)[1] is None
+    with pytest.raises(ValueError, match="must have a tokenizer, but .* has none"):
+        mt.load(folder)
     assert not (tmp_path / "converted").exists()
