@@ -119,7 +119,8 @@ def load_json(name: str, line: str) -> Any:
         return json.loads(line, parse_float=parse_finite, parse_constant=parse_finite)
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{name} must be JSON, one value per line: {error.msg} at column {error.colno}. Leave out --json for text."
+            f"{name} must be JSON, one value per line: {error.msg} at column {error.colno}. For text, "
+            "give --input-format text."
         ) from error
     except RecursionError as error:
         raise ValueError(f"{name} must be JSON, but its brackets are nested too deeply.") from error

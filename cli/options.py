@@ -194,6 +194,6 @@ def check_languages(tokenizer: mt.Tokenizer, source_language: str | None, target
     tokenizer.decoder_starts(1, [target_language])
 
 
-def warn_truncated(name: str) -> None:
+def warn_truncated(name: str, remedy: str = "") -> None:
     """Warn on standard error, above a progress bar, that a source was truncated."""
-    activity.print_line(f"Warning: {name} is longer than the model can read and was cut.", err=True)
+    activity.print_line(f"Warning: {name} is longer than the model can read and was cut{remedy}.", err=True)

@@ -146,6 +146,12 @@ def check_options(options: dict[str, Any]) -> None:
         raise click.UsageError("--alternatives needs several hypotheses: give --num-hypotheses 2 or more as well.")
 
 
+def choose_formats(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the formats of input and output, of which --json sets both."""
+    usual = "json" if options["as_json"] else "text"
+    return options | {name: options[name] or usual for name in ("input_format", "output_format")}
+
+
 def prepare_split(options: dict[str, Any]) -> dict[str, Any]:
     """Set the search options for split sentences, and raise errors before the model is loaded."""
     for name in ("num_hypotheses", "target_prefix", "alternatives"):
@@ -157,9 +163,12 @@ def prepare_split(options: dict[str, Any]) -> dict[str, Any]:
 
 def prepare_stream(options: dict[str, Any]) -> dict[str, Any]:
     """Set the search options for streaming; raise UsageError for options that it does not support."""
-    for name in ("as_json", "split_sentences", "glossary", "alignments", "scores", "strict", "verbose"):
+    if options["output_format"] == "json":
+        option = "--json" if options["as_json"] else "--output-format json"
+        raise click.UsageError(f"--stream writes plain text as it is generated: leave out {option}.")
+    for name in ("split_sentences", "glossary", "alignments", "scores", "strict", "verbose"):
         if options[name]:
-            option = name.removeprefix("as_").replace("_", "-")
+            option = name.replace("_", "-")
             raise click.UsageError(f"--stream writes plain text as it is generated: leave out --{option}.")
     for name in ("beam_size", "num_hypotheses"):
         if options[name] not in (None, 1):

@@ -3,6 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from typing import Any
 
 MAX_VALUE = 60  # characters
@@ -47,3 +48,23 @@ def similar_names(name: str, known: Collection[str]) -> str:
     """Return a sentence with the known names that are most similar to an unknown one."""
     similar = difflib.get_close_matches(name[:MAX_VALUE], known, n=3)
     return f"Similar ones are {', '.join(similar)}." if similar else f"Known ones are {short_names(known, MAX_KNOWN)}."
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs an extra of the package, from where the package itself came."""
+    import importlib.metadata
+    import json
+    import shlex
+    from urllib.parse import unquote, urlsplit
+
+    origin: dict[str, Any] = {}
+    with suppress(importlib.metadata.PackageNotFoundError, ValueError):
+        origin = json.loads(importlib.metadata.distribution("mlx_transformer").read_text("direct_url.json") or "{}")
+    url = str(origin.get("url", ""))
+    if url.startswith("file://"):
+        path = unquote(urlsplit(url).path)
+        return f"pip install {shlex.quote(f'{path}[{extra}]')}"
+    if url:
+        scheme = f"{origin['vcs_info'].get('vcs', 'git')}+" if isinstance(origin.get("vcs_info"), dict) else ""
+        return f"pip install 'mlx_transformer[{extra}] @ {scheme}{url}'"
+    return f"pip install 'mlx_transformer[{extra}]'"

@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
+from mlx_transformer.messages import install_command
+
 Source = TypeVar("Source")
 
 
@@ -34,7 +36,7 @@ def has_sacrebleu() -> bool:
 def check_sacrebleu() -> None:
     """Raise ValueError if sacrebleu is not installed, before anything is translated."""
     if not has_sacrebleu():
-        raise ValueError("BLEU and chrF need sacrebleu, which is not installed: pip install sacrebleu.")
+        raise ValueError(f"BLEU and chrF need sacrebleu, which is not installed: {install_command('train')}.")
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:

@@ -273,7 +273,10 @@ def test_command_line_equals_library(tmp_path, load_tokenizer):
         check=True,
     )
     assert done.stdout.decode() == "".join(f"{text}\n" for text in expected)
-    assert "Warning: Line 11 is longer than the model can read and was cut.\n" in done.stderr.decode()
+    assert (
+        "Warning: Line 11 is longer than the model can read and was cut: shorten it, or give --split-sentences.\n"
+        in done.stderr.decode()
+    )
 
 
 PAIRS = {

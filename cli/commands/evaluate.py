@@ -12,6 +12,7 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import decode_lines
+from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.cli.options import (
     batch_option,
     beam_option,
@@ -32,6 +33,7 @@ from mlx_transformer.cli.options import (
 from mlx_transformer.cli.progress import activity, describe_first_batch
 from mlx_transformer.cli.run_stats import memory_option
 from mlx_transformer.cli.tables import print_fields
+from mlx_transformer.messages import install_command
 from mlx_transformer.tokenization.normalization import is_blank
 
 
@@ -77,16 +79,13 @@ def command(
     """
     from mlx_transformer.metrics import corpus_scores, exact_match, has_sacrebleu
 
-    if (spec is None) == (sources is None) or bool(sources) != bool(references):
-        raise click.UsageError("Give either SPEC, or --sources with one or more --references.")
-    activity.show("Reading the test set")
-    lines, groups, *languages = (
-        read_test_spec(spec) if spec is not None else (*read_test_files(str(sources), references), None, None)
-    )
-    activity.clear()
+    lines, groups, *languages = read_test_set(spec, sources, references)
     if not (scored := has_sacrebleu()):
-        click.echo("BLEU and chrF need sacrebleu and are left out: pip install sacrebleu", err=True)
+        click.echo(f"BLEU and chrF need sacrebleu and are left out: {install_command('train')}", err=True)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    source_language, target_language = leave_out_own_languages(
+        model, tokenizer, source_language or languages[0], target_language or languages[1]
+    )
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()
@@ -96,8 +95,8 @@ def command(
         tokenizer,
         lines,
         config,
-        source_language=source_language or languages[0],
-        target_language=target_language or languages[1],
+        source_language=source_language,
+        target_language=target_language,
         source_prefix=prefix,
         batch_tokens=batch_tokens,
         return_errors=True,
@@ -107,6 +106,18 @@ def command(
     scores = corpus_scores(hypotheses, groups) if scored else {"exact_match": exact_match(hypotheses, groups)}
     counts = {"sentences": len(lines), "references": sum(map(len, groups)), "seconds": round(seconds, 2)}
     print_report(scores | counts, as_json)
+
+
+def read_test_set(
+    spec: str | None, sources: str | None, references: tuple[str, ...]
+) -> tuple[list[str], list[list[str]], str | None, str | None]:
+    """Return sources, their references, and the languages that SPEC sets."""
+    if (spec is None) == (sources is None) or bool(sources) != bool(references):
+        raise click.UsageError("Give either SPEC, or --sources with one or more --references.")
+    activity.show("Reading the test set")
+    test_set = read_test_spec(spec) if spec is not None else (*read_test_files(str(sources), references), None, None)
+    activity.clear()
+    return test_set
 
 
 def read_test_spec(spec: str) -> tuple[list[str], list[list[str]], str | None, str | None]:

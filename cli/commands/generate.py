@@ -13,6 +13,7 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, parse_lines
+from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     alignments_option,
@@ -40,6 +41,7 @@ from mlx_transformer.cli.results import (
     FailedLines,
     LineResult,
     check_options,
+    choose_formats,
     format_json,
     format_text,
     generate_lines,
@@ -62,7 +64,7 @@ from mlx_transformer.cli.terms import glossary_option, protect_option
 
 # Describes the results of --json below the options.
 JSON_FORMATS = """\b
-With --json every result is one line:
+With --json or --output-format json every result is one line:
   {"id": ..., "text": ..., "score": ..., "tokens": [...],
    "finish_reason": "stop" or "length", "truncated": ..., "too_short": ...}
 with terms that are not in the text also "missing_terms";
@@ -74,8 +76,14 @@ sentences, and its finish_reason is "length" if that of any sentence is:
   {"id": ..., "text": ..., ..., "sentences": [{"source": ..., "text": ..., ...}, ...]}
 """
 
+FORMAT = click.Choice(["text", "json"])
 target_prefix = click.option(
     "--target-prefix", metavar="TEXT", help="Text that targets begin with; it does not count in scores or lengths."
+)
+format_options = (
+    click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below."),
+    click.option("--input-format", type=FORMAT, show_default="text, with --json json", help="Format of input lines."),
+    click.option("--output-format", type=FORMAT, show_default="text, with --json json", help="Format of results."),
 )
 split_option = click.option(
     "--split-sentences/--no-split-sentences",
@@ -108,7 +116,7 @@ strict_option = click.option(
     input_option("source", "Text file to read, plain or .gz; - is standard input."),
     output_option,
     click.option("--stream", is_flag=True, help="Write text as it is generated: one hypothesis, greedy or sampled."),
-    click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below."),
+    *format_options,
     click.option("--scores", is_flag=True, help="Write SCORE, a tab, then the text; with --json also token scores."),
     verbose_option,
 )
@@ -144,26 +152,24 @@ def command(
 
     A --temperature above 0 samples targets instead of searching for the most probable one.
 
-    With --json an input line is a JSON string, or an object with "text" and optionally "id" (any value, returned with
-    the result), "source_language", "target_language" and "target_prefix"; a TEXT argument is plain.
+    With --json or --input-format json an input line is a JSON string, or an object with "text" and optionally "id" (any
+    value, returned with the result), "source_language", "target_language" and "target_prefix"; a TEXT argument is
+    plain.
 
     The white space of a line that is split into sentences is kept, around them and between them.
     """
     if texts and source is not None:
         raise click.UsageError("Give TEXT or --input, not both.")
     check_paths(output, *([] if texts else [source]))
-    check_options(options)
+    options = prepare_options(options | {"stream": stream, "strict": strict, "verbose": verbose})
     warn_file_names(texts, "to read the file, give --input {file}")
-    if stream:
-        options = prepare_stream({**options, "strict": strict, "verbose": verbose})
-    if options["split_sentences"]:
-        options = prepare_split(options)
     windows = [[os.fsencode(text) for text in texts]] if texts else read_input(source, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    options = choose_languages(model, tokenizer, options)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
     lines = parse_input(windows, tokenizer, options, is_argument=bool(texts))
-    failed = FailedLines(in_results=options["as_json"])
+    failed = FailedLines(in_results=options["output_format"] == "json")
     if stream:
         pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
         write_results(output, stream_lines(lines, pieces, failed), context)
@@ -173,7 +179,7 @@ def command(
     answers = check_truncated(
         report.watch(generate_results(lines, network, tokenizer, config, prefix, options)), strict
     )
-    form = partial(format_json, tokenizer=tokenizer) if options["as_json"] else format_text
+    form = partial(format_json, tokenizer=tokenizer) if options["output_format"] == "json" else format_text
     results = (form(each, config.num_hypotheses, options["scores"]) for each in failed.watch(answers))
     write_results(output, with_progress(results, source, output), context)
     if verbose:
@@ -181,12 +187,29 @@ def command(
     failed.check()
 
 
+def prepare_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Check options that depend on one another, before the model is loaded, and set those that follow from others."""
+    check_options(options)
+    options = choose_formats(options)
+    if options["stream"]:
+        options = prepare_stream(options)
+    return prepare_split(options) if options["split_sentences"] else options
+
+
+def choose_languages(model: str | None, tokenizer: mt.Tokenizer, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options without the languages that the model has anyway, except for the splitting of sentences."""
+    source, target = leave_out_own_languages(model, tokenizer, options["source_language"], options["target_language"])
+    splitting = options["source_language"] if source is None else None
+    languages = {"source_language": source, "target_language": target}
+    return options | languages | {"sentence_language": options["sentence_language"] or splitting}
+
+
 def parse_input(
     windows: Iterable[list[bytes]], tokenizer: mt.Tokenizer, options: dict[str, Any], is_argument: bool
 ) -> Iterator[list[InputLine]]:
     """Parse lines, or TEXT arguments, which are always plain text; check the languages that all lines share."""
     defaults = {name: options[name] for name in LINE_OPTIONS}
-    as_json = options["as_json"] and not is_argument
+    as_json = options["input_format"] == "json" and not is_argument
     if not as_json:
         check_languages(tokenizer, defaults["source_language"], defaults["target_language"])
     lines = parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
@@ -217,7 +240,7 @@ def generate_results(
         source_prefix=prefix,
         batch_tokens=options["batch_tokens"],
         alignment=alignment if options["alignments"] else None,
-        token_scores=options["scores"] and options["as_json"],
+        token_scores=options["scores"] and options["output_format"] == "json",
     )
     split = partial(
         split_line,
@@ -241,7 +264,7 @@ def check_truncated(answers: Iterable[LineResult], strict: bool) -> Iterator[Lin
         if not answer.hypotheses[0].truncated:
             yield answer
         elif not strict:
-            warn_truncated(answer.line.name)
+            warn_truncated(answer.line.name, ": shorten it, or give --split-sentences")
             yield answer
         else:
             error = (

@@ -255,7 +255,10 @@ def describe_hub_error(error: BaseException, name: str, revision: str | None) ->
     if isinstance(error, OSError) and error.strerror and not isinstance(error, ConnectionError | TimeoutError):
         return OSError(f"{name} cannot be downloaded to {constants.HF_HUB_CACHE}: {error.strerror}; set HF_HOME.")
     if constants.HF_HUB_OFFLINE:
-        reason = "HF_HUB_OFFLINE is set"
+        return HubUnreachableError(
+            f"{address} cannot be reached: HF_HUB_OFFLINE is set, and the model is not on this machine yet; unset "
+            f"HF_HUB_OFFLINE once to download it, or check the path if {name} is one."
+        )
     return HubUnreachableError(
         f"{address} cannot be reached: {reason}; check the network, or the path if {name} is one."
     )

@@ -16,6 +16,7 @@ PRINTED_BY = {
     "cli/__init__.py": ("evaluate", "generate", "score"),  # the others have another message
     "cli/help.py": tuple(main.commands),
     "cli/input_lines.py": ("generate",),
+    "cli/languages.py": ("attention", "evaluate", "generate", "score"),
     "cli/options.py": ("attention", "evaluate", "generate", "score"),
     "cli/results.py": ("generate",),
     "cli/run_stats.py": ("evaluate", "generate"),

@@ -113,7 +113,7 @@ class TestEvaluate:
         arguments = self.files(tmp_path, sources="a\nb\n", one="A\nX\n")
         result = echo("evaluate", *arguments)
         assert [line.split()[0] for line in result.stdout.splitlines()] == ["exact", "sentences", "seconds"]
-        assert "50.00%" in result.stdout and "pip install sacrebleu" in result.stderr
+        assert "50.00%" in result.stdout and "pip install " in result.stderr
         figures = json.loads(echo("evaluate", *arguments, "--json").stdout)
         assert figures.keys() == {"exact_match", "sentences", "references", "seconds"}
 

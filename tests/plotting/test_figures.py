@@ -79,4 +79,4 @@ class TestWithoutMatplotlib:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         monkeypatch.delattr(mt, "plotting")
         message = error_line(invoke(*arguments, status=1))
-        assert re.search(r"Pictures need matplotlib: .*; pip install matplotlib\.", message)
+        assert re.search(r"Pictures need matplotlib: .*; pip install .*\[train\]", message)

@@ -37,7 +37,7 @@ class EchoModel:
 class EchoTokenizer:
     """Characters are tokens."""
 
-    config = TokenizerConfig()
+    config = TokenizerConfig(languages={"en": 9}, source_language="before", target_language="start")
 
     def encode(self, text, source_language=None, target_language=None):
         return [ord(character) for character in text]

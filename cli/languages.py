@@ -1,0 +1,51 @@
+"""Languages of a model for one pair, whose name tells them: it needs no codes, but its own ones are accepted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mlx_transformer as mt
+from mlx_transformer.messages import short_repr
+
+BUNDLED = ("en", "fr")
+PAIR = re.compile(r"opus-mt-([a-z]{2,3})-([a-z]{2,3})")
+CODE = re.compile(r"[a-z]{2,3}")
+
+
+def language_pair(model: str | None) -> tuple[str, str] | None:
+    """Return the source and the target language of a model for one pair; None if its name does not tell them."""
+    if model in (None, "bundled"):
+        return BUNDLED
+    match = PAIR.fullmatch(Path(model or "").name)
+    return (match[1], match[2]) if match else None
+
+
+def leave_out_own_languages(
+    model: str | None, tokenizer: mt.Tokenizer, source_language: str | None, target_language: str | None
+) -> tuple[str | None, str | None]:
+    """Return the languages to give to a model: None in place of the only ones of a model for one pair.
+
+    Raises:
+        ValueError: If a model for one pair is asked for another language; the message names a model that may know it.
+    """
+    languages, pair = (source_language, target_language), language_pair(model)
+    if pair is None:
+        return languages
+    roles = (tokenizer.config.source_language, tokenizer.config.target_language)
+    for side, code in enumerate(languages):
+        if code is None or roles[side] != "none" or base_code(code) == pair[side]:
+            continue
+        wanted = [*pair[:side], base_code(code), *pair[side + 1 :]]
+        is_code = CODE.fullmatch(wanted[side]) is not None and wanted[0] != wanted[1]
+        other = f"try --model Helsinki-NLP/opus-mt-{'-'.join(wanted)}" if is_code else "choose another model"
+        raise ValueError(
+            f"{model or 'The bundled model'} translates {pair[0]} to {pair[1]} only: for {short_repr(code)} {other}."
+        )
+    source, target = (None if role == "none" else code for role, code in zip(roles, languages, strict=True))
+    return source, target
+
+
+def base_code(code: str) -> str:
+    """Return the language of a code without script and region: fr of fr_FR."""
+    return re.split("[-_]", code.casefold())[0]
