@@ -32,6 +32,15 @@ def check_token_ids(name: str, ids: mx.array, vocab_size: int) -> None:
         )
 
 
+def check_embeddings(embeddings: mx.array, dims: int) -> None:
+    """Raise ValueError unless an array has the shape of token embeddings, (rows, length, dims)."""
+    if embeddings.ndim != 3 or embeddings.shape[-1] != dims:
+        raise ValueError(
+            f"A stack takes token embeddings, (rows, length, {dims}), not the shape {embeddings.shape}: call "
+            "source_embedding on token ids of two axes first."
+        )
+
+
 def check_target_rows(source_rows: int, target_rows: int) -> None:
     """Raise ValueError unless every source has the same number of targets."""
     if not source_rows or target_rows % source_rows:

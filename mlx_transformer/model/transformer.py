@@ -21,6 +21,7 @@ from mlx_transformer.model.compilation import CompiledFunctions
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
 from mlx_transformer.model.kv_cache import KVCache
 from mlx_transformer.model.layers import ACTIVATIONS, NORMS, embedding, fused_linear, linear
+from mlx_transformer.model.masks import causal_mask, everything, padding_mask
 from mlx_transformer.model.positions import (
     check_length,
     constant_arange,
@@ -29,7 +30,7 @@ from mlx_transformer.model.positions import (
     sinusoidal_positions,
 )
 from mlx_transformer.model.process import check_process
-from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
+from mlx_transformer.model.token_ids import check_embeddings, check_target_rows, check_token_ids
 
 
 class Memory(NamedTuple):
@@ -79,6 +80,26 @@ class Attention(nn.Module):
         keys, values = (part.squeeze(2) for part in mx.split(key_values, 2, axis=2))
         heads = attend(queries, keys, values, scale=self.scale, mask=mask)
         return self.out_proj(heads.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+
+    def attend(
+        self, queries: mx.array, keys: mx.array, values: mx.array | None = None, mask: mx.array | str | None = None
+    ) -> mx.array:
+        """Attend from queries to keys and values, all before their projections.
+
+        Args:
+            queries: (batch, num_queries, dims).
+            keys: (batch, num_keys, dims).
+            values: (batch, num_keys, dims); the keys if None.
+            mask: True where attention is allowed, or an additive bias, (batch or 1, num_heads or 1, num_queries or 1,
+                num_keys); or "causal"; None to allow all keys.
+
+        Returns:
+            The attended values, (batch, num_queries, dims).
+        """
+        key_values = self.key_values(keys)
+        if values is not None:
+            key_values = mx.concatenate([key_values[:, :, :1], self.key_values(values)[:, :, 1:]], axis=2)
+        return self(queries, key_values, everything(keys.shape[1]) if mask is None else mask)
 
 
 class FeedForward(nn.Module):
@@ -175,6 +196,7 @@ class Stack(nn.Module):
 
     def __init__(self, config: ModelConfig, stack: StackConfig, is_decoder: bool) -> None:
         super().__init__()
+        self.dims, self.is_decoder, self.recompute = config.dims, is_decoder, False
         self.scale = math.sqrt(config.dims) if stack.scale_embeddings else 1.0
         if stack.positions in ("sinusoidal", "learned"):
             self.positions = nn.Embedding(stack.max_length, config.dims)
@@ -193,6 +215,42 @@ class Stack(nn.Module):
         if stack.final_norm:
             self.norm = NORMS[config.norm](config)
 
+    def __call__(
+        self,
+        embeddings: mx.array,
+        mask: mx.array | str | None = None,
+        memory: Memory | None = None,
+        cache: KVCache | None = None,
+        attend: AttentionFunction = scaled_dot_product_attention,
+    ) -> mx.array:
+        """Run all layers on token embeddings.
+
+        Args:
+            embeddings: (rows, length, dims).
+            mask: Self-attention mask, True at allowed keys, (rows or 1, 1, length or 1, length), or "causal". By
+                default all keys in an encoder, "causal" in a decoder.
+            memory: The encoded sources, for a decoder.
+            cache: Keys and values of the positions before `embeddings`; updated in place. Its mask replaces `mask`.
+            attend: The attention function.
+
+        Returns:
+            Hidden states, (rows, length, dims).
+        """
+        check_embeddings(embeddings, self.dims)
+        start, length = 0 if cache is None else cache.length, embeddings.shape[1]
+        x = self.embed(embeddings, start)
+        if mask is None:
+            mask = "causal" if self.is_decoder else everything(length)
+        masks = self.masks(mask if cache is None else cache.mask(length), start, length)
+        for index, layer in enumerate(self.layers):
+            update_cache = identity if cache is None else functools.partial(cache.update_and_fetch, index)
+            layer_memory = None if memory is None else (memory.key_values[index], memory.mask)
+            run = grad_checkpoint(layer) if self.recompute and self.training else layer
+            x = run(x, masks[index], update_cache, layer_memory, attend)
+        if cache is not None:
+            cache.length = cache.length + length
+        return self.normalize(x)
+
     def embed(self, embeddings: mx.array, start: mx.array | int = 0) -> mx.array:
         """Scale token embeddings and add the positions from `start` on, (rows, length, dims)."""
         x = embeddings * self.scale
@@ -204,8 +262,12 @@ class Stack(nn.Module):
             x = self.embedding_norm(x)
         return dropout(x, self.dropout) if self.training else x
 
-    def masks(self, mask: mx.array, start: mx.array | int, queries: int) -> list[mx.array]:
+    def masks(self, mask: mx.array | str, start: mx.array | int, queries: int) -> list[mx.array] | list[str]:
         """Return each layer's self-attention mask: `mask`, or a relative position bias that includes it."""
+        if isinstance(mask, str):
+            if "buckets" not in self:
+                return [mask] * len(self.layers)
+            mask = causal_mask(queries)
         if "relative_bias" in self:
             return [relative_position_bias(self.relative_bias, self.buckets, mask, start, queries)] * len(self.layers)
         tables = [layer.self_attention.get("relative_bias") for layer in self.layers]
@@ -226,7 +288,6 @@ class Transformer(nn.Module):
         config: The model's configuration.
         search_defaults: The search configuration recommended for this model.
         tasks: TaskConfigs by name, for checkpoints that were trained for several tasks.
-        recompute: Whether training recomputes activations in the backward pass to save memory (gradient checkpointing).
     """
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
@@ -243,9 +304,17 @@ class Transformer(nn.Module):
             self.output = linear(config.dims, config.target_vocab_size, bias=config.output_bias)
         elif config.output_bias:
             self.output_bias = mx.zeros(config.target_vocab_size)
-        self.recompute = False
         self._compiled = CompiledFunctions()
         object.__setattr__(self, "tasks", {})  # a plain attribute: nn.Module would take a dict for a submodule
+
+    @property
+    def recompute(self) -> bool:
+        """Whether training recomputes activations in the backward pass to save memory (gradient checkpointing)."""
+        return self.encoder.recompute
+
+    @recompute.setter
+    def recompute(self, recompute: bool) -> None:
+        self.encoder.recompute = self.decoder.recompute = recompute
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
@@ -290,12 +359,8 @@ class Transformer(nn.Module):
         """
         check_token_ids("source", source, self.config.source_vocab_size)
         check_length("source", source.shape[1], self.config.encoder.max_length)
-        tokens = mx.cumsum(source != self.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text
-        mask = (tokens if mask is None else mask)[:, None, None]
-        x = self.encoder.embed(self.source_embedding(source))
-        for layer, layer_mask in zip(self.encoder.layers, self.encoder.masks(mask, 0, source.shape[1]), strict=True):
-            x = self._maybe_checkpoint(layer)(x, layer_mask, attend=attend)
-        x = self.encoder.normalize(x)
+        mask = padding_mask(source, self.config.pad_id) if mask is None else mask[:, None, None]
+        x = self.encoder(self.source_embedding(source), mask, attend=attend)
         key_values = [layer.cross_attention.key_values(x) for layer in self.decoder.layers]
         # Contiguous, because attention would otherwise copy them in every decode step.
         return Memory([mx.contiguous(layer) for layer in key_values], mask)
@@ -335,21 +400,8 @@ class Transformer(nn.Module):
         check_token_ids("target", target, self.config.target_vocab_size)
         check_target_rows(memory.mask.shape[0], target.shape[0])
         check_length("target", target.shape[1], self.config.decoder.max_length)
-        start = 0 if cache is None else cache.length
-        x = self.decoder.embed(self._target_embedding(target), start)
-        masks = self._causal_masks(target.shape[1], cache)
-        for index, layer in enumerate(self.decoder.layers):
-            update_cache = identity if cache is None else functools.partial(cache.update_and_fetch, index)
-            x = self._maybe_checkpoint(layer)(
-                x, masks[index], update_cache, (memory.key_values[index], memory.mask), attend
-            )
-        if cache is not None:
-            cache.length = cache.length + target.shape[1]
-        x = self.decoder.normalize(x)
+        x = self.decoder(self._target_embedding(target), "causal", memory, cache, attend)
         return x if self.config.logit_scale == 1 else x * self.config.logit_scale
-
-    def _maybe_checkpoint(self, layer: Layer) -> Callable[..., mx.array]:
-        return grad_checkpoint(layer) if self.recompute and self.training else layer
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """Create an empty cache for `rows` sequences of up to `capacity` tokens."""
@@ -378,14 +430,6 @@ class Transformer(nn.Module):
             return self._compiled.get(self, function, options)(self, *arguments)
 
         return call
-
-    def _causal_masks(self, queries: int, cache: KVCache | None) -> list[mx.array] | list[str]:
-        """Return each decoder layer's self-attention mask: causal, and limited to the cache's positions."""
-        if cache is not None:
-            return self.decoder.masks(cache.mask(queries), cache.length, queries)
-        if self.config.decoder.positions != "relative":
-            return ["causal"] * len(self.decoder.layers)
-        return self.decoder.masks(mx.tril(mx.ones((1, 1, queries, queries), mx.bool_)), 0, queries)
 
     @property
     def _target_embedding(self) -> nn.Embedding:
