@@ -7,14 +7,17 @@ A block with a title, ```python title="FILE", is an excerpt: its lines stand in 
 """
 
 import ctypes.util
+import html
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -347,7 +350,28 @@ def test_the_pictures_of_the_pages_are_there_and_small():
     shown = {path.parent / name for path in PAGES for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", path.read_text())}
     pictures = {path for path in (ROOT / "docs" / "images").iterdir() if path.suffix != ".py"}
     assert shown == pictures
-    assert [path.name for path in pictures if path.stat().st_size > 100_000] == []
+    assert [path.name for path in pictures if path.stat().st_size > 150_000] == []
+
+
+@pytest.mark.slow
+def test_the_pictures_show_what_the_commands_print(tmp_path, monkeypatch):
+    """All commands of docs/images/draw.py but those of the training, which takes minutes."""
+    rich = pytest.importorskip("rich", reason="docs/images/draw.py needs rich")
+    images = ROOT / "docs" / "images"
+    draw = SimpleNamespace(**runpy.run_path(str(images / "draw.py")))
+    monkeypatch.chdir(tmp_path)
+    Path("english.txt").write_text(draw.ENGLISH)
+    terminal = html.unescape(re.sub(r"<[^>]+>", "", (images / "terminal.svg").read_text())).replace("\xa0", " ")
+    shown = [command for command in draw.COMMANDS if "runs/dates" not in command]
+    assert rich and len(shown) == 3
+    for command in shown:
+        arguments, _, source = command.partition(" < ")
+        result = CliRunner().invoke(main, shlex.split(arguments)[1:], input=source and Path(source).read_bytes())
+        lines = result.stdout.replace("\u202f", " ").replace("\t", " ").splitlines()
+        assert lines and [line for line in lines if normalize(line) not in normalize(terminal)] == [], command
+    CliRunner().invoke(main, shlex.split(draw.PICTURES["attention.svg"])[1:])
+    labels = [re.findall("<!-- (.+?) -->", (folder / "attention.svg").read_text()) for folder in (images, tmp_path)]
+    assert labels[0] == labels[1]
 
 
 def test_the_reference_lists_every_public_name():
