@@ -137,7 +137,8 @@ def check_options(options: dict[str, Any]) -> None:
         ("sentence_language", "split_sentences"),
         ("seed", "temperature"),
     ):
-        if options[name] not in (None, ()) and not options[needed]:
+        without = options[needed] is False if needed == "split_sentences" else not options[needed]
+        if options[name] not in (None, ()) and without:
             option, other = name.removesuffix("s").replace("_", "-"), needed.replace("_", "-")
             raise click.UsageError(f"--{option} has no effect on its own: give --{other} as well.")
     if options["glossary"] and (options["num_hypotheses"] or 1) > 1:

@@ -23,7 +23,8 @@ glossary_option = click.option(
     "--glossary",
     metavar="FILE",
     callback=read_glossary,
-    help="Terms as SOURCE<tab>TARGET lines: where a source has SOURCE, its text has TARGET.",
+    help="Terms as SOURCE<tab>TARGET lines: where a source has SOURCE, its text has TARGET. "
+    "Not with --stream or several hypotheses.",
 )
 protect_option = click.option(
     "--protect",
@@ -31,5 +32,6 @@ protect_option = click.option(
     multiple=True,
     default=DEFAULT_PROTECTED,
     callback=kinds_to_protect,
-    help=f"What is copied: {', '.join(PROTECTED_PATTERNS)} or a regular expression; repeatable. none: nothing.",
+    help=f"What is copied: {', '.join(PROTECTED_PATTERNS)} or a regular expression; repeatable. none: nothing. "
+    "With --stream or several hypotheses nothing is.",
 )

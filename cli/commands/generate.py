@@ -252,7 +252,7 @@ def generate_results(
     )
     if options["split_sentences"]:
         lines = (list(map(reject_prefix, window)) for window in lines)
-    if num_distinct is None:
+    if search.num_hypotheses == 1:
         terminology = Terminology(options["glossary"], options["protect"])
         generate = require_terms(generate, model, tokenizer, terminology, search=search, source_prefix=prefix)
     return generate_lines(lines, generate, split, num_distinct)

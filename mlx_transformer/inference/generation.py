@@ -263,7 +263,7 @@ def stream_generate(
     line: int = 0,
     **options: Unpack[SearchOptions],
 ) -> Iterator[str]:
-    """Yield the target of one text in pieces, as it is generated; joined, they equal the result of `generate`.
+    """Yield the target of one text in pieces, as it is generated, as a whole and without required terms.
 
     Args:
         model: The model.

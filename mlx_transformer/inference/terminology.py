@@ -18,9 +18,13 @@ from mlx_transformer.config.terminology import DEFAULT_PROTECTED, PROTECTED_PATT
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.alignment import WORD
 from mlx_transformer.inference.scoring import score
+from mlx_transformer.inference.sentence_splitting import UNSPACED_SCRIPTS
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
+
+# A character of a word in scripts with spaces between words; texts of other scripts may stand beside a term.
+WORD_CHARACTER = rf"[^\W{UNSPACED_SCRIPTS.pattern.strip('[]')}]"
 
 Generate = Callable[..., Iterator[list[Hypothesis]]]  # `generate_hypotheses` with all arguments but the lines
 Align = Callable[[SourceLine, str], list[tuple[int, int]]]  # pairs of source and target words
@@ -33,17 +37,21 @@ class Term(NamedTuple):
         start: Where the term begins in the source.
         end: Where it ends.
         target: The text that the target must contain.
+        is_copy: Whether it is copied, in the same case.
     """
 
     start: int
     end: int
     target: str
+    is_copy: bool = False
 
 
 class Terminology:
     """Finds the terms of a source: what a pattern protects, else entries of a glossary, longer ones first."""
 
-    def __init__(self, glossary: Mapping[str, str] | None = None, protect: Sequence[str] = DEFAULT_PROTECTED) -> None:
+    def __init__(
+        self, glossary: Mapping[str, str] | None = None, protect: str | Sequence[str] = DEFAULT_PROTECTED
+    ) -> None:
         """Compile patterns.
 
         Args:
@@ -51,43 +59,49 @@ class Terminology:
             protect: Keys of PROTECTED_PATTERNS, or regular expressions.
 
         Raises:
-            ValueError: If a term is blank, or a regular expression is invalid.
+            ValueError: If a term is no text or blank, or a regular expression is invalid.
         """
-        self.targets = {source.strip().casefold(): target.strip() for source, target in (glossary or {}).items()}
-        if blank := [source for source, target in self.targets.items() if not (source and target)]:
-            raise ValueError(f"Terms of a glossary must not be blank: {blank[0]!r} has {self.targets[blank[0]]!r}.")
-        parts = [f"(?P<copy>{'|'.join(map(_pattern, protect))})"] if protect else []
-        if self.targets:
-            longest_first = sorted(self.targets, key=len, reverse=True)
-            parts.append(f"(?i:{'|'.join(map(_whole_words, longest_first))})")
-        self.pattern = re.compile("|".join(parts)) if parts else None
+        self.targets: dict[str, str] = {}
+        for source, target in dict(glossary or {}).items():
+            if not (isinstance(source, str) and isinstance(target, str) and source.strip() and target.strip()):
+                raise ValueError(f"Terms of a glossary must be texts that are not blank: got {source!r}: {target!r}.")
+            self.targets[source.strip().lower()] = target.strip()
+        self.copied = [_compile(name) for name in ([protect] if isinstance(protect, str) else protect)]
+        longest_first = sorted(self.targets, key=len, reverse=True)
+        self.entries = _whole_words("|".join(map(re.escape, longest_first)), re.IGNORECASE) if self.targets else None
 
     def find(self, source: str) -> list[Term]:
-        """Return the terms of a source, in order."""
-        matches = self.pattern.finditer(source) if self.pattern else ()
-        return [
-            Term(match.start(), match.end(), match[0] if match.lastgroup else self.targets[match[0].casefold()])
-            for match in matches
-            if match[0]
-        ]
+        """Return the terms of a source, in order; they do not overlap."""
+        copies = (match for pattern in self.copied for match in pattern.finditer(source))
+        terms = [Term(match.start(), match.end(), match[0], is_copy=True) for match in copies]
+        for match in self.entries.finditer(source) if self.entries else ():
+            if target := self.targets.get(match[0].lower()):
+                terms.append(Term(match.start(), match.end(), target))
+        taken = bytearray(len(source))
+        free = []
+        for term in terms:
+            if term.start < term.end and not any(taken[term.start : term.end]):
+                taken[term.start : term.end] = b"x" * (term.end - term.start)
+                free.append(term)
+        return sorted(free)
 
 
-def _pattern(name: str) -> str:
-    """Return the regular expression of a kind of text, or a regular expression itself."""
-    pattern = PROTECTED_PATTERNS.get(name, name)
+def _compile(name: str) -> re.Pattern[str]:
+    """Compile the regular expression of a kind of text, or one that is given itself."""
+    kinds = ", ".join(PROTECTED_PATTERNS)
+    if name not in PROTECTED_PATTERNS and re.fullmatch("[a-z, ]+", name):
+        raise ValueError(f"protect must be any of {kinds}, or a regular expression: {name!r} is a word.")
     try:
-        re.compile(pattern)
+        return re.compile(PROTECTED_PATTERNS.get(name, name))
     except re.error as error:
-        kinds = ", ".join(PROTECTED_PATTERNS)
         raise ValueError(f"protect must be any of {kinds}, or a regular expression: {name!r} has {error}.") from None
-    return f"(?:{pattern})"
 
 
-def _whole_words(text: str) -> str:
-    """Return a regular expression for a text that is not a part of longer words or addresses."""
-    before = r"(?<!\w)(?<!\w[.@/-])" if text[0].isalnum() else ""
-    after = r"(?!\w|[.@/-]\w)" if text[-1].isalnum() else ""
-    return f"{before}{re.escape(text)}{after}"
+def _whole_words(pattern: str, flags: int) -> re.Pattern[str]:
+    """Compile a pattern for texts that are no parts of longer words or addresses."""
+    start = rf"(?:(?<!{WORD_CHARACTER})(?<!{WORD_CHARACTER}[.@/-])(?=\w)|(?=\W))"
+    end = rf"(?:(?<=\w)(?!{WORD_CHARACTER}|[.@/-]{WORD_CHARACTER})|(?<=\W))"
+    return re.compile(f"{start}(?:{pattern}){end}", flags)
 
 
 def require_terms(
@@ -149,14 +163,12 @@ def require_terms(
 
 def missing_terms(terms: Sequence[Term], target: str) -> list[Term]:
     """Return the terms that a target lacks, in order; of equal ones that it has too rarely, the last."""
-    present = {
-        text: len(re.findall(_whole_words(text), target, re.IGNORECASE)) for text in {term.target for term in terms}
-    }
     seen: Counter[str] = Counter()
     missing = []
     for term in terms:
         seen[term.target] += 1
-        if seen[term.target] > present[term.target]:
+        flags = 0 if term.is_copy else re.IGNORECASE
+        if seen[term.target] > len(_whole_words(re.escape(term.target), flags).findall(target)):
             missing.append(term)
     return missing
 
@@ -168,24 +180,35 @@ def add_terms(
 
     Args:
         line: The source.
-        best: Its best hypothesis so far.
+        best: Its best hypothesis.
         terms: Its terms.
         generate: Searches lines with target prefixes; of several hypotheses, the best with the most terms counts.
         align: Returns the aligned words of the source and a target.
+
+    Returns:
+        Of all hypotheses the first with the most terms.
     """
-    prefix = line.target_prefix or ""
-    for _ in terms:
-        text = best.text or ""
-        missing = missing_terms(terms, text)
-        if best.error or not missing:
+
+    def num_missing(hypothesis: Hypothesis) -> int:
+        return len(missing_terms(terms, hypothesis.text or ""))
+
+    prefix, tried = line.target_prefix or "", [best]
+    inserted: set[Term] = set()
+    while not best.error:
+        text = tried[-1].text or ""
+        missing = [term for term in missing_terms(terms, text) if term not in inserted]
+        if not missing:
             break
         pairs = align(line, text)
-        places = [max(len(prefix), find_place(line.text, text, term, pairs)) for term in missing]
-        place = min(places)
+        place, term = min((max(len(prefix), find_place(line.text, text, term, pairs)), term) for term in missing)
+        inserted.add(term)
         space = "" if not text[:place] or text[place - 1].isspace() else " "
-        prefix = text[:place] + space + missing[places.index(place)].target
+        prefix = text[:place] + space + term.target
         (hypotheses,) = generate([line._replace(target_prefix=prefix)])
-        best = min(hypotheses, key=lambda hypothesis: len(missing_terms(terms, hypothesis.text or "")))
+        if hypotheses[0].error:
+            break
+        tried.append(min(hypotheses, key=num_missing))
+    best = min(tried, key=num_missing)
     return replace(best, missing_terms=tuple(term.target for term in missing_terms(terms, best.text or "")))
 
 

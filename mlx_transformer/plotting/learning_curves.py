@@ -97,9 +97,10 @@ def _format_axes(axes: Axes, title: str, label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 5, 10)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     low, high = axes.dataLim.intervaly
-    if (missing := MIN_SPANS.get(title, 0) - (high - low)) > 0:
+    is_logarithmic = title == LOSS and 0 < 4 * low < high
+    if not is_logarithmic and (missing := MIN_SPANS.get(title, 0) - (high - low)) > 0:
         axes.set_ylim(max(0, low - missing / 2), high + missing / 2)
-    if title == LOSS and 0 < 4 * low < high:
+    if is_logarithmic:
         axes.set_yscale("log")
         subs = (1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 3) if high < 1000 * low else (1,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))

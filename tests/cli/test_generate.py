@@ -32,7 +32,7 @@ class TestOptions:
         [
             (["--alignment-layer", "1"], "--alignment-layer has no effect on its own: give --alignments as well"),
             (
-                ["--sentence-language", "fr"],
+                ["--sentence-language", "fr", "--no-split-sentences"],
                 "--sentence-language has no effect on its own: give --split-sentences",
             ),
             (["--seed", "1"], "--seed has no effect on its own: give --temperature as well"),

@@ -52,9 +52,36 @@ class TestFinding:
         with pytest.raises(ValueError, match=r"protect must be any of urls, .* regular expression: '\(' has "):
             Terminology(protect=("(",))
 
-    @pytest.mark.parametrize("glossary", [{"a": " "}, {" ": "a"}])
+    @pytest.mark.parametrize("name", ["number", "urls,numbers", "none"])
+    def test_misspelt_kinds_are_refused(self, name):
+        with pytest.raises(ValueError, match=f"'{name}' is a word"):
+            Terminology(protect=["urls", name])
+
+    def test_one_kind_may_be_given_as_text(self):
+        assert found("12 and a@b.example", protect="numbers") == [("12", "12")]
+
+    def test_letters_that_change_their_length_with_case(self):
+        assert found("İstanbul, ıstanbul, Straße", {"istanbul": "I", "Straße": "rue"}) == [("Straße", "rue")]
+
+    def test_patterns_need_not_fit_together(self):
+        assert found("a1 foo FOO", protect=["(?i)foo", r"(\w)(?P<x>1)", r"(?P<x>z)"]) == [
+            ("a1",) * 2,
+            ("foo",) * 2,
+            ("FOO",) * 2,
+        ]
+
+    def test_scripts_without_spaces(self):
+        assert found("詳細はhttps://a.example/bを参照、info@a.exampleへ") == [
+            ("https://a.example/b",) * 2,
+            ("info@a.example",) * 2,
+        ]
+        assert found("这份合同很长", {"合同": "contract"}) == [("合同", "contract")]
+        url = [Term(0, 19, "https://a.example/b", is_copy=True)]
+        assert missing_terms(url, "请访问https://a.example/b。") == []
+
+    @pytest.mark.parametrize("glossary", [{"a": " "}, {" ": "a"}, {"a": 1}])
     def test_blank_terms_are_refused(self, glossary):
-        with pytest.raises(ValueError, match="Terms of a glossary must not be blank"):
+        with pytest.raises(ValueError, match="Terms of a glossary must be texts that are not blank"):
             Terminology(glossary)
 
     @pytest.mark.parametrize("part", ["a", "a.", "a@", "1.", "<a", "{", "%(a", "http://"])
@@ -69,6 +96,7 @@ class TestMissing:
         terms = [Term(0, 1, "art"), Term(2, 3, "art"), Term(4, 5, "%s")]
         assert missing_terms(terms, "Un Art, un article : %s.") == [terms[1]]
         assert missing_terms(terms, "") == terms
+        assert missing_terms([Term(0, 6, "{name}", is_copy=True)], "{Name}") != []
         address = [Term(0, 3, "a@b.example")]
         for text, missing in (("a@b.example.", []), ("a@b.example.example", address), ("x-a@b.example", address)):
             assert missing_terms(address, text) == missing
@@ -137,7 +165,25 @@ class TestAdding:
         def generate(lines):
             yield [hypothesis("Rien.") for _ in lines]
 
-        assert self.add({"cat": "minet", "dog": "chien"}, generate, pairs=())[:2] == ("Rien.", ("minet", "chien"))
+        assert self.add({"cat": "minet", "dog": "chien"}, generate, pairs=())[:2] == (self.TARGET, ("minet",))
+
+    def test_an_error_leaves_the_best_result(self):
+        def generate(lines):
+            yield [hypothesis("", error="too long", finish_reason="error") for _ in lines]
+
+        assert self.add({"cat": "minet"}, generate)[:2] == (self.TARGET, ("minet",))
+
+    def test_each_term_is_inserted_once(self):
+        """A term that never comes back as it is must not keep the others out, and a worse text is not taken."""
+
+        def generate(lines):
+            (line,) = lines
+            prefixes.append(line.target_prefix)
+            yield [hypothesis(line.target_prefix.replace("minet", "mi-net") + " voit le chien.")]
+
+        prefixes = []
+        assert self.add({"cat": "minet", "dog": "toutou"}, generate)[1] == ("minet",)
+        assert [prefix.count("minet") + prefix.count("mi-net") for prefix in prefixes] == [1, 1]
 
     def test_errors_end_the_search(self):
         failed = hypothesis("", error="broken", finish_reason="error")

@@ -119,6 +119,9 @@ class TestLearningCurves:
         entries = [{"event": "validation", "step": i, "loss": 2 + i / 100, "bleu": 1 + i / 10} for i in range(3)]
         loss, bleu = learning_curves.plot_learning_curves([run(entries=entries)]).axes
         assert loss.get_ylim() == pytest.approx((1.76, 2.26)) and bleu.get_ylim() == pytest.approx((0, 3.6))
+        small = [{"event": "validation", "step": i, "loss": loss} for i, loss in enumerate((0.3, 0.2, 0.05))]
+        (loss,) = learning_curves.plot_learning_curves([run("small", small)]).axes
+        assert loss.get_yscale() == "log" and loss.get_ylim()[0] > 0.03
         wide = [{"event": "validation", "step": i, "loss": 2.0 + i} for i in range(3)]
         (loss,) = learning_curves.plot_learning_curves([run("wide", wide)]).axes
         assert loss.get_ylim()[0] > 1.5 and loss.get_ylim()[1] < 4.5
