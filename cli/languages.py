@@ -9,7 +9,7 @@ import mlx_transformer as mt
 from mlx_transformer.messages import short_repr
 
 BUNDLED = ("en", "fr")
-PAIR = re.compile(r"opus-mt-([a-z]{2,3})-([a-z]{2,3})")
+PAIR = re.compile(r"opus-mt-([a-z]{2})-([a-z]{2})")  # longer codes may stand for groups of languages: mul, roa
 CODE = re.compile(r"[a-z]{2,3}")
 
 
@@ -36,8 +36,8 @@ def leave_out_own_languages(
     for side, code in enumerate(languages):
         if code is None or roles[side] != "none" or base_code(code) == pair[side]:
             continue
-        wanted = [*pair[:side], base_code(code), *pair[side + 1 :]]
-        is_code = CODE.fullmatch(wanted[side]) is not None and wanted[0] != wanted[1]
+        wanted = [own if asked is None else base_code(asked) for asked, own in zip(languages, pair, strict=True)]
+        is_code = all(map(CODE.fullmatch, wanted)) and wanted[0] != wanted[1]
         other = f"try --model Helsinki-NLP/opus-mt-{'-'.join(wanted)}" if is_code else "choose another model"
         raise ValueError(
             f"{model or 'The bundled model'} translates {pair[0]} to {pair[1]} only: for {short_repr(code)} {other}."

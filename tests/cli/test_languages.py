@@ -26,6 +26,7 @@ EN_DE = "Helsinki-NLP/opus-mt-en-de"
         (EN_DE, ("en", "de")),
         ("models/opus-mt-en-de", ("en", "de")),
         ("Helsinki-NLP/opus-mt-tc-big-en-fr", None),
+        ("Helsinki-NLP/opus-mt-mul-en", None),
         ("runs/mine/best", None),
     ],
 )
@@ -48,6 +49,7 @@ def test_the_languages_of_the_pair_are_accepted(codes):
         ),
         (None, ("de", "fr"), "for 'de' try --model Helsinki-NLP/opus-mt-de-fr."),
         (None, ("fr", None), "for 'fr' choose another model."),
+        (None, ("fr", "en"), "for 'fr' try --model Helsinki-NLP/opus-mt-fr-en."),
         (None, (None, "german"), "for 'german' choose another model."),
         (EN_DE, (None, "fr"), f"{EN_DE} translates en to de only: for 'fr' try --model Helsinki-NLP/opus-mt-en-fr."),
     ],
