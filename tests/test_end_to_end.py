@@ -214,8 +214,9 @@ def run(*arguments, status=0, stdin=""):
 
 
 def generate(folder, lines, *options):
-    """Run our command line with lines on standard input."""
-    printed = run("generate", "--model", folder, *options, stdin="".join(f"{line}\n" for line in lines))
+    """Run our command line with lines on standard input, which transformers does not split either."""
+    stdin = "".join(f"{line}\n" for line in lines)
+    printed = run("generate", "--model", folder, "--no-split-sentences", *options, stdin=stdin)
     return printed.removesuffix("\n").split("\n")
 
 

@@ -124,7 +124,7 @@ class TestAttentionCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["Hi", "--layer", "9"], "A layer of encoder self-attention must be from 0 to 2, not 9."),
+            (["Hi", "--layer", "9"], "A layer of encoder self-attention must be from 0 to 5, not 9."),
             (["Hi", "--kind", "cross", "--head", "4"], "A head of cross-attention must be from 0 to 3, not 4."),
             (["Hi", "--model", "none", "--output", "a.doc"], "must end in one of .png, .svg, .pdf, not a.doc."),
             (["Hi", "--model", "none", "--output", "none/a.png"], "--output must be in an existing folder"),
