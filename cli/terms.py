@@ -24,7 +24,7 @@ glossary_option = click.option(
     metavar="FILE",
     callback=read_glossary,
     help="Terms as SOURCE<tab>TARGET lines: where a source has SOURCE, its text has TARGET. "
-    "Not with --stream or several hypotheses.",
+    "Not for streams or several hypotheses.",
 )
 protect_option = click.option(
     "--protect",
@@ -33,5 +33,5 @@ protect_option = click.option(
     default=DEFAULT_PROTECTED,
     callback=kinds_to_protect,
     help=f"What is copied: {', '.join(PROTECTED_PATTERNS)} or a regular expression; repeatable. none: nothing. "
-    "With --stream or several hypotheses nothing is.",
+    "For streams and several hypotheses nothing is.",
 )
