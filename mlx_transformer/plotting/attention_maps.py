@@ -107,19 +107,16 @@ def attention_figure(
     layers: Sequence[int] = (),
     heads: Sequence[int] = (),
 ) -> Figure:
-    """Draw the attention weights of one teacher-forced pass, one panel per kind, layer and head.
-
-    Rows are queries, columns are keys. A target row is labelled with the token that the decoder predicts at that
-    position; target columns are the tokens that it reads.
+    """Draw the attention weights of the token ids of a source and a target; see `plot_attention`.
 
     Args:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
         source: Source token ids.
         target: Target token ids, beginning with the start token; the last one is only predicted.
-        kinds: Keys of ATTENTION_KINDS; empty for all.
-        layers: Layers, from 0; empty for the last one.
-        heads: Heads, from 0; empty for the mean over heads.
+        kinds: See `plot_attention`.
+        layers: See `plot_attention`.
+        heads: See `plot_attention`.
 
     Raises:
         ValueError: If a kind, layer or head does not exist, or the figure would be too large.

@@ -1,6 +1,5 @@
 """Terms in targets: found in sources, placed by alignment, inserted by a target prefix, counted if they are missing."""
 
-import re
 import time
 
 import pytest
@@ -213,8 +212,3 @@ def test_only_lines_with_terms_are_searched_again(monkeypatch):
 
 def terminology_replace(value, changes):
     return hypothesis(value.text, **changes) if isinstance(value, Hypothesis) else value
-
-
-def test_every_kind_compiles():
-    for pattern in PROTECTED_PATTERNS.values():
-        re.compile(pattern)
