@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 
-def everything(length: int) -> mx.array:
+def full_mask(length: int) -> mx.array:
     """Return the mask that allows all keys, (1, 1, 1, length)."""
     return mx.ones((1, 1, 1, length), mx.bool_)
 

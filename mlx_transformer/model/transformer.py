@@ -21,7 +21,7 @@ from mlx_transformer.model.compilation import CompiledFunctions
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
 from mlx_transformer.model.kv_cache import KVCache
 from mlx_transformer.model.layers import ACTIVATIONS, NORMS, embedding, fused_linear, linear
-from mlx_transformer.model.masks import causal_mask, everything, padding_mask
+from mlx_transformer.model.masks import causal_mask, full_mask, padding_mask
 from mlx_transformer.model.positions import (
     check_length,
     constant_arange,
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         key_values = self.key_values(keys)
         if values is not None:
             key_values = mx.concatenate([key_values[:, :, :1], self.key_values(values)[:, :, 1:]], axis=2)
-        return self(queries, key_values, everything(keys.shape[1]) if mask is None else mask)
+        return self(queries, key_values, full_mask(keys.shape[1]) if mask is None else mask)
 
 
 class FeedForward(nn.Module):
@@ -240,7 +240,7 @@ class Stack(nn.Module):
         start, length = 0 if cache is None else cache.length, embeddings.shape[1]
         x = self.embed(embeddings, start)
         if mask is None:
-            mask = "causal" if self.is_decoder else everything(length)
+            mask = "causal" if self.is_decoder else full_mask(length)
         masks = self.masks(mask if cache is None else cache.mask(length), start, length)
         for index, layer in enumerate(self.layers):
             update_cache = identity if cache is None else functools.partial(cache.update_and_fetch, index)
