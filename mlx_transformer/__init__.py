@@ -32,7 +32,7 @@ _MODULES = {
     "Evaluation": "inference.evaluation",
     "load": "pretrained.loading",
     "load_model": "pretrained.loading",
-    "convert": "pretrained.loading",
+    "convert": "weights.convert",
     "ConversionReport": "weights.convert",
     "TokenizerOptions": "weights.tokenizers.options",
     "save": "checkpoints.model_folder",

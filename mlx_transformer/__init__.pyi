@@ -25,12 +25,12 @@ from .model.transformer import Memory as Memory
 from .model.transformer import Transformer as Transformer
 from .plotting.attention_maps import plot_attention as plot_attention
 from .plotting.learning_curves import plot_learning_curves as plot_learning_curves
-from .pretrained.loading import convert as convert
 from .pretrained.loading import load as load
 from .pretrained.loading import load_model as load_model
 from .tokenization.tokenizer import Tokenizer as Tokenizer
 from .training.trainer import train as train
 from .weights.convert import ConversionReport as ConversionReport
+from .weights.convert import convert as convert
 from .weights.tokenizers.options import TokenizerOptions as TokenizerOptions
 
 __version__: str

@@ -25,6 +25,8 @@ class TokenizerConfig:
         skip_ids: Ids that decoding skips.
         clean_up: Remove spaces before punctuation and English contractions from decoded text.
         lowercase: Lower-case texts before they are encoded.
+        recase: Generate from lines in capitals as from the same in lower case, and put the results in capitals, because
+            the model was hardly trained on capitals.
         source_vocab_size: The model's source vocabulary size if larger than the vocabulary; None for the same.
         target_vocab_size: The same for targets.
         languages: Language code -> id of its token.
@@ -50,6 +52,7 @@ class TokenizerConfig:
     skip_ids: tuple[int, ...] = (0, 1, 2)
     clean_up: bool = False
     lowercase: bool = False
+    recase: bool = False
     source_vocab_size: int | None = None
     target_vocab_size: int | None = None
     languages: dict[str, int] = field(default_factory=dict)

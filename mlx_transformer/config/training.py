@@ -88,6 +88,8 @@ class TrainingConfig:
             the same.
         copy_names: Share of training pairs of which a copy with a made-up name or surname at a name of both sides, or
             with another mail or web address, is added.
+        recase: Let the model generate from lines in capitals as from the same in lower case, and put the results in
+            capitals. This changes no training pair.
         skip_bad_lines: Skip and count malformed lines of the corpora instead of stopping.
         resume: Resume the run in the output folder from its latest checkpoint, with its own options.
     """
@@ -141,6 +143,7 @@ class TrainingConfig:
     drop_final_punctuation: float = 0.0
     copy_numbers: float = 0.0
     copy_names: float = 0.0
+    recase: bool = False
     skip_bad_lines: bool = False
     resume: bool = False
 

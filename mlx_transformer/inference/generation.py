@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple, overload
 
 import mlx.core as mx
@@ -33,7 +33,7 @@ from mlx_transformer.inference.batching import (
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
-from mlx_transformer.inference.source_lines import PerLineText, SourceLine, add_source_prefix, make_source_lines
+from mlx_transformer.inference.source_lines import PerLineText, SourceLine, make_source_lines, prepare_lines
 from mlx_transformer.inference.terminology import Terminology, require_terms
 from mlx_transformer.messages import similar_names
 from mlx_transformer.model.transformer import Transformer
@@ -145,7 +145,7 @@ def generate(
         split_sentences: Whether to generate from each sentence of a text on its own. None splits texts that are longer
             than what the model was trained on; sentences are numbered as lines in sampling.
         glossary: Source term -> target term, which targets must contain where their sources contain the source term,
-            as whole words in any case.
+            as whole words in any case; those in capitals, such as US, only in capitals.
         protect: What targets must copy from their sources: any of "urls", "addresses", "placeholders", "tags" and
             "numbers", or regular expressions.
         batch_tokens: See `generate_hypotheses`.
@@ -238,7 +238,7 @@ def generate_hypotheses(
     check_arguments(model.config, tokenizer, batch_tokens, alignment)
     tokenizer.check_language_codes(source_language, target_language)
     unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
-    prefixed = enumerate(add_source_prefix(tokenizer.config, unprefixed, source_prefix), start=first_line)
+    prefixed = enumerate(prepare_lines(tokenizer.config, unprefixed, source_prefix), start=first_line)
     rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
 
@@ -286,15 +286,15 @@ def stream_generate(
     search = make_search(stream_generate, model, search, options)
     check_search(search, model.config)
     lines = make_source_lines([text], source_language, target_language, target_prefix)
-    prefixed = list(add_source_prefix(tokenizer.config, lines, source_prefix))
+    prefixed = list(prepare_lines(tokenizer.config, lines, source_prefix))
     (source,) = _encode_lines(model, tokenizer, list(enumerate(prefixed, start=line)))
     if source.truncated:
         logger.warning("Line %d is longer than the model can read and was cut.", line + 1)
     if source.ids:
         detokenizer = Detokenizer(tokenizer)
         arguments = _search_arguments(model, [source], search)
-        yield from filter(None, map(detokenizer.add, stream_ids(model, search=search, **arguments)))
-        yield from filter(None, [detokenizer.finish()])
+        pieces = chain(map(detokenizer.add, stream_ids(model, search=search, **arguments)), [detokenizer.finish()])
+        yield from filter(None, map(str.upper, pieces) if source.line.recase else pieces)
 
 
 def _generate_window(
@@ -316,7 +316,12 @@ def _generate_window(
         for source, row in zip(batch, rows, strict=True):
             texts = tokenizer.decode_batch(h.ids for h in row)
             yield [
-                replace(h, text=text, truncated=source.truncated, too_short=is_too_short(tokenizer, source.ids, h.ids))
+                replace(
+                    h,
+                    text=text.upper() if source.line.recase else text,
+                    truncated=source.truncated,
+                    too_short=is_too_short(tokenizer, source.ids, h.ids),
+                )
                 for h, text in zip(row, texts, strict=True)
             ]
 

@@ -36,9 +36,10 @@ from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_e
 from mlx_transformer.inference.source_lines import (
     PerLineText,
     SourceLine,
-    add_source_prefix,
     as_list,
+    has_lowercase,
     make_source_lines,
+    prepare_lines,
 )
 from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 from mlx_transformer.model.transformer import Transformer
@@ -181,7 +182,7 @@ def score(
     sources, targets = as_list(sources, "sources"), as_list(targets, "targets")
     tokenizer.check_language_codes(source_language, target_language)
     lines = make_source_lines(sources, source_language, target_language, name="sources")
-    pairs = _pair_lines(add_source_prefix(tokenizer.config, lines, source_prefix), targets)
+    pairs = _pair_lines(prepare_lines(tokenizer.config, lines, source_prefix), targets)
     encode = partial(_encode_window, model, tokenizer, alignment)
 
     def results() -> Iterator[Score]:
@@ -210,6 +211,7 @@ def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator
             side = "source" if line is MISSING else "target"
             raise ValueError(f"Sources and targets must be equally many: number {number} has no {side}.")
         check_string(target, "targets", number - 1)
+        target = target.capitalize() if line.recase and not has_lowercase(target) else target
         yield line, line._replace(text="" if is_blank(target) else target, start=0)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.alignment import WORD
-from mlx_transformer.inference.source_lines import SourceLine, add_source_prefix
+from mlx_transformer.inference.source_lines import SourceLine, prepare_lines
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.normalization import BLANK
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def split_line(
     """
 
     def fits(text: str, max_length: int) -> bool:
-        (prefixed,) = add_source_prefix(tokenizer.config, [SourceLine(text)], source_prefix)
+        (prefixed,) = prepare_lines(tokenizer.config, [SourceLine(text)], source_prefix)
         try:
             return fits_model(prefixed.text, max_length, tokenizer, line.source_language, line.target_language)
         except ValueError:

@@ -16,11 +16,12 @@ class SourceLine(NamedTuple):
     """A source text with the settings of its line.
 
     Attributes:
-        text: The text; `add_source_prefix` puts a prefix before it.
+        text: The text; `prepare_lines` puts a prefix before it.
         source_language: Language code of the text; None for models that need none.
         target_language: Language code to generate; None for models that need none.
         target_prefix: Text that the target begins with; None or blank for none.
         start: Index in `text` at which the line itself begins, after an added prefix.
+        recase: Whether the line was in capitals: its texts are lower-cased, and its results are put in capitals.
     """
 
     text: str
@@ -28,6 +29,7 @@ class SourceLine(NamedTuple):
     target_language: str | None = None
     target_prefix: str | None = None
     start: int = 0
+    recase: bool = False
 
 
 def as_list(texts: Iterable[Item], name: str) -> Iterable[Item]:
@@ -87,10 +89,13 @@ def _setting_of_each_line(name: str, setting: PerLineText) -> Iterator[str | Non
             yield value
 
 
-def add_source_prefix(
+def prepare_lines(
     config: TokenizerConfig, lines: Iterable[SourceLine], source_prefix: str | None
 ) -> Iterator[SourceLine]:
     """Put the source prefix before each line that does not begin with it; blank lines become empty.
+
+    If the tokenizer's configuration says so, lines in capitals are lower-cased, unless their target prefix is not in
+    capitals.
 
     Args:
         config: The tokenizer's configuration, which has the model's own prefix.
@@ -101,4 +106,16 @@ def add_source_prefix(
     for line in lines:
         blank = is_blank(line.text)
         added = "" if blank or line.text.startswith(prefix) else prefix
+        if config.recase and is_in_capitals(line.text) and not has_lowercase(target_prefix := line.target_prefix or ""):
+            line = line._replace(text=line.text.capitalize(), target_prefix=target_prefix.capitalize(), recase=True)
         yield line._replace(text="" if blank else added + line.text, start=len(added))
+
+
+def is_in_capitals(text: str) -> bool:
+    """Whether a text has several words with letters, all of them capitals; a single word may be an abbreviation."""
+    return not has_lowercase(text) and sum(word.lower() != word for word in text.split()) > 1
+
+
+def has_lowercase(text: str) -> bool:
+    """Whether a text has lower-case letters."""
+    return text.upper() != text

@@ -19,7 +19,7 @@ from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.alignment import WORD
 from mlx_transformer.inference.scoring import score
 from mlx_transformer.inference.sentence_splitting import UNSPACED_SCRIPTS
-from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
@@ -55,7 +55,8 @@ class Terminology:
         """Compile patterns.
 
         Args:
-            glossary: Source term -> target term. Source terms are whole words, in any case.
+            glossary: Source term -> target term. Source terms are whole words, in any case, but those in capitals,
+                such as US, only in capitals.
             protect: Keys of PROTECTED_PATTERNS, or regular expressions.
 
         Raises:
@@ -65,7 +66,9 @@ class Terminology:
         for source, target in dict(glossary or {}).items():
             if not (isinstance(source, str) and isinstance(target, str) and source.strip() and target.strip()):
                 raise ValueError(f"Terms of a glossary must be texts that are not blank: got {source!r}: {target!r}.")
-            self.targets[source.strip().lower()] = target.strip()
+            source = source.strip()
+            is_abbreviation = source.isupper() and len(source) > 1
+            self.targets[source if is_abbreviation else source.lower()] = target.strip()
         self.copied = [_compile(name) for name in ([protect] if isinstance(protect, str) else protect)]
         longest_first = sorted(self.targets, key=len, reverse=True)
         self.entries = _whole_words("|".join(map(re.escape, longest_first)), re.IGNORECASE) if self.targets else None
@@ -75,7 +78,8 @@ class Terminology:
         copies = (match for pattern in self.copied for match in pattern.finditer(source))
         terms = [Term(match.start(), match.end(), match[0], is_copy=True) for match in copies]
         for match in self.entries.finditer(source) if self.entries else ():
-            if target := self.targets.get(match[0].lower()):
+            if target := self.targets.get(match[0]) or self.targets.get(match[0].lower()):
+                target = target.upper() if is_in_capitals(source) else target
                 terms.append(Term(match.start(), match.end(), target))
         taken = bytearray(len(source))
         free = []

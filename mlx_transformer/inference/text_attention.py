@@ -10,7 +10,7 @@ from mlx_transformer.inference.attention_weights import attention_ids
 from mlx_transformer.inference.batching import encode_sources
 from mlx_transformer.inference.generation import generate_hypotheses, make_search
 from mlx_transformer.inference.scoring import EncodedPair, score
-from mlx_transformer.inference.source_lines import add_source_prefix, make_source_lines
+from mlx_transformer.inference.source_lines import make_source_lines, prepare_lines
 from mlx_transformer.messages import short_repr
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.normalization import is_blank
@@ -112,7 +112,7 @@ def encode_pair(
         (result,) = score(model, tokenizer, [source], [target], **options)
         ids, truncated = result.tokens, result.truncated
     prefix = options.pop("source_prefix")
-    lines = add_source_prefix(tokenizer.config, make_source_lines([source], **options), prefix)
+    lines = prepare_lines(tokenizer.config, make_source_lines([source], **options), prefix)
     (source_ids,) = encode_sources(tokenizer, list(lines))
     ((start_id, _),) = tokenizer.decoder_starts(1, options["target_language"])
     return EncodedPair(

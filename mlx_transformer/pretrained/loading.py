@@ -1,4 +1,7 @@
-"""Loading of a model: the bundled one, a model folder, a torch checkpoint, or a repository of the hub."""
+"""Loading of a model: the bundled one, a model folder, a torch checkpoint, or a repository of the hub.
+
+What only torch checkpoints and the hub need is imported for them, because these imports take a tenth of a second.
+"""
 
 import re
 from pathlib import Path
@@ -8,14 +11,9 @@ import mlx.core as mx
 from mlx_transformer import weights
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.pretrained import cache, hub
+from mlx_transformer.pretrained.cache import is_repository_id
 from mlx_transformer.storage.atomic import atomic_symlink, restore_interrupted_replacement
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.weights.convert import convert as convert
-from mlx_transformer.weights.convert import load as load_torch
-from mlx_transformer.weights.convert import warn_of_assumptions
-from mlx_transformer.weights.formats.checkpoint import describe_folder
-from mlx_transformer.weights.source_config import read_config
 
 BUNDLED_MODEL = Path(weights.__file__).parent / "pretrained" / "en-fr"
 URL = re.compile(r"https?://(?:(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+))?")
@@ -76,8 +74,11 @@ def load_path(
     path: Path, dtype: mx.Dtype | str | None = None, *, quantize: int | None = None, allow_overflow: bool = False
 ) -> tuple[Transformer, Tokenizer | None]:
     """Load a model folder or a torch checkpoint, and its tokenizer if it has one; see `load`."""
-    read = load_torch if is_torch_checkpoint(path) else model_folder.load
-    return read(path, dtype=dtype, quantize=quantize, allow_overflow=allow_overflow)
+    if not is_torch_checkpoint(path):
+        return model_folder.load(path, dtype, quantize=quantize, allow_overflow=allow_overflow)
+    from mlx_transformer.weights.convert import load
+
+    return load(path, dtype=dtype, quantize=quantize, allow_overflow=allow_overflow)
 
 
 def find_model(model: str | Path | None = None, revision: str | None = None) -> Path:
@@ -89,6 +90,8 @@ def find_model(model: str | Path | None = None, revision: str | None = None) -> 
         ValueError: If a revision is given for a path.
     """
     if is_on_hub(model, revision):
+        from mlx_transformer.pretrained import hub
+
         return hub.fetch_model(str(model), revision, convert_to_cache)
     path = _local_path(model)
     if (path / "best" / "config.json").exists() and not (path / "config.json").exists():
@@ -108,11 +111,11 @@ def find_torch_checkpoint(source: str | Path, revision: str | None = None) -> Pa
         OSError: See `load`.
         ValueError: If a revision is given for a path.
     """
-    return (
-        hub.download(str(source), *hub.resolve_revision(str(source), revision))
-        if is_on_hub(source, revision)
-        else _local_path(source)
-    )
+    if not is_on_hub(source, revision):
+        return _local_path(source)
+    from mlx_transformer.pretrained import hub
+
+    return hub.download(str(source), *hub.resolve_revision(str(source), revision))
 
 
 def _local_path(model: str | Path | None) -> Path:
@@ -134,7 +137,7 @@ def is_on_hub(model: str | Path | None, revision: str | None) -> bool:
         raise ValueError(f"A model must be a path, or owner/name on the hub, not a URL: {remedy}.")
     if model is not None:
         restore_interrupted_replacement(Path(model))
-    if isinstance(model, str) and cache.is_repository_id(model) and not Path(model).exists():
+    if isinstance(model, str) and is_repository_id(model) and not Path(model).exists():
         return True
     if revision is not None:
         raise ValueError(
@@ -145,6 +148,8 @@ def is_on_hub(model: str | Path | None, revision: str | None) -> bool:
 
 def convert_to_cache(weights: Path, folder: Path) -> None:
     """Convert downloaded files to a model folder; if they are one already, link to it to save disk space."""
+    from mlx_transformer.weights.convert import convert, warn_of_assumptions
+
     if model_folder.is_model_folder(weights.parent):
         atomic_symlink(folder, weights.parent)
     else:
@@ -159,5 +164,8 @@ def is_torch_checkpoint(path: Path) -> bool:
         return True
     if model_folder.is_model_folder(path):
         return False
+    from mlx_transformer.weights.formats.checkpoint import describe_folder
+    from mlx_transformer.weights.source_config import read_config
+
     has_weights = any(next(path.glob(pattern), None) for pattern in TORCH_PATTERNS)
     return has_weights or bool(read_config(path)) or describe_folder(path) is not None

@@ -101,7 +101,12 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
         _check_same_corpora(state, corpora)
         if checkpoint is None:
             longest, ratio = corpora[0].usual_lengths()
-            tokenizer.config = replace(tokenizer.config, max_sentence_tokens=longest, min_length_ratio=round(ratio, 3))
+            tokenizer.config = replace(
+                tokenizer.config,
+                max_sentence_tokens=longest,
+                min_length_ratio=round(ratio, 3),
+                recase=config.recase or tokenizer.config.recase,
+            )
         validator = Validator(valid_pairs, corpora[1], tokenizer, config)
         with _open_log(run_directory, state, report) as log_event, defer_signals() as interruption:
             Trainer(run_directory, state, tokenizer, validator, log_event, interruption).fit(corpora[0])

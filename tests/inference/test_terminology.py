@@ -24,6 +24,7 @@ class TestFinding:
         ("kind", "text", "expected"),
         [
             ("urls", "See https://a.example/b?c=1, or www.a.example.", ["https://a.example/b?c=1", "www.a.example"]),
+            ("urls", "SEE HTTPS://A.EXAMPLE/B OR WWW.A.EXAMPLE.", ["HTTPS://A.EXAMPLE/B", "WWW.A.EXAMPLE"]),
             ("addresses", "Ask jo.doe+x@mail.example.org.", ["jo.doe+x@mail.example.org"]),
             (
                 "placeholders",
@@ -41,6 +42,18 @@ class TestFinding:
         glossary = {"cat": "minet", "New York": "NYC", "york": "York", " C++ ": "C++ "}
         text = "Cats, a CAT in new york, York; C++."
         assert found(text, glossary) == [("CAT", "minet"), ("new york", "NYC"), ("York", "York"), ("C++", "C++")]
+
+    def test_abbreviations_in_capitals_are_no_other_words(self):
+        glossary = {"US": "États-Unis", "IT": "informatique", "it": "cela"}
+        assert found("Tell us, it is an IT firm of the US.", glossary) == [
+            ("it", "cela"),
+            ("IT", "informatique"),
+            ("US", "États-Unis"),
+        ]
+
+    def test_terms_of_a_text_in_capitals_are_in_capitals(self):
+        assert found("A Cat", {"cat": "minet"}) == [("Cat", "minet")]
+        assert found("A BIG CAT", {"cat": "minet"}) == [("CAT", "MINET")]
 
     def test_protected_text_is_no_term(self):
         assert found("cat@cat.example cat", {"cat": "minet"}) == [("cat@cat.example",) * 2, ("cat", "minet")]

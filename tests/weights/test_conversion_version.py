@@ -51,6 +51,7 @@ def digest_of_tokenizer(folder, name):
     tokenizer = read_tokenizer(write_case(folder, train_models(), name))
     config = to_dict(tokenizer.config)
     assert config.pop("lowercase") is False  # only vocabularies that a user gives have it
+    assert config.pop("recase") is False  # only trained tokenizers have it
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
