@@ -32,7 +32,7 @@ GROUPS = {
         *("weight_decay", "clip_norm", "ema_decay", "average_checkpoints"),
     ),
     "Regularisation": ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"),
-    "Augmentation": tuple(AUGMENTATIONS),
+    "Augmentation": (*AUGMENTATIONS, "recase"),
     "Validation": ("valid_every", "bleu_sentences", "best_by", "patience", "samples"),
     "Performance": ("compute_dtype", "recompute"),
 }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, NamedTuple, overload
 
 import mlx.core as mx
@@ -291,10 +291,9 @@ def stream_generate(
     if source.truncated:
         logger.warning("Line %d is longer than the model can read and was cut.", line + 1)
     if source.ids:
-        detokenizer = Detokenizer(tokenizer)
-        arguments = _search_arguments(model, [source], search)
-        pieces = chain(map(detokenizer.add, stream_ids(model, search=search, **arguments)), [detokenizer.finish()])
-        yield from filter(None, map(str.upper, pieces) if source.line.recase else pieces)
+        ids = stream_ids(model, search=search, **_search_arguments(model, [source], search))
+        pieces = Detokenizer(tokenizer).stream(ids)
+        yield from map(str.upper, pieces) if source.line.recase else pieces
 
 
 def _generate_window(

@@ -5,6 +5,7 @@ space that the clean-up of punctuation may remove.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
 from mlx_transformer.tokenization.tokenizer import CLEAN_UP_RULES, Tokenizer
@@ -31,6 +32,12 @@ class Detokenizer:
         self._ids: list[int] = []  # ids that the text of the next one may depend on
         self._num_emitted = 0  # characters of their text that were returned
         self._held_back = [""] * len(CLEAN_UP_RULES)
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of ids in pieces, none of them empty, as early as it is final."""
+        yield from filter(None, map(self.add, ids))
+        if rest := self.finish():
+            yield rest
 
     def add(self, i: int) -> str:
         """Add an id and return the text that became final, often none.

@@ -44,7 +44,7 @@ def test_load_accepts_paths_and_strings(folder):
 )
 def test_a_folder_of_transformers_without_weights_is_named_as_what_it_is(tmp_path, model_type, message):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
-    for use in (loading.load, lambda folder: loading.convert(folder, tmp_path / "converted")):
+    for use in (loading.load, lambda folder: mt.convert(folder, tmp_path / "converted")):
         with pytest.raises(ValueError, match=message):
             use(tmp_path)
     result = CliRunner().invoke(main, ["info", str(tmp_path)])

@@ -11,6 +11,7 @@ from support.training_cases import (
     NEW_MODEL_DEFAULTS,
     all_close,
     bitwise_equal,
+    fine_tuning_options,
     flatten,
     interrupt_at,
     log_events,
@@ -49,6 +50,19 @@ def test_a_trained_model_takes_text_as_people_type_it(options, tmp_path):
     assert tokenizer.encode_batch(typed) == tokenizer.encode_batch(plain)
     assert mt.generate(model, tokenizer, typed) == mt.generate(model, tokenizer, plain)
     assert mt.generate(model, tokenizer, ["\u200b", "\ufeff\u00a0"]) == ["", ""]
+
+
+def test_a_run_tells_its_model_how_to_read_lines(options, tmp_path):
+    train(dataclasses.replace(options, steps=1, recase=True))
+    tokenizer = mt.load(Path(options.output) / "last")[1]
+    first, sources = tokenizer.config, [line.split("\t")[0] for line in open(options.train[0])]
+    assert first.recase and first.max_sentence_tokens == max(map(len, map(tokenizer.encode, sources)))
+    assert first.min_length_ratio == 0.9  # nine tokens without end for ten with it
+    tuned = fine_tuning_options(options, Path(options.output) / "last", steps=1, output=str(tmp_path / "tuned"))
+    train(tuned)
+    assert mt.load(tmp_path / "tuned" / "last")[1].config == first
+    train(dataclasses.replace(options, steps=1, output=str(tmp_path / "plain")))
+    assert mt.load(tmp_path / "plain" / "last")[1].config == dataclasses.replace(first, recase=False)
 
 
 def test_run_writes_model_folders_and_logs_every_reported_entry(options):
