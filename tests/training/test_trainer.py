@@ -55,7 +55,7 @@ def test_a_trained_model_takes_text_as_people_type_it(options, tmp_path):
 def test_a_run_tells_its_model_how_to_read_lines(options, tmp_path):
     train(dataclasses.replace(options, steps=1, recase=True))
     tokenizer = mt.load(Path(options.output) / "last")[1]
-    first, sources = tokenizer.config, [line.split("\t")[0] for line in open(options.train[0])]
+    first, sources = tokenizer.config, [line.split("\t")[0] for line in Path(options.train[0]).read_text().splitlines()]
     assert first.recase and first.max_sentence_tokens == max(map(len, map(tokenizer.encode, sources)))
     assert first.min_length_ratio == 0.9  # nine tokens without end for ten with it
     tuned = fine_tuning_options(options, Path(options.output) / "last", steps=1, output=str(tmp_path / "tuned"))
