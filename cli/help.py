@@ -66,7 +66,7 @@ class OneLineUsageError(click.ClickException):
         if error.ctx is not None:
             if isinstance(error, click.NoSuchOption) and not error.possibilities and takes_text(error.ctx.command):
                 message += f" {TEXT_HINT}"
-            message += f" See {error.ctx.command_path} --help."
+            message = f"{message.rstrip('.')}. See {error.ctx.command_path} --help."
         super().__init__(message)
 
 

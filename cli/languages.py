@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import mlx_transformer as mt
+from mlx_transformer.cli.input_lines import InputLine
+from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.messages import short_repr
 
 BUNDLED = ("en", "fr")
@@ -44,6 +46,16 @@ def leave_out_own_languages(
         )
     source, target = (None if role == "none" else code for role, code in zip(roles, languages, strict=True))
     return source, target
+
+
+def leave_out_languages_of_line(model: str | None, tokenizer: mt.Tokenizer, line: InputLine) -> InputLine:
+    """Return a line without the languages that the model has anyway; one with others gets an error."""
+    languages = line.source.source_language, line.source.target_language
+    try:
+        source, target = leave_out_own_languages(model, tokenizer, *languages)
+    except ValueError as error:
+        return line._replace(source=SourceLine(""), error=f"{line.name}: {error}")
+    return line._replace(source=line.source._replace(source_language=source, target_language=target))
 
 
 def base_code(code: str) -> str:

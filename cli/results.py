@@ -141,8 +141,6 @@ def check_options(options: dict[str, Any]) -> None:
         if options[name] not in (None, ()) and without:
             option, other = name.removesuffix("s").replace("_", "-"), needed.replace("_", "-")
             raise click.UsageError(f"--{option} has no effect on its own: give --{other} as well.")
-    if options["glossary"] and (options["num_hypotheses"] or 1) > 1:
-        raise click.UsageError("--glossary gives one text per line: leave out --num-hypotheses.")
     if options["alternatives"] and (options["num_hypotheses"] or 1) < 2:
         raise click.UsageError("--alternatives needs several hypotheses: give --num-hypotheses 2 or more as well.")
 
@@ -167,7 +165,7 @@ def prepare_stream(options: dict[str, Any]) -> dict[str, Any]:
     if options["output_format"] == "json":
         option = "--json" if options["as_json"] else "--output-format json"
         raise click.UsageError(f"--stream writes plain text as it is generated: leave out {option}.")
-    for name in ("split_sentences", "glossary", "alignments", "scores", "strict", "verbose"):
+    for name in ("split_sentences", "alignments", "scores", "strict", "verbose"):
         if options[name]:
             option = name.replace("_", "-")
             raise click.UsageError(f"--stream writes plain text as it is generated: leave out --{option}.")

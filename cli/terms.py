@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from mlx_transformer.cli.input_lines import decode_lines
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED, PROTECTED_PATTERNS
+from mlx_transformer.tokenization.normalization import is_blank
 
 
 def read_glossary(context: click.Context, parameter: click.Parameter, path: str | None) -> dict[str, str]:
-    """Read the terms of a glossary; ValueError for a line that is no pair."""
-    from mlx_transformer.data.parallel_corpus import read_pairs
+    """Read the terms of a glossary; ValueError for a line that is no term, or a term with two targets."""
+    terms: dict[str, str] = {}
+    for number, line in enumerate(decode_lines(path) if path is not None else (), start=1):
+        if is_blank(line):
+            continue
+        source, _, target = (part.strip() for part in line.partition("\t"))
+        if is_blank(source) or is_blank(target) or "\t" in target:
+            raise ValueError(f"{path}, line {number} must be a term, a tab and its target, not {line!r:.60}.")
+        if terms.setdefault(source, target) != target:
+            raise ValueError(f"{path}, line {number} has another target for {source!r:.60}: leave out one of them.")
+    return terms
 
-    return {} if path is None else dict(read_pairs(path).pairs)
 
+def choose_terms(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with what is copied: what is asked for, or by default what single texts have copied.
 
-def kinds_to_protect(context: click.Context, parameter: click.Parameter, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """Return what is copied; nothing for `none`."""
-    return () if kinds == ("none",) else kinds
+    Raises:
+        UsageError: If terms are asked for, and several texts for a line, or a text as it is generated.
+    """
+    given = [f"--{name}" for name in ("glossary", "protect") if options[name] and options[name] != ("none",)]
+    if given and (options["num_hypotheses"] or 1) > 1:
+        raise click.UsageError(f"{given[0]} gives one text per line: leave out --num-hypotheses.")
+    if given and options["stream"]:
+        raise click.UsageError(f"--stream writes plain text as it is generated: leave out {given[0]}.")
+    protect = {(): DEFAULT_PROTECTED, ("none",): ()}.get(options["protect"], options["protect"])
+    return options | {"protect": protect} | ({"num_hypotheses": 1} if given else {})
 
 
 glossary_option = click.option(
@@ -30,8 +51,7 @@ protect_option = click.option(
     "--protect",
     metavar="KIND",
     multiple=True,
-    default=DEFAULT_PROTECTED,
-    callback=kinds_to_protect,
+    show_default=", ".join(DEFAULT_PROTECTED),
     help=f"What is copied: {', '.join(PROTECTED_PATTERNS)} or a regular expression; repeatable. none: nothing. "
     "For streams and several hypotheses nothing is.",
 )

@@ -76,6 +76,8 @@ def command(
     With --sources and --references every line counts separately; a blank line in one of several reference files is not
     a reference. Lines whose source and references are blank do not count, and a note says how many they are; a blank
     source with a reference counts as an empty translation. Without sacrebleu only exact matches are counted.
+
+    Sources are translated as wholes: unlike in `generate`, no long one is split into sentences, and no term is copied.
     """
     from mlx_transformer.metrics import corpus_scores, exact_match, has_sacrebleu
 

@@ -13,7 +13,7 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, parse_lines
-from mlx_transformer.cli.languages import leave_out_own_languages
+from mlx_transformer.cli.languages import language_pair, leave_out_languages_of_line, leave_out_own_languages
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     alignments_option,
@@ -60,7 +60,7 @@ from mlx_transformer.cli.streams import (
     with_progress,
     write_results,
 )
-from mlx_transformer.cli.terms import glossary_option, protect_option
+from mlx_transformer.cli.terms import choose_terms, glossary_option, protect_option
 
 # Describes the results of --json below the options.
 JSON_FORMATS = """\b
@@ -168,7 +168,7 @@ def command(
     options = choose_languages(model, tokenizer, options)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
-    lines = parse_input(windows, tokenizer, options, is_argument=bool(texts))
+    lines = parse_input(windows, model, tokenizer, options, is_argument=bool(texts))
     failed = FailedLines(in_results=options["output_format"] == "json")
     if stream:
         pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
@@ -190,7 +190,7 @@ def command(
 def prepare_options(options: dict[str, Any]) -> dict[str, Any]:
     """Check options that depend on one another, before the model is loaded, and set those that follow from others."""
     check_options(options)
-    options = choose_formats(options)
+    options = choose_terms(choose_formats(options))
     if options["stream"]:
         options = prepare_stream(options)
     return prepare_split(options) if options["split_sentences"] else options
@@ -199,13 +199,17 @@ def prepare_options(options: dict[str, Any]) -> dict[str, Any]:
 def choose_languages(model: str | None, tokenizer: mt.Tokenizer, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options without the languages that the model has anyway, except for the splitting of sentences."""
     source, target = leave_out_own_languages(model, tokenizer, options["source_language"], options["target_language"])
-    splitting = options["source_language"] if source is None else None
+    own, _ = language_pair(model) or (None, None)
     languages = {"source_language": source, "target_language": target}
-    return options | languages | {"sentence_language": options["sentence_language"] or splitting}
+    return options | languages | {"sentence_language": options["sentence_language"] or (None if source else own)}
 
 
 def parse_input(
-    windows: Iterable[list[bytes]], tokenizer: mt.Tokenizer, options: dict[str, Any], is_argument: bool
+    windows: Iterable[list[bytes]],
+    model: str | None,
+    tokenizer: mt.Tokenizer,
+    options: dict[str, Any],
+    is_argument: bool,
 ) -> Iterator[list[InputLine]]:
     """Parse lines, or TEXT arguments, which are always plain text; check the languages that all lines share."""
     defaults = {name: options[name] for name in LINE_OPTIONS}
@@ -213,6 +217,8 @@ def parse_input(
     if not as_json:
         check_languages(tokenizer, defaults["source_language"], defaults["target_language"])
     lines = parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
+    if as_json:
+        lines = (list(map(partial(leave_out_languages_of_line, model, tokenizer), window)) for window in lines)
     return activity.during(lines, describe_first_batch("Generating"))
 
 

@@ -150,16 +150,16 @@ def require_terms(
 
     def generate_with_terms(lines: Iterable[SourceLine], **options: Any) -> Iterator[list[Hypothesis]]:
         read: deque[SourceLine] = deque()
-        again = partial(generate, **options | {"search": all_beams})
 
         def record() -> Iterator[SourceLine]:
             for line in lines:
                 read.append(line)
                 yield line
 
-        for hypotheses in generate(record(), **options):
+        for number, hypotheses in enumerate(generate(record(), **options), start=options.get("first_line", 0)):
             line = read.popleft()
             terms = terminology.find(line.text)
+            again = partial(generate, **options | {"search": all_beams, "first_line": number})
             yield [add_terms(line, hypotheses[0], terms, again, align)] if terms else hypotheses
 
     return generate_with_terms

@@ -72,8 +72,7 @@ def attention(
     search = make_search(attention, model, search, options)
     languages = {"source_language": source_language, "target_language": target_language}
     pair = encode_pair(model, tokenizer, source, target, search, source_prefix=source_prefix, **languages)
-    if pair.truncated:
-        logger.warning("The source or the target is longer than the model can read and was cut.")
+    warn_if_cut(pair)
     weights = attention_ids(model, mx.array([pair.source]), mx.array([pair.target[:-1]]))
     return TextAttention(
         [tokenizer.source.id_to_token(i) for i in pair.source],
@@ -118,3 +117,9 @@ def encode_pair(
     return EncodedPair(
         tokenizer.truncate_source(source_ids, model.config.encoder.max_length), [start_id, *ids], truncated=truncated
     )
+
+
+def warn_if_cut(pair: EncodedPair) -> None:
+    """Log a warning if a pair was truncated."""
+    if pair.truncated:
+        logger.warning("The source or the target is longer than the model can read and was cut.")

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from mlx_transformer.config.search import SearchConfig, SearchOptions, Unpack
 from mlx_transformer.inference.attention_weights import AttentionWeights, attention_ids
 from mlx_transformer.inference.generation import make_search
-from mlx_transformer.inference.text_attention import encode_pair
+from mlx_transformer.inference.text_attention import encode_pair, warn_if_cut
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.plotting.fonts import Pieces, readable_pieces, render_labels, text_width
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -94,6 +94,7 @@ def plot_attention(
     search = make_search(plot_attention, model, search, options)
     languages = {"source_language": source_language, "target_language": target_language}
     pair = encode_pair(model, tokenizer, source, target, search, source_prefix=source_prefix, **languages)
+    warn_if_cut(pair)
     kinds = [kinds] if isinstance(kinds, str) else kinds
     return attention_figure(model, tokenizer, pair.source, pair.target, kinds, layers, heads)
 

@@ -21,6 +21,7 @@ PRINTED_BY = {
     "cli/results.py": ("generate",),
     "cli/run_stats.py": ("evaluate", "generate"),
     "cli/streams.py": ("generate", "score"),
+    "cli/terms.py": ("generate",),
     "mlx_transformer/model/precision.py": ("attention", "convert", "evaluate", "generate", "score"),
     "mlx_transformer/plotting/learning_curves.py": ("plot",),
     "mlx_transformer/pretrained/loading.py": ("attention", "evaluate", "generate", "score", "train"),

@@ -260,13 +260,44 @@ class TestJson:
         assert [row.pop("id") for row in rows] == [7, [1], "x"] and all(list(row) == ["error"] for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [(["--stream"], "leave out --glossary"), (["--num-hypotheses", "2"], "leave out --num-hypotheses")],
-)
-def test_a_glossary_gives_one_text_per_line(echo, tmp_path, options, message):
+@pytest.mark.parametrize("terms", ["--glossary", "--protect"])
+def test_terms_give_one_text_per_line(echo, tmp_path, terms):
     (tmp_path / "glossary.tsv").write_text("a\tb\n")
-    assert message in echo("generate", "a", "--glossary", tmp_path / "glossary.tsv", *options, status=2).stderr
+    value = tmp_path / "glossary.tsv" if terms == "--glossary" else "urls"
+    streamed = echo("generate", "a", terms, value, "--stream", status=2).stderr
+    assert f"as it is generated: leave out {terms}. See" in streamed
+    several = echo("generate", "a", terms, value, "--num-hypotheses", "2", status=2).stderr
+    assert f"{terms} gives one text per line: leave out --num-hypotheses. See" in several
+    assert echo("generate", "a", "--protect", "none", "--stream").stdout == echo("generate", "a", "--stream").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\tb\nc\n", ", line 2 must be a term, a tab and its target, not 'c'."),
+        ("a\tb\tc\n", ", line 1 must be a term, a tab and its target, not 'a\\tb\\tc'."),
+        ("\tb\n", ", line 1 must be a term, a tab and its target, not '\\tb'."),
+        ("a\tb\n\na\tc\n", ", line 3 has another target for 'a': leave out one of them."),
+    ],
+)
+def test_lines_of_a_glossary_are_terms(echo, tmp_path, text, message):
+    path = tmp_path / "glossary.tsv"
+    path.write_text(text)
+    assert echo("generate", "a", "--glossary", path, status=1).stderr == f"Error: {path}{message}\n"
+    path.write_bytes(b"a\tb\r\n\r\n a \t b \n")
+    assert echo("generate", "z", "--glossary", path).stderr == ""
+
+
+def test_no_name_of_a_corpus_is_a_glossary(echo):
+    assert "dates: No such file" in echo("generate", "a", "--glossary", "dates", status=1).stderr
+
+
+def test_a_glossary_gives_one_text_where_the_model_gives_several(echo, tmp_path, monkeypatch):
+    (tmp_path / "glossary.tsv").write_text("z\tb\n")
+    several = dataclasses.replace(echo_model.EchoModel.search_defaults, beam_size=2, num_hypotheses=2)
+    monkeypatch.setattr(echo_model.EchoModel, "search_defaults", several)
+    assert echo("generate", "a").stdout.count("\n") == 2
+    assert echo("generate", "a", "--glossary", tmp_path / "glossary.tsv").stdout.count("\n") == 1
 
 
 def test_texts_that_look_alike_are_written_once(echo, monkeypatch):

@@ -92,7 +92,7 @@ class TestErrors:
     def test_usage_errors_have_one_line_that_names_the_help(self, echo, arguments, text):
         line = error_line(echo(*arguments, status=2))
         command = "main" if "nonsense" in arguments[0] else f"main {arguments[0]}"
-        assert text in line and line.endswith(f" See {command} --help.\n")
+        assert text in line and re.search(rf"[^.]\. See {command} --help\.\n$", line)
 
     @pytest.mark.parametrize(
         ("arguments", "text"),

@@ -93,3 +93,25 @@ def test_the_source_language_that_is_left_out_still_splits_sentences(echo, one_p
     options = ["--model", "opus-mt-de-en", "--split-sentences", "--json", "--source-language", "de"]
     result = echo("generate", *options, stdin=json.dumps(text).encode())
     assert len(json.loads(result.stdout)["sentences"]) == 2
+
+
+def test_languages_of_json_lines_are_those_of_the_model(echo, one_pair):
+    lines = [
+        {"text": "one", "source_language": "en", "target_language": "fr"},
+        {"text": "two", "target_language": "de", "id": 2},
+        {"text": "three"},
+    ]
+    result = echo("generate", "--json", stdin="\n".join(map(json.dumps, lines)).encode(), status=1)
+    first, second, third = map(json.loads, result.stdout.splitlines())
+    assert (first["text"], third["text"]) == ("ONE", "THREE")
+    assert second == {
+        "id": 2,
+        "error": "Line 2: The bundled model translates en to fr only: for 'de' try --model Helsinki-NLP/opus-mt-en-de.",
+    }
+
+
+def test_the_model_tells_the_language_that_splits_sentences(echo, one_pair):
+    lines = [{"text": "Am 3. Mai. Dann, d. h. Hr. Müller, ging er.", "source_language": "de"}, {"text": "Am 3. Mai."}]
+    options = ["--model", "opus-mt-de-en", "--split-sentences", "--json"]
+    result = echo("generate", *options, stdin="\n".join(map(json.dumps, lines)).encode())
+    assert [len(json.loads(line)["sentences"]) for line in result.stdout.splitlines()] == [2, 1]

@@ -74,7 +74,7 @@ class TestWithAModel:
         message = self.invoke(
             "generate", "--model", folder, "--glossary", tmp_path / "glossary.tsv", "a", status=1
         ).stderr
-        assert "line 2: a line must have one tab" in message and message.count("\n") == 1
+        assert "line 2 must be a term, a tab and its target" in message and message.count("\n") == 1
         message = self.invoke("generate", "--model", folder, "--protect", "(", "a", status=1).stderr
         assert message.startswith("Error: --protect must be any of urls, ") and message.count("\n") == 1
 

@@ -220,7 +220,7 @@ def test_only_lines_with_terms_are_searched_again(monkeypatch):
     run = terminology.require_terms(generate, Model, None, Terminology({"b": "x"}, ()))
     rows = list(run(map(SourceLine, "a b c".split()), first_line=7))
     assert [row[0].text for row in rows] == ["a", "x", "c"]
-    assert [entry for entry in seen if entry[1]] == [("b", "x", 7, True)]
+    assert [entry for entry in seen if entry[1]] == [("b", "x", 8, True)]
 
 
 def terminology_replace(value, changes):

@@ -56,3 +56,5 @@ def test_a_truncated_source_is_a_warning(bundled, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "The source or the target is longer than the model can read and was cut."
     ]
+    mt.plot_attention(model, tokenizer, "word " * 200, TARGET)
+    assert len(caplog.records) == 2
