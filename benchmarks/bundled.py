@@ -1,10 +1,11 @@
 """Quality of an English-French model by kind of input: short and long sentences, several on a line, numbers, capitals.
 
-    python -m benchmarks.bundled DATA [--model FOLDER] [--formats]
+    python -m benchmarks.bundled DATA [--model FOLDER] [--formats | --compare float16]
 
 DATA holds the folders tatoeba-en-fr and en-fr-dev. None of the sentences is in the training corpus. With the model of a
 training run (RUN/best) as --model, --formats measures it in each storage format. The last line is the time of the whole
-command for one sentence, without and with cached compiled kernels.
+command for one sentence, without and with cached compiled kernels. --compare measures instead how the texts change when
+the device computes in another type than float32.
 """
 
 import random
@@ -19,6 +20,7 @@ import click
 
 import mlx_transformer as mt
 from benchmarks.conditions import conditions
+from benchmarks.measure import markdown_table
 from benchmarks.trained_model import SENTENCE, time_first_sentence
 from mlx_transformer.data.parallel_corpus import read_pairs
 from mlx_transformer.metrics import corpus_scores, group_references
@@ -51,9 +53,23 @@ Part = tuple[list[str], list[list[str]]]  # sources, and the references of each
 @click.option("--model", help="A model folder; default: the bundled model.")
 @click.option("--formats", is_flag=True, help="Measure the model in each storage format.")
 @click.option("--beam", "beams", multiple=True, type=int, default=(1, 4), show_default=True)
+@click.option("--compare", type=click.Choice(["float16", "bfloat16"]), help="Compare this type with float32 instead.")
+@click.option("--sentences", default=1000, show_default=True, help="Sentences to compare.")
 @click.option("--examples", default=0, show_default=True, help="Random sentences of ten words and more to print.")
-def main(data: Path, model: str | None, formats: bool, beams: tuple[int, ...], examples: int) -> None:
+def main(
+    data: Path,
+    model: str | None,
+    formats: bool,
+    beams: tuple[int, ...],
+    compare: str | None,
+    sentences: int,
+    examples: int,
+) -> None:
     """Print the BLEU of a model on each kind of input, by storage format and beam size."""
+    if compare is not None:
+        print(conditions(model=model or "bundled", compare=compare))
+        print(compare_dtypes(data, model, compare, beams, sentences), end="")
+        return
     parts = kinds_of_input(data)
     print(conditions(model=model or "bundled", sentences=sum(len(sources) for sources, _ in parts.values())))
     original = find_model(model)
@@ -80,16 +96,28 @@ def main(data: Path, model: str | None, formats: bool, beams: tuple[int, ...], e
     report_startup(model)
 
 
-def translator(folder: Path, beam: int) -> Callable[[list[str]], list[str]]:
+def compare_dtypes(data: Path, model: str | None, dtype: str, beams: tuple[int, ...], count: int) -> str:
+    """Return a table of the share of texts that are the same in `dtype` and float32, and of the BLEU of both."""
+    sources, references = (part[:count] for part in kinds_of_input(data)["all lengths"])
+    folder, rows = find_model(model), []
+    for beam in beams:
+        texts = {name: translator(folder, beam, name)(sources) for name in ("float32", dtype)}
+        same = sum(first == second for first, second in zip(*texts.values(), strict=True))
+        scores = [corpus_scores(outputs, references)["bleu"] for outputs in texts.values()]
+        rows.append((beam, len(sources), f"{same / len(sources):.1%}", *(f"{score:.2f}" for score in scores)))
+    return markdown_table(["beams", "sentences", "same text", "BLEU in float32", f"BLEU in {dtype}"], rows)
+
+
+def translator(folder: Path, beam: int, dtype: str | None = None) -> Callable[[list[str]], list[str]]:
     """Return a function that translates with the model of a folder."""
-    network, tokenizer = mt.load(folder)
+    network, tokenizer = mt.load(folder, dtype)
     search = replace(network.search_defaults, beam_size=beam)
     return lambda sources: mt.generate(network, tokenizer, sources, search)
 
 
 def save_formats(folder: Path, scratch: Path) -> dict[str, Path]:
     """Save the model in each storage format; return the folder of each."""
-    model, tokenizer = mt.load(folder)
+    model, tokenizer = mt.load(folder, dtype="float32")
     for name, options in FORMATS.items():
         mt.save(scratch / name, model, tokenizer, **options)
     return {name: scratch / name for name in FORMATS}

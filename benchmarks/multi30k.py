@@ -180,7 +180,7 @@ def evaluate(runs: Sequence[Path], device: str) -> None:
 
 def score_run(run: Path) -> dict[str, Any]:
     """Return BLEU and chrF of a run's best model on the test set, with sacrebleu's signatures."""
-    model, tokenizer = mt.load(run / "best")
+    model, tokenizer = mt.load(run / "best", dtype="float32")
     pairs = [line.split("\t") for line in (run / "test.tsv").read_text(encoding="utf-8").splitlines()]
     references = {
         "tokenised": [reference for _, reference in pairs],

@@ -17,7 +17,7 @@ from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.messages import short_names, shorten
 from mlx_transformer.model.fused_projections import split_projections
-from mlx_transformer.model.precision import DTYPES, check_dtype, parse_dtype, prepare_for_inference
+from mlx_transformer.model.precision import DTYPES, check_dtype, default_dtype, parse_dtype, prepare_for_inference
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import safetensors
@@ -161,7 +161,8 @@ def convert(
         source: The checkpoint: a folder with config.json and weights, or a file; or a model folder.
         destination: The model folder to write; only a dry run needs none.
         family: The checkpoint's family; by default it is detected.
-        dtype: The dtype of the stored weights, "float32", "float16" or "bfloat16"; by default the checkpoint's.
+        dtype: The dtype of the stored weights, "float32", "float16" or "bfloat16"; by default the checkpoint's. Of a
+            torch checkpoint also "device": the one that this device computes in by default, or a smaller stored one.
         rename: Regular expressions -> their replacements in tensor names: names of the family, or of our parameters.
         ignore: Regular expressions of tensors to leave out.
         settings: Fields of ModelConfig and StackConfig that the checkpoint lacks or has wrong; "encoder.num_layers"
@@ -192,11 +193,10 @@ def convert(
     with open_checkpoint(source, options) as checkpoint:
         prepared = prepare_checkpoint(checkpoint, source, options)
         model = prepared.build_model(quantize)
-        if dtype is not None:
-            check_dtype(parse_dtype(dtype), prepared.plan.config, allow_overflow)
+        stored = dtype_to_store(checkpoint, prepared.plan.config, dtype, allow_overflow)
         if target is not None:
             with replace_model_folder(target, source, overwrite=force) as new:
-                _write_model_folder(new, model, prepared, checkpoint, dtype, quantize, report)
+                _write_model_folder(new, model, prepared, checkpoint, stored, quantize, report)
     return prepared.report()
 
 
@@ -320,26 +320,39 @@ def stored_dtype(checkpoint: Checkpoint) -> mx.Dtype:
     return DTYPES.get(max(sizes, key=lambda name: sizes[name]), mx.float32)
 
 
+def dtype_to_store(
+    checkpoint: Checkpoint, config: ModelConfig, dtype: mx.Dtype | str | None, allow_overflow: bool
+) -> mx.Dtype:
+    """Return the dtype to store a checkpoint in; see `convert`."""
+    stored = stored_dtype(checkpoint)
+    if dtype is None:
+        return stored
+    if dtype == "device":
+        computed = default_dtype(stored, config)
+        return computed if computed.size <= stored.size else stored
+    check_dtype(parse_dtype(dtype), config, allow_overflow)
+    return parse_dtype(dtype)
+
+
 def _write_model_folder(
     new: Path,
     model: Transformer,
     prepared: PreparedCheckpoint,
     checkpoint: Checkpoint,
-    dtype: mx.Dtype | str | None,
+    dtype: mx.Dtype,
     quantize: int | None,
     report: ProgressCallback | None,
 ) -> None:
     """Write all files of a model folder; the checkpoint's files are hashed for its card while weights are written."""
     plan = prepared.plan
-    stored = stored_dtype(checkpoint) if dtype is None else parse_dtype(dtype)
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=1) as executor:
-        card = executor.submit(model_card, plan, checkpoint, stored, quantize, stop)
+        card = executor.submit(model_card, plan, checkpoint, dtype, quantize, stop)
         try:
             if quantize is None:
-                _write_weights(new, plan, stored, report)
+                _write_weights(new, plan, dtype, report)
             else:
-                plan.fill(model, stored, report)
+                plan.fill(model, dtype, report)
                 safetensors.write_arrays(new / "model.safetensors", split_projections(model.parameters()))
             (new / "README.md").write_text(card.result())
         finally:

@@ -55,7 +55,8 @@ def print_cache(as_json: bool) -> None:
     for model in models:
         used = datetime.fromtimestamp(model.last_used).strftime("%Y-%m-%d %H:%M")
         old = "" if model.is_current else ", by an earlier conversion"
-        state, size = (", ".join(model.revisions) or "superseded") + old, format_size(model.size)
+        type_of = ", in the type of the GPU" if model.device else ""
+        state, size = (", ".join(model.revisions) or "superseded") + type_of + old, format_size(model.size)
         rows.append((used, model.repository, model.commit[:8], state, size))
     if models and sys.stdout.isatty():
         print_table(rows, indent="")

@@ -54,7 +54,11 @@ def command(
         print_cache(as_json)
         return
     activity.show(f"Loading {folder or 'the bundled model'}")
-    path = find_torch_checkpoint(folder or "bundled", revision) if show_tensors else find_model(folder, revision)
+    path = (
+        find_torch_checkpoint(folder or "bundled", revision)
+        if show_tensors
+        else find_model(folder, revision, as_stored=False)
+    )
     if show_tensors:
         facts = inspect_tensors(path)
     else:
@@ -119,11 +123,12 @@ def dtype_names(arrays: Iterable[Any]) -> list[str]:
 
 
 def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str, Any]:
-    """Return the facts about a loaded model as plain data."""
+    """Return the facts about a model that was loaded with its default data type as plain data."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
     from mlx_transformer.config.serialization import to_dict
+    from mlx_transformer.model.precision import explain_default
 
     arrays = list(dict(tree_flatten(model.parameters())).values())
     heads = {
@@ -134,6 +139,7 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[s
         # Counted on an unquantised model, because quantised weights pack several parameters into one number.
         "parameters": mt.Transformer(model.config).num_parameters,
         "dtype": dtype_names(arrays),
+        "computes_in": explain_default(model.dtype, model.config),
         "device": str(mx.default_device().type).removeprefix("DeviceType."),
         "metal": mx.metal.is_available(),
         "fused_attention": {
@@ -158,6 +164,7 @@ def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, st
     if "changed_files" in facts:
         yield "checksums", checksum_facts(facts["changed_files"])
     yield "parameters", f"{facts['parameters']:,} in {', '.join(facts['dtype'])}"
+    yield "computes in", facts["computes_in"]
     yield "vocabulary", f"{vocabulary_facts(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
     for side in ("encoder", "decoder"):
         yield side, stack_facts(config, config[side])

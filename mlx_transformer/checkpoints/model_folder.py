@@ -144,8 +144,7 @@ def load(
 
     Args:
         folder: The model folder.
-        dtype: Data type to compute in: "float32", "float16" or "bfloat16"; by default float32 on the CPU, where low
-            precision is slow, and the stored type on a GPU.
+        dtype: Data type to compute in: "float32", "float16" or "bfloat16"; by default see `precision.choose_dtype`.
         quantize: Bits per weight, 8 or 4; by default as stored.
         allow_overflow: Allow float16 even if the model overflows it.
 

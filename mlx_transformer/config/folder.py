@@ -8,8 +8,8 @@ from mlx_transformer.config.serialization import check_types
 
 # Increases with every change of the conversion that changes its results for a checkpoint; tests notice most of them.
 # 1: everything before it was recorded. 2: position tables in files, several end tokens, umT5's scale of logits.
-# 3: Marian and NLLB models split long lines into sentences.
-CONVERSION_VERSION = 3
+# 3: Marian and NLLB models split long lines into sentences. 4: Pegasus is known to overflow float16.
+CONVERSION_VERSION = 4
 
 
 @dataclass(frozen=True)

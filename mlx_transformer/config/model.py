@@ -92,7 +92,7 @@ class ModelConfig:
         norm_eps: Epsilon added to the variance in normalisation.
         logit_scale: Factor of the last hidden state before the output layer (T5 v1.0 uses dims ** -0.5).
         activation: Activation function of the feed-forward networks.
-        overflows_float16: Activations exceed the range of float16 (T5), so float16 is refused by default.
+        overflows_float16: Activations exceed the range of float16 (T5, Pegasus), so float16 is refused by default.
         dropout: Dropout rate of embeddings and of each sublayer's output.
         attention_dropout: Dropout rate of attention weights.
         activation_dropout: Dropout rate inside the feed-forward networks, after the activation.

@@ -1,4 +1,4 @@
-"""Data types: which one a model computes in, by device and stored type."""
+"""Data types: which one a model computes in, by device, range of its activations and stored type."""
 
 import re
 
@@ -10,7 +10,8 @@ from mlx_transformer.model.transformer import Transformer
 
 DTYPES: dict[str, mx.Dtype] = {name: vars(mx)[name] for name in DTYPE_NAMES}
 
-FIRST_NATIVE_BFLOAT16 = 15  # of Apple's GPU generations: M1 is 13, M2 is 14, M3 is 15
+# The first generation of GPUs with native bfloat16, by the beginning of MLX's name: M3 (M1 is 13) and Ampere.
+FIRST_NATIVE_BFLOAT16 = {"applegpu_g": 15, "sm_": 80}
 
 
 def parse_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
@@ -22,25 +23,53 @@ def parse_dtype(dtype: mx.Dtype | str) -> mx.Dtype:
     return DTYPES[dtype]
 
 
-def choose_dtype(stored: mx.Dtype, config: ModelConfig, on_cpu: bool, architecture: str) -> mx.Dtype:
-    """Choose the default data type.
+def gpu_architecture() -> str | None:
+    """Return MLX's name of the GPU that is the default device, such as "applegpu_g13s" or "sm_90"; None on the CPU."""
+    return None if mx.default_device() == mx.cpu else str(mx.device_info()["architecture"])
 
-    The CPU computes in float32, because low precision is slow there. A GPU computes in the stored type; chips without
-    native bfloat16 (M1, M2) use float16 instead. A model that overflows float16 never gets float16.
+
+def has_native_bfloat16(architecture: str) -> bool:
+    """Whether a GPU computes in bfloat16 without emulation; unknown GPUs are taken to do so."""
+    generation = re.match(r"(applegpu_g|sm_)(\d+)", architecture)
+    return generation is None or int(generation[2]) >= FIRST_NATIVE_BFLOAT16[generation[1]]
+
+
+def choose_dtype(stored: mx.Dtype, config: ModelConfig, architecture: str | None) -> mx.Dtype:
+    """Choose the default data type to compute in.
+
+    The CPU computes in float32, because low precision is slow there. A GPU computes in 16 bits: they halve the bytes
+    that each step reads, and some of Metal's kernels have no float32. A model that overflows float16 gets bfloat16, or
+    float32 on a GPU without native bfloat16.
 
     Args:
         stored: The data type of the stored weights.
         config: The model's configuration.
-        on_cpu: Whether the device is the CPU.
-        architecture: MLX's name of the GPU, such as "applegpu_g13s".
+        architecture: See `gpu_architecture`.
     """
-    if on_cpu:
+    if architecture is None:
         return mx.float32
-    apple = re.match(r"applegpu_g(\d+)", architecture)
-    emulated = apple is not None and int(apple[1]) < FIRST_NATIVE_BFLOAT16
-    if config.overflows_float16 and stored != mx.float32:
-        return mx.float32 if emulated else mx.bfloat16
-    return mx.float16 if emulated and stored == mx.bfloat16 else stored
+    is_native = has_native_bfloat16(architecture)
+    if config.overflows_float16:
+        return mx.bfloat16 if is_native else mx.float32
+    return mx.bfloat16 if is_native and stored == mx.bfloat16 else mx.float16
+
+
+def default_dtype(stored: mx.Dtype, config: ModelConfig) -> mx.Dtype:
+    """Return the data type that a model computes in on the default device, if no other one is asked for."""
+    return choose_dtype(stored, config, gpu_architecture())
+
+
+def explain_default(dtype: mx.Dtype, config: ModelConfig) -> str:
+    """Return a line about the data type that `default_dtype` returned for a model, with the reason."""
+    name = str(dtype).removeprefix("mlx.core.")
+    if gpu_architecture() is None:
+        return f"{name} on the CPU: lower precision is slow here"
+    reasons = {
+        mx.float16: "half the bytes of float32, and the model stays in its range",
+        mx.bfloat16: "the model overflows float16" if config.overflows_float16 else "the model is stored in it",
+        mx.float32: "the model overflows float16, and this GPU has no native bfloat16",
+    }
+    return f"{name} on this GPU: {reasons[dtype]}"
 
 
 def check_dtype(dtype: mx.Dtype, config: ModelConfig, allow_overflow: bool | None) -> None:
@@ -61,20 +90,18 @@ def prepare_for_inference(
 
     Args:
         model: The model.
-        dtype: The data type to compute in; if None, see `choose_dtype`.
+        dtype: The data type to compute in; if None, see `default_dtype`.
         stored: The data type of the stored weights; if None, the model's.
         allow_overflow: Allow float16 even if the model overflows it.
 
     Raises:
         ValueError: If the model overflows `dtype` and `allow_overflow` is false.
     """
-    on_cpu = mx.default_device() == mx.cpu
-    architecture = "" if on_cpu else str(mx.device_info()["architecture"])
-    default = choose_dtype(stored or model.dtype, model.config, on_cpu, architecture)
+    default = default_dtype(stored or model.dtype, model.config)
     compute_dtype = default if dtype is None else parse_dtype(dtype)
     check_dtype(compute_dtype, model.config, allow_overflow)
     model.set_dtype(compute_dtype)
-    if on_cpu:
+    if mx.default_device() == mx.cpu:
         dequantize(model)  # after the change of the scales' data type, because float32 is five times as fast as float16
     model.eval()
     mx.eval(model.parameters())  # lazy arrays can be evaluated by the thread that created them only

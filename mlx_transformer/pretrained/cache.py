@@ -1,7 +1,8 @@
 """The cache of converted hub models: one folder for each repository, with a model folder for each commit in use.
 
 A repository's folder has, for each revision that was loaded, a record with the name of the model folder that was used
-last. Model folders without a record are superseded: by a newer commit, or by a newer version of the conversion.
+last. Models that are stored in the type of a GPU have folders and records of their own. Model folders without a record
+are superseded: by a newer commit, or by a newer version of the conversion.
 """
 
 import os
@@ -33,6 +34,8 @@ class CachedModel:
         commit: The commit that was converted.
         revisions: The revisions that it was loaded for; none if it is superseded.
         is_current: Whether this version of mlx_transformer would convert the commit in the same way.
+        device: The device whose default type it is stored in, "gpu" or "gpu_without_bfloat16"; empty if it is stored
+            as in the repository.
         size: Bytes on disk; 0 for a link to the files of huggingface_hub's cache.
         last_used: Time of the last load, in seconds since 1970.
         folder: The model folder.
@@ -42,6 +45,7 @@ class CachedModel:
     commit: str
     revisions: list[str]
     is_current: bool
+    device: str
     size: int
     last_used: float
     folder: Path
@@ -73,13 +77,14 @@ def repository_folder(name: str) -> Path:
     return cache_folder() / name.replace("/", "--")
 
 
-def converted_folder(name: str, commit: str, *, offline: bool = False) -> Path:
-    """Return the model folder of a commit, as this version of mlx_transformer converts it.
+def converted_folder(name: str, commit: str, device: str = "", *, offline: bool = False) -> Path:
+    """Return the model folder of a commit, as this version of mlx_transformer converts it for a device.
 
     Conversions of files that other programs downloaded, of which some may be missing, have a folder of their own, which
     is used only offline.
     """
-    return repository_folder(name) / f"{commit}-v{CONVERSION_VERSION}{OFFLINE if offline else ''}"
+    suffix = f".{device}" if device else ""
+    return repository_folder(name) / f"{commit}-v{CONVERSION_VERSION}{suffix}{OFFLINE if offline else ''}"
 
 
 def commit_of(folder: Path) -> str:
@@ -87,9 +92,14 @@ def commit_of(folder: Path) -> str:
     return folder.name.partition("-")[0]
 
 
-def read_last_used(name: str, revision: str | None) -> Path | None:
-    """Return the folder that was last loaded for a revision, if it still exists."""
-    record = _record(name, revision)
+def device_of(folder: Path) -> str:
+    """Return the device that a model folder in the cache was converted for; see `CachedModel`."""
+    return folder.name.removesuffix(OFFLINE).partition("-v")[2].partition(".")[2]
+
+
+def read_last_used(name: str, revision: str | None, device: str = "") -> Path | None:
+    """Return the folder that was last loaded for a revision on a device, if it still exists."""
+    record = _record(name, revision, device)
     folder = record.parent / record.read_text() if record.exists() else None
     return folder if folder and (folder / "config.json").exists() else None
 
@@ -97,7 +107,7 @@ def read_last_used(name: str, revision: str | None) -> Path | None:
 def write_last_used(name: str, revision: str | None, folder: Path) -> None:
     """Record that a folder was used for a revision, and delete the models that are superseded now."""
     was_used_recently = folder.lstat().st_mtime > time.time() - RECENT
-    if read_last_used(name, revision) != folder or not was_used_recently:
+    if read_last_used(name, revision, device_of(folder)) != folder or not was_used_recently:
         with suppress(OSError), lock_folder(folder.parent):  # the cache may be read-only
             record_use(name, revision, folder)
     with suppress(OSError):
@@ -111,13 +121,14 @@ def record_use(name: str, revision: str | None, folder: Path) -> None:
     """
     for leftover in folder.parent.glob(INCOMPLETE_RECORDS):  # of killed processes
         leftover.unlink()
-    atomic_write_text(_record(name, revision), folder.name)
+    atomic_write_text(_record(name, revision, device_of(folder)), folder.name)
     with suppress(OSError):
         _delete_superseded(name, older_than=RECENT)
 
 
-def _record(name: str, revision: str | None) -> Path:
-    return repository_folder(name) / f"ref-{quote(revision or 'main', safe='')}"
+def _record(name: str, revision: str | None, device: str) -> Path:
+    suffix = f"@{device}" if device else ""  # quoted revisions have no @
+    return repository_folder(name) / f"ref-{quote(revision or 'main', safe='')}{suffix}"
 
 
 def list_cache(name: str | None = None) -> list[CachedModel]:
@@ -130,7 +141,8 @@ def list_cache(name: str | None = None) -> list[CachedModel]:
 def _list_repository(home: Path) -> Iterator[CachedModel]:
     revisions: dict[str, list[str]] = {}
     for record in home.glob("ref-*"):
-        revisions.setdefault(record.read_text(), []).append(unquote(record.name.removeprefix("ref-")))
+        revision = unquote(record.name.removeprefix("ref-").partition("@")[0])
+        revisions.setdefault(record.read_text(), []).append(revision)
     for folder in home.iterdir() if home.is_dir() else ():
         if not MODEL_FOLDER.fullmatch(folder.name) or not (folder.is_symlink() or (folder / "config.json").exists()):
             continue
@@ -139,7 +151,8 @@ def _list_repository(home: Path) -> Iterator[CachedModel]:
             repository=home.name.replace("--", "/", 1),
             commit=commit_of(folder),
             revisions=sorted(revisions.get(folder.name, [])),
-            is_current=folder.name.removesuffix(OFFLINE).endswith(f"-v{CONVERSION_VERSION}"),
+            is_current=folder.name.partition("-")[2].partition(".")[0] == f"v{CONVERSION_VERSION}",
+            device=device_of(folder),
             size=sum(path.stat().st_size for path in files if path.is_file()),
             last_used=folder.lstat().st_mtime,
             folder=folder,

@@ -17,6 +17,7 @@ from mlx_transformer.pretrained.cache import (
     cache_errors,
     commit_of,
     converted_folder,
+    device_of,
     lock_folder,
     read_last_used,
     record_use,
@@ -52,35 +53,38 @@ class HubUnreachableError(OSError):
     """The hub does not respond, or offline mode is on."""
 
 
-def fetch_model(name: str, revision: str | None, convert: Callable[[Path, Path], None]) -> Path:
+def fetch_model(name: str, revision: str | None, convert: Callable[[Path, Path], None], device: str = "") -> Path:
     """Return the converted model folder of a repository: of its newest commit, or offline of the last one used.
+
+    Offline, an exact conversion takes the place of one for a device.
 
     Args:
         name: The repository, owner/name.
         revision: Branch, tag or commit; None for the main branch.
         convert: Called with the path of the downloaded weights (the other files are beside it) and the model folder to
             write, atomically.
+        device: The device that `convert` converts for; see `CachedModel`.
 
     Raises:
         OSError: If the repository or revision does not exist, access is denied, the disk is full, or the hub cannot be
             reached and no converted model is in the cache.
         ValueError: If the repository has no weights of a complete model.
     """
-    if COMMIT_HASH.fullmatch(revision or "") and (folder := converted_folder(name, str(revision))).exists():
+    if COMMIT_HASH.fullmatch(revision or "") and (folder := converted_folder(name, str(revision), device)).exists():
         write_last_used(name, revision, folder)
         return folder
     try:
         commit, names = resolve_revision(name, revision)
-        return _convert_once(name, revision, commit, lambda: download(name, commit, names), convert)
+        return _convert_once(name, revision, commit, device, lambda: download(name, commit, names), convert)
     except HubUnreachableError as error:
         from huggingface_hub import constants
 
-        last = read_last_used(name, revision)
-        is_current = last is not None and last == converted_folder(name, commit_of(last))
+        last = read_last_used(name, revision, device) or read_last_used(name, revision)
+        is_current = last is not None and last == converted_folder(name, commit_of(last), device_of(last))
         weights = None if is_current else find_downloaded(name, revision if last is None else commit_of(last))
         if weights is not None:
             commit = weights.parent.name
-            last = _convert_once(name, revision, commit, lambda: weights, convert, offline=True)
+            last = _convert_once(name, revision, commit, device, lambda: weights, convert, offline=True)
         if last is None:
             raise
         if not constants.HF_HUB_OFFLINE:
@@ -92,13 +96,14 @@ def _convert_once(
     name: str,
     revision: str | None,
     commit: str,
+    device: str,
     get_weights: Callable[[], Path],
     convert: Callable[[Path, Path], None],
     *,
     offline: bool = False,
 ) -> Path:
     """Return the model folder of a commit; convert its weights if the cache does not have it."""
-    folder = converted_folder(name, commit, offline=offline)
+    folder = converted_folder(name, commit, device, offline=offline)
     if not folder.exists():
         with lock_folder(folder.parent):
             if not folder.exists():

@@ -4,12 +4,14 @@ What only torch checkpoints and the hub need is imported for them, because these
 """
 
 import re
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 
 from mlx_transformer import weights
 from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.model.precision import gpu_architecture, has_native_bfloat16
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained.cache import is_repository_id
 from mlx_transformer.storage.atomic import atomic_symlink, restore_interrupted_replacement
@@ -37,7 +39,8 @@ def load(
     Args:
         model: A model folder; the folder or file of a torch checkpoint; or, if no such path exists, owner/name of a
             repository of the Hugging Face hub. None or "bundled" for the bundled English-to-French model.
-        dtype: Data type to compute in; by default float32 on the CPU, the stored type on a GPU.
+        dtype: Data type to compute in; by default float32 on the CPU and 16 bits on a GPU, see `info`. Models of the
+            hub are also cached in the type of the GPU; with `dtype` or `quantize`, as the repository stores them.
         revision: Branch, tag or commit of the repository; by default the main branch.
         quantize: Bits per weight, 8 or 4; by default as stored. The CPU computes with dequantised weights.
         allow_overflow: Allow float16 even if the model overflows it.
@@ -47,7 +50,7 @@ def load(
         OSError: If the hub denies access or cannot be reached, or the disk is full.
         ValueError: If the model is incomplete, a checkpoint of an unknown family, or has no tokenizer.
     """
-    path = find_model(model, revision)
+    path = find_model(model, revision, as_stored=dtype is not None or quantize is not None)
     network, tokenizer = load_path(path, dtype, quantize=quantize, allow_overflow=allow_overflow)
     if tokenizer is None:
         raise ValueError(
@@ -66,7 +69,7 @@ def load_model(
     allow_overflow: bool = False,
 ) -> Transformer:
     """Load a model alone, which need not have a tokenizer; see `load`."""
-    path = find_model(model, revision)
+    path = find_model(model, revision, as_stored=dtype is not None or quantize is not None)
     return load_path(path, dtype, quantize=quantize, allow_overflow=allow_overflow)[0]
 
 
@@ -81,8 +84,14 @@ def load_path(
     return load(path, dtype=dtype, quantize=quantize, allow_overflow=allow_overflow)
 
 
-def find_model(model: str | Path | None = None, revision: str | None = None) -> Path:
+def find_model(model: str | Path | None = None, revision: str | None = None, *, as_stored: bool = True) -> Path:
     """Return the path of a model; a model of the hub is downloaded and converted.
+
+    Args:
+        model: See `load`.
+        revision: See `load`.
+        as_stored: Whether a model of the hub is converted in the type that its repository stores; otherwise in the type
+            that this device computes in by default, unless the stored one is smaller.
 
     Raises:
         FileNotFoundError: If it does not exist.
@@ -92,7 +101,8 @@ def find_model(model: str | Path | None = None, revision: str | None = None) -> 
     if is_on_hub(model, revision):
         from mlx_transformer.pretrained import hub
 
-        return hub.fetch_model(str(model), revision, convert_to_cache)
+        device = "" if as_stored else device_name()
+        return hub.fetch_model(str(model), revision, partial(convert_to_cache, for_device=bool(device)), device)
     path = _local_path(model)
     if (path / "best" / "config.json").exists() and not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} is a training run, not a model: use {path / 'best'}.")
@@ -146,14 +156,22 @@ def is_on_hub(model: str | Path | None, revision: str | None) -> bool:
     return False
 
 
-def convert_to_cache(weights: Path, folder: Path) -> None:
+def device_name() -> str:
+    """Return the name of the default device in the cache of hub models; empty for the CPU."""
+    architecture = gpu_architecture()
+    if architecture is None:
+        return ""
+    return "gpu" if has_native_bfloat16(architecture) else "gpu_without_bfloat16"
+
+
+def convert_to_cache(weights: Path, folder: Path, for_device: bool = False) -> None:
     """Convert downloaded files to a model folder; if they are one already, link to it to save disk space."""
     from mlx_transformer.weights.convert import convert, warn_of_assumptions
 
     if model_folder.is_model_folder(weights.parent):
         atomic_symlink(folder, weights.parent)
     else:
-        report = convert(weights, folder)
+        report = convert(weights, folder, dtype="device" if for_device else None)
         if report is not None:
             warn_of_assumptions(weights, report)
 

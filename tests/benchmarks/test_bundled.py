@@ -105,6 +105,16 @@ def test_lines_of_three_sentences_have_joined_references():
         assert len(group) == 1 + max(number % 2 for number in numbers)
 
 
+def test_types_are_compared_with_float32(small, monkeypatch):
+    """Texts and BLEU of the same sentences, in each type."""
+    sources, references = ["a small house .", "a big dog ."], [["a small house ."], ["a big dog ."]]
+    monkeypatch.setattr(bundled, "kinds_of_input", lambda data: {"all lengths": (sources * 3, references * 3)})
+    outputs = {"float32": sources, "float16": [sources[0], "a big"]}
+    monkeypatch.setattr(bundled, "translator", lambda folder, beam, dtype: lambda sources: outputs[dtype])
+    table = bundled.compare_dtypes(small, str(small), "float16", (1,), 2)
+    assert table.splitlines()[2].startswith("| 1 | 2 | 50.0% | 100.00 | ")
+
+
 def test_copied_numbers_are_counted():
     outputs = list(bundled.NUMBERS)
     assert bundled.count_copied(outputs) == len(outputs)

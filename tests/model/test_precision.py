@@ -12,25 +12,54 @@ from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.model import precision, quantization
 
 F32, F16, BF16 = mx.float32, mx.float16, mx.bfloat16
+NATIVE = ("applegpu_g15s", "applegpu_g16s", "applegpu_g17p", "sm_80", "sm_90", "sm_120", "unknown")
+EMULATED = ("applegpu_g13g", "applegpu_g14d", "sm_75")
 PLAIN, WIDE = config(), config(overflows_float16=True)
 
 
 @pytest.mark.parametrize(
-    "stored, model, on_cpu, architecture, expected",
+    "model, architecture, expected",
     [
-        *((stored, model, True, "arm", F32) for stored in (F32, F16, BF16) for model in (PLAIN, WIDE)),
-        *((stored, PLAIN, False, "applegpu_g16s", stored) for stored in (F32, F16, BF16)),
-        *((stored, PLAIN, False, "sm_90", stored) for stored in (F32, F16, BF16)),
-        *((BF16, PLAIN, False, chip, F16) for chip in ("applegpu_g13g", "applegpu_g14d")),
-        (BF16, PLAIN, False, "applegpu_g15s", BF16),
-        *((F16, PLAIN, False, chip, F16) for chip in ("applegpu_g13g", "applegpu_g14d")),
-        *((stored, WIDE, False, "applegpu_g17p", BF16) for stored in (F16, BF16)),
-        *((stored, WIDE, False, "applegpu_g14s", F32) for stored in (F16, BF16)),
-        *((F32, model, False, chip, F32) for model in (PLAIN, WIDE) for chip in ("applegpu_g13g", "applegpu_g16s")),
+        (PLAIN, None, {F32: F32, F16: F32, BF16: F32}),
+        (WIDE, None, {F32: F32, F16: F32, BF16: F32}),
+        *((PLAIN, chip, {F32: F16, F16: F16, BF16: BF16}) for chip in NATIVE),
+        *((PLAIN, chip, {F32: F16, F16: F16, BF16: F16}) for chip in EMULATED),
+        *((WIDE, chip, {F32: BF16, F16: BF16, BF16: BF16}) for chip in NATIVE),
+        *((WIDE, chip, {F32: F32, F16: F32, BF16: F32}) for chip in EMULATED),
     ],
 )
-def test_choose_dtype(stored, model, on_cpu, architecture, expected):
-    assert precision.choose_dtype(stored, model, on_cpu, architecture) == expected
+def test_choose_dtype(model, architecture, expected):
+    assert {stored: precision.choose_dtype(stored, model, architecture) for stored in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "architecture, model, stored, expected",
+    [
+        (None, PLAIN, F32, "float32 on the CPU: lower precision is slow here"),
+        (
+            "applegpu_g13g",
+            PLAIN,
+            F32,
+            "float16 on this GPU: half the bytes of float32, and the model stays in its range",
+        ),
+        ("applegpu_g15s", PLAIN, BF16, "bfloat16 on this GPU: the model is stored in it"),
+        ("sm_90", WIDE, F32, "bfloat16 on this GPU: the model overflows float16"),
+        ("sm_75", WIDE, F32, "float32 on this GPU: the model overflows float16, and this GPU has no native bfloat16"),
+    ],
+)
+def test_the_default_is_explained(architecture, model, stored, expected, monkeypatch):
+    monkeypatch.setattr(precision, "gpu_architecture", lambda: architecture)
+    assert precision.explain_default(precision.default_dtype(stored, model), model) == expected
+
+
+def test_models_are_prepared_in_the_default_of_the_gpu(monkeypatch):
+    monkeypatch.setattr(precision, "gpu_architecture", lambda: "applegpu_g16s")
+    for model, expected in ((random_model(PLAIN), F16), (random_model(WIDE), BF16)):
+        precision.prepare_for_inference(model)
+        assert model.dtype == expected
+    model = random_model(PLAIN)
+    precision.prepare_for_inference(model, "float32")
+    assert model.dtype == F32
 
 
 def test_float16_is_rejected_for_overflowing_models_unless_allowed():

@@ -41,10 +41,15 @@ mx.set_default_device(mx.cpu)
 import mlx_transformer as mt
 for name, revision in json.loads(sys.argv[1]):
     try:
-        model = mt.load_model(name, revision=revision)
+        model = mt.load_model(name, dtype=None if len(sys.argv) < 3 else sys.argv[2], revision=revision)
         print(json.dumps(model.output_bias[0].item() if "output_bias" in model else "ours"), flush=True)
     except (OSError, ValueError) as error:
         print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
+"""
+# Stands in for a Mac's GPU: chooses its types, and computes on the CPU.
+GPU = """
+from mlx_transformer.model import precision
+precision.gpu_architecture = lambda: "applegpu_g16s"
 """
 # As the client's Rust part does when the network fails.
 FAILS = """
@@ -140,10 +145,11 @@ class Machine:
         assert "Traceback" not in err, err
         return process.returncode, out, err
 
-    def load(self, *models, first="", **options):
+    def load(self, *models, first="", dtype=None, **options):
         """Load models (name, or name and revision); returns each one's mark or error, and standard error."""
         pairs = [(model, None) if isinstance(model, str) else model for model in models]
-        status, out, err = self.run("-c", first + LOAD, json.dumps(pairs), **options)
+        dtypes = [dtype] if dtype else []
+        status, out, err = self.run("-c", first + LOAD, json.dumps(pairs), *dtypes, **options)
         assert status == 0, err
         results = [json.loads(line) for line in out.splitlines()]
         assert len(results) == len(models)
@@ -265,6 +271,27 @@ def test_a_new_commit_supersedes_the_older_one(machine, server):
     assert machine.run(*command)[1].startswith("Deleted 1 model, ")
     assert machine.cached("owner--name") == [f"{commit}-v{CONVERSION_VERSION}"]
     assert machine.run(*command)[1] == "Deleted 0 models, 0.0 MB.\n"
+
+
+@pytest.mark.slow
+def test_models_are_cached_in_the_type_of_the_gpu_and_exactly_for_another_type(machine, server):
+    commit = server.publish("owner/name", model_files(1 / 3))
+    folder = f"{commit}-v{CONVERSION_VERSION}"
+    half, single = (mx.array(1 / 3, dtype).item() for dtype in (mx.float16, mx.float32))
+    assert machine.load("owner/name", first=GPU) == (half, "")
+    assert machine.cached("owner--name") == [f"{folder}.gpu"]
+    (weights,) = (machine.kept / "owner--name").glob("*/model.safetensors")
+    assert {array.dtype for array in mx.load(str(weights)).values()} == {mx.float16}
+    assert machine.load("owner/name", first=GPU, dtype="float32") == (single, "")
+    assert machine.cached("owner--name") == [folder, f"{folder}.gpu"]
+    assert len(server.downloads("owner/name")) == len(model_files())  # converted again from the same files
+    lines = machine.run("-m", "mlx_transformer", "cache")[1].splitlines()[:-1]
+    assert sorted(line.split(commit[:8])[1] for line in lines) == [" (main)", " (main, in the type of the GPU)"]
+    assert machine.run("-m", "mlx_transformer", "cache", "--prune")[1] == "Deleted 0 models, 0.0 MB.\n"
+    for path in [*machine.home.rglob("models--*"), machine.kept / "owner--name" / f"{folder}.gpu"]:
+        shutil.rmtree(path)
+    assert machine.load("owner/name", first=GPU, HF_HUB_OFFLINE="1") == (half, "")  # from the exact one
+    assert machine.load("owner/name", HF_HUB_OFFLINE="1") == (single, "")
 
 
 @pytest.mark.slow

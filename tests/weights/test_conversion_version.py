@@ -15,7 +15,7 @@ from mlx_transformer.config.serialization import to_dict
 from mlx_transformer.weights.convert import convert
 
 # Version of the conversion -> the digest of its results for a tiny checkpoint of each family. Only the last one counts.
-DIGESTS = {3: "99917ae607debc9473c6fddd7a035a074c000e8d2662dea28bc49e84f9abfece"}
+DIGESTS = {4: "a2655b1b70e2bd9c29838dcf38d5a8f46c2d9995895612262d1c5d9f15f7c7d8"}
 
 
 def deterministic_tensors(torch, state):

@@ -68,6 +68,27 @@ def test_half_precision_is_the_default_for_half_precision_checkpoints(tmp_path):
     assert {array.dtype for array in arrays.values()} == {mx.float16}
 
 
+@pytest.mark.parametrize("dtype, expected", [("float32", "float16"), ("bfloat16", "bfloat16")])
+def test_the_type_of_the_device(tmp_path, monkeypatch, dtype, expected):
+    monkeypatch.setattr(precision, "gpu_architecture", lambda: "applegpu_g16s")
+    tensors = {name: array.astype(precision.DTYPES[dtype]) for name, array in bart_tensors().items()}
+    source = write_checkpoint(tmp_path / "source", tensors)
+    convert.convert(source, tmp_path / "ours", dtype="device")
+    arrays = safetensors.read_arrays(tmp_path / "ours" / "model.safetensors")
+    assert {array.dtype for array in arrays.values()} == {precision.DTYPES[expected]}
+    assert mt.load_model(source).dtype == mt.load_model(tmp_path / "ours").dtype == precision.DTYPES[expected]
+
+
+def test_the_type_of_the_device_is_never_larger_than_the_stored_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "gpu_architecture", lambda: "applegpu_g13g")
+    monkeypatch.setitem(FAMILIES["bart"].constants, "overflows_float16", True)
+    tensors = {name: array.astype(mx.bfloat16) for name, array in bart_tensors().items()}
+    convert.convert(write_checkpoint(tmp_path / "source", tensors), tmp_path / "ours", dtype="device")
+    arrays = safetensors.read_arrays(tmp_path / "ours" / "model.safetensors")
+    assert {array.dtype for array in arrays.values()} == {mx.bfloat16}
+    assert mt.load_model(tmp_path / "ours").dtype == mx.float32
+
+
 ROWS = 2**22
 POSITIONS = 2**21  # as many as a model of this width may have
 EMBEDDING_BYTES = 4 * ROWS * DIMS  # in float32

@@ -154,7 +154,7 @@ HUGGINGFACE_FAMILIES: dict[str, Family] = {
     ),
     "pegasus": Family(
         BART_NAMES | STORED_POSITIONS,
-        constants=PRE_NORM,
+        constants=PRE_NORM | {"overflows_float16": True},
         sinusoids=transforms.sinusoidal_halves,
         model_types=("pegasus",),
         **BART_KEYWORDS,
