@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from mlx_transformer.messages import short_names, short_repr, similar_names
@@ -68,7 +68,7 @@ def _has_type(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(
             _has_type(k, args[0]) and _has_type(v, args[1]) for k, v in value.items()
         )
-    if origin in (tuple, list):
+    if origin in (tuple, list, Iterable):
         return isinstance(value, origin) and all(_has_type(item, args[0]) for item in value)
     if kind is float:
         return type(value) in (int, float)

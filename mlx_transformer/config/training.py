@@ -1,10 +1,14 @@
 """Options of a training run and the sizes of new models."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Literal
 
 from mlx_transformer.config.serialization import check_positive, check_shares, check_types
 from mlx_transformer.messages import is_unicode, short_repr
+
+# A corpus spec or several, or pairs of source and target in memory.
+Corpora = str | Iterable[str] | Iterable[tuple[str, str]]
 
 # Part that can be frozen -> its submodules and arrays in the model.
 FREEZABLE_PARTS = {
@@ -29,7 +33,8 @@ class TrainingConfig:
 
     Attributes:
         train: Training corpus: a TSV file, SOURCE_FILE::TARGET_FILE or "dates"; files may be gzipped. A prefix such as
-            "en:fr=" sets the languages, ":3,1" after a TSV file the columns of source and target.
+            "en:fr=" sets the languages, ":3,1" after a TSV file the columns of source and target. In Python also a list
+            of these, or pairs of strings, which the run folder then holds.
         valid: Validation corpus, in the same format.
         output: Run folder: best/ and last/ are model folders, log.jsonl is the log.
         init: Model to fine-tune, with its own tokenizer: a model folder, a PyTorch checkpoint or a hub name
@@ -94,8 +99,8 @@ class TrainingConfig:
         resume: Resume the run in the output folder from its latest checkpoint, with its own options.
     """
 
-    train: tuple[str, ...]
-    valid: tuple[str, ...]
+    train: Corpora
+    valid: Corpora
     output: str
     init: str | None = None
     freeze: tuple[str, ...] = ()
@@ -148,6 +153,9 @@ class TrainingConfig:
     resume: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("train", "valid"):
+            specs, pairs = split_corpora(name, vars(self)[name])
+            object.__setattr__(self, name, specs or pairs)
         check_types(self)
         check_positive(self, "steps", "batch_tokens", "accumulate", "vocab_size", "learning_rate", "warmup_steps")
         check_positive(self, "average_checkpoints", "valid_every", "log_every", "keep", "max_length")
@@ -169,9 +177,9 @@ class TrainingConfig:
 
     def _check_paths(self) -> None:
         """Check that options.toml can hold the paths."""
-        for name in ("train", "valid", "output", "init"):
-            value = vars(self)[name]
-            for text in value if isinstance(value, tuple) else (value or "",):
+        paths = {name: split_corpora(name, vars(self)[name])[0] for name in ("train", "valid")}
+        for name, texts in (paths | {"output": (self.output,), "init": (self.init or "",)}).items():
+            for text in texts:
                 if not is_unicode(text):
                     raise ValueError(f"{name} must be a path in UTF-8, not {short_repr(text)}: rename the folder.")
 
@@ -227,6 +235,22 @@ class TrainingConfig:
         layers, dims = self.num_layers or preset.layers, self.dims or preset.dims
         heads = self.num_heads or max(dims // 64, 1)
         return ModelSize(layers, self.decoder_layers or layers, dims, self.mlp_dims or preset.mlp_dims, heads)
+
+
+def split_corpora(name: str, corpora: Corpora) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return the specs and the pairs of corpora, one of them empty; errors call the corpora `name`."""
+    rule = f"{name} must be a corpus such as 'pairs.tsv', a list of corpora, or pairs of strings (source, target)"
+    if isinstance(corpora, str):
+        return (corpora,), ()
+    if isinstance(corpora, bytes | Mapping) or not isinstance(corpora, Iterable):
+        raise ValueError(f"{rule}, not {short_repr(corpora)}.")
+    items: tuple = tuple(corpora)
+    if all(isinstance(item, str) for item in items):
+        return items, ()
+    for index, item in enumerate(items):
+        if not (isinstance(item, tuple | list) and [isinstance(text, str) for text in item] == [True, True]):
+            raise ValueError(f"{rule}: {name}[{index}] is {short_repr(item)}.")
+    return (), tuple((source, target) for source, target in items)
 
 
 @dataclass(frozen=True)

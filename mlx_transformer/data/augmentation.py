@@ -6,9 +6,10 @@ Every function takes a pair and a random generator and returns a new pair, or No
 import random
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from mlx_transformer.config.training import Corpora
 from mlx_transformer.data.parallel_corpus import ParallelCorpora, SentencePair
 
 MAX_JOINED = 4  # sentences on one line
@@ -44,9 +45,9 @@ class Rates(NamedTuple):
 class AugmentedCorpora(ParallelCorpora):
     """Parallel corpora with the copies that augmentation adds; the same in each iteration."""
 
-    def __init__(self, specs: Sequence[str], rates: Rates, seed: int, **options: Any) -> None:
+    def __init__(self, corpora: Corpora, rates: Rates, seed: int, **options: Any) -> None:
         """Parse corpus specs; see `ParallelCorpora` for other options and errors."""
-        super().__init__(specs, **options)
+        super().__init__(corpora, **options)
         self.rates, self.seed = rates, seed
 
     def __iter__(self) -> Iterator[SentencePair]:

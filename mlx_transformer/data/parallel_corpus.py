@@ -1,4 +1,4 @@
-"""Parallel corpora in text files: parses corpus specs such as `en:fr=FILE.tsv`, and reads their pairs line by line."""
+"""Parallel corpora: parses corpus specs such as `en:fr=FILE.tsv`, and reads pairs line by line or from memory."""
 
 import os
 import re
@@ -7,12 +7,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
+from mlx_transformer.config.training import Corpora, split_corpora
 from mlx_transformer.data.dates import date_pairs
 from mlx_transformer.storage.text_files import read_lines
 from mlx_transformer.tokenization.normalization import is_blank
 
 LANGUAGE_PREFIX = re.compile(r"([\w-]*):([\w-]*)=")
 COLUMNS_SUFFIX = re.compile(r":([1-9]\d{0,3}),([1-9]\d{0,3})\Z")
+LINE_BREAKS = re.compile(r"\r\n|[\t\r\n]")  # in pairs in memory, of which a TSV file could not hold them
 SPEC_SYNTAX = (
     "use FILE.tsv, FILE.tsv:SOURCE_COLUMN,TARGET_COLUMN, SOURCE_FILE::TARGET_FILE or dates, optionally after "
     "SOURCE_LANGUAGE:TARGET_LANGUAGE="
@@ -32,24 +34,30 @@ class CorpusSpec(NamedTuple):
     """A parsed corpus spec.
 
     Attributes:
-        text: The spec as the user wrote it.
+        text: The spec as the user wrote it; the name of pairs in memory.
         files: One TSV file, or a source and a target file; none for the built-in task.
         columns: Columns of source and target in a TSV file, from 1; None if a file must have two columns.
         split: Split of the built-in task.
         source_language: Language code of the sources, if the spec has one.
         target_language: Language code of the targets, if the spec has one.
+        pairs: Sources and targets in memory, instead of files.
     """
 
     text: str
     files: list[str]
     columns: tuple[int, int] | None
     split: str
-    source_language: str | None
-    target_language: str | None
+    source_language: str | None = None
+    target_language: str | None = None
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def line_name(self, number: int) -> str:
+        """Return what error messages call a line, numbered from 1, or an item of pairs in memory."""
+        return f"{self.text}[{number - 1}]" if self.pairs else f"{self.text}, line {number}"
 
 
 class ParallelCorpora:
-    """The pairs of one or more corpora, one after another; each iteration reads the files again, line by line.
+    """The pairs of one or more corpora, one after another; each iteration reads files again, line by line.
 
     Attributes:
         specs: The parsed corpus specs.
@@ -60,7 +68,7 @@ class ParallelCorpora:
 
     def __init__(
         self,
-        specs: Sequence[str],
+        corpora: Corpora,
         *,
         split: str = "train",
         skip_bad_lines: bool = False,
@@ -70,11 +78,12 @@ class ParallelCorpora:
         """Parse corpus specs and check that their files exist; lines are checked when they are read.
 
         Args:
-            specs: Each is `FILE.tsv` (source, tab, target), `FILE.tsv:3,1` (source in column 3, target in column 1),
+            corpora: Corpus specs, or pairs of sources and targets, whose tabs and line ends become spaces. Each spec is
+                `FILE.tsv` (source, tab, target), `FILE.tsv:3,1` (source in column 3, target in column 1),
                 `SOURCE_FILE::TARGET_FILE` (one sentence per line) or `dates`, the built-in task; files may be gzipped
                 (.gz). `dates:train`, `dates:valid` and `dates:test` select a split. A prefix sets language codes:
                 `en:fr=FILE.tsv`, or only one, `:fr=FILE.tsv`.
-            split: Split that `dates` stands for; the splits are disjoint.
+            split: Split that `dates` stands for; the splits are disjoint. It is also the name of pairs in errors.
             skip_bad_lines: Skip and count lines that are not a pair of non-empty UTF-8 texts.
             allow_blank: Accept pairs with a blank side, and blank lines as pairs of empty texts.
             remedy: What the error for a bad line advises.
@@ -84,7 +93,10 @@ class ParallelCorpora:
             ValueError: If a spec is malformed, or only some have language codes. Iterating raises it if a line is bad
                 (including lines without a counterpart in the other file), or if a file is empty or damaged.
         """
+        specs, pairs = split_corpora(split, corpora)
         self.specs = [_parse_spec(spec, split) for spec in specs]
+        if pairs:
+            self.specs = [CorpusSpec(split, [], None, split, pairs=pairs)]
         self.source_languages = _language_codes("source", {spec.text: spec.source_language for spec in self.specs})
         self.target_languages = _language_codes("target", {spec.text: spec.target_language for spec in self.specs})
         self.skip_bad_lines = skip_bad_lines
@@ -139,13 +151,18 @@ def absolute_spec(text: str) -> str:
     codes, path = _split_language_codes(text)
     if _is_task(path):
         return text
-    return codes + "::".join(os.path.abspath(file) if file else "" for file in path.split("::", 1))
+    return codes + "::".join(os.path.abspath(file) if file else "" for file in _split_files(path))
 
 
 def _split_language_codes(text: str) -> tuple[str, str]:
     """Split a spec into the prefix with its language codes, which may be empty, and the rest."""
     match = LANGUAGE_PREFIX.match(text)
     return (match[0], text[match.end() :]) if match else ("", text)
+
+
+def _split_files(path: str) -> list[str]:
+    """Split a spec without language codes into one file, or a source and a target file."""
+    return [path] if Path(path).exists() else path.split("::", 1)
 
 
 def _is_task(path: str) -> bool:
@@ -162,7 +179,7 @@ def _parse_spec(text: str, split: str) -> CorpusSpec:
         files, split = [], path.partition(":")[2] or split
         date_pairs(split, size=1)  # raises ValueError for an unknown split
     else:
-        files = path.split("::", 1)
+        files = _split_files(path)
         suffix = COLUMNS_SUFFIX.search(path)
         if suffix and len(files) == 1 and not Path(path).exists():
             files, columns = [path[: suffix.start()]], (int(suffix[1]), int(suffix[2]))
@@ -204,7 +221,7 @@ def _read_spec(spec: CorpusSpec, skip_bad_lines: bool, allow_blank: bool, remedy
                     f"{spec.text} has {len(columns)} columns: choose those of source and target, as in {spec.text}:1,2."
                 ) from None
             if not skip_bad_lines:
-                raise ValueError(f"{spec.text}, line {number}: {error}; {remedy}.") from error
+                raise ValueError(f"{spec.line_name(number)}: {error}; {remedy}.") from error
             num_bad, reason = num_bad + 1, f"; in line {number} {error}"
             yield None
         else:
@@ -216,11 +233,18 @@ def _read_spec(spec: CorpusSpec, skip_bad_lines: bool, allow_blank: bool, remedy
 
 def _read_columns(spec: CorpusSpec) -> Iterator[Sequence[bytes | None]]:
     """Yield the columns of each line; with two files, None for the file that has ended."""
+    if spec.pairs:
+        return ([_encode_text(source), _encode_text(target)] for source, target in spec.pairs)
     if not spec.files:
         return ([source.encode(), target.encode()] for source, target in date_pairs(spec.split))
     if len(spec.files) == 2:
         return zip_longest(*map(read_lines, spec.files))
     return (line.split(b"\t") for line in read_lines(spec.files[0]))
+
+
+def _encode_text(text: str) -> bytes:
+    """Return a text in memory as the column of a line; it is not valid UTF-8 if the text is not valid Unicode."""
+    return LINE_BREAKS.sub(" ", text).encode("utf-8", "surrogatepass")
 
 
 def _is_blank(columns: Sequence[bytes | None]) -> bool:

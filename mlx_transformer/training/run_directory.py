@@ -1,11 +1,11 @@
-"""Run folders: options.toml, checkpoints with checksums, and the log."""
+"""Run folders: options.toml, pairs that were in memory, checkpoints with checksums, and the log."""
 
 import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import chain, count
@@ -15,8 +15,8 @@ from typing import Any
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.checkpoints.replacement import check_destination, delete_model_folder
 from mlx_transformer.config.serialization import from_dict, to_dict
-from mlx_transformer.config.training import TrainingConfig
-from mlx_transformer.data.parallel_corpus import absolute_spec
+from mlx_transformer.config.training import TrainingConfig, split_corpora
+from mlx_transformer.data.parallel_corpus import SentencePair, absolute_spec
 from mlx_transformer.messages import shorten
 from mlx_transformer.storage import atomic
 from mlx_transformer.storage.atomic import atomic_write_text
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 STEP_NAME = re.compile(r"step-(\d+)", re.ASCII)  # of an earlier checkpoint
 OPTIONS_START = b"# command: "  # of an options.toml that `prepare` wrote
+CORPUS_OPTIONS = ("train", "valid")
 CHECKPOINT_FILES = ("model.safetensors", "training.safetensors", "training.json")
 
 
@@ -54,6 +55,10 @@ class RunDirectory:
         self.last, self.best = self.folder / "last", self.folder / "best"
         self.earlier, self.options_file = self.folder / "earlier", self.folder / "options.toml"
         self.log_file = self.folder / "log.jsonl"
+
+    def pairs_file(self, name: str) -> Path:
+        """Return the file that holds the pairs of an option, `train` or `valid`, that were given in memory."""
+        return self.folder / f"{name}-pairs.tsv"
 
     def recover(self) -> None:
         """Restore best/ and last/ if a process was killed while replacing them, and rename what is in the way."""
@@ -85,13 +90,17 @@ class RunDirectory:
                 with suppress(OSError):
                     self.folder.rmdir()  # only succeeds if empty, after an error before training
 
-    def check_new(self) -> None:
-        """Raise FileExistsError if a new run would overwrite another run, or files that are not of a run."""
+    def check_new(self, pairs: Iterable[str]) -> None:
+        """Raise FileExistsError if a new run would overwrite another run, or files that are not of a run.
+
+        Args:
+            pairs: Names of the options whose pairs the folder will hold.
+        """
         if self.checkpoints():
             raise FileExistsError(f"{self.folder} already holds a run: resume it, or choose another output.")
         is_run = self.options_file.is_file() and self.options_file.read_bytes().startswith(OPTIONS_START)
-        for path in (self.options_file, self.log_file, self.best) if not is_run else ():
-            if path.exists():
+        for path in (self.options_file, self.log_file, self.best, *map(self.pairs_file, pairs)):
+            if path.exists() and not is_run:
                 raise FileExistsError(f"{path} exists and is not of a run, it would be lost: choose another output.")
 
     def checkpoints(self) -> list[Path]:
@@ -182,8 +191,24 @@ class RunDirectory:
         path.rename(aside)
         return aside
 
-    def prepare(self, config: TrainingConfig, step: int, environment: dict[str, str]) -> None:
-        """Write options.toml, with the environment as comments, and remove log entries after `step`."""
+    def prepare(
+        self,
+        config: TrainingConfig,
+        step: int,
+        environment: Mapping[str, str],
+        pairs: Mapping[str, Iterable[SentencePair]],
+    ) -> None:
+        """Write the files that a run needs to resume, and remove log entries after `step`.
+
+        Args:
+            config: Options of the run, for options.toml.
+            step: The step that training continues from.
+            environment: What options.toml has as comments.
+            pairs: The pairs of `train` or `valid` that were given in memory, without tabs and line ends.
+        """
+        for name, corpus in pairs.items():
+            lines = (f"{pair.source}\t{pair.target}\n" for pair in corpus)
+            atomic_write_text(self.pairs_file(name), "".join(lines))
         comments = [f"# {name}: {quote_toml(value)[1:-1]}" for name, value in environment.items()]
         options = [
             f"{name} = {quote_toml(value)}"
@@ -253,16 +278,28 @@ def load_run_options(folder: str | Path) -> TrainingConfig:
         FileNotFoundError: If the folder does not hold a run.
         ValueError: If its options.toml is damaged.
     """
-    path = RunDirectory(folder).options_file
-    if not path.exists():
+    run = RunDirectory(folder)
+    if not run.options_file.exists():
         raise FileNotFoundError(f"There is no run to resume in {folder}: start one without resume.")
-    return from_dict(TrainingConfig, read_options_file(path), str(path))
+    options = read_options_file(run.options_file)
+    for name in CORPUS_OPTIONS:
+        file = run.pairs_file(name)
+        specs = options.get(name)
+        if isinstance(specs, list) and [Path(str(spec)).name for spec in specs] == [file.name] and file.exists():
+            options[name] = [str(file)]  # the run folder may have been moved
+    return from_dict(TrainingConfig, options, str(run.options_file))
 
 
 def with_absolute_paths(config: TrainingConfig) -> TrainingConfig:
-    """Return the options of a run with absolute paths of its inputs, so that it resumes in any working directory."""
-    init = config.init
+    """Return the options of a run with absolute paths of its inputs, so that it resumes in any working directory.
+
+    Pairs in memory are replaced by the file of the run folder that will hold them.
+    """
+    init, run = config.init, RunDirectory(config.output)
     if init is not None and Path(init).exists():  # otherwise a name
         init = os.path.abspath(init)
-    train, valid = (tuple(map(absolute_spec, specs)) for specs in (config.train, config.valid))
-    return replace(config, train=train, valid=valid, init=init)
+    corpora: dict[str, Any] = {}
+    for name in CORPUS_OPTIONS:
+        specs, pairs = split_corpora(name, vars(config)[name])
+        corpora[name] = tuple(map(absolute_spec, specs)) or os.path.abspath(run.pairs_file(name))
+    return replace(config, init=init, **corpora)

@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,7 +20,7 @@ import mlx.core as mx
 from mlx_transformer import __version__
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.serialization import to_dict
-from mlx_transformer.config.training import TrainingConfig
+from mlx_transformer.config.training import TrainingConfig, split_corpora
 from mlx_transformer.data.augmentation import AugmentedCorpora, Rates
 from mlx_transformer.data.batch_sampler import PositionedBatch, iterate_batches
 from mlx_transformer.data.dataset import TokenizedCorpus
@@ -30,6 +30,7 @@ from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training.builders import build_model_and_tokenizer
 from mlx_transformer.training.run_directory import (
+    CORPUS_OPTIONS,
     RunDirectory,
     checkpoint_step,
     load_run_options,
@@ -77,14 +78,20 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
     is_main_process = mx.distributed.init().rank() == 0
     if is_main_process:
         run_directory.recover()
+    options: dict[str, Any] = {"skip_bad_lines": config.skip_bad_lines, "remedy": BAD_LINE_REMEDY}
+    in_memory = {
+        name: ParallelCorpora(pairs, split=name, **options)
+        for name in CORPUS_OPTIONS
+        if (pairs := split_corpora(name, vars(config)[name])[1])
+    }
     if config.resume:
         _check_same_options(config)
     else:
-        run_directory.check_new()
+        run_directory.check_new(in_memory)
     rates = Rates(*(vars(config)[name] for name in Rates._fields))
-    options: dict[str, Any] = {"skip_bad_lines": config.skip_bad_lines, "remedy": BAD_LINE_REMEDY}
     train_pairs = AugmentedCorpora(config.train, rates, config.seed, split="train", **options)
     valid_pairs = ParallelCorpora(config.valid, split="valid", **options)
+    config = with_absolute_paths(config)
     checkpoint = run_directory.latest_checkpoint(set_aside_damaged=is_main_process)
     with model_folder.preserve_random_state():
         mx.random.seed(config.seed)
@@ -108,7 +115,7 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
                 recase=config.recase or tokenizer.config.recase,
             )
         validator = Validator(valid_pairs, corpora[1], tokenizer, config)
-        with _open_log(run_directory, state, report) as log_event, defer_signals() as interruption:
+        with _open_log(run_directory, state, in_memory, report) as log_event, defer_signals() as interruption:
             Trainer(run_directory, state, tokenizer, validator, log_event, interruption).fit(corpora[0])
     return interruption
 
@@ -152,16 +159,21 @@ def _check_same_corpora(state: TrainState, corpora: list[TokenizedCorpus]) -> No
     fingerprints = [corpus.fingerprint for corpus in corpora]
     if state.progress.setdefault("corpora", fingerprints) != fingerprints:
         raise ValueError(
-            "A run resumes on its own corpora, but their contents have changed: restore the files, or start another "
-            "run from the best model with init."
+            "A run resumes on its own corpora, but their contents have changed: restore the files or pairs, or start "
+            "another run from the best model with init."
         )
 
 
 @contextmanager
-def _open_log(run_directory: RunDirectory, state: TrainState, report: LogCallback | None) -> Iterator[EventLogger]:
-    """Prepare the run folder and yield a function that appends an event to its log."""
+def _open_log(
+    run_directory: RunDirectory,
+    state: TrainState,
+    pairs: Mapping[str, ParallelCorpora],
+    report: LogCallback | None,
+) -> Iterator[EventLogger]:
+    """Prepare the run folder, which holds pairs in memory, and yield a function that appends an event to its log."""
     if state.group.rank() == 0:
-        run_directory.prepare(with_absolute_paths(state.config), state.step, environment_info())
+        run_directory.prepare(state.config, state.step, environment_info(), pairs)
     with run_directory.log_file.open("a", encoding="utf-8") as log:
 
         def log_event(event: str, **values: Any) -> None:

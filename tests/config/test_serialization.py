@@ -91,7 +91,7 @@ def test_every_field_checks_its_type(config):
         (SEARCH, "suppress_ids", (1, "2")),
         (SEARCH, "suppress_ids", (1, True)),
         (SEARCH, "max_tokens", False),
-        (TRAINING, "train", "a.tsv"),
+        (TRAINING, "train", 5),
         (TRAINING, "best_by", "rouge"),
     ],
 )

@@ -65,7 +65,7 @@ def resume_and_kill(options, event, calls):
     """Resume a run in a new process that kills itself; return its exit status."""
     if not RunDirectory(options.output).options_file.exists():
         RunDirectory(options.output).folder.mkdir()
-        RunDirectory(options.output).prepare(options, 0, {})
+        RunDirectory(options.output).prepare(options, 0, {}, {})
     command = [sys.executable, "-c", PROGRAM, str(TESTS), options.output, event, str(calls)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(command, env=environment, capture_output=True, timeout=300)

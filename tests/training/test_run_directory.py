@@ -26,7 +26,7 @@ def test_options_survive_writing_and_reading(tmp_path):
         source_prefix="translate: ",
         keep=5,
     )
-    RunDirectory(tmp_path).prepare(options, 0, {"command": "train --source-prefix 'a\nb \x7f'", "mlx": "1"})
+    RunDirectory(tmp_path).prepare(options, 0, {"command": "train --source-prefix 'a\nb \x7f'", "mlx": "1"}, {})
     text = (tmp_path / "options.toml").read_text()
     assert text.startswith("# command: train --source-prefix 'a\\nb \\u007f'\n# mlx: 1\n")
     assert load_run_options(tmp_path) == options
@@ -40,9 +40,9 @@ def test_resuming_truncates_the_log(tmp_path):
     entries = [{"event": "step", "step": step, "text": "a\u2028b\x85ü"} for step in (2, 4, 6)]
     lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
     run.log_file.write_bytes((lines + '5\n[]\n{"event": "ü').encode()[:-1])  # cut off within a character
-    run.prepare(OPTIONS, 4, {})
+    run.prepare(OPTIONS, 4, {}, {})
     assert run.log_entries() == entries[:2]
-    run.prepare(OPTIONS, 0, {})
+    run.prepare(OPTIONS, 0, {}, {})
     assert run.log_entries() == []
 
 
