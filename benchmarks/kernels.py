@@ -7,9 +7,10 @@ takes two kernels, and a view of a non-contiguous array may copy it.
 import functools
 import io
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from graphlib import TopologicalSorter
 from typing import Any
 from unittest.mock import patch
 
@@ -23,14 +24,32 @@ from mlx_transformer.decoding import beam_search
 VIEW_PRIMITIVES = {"AsStrided", "Broadcast", "BroadcastAxes", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice"}
 VIEW_PRIMITIVES |= {"Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View"}
 COUNTED_STEP = 3  # by then everything that a search computes only once is done
-NODE = re.compile(r'label ?= ?"([^"]+)", shape=rectangle')
+NODE = re.compile(r'(\d+) \[label ?= ?"([^"]+)", shape=rectangle')
+EDGE = re.compile(r'^"?(\w+)"? -> "?(\w+)"?$', re.MULTILINE)
+
+
+def dot_graph(outputs: Any) -> str:
+    """Return the graph of lazy arrays in the DOT language; its nodes are primitives and arrays."""
+    graph = io.StringIO()
+    mx.export_to_dot(graph, *(array for _, array in tree_flatten(outputs) if isinstance(array, mx.array)))
+    return graph.getvalue()
 
 
 def count_kernels(outputs: Any) -> Counter[str]:
     """Count the kernels that evaluating lazy arrays would launch, by the name of the primitive."""
-    graph = io.StringIO()
-    mx.export_to_dot(graph, *(array for _, array in tree_flatten(outputs) if isinstance(array, mx.array)))
-    return Counter(name for name in NODE.findall(graph.getvalue()) if name not in VIEW_PRIMITIVES)
+    return Counter(name for _, name in NODE.findall(dot_graph(outputs)) if name not in VIEW_PRIMITIVES)
+
+
+def longest_chain(outputs: Any) -> int:
+    """Return the number of kernels on the longest path to lazy arrays: each of them waits for the one before it."""
+    graph, inputs = dot_graph(outputs), defaultdict(set)
+    kernels = {node for node, name in NODE.findall(graph) if name not in VIEW_PRIMITIVES}
+    for start, end in EDGE.findall(graph):
+        inputs[end].add(start)
+    lengths: dict[str, int] = {}
+    for node in TopologicalSorter(inputs).static_order():
+        lengths[node] = (node in kernels) + max((lengths[start] for start in inputs.get(node, ())), default=0)
+    return max(lengths.values(), default=0)
 
 
 @contextmanager
@@ -53,8 +72,12 @@ def simulate_gpu_kernels() -> Iterator[None]:
 
 
 def count_step_kernels(
-    model: mt.Transformer, source: np.ndarray, beams: int, suppress_ids: tuple[int, ...]
-) -> Counter[str]:
+    model: mt.Transformer,
+    source: np.ndarray,
+    beams: int,
+    suppress_ids: tuple[int, ...],
+    count: Callable[[Any], Any] = count_kernels,
+) -> Any:
     """Count the kernels of one decode step of a search.
 
     Args:
@@ -62,6 +85,7 @@ def count_step_kernels(
         source: Token ids, int32 (batch, length).
         beams: Beam size.
         suppress_ids: Tokens to suppress, so that the search does not end early.
+        count: What to count in the lazy arrays of the step: `count_kernels` or `longest_chain`.
 
     Raises:
         RuntimeError: If the search does not call `mx.async_eval` at each step.
@@ -72,7 +96,7 @@ def count_step_kernels(
         nonlocal issued
         issued += 1
         if issued == COUNTED_STEP:
-            raise StepCounted(count_kernels(arrays))
+            raise StepCounted(count(arrays))
         mx.eval(*arrays)
 
     search = mt.SearchConfig(beam_size=beams, max_tokens=2 * COUNTED_STEP, suppress_ids=suppress_ids)
@@ -80,16 +104,16 @@ def count_step_kernels(
         with patch.object(mx, "async_eval", watch):
             mt.generate_ids(model, mx.array(source), search)
     except StepCounted as counted:
-        return counted.kernels
+        return counted.result
     raise RuntimeError("The search must call mx.async_eval at each step for kernels to be counted: it does not.")
 
 
 class StepCounted(Exception):
     """Ends a search once the kernels of a step are counted."""
 
-    def __init__(self, kernels: Counter[str]) -> None:
-        super().__init__(kernels)
-        self.kernels = kernels
+    def __init__(self, result: Any) -> None:
+        super().__init__(result)
+        self.result = result
 
 
 def count_mlx_examples_step_kernels(model: Any, source: np.ndarray) -> Counter[str]:

@@ -6,15 +6,10 @@ It needs a checkout and, for the tests, `pip install -e '.[dev]'`; otherwise use
 nothing, and writes neither paths nor host names. On other machines it runs too, and the file says so.
 """
 
-import importlib.util
 import json
 import os
 import platform
-import re
-import subprocess
-import sys
 import tempfile
-import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +19,6 @@ import click
 import mlx.core as mx
 
 import mlx_transformer as mt
-from benchmarks.conditions import environment
 from benchmarks.generate import parse_integers
 from benchmarks.kernels import count_step_kernels, simulate_gpu_kernels
 from benchmarks.measure import interleave_calls, markdown_table, set_device, summarise
@@ -42,9 +36,9 @@ from benchmarks.roofline import FORMATS, Workload, loaded_bytes, step_bytes
 from benchmarks.shapes import SHAPES, Shape, distinct_token_counts, random_sources, write_checkpoint
 from benchmarks.train import Options, speed
 from benchmarks.trained_model import simple_sentences, time_first_sentence
+from benchmarks.unattended import anonymise, machine_facts, print_now, run_tests, try_measurement
 from mlx_transformer.cli.commands.info import model_facts as describe_model
 
-ROOT = Path(__file__).resolve().parent.parent
 # Name -> compute dtype and bits of quantised weights.
 PRECISIONS: dict[str, tuple[str, int | None]] = {
     "float32": ("float32", None),
@@ -93,7 +87,7 @@ def main(
     device = device or ("gpu" if mx.is_available(mx.gpu) else "cpu")
     set_device(device)
     precisions = precisions or (tuple(PRECISIONS) if device == "gpu" else ("float32",))
-    results: dict[str, Any] = {"machine": machine_facts(device)}
+    results: dict[str, Any] = {"machine": describe_machine(device)}
     print_now(" | ".join(f"{name}: {value}" for name, value in results["machine"].items()))
     if tests:
         print_now("Tests ...")
@@ -122,59 +116,11 @@ def main(
     print_now(f"\nPlease send back {output}.")
 
 
-def print_now(text: str) -> None:
-    """Print without buffering."""
-    print(text, flush=True)
-
-
-def machine_facts(device: str) -> dict[str, Any]:
-    """Return facts about the machine and the software, without host names, user names or paths."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    is_mac = platform.system() == "Darwin"
-    return environment() | {
-        "memory_gb": round(pages / 2**30, 1),
-        "macos": platform.mac_ver()[0] or None,
-        "metal": mx.metal.is_available(),
-        "device_info": {name: anonymise(value) for name, value in mx.device_info().items()},
-        "note": None
-        if is_mac and device == "gpu"
-        else "Not measured on the GPU of a Mac: this file only shows that the command works.",
-    }
-
-
-def anonymise(value: Any) -> Any:
-    """Replace paths, the host name and the user name in a text."""
-    if not isinstance(value, str):
-        return value
-    text = re.sub(r"(?<!\w)(?:[A-Za-z]:)?[\\/](?:[\w.@ -]+[\\/])+[\w.@-]*", "<path>", value)
-    for name in (platform.node(), Path.home().name):
-        text = re.sub(rf"\b{re.escape(name)}\b", "<name>", text) if name else text
-    return text
-
-
-def try_measurement(measurement: Any, *arguments: Any) -> dict[str, Any]:
-    """Run a measurement; if it fails, return the error, so that the other measurements still run."""
-    try:
-        return measurement(*arguments)
-    except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        return {"error": anonymise(f"{type(error).__name__}: {error}")}
-
-
-def run_tests(device: str) -> dict[str, Any]:
-    """Run the test suite; return its last line and the names of failed tests."""
-    if importlib.util.find_spec("pytest") is None:
-        return {"result": "pytest is not installed"}
-    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", "--device", device, "tests"]
-    started = time.perf_counter()
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return {"seconds": round(time.perf_counter() - started), **parse_test_output(result.stdout)}
-
-
-def parse_test_output(text: str) -> dict[str, Any]:
-    """Return the last line and the names of failed tests from the output of pytest."""
-    lines = [line.strip("= ") for line in text.splitlines() if line.strip()]
-    failed = [line.split()[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
-    return {"result": anonymise(lines[-1]) if lines else "nothing was printed", "failed": [*map(anonymise, failed)]}
+def describe_machine(device: str) -> dict[str, Any]:
+    """Return facts about the machine, with a note if it is not the GPU of a Mac."""
+    on_a_mac = platform.system() == "Darwin" and device == "gpu"
+    note = "Not measured on the GPU of a Mac: this file only shows that the command works."
+    return machine_facts() | {"note": None if on_a_mac else note}
 
 
 def measure_shape(

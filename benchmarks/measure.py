@@ -169,8 +169,12 @@ def set_threads(count: int) -> None:
 
 def markdown_table(header: list[str], rows: Iterable[Iterable[object]]) -> str:
     """Format a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
+    return "".join(f"{table_row(row)}\n" for row in (header, ["---"] * len(header), *rows))
+
+
+def table_row(cells: Iterable[object]) -> str:
+    """Format a row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def format_threshold(value: float | None, lower: bool) -> str:

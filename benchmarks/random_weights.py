@@ -88,31 +88,13 @@ def throughput(shape_name: str, options: Options) -> Result:
     """Measure target tokens per second of all systems, encoder included; only times with correct tokens count."""
     shape = SHAPES[shape_name]
     systems, notes = options.available_systems(shape)
-    rows, goals, data = [], [], []
+    rows, goals = [], []
     for beams, batch in options.settings:
-        supported = [system for system in systems if system.supports(beams, batch)]
         source = random_sources(shape, batch, SOURCE_LENGTH)
-        outputs = {system.name: system.generate(source, beams, options.tokens) for system in supported}
-        reference = outputs[(supported[1] if len(supported) > 1 else supported[0]).name]
-        notes.append(f"{describe_setting(beams, batch)}: {describe_variation(reference)}.")
-        calls = {system.name: generate_call(system, source, beams, options.tokens) for system in supported}
-        samples = interleave_calls(calls, options.repeats)
-        shares = {system.name: agreement(outputs[system.name], reference) for system in supported}
-        valid = {system.name: not system.exact or shares[system.name] == 1 for system in supported}
-        timings = {system_name: summarise(taken) for system_name, taken in samples.items()}
-        for system_name, timing in timings.items():
-            speeds = [batch * options.tokens / seconds for seconds in (timing.median, timing.slowest, timing.fastest)]
-            row = {"setting": describe_setting(beams, batch), "system": system_name, "tokens_per_second": speeds[0]}
-            row |= {"least": speeds[1], "most": speeds[2], "ours_over_it": speed_ratio(timings, valid, system_name)}
-            row |= {"same_tokens": shares[system_name], "counts": valid[system_name]}
-            row |= {
-                "calls": timing.calls,
-                "discarded": timing.discarded,
-                "foreign": max_other_load(samples[system_name]),
-            }
-            data.append(row)
-            rows.append(throughput_row(row))
-        goals += throughput_goals(shape_name, beams, batch, timings, valid)
+        results, variation = compare_systems(systems, source, beams, options.tokens, options.repeats)
+        notes.append(f"{describe_setting(beams, batch)}: {variation}.")
+        rows += results
+        goals += throughput_goals(shape_name, beams, batch, results)
     header = [
         "setting",
         "system",
@@ -123,7 +105,40 @@ def throughput(shape_name: str, options: Options) -> Result:
         "calls (discarded)",
         "other load",
     ]
-    return Result(markdown_table(header, rows) + "\n" + "".join(f"- {note}\n" for note in notes), goals, data)
+    text = markdown_table(header, map(throughput_row, rows))
+    return Result(text + "\n" + "".join(f"- {note}\n" for note in notes), goals, rows)
+
+
+def compare_systems(
+    systems: list[System], source: np.ndarray, beams: int, tokens: int, repeats: int
+) -> tuple[list[dict[str, Any]], str]:
+    """Measure systems in turn after a first call of each; return the figures of each and how varied its tokens are.
+
+    Args:
+        systems: The systems, ours first and the one whose tokens are the reference second.
+        source: Token ids, int32 (batch, length).
+        beams: Beam size.
+        tokens: New tokens of each output.
+        repeats: Calls of each system.
+    """
+    supported = [system for system in systems if system.supports(beams, len(source))]
+    outputs = {system.name: system.generate(source, beams, tokens) for system in supported}
+    reference = outputs[supported[:2][-1].name]
+    calls = {system.name: generate_call(system, source, beams, tokens) for system in supported}
+    samples = interleave_calls(calls, repeats)
+    timings = {system_name: summarise(taken) for system_name, taken in samples.items()}
+    shares = {system_name: agreement(ids, reference) for system_name, ids in outputs.items()}
+    valid = {system.name: not system.exact or shares[system.name] == 1 for system in supported}
+    rows = []
+    for system_name, timing in timings.items():
+        speeds = [len(source) * tokens / seconds for seconds in (timing.median, timing.slowest, timing.fastest)]
+        equal = [ids == other for ids, other in zip(outputs[system_name], reference, strict=True)]
+        row = {"setting": describe_setting(beams, len(source)), "system": system_name, "tokens_per_second": speeds[0]}
+        row |= {"least": speeds[1], "most": speeds[2], "ours_over_it": speed_ratio(timings, valid, system_name)}
+        row |= {"same_tokens": shares[system_name], "same_sequences": sum(equal) / len(equal)}
+        row |= {"counts": valid[system_name], "calls": timing.calls, "discarded": timing.discarded}
+        rows.append(row | {"foreign": max_other_load(samples[system_name])})
+    return rows, describe_variation(reference)
 
 
 def throughput_row(row: dict[str, Any]) -> list[str]:
@@ -159,16 +174,14 @@ def speed_ratio(timings: dict[str, Timing], valid: dict[str, bool], system_name:
     return timings[system_name].median / timings[ours].median if valid[ours] and valid[system_name] else None
 
 
-def throughput_goals(
-    shape_name: str, beams: int, batch: int, timings: dict[str, Timing], valid: dict[str, bool]
-) -> list[Goal]:
-    """Return the goals of a setting for all available peers."""
+def throughput_goals(shape_name: str, beams: int, batch: int, rows: list[dict[str, Any]]) -> list[Goal]:
+    """Return the goals of a setting for all available peers, from the rows of `compare_systems`."""
     goals = []
     for peer, (goal, aim) in RATIOS.get((beams, batch), {}).items():
-        system_name = next((system_name for system_name in timings if system_name.startswith(peer)), None)
-        if system_name is not None:
-            goal_name = f"{shape_name}, {describe_setting(beams, batch)}: speed / {system_name}"
-            goals.append(Goal(goal_name, speed_ratio(timings, valid, system_name), goal, aim))
+        row = next((row for row in rows if row["system"].startswith(peer)), None)
+        if row is not None:
+            goal_name = f"{shape_name}, {describe_setting(beams, batch)}: speed / {row['system']}"
+            goals.append(Goal(goal_name, row["ours_over_it"], goal, aim))
     return goals
 
 

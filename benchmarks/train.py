@@ -13,7 +13,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -190,9 +190,9 @@ def set_up_device(options: Options) -> None:
     set_threads(options.threads)
 
 
-def speed(options: Options, repeats: int, updates: int) -> Result:
-    """Measure updates of all systems in turn."""
-    systems = {name: make(options) for name, make in SYSTEMS.items() if is_installed(name)}
+def speed(options: Options, repeats: int, updates: int, names: Iterable[str] = (OURS, MLX, TORCH)) -> Result:
+    """Measure updates of systems in turn, ours among them."""
+    systems = {name: SYSTEMS[name](options) for name in names if is_installed(name)}
     for update in systems.values():
         update(WARMUP_UPDATES)
     samples = interleave_calls(

@@ -21,6 +21,14 @@ def test_kernels_of_a_graph_exclude_views():
     )
 
 
+def test_the_longest_chain_excludes_views_and_kernels_beside_it():
+    a, b = mx.ones((2, 2)), mx.ones((2, 2))
+    mx.eval(a, b)
+    assert kernels.longest_chain([mx.exp(a), mx.sin(b)]) == 1
+    assert kernels.longest_chain([mx.exp(mx.sin(a).T @ b) + mx.cos(b), a]) == 4
+    assert kernels.longest_chain([a]) == 0
+
+
 def test_simulated_gpu_has_one_kernel_per_norm_and_attention():
     norm, q, mask = nn.LayerNorm(4), mx.ones((1, 1, 2, 4)), mx.array([[0.0, 1.0], [0.0, 2.0]])
     mx.eval(norm.parameters(), q, mask)

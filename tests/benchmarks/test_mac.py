@@ -9,25 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 from click.testing import CliRunner
 
-from benchmarks import mac
+from benchmarks import mac, unattended
 from benchmarks.train import Options
-
-
-def test_output_of_pytest_is_parsed():
-    text = (
-        "F.\n= short test summary info =\nFAILED tests/test_a.py::test_b[c] - assert 1\n1 failed, 2 passed in 3.21s\n"
-    )
-    assert mac.parse_test_output(text) == {
-        "result": "1 failed, 2 passed in 3.21s",
-        "failed": ["tests/test_a.py::test_b[c]"],
-    }
-
-
-def test_paths_and_host_names_are_anonymised(monkeypatch):
-    monkeypatch.setattr(platform, "node", lambda: "annas-mac.local")
-    text = mac.anonymise(f"OSError: {Path('/', 'Users', 'anna', 'x y', 'model.bin')} on annas-mac.local")
-    assert text == "OSError: <path> on <name>"
-    assert mac.anonymise("tests/test_a.py: 3 / 4") == "tests/test_a.py: 3 / 4"
 
 
 def test_the_json_file_has_all_figures_and_no_private_names(pytestconfig, tmp_path, monkeypatch):
@@ -40,7 +23,7 @@ def test_the_json_file_has_all_figures_and_no_private_names(pytestconfig, tmp_pa
     result = CliRunner().invoke(mac.main, [*flags, *sizes, "--output", str(file)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     text = file.read_text()
-    for private in (platform.node(), str(tmp_path), str(Path.home()), tempfile.gettempdir(), str(mac.ROOT)):
+    for private in (platform.node(), str(tmp_path), str(Path.home()), tempfile.gettempdir(), str(unattended.ROOT)):
         assert private not in text
     results = json.loads(text)
     assert all(seconds > 0 for seconds in results["training"]["float32"].values())
@@ -53,10 +36,3 @@ def test_the_json_file_has_all_figures_and_no_private_names(pytestconfig, tmp_pa
     loaded = shape["held_bytes"]["float32"]
     assert loaded == {part: shape["step_bytes"]["float32"][part] for part in loaded}
     assert (results["machine"]["note"] is None) == (platform.system() == "Darwin" and mx.default_device() == mx.gpu)
-
-
-def test_a_failed_measurement_does_not_stop_the_others():
-    def fail():
-        raise ValueError(f"no model at {Path('/', 'some', 'folder')}")
-
-    assert mac.try_measurement(fail) == {"error": "ValueError: no model at <path>"}

@@ -53,3 +53,14 @@ def test_timestamps_include_the_edges_of_the_windows(tmp_path):
         *range(8, random_weights.FAR_WINDOW[1] + 1, 16)
     }
     assert random_weights.ms_per_token({8: 1.0, 24: 1.8}, (8, 24)) == pytest.approx(50)
+
+
+def test_equal_sequences_are_counted_apart_from_equal_tokens():
+    class OneWrong(FakeSystem):
+        def generate(self, source, beams, tokens):
+            return [[self.token] * tokens, [self.token] * (tokens - 1) + [9]]
+
+    systems = [OneWrong("mlx_transformer", False, 3), FakeSystem("transformers", True, 3)]
+    source = shapes.random_sources(shapes.SHAPES["t5-tiny"], 2, 3)
+    (ours, theirs), _ = random_weights.compare_systems(systems, source, 1, tokens=4, repeats=1)
+    assert (ours["same_tokens"], ours["same_sequences"], theirs["same_sequences"]) == (7 / 8, 1 / 2, 1)
