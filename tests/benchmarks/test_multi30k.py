@@ -88,7 +88,7 @@ def test_scores_compare_hypotheses_with_references(data, tmp_path, monkeypatch):
         calls.append((sources, search.beam_size))
         return [target for _, target in pairs]
 
-    monkeypatch.setattr(mt, "load", lambda folder: (mt.Transformer(TINY.model), None))
+    monkeypatch.setattr(mt, "load", lambda folder, dtype: (mt.Transformer(TINY.model), None))
     monkeypatch.setattr(mt, "generate", generate)
     results = multi30k.score_run(tmp_path)
     assert [results[name] for name in multi30k.METRICS] == [pytest.approx(100)] * 3
