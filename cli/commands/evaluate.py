@@ -101,6 +101,7 @@ def command(
         target_language=target_language,
         source_prefix=prefix,
         batch_tokens=batch_tokens,
+        scores=False,
         return_errors=True,
     )
     hypotheses = best_texts(lines, activity.track(results, len(lines), "lines"))

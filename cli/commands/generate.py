@@ -246,6 +246,7 @@ def generate_results(
         source_prefix=prefix,
         batch_tokens=options["batch_tokens"],
         alignment=alignment if options["alignments"] else None,
+        scores=options["scores"] or options["output_format"] == "json",
         token_scores=options["scores"] and options["output_format"] == "json",
     )
     split = partial(

@@ -5,6 +5,7 @@ penalty). Greedy search is a beam of one. A finished sentence is frozen, so its 
 the batch; when half of the sentences have finished, they leave the batch.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ def generate_ids(
     forced_bos_ids: list[int] | None = None,
     prefix_ids: list[list[int]] | None = None,
     lines: list[int] | None = None,
+    scores: bool = True,
 ) -> list[list[Hypothesis]]:
     """Search for the most probable targets of a batch of sources, or sample targets.
 
@@ -62,6 +64,8 @@ def generate_ids(
         prefix_ids: Target prefix for each source, after the start token. It does not count in score or length; nor does
             a forced first token, which precedes the prefix.
         lines: Line number of each source, which selects its random numbers together with the seed; 0, 1, 2... if None.
+        scores: Whether hypotheses have scores. Without them a single beam needs no normalisation over the vocabulary,
+            which is faster; the scores are NaN then.
 
     Returns:
         `num_hypotheses` hypotheses for each source, best first; fewer only if the search space holds no more.
@@ -77,7 +81,7 @@ def generate_ids(
     prefixes = _forced_prefixes(search, forced_bos_ids, prefix_ids or [[]] * source.shape[0])
     inputs, max_length = make_decoding_inputs(model, source, search, max_tokens, forced_bos_ids, prefixes, lines)
     batch, state = prefill(model, search, source, inputs, start_ids, prefixes)
-    step = _compiled_step(model, search, forced=forced_bos_ids is not None)
+    step = _compiled_step(model, search, scores, forced=forced_bos_ids is not None)
     hypotheses: dict[int, list[Hypothesis]] = {}
     first = min(map(len, prefixes))
     for position in range(first, max_length):
@@ -95,7 +99,7 @@ def generate_ids(
     results = [hypotheses[row] for row in range(source.shape[0])]
     if not all(results):
         raise NoHypothesisError(results)
-    return results
+    return results if scores else [[replace(hypothesis, score=math.nan) for hypothesis in row] for row in results]
 
 
 def stream_ids(
@@ -122,7 +126,7 @@ def stream_ids(
     prefixes = _forced_prefixes(search, forced_bos_ids, prefix_ids or [[]])
     inputs, max_length = make_decoding_inputs(model, source, search, max_tokens, forced_bos_ids, prefixes, lines)
     batch, state = prefill(model, search, source, inputs, start_ids, prefixes)
-    step = _compiled_step(model, search, forced=forced_bos_ids is not None)
+    step = _compiled_step(model, search, scores=False, forced=forced_bos_ids is not None)
     yield from prefixes[0]
     previous = None
     for position in range(len(prefixes[0]), max_length + 1):
@@ -158,11 +162,11 @@ def _forced_prefixes(
     ]
 
 
-def _compiled_step(model: Transformer, search: SearchConfig, forced: bool) -> DecodeStep:
+def _compiled_step(model: Transformer, search: SearchConfig, scores: bool, forced: bool) -> DecodeStep:
     """Return the compiled decode step; settings that it does not read share one trace."""
     key = replace(search, max_tokens=None, min_tokens=0, max_length_ratio=None, min_length_ratio=0.0)
     first = -1 if forced or search.forced_bos_id is not None else None  # its id is in the inputs
-    return model.compiled(decode_step, replace(key, num_hypotheses=1, seed=0, forced_bos_id=first))
+    return model.compiled(decode_step, replace(key, num_hypotheses=1, seed=0, forced_bos_id=first), scores)
 
 
 def prefill(

@@ -50,18 +50,20 @@ class BeamState(NamedTuple):
 
 
 def decode_step(
-    model: Transformer, search: SearchConfig, state: BeamState, memory: Memory, inputs: DecodingInputs
+    model: Transformer, search: SearchConfig, scores: bool, state: BeamState, memory: Memory, inputs: DecodingInputs
 ) -> BeamState:
-    """Extend every beam by one token and keep the best."""
+    """Extend every beam by one token and keep the best; see `generate_ids` for `scores`."""
     batch, beams = state.tokens.shape
     cache = KVCache(list(state.cache), state.length)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
     vocab, length = logits.shape[-1], cache.length
-    scores, normalizer = process_logits(logits, search, model.config, inputs, state.history, length)
+    processed, normalizer = process_logits(
+        logits, search, model.config, inputs, state.history, length, normalize=scores or beams > 1
+    )
     if search.is_beam_search:
-        totals, backpointers = expand_beams(state, scores, normalizer, (1 + len(model.config.eos_ids)) * beams)
+        totals, backpointers = expand_beams(state, processed, normalizer, (1 + len(model.config.eos_ids)) * beams)
     else:
-        totals, backpointers = extend_each_beam(search, state, inputs, scores, normalizer, length)
+        totals, backpointers = extend_each_beam(search, state, inputs, processed, normalizer, length)
 
     max_new_tokens = inputs.max_new_tokens.reshape(batch, beams)[:, :1]
     generated = length - inputs.prefix_lengths.reshape(batch, beams)[:, :1]

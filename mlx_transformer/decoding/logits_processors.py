@@ -13,6 +13,7 @@ import numpy as np
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.inputs import DecodingInputs
+from mlx_transformer.model.exponential import logsumexp
 from mlx_transformer.model.positions import constant_arange
 
 NEG_INF = -float("inf")
@@ -25,6 +26,7 @@ def process_logits(
     inputs: DecodingInputs,
     history: mx.array,
     length: mx.array,
+    normalize: bool = True,
 ) -> tuple[mx.array, mx.array]:
     """Apply all logits processors of a search.
 
@@ -35,6 +37,7 @@ def process_logits(
         inputs: Per-sentence settings.
         history: Start token and generated tokens, (rows, capacity + 1); width 0 if no processor reads it.
         length: Number of tokens in the history, an int32 scalar.
+        normalize: Whether log-probabilities are needed; the normalizer is zero if not.
 
     Returns:
         Scores, (rows, vocab), and a normalizer, (rows, 1). Scores minus normalizer are log-probabilities; they are not
@@ -42,7 +45,7 @@ def process_logits(
     """
     if search.repetition_penalty != 1 and not search.is_beam_search:
         logits = repetition_penalty(logits, search.repetition_penalty, history, length)
-    scores, normalizer = logits, mx.logsumexp(logits, axis=-1, keepdims=True)
+    scores, normalizer = logits, logsumexp(logits) if normalize else mx.zeros((logits.shape[0], 1))
     if search.repetition_penalty != 1 and search.is_beam_search:
         scores = repetition_penalty(logits - normalizer, search.repetition_penalty, history, length)
         normalizer = mx.zeros_like(normalizer)
@@ -68,8 +71,8 @@ def process_logits(
             generated == inputs.max_new_tokens, force_token(tokens, search.forced_eos_id, normalizer), scores
         )
     scores = suppress_tokens(scores, [config.pad_id, *search.suppress_ids])
-    if search.renormalize:
-        normalizer = mx.logsumexp(scores, axis=-1, keepdims=True)
+    if search.renormalize and normalize:
+        normalizer = logsumexp(scores)
     if inputs.prefix_ids.shape[1]:
         prefix_token = mx.take(inputs.prefix_ids, mx.minimum(length, inputs.prefix_ids.shape[1])[None] - 1, axis=1)
         scores = mx.where(generated < 1, force_token(tokens, prefix_token, normalizer), scores)

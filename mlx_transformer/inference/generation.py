@@ -158,7 +158,7 @@ def generate(
     lines = make_source_lines(text, source_language, target_language, target_prefix)
     prefix: dict[str, Any] = {"source_prefix": source_prefix}
     split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
-    shared = prefix | {"search": search, "batch_tokens": batch_tokens, "return_errors": True}
+    shared = prefix | {"search": search, "batch_tokens": batch_tokens, "scores": False, "return_errors": True}
     search_lines = partial(generate_hypotheses, model, tokenizer, **shared)
     terminology = Terminology(glossary, protect)
     search_terms = require_terms(search_lines, model, tokenizer, terminology, search=search, **prefix)
@@ -183,9 +183,9 @@ def make_search(
         names = [*SearchOptions.__annotations__, *inspect.signature(function).parameters]
         similar = f"Use {OTHER_NAMES[name]}." if name in OTHER_NAMES else similar_names(name, names)
         raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}. {similar}")
-    search = search or model.search_defaults
+    search = change_search(search or model.search_defaults, **options)
     check_search(search, model.config)
-    return change_search(search, **options)
+    return search
 
 
 def generate_hypotheses(
@@ -200,6 +200,7 @@ def generate_hypotheses(
     target_prefix: PerLineText = None,
     batch_tokens: int = BATCH_TOKENS,
     alignment: AlignmentConfig | None = None,
+    scores: bool = True,
     token_scores: bool = False,
     first_line: int = 0,
     return_errors: bool = False,
@@ -220,32 +221,29 @@ def generate_hypotheses(
         target_prefix: Text that targets begin with, or one per line; None or blank for none.
         batch_tokens: Maximum number of padded source positions x beams in a batch.
         alignment: How to align the hypotheses with their sources, in one more pass; None for no alignments.
-        token_scores: Whether to return the log-probability of each token, from the same pass.
+        scores: Whether hypotheses have scores; if not, they are NaN, and greedy search is faster.
+        token_scores: Whether to return the log-probability of each token, from the same pass as alignments.
         first_line: Number of the first line; line numbers select random numbers in sampling.
-        return_errors: Whether a line that has no result (an unknown language, logits that are not finite, too little
+        return_errors: Whether a line without a result (an unknown language, logits that are not finite, too little
             memory) gives one hypothesis with an `error`; otherwise it raises an error after the results before it.
         **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
-
-    Returns:
-        A list of hypotheses per line.
 
     Raises:
         TypeError: If a keyword argument is unknown, with similar names.
         ValueError: If an argument does not fit the model, a line is not a string, or a line has no result.
     """
     search = make_search(generate_hypotheses, model, search, options)
-    check_search(search, model.config)
     check_arguments(model.config, tokenizer, batch_tokens, alignment)
     tokenizer.check_language_codes(source_language, target_language)
     unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
     prefixed = enumerate(prepare_lines(tokenizer.config, unprefixed, source_prefix), start=first_line)
     rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
+    complete = partial(_generate_window, model, tokenizer, search, scores, batch_tokens, rescore, empty)
 
     def results() -> Iterator[list[Hypothesis]]:
         while window := list(islice(prefixed, READ_AHEAD)):
-            sources = bisect_on_error(partial(_encode_lines, model, tokenizer), window, _failed_source)
-            yield from _generate_window(model, tokenizer, sources, search, batch_tokens, rescore, empty)
+            yield from complete(bisect_on_error(partial(_encode_lines, model, tokenizer), window, _failed_source))
 
     return results() if return_errors else raise_first_error(results(), _error_of, "Line", first_line + 1)
 
@@ -284,7 +282,6 @@ def stream_generate(
     tokenizer.check_model(model.config)
     search = search or change_search(model.search_defaults, beam_size=1)
     search = make_search(stream_generate, model, search, options)
-    check_search(search, model.config)
     lines = make_source_lines([text], source_language, target_language, target_prefix)
     prefixed = list(prepare_lines(tokenizer.config, lines, source_prefix))
     (source,) = _encode_lines(model, tokenizer, list(enumerate(prefixed, start=line)))
@@ -299,18 +296,19 @@ def stream_generate(
 def _generate_window(
     model: Transformer,
     tokenizer: Tokenizer,
-    sources: list[EncodedSource],
     search: SearchConfig,
+    scores: bool,
     batch_tokens: int,
     rescore: Rescore | None,
     empty: Hypothesis,
+    sources: list[EncodedSource],
 ) -> Iterator[list[Hypothesis]]:
     """Search sources in batches of similar length; yield their hypotheses in order."""
     nonempty = [i for i, source in enumerate(sources) if source.ids]
     max_length, max_positions = model.config.encoder.max_length, batch_tokens // search.beam_size
 
     def complete(batch: list[EncodedSource]) -> Iterator[list[Hypothesis]]:
-        rows = _search_batch(model, batch, search)
+        rows = _search_batch(model, batch, search, scores)
         rows = rescore(batch, rows) if rescore else rows
         for source, row in zip(batch, rows, strict=True):
             texts = tokenizer.decode_batch(h.ids for h in row)
@@ -380,7 +378,9 @@ def _encode_lines(
     return sources
 
 
-def _search_batch(model: Transformer, sources: list[EncodedSource], search: SearchConfig) -> list[list[Hypothesis]]:
+def _search_batch(
+    model: Transformer, sources: list[EncodedSource], search: SearchConfig, scores: bool
+) -> list[list[Hypothesis]]:
     """Search sources as one batch, padded to a batch size that is compiled once by rows that end after one token.
 
     A source without a hypothesis gets one with an error.
@@ -390,7 +390,7 @@ def _search_batch(model: Transformer, sources: list[EncodedSource], search: Sear
     arguments = _search_arguments(model, padded, search)
     arguments["max_tokens"][len(sources) :] = [1] * num_padding
     try:
-        rows = generate_ids(model, search=search, **arguments)
+        rows = generate_ids(model, search=search, scores=scores, **arguments)
     except NoHypothesisError as error:
         failed = [_failed_hypothesis(f"Search found no hypothesis: {error.reason}.")]
         rows = [row or failed for row in error.hypotheses]

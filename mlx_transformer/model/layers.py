@@ -7,11 +7,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
+from mlx_transformer.model.exponential import silu
+
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "relu": nn.relu,
     "gelu": nn.gelu,
     "gelu_tanh": nn.gelu_approx,
-    "silu": nn.silu,
+    "silu": silu,
     "tanh": mx.tanh,
 }
 

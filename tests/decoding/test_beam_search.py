@@ -5,6 +5,7 @@ And a sentence gets the same ones in any batch, whatever leaves it or grows mean
 
 import dataclasses
 import itertools
+import math
 
 import mlx.core as mx
 import numpy as np
@@ -14,8 +15,9 @@ from support.tiny_models import SETTINGS, config, padded, random_model, random_s
 
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding import beam_search
+from mlx_transformer.decoding import beam_search, logits_processors
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
+from mlx_transformer.decoding.hypothesis import NoHypothesisError
 from mlx_transformer.model.fused_projections import fuse_projections
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
@@ -270,6 +272,45 @@ def test_max_tokens_never_exceeds_the_position_table(model, sources):
     for limits in (None, [500] * len(sources)):
         results = generate_ids(model, source, endless, limits)
         assert [len(hypothesis.ids) for (hypothesis,) in results] == [40] * len(sources)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"beam_size": 3, "num_hypotheses": 2},
+        {"beam_size": 3, "num_hypotheses": 3, "temperature": 1.5, "seed": 4},
+        {"beam_size": 3, "num_hypotheses": 3, "alternatives": True},
+        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "suppress_ids": (4,)},
+        {"forced_bos_id": 5, "forced_eos_id": 1, "min_tokens": 3, "renormalize": True},
+    ],
+)
+def test_without_scores_the_hypotheses_are_the_same(model, sources, changes):
+    search = SearchConfig(max_tokens=8, **changes)
+    rows = generate_ids(model, sources, search, scores=False)
+    assert all(math.isnan(hypothesis.score) for row in rows for hypothesis in row)
+    expected = generate_ids(model, sources, search)
+    assert [[h.ids for h in row] for row in rows] == [[h.ids for h in row] for row in expected]
+    assert all(math.isfinite(hypothesis.score) for row in expected for hypothesis in row)
+
+
+def test_one_beam_without_scores_reads_the_vocabulary_once(model, sources, monkeypatch):
+    normalized = []
+    monkeypatch.setattr(
+        logits_processors, "logsumexp", lambda x: normalized.append(x) or mx.logsumexp(x, axis=-1, keepdims=True)
+    )
+    generate_ids(model, sources, SearchConfig(max_tokens=4), scores=False)
+    list(stream_ids(model, sources[:1], SearchConfig(max_tokens=4)))
+    assert not normalized
+    generate_ids(model, sources, SearchConfig(max_tokens=4))
+    assert len(normalized) == 4
+
+
+def test_logits_that_are_not_finite_are_errors_without_scores(sources):
+    broken = random_model(SMALL, gain=2, seed=1)
+    broken.output_bias = mx.full(broken.output_bias.shape, math.nan)
+    with pytest.raises(NoHypothesisError):
+        generate_ids(broken, sources, SearchConfig(max_tokens=4), scores=False)
 
 
 def test_search_defaults_are_used(model, sources):

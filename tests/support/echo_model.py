@@ -65,6 +65,7 @@ def generate_hypotheses(
     target_prefix=None,
     batch_tokens=4096,
     alignment=None,
+    scores=True,
     token_scores=False,
     first_line=0,
     return_errors=False,
