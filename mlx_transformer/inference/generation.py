@@ -183,7 +183,9 @@ def make_search(
         names = [*SearchOptions.__annotations__, *inspect.signature(function).parameters]
         similar = f"Use {OTHER_NAMES[name]}." if name in OTHER_NAMES else similar_names(name, names)
         raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}. {similar}")
-    search = change_search(search or model.search_defaults, **options)
+    search = search or model.search_defaults
+    check_search(search, model.config)
+    search = change_search(search, **options)
     check_search(search, model.config)
     return search
 

@@ -286,7 +286,7 @@ def test_max_tokens_never_exceeds_the_position_table(model, sources):
     ],
 )
 def test_without_scores_the_hypotheses_are_the_same(model, sources, changes):
-    search = SearchConfig(max_tokens=8, **changes)
+    search, sources = SearchConfig(max_tokens=8, **changes), padded(sources, model.config)
     rows = generate_ids(model, sources, search, scores=False)
     assert all(math.isnan(hypothesis.score) for row in rows for hypothesis in row)
     expected = generate_ids(model, sources, search)
@@ -295,7 +295,7 @@ def test_without_scores_the_hypotheses_are_the_same(model, sources, changes):
 
 
 def test_one_beam_without_scores_reads_the_vocabulary_once(model, sources, monkeypatch):
-    normalized = []
+    normalized, sources = [], padded(sources, model.config)
     monkeypatch.setattr(
         logits_processors, "logsumexp", lambda x: normalized.append(x) or mx.logsumexp(x, axis=-1, keepdims=True)
     )
@@ -310,7 +310,7 @@ def test_logits_that_are_not_finite_are_errors_without_scores(sources):
     broken = random_model(SMALL, gain=2, seed=1)
     broken.output_bias = mx.full(broken.output_bias.shape, math.nan)
     with pytest.raises(NoHypothesisError):
-        generate_ids(broken, sources, SearchConfig(max_tokens=4), scores=False)
+        generate_ids(broken, padded(sources, broken.config), SearchConfig(max_tokens=4), scores=False)
 
 
 def test_search_defaults_are_used(model, sources):
