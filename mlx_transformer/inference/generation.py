@@ -33,7 +33,13 @@ from mlx_transformer.inference.batching import (
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
-from mlx_transformer.inference.source_lines import PerLineText, SourceLine, make_source_lines, prepare_lines
+from mlx_transformer.inference.source_lines import (
+    PerLineText,
+    SourceLine,
+    check_lines,
+    make_source_lines,
+    prepare_lines,
+)
 from mlx_transformer.inference.terminology import Terminology, require_terms
 from mlx_transformer.messages import similar_names
 from mlx_transformer.model.transformer import Transformer
@@ -226,13 +232,13 @@ def generate_hypotheses(
         scores: Whether hypotheses have scores; if not, they are NaN, and greedy search is faster.
         token_scores: Whether to return the log-probability of each token, from the same pass as alignments.
         first_line: Number of the first line; line numbers select random numbers in sampling.
-        return_errors: Whether a line without a result (an unknown language, logits that are not finite, too little
-            memory) gives one hypothesis with an `error`; otherwise it raises an error after the results before it.
+        return_errors: Whether a line without a result (not a string, unknown language, logits that are not finite, too
+            little memory) gives one hypothesis with an `error`; otherwise it raises an error after the results before.
         **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
 
     Raises:
         TypeError: If a keyword argument is unknown, with similar names.
-        ValueError: If an argument does not fit the model, a line is not a string, or a line has no result.
+        ValueError: If an argument does not fit the model, or a line has no result.
     """
     search = make_search(generate_hypotheses, model, search, options)
     check_arguments(model.config, tokenizer, batch_tokens, alignment)
@@ -364,6 +370,7 @@ def _encode_lines(
     model: Transformer, tokenizer: Tokenizer, numbered: list[tuple[int, SourceLine]]
 ) -> list[EncodedSource]:
     """Tokenize lines with their numbers; blank lines get no ids."""
+    check_lines(line for _, line in numbered)
     max_length = model.config.encoder.max_length
     nonblank = [line for _, line in numbered if line.text]
     encoded = zip(

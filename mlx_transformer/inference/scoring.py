@@ -37,6 +37,7 @@ from mlx_transformer.inference.source_lines import (
     PerLineText,
     SourceLine,
     as_list,
+    check_lines,
     has_lowercase,
     make_source_lines,
     prepare_lines,
@@ -44,7 +45,7 @@ from mlx_transformer.inference.source_lines import (
 from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.normalization import is_blank
-from mlx_transformer.tokenization.texts import check_string
+from mlx_transformer.tokenization.texts import string_error
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
 MISSING: Any = object()  # the counterpart of a source without a target, or of a target without a source
@@ -170,13 +171,13 @@ def score(
             prefix if None, no prefix if empty.
         alignment: How to align the targets with their sources; None for no alignments.
         batch_tokens: Maximum number of padded positions in a batch, counted on its longer side.
-        return_errors: Whether a pair that has no score (its language is unknown, logits are not finite, it does not fit
-            in memory) gives a Score with an `error`; otherwise the first such pair raises an error, after the scores
-            of the pairs before it.
+        return_errors: Whether a pair that has no score (a text is not a string, its language is unknown, logits are not
+            finite, it does not fit in memory) gives a Score with an `error`; otherwise the first such pair raises an
+            error, after the scores of the pairs before it.
 
     Raises:
-        ValueError: If the numbers of sources and targets differ, one is not a string, `batch_tokens` is not positive, a
-            layer or head does not exist, or a pair has no score.
+        ValueError: If the numbers of sources and targets differ, `batch_tokens` is not positive, a layer or head does
+            not exist, or a pair has no score.
     """
     check_arguments(model.config, tokenizer, batch_tokens, alignment)
     sources, targets = as_list(sources, "sources"), as_list(targets, "targets")
@@ -210,7 +211,9 @@ def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator
         if line is MISSING or target is MISSING:
             side = "source" if line is MISSING else "target"
             raise ValueError(f"Sources and targets must be equally many: number {number} has no {side}.")
-        check_string(target, "targets", number - 1)
+        if error := line.error or string_error(target, "The target"):
+            yield line._replace(error=error), line
+            continue
         target = target.capitalize() if line.recase and not has_lowercase(target) else target
         yield line, line._replace(text="" if is_blank(target) else target, start=0)
 
@@ -228,6 +231,7 @@ def _encode_window(
         [model.config.eos_id],
     )
     sources, targets = (list(side) for side in zip(*lines, strict=True))
+    check_lines(sources)
     source_ids = encode_truncated(partial(encode_sources, tokenizer), sources, max_source)
     target_ids = encode_truncated(partial(_encode_targets, model, tokenizer), targets, max_target)
     pairs = []

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.normalization import is_blank
-from mlx_transformer.tokenization.texts import check_list, check_string
+from mlx_transformer.tokenization.texts import TextError, check_list, string_error
 
 PerLineText = str | Iterable[str | None] | None  # one text for all lines, or one for each
 Item = TypeVar("Item")
@@ -22,6 +22,7 @@ class SourceLine(NamedTuple):
         target_prefix: Text that the target begins with; None or blank for none.
         start: Index in `text` at which the line itself begins, after an added prefix.
         recase: Whether the line was in capitals: its texts are lower-cased, and its results are put in capitals.
+        error: Why the line has no result, known before it is tokenized; its text is empty then.
     """
 
     text: str
@@ -30,6 +31,7 @@ class SourceLine(NamedTuple):
     target_prefix: str | None = None
     start: int = 0
     recase: bool = False
+    error: str | None = None
 
 
 def as_list(texts: Iterable[Item], name: str) -> Iterable[Item]:
@@ -49,16 +51,18 @@ def make_source_lines(
 ) -> Iterator[SourceLine]:
     """Combine texts with their settings; a text that is a SourceLine already keeps its own.
 
+    A line of which a text or a setting is not a string has an `error`.
+
     Args:
         texts: The texts, or a single one.
         source_language: Language code of the texts, or one for each.
         target_language: Language code to generate, or one for each.
         target_prefix: Text that the targets begin with, or one for each.
-        name: Name of the texts in error messages.
+        name: Name of the texts in error messages, a plural.
 
     Raises:
-        ValueError: If a text or a setting is not a string, with its index, or if a setting is given per line and has
-            fewer values than there are lines.
+        ValueError: If the texts or the values of a setting are no list, or if a setting is given per line and has fewer
+            values than there are lines.
     """
     texts = as_list(texts, name)
     columns = [
@@ -73,8 +77,12 @@ def make_source_lines(
             raise ValueError(
                 f"Languages and target prefixes must be one for all lines or one for each: line {index + 1} lacks one."
             ) from None
-        check_string(text.text if isinstance(text, SourceLine) else text, name, index)
-        yield text if isinstance(text, SourceLine) else SourceLine(text, source, target, prefix)
+        line = text if isinstance(text, SourceLine) else SourceLine(text, source, target, prefix)
+        error = string_error(line.text, f"The {name.removesuffix('s')}")
+        for field in ("source_language", "target_language", "target_prefix"):
+            value = line._asdict()[field]
+            error = error or (None if value is None else string_error(value, field))
+        yield SourceLine("", error=error) if error else line
 
 
 def _setting_of_each_line(name: str, setting: PerLineText) -> Iterator[str | None]:
@@ -83,10 +91,14 @@ def _setting_of_each_line(name: str, setting: PerLineText) -> Iterator[str | Non
         yield from repeat(setting)
     else:
         check_list(setting, name)
-        for index, value in enumerate(setting):
-            if value is not None:
-                check_string(value, name, index)
-            yield value
+        yield from setting
+
+
+def check_lines(lines: Iterable[SourceLine]) -> None:
+    """Raise TextError for a line that has an error."""
+    for line in lines:
+        if line.error:
+            raise TextError(line.error)
 
 
 def prepare_lines(

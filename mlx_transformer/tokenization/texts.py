@@ -28,8 +28,13 @@ def check_list(texts: object, name: str) -> None:
 
 def check_string(text: object, name: str, index: int) -> None:
     """Raise ValueError, with the index from 0, if an item of a list of texts is not a string."""
-    if not isinstance(text, str):
-        raise ValueError(f"{name}[{index}] must be a string, not {text!r:.60}.")
+    if error := string_error(text, f"{name}[{index}]"):
+        raise ValueError(error)
+
+
+def string_error(text: object, name: str) -> str | None:
+    """Return what is wrong with a text that is not a string; None for a string."""
+    return None if isinstance(text, str) else f"{name} must be a string, not {text!r:.60}."
 
 
 def check_unicode(text: str) -> None:

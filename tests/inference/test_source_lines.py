@@ -1,4 +1,4 @@
-"""Lists of texts at every public entry: an item that is not a string is named with its index."""
+"""Lists of texts at every public entry: an item that is not a string is named, or is an error of its line."""
 
 import pytest
 from support.tiny_models import config, random_model
@@ -62,7 +62,8 @@ def test_an_item_that_is_not_a_string(model, tokenizer, entry, bad):
     name, call = ENTRIES[entry]
     if bad is not None or entry not in OPTIONAL:
         good = None if entry in OPTIONAL else "one"
-        with pytest.raises(ValueError, match=rf"^{name}\[1\] must be a string, not .*\.$"):
+        of_line = rf"Line 2: (The text|{name})|Pair 2: The {name.removesuffix('s')}"
+        with pytest.raises(ValueError, match=rf"^({name}\[1\]|{of_line}) must be a string, not .*\.$"):
             call(model, tokenizer, [good, bad, good])
 
 
@@ -107,8 +108,8 @@ def test_a_single_text_that_is_not_a_string(model, tokenizer, bad):
         lambda: tokenizer.encode_target(bad),
         lambda: mt.generate(model, tokenizer, [SourceLine("one"), SourceLine(bad)]),
     ]
-    for call, index in zip(calls, (0, 0, 0, 1), strict=True):
-        with pytest.raises(ValueError, match=rf"^texts\[{index}\] must be a string, not "):
+    for call, name in zip(calls, ("The text", r"texts\[0\]", r"texts\[0\]", "Line 2: The text"), strict=True):
+        with pytest.raises(ValueError, match=rf"^{name} must be a string, not "):
             call()
 
 
@@ -118,12 +119,45 @@ def test_languages_of_a_new_tokenizer_are_a_list():
             mt.Tokenizer.train(["one"], ["un"], 300, **{f"{side}_languages": "en"})
 
 
-def test_results_before_a_bad_line_are_delivered(model, tokenizer):
-    results = mt.generate_hypotheses(model, tokenizer, ["one"] * 2048 + [None], mt.SearchConfig(max_tokens=1))
-    delivered = []
-    with pytest.raises(ValueError, match=r"texts\[2048\] must be a string, not None"):
-        delivered.extend(results)
-    assert len(delivered) == 2048
+@pytest.mark.parametrize("count", [2, 2048])
+def test_results_before_a_bad_line_are_delivered(model, tokenizer, count):
+    texts = ["one"] * count + [None, "two"]
+    for call in (
+        mt.generate_hypotheses(model, tokenizer, texts, max_tokens=1),
+        mt.score(model, tokenizer, texts, texts),
+    ):
+        delivered = []
+        with pytest.raises(ValueError, match=rf"(Line|Pair) {count + 1}: The (text|source) must be a string, not None"):
+            delivered.extend(call)
+        assert len(delivered) == count
+
+
+@pytest.mark.parametrize("bad", BAD, ids=repr)
+def test_a_line_that_is_not_a_string_costs_no_other_its_result(model, tokenizer, bad):
+    def generate(texts, **options):
+        return list(mt.generate_hypotheses(model, tokenizer, texts, max_tokens=2, return_errors=True, **options))
+
+    one, two = generate(["one", "two"])
+    for results in (generate(["one", bad, "two"]), generate(["one", SourceLine(bad), "two"], batch_tokens=1)):
+        assert results == [one, results[1], two]
+        assert results[1][0].error == f"The text must be a string, not {bad!r}."
+    if bad is not None:
+        for name in ("target_prefix", "source_language", "target_language"):
+            results = generate(["one", "one", "two"], **{name: [None, bad, None]})
+            assert results == [one, results[1], two]
+            assert results[1][0].error == f"{name} must be a string, not {bad!r}."
+
+
+def test_a_pair_that_is_not_of_strings_costs_no_other_its_score(model, tokenizer):
+    def score(sources, targets):
+        return list(mt.score(model, tokenizer, sources, targets, return_errors=True))
+
+    results = score(["one", None, "two", "one"], ["one", "two", 3, "two"])
+    assert [result.error for result in results[1:3]] == [
+        "The source must be a string, not None.",
+        "The target must be a string, not 3.",
+    ]
+    assert [results[0], results[3]] == score(["one", "one"], ["one", "two"])
 
 
 def test_subclasses_of_strings_and_any_iterable_are_texts(model, tokenizer):

@@ -39,7 +39,7 @@ def test_without_a_target_the_model_generates_one(bundled):
     [
         (("",), {}, ValueError, "source must be a text that is not blank, not ''"),
         ((["I sleep."],), {}, ValueError, r"source must be a text that is not blank, not \['I sleep.'\]"),
-        (("I sleep.", ["Je dors."]), {}, ValueError, r"targets\[0\] must be a string"),
+        (("I sleep.", ["Je dors."]), {}, ValueError, "^Pair 1: The target must be a string"),
         (("I sleep.",), {"target_language": "xx"}, ValueError, "xx"),
         (("I sleep.",), {"beamsize": 2}, TypeError, r"^attention\(\) .* Similar ones are beam_size"),
     ],
