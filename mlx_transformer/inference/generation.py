@@ -161,6 +161,7 @@ def generate(
         The target text, or a list with one target text per source text.
     """
     search = make_search(generate, model, search, options)
+    _check_single_hypothesis(search, glossary=glossary)
     lines = make_source_lines(text, source_language, target_language, target_prefix)
     prefix: dict[str, Any] = {"source_prefix": source_prefix}
     split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
@@ -206,6 +207,8 @@ def generate_hypotheses(
     target_language: PerLineText = None,
     source_prefix: str | None = None,
     target_prefix: PerLineText = None,
+    glossary: Mapping[str, str] | None = None,
+    protect: Sequence[str] = (),
     batch_tokens: int = BATCH_TOKENS,
     alignment: AlignmentConfig | None = None,
     scores: bool = True,
@@ -227,6 +230,8 @@ def generate_hypotheses(
         source_prefix: Text such as "summarize: " that is put before lines that do not begin with it; the model's own
             prefix if None, no prefix if empty.
         target_prefix: Text that targets begin with, or one per line; None or blank for none.
+        glossary: See `generate`. With terms, a line has one hypothesis, whose `missing_terms` are those it lacks.
+        protect: See `generate`; nothing by default.
         batch_tokens: Maximum number of padded source positions x beams in a batch.
         alignment: How to align the hypotheses with their sources, in one more pass; None for no alignments.
         scores: Whether hypotheses have scores; if not, they are NaN, and greedy search is faster.
@@ -241,19 +246,17 @@ def generate_hypotheses(
         ValueError: If an argument does not fit the model, or a line has no result.
     """
     search = make_search(generate_hypotheses, model, search, options)
-    check_arguments(model.config, tokenizer, batch_tokens, alignment)
-    tokenizer.check_language_codes(source_language, target_language)
-    unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
-    prefixed = enumerate(prepare_lines(tokenizer.config, unprefixed, source_prefix), start=first_line)
+    _check_single_hypothesis(search, glossary=glossary, protect=protect)
+    check_arguments(model.config, tokenizer, batch_tokens, alignment, source_language, target_language)
     rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
-    complete = partial(_generate_window, model, tokenizer, search, scores, batch_tokens, rescore, empty)
-
-    def results() -> Iterator[list[Hypothesis]]:
-        while window := list(islice(prefixed, READ_AHEAD)):
-            yield from complete(bisect_on_error(partial(_encode_lines, model, tokenizer), window, _failed_source))
-
-    return results() if return_errors else raise_first_error(results(), _error_of, "Line", first_line + 1)
+    search_window = partial(_generate_window, model, tokenizer, scores, batch_tokens, rescore, empty)
+    search_lines = partial(_generate_lines, model, tokenizer, source_prefix, search_window, search=search)
+    terms = Terminology(glossary, protect)
+    search_terms = require_terms(search_lines, model, tokenizer, terms, search=search, source_prefix=source_prefix)
+    unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
+    results = search_terms(unprefixed, first_line=first_line)
+    return results if return_errors else raise_first_error(results, _error_of, "Line", first_line + 1)
 
 
 def stream_generate(
@@ -301,15 +304,39 @@ def stream_generate(
         yield from map(str.upper, pieces) if source.line.recase else pieces
 
 
+def _check_single_hypothesis(search: SearchConfig, **terms: object) -> None:
+    """Raise ValueError if terms are required of a search with several hypotheses."""
+    for name, required in terms.items():
+        if required and search.num_hypotheses > 1:
+            raise ValueError(f"{name} gives one text per line: num_hypotheses must be 1, not {search.num_hypotheses}.")
+
+
+def _generate_lines(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    source_prefix: str | None,
+    generate_window: Callable[[list[EncodedSource], SearchConfig], Iterator[list[Hypothesis]]],
+    lines: Iterable[SourceLine],
+    *,
+    search: SearchConfig,
+    first_line: int = 0,
+) -> Iterator[list[Hypothesis]]:
+    """Tokenize and search lines in windows; yield their hypotheses, of a line without a result one with an error."""
+    numbered = enumerate(prepare_lines(tokenizer.config, lines, source_prefix), start=first_line)
+    while window := list(islice(numbered, READ_AHEAD)):
+        sources = bisect_on_error(partial(_encode_lines, model, tokenizer), window, _failed_source)
+        yield from generate_window(sources, search)
+
+
 def _generate_window(
     model: Transformer,
     tokenizer: Tokenizer,
-    search: SearchConfig,
     scores: bool,
     batch_tokens: int,
     rescore: Rescore | None,
     empty: Hypothesis,
     sources: list[EncodedSource],
+    search: SearchConfig,
 ) -> Iterator[list[Hypothesis]]:
     """Search sources in batches of similar length; yield their hypotheses in order."""
     nonempty = [i for i, source in enumerate(sources) if source.ids]

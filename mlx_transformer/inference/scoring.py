@@ -179,9 +179,8 @@ def score(
         ValueError: If the numbers of sources and targets differ, `batch_tokens` is not positive, a layer or head does
             not exist, or a pair has no score.
     """
-    check_arguments(model.config, tokenizer, batch_tokens, alignment)
+    check_arguments(model.config, tokenizer, batch_tokens, alignment, source_language, target_language)
     sources, targets = as_list(sources, "sources"), as_list(targets, "targets")
-    tokenizer.check_language_codes(source_language, target_language)
     lines = make_source_lines(sources, source_language, target_language, name="sources")
     pairs = _pair_lines(prepare_lines(tokenizer.config, lines, source_prefix), targets)
     encode = partial(_encode_window, model, tokenizer, alignment)
@@ -195,14 +194,20 @@ def score(
 
 
 def check_arguments(
-    config: ModelConfig, tokenizer: Tokenizer, batch_tokens: int, alignment: AlignmentConfig | None
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    batch_tokens: int,
+    alignment: AlignmentConfig | None,
+    source_language: PerLineText,
+    target_language: PerLineText,
 ) -> None:
-    """Raise ValueError for a tokenizer or an alignment that does not fit the model, or batches of no tokens."""
+    """Raise ValueError for arguments that do not fit the model, or batches of no tokens."""
     tokenizer.check_model(config)
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
     if alignment is not None:
         alignment.select(config.decoder)
+    tokenizer.check_language_codes(source_language, target_language)
 
 
 def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator[tuple[SourceLine, SourceLine]]:

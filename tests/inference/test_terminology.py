@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+import mlx_transformer as mt
 from mlx_transformer.config.terminology import PROTECTED_PATTERNS
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference import terminology
@@ -225,3 +226,45 @@ def test_only_lines_with_terms_are_searched_again(monkeypatch):
 
 def terminology_replace(value, changes):
     return hypothesis(value.text, **changes) if isinstance(value, Hypothesis) else value
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return mt.load()
+
+
+class TestHypotheses:
+    TEXTS = ("My dog is at the station.", "Hello {name}!", "I love you.")
+    GLOSSARY = {"station": "gare routière", "dog": "tou\u00adtou"}  # the tokenizer drops the soft hyphen
+
+    def test_they_name_the_terms_that_they_lack(self, bundled):
+        rows = list(mt.generate_hypotheses(*bundled, self.TEXTS, glossary=self.GLOSSARY, protect=["placeholders"]))
+        assert [len(row) for row in rows] == [1, 1, 1]
+        first, second, third = (row[0] for row in rows)
+        assert "gare routière" in first.text and first.missing_terms == ("tou\u00adtou",)
+        assert "{name}" in second.text and second.missing_terms == third.missing_terms == ()
+        assert [row[0].text for row in rows] == mt.generate(*bundled, list(self.TEXTS), glossary=self.GLOSSARY)
+
+    def test_nothing_is_required_by_default(self, bundled):
+        plain = [h.text for h, *_ in mt.generate_hypotheses(*bundled, self.TEXTS)]
+        assert plain == mt.generate(*bundled, list(self.TEXTS), protect=())
+        assert "{name}" not in plain[1]
+
+    def test_errors_and_alignments_are_those_of_their_lines(self, bundled):
+        options = {"glossary": self.GLOSSARY, "first_line": 4, "alignment": mt.AlignmentConfig()}
+        results = mt.generate_hypotheses(*bundled, [self.TEXTS[0], None], **options)
+        assert next(results)[0].alignment
+        with pytest.raises(ValueError, match="^Line 6: The text must be a string, not None"):
+            next(results)
+        rows = list(mt.generate_hypotheses(*bundled, [None, self.TEXTS[0]], return_errors=True, **options))
+        assert rows[0][0].error and "gare routière" in rows[1][0].text
+
+    @pytest.mark.parametrize("terms", [{"glossary": GLOSSARY}, {"protect": ["urls"]}])
+    def test_several_are_refused(self, bundled, terms):
+        (name,) = terms
+        message = f"^{name} gives one text per line: num_hypotheses must be 1, not 3"
+        with pytest.raises(ValueError, match=message):
+            mt.generate_hypotheses(*bundled, "I sleep.", num_hypotheses=3, **terms)
+        if name == "glossary":
+            with pytest.raises(ValueError, match=message):
+                mt.generate(*bundled, "I sleep.", num_hypotheses=3, **terms)
