@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.messages import short_names
 from mlx_transformer.storage.text_files import read_lines
 from mlx_transformer.tokenization.normalization import is_blank
 
@@ -101,7 +102,7 @@ def make_source_line(name: str, fields: dict[str, Any], defaults: dict[str, Any]
         raise ValueError(f'{name} must be a JSON string or an object with a string "text", not {fields!r:.60}.')
     if unknown := sorted(fields.keys() - {"text", "id", *LINE_OPTIONS}):
         known = ", ".join(f'"{field}"' for field in ("text", "id", *LINE_OPTIONS))
-        raise ValueError(f"{name} may have the names {known}, not {', '.join(unknown)}.")
+        raise ValueError(f"{name} may have the names {known}, not {short_names(unknown)}.")
     text, options = fields["text"], {option: fields[option] for option in LINE_OPTIONS if option in fields}
     for option, value in options.items():
         if not isinstance(value, str | None):

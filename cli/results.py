@@ -46,10 +46,12 @@ class FailedLines:
     def __init__(self, in_results: bool) -> None:
         self.in_results = in_results
         self.count = 0
+        self.first = ""
 
     def report(self, error: str) -> None:
         """Count a line, and print its error."""
         self.count += 1
+        self.first = self.first or escape_control_characters(error)
         if not self.in_results:
             activity.print_line(f"Error: {escape_control_characters(error)}", err=True)
 
@@ -61,9 +63,10 @@ class FailedLines:
             yield result
 
     def check(self) -> None:
-        """End the command with exit status 1 if lines have failed."""
+        """End the command with exit status 1 if lines have failed; if the results hold the errors, with the first."""
         if self.count and self.in_results:
-            raise click.ClickException(f'{self.count} of the results have an "error".')
+            one, many = '1 of the results has an "error":', f'{self.count} of the results have an "error"; the first:'
+            raise click.ClickException(f"{one if self.count == 1 else many} {self.first}")
         if self.count:
             raise click.exceptions.Exit(1)
 

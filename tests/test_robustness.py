@@ -230,7 +230,7 @@ class TestSplit:
         assert (first["text"], fourth["text"]) == ("ONE. TWO.", "A.")
         assert second == {"error": "Line 2 cannot be split and have a target prefix: leave out one of them."}
         assert third == {"error": "Line 3: bad."}
-        assert message == 'Error: 2 of the results have an "error".\n'
+        assert message == f'Error: 2 of the results have an "error"; the first: {second["error"]}\n'
 
     def test_several_hypotheses_are_rejected(self, echo):
         _, message = echo("--split-sentences", "--num-hypotheses", 2, "One.", status=2)

@@ -238,6 +238,7 @@ class TestJson:
             ('{"id": 1}', "Line 2 must be a JSON string or an object"),
             ('{"text": 1}', "Line 2 must be a JSON string or an object"),
             ('{"text": "", "beam": 1}', "may have the names .*, not beam"),
+            (json.dumps({"text": "", "b" * 9000: 1}), r"may have the names .{1,120}, not b+\.\.\.\."),
             ('"\\ud800"', "Line 2 must be Unicode text"),
             ("[" * 200_000, "Line 2 must be JSON, .* nested too deeply"),
             ('{"text": "", "id": NaN}', "Line 2 .* finite numbers"),
@@ -248,8 +249,8 @@ class TestJson:
     )
     def test_bad_line_has_an_error_in_its_place(self, echo, line, message):
         result = echo("generate", "--json", stdin=f'"good"\n{line}\n"fine"\n'.encode(), status=1)
-        assert error_line(result) == 'Error: 1 of the results have an "error".\n'
         good, bad, fine = map(json.loads, result.stdout.splitlines())
+        assert error_line(result) == f'Error: 1 of the results has an "error": {bad["error"]}\n'
         assert (good["text"], fine["text"]) == ("GOOD", "FINE")
         assert bad.keys() - {"id"} == {"error"} and re.search(message, bad["error"])
 

@@ -87,7 +87,7 @@ class TestScore:
 
     def test_bad_pairs_in_json(self, echo):
         result = echo("score", "--json", stdin=b"a\tb\nValueError: reason\tb\nbad\n", status=1)
-        assert error_line(result) == 'Error: 2 of the results have an "error".\n'
+        assert error_line(result) == 'Error: 2 of the results have an "error"; the first: Line 2: reason\n'
         rows = [json.loads(line) for line in result.stdout.splitlines()]
         assert rows[0]["score"] == -2 and rows[1] == {"error": "Line 2: reason"}
         assert list(rows[2]) == ["error"] and rows[2]["error"].startswith("Line 3 must be a source, one tab")
