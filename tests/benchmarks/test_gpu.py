@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -12,65 +13,36 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import gpu, unattended
+from benchmarks import gpu, train, unattended
+from benchmarks.supervision import Report, run_parts
 
 PARTS = list(gpu.SHARES)
 
 
-@pytest.fixture(autouse=True)
-def environment_is_restored(monkeypatch):
-    """The command sets variables for MLX and for child processes."""
-    for name in ("MLX_PTX_CACHE_DIR", "CUDA_CACHE_PATH", "TMPDIR", "MLX_ENABLE_TF32", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-        if not os.environ[name]:
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture
-def run(tmp_path, pytestconfig):
-    """Run the command; return the result and the content of its file."""
-
-    def run(*flags):
-        file, device = tmp_path / "gpu.json", pytestconfig.getoption("--device")
-        common = ["--json", str(file), "--device", device, "--threads", "1"]
-        result = CliRunner().invoke(gpu.main, [*common, *flags], catch_exceptions=False)
-        return result, json.loads(file.read_text())
-
-    return run
+def file(tmp_path):
+    return tmp_path / "gpu.json"
 
 
-@pytest.fixture
-def run_settings(monkeypatch, run):
-    """Run the command with other functions as settings of the parts "generation" and "training"."""
-
-    def run_settings(generation, training, *flags):
-        for name, settings in (("generation", generation), ("training", training)):
-            part = gpu.Part(name, ("figure",), settings)
-            monkeypatch.setattr(gpu, f"{name}_part", lambda *_, part=part: part)
-        for name in ("tests", "step", "corpus"):
-            part = gpu.Part({"step": "decode step"}.get(name, name), (), {})
-            monkeypatch.setattr(gpu, f"{name}_part", lambda *_, part=part: part)
-        return run(*flags)
-
-    return run_settings
+def run_command(file, *flags, **settings):
+    """Run the command; return the process and the content of its file."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--json", str(file), "--threads", "1", *flags]
+    result = subprocess.run(command, cwd=unattended.ROOT, capture_output=True, text=True, **settings)
+    return result, json.loads(file.read_text())
 
 
 @pytest.mark.slow
 @pytest.mark.torch
-@pytest.mark.usefixtures("one_torch_thread")
-def test_every_part_is_measured_without_private_names(run, monkeypatch, tmp_path):
+def test_every_part_is_measured_without_private_names(file, pytestconfig, tmp_path):
     pytest.importorskip("transformers")
-    monkeypatch.setattr(platform, "node", lambda: "a-name-of-a-machine")
-    monkeypatch.setattr(gpu, "TESTS", {"model": ("parts",)})
-    monkeypatch.setattr(gpu, "SETTINGS", [(4, 1), (1, 2)])
-    monkeypatch.setattr(gpu, "Sizes", lambda: gpu.TINY_SIZES)
-    result, results = run("--kernel-cache", str(tmp_path / "kernels"))
-    assert result.exit_code == 0 and results["state"] == "finished", result.output
+    flags = ["--device", "cpu", "--minutes", "10", "--kernel-cache", str(tmp_path / "kernels")]
+    result, results = run_command(file, *flags)
+    assert result.returncode == 0 and results["state"] == "finished", result.stdout
     for private in (platform.node(), str(tmp_path), str(Path.home()), tempfile.gettempdir(), str(unattended.ROOT)):
-        assert private not in json.dumps(results) + result.output
+        assert private not in json.dumps(results) + result.stdout
     measured = {name: part["measured"] for name, part in results["parts"].items()}
     assert [*measured] == PARTS and not any("error" in entry for part in measured.values() for entry in part)
-    assert measured["tests"][0]["rows"][0]["counts"]["passed"] > 0
+    assert all(entry["rows"][0]["counts"]["passed"] > 10 for entry in measured["tests"])
     generation = {entry["setting"]: entry["rows"] for entry in measured["generation"]}
     assert [*generation][0] == "marian-tiny, float32, beam 4, batch 1" and len(generation) == 8
     for setting, (ours, theirs) in generation.items():
@@ -81,61 +53,50 @@ def test_every_part_is_measured_without_private_names(run, monkeypatch, tmp_path
     assert 0 < step["chain"] < step["kernels"] == sum(step["kernels_by_name"].values())
     assert step["wall"] == pytest.approx(step["build"] + step["issue"] + step["wait"])
     assert results["parts"]["corpus"]["note"] == "Skipped: --train-corpus is not set."
-    assert "| marian-tiny, float32, beam 4, batch 1 | mlx_transformer |" in result.output
+    assert "| marian-tiny, float32, beam 4, batch 1 | mlx_transformer |" in result.stdout
 
 
-def test_without_time_everything_is_skipped_with_a_line(run):
-    result, results = run("--minutes", "0")
-    assert result.exit_code == 0 and results["state"] == "finished"
+def test_a_setting_of_each_part_without_torch(tmp_path, monkeypatch):
+    def absent(*_):
+        raise ImportError
+
+    monkeypatch.setattr(gpu, "Transformers", absent)
+    monkeypatch.setattr(train, "is_installed", lambda name: name == train.OURS)
+    sizes = gpu.TINY_SIZES
+    (row,) = gpu.generation_part(sizes, tmp_path, "cpu", 1).settings["t5-tiny, float32, greedy, batch 16"](60)
+    assert row["system"] == train.OURS and row["tokens_per_second"] > 0
+    (row,) = gpu.training_part(sizes, train.Options(threads=1)).settings["tiny, float32"](60)
+    assert row["system"] == train.OURS and row["ours_over_it"] == 1 and row["ms"] > 0
+    (row,) = gpu.step_part(sizes, tmp_path, "cpu").settings["t5-tiny, float32, greedy, batch 1"](60)
+    assert 0 < row["chain"] < row["kernels"]
+
+
+def test_without_time_everything_is_skipped_with_a_line(file, tmp_path, capsys):
+    parts = [gpu.tests_part(gpu.Sizes(), "cpu"), gpu.generation_part(gpu.Sizes(), tmp_path, "cpu", 1)]
+    parts += [gpu.training_part(gpu.Sizes(), train.Options()), gpu.step_part(gpu.Sizes(), tmp_path, "cpu")]
+    parts += [gpu.corpus_part(None, None, None, "", ())]
+    assert run_parts(Report(file, {}), parts, 0, time.time()) == 0
+    results = json.loads(file.read_text())
+    assert results["state"] == "finished" and [*results["parts"]] == PARTS
+    assert [len(part["skipped"]) for part in results["parts"].values()] == [3, 24, 4, 8, 0]
     assert not any(part["measured"] for part in results["parts"].values())
-    assert [bool(part["skipped"]) for part in results["parts"].values()] == [True, True, True, True, False]
-    assert result.output.count("Skipped, as no time was left: ") == 4
-    assert "tiny sizes" in result.output or results["device"] == "gpu"
+    assert capsys.readouterr().out.count("\nSkipped, as no time was left: ") == 4
 
 
-@pytest.mark.parametrize(
-    ("minutes", "sent", "status", "state"),
-    [("1", signal.SIGTERM, 143, "interrupted"), ("1", signal.SIGINT, 130, "interrupted"), ("0.01", 0, 0, "time")],
-)
-def test_an_interruption_loses_nothing_measured(run_settings, tmp_path, minutes, sent, status, state):
-    def interrupted(seconds):
-        saved.append(json.loads((tmp_path / "gpu.json").read_text()))
-        os.kill(os.getpid(), sent)
-        time.sleep(60)
-
-    saved, started = [], time.monotonic()
-    settings = {"first": lambda seconds: [{"figure": 1.5}], "second": interrupted}
-    result, results = run_settings(settings, {"third": lambda seconds: [{"figure": 2.5}]}, "--minutes", minutes)
-    assert time.monotonic() - started < 30
-    assert result.exit_code == status and state in results["state"]
-    for file in (saved[0], results):
-        (entry,) = file["parts"]["generation"]["measured"]
-        assert entry["setting"] == "first" and entry["rows"] == [{"figure": 1.5}]
-    assert saved[0]["state"] == "running" and "training" not in results["parts"]
-
-
-def test_a_failed_setting_does_not_stop_the_others(run_settings):
-    def fail(seconds):
-        raise TypeError(f"out of memory\nin {Path('/', 'some', 'folder')}")
-
-    result, results = run_settings({"a": fail, "b": lambda seconds: [{"figure": 1}]}, {"c": fail})
-    assert result.exit_code == 0 and results["state"] == "finished"
-    failed, measured = results["parts"]["generation"]["measured"]
-    assert failed["error"] == "TypeError: out of memory\nin <path>" and measured["rows"] == [{"figure": 1}]
-    assert "| a | TypeError: out of memory in <path> |" in result.output
-    assert "error" in results["parts"]["training"]["measured"][0]
-
-
-def test_time_is_shared_among_parts_and_settings(run_settings):
-    shares = []
-    settings = {name: lambda seconds: shares.append(seconds) or [] for name in "ab"}
-    run_settings(settings, {"c": settings["a"]}, "--minutes", "1")
-    total = gpu.SHARES["generation"] + gpu.SHARES["training"]
-    generation = 60 * gpu.SHARES["generation"] / total
-    assert shares == pytest.approx([generation / 2, generation, 60], abs=1)
+@pytest.mark.slow
+def test_sigterm_to_the_command_ends_what_it_started(file):
+    command = [sys.executable, "-m", "benchmarks.gpu", "--json", str(file), "--device", "cpu", "--threads", "1"]
+    process = subprocess.Popen(command, cwd=unattended.ROOT, stdout=subprocess.PIPE, text=True)
+    while not (file.exists() and "running" in json.loads(file.read_text())):
+        time.sleep(0.1)
+    process.terminate()
+    assert "End: interrupted." in process.communicate(timeout=60)[0]
+    assert process.returncode == 143 and json.loads(file.read_text())["state"] == "interrupted"
 
 
 def test_compiled_kernels_are_kept_for_child_processes(monkeypatch, tmp_path):
+    for name in ("MLX_PTX_CACHE_DIR", "CUDA_CACHE_PATH"):
+        monkeypatch.setenv(name, "")  # restored at the end
     gpu.keep_kernels(str(tmp_path))
     assert Path(os.environ["MLX_PTX_CACHE_DIR"]).is_relative_to(tmp_path)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "b"))
@@ -151,11 +112,11 @@ def test_training_ends_in_time_and_continues_its_run(monkeypatch, tmp_path):
     monkeypatch.setattr(
         gpu, "run_for", lambda *call: calls.append(call) or (printed[len(calls) - 1], False, len(calls) - 1)
     )
-    train = gpu.corpus_part("a.tsv", "b.tsv", "model", str(tmp_path), ("--seed", "1")).settings["train"]
-    assert train(100) == [{"event": "step", "step": 10, "loss": 2.5}]
+    measure = gpu.corpus_part("a.tsv", "b.tsv", "model", str(tmp_path), ("--seed", "1")).settings["train"]
+    assert measure(100) == [{"event": "step", "step": 10, "loss": 2.5}]
     (tmp_path / "last").mkdir()
     with pytest.raises(RuntimeError, match="^Error: no model$"):
-        train(100)
+        measure(100)
     commands = [" ".join(command) for command, *_ in calls]
     start = f"{sys.executable} -m mlx_transformer train --json --output {tmp_path}"
     assert commands[0] == f"{start} --train a.tsv --valid b.tsv --init model --seed 1"
@@ -169,6 +130,12 @@ def test_a_real_training_run_is_stopped_with_a_checkpoint(tmp_path):
     part = gpu.corpus_part("dates", "dates", None, str(tmp_path / "run"), options)
     assert part.settings["train"](gpu.STOP_SECONDS + 15)[0]["loss"] > 0
     assert (tmp_path / "run" / "last").is_dir()
+
+
+def test_the_files_of_tests_exist():
+    for sizes in (gpu.Sizes(), gpu.TINY_SIZES):
+        for folder, names in sizes.tests.items():
+            assert all((unattended.ROOT / "tests" / folder / f"test_{name}.py").is_file() for name in names)
 
 
 def test_a_corpus_needs_one_for_validation():
