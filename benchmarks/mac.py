@@ -19,6 +19,7 @@ import click
 import mlx.core as mx
 
 import mlx_transformer as mt
+from benchmarks.command_buffers import limits_table, measure_limits
 from benchmarks.generate import parse_integers
 from benchmarks.kernels import count_step_kernels, simulate_gpu_kernels
 from benchmarks.measure import interleave_calls, markdown_table, set_device, summarise
@@ -69,6 +70,12 @@ UPDATES = 4  # updates of each timed call
 @click.option("--growth/--no-growth", default=True, help="Measure the time per token at position 512.")
 @click.option("--bundled/--no-bundled", default=True, help="Measure the bundled model on sentences.")
 @click.option("--training/--no-training", default=True, help="Measure training steps.")
+@click.option(
+    "--command-buffers/--no-command-buffers",
+    default=None,
+    show_default="on Macs",
+    help="Measure the first shape with several limits of Metal's command buffers.",
+)
 def main(
     output: str,
     device: str | None,
@@ -82,6 +89,7 @@ def main(
     growth: bool,
     bundled: bool,
     training: bool,
+    command_buffers: bool | None,
 ) -> None:
     """Measure this machine and write one JSON file."""
     device = device or ("gpu" if mx.is_available(mx.gpu) else "cpu")
@@ -112,6 +120,8 @@ def main(
     if training:
         results["training"] = measure_training(device, repeats)
         print_now(f"\n## training, seconds an update\n\n{json.dumps(results['training'], indent=1)}")
+    if platform.system() == "Darwin" if command_buffers is None else command_buffers:
+        results["command_buffers"] = sweep_command_buffers(shapes[0], device, repeats, tokens)
     Path(output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print_now(f"\nPlease send back {output}.")
 
@@ -229,6 +239,18 @@ def measure_training(device: str, repeats: int) -> dict[str, Any]:
         options = Options(device=device, threads=os.cpu_count() or 1, compute_dtype=precision)
         results[precision] = try_measurement(lambda options=options: speed(options, repeats, UPDATES).data["seconds"])
     return results
+
+
+def sweep_command_buffers(shape_name: str, device: str, repeats: int, tokens: int) -> Any:
+    """Measure and print the speed of a shape with several limits of command buffers."""
+    print_now("command buffers ...")
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(SHAPES[shape_name], Path(folder) / "model")
+        dtype = "float16" if device == "gpu" else "float32"
+        arguments = (shape_name, Path(folder) / "model", device, dtype, repeats, tokens)
+        rows = try_measurement(measure_limits, *arguments)
+    print_now(f"\n## limits of command buffers\n\n{rows if isinstance(rows, dict) else limits_table(rows)}")
+    return rows
 
 
 def speed_table(shape_results: dict[str, Any]) -> str:

@@ -5,6 +5,10 @@ The public names are loaded on first use, so importing the package neither impor
 
 import importlib
 
+from .environment import set_command_buffer_limits
+
+set_command_buffer_limits()  # before MLX is imported
+
 __version__ = "0.1.0"
 
 _MODULES = {

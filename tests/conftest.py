@@ -29,7 +29,11 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import mlx.core as mx
 
+    from mlx_transformer.model import precision
+
     mx.set_default_device(mx.cpu if config.getoption("--device") == "cpu" else mx.gpu)
+    if config.getoption("--device") == "gpu":
+        precision.gpu_architecture = lambda: None  # compute in float32 by default, as the references of the tests do
 
 
 def pytest_collection_modifyitems(config, items):

@@ -34,7 +34,7 @@ PARTS = [
     {"decoding", "data", "checkpoints"},
     {"model", "tokenization"},
     {"config", "storage", "metrics"},
-    {"messages"},
+    {"messages", "environment"},
 ]
 WEIGHTS = [
     {"__init__"},

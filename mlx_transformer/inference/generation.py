@@ -41,6 +41,7 @@ from mlx_transformer.inference.source_lines import (
     prepare_lines,
 )
 from mlx_transformer.inference.terminology import Terminology, require_terms
+from mlx_transformer.inference.wired_memory import wired_memory
 from mlx_transformer.messages import similar_names
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
@@ -301,7 +302,8 @@ def stream_generate(
     if source.ids:
         ids = stream_ids(model, search=search, **_search_arguments(model, [source], search))
         pieces = Detokenizer(tokenizer).stream(ids)
-        yield from map(str.upper, pieces) if source.line.recase else pieces
+        with wired_memory():
+            yield from map(str.upper, pieces) if source.line.recase else pieces
 
 
 def _check_single_hypothesis(search: SearchConfig, **terms: object) -> None:
@@ -361,13 +363,14 @@ def _generate_window(
         for i, source in enumerate(sources):
             if not source.ids:
                 yield i, [_failed_hypothesis(source.error) if source.error else empty]
-        for batch in batch_by_length([len(sources[i].ids) for i in nonempty], max_length, max_positions):
-            indices = [nonempty[i] for i in batch]
-            rows = bisect_on_error(
-                complete, [sources[i] for i in indices], lambda _, error: [_failed_hypothesis(error)]
-            )
-            yield from zip(indices, rows, strict=True)
-            mx.clear_cache()  # buffers of shapes that may not occur again
+        with wired_memory():
+            for batch in batch_by_length([len(sources[i].ids) for i in nonempty], max_length, max_positions):
+                indices = [nonempty[i] for i in batch]
+                rows = bisect_on_error(
+                    complete, [sources[i] for i in indices], lambda _, error: [_failed_hypothesis(error)]
+                )
+                yield from zip(indices, rows, strict=True)
+                mx.clear_cache()  # buffers of shapes that may not occur again
 
     return reorder(results())
 

@@ -5,11 +5,13 @@ import platform
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
+import pytest
 from click.testing import CliRunner
 
-from benchmarks import mac, unattended
+from benchmarks import command_buffers, mac, unattended
 from benchmarks.train import Options
 
 
@@ -36,3 +38,24 @@ def test_the_json_file_has_all_figures_and_no_private_names(pytestconfig, tmp_pa
     loaded = shape["held_bytes"]["float32"]
     assert loaded == {part: shape["step_bytes"]["float32"][part] for part in loaded}
     assert (results["machine"]["note"] is None) == (platform.system() == "Darwin" and mx.default_device() == mx.gpu)
+
+
+@pytest.mark.slow
+def test_limits_of_command_buffers_are_swept_in_processes_of_their_own(pytestconfig, tmp_path, monkeypatch):
+    monkeypatch.setattr(command_buffers, "LIMITS", command_buffers.LIMITS[-2:])
+    rows = mac.sweep_command_buffers("t5-tiny", pytestconfig.getoption("--device"), 1, 4)
+    assert [(row["kernels"], row["elements"]) for row in rows] == list(command_buffers.PAIRS[-2:])
+    assert all(row["tokens/s, beam 4, batch 16"] > 0 and row["peak MB"] > 0 for row in rows)
+    assert command_buffers.limits_table(rows).count("\n") == 4
+
+
+def test_a_process_of_the_sweep_has_its_limits(monkeypatch):
+    seen = []
+
+    def run(command, env, **options):
+        seen.append((env["MLX_MAX_OPS_PER_BUFFER"], env["MLX_MAX_MB_PER_BUFFER"]))
+        return SimpleNamespace(stdout="{}\n")
+
+    monkeypatch.setattr(command_buffers.subprocess, "run", run)
+    command_buffers.measure_limits("t5-tiny", Path("model"), "cpu", "float32", 1, 4)
+    assert seen == [(str(kernels), str(elements)) for kernels, elements in command_buffers.PAIRS]

@@ -1,0 +1,78 @@
+"""Settings of MLX in the environment, with a stand-in for a Mac."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mlx_transformer import environment
+from mlx_transformer.environment import COMMAND_BUFFER_LIMITS
+
+OPS, MEGABYTES = COMMAND_BUFFER_LIMITS
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """Set the system and the chip, and remove the limits."""
+    for name in COMMAND_BUFFER_LIMITS:
+        monkeypatch.setenv(name, "")  # restored afterwards
+        monkeypatch.delenv(name)
+
+    def choose(chip, platform="darwin"):
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.setattr(environment, "chip_name", lambda: chip)
+
+    return choose
+
+
+def limits():
+    return {name: os.environ[name] for name in COMMAND_BUFFER_LIMITS if name in os.environ}
+
+
+@pytest.mark.parametrize("chip", ["Apple M1", "Apple M2 Pro", "Apple M3 Ultra", "Apple M4 Max"])
+def test_both_limits_of_command_buffers_are_raised(mac, chip):
+    mac(chip)
+    environment.set_command_buffer_limits()
+    assert limits() == COMMAND_BUFFER_LIMITS
+
+
+@pytest.mark.parametrize(
+    "chip, platform",
+    [
+        ("Apple M5", "darwin"),
+        ("Apple M12", "darwin"),
+        ("VirtualApple @ 2.50GHz", "darwin"),
+        ("", "darwin"),
+        ("Apple M3", "linux"),
+    ],
+)
+def test_other_chips_and_systems_are_left_alone(mac, chip, platform):
+    mac(chip, platform)
+    environment.set_command_buffer_limits()
+    assert limits() == {}
+
+
+@pytest.mark.parametrize("name", [OPS, MEGABYTES])
+def test_no_limit_is_raised_alone(mac, monkeypatch, name):
+    mac("Apple M3")
+    monkeypatch.setenv(name, "33")
+    environment.set_command_buffer_limits()
+    assert limits() == {name: "33"}
+
+
+def test_limits_are_set_before_mlx_is_imported():
+    program = (
+        "import sys; sys.platform = 'darwin'\n"
+        "import ctypes\n"
+        "class Library:\n"
+        "    def sysctlbyname(self, name, value, *others):\n"
+        "        value.value = b'Apple M2 Max'\n"
+        "        return 0\n"
+        "ctypes.CDLL = lambda name: Library()\n"
+        "import os, mlx_transformer\n"
+        f"print('mlx' in sys.modules, os.environ['{OPS}'], os.environ['{MEGABYTES}'])"
+    )
+    variables = {name: value for name, value in os.environ.items() if name not in COMMAND_BUFFER_LIMITS}
+    result = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", *COMMAND_BUFFER_LIMITS.values()]
