@@ -50,6 +50,17 @@ def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
     return layer
 
 
+def add_linear(layer: nn.Linear, x: mx.array, shortcut: mx.array | None) -> mx.array:
+    """Return layer(x) and add a shortcut, if there is one: as part of the matrix product where MLX can do so."""
+    if shortcut is None:
+        return layer(x)
+    if type(layer) is not nn.Linear:  # quantised, for instance
+        return shortcut + layer(x)
+    total = shortcut + layer.bias if "bias" in layer else shortcut
+    # As matrices, because on a CPU MLX multiplies each row of a batch on its own.
+    return mx.addmm(total.flatten(0, -2), x.flatten(0, -2), layer.weight.T).reshape(shortcut.shape)
+
+
 def fused_linear(input_dims: int, output_dims: int, bias: bool, count: int) -> nn.Linear:
     """Create `count` linear layers fused into one, each initialised as on its own."""
     layers = [linear(input_dims, output_dims, bias) for _ in range(count)]

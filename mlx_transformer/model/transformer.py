@@ -20,7 +20,7 @@ from mlx_transformer.model.attention import AttentionFunction, attention_with_dr
 from mlx_transformer.model.compilation import CompiledFunctions
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
 from mlx_transformer.model.kv_cache import KVCache
-from mlx_transformer.model.layers import ACTIVATIONS, NORMS, embedding, fused_linear, linear
+from mlx_transformer.model.layers import ACTIVATIONS, NORMS, add_linear, embedding, fused_linear, linear
 from mlx_transformer.model.masks import causal_mask, full_mask, padding_mask
 from mlx_transformer.model.positions import (
     check_length,
@@ -73,13 +73,17 @@ class Attention(nn.Module):
         key_values: mx.array,
         mask: mx.array | str,
         attend: AttentionFunction = scaled_dot_product_attention,
+        shortcut: mx.array | None = None,
     ) -> mx.array:
-        """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims)."""
+        """Attend from x, (rows, length, dims), to key_values, (batch, num_heads, 2, keys, head_dims).
+
+        The result is added to a shortcut, if there is one.
+        """
         # The beams of a sentence are folded into its query length, so that they share one memory.
         queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
         keys, values = (part.squeeze(2) for part in mx.split(key_values, 2, axis=2))
-        heads = attend(queries, keys, values, scale=self.scale, mask=mask)
-        return self.out_proj(heads.swapaxes(1, 2).reshape(*x.shape[:2], -1))
+        heads = attend(queries, keys, values, scale=self.scale, mask=mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
+        return add_linear(self.out_proj, heads, shortcut)
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array | None = None, mask: mx.array | str | None = None
@@ -118,14 +122,14 @@ class FeedForward(nn.Module):
         self.activation = config.activation
         self.dropout = config.activation_dropout
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Transform each position, (rows, length, dims)."""
+    def __call__(self, x: mx.array, shortcut: mx.array | None = None) -> mx.array:
+        """Transform each position, (rows, length, dims), and add a shortcut."""
         activation = ACTIVATIONS[self.activation]
         if "gate_proj" in self:
             inner = activation(self.gate_proj(x)) * self.up_proj(x)
         else:
             inner = activation(self.up_proj(x))
-        return self.down_proj(dropout(inner, self.dropout) if self.training else inner)
+        return add_linear(self.down_proj, dropout(inner, self.dropout) if self.training else inner, shortcut)
 
 
 class Residual(nn.Module):
@@ -138,11 +142,14 @@ class Residual(nn.Module):
         self.norm_first = stack.norm_first
         self.scale = stack.residual_scale
 
-    def __call__(self, x: mx.array, sublayer: Callable[[mx.array], mx.array]) -> mx.array:
-        """Return x + sublayer(x), (rows, length, dims)."""
+    def __call__(self, x: mx.array, sublayer: Callable[..., mx.array]) -> mx.array:
+        """Return x + sublayer(x), (rows, length, dims); without dropout the sublayer's last product adds x."""
         shortcut = x if self.scale == 1 else x * self.scale
-        output = sublayer(self.norm(x) if self.norm_first else x)
-        total = shortcut + (dropout(output, self.dropout) if self.training else output)
+        inputs = self.norm(x) if self.norm_first else x
+        if self.training:
+            total = shortcut + dropout(sublayer(inputs), self.dropout)
+        else:
+            total = sublayer(inputs, shortcut=shortcut)
         return total if self.norm_first else self.norm(total)
 
 
@@ -182,12 +189,16 @@ class Layer(nn.Module):
             attend: The attention function, called for self-attention and then for cross-attention.
         """
 
-        def self_attention(x: mx.array) -> mx.array:
-            return self.self_attention(x, update_cache(self.self_attention.key_values(x)), mask, attend)
+        def self_attention(x: mx.array, shortcut: mx.array | None = None) -> mx.array:
+            key_values = update_cache(self.self_attention.key_values(x))
+            return self.self_attention(x, key_values, mask, attend, shortcut)
 
         x = self.self_attention_residual(x, self_attention)
         if memory is not None:
-            x = self.cross_attention_residual(x, lambda x: self.cross_attention(x, *memory, attend))
+            cross_attention = functools.partial(
+                self.cross_attention, key_values=memory[0], mask=memory[1], attend=attend
+            )
+            x = self.cross_attention_residual(x, cross_attention)
         return self.feed_forward_residual(x, self.feed_forward)
 
 
