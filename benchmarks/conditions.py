@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_transformer import __version__
+from mlx_transformer import __version__, blas
 
 
 def conditions(**settings: object) -> str:
@@ -44,10 +44,9 @@ def processor_name() -> str:
 
 
 def blas_name() -> str:
-    """Return the BLAS that MLX's CPU back end uses: on Linux OpenBLAS if preloaded, on a Mac the system's."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return "system"
-    if "openblas" not in maps.read_text():
+    """Return the BLAS that MLX's CPU back end uses: on Linux OpenBLAS where it is installed, on a Mac the system's."""
+    if blas.is_slow():
         return "reference"
+    if "openblas" not in blas.loaded_files():
+        return "system"
     return f"openblas,threads={os.environ.get('OPENBLAS_NUM_THREADS', 'all')}"

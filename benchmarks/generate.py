@@ -2,8 +2,8 @@
 
     python -m benchmarks.generate --corpus SENTENCES --mlx-examples FOLDER [--part throughput] [--json FILE]
 
-On Linux preload OpenBLAS (see the README). Run it on an idle machine: calls during which other programs use more than
-10 % of the CPU time are discarded.
+On Linux install OpenBLAS (see docs/performance.md). Run it on an idle machine: calls during which other programs use
+more than 10 % of the CPU time are discarded.
 """
 
 import importlib.metadata

@@ -2,8 +2,8 @@
 
     python -m benchmarks.train [--device gpu --compute-dtype bfloat16] [--part loss]
 
-On Linux preload OpenBLAS (see the README). All systems train the same shape on the same batch, in turn. Memory is
-measured in a separate process for each system, without the memory of imports.
+On Linux install OpenBLAS (see docs/performance.md). All systems train the same shape on the same batch, in turn.
+Memory is measured in a separate process for each system, without the memory of imports.
 """
 
 import importlib.metadata

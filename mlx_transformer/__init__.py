@@ -1,13 +1,16 @@
 """Encoder-decoder Transformers on Apple's MLX: train, load, save, search and generate.
 
-The public names are loaded on first use, so importing the package neither imports MLX nor touches the device.
+The public names are loaded on first use, so importing the package neither imports MLX nor touches the device. On
+Linux it loads OpenBLAS for MLX (see `blas`).
 """
 
 import importlib
 
+from .blas import load_openblas
 from .environment import set_command_buffer_limits
 
 set_command_buffer_limits()  # before MLX is imported
+load_openblas()
 
 __version__ = "0.1.0"
 

@@ -1,17 +1,12 @@
 """Shared by all tests: device, tolerances, a fast BLAS on Linux, and optional corpora."""
 
-import ctypes
-import ctypes.util
 import os
 import signal
-import sys
 
 import pytest
 from support.paths import ROOT
 
-# MLX's CPU back end on Linux calls whatever BLAS is loaded first; OpenBLAS is many times faster than the reference one.
-if sys.platform == "linux" and (_openblas := ctypes.util.find_library("openblas")):
-    ctypes.CDLL(_openblas, mode=ctypes.RTLD_GLOBAL)
+import mlx_transformer  # noqa: F401 (before MLX, so that MLX uses OpenBLAS)
 
 # Otherwise float32 matmuls have a 10-bit mantissa on NVIDIA GPUs and on newer Apple GPUs.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

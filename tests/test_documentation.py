@@ -6,7 +6,6 @@ anything, decimals may differ by 0.01, and "Error: ..." means that the command f
 A block with a title, ```python title="FILE", is an excerpt: its lines stand in that file, "..." for lines left out.
 """
 
-import ctypes.util
 import html
 import json
 import os
@@ -31,6 +30,7 @@ from support.texts import CORPUS
 from support.tiny_checkpoints import nllb, opus_mt, t5
 
 import mlx_transformer as mt
+from mlx_transformer import blas
 from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import generate
 from mlx_transformer.pretrained import cache
@@ -40,7 +40,7 @@ from tests.test_structure import PARTS
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 needs_openblas = pytest.mark.skipif(
-    sys.platform == "linux" and not ctypes.util.find_library("openblas"), reason="too slow without OpenBLAS"
+    sys.platform == "linux" and not blas.find_openblas(), reason="too slow without OpenBLAS"
 )
 SLOW = ("README.md", "index.md", "models.md", "converting.md", "generating.md", "training.md", "transformer.md")
 MARKS = {name: [pytest.mark.slow] for name in SLOW} | {"transformer.md": [pytest.mark.slow, needs_openblas]}

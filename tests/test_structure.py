@@ -34,7 +34,7 @@ PARTS = [
     {"decoding", "data", "checkpoints"},
     {"model", "tokenization"},
     {"config", "storage", "metrics"},
-    {"messages", "environment"},
+    {"messages", "environment", "blas"},
 ]
 WEIGHTS = [
     {"__init__"},

@@ -505,9 +505,9 @@ class TestReplacing:
 
 FULL_DISK = """
 import resource, signal, sys
-import mlx.core as mx
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.model import precision
+import mlx.core as mx
 mx.set_default_device(mx.cpu)
 model, tokenizer = model_folder.load(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -8,9 +8,9 @@ from support.paths import ROOT
 
 SCRIPT = """
 import os, sys
-import mlx.core as mx
 sys.path.insert(0, "tests")
 import mlx_transformer as mt
+import mlx.core as mx
 from support.tiny_models import config, random_model
 if sys.argv[1] == "used":
     model, tokenizer = mt.load()

@@ -7,8 +7,8 @@ import pytest
 
 PROGRAM = """
 import sys
-import mlx.core as mx
 import mlx_transformer as mt
+import mlx.core as mx
 from mlx_transformer.weights.formats.checkpoint import read_checkpoint
 def peak():
     with open("/proc/self/status") as status:

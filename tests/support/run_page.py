@@ -5,17 +5,13 @@ page, everything else in a shell. The first block that raises an exception ends 
 """
 
 import contextlib
-import ctypes
-import ctypes.util
 import io
 import json
 import subprocess
 import sys
 import traceback
 
-# As in conftest.py: OpenBLAS is many times faster than the library that MLX calls otherwise.
-if sys.platform == "linux" and (_openblas := ctypes.util.find_library("openblas")):
-    ctypes.CDLL(_openblas, mode=ctypes.RTLD_GLOBAL)
+import mlx_transformer  # noqa: F401 (before MLX, so that MLX uses OpenBLAS)
 
 
 def run_python(code: str, line: int, page: str, namespace: dict) -> dict:

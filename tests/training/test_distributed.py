@@ -37,6 +37,7 @@ STEPS = 2
 STEP_PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
+import conftest  # first, so that results are those of the same BLAS
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
 import training.test_distributed as t
@@ -49,6 +50,7 @@ t.save(state, sys.argv[1])
 RUN_PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
+import conftest  # first, so that results are those of the same BLAS
 import mlx.core as mx
 mx.set_default_device(mx.cpu)
 from pathlib import Path

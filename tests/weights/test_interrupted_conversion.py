@@ -15,7 +15,7 @@ import mlx_transformer as mt
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.storage.checksums import changed_files
 
-IMPORTS = "import sys\nimport mlx.core as mx\nmx.set_default_device(mx.cpu)\nimport mlx_transformer as mt\n"
+IMPORTS = "import sys\nimport mlx_transformer as mt\nimport mlx.core as mx\nmx.set_default_device(mx.cpu)\n"
 CONVERT = """
 try:
     mt.convert(sys.argv[1], sys.argv[2], force=True)

@@ -1,0 +1,105 @@
+"""A fast BLAS for MLX on Linux: the one in MLX's wheel multiplies matrices 50 to 90 times more slowly than OpenBLAS."""
+
+import ctypes
+import logging
+import os
+import sys
+from pathlib import Path
+
+VARIABLE = "MLX_TRANSFORMER_BLAS"
+# Fedora has a library for each kind of threads, and a serial one under the name that other distributions use for any.
+OPENBLAS = ("libopenblasp.so.0", "libopenblaso.so.0", "libopenblas.so.0")
+WHEEL_BLAS = "/mlx_cpu.libs/libblas"  # the reference BLAS in MLX's wheel
+
+logger = logging.getLogger(__name__)
+
+
+def load_openblas() -> None:
+    """Load the system's OpenBLAS, where there is one, for the MLX that is imported later; only on Linux.
+
+    MLX finds its BLAS when `mlx.core` is imported. After that nothing is loaded, because it would have no effect.
+    A BLAS that the process already offers to all libraries, as with LD_PRELOAD, is kept.
+
+    The environment variable MLX_TRANSFORMER_BLAS names another library, or `none`. If that library cannot be used, a
+    warning is logged, and MLX uses its own.
+    """
+    choice = os.environ.get(VARIABLE)
+    if sys.platform != "linux" or choice == "none" or "mlx.core" in sys.modules or has_global_blas():
+        return
+    if library := choice or find_openblas():
+        try:
+            check_blas(library)
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            logger.warning(
+                "%s is %r, which cannot be used (%s), so MLX uses its own BLAS, which is slow: set it to the path of "
+                "another one or to none, or unset it.",
+                *(VARIABLE, library, error),
+            )
+
+
+def find_openblas() -> str | None:
+    """Return the name of an OpenBLAS that MLX can call, as the dynamic linker knows it; None if there is none."""
+    for name in OPENBLAS:
+        try:
+            check_blas(name)
+        except OSError:
+            continue
+        return name
+    return None
+
+
+def check_blas(name: str) -> None:
+    """Raise OSError if a library cannot be loaded, or has no BLAS with the 32-bit integers that MLX passes.
+
+    LAPACK is not asked for: MLX's own calls the BLAS that was loaded.
+    """
+    library = ctypes.CDLL(name)
+    if not has_symbol(library, "cblas_sgemm"):
+        raise OSError("it has no function cblas_sgemm")
+    if has_symbol(library, "openblas_get_config"):
+        library.openblas_get_config.restype = ctypes.c_char_p
+        if b"USE64BITINT" in library.openblas_get_config():
+            raise OSError("its integers have 64 bits, and MLX needs 32")
+
+
+def has_global_blas() -> bool:
+    """Whether the process offers a BLAS to all libraries, which MLX prefers to its own if it is imported later."""
+    return has_symbol(ctypes.CDLL(None), "cblas_sgemm")
+
+
+def has_symbol(library: ctypes.CDLL, name: str) -> bool:
+    """Whether a library, or one that it needs, has a function."""
+    try:
+        library[name]
+    except AttributeError:
+        return False
+    return True
+
+
+def is_slow() -> bool:
+    """Whether MLX, which has been imported, multiplies matrices on the CPU with the BLAS of its wheel for Linux."""
+    return sys.platform == "linux" and WHEEL_BLAS in loaded_files() and not has_global_blas()
+
+
+def loaded_files() -> str:
+    """Return the list of files that are mapped into this process's memory; empty where /proc is missing."""
+    try:
+        return Path("/proc/self/maps").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def speed_advice() -> str | None:
+    """Return a line about what would make MLX faster on this CPU; None if it is fast, or if the user chose the BLAS."""
+    if os.environ.get(VARIABLE) or not is_slow():
+        return None
+    if find_openblas():
+        return (
+            "MLX runs many times slower than it could, because mlx.core was imported before mlx_transformer: import "
+            "mlx_transformer first, and MLX uses OpenBLAS."
+        )
+    return (
+        "MLX runs many times slower than it could, because OpenBLAS is not installed: install it with the system's "
+        "packages (apt install libopenblas0-pthread, dnf install openblas-threads, pacman -S openblas)."
+    )
