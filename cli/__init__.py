@@ -140,8 +140,8 @@ def main() -> None:
     \b
     mlx-transformer translate "Where is the station?"
     mlx-transformer generate < english.txt > french.txt
-    mlx-transformer generate --model Helsinki-NLP/opus-mt-en-de "Where is the station?"
-    mlx-transformer train --train dates --valid dates --output runs/dates --preset tiny
+    mlx-transformer generate --model Helsinki-NLP/opus-mt-en-de "Good morning!"
+    mlx-transformer train --train dates --valid dates --output runs/dates
     """  # noqa: D301 (click needs the backspace)
 
 

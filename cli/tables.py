@@ -1,8 +1,8 @@
 """Tables and sizes: fitted to the terminal, or plain lines in files and pipes."""
 
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import click
 
@@ -10,45 +10,66 @@ from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.progress import activity, terminal
 
 
-def print_fields(fields: Iterable[tuple[str, str]], width: int, wrap: int | None = None) -> None:
-    """Print names with values; plain lines have `width` characters before the value, and at most `wrap` altogether."""
-    rows = [(name, escape_control_characters(value)) for name, value in fields]
+def print_fields(fields: Iterable[tuple[str, str | Path]], width: int, wrap: int | None = None) -> None:
+    """Print names with values; plain lines have `width` characters before the value, and at most `wrap` altogether.
+
+    Neither words nor paths are broken, so that they can be copied. On a terminal, a value of which one does not fit
+    beside the names stands below its name.
+    """
+    rows = [(name, split_words(value)) for name, value in fields]
     if not sys.stdout.isatty():
-        for name, value in rows:
-            lines = textwrap.wrap(value, wrap - width, break_long_words=False, break_on_hyphens=False) if wrap else []
-            click.echo(f"{name:<{width}}" + f"\n{'':{width}}".join(lines or [value]))
+        for name, words in rows:
+            click.echo(f"{name:<{width}}" + f"\n{'':{width}}".join(wrap_words(words, wrap and wrap - width)))
         return
-    from rich.table import Table
+    from rich.cells import cell_len
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows:
-        table.add_row(Text(name), Text(value))
+    console = terminal(sys.stdout)
+    column = max(cell_len(name) for name, _ in rows) + 2
     with activity.above():
-        terminal(sys.stdout).print(table)
+        for name, words in rows:
+            is_beside = column + max(map(cell_len, words)) <= console.width
+            indent = column if is_beside else 2
+            lines = wrap_words(words, console.width - indent)
+            gap = " " * (column - cell_len(name)) if is_beside else "\n  "
+            console.print(Text.assemble((name, "bold"), gap, f"\n{'':{indent}}".join(lines)), soft_wrap=True)
+
+
+def split_words(value: str | Path) -> list[str]:
+    """Return the words of a value, of which a path is one; control characters are escaped."""
+    text = escape_control_characters(str(value))
+    return [text] if isinstance(value, Path) else text.split(" ")
+
+
+def wrap_words(words: Iterable[str], width: int | None) -> list[str]:
+    """Join words to lines of at most `width` characters; a longer word has its own line. None: to one line."""
+    lines: list[str] = []
+    for word in words:
+        if lines and (width is None or len(lines[-1]) + 1 + len(word) <= width):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 def print_table(rows: Iterable[Sequence[object]], indent: str = "  ") -> None:
-    """Print rows of cells, of which the first holds the names of the columns."""
+    """Print rows of cells, of which the first holds the names of the columns; a row that does not fit as fields."""
     texts = [[escape_control_characters(str(cell)) for cell in row] for row in rows]
+    lines = list(format_table(texts, indent))
     if not sys.stdout.isatty():
-        for line in format_table(texts, indent):
-            click.echo(line)
+        click.echo("\n".join(lines))
         return
-    from rich.padding import Padding
-    from rich.table import Table
+    from rich.cells import cell_len
     from rich.text import Text
 
     names, *others = texts
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in names:
-        table.add_column(Text(name), header_style="bold", overflow="fold")
-    for row in others:
-        table.add_row(*map(Text, row))
+    console = terminal(sys.stdout)
+    if max(map(cell_len, lines)) > console.width:
+        for row in others:
+            print_fields(zip(names, row, strict=True), width=0)
+        return
     with activity.above():
-        terminal(sys.stdout).print(Padding(table, (0, 0, 0, len(indent))))
+        console.print(Text(lines[0], style="bold"), *map(Text, lines[1:]), sep="\n", soft_wrap=True)
 
 
 def format_table(rows: Iterable[Sequence[object]], indent: str = "  ") -> Iterator[str]:

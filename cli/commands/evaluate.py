@@ -194,14 +194,17 @@ def print_report(figures: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(figures))
     else:
-        print_fields(format_report(figures), width=13)
+        print_fields(format_report(figures), width=16)
 
 
 def format_report(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Format metrics and counts as names and values."""
     if "bleu" in figures:
-        yield "BLEU", f"{figures['bleu']:.2f}   {figures['bleu_signature']}"
-        yield "chrF", f"{figures['chrf']:.2f}   {figures['chrf_signature']}"
+        yield "BLEU", f"{figures['bleu']:.2f}"
+        yield "chrF", f"{figures['chrf']:.2f}"
     yield "exact match", f"{figures['exact_match']:.2%}"
     yield "sentences", f"{figures['sentences']:,} with {figures['references']:,} references"
     yield "seconds", str(figures["seconds"])
+    if "bleu" in figures:
+        yield "BLEU signature", figures["bleu_signature"]
+        yield "chrF signature", figures["chrf_signature"]

@@ -68,12 +68,14 @@ With --json or --output-format json every result is one line:
   {"id": ..., "text": ..., "score": ..., "tokens": [...],
    "finish_reason": "stop" or "length", "truncated": ..., "too_short": ...}
 with terms that are not in the text also "missing_terms";
-with --scores also "token_scores", with --alignments "alignment": [[0, 0], ...];
+with --scores also "token_scores";
+with --alignments also "alignment": [[0, 0], ...];
 with --num-hypotheses 2 or more:
   {"id": ..., "hypotheses": [{"text": ..., ...}, ...]}
 for lines split into sentences; the score of a line is the sum over its
 sentences, and its finish_reason is "length" if that of any sentence is:
-  {"id": ..., "text": ..., ..., "sentences": [{"source": ..., "text": ..., ...}, ...]}
+  {"id": ..., "text": ..., ...,
+   "sentences": [{"source": ..., "text": ..., ...}, ...]}
 """
 
 FORMAT = click.Choice(["text", "json"])

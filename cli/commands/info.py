@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import textwrap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,21 @@ from mlx_transformer.cli.commands.cache import print_cache
 from mlx_transformer.cli.completion import complete_model
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
+from mlx_transformer.cli.languages import language_pair
 from mlx_transformer.cli.options import revision_option
 from mlx_transformer.cli.progress import activity
-from mlx_transformer.cli.tables import format_size, format_table, print_fields
+from mlx_transformer.cli.tables import format_size, format_table, print_fields, wrap_words
 
 # Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
 FUSED_LONG = (64, 72, 80, 96, 128)
 MAX_LISTED = 20
+# Settings of a search that are ids of tokens, in words.
+TOKEN_SETTINGS = {
+    "suppress_ids": "never generates",
+    "forced_bos_id": "begins with",
+    "forced_eos_id": "ends at the limit with",
+}
 
 
 @click.command("info", cls=GroupedCommand, short_help="Show what a model is: size, languages, search settings.")
@@ -63,7 +69,8 @@ def command(
         facts = inspect_tensors(path)
     else:
         try:
-            facts = folder_facts(path) | model_facts(*load_path(path))
+            pair = {"language_pair": language_pair(folder)}
+            facts = folder_facts(path) | model_facts(*load_path(path)) | pair
         except ValueError as error:
             if not is_torch_checkpoint(path):
                 raise
@@ -150,17 +157,29 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[s
         "languages": tokenizer.languages if tokenizer else [],
         "tasks": {name: to_dict(task) for name, task in model.tasks.items()},
         "search_defaults": to_dict(model.search_defaults),
+        "search_tokens": search_tokens(model.search_defaults, tokenizer),
         "config": to_dict(model.config),
     }
 
 
-def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, str]]:
+def search_tokens(search: mt.SearchConfig, tokenizer: mt.Tokenizer | None) -> dict[int, str]:
+    """Return the tokens that a search never generates or must generate, by their ids; none without a tokenizer."""
+    ids = {*search.suppress_ids, search.forced_bos_id, search.forced_eos_id} - {None}
+    known = sorted(i for i in ids if i is not None) if tokenizer else []
+    return dict(zip(known, tokenizer.tokens(known), strict=True)) if tokenizer else {}
+
+
+def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, str | Path]]:
     """Format facts as names and values."""
     config = facts["config"]
-    quantized = f", quantised to {facts['quantization']['bits']} bits" if facts["quantization"] else ""
-    kind = f"format {facts['format_version']}" if "family" not in facts else f"torch checkpoint, {facts['family']}"
-    yield "folder", f"{facts['folder']} ({kind})"
-    yield "stored in", f"{', '.join(facts['stored_dtype'])}{quantized}"
+    yield "folder", Path(facts["folder"])
+    yield (
+        "format",
+        f"torch checkpoint, {facts['family']}"
+        if "family" in facts
+        else f"model folder, format {facts['format_version']}",
+    )
+    yield "stored in", storage_facts(facts["stored_dtype"], facts["quantization"])
     if "changed_files" in facts:
         yield "checksums", checksum_facts(facts["changed_files"])
     yield "parameters", f"{facts['parameters']:,} in {', '.join(facts['dtype'])}"
@@ -175,19 +194,38 @@ def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, st
             f"head size {cover['head_dims']}; on Metal {step} for a step, {long} for many positions",
         )
     yield "device", f"{facts['device']}, Metal {'available' if facts['metal'] else 'not available'}"
+    if pair := facts["language_pair"]:
+        yield "languages", f"{pair[0]} to {pair[1]}"
     if facts["languages"]:
         yield "languages", f"{len(facts['languages'])}: {' '.join(facts['languages'])}"
     for name, task in facts["tasks"].items():
         yield "task", f"{name}: sources begin with {task['source_prefix']!r}"
-    yield "search defaults", search_facts(facts["search_defaults"], verbose)
+    yield "search defaults", search_facts(facts["search_defaults"], facts["search_tokens"], verbose)
 
 
-def search_facts(search: dict[str, Any], verbose: bool) -> str:
+def storage_facts(dtypes: list[str], quantization: dict[str, Any] | None) -> str:
+    """Format the types of stored weights; quantised ones are packed in integers."""
+    if quantization is None:
+        return ", ".join(dtypes)
+    others = ", ".join(name for name in dtypes if not name.startswith("uint"))
+    return f"{others}, matrices quantised to {quantization['bits']} bits"
+
+
+def search_facts(search: dict[str, Any], tokens: dict[int, str], verbose: bool) -> str:
     """Format search settings: the number of beams, and all that a new model has otherwise; with `verbose` all."""
     usual = dataclasses.asdict(mt.SearchConfig())
     names = [name for name, value in search.items() if verbose or name == "beam_size" or value != usual[name]]
     rest = "" if len(names) == len(search) else "; everything else as in a new model"
-    return ", ".join(f"{name.replace('_', ' ')} {setting_text(search[name])}" for name in names) + rest
+    return ", ".join(setting_phrase(name, search[name], tokens) for name in names) + rest
+
+
+def setting_phrase(name: str, value: Any, tokens: dict[int, str]) -> str:
+    """Format a setting with its name; of tokens with what they do to the text."""
+    ids = value if isinstance(value, list | tuple) else [value]
+    if name not in TOKEN_SETTINGS or not ids or ids == [None]:
+        return f"{name.replace('_', ' ')} {setting_text(value)}"
+    names = [f"{tokens[i]} (id {i})" if i in tokens else f"id {i}" for i in ids[:MAX_LISTED]]
+    return f"{TOKEN_SETTINGS[name]} {', '.join(names)}{more_than(list(ids), MAX_LISTED)}"
 
 
 def setting_text(value: Any) -> str:
@@ -240,13 +278,14 @@ def more_than(items: list[Any], limit: int | None) -> str:
 def checksum_facts(changed: list[str] | None) -> str:
     """Format the result of `verify_checksums`."""
     if changed is None:
-        return "none of the weights"
+        return "none: damage to the weights would not be noticed"
     return f"match, except of {', '.join(changed)}" if changed else "match"
 
 
 def wrap_field(name: str, text: str) -> list[str]:
     """Wrap a long fact."""
-    return textwrap.wrap(text, 100, initial_indent=f"{name:<18}", subsequent_indent=" " * 18, break_on_hyphens=False)
+    first, *others = wrap_words(text.split(" "), 82)
+    return [f"{name:<18}{first}", *(f"{'':<18}{line}" for line in others)]
 
 
 def vocabulary_facts(config: dict[str, Any]) -> str:

@@ -110,7 +110,8 @@ def command(
     texts. With --alignments pairs of words follow the score, after a tab, as in 0-0 1-2. With --json a result is
 
     \b
-    {"score": ..., "tokens": [...], "token_scores": [...], "truncated": ..., "alignment": [[0, 0], [1, 2]]}
+    {"score": ..., "tokens": [...], "token_scores": [...], "truncated": ...,
+     "alignment": [[0, 0], [1, 2]]}
     """  # noqa: D301 (click needs the backspace)
     if bool(source) != bool(target) or (source and path):
         raise click.UsageError("Give --source with --target, or --input, or pairs on standard input.")

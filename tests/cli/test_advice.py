@@ -93,7 +93,7 @@ def test_a_test_set_with_three_columns_is_told_how_to_choose_two(echo, tmp_path,
     Path("deck.tsv").write_text("Hi.\tSALUT.\tCC-BY 2.0\nRun!\tRUN!\tCC-BY 2.0\n")
     line = error_line(echo("evaluate", spec, status=1))
     assert f"{spec} has 3 columns: choose those of source and target, as in {spec}:1,2." in line
-    assert "sentences    2 with 2 references" in echo("evaluate", f"{spec}:1,2").stdout
+    assert "sentences       2 with 2 references" in echo("evaluate", f"{spec}:1,2").stdout
 
 
 def test_a_bad_line_of_a_test_set_names_no_option_of_train(echo, tmp_path):

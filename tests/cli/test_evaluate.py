@@ -25,7 +25,7 @@ class TestEvaluate:
             (tmp_path / name).write_text(text)
         paths = ["--sources", tmp_path / "source", "--references", tmp_path / "one", "--references", tmp_path / "two"]
         output = echo("evaluate", *paths).stdout
-        assert "BLEU         100.00" in output and "exact match  100.00%" in output
+        assert "BLEU            100.00" in output and "exact match     100.00%" in output
         assert "2 with 4 references" in output
 
     @staticmethod

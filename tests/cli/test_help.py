@@ -8,6 +8,7 @@ import sys
 import click
 import pytest
 from click.shell_completion import BashComplete
+from click.testing import CliRunner
 from support.command_line import error_line
 from support.paths import ROOT
 
@@ -50,6 +51,11 @@ class TestGroups:
         text = help_of(echo, "train")
         assert "--decoder-layers is set" in text and "decoder_layers" not in text
         assert "[default: the preset's]" in text
+
+    @pytest.mark.parametrize("width", [80, 100])
+    def test_lines_fit_the_terminal(self, width):
+        text = CliRunner().invoke(main, ["--help-all"], terminal_width=width).stdout
+        assert [line for line in text.splitlines() if len(line) > width] == []
 
     def test_the_help_of_all_commands(self, echo):
         text = echo("--help-all").stdout

@@ -53,6 +53,40 @@ def test_fields_are_plain_lines_in_a_pipe(capsys):
     assert all(len(line) <= 60 for line in [first, *others])
 
 
+@pytest.mark.parametrize("width", [30, 48, 60, 80])
+def test_paths_and_words_are_never_broken(screen, width):
+    path, signature = "/my models/" + "long_name" * 3, "nrefs:1|case:mixed|version:2.6.0"
+    fields = [
+        ("folder", Path(path)),
+        ("BLEU", "100.00"),
+        ("BLEU signature", signature),
+        ("settings", "beam size 4 " * 9),
+    ]
+    lines = screen(width, print_fields, fields, 16)
+    assert sum(path in line for line in lines) == sum(signature in line for line in lines) == 1
+    if len(path) + 16 > width:
+        assert lines[:2] == ["folder", f"  {path}"]
+    else:
+        assert lines[0] == f"folder          {path}"
+    assert all(len(line) <= width for line in lines if path not in line and signature not in line)
+    model = "Helsinki-NLP/opus-mt-en-de"
+    lines = screen(width, print_table, [("last used", "model", "size"), ("2026-01-01 10:00", model, "12.3 MB")])
+    assert sum(model in line for line in lines) == sum("12.3 MB" in line for line in lines) == 1
+    assert all(len(line) <= width for line in lines if model not in line)
+
+
+def test_info_names_the_languages_and_the_types(capsys):
+    from click.testing import CliRunner
+
+    from mlx_transformer.cli import main
+
+    text = CliRunner().invoke(main, ["info"]).stdout
+    assert "languages         en to fr\n" in text and "never generates <s> (id 2)" in text
+    assert "stored in         float16, matrices quantised to 8 bits\n" in text
+    assert "uint32" not in text
+    assert info.storage_facts(["float32"], None) == "float32"
+
+
 def test_cells_are_escaped(screen, capsys):
     rows = [("name", "value"), ("a[red]\x1b[2J", "b\nc")]
     print_table(rows)
@@ -74,8 +108,11 @@ def test_info_has_words_instead_of_pythons_names(screen):
 
 def test_settings_in_words():
     search = {"beam_size": 1, "max_tokens": None, "early_stopping": True, "suppress_ids": [2, 7], "top_p": 0.5}
-    expected = "beam size 1, early stopping yes, suppress ids 2, 7, top p 0.5; everything else as in a new model"
-    assert info.search_facts(search, verbose=False) == expected
+    expected = "beam size 1, early stopping yes, never generates <s> (id 2), id 7, top p 0.5; everything else as in a"
+    assert info.search_facts(search, {2: "<s>"}, verbose=False) == f"{expected} new model"
+    assert info.setting_phrase("forced_bos_id", 5, {5: "fra_Latn"}) == "begins with fra_Latn (id 5)"
+    assert info.setting_phrase("forced_eos_id", None, {}) == "forced eos id none"
+    assert info.setting_phrase("suppress_ids", list(range(30)), {}).endswith("id 19 and 10 more")
     assert info.setting_text([[1, 2], [3]]) == "1 2, 3"
     assert info.setting_text(list(range(30))).endswith("19 and 10 more")
 
@@ -83,7 +120,7 @@ def test_settings_in_words():
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_cache_is_a_table_on_a_terminal(screen, monkeypatch, capsys, tmp_path, width):
     monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path))
-    models = [CachedModel("google-t5/t5-small", "0123456789" * 4, ["main"], True, 123_456_789, 1e9, Path("x"))]
+    models = [CachedModel("google-t5/t5-small", "0123456789" * 4, ["main"], True, "", 123_456_789, 1e9, Path("x"))]
     monkeypatch.setattr("mlx_transformer.pretrained.cache.list_cache", lambda: models)
     used = datetime.fromtimestamp(1e9).strftime("%Y-%m-%d %H:%M")
     names, row, total = screen(width, cache.print_cache, False)
