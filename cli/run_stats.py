@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import click
 
+from mlx_transformer import blas
 from mlx_transformer.cli.results import LineResult
 from mlx_transformer.tokenization.normalization import is_blank
 
@@ -81,15 +82,17 @@ class RunStats:
             yield result
 
     def lines(self) -> str:
-        """Format the statistics as two lines, and others that list results in which something is missing."""
+        """Format the statistics as two lines, and others about slow computation and results that miss something."""
         import mlx.core as mx
 
         seconds = time.perf_counter() - self.start
+        advice = blas.speed_advice() if mx.default_device() == mx.cpu else None
         active, peak = (f"{size / 1e6:,.0f} MB" for size in (mx.get_active_memory(), mx.get_peak_memory()))
         return (
             f"{self.sentences:,} sentences, {self.tokens:,} tokens in {seconds:.2f} s ({self.tokens / seconds:,.0f} "
             f"tokens/s), first result after {self.first:.2f} s.\n"
             f"MLX memory: {active} now, {peak} at its peak."
+            + (f"\n{advice}" if advice else "")
             + _list_lines("Much too short for their sources", self.too_short)
             + _list_lines("Without a term that their sources ask for", self.missing_terms)
         )

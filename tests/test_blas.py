@@ -6,10 +6,16 @@ import shutil
 import subprocess
 import sys
 
+import mlx.core as mx
 import pytest
+from click.testing import CliRunner
+from support import echo_model
 from support.paths import ROOT
 
+import mlx_transformer as mt
 from mlx_transformer import blas
+from mlx_transformer.cli import main
+from mlx_transformer.cli.run_stats import RunStats
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MLX has a fast BLAS elsewhere")
 needs_openblas = pytest.mark.skipif(not blas.find_openblas(), reason="needs OpenBLAS")
@@ -121,6 +127,41 @@ class TestLoading:
             (tmp_path / name).symlink_to(library)
         (found, loaded), _ = run(REPORT, LD_LIBRARY_PATH=str(tmp_path))
         assert (found, loaded) == (expected, "True")
+
+
+@pytest.fixture
+def slow_blas(monkeypatch):
+    """A machine without OpenBLAS."""
+    monkeypatch.delenv(blas.VARIABLE, raising=False)
+    monkeypatch.setattr(blas, "is_slow", lambda: True)
+    monkeypatch.setattr(blas, "find_openblas", lambda: None)
+
+
+ADVICE = "because OpenBLAS is not installed"
+
+
+class TestAdvice:
+    @pytest.mark.cpu
+    def test_training_begins_with_it(self, slow_blas, tmp_path, caplog):
+        options = {"train": ("absent.tsv",), "valid": ("absent.tsv",), "output": str(tmp_path / "run")}
+        with pytest.raises(FileNotFoundError):
+            mt.train(mt.TrainingConfig(**options))
+        assert [ADVICE in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [True]
+
+    @pytest.mark.cpu
+    def test_verbose_generation_ends_with_it(self, slow_blas, monkeypatch):
+        echo_model.install(monkeypatch.setitem)
+        for options, lines in (["--verbose"], 1), ([], 0):
+            result = CliRunner().invoke(main, ["generate", *options, "one"])
+            assert result.stderr.count(ADVICE) == lines and result.stdout == "ONE\n"
+
+    def test_a_fast_machine_and_one_with_a_gpu_do_not_need_it(self, slow_blas, monkeypatch):
+        assert ADVICE in blas.speed_advice()
+        monkeypatch.setenv(blas.VARIABLE, "none")
+        assert blas.speed_advice() is None
+        monkeypatch.delenv(blas.VARIABLE)
+        monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+        assert ADVICE not in RunStats().lines()
 
 
 class TestCheck:

@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer import __version__
+from mlx_transformer import __version__, blas
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.config.serialization import to_dict
 from mlx_transformer.config.training import TrainingConfig, split_corpora
@@ -77,6 +77,8 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
     """Train in a locked run folder; return the interruption, which holds the signal that stopped the run, if any."""
     is_main_process = mx.distributed.init().rank() == 0
     if is_main_process:
+        if mx.default_device() == mx.cpu and (advice := blas.speed_advice()):
+            logger.warning(advice)
         run_directory.recover()
     options: dict[str, Any] = {"skip_bad_lines": config.skip_bad_lines, "remedy": BAD_LINE_REMEDY}
     in_memory = {
