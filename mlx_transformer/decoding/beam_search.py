@@ -87,7 +87,7 @@ def generate_ids(
     for position in range(first, max_length):
         done = state.done  # not the whole state: a reference to the old cache would force a copy
         state = step(grow_cache(state, position), batch.memory, batch.inputs)
-        mx.async_eval(state)  # start this step before waiting for the last one
+        start_step(state)  # before waiting for the last one
         if position > first and position % STEPS_PER_STOP_TEST == 0:
             (finished,) = to_host(done)
             if finished.all():
@@ -132,7 +132,7 @@ def stream_ids(
     for position in range(len(prefixes[0]), max_length + 1):
         if position < max_length:
             state = step(grow_cache(state, position), batch.memory, batch.inputs)
-            mx.async_eval(state)
+            start_step(state)
         if previous is not None:
             token, score, finished_score = (array.item() for array in to_host(*previous))
             if not max(score, finished_score) > NEG_INF:  # true for NaN as well
@@ -141,6 +141,13 @@ def stream_ids(
                 return
             yield int(token)
         previous = state.tokens, state.scores, state.finished_scores
+
+
+def start_step(state: BeamState) -> None:
+    """Start computing a step; on a CPU finish it, because the next step would copy a cache that is still in use."""
+    mx.async_eval(state)
+    if mx.default_device() == mx.cpu:
+        mx.eval(state)
 
 
 def to_host(*arrays: mx.array) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ And a sentence gets the same ones in any batch, whatever leaves it or grows mean
 import dataclasses
 import itertools
 import math
+import time
 
 import mlx.core as mx
 import numpy as np
@@ -928,3 +929,16 @@ def test_search_without_hypotheses_is_an_error(sources, search, broken):
     if search.beam_size == 1:
         with pytest.raises(ValueError, match="the model's logits are not finite, or all tokens are suppressed"):
             list(stream_ids(model, source[:1], search))
+
+
+@pytest.mark.cpu
+def test_a_step_has_ended_before_the_next_one_begins_on_a_cpu():
+    """A step that is still running would hold its cache, and the next one would copy it."""
+    x = mx.random.normal((400, 400))
+    for _ in range(20):
+        x = mx.softmax(x @ x, axis=-1)
+    started = time.perf_counter()
+    beam_search.start_step((x,))
+    taken = time.perf_counter() - started
+    mx.eval(x)
+    assert time.perf_counter() - started < 1.2 * taken
