@@ -34,6 +34,7 @@ from benchmarks.random_weights import (
     ms_per_token,
 )
 from benchmarks.roofline import FORMATS, Workload, loaded_bytes, step_bytes
+from benchmarks.rows import measure_rows, rows_table
 from benchmarks.shapes import SHAPES, Shape, distinct_token_counts, random_sources, write_checkpoint
 from benchmarks.train import Options, speed
 from benchmarks.trained_model import simple_sentences, time_first_sentence
@@ -48,6 +49,7 @@ PRECISIONS: dict[str, tuple[str, int | None]] = {
     "8-bit": ("float16", 8),
 }
 BEAMS = (1, 4)
+ROW_DIMS = (512, 2048)  # width and feed-forward width of the measured matrix products
 UPDATES = 4  # updates of each timed call
 
 
@@ -122,6 +124,8 @@ def main(
         print_now(f"\n## training, seconds an update\n\n{json.dumps(results['training'], indent=1)}")
     if platform.system() == "Darwin" if command_buffers is None else command_buffers:
         results["command_buffers"] = sweep_command_buffers(shapes[0], device, repeats, tokens)
+    results["rows"] = try_measurement(measure_rows, *ROW_DIMS, repeats, device)
+    print_now(f"\n## microseconds of two products by rows\n\n{format_rows(results['rows'])}")
     Path(output).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print_now(f"\nPlease send back {output}.")
 
@@ -251,6 +255,11 @@ def sweep_command_buffers(shape_name: str, device: str, repeats: int, tokens: in
         rows = try_measurement(measure_limits, *arguments)
     print_now(f"\n## limits of command buffers\n\n{rows if isinstance(rows, dict) else limits_table(rows)}")
     return rows
+
+
+def format_rows(rows: Any) -> str:
+    """Format the result of `measure_rows`, or its error."""
+    return str(rows) if isinstance(rows, dict) else rows_table(rows)
 
 
 def speed_table(shape_results: dict[str, Any]) -> str:

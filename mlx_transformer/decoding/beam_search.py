@@ -16,6 +16,7 @@ from mlx.utils import tree_map
 
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.decoding.batch_sizes import vector_batch_size
 from mlx_transformer.decoding.decode_step import BeamState, decode_step
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError, backtrace
 from mlx_transformer.decoding.inputs import DecodingInputs, check_per_source, make_decoding_inputs
@@ -82,6 +83,7 @@ def generate_ids(
     inputs, max_length = make_decoding_inputs(model, source, search, max_tokens, forced_bos_ids, prefixes, lines)
     batch, state = prefill(model, search, source, inputs, start_ids, prefixes)
     step = _compiled_step(model, search, scores, forced=forced_bos_ids is not None)
+    vector_size = vector_batch_size(model, search.beam_size)
     hypotheses: dict[int, list[Hypothesis]] = {}
     first = min(map(len, prefixes))
     for position in range(first, max_length):
@@ -92,9 +94,9 @@ def generate_ids(
             (finished,) = to_host(done)
             if finished.all():
                 break
-            if 2 * np.count_nonzero(~finished) <= len(finished):
+            if len(surviving := surviving_rows(finished, vector_size)) < len(finished):
                 hypotheses |= _finished_hypotheses(model, search, batch, state, prefixes)
-                batch, state = compact_batch(batch, state, surviving_rows(finished), search.beam_size)
+                batch, state = compact_batch(batch, state, surviving, search.beam_size)
     hypotheses |= _finished_hypotheses(model, search, batch, state, prefixes)
     results = [hypotheses[row] for row in range(source.shape[0])]
     if not all(results):
@@ -241,9 +243,14 @@ def grow_cache(state: BeamState, position: int) -> BeamState:
     )
 
 
-def surviving_rows(finished: np.ndarray) -> np.ndarray:
-    """Return the unfinished rows of a batch, and finished ones to fill up a half, a quarter, ... of its size."""
+def surviving_rows(finished: np.ndarray, vector_size: int) -> np.ndarray:
+    """Return the unfinished rows of a batch, and finished ones to fill up a half, a quarter, ... of its size.
+
+    A batch may also shrink to `vector_size`, see `vector_batch_size`, before half of it has finished.
+    """
     size, unfinished = len(finished), np.count_nonzero(~finished)
+    if unfinished <= vector_size < size:
+        size = vector_size
     while 2 * unfinished <= size:
         size //= 2
     return np.argsort(finished, kind="stable")[:size]

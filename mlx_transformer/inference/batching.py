@@ -5,12 +5,12 @@ from typing import TypeVar
 
 import mlx.core as mx
 
+from mlx_transformer.decoding.batch_sizes import POWERS
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 READ_AHEAD = 2048  # lines that are read ahead and sorted by length
 LENGTH_MULTIPLE = 16  # of padded lengths, for fused attention on Metal
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 CHARACTERS_PER_TOKEN = 64  # lines with more characters per position are certainly too long
 Result = TypeVar("Result")
 
@@ -54,13 +54,16 @@ def encode_truncated(
     return ids
 
 
-def batch_by_length(lengths: Sequence[int], max_length: int, max_positions: int) -> list[list[int]]:
+def batch_by_length(
+    lengths: Sequence[int], max_length: int, max_positions: int, sizes: Sequence[int] = POWERS
+) -> list[list[int]]:
     """Divide items into batches of similar length.
 
     Args:
         lengths: The length of each item.
         max_length: Upper limit of padded lengths.
         max_positions: Maximum number of padded positions in a batch; a batch of one item may have more.
+        sizes: The sizes that batches are padded to, increasing.
 
     Returns:
         The indices of the items in each batch. The batch of the first item comes first, so that its result is available
@@ -70,7 +73,7 @@ def batch_by_length(lengths: Sequence[int], max_length: int, max_positions: int)
     batches = []
     while order:
         size = 1
-        for candidate in BATCH_SIZES:
+        for candidate in sizes:
             longest = lengths[order[min(candidate, len(order)) - 1]]
             if candidate * padded_length(longest, max_length) <= max_positions:
                 size = candidate
@@ -87,9 +90,9 @@ def padded_length(length: int, max_length: int) -> int:
     return min(-(-length // multiple) * multiple, max_length)
 
 
-def padded_batch_size(count: int) -> int:
+def padded_batch_size(count: int, sizes: Sequence[int] = POWERS) -> int:
     """Round a batch size up to one of few, so that few shapes are compiled."""
-    return next((size for size in BATCH_SIZES if size >= count), count)
+    return next((size for size in sizes if size >= count), count)
 
 
 def pad_ids(rows: list[list[int]], length: int, pad_id: int) -> mx.array:

@@ -15,6 +15,7 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack, change_search
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED
 from mlx_transformer.config.tokenizer import MIN_SOURCE_TOKENS
+from mlx_transformer.decoding.batch_sizes import batch_sizes
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
 from mlx_transformer.decoding.inputs import check_search, max_target_tokens
@@ -343,6 +344,7 @@ def _generate_window(
     """Search sources in batches of similar length; yield their hypotheses in order."""
     nonempty = [i for i, source in enumerate(sources) if source.ids]
     max_length, max_positions = model.config.encoder.max_length, batch_tokens // search.beam_size
+    sizes = batch_sizes(model, search.beam_size)
 
     def complete(batch: list[EncodedSource]) -> Iterator[list[Hypothesis]]:
         rows = _search_batch(model, batch, search, scores)
@@ -364,7 +366,7 @@ def _generate_window(
             if not source.ids:
                 yield i, [_failed_hypothesis(source.error) if source.error else empty]
         with wired_memory():
-            for batch in batch_by_length([len(sources[i].ids) for i in nonempty], max_length, max_positions):
+            for batch in batch_by_length([len(sources[i].ids) for i in nonempty], max_length, max_positions, sizes):
                 indices = [nonempty[i] for i in batch]
                 rows = bisect_on_error(
                     complete, [sources[i] for i in indices], lambda _, error: [_failed_hypothesis(error)]
@@ -424,7 +426,7 @@ def _search_batch(
 
     A source without a hypothesis gets one with an error.
     """
-    num_padding = padded_batch_size(len(sources)) - len(sources)
+    num_padding = padded_batch_size(len(sources), batch_sizes(model, search.beam_size)) - len(sources)
     padded = sources + [sources[0]._replace(ids=[model.config.eos_id])] * num_padding
     arguments = _search_arguments(model, padded, search)
     arguments["max_tokens"][len(sources) :] = [1] * num_padding

@@ -654,9 +654,9 @@ def test_finished_sentences_leave_the_batch_without_changing_results(kind, monke
     search = dataclasses.replace(SEARCHES[kind], suppress_ids=(1,) if "rules" not in kind else ())
     sizes, step = [], beam_search.decode_step
 
-    def counting(model, search, state, memory, request):
+    def counting(model, search, scores, state, memory, request):
         sizes.append(len(state.tokens))
-        return step(model, search, state, memory, request)
+        return step(model, search, scores, state, memory, request)
 
     monkeypatch.setattr(beam_search, "decode_step", counting)
     results = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
@@ -666,6 +666,47 @@ def test_finished_sentences_leave_the_batch_without_changing_results(kind, monke
         assert [len(hypotheses[0].ids) for hypotheses in results] == last
         assert sizes == [9] * 33 + [4] * 32 + [2] * 8 + [1] * 17
     assert sizes[0] == 9 and sizes[-1] == 1 and set(sizes) <= {9, 4, 2, 1}
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_batches_shrink_to_the_rows_of_vector_kernels_without_changing_results(beam_size, monkeypatch, tolerance):
+    model = leaving_model(eos_bias=-2)
+    sources, limits = random_sources(model.config, [3, 12, 5, 9, 4, 6], seed=5), [3, 22, 4, 3, 13, 13]
+    search = SearchConfig(beam_size=beam_size, suppress_ids=(1,))
+    alone = search_alone(model, sources, search, limits)
+    sizes, compact = [], beam_search.compact_batch
+
+    def counting(batch, state, surviving, beams):
+        sizes.append(len(surviving))
+        return compact(batch, state, surviving, beams)
+
+    monkeypatch.setattr(beam_search, "compact_batch", counting)
+    monkeypatch.setattr(beam_search, "vector_batch_size", lambda model, beams: 5)
+    results = generate_ids(model, padded(sources, model.config), search, limits)
+    assert_same(results, alone, tolerance)
+    assert sizes == [5, 1]  # without vector kernels [3, 1]
+
+
+@pytest.mark.parametrize(
+    "unfinished, rows, vector_size, expected",
+    [
+        (9, 9, 0, 9),
+        (5, 9, 0, 9),
+        (4, 9, 0, 4),
+        (1, 9, 0, 1),
+        (5, 9, 5, 5),
+        (6, 9, 5, 9),
+        (2, 9, 5, 2),
+        (5, 5, 5, 5),
+        (15, 16, 15, 15),
+        (16, 64, 15, 16),
+        (15, 64, 15, 15),
+    ],
+)
+def test_surviving_rows(unfinished, rows, vector_size, expected):
+    finished = np.arange(rows) % rows >= unfinished
+    surviving = beam_search.surviving_rows(np.random.default_rng(0).permutation(finished), vector_size)
+    assert len(surviving) == len(set(surviving.tolist())) == expected
 
 
 @pytest.mark.parametrize("rule", RULES)

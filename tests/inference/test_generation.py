@@ -13,10 +13,11 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.decoding.batch_sizes import POWERS
 from mlx_transformer.decoding.beam_search import generate_ids
 from mlx_transformer.decoding.inputs import max_target_tokens
 from mlx_transformer.inference import generation
-from mlx_transformer.inference.batching import BATCH_SIZES, SourceLine, encode_sources, encode_truncated
+from mlx_transformer.inference.batching import SourceLine, encode_sources, encode_truncated
 from mlx_transformer.inference.generation import generate, generate_hypotheses, stream_generate
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -297,7 +298,7 @@ class TestBatches:
         assert len(list(generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=1024))) == 3000
         lengths = {length for _, length in shapes}
         assert lengths <= {16, 32, LIMIT}
-        assert all(rows in BATCH_SIZES for rows, _ in shapes)
+        assert all(rows in POWERS for rows, _ in shapes)
         assert len(shapes) <= 12 < sum(shapes.values())
 
     @pytest.mark.parametrize("batch_tokens", [0, -5])

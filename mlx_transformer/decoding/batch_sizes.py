@@ -1,0 +1,34 @@
+"""How many sentences a batch should have: few sizes, so that few shapes are compiled, and those that a device likes.
+
+Metal has kernels that multiply few rows (sentences x beams) by a matrix about as fast as one. With more rows it pads
+them to 64, so that 16 cost as much as 64. The limits are those of MLX's sources (matmul.cpp, quantized.cpp); we have
+not measured them, but `benchmarks.mac` does, on any chip.
+"""
+
+import re
+
+import mlx.core as mx
+
+from mlx_transformer.model.precision import gpu_architecture
+from mlx_transformer.model.quantization import quantization_of
+from mlx_transformer.model.transformer import Transformer
+
+POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+# First generation of Apple's GPUs (M1 is 13, M3 is 15) -> the most rows that kernels for few rows take.
+HALF_PRECISION_ROWS = {13: 1, 15: 15}
+QUANTIZED_ROWS = {13: 9, 15: 12}
+
+
+def vector_batch_size(model: Transformer, beams: int) -> int:
+    """Return the largest batch whose rows kernels for few rows take; 0 on devices other than Apple's GPUs."""
+    generation = re.match(r"applegpu_g(\d+)", gpu_architecture() or "")
+    if generation is None or (quantization_of(model) is None and model.dtype == mx.float32):
+        return 0
+    limits = HALF_PRECISION_ROWS if quantization_of(model) is None else QUANTIZED_ROWS
+    return max((rows for first, rows in limits.items() if first <= int(generation[1])), default=0) // beams
+
+
+def batch_sizes(model: Transformer, beams: int) -> tuple[int, ...]:
+    """Return the sizes that batches are padded to, increasing: powers of two, and the `vector_batch_size`."""
+    return tuple(sorted({*POWERS, vector_batch_size(model, beams)} - {0}))
