@@ -67,7 +67,8 @@ def corpus_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     streams = to_reference_streams(references)
     scores: dict[str, Any] = {}
     for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
-        scores[name] = metric.corpus_score(list(hypotheses), streams).score
+        score = metric.corpus_score(list(hypotheses), streams).score
+        scores[name] = min(score, 100.0)  # rounding errors
         scores[f"{name}_signature"] = str(metric.get_signature())
     return scores | {"exact_match": matches}
 

@@ -19,6 +19,13 @@ def test_references_are_grouped_in_the_order_of_their_sources():
     assert group_references(pairs) == (["b", "a"], [["1", "3"], ["2"]])
 
 
+def test_perfect_scores_are_100():
+    texts = ["I am very tired today.", "I love you."]
+    assert BLEU().corpus_score(texts, [texts]).score > 100
+    scores = corpus_scores(texts, [[text] for text in texts])
+    assert (scores["bleu"], scores["chrf"]) == (100, 100)
+
+
 def test_one_reference_equals_sacrebleu():
     first = [group[0] for group in REFERENCES]
     scores = corpus_scores(HYPOTHESES, [[reference] for reference in first])

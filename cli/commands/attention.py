@@ -105,7 +105,7 @@ def command(
     pair = encode_pair(network, tokenizer, text, target, search, **options)
     if pair.truncated:
         warn_truncated("TEXT" if target is None else "TEXT or --target")
-    figure = attention_figure(network, tokenizer, pair.source, pair.target, kinds, layers, heads)
+    figure = attention_figure(network, tokenizer, pair.source, pair.target, kinds, layers, heads, recased=pair.recased)
     activity.show("Drawing")
     save(figure, output)
     activity.clear()

@@ -83,6 +83,7 @@ class EncodedPair(NamedTuple):
         truncated: Whether source or target was truncated.
         units: Word (or token) index of each source id, and of each target id after the start token; for alignments.
         error: Why the pair could not be tokenized.
+        recased: Whether the source was in capitals, which the model reads in lower case.
     """
 
     source: list[int]
@@ -91,6 +92,7 @@ class EncodedPair(NamedTuple):
     truncated: bool = False
     units: tuple[WordIndices, WordIndices] = ([], [])
     error: str | None = None
+    recased: bool = False
 
     @property
     def length(self) -> int:

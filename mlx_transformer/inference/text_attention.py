@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 class TextAttention(NamedTuple):
     """Attention weights of a text and its target, for each layer.
 
+    A source in capitals, and its target, have tokens in lower case if the model reads such lines so (`recase`).
     Row i of `decoder` and `cross` is the position that reads `target_tokens[i]` and predicts `target_tokens[i + 1]`.
     The arrays are float32 and sum to 1 over the last axis.
 
@@ -111,12 +112,11 @@ def encode_pair(
         (result,) = score(model, tokenizer, [source], [target], **options)
         ids, truncated = result.tokens, result.truncated
     prefix = options.pop("source_prefix")
-    lines = prepare_lines(tokenizer.config, make_source_lines([source], **options), prefix)
-    (source_ids,) = encode_sources(tokenizer, list(lines))
+    (line,) = prepare_lines(tokenizer.config, make_source_lines([source], **options), prefix)
+    (source_ids,) = encode_sources(tokenizer, [line])
     ((start_id, _),) = tokenizer.decoder_starts(1, options["target_language"])
-    return EncodedPair(
-        tokenizer.truncate_source(source_ids, model.config.encoder.max_length), [start_id, *ids], truncated=truncated
-    )
+    source_ids = tokenizer.truncate_source(source_ids, model.config.encoder.max_length)
+    return EncodedPair(source_ids, [start_id, *ids], truncated=truncated, recased=line.recase)
 
 
 def warn_if_cut(pair: EncodedPair) -> None:

@@ -17,6 +17,7 @@ from mlx_transformer.inference.attention_weights import AttentionWeights, attent
 from mlx_transformer.inference.generation import make_search
 from mlx_transformer.inference.text_attention import encode_pair, warn_if_cut
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.plotting.figures import DPI, crop
 from mlx_transformer.plotting.fonts import Pieces, readable_pieces, render_labels, text_width
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
@@ -33,6 +34,7 @@ PANELS_PER_ROW = 4
 TITLE_HEIGHT = 4.5  # of a panel, in cells
 MAX_LABEL_LENGTH = 12  # characters of a token
 MAX_VECTOR_CELLS = 10_000  # larger panels are embedded in .svg and .pdf as images
+RECASED = "A text in capitals is read in lower case."
 COLORBAR_TICKS = (0, 0.05, 0.2, 0.5, 1)
 
 
@@ -96,7 +98,7 @@ def plot_attention(
     pair = encode_pair(model, tokenizer, source, target, search, source_prefix=source_prefix, **languages)
     warn_if_cut(pair)
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    return attention_figure(model, tokenizer, pair.source, pair.target, kinds, layers, heads)
+    return attention_figure(model, tokenizer, pair.source, pair.target, kinds, layers, heads, recased=pair.recased)
 
 
 def attention_figure(
@@ -107,6 +109,8 @@ def attention_figure(
     kinds: Sequence[str] = (),
     layers: Sequence[int] = (),
     heads: Sequence[int] = (),
+    *,
+    recased: bool = False,
 ) -> Figure:
     """Draw the attention weights of the token ids of a source and a target; see `plot_attention`.
 
@@ -118,6 +122,7 @@ def attention_figure(
         kinds: See `plot_attention`.
         layers: See `plot_attention`.
         heads: See `plot_attention`.
+        recased: Whether to say that the model reads a text in capitals in lower case.
 
     Raises:
         ValueError: If a kind, layer or head does not exist, or the figure would be too large.
@@ -135,7 +140,8 @@ def attention_figure(
     texts, families = render_labels(chain.from_iterable(side.labels for side in pieces.values()), MAX_LABEL_LENGTH)
     shown = iter(texts)
     labels = {name: list(islice(shown, len(side.labels))) for name, side in pieces.items()}
-    return _draw_panel_grid(arrange_panels(panels), labels, 0.4 * max(map(text_width, texts)) + 2, families)
+    caption = RECASED if recased else ""
+    return _draw_panel_grid(arrange_panels(panels), labels, 0.4 * max(map(text_width, texts)) + 2, families, caption)
 
 
 def select_panels(
@@ -196,7 +202,7 @@ def cell_size(across: float, down: float) -> float:
 
 
 def _draw_panel_grid(
-    rows: list[list[AttentionPanel]], labels: dict[str, list[str]], margin: float, families: list[str]
+    rows: list[list[AttentionPanel]], labels: dict[str, list[str]], margin: float, families: list[str], caption: str
 ) -> Figure:
     """Draw rows of panels with cells of equal size; the label margin, left and above, is in cells as well."""
     widths = [max(9, *(panel.weights.shape[1] for panel in column if panel)) + margin for column in zip_longest(*rows)]
@@ -204,23 +210,41 @@ def _draw_panel_grid(
     across, down = sum(widths) + 1, sum(heights) + 4
     cell = cell_size(across, down)
     font: dict[str, Any] = {"family": families, "size": 0.62 * 72 * cell}
-    figure = Figure(figsize=(across * cell, down * cell))
+    figure = Figure(figsize=(across * cell, down * cell), dpi=DPI)
+    drawn: list[list[Axes]] = []
     for i, row in enumerate(rows):
+        drawn.append([])
         for j, panel in enumerate(row):
             queries, keys = panel.weights.shape
             left, bottom = sum(widths[:j]) + margin, down - sum(heights[:i]) - margin - TITLE_HEIGHT - queries
-            axes = figure.add_axes((left / across, bottom / down, keys / across, queries / down))
-            mesh = _draw_panel(axes, panel, labels, font)
+            drawn[i].append(figure.add_axes((left / across, bottom / down, keys / across, queries / down)))
+            mesh = _draw_panel(drawn[i][j], panel, labels, font)
+    _add_titles(figure, drawn, rows, font)
     bar = figure.add_axes((margin / across, 2.4 / down, 9 / across, 0.5 / down))
     figure.colorbar(mesh, bar, orientation="horizontal", ticks=COLORBAR_TICKS, format="%g").outline.set_visible(False)
     bar.tick_params(labelsize=font["size"])
     bar.set_xlabel("attention weight", color="0.4", **font)
+    bar.text(1.1, 0, caption, transform=bar.transAxes, **font)
+    crop(figure)
     return figure
+
+
+def _add_titles(
+    figure: Figure, drawn: list[list[Axes]], rows: list[list[AttentionPanel]], font: dict[str, Any]
+) -> None:
+    """Add the titles of panels; those of a row stand level, above the highest label of its columns."""
+    figure.draw_without_rendering()  # places the labels
+    for row, panels in zip(drawn, rows, strict=True):
+        top = max(axes.xaxis.label.get_window_extent().y1 for axes in row) + 0.8 * font["size"] / 72 * figure.dpi
+        for axes, panel in zip(row, panels, strict=True):
+            _, height = axes.transAxes.inverted().transform((0, top))
+            title = f"{ATTENTION_KINDS[panel.kind][0]}\n{panel.title}"
+            axes.set_title(title, loc="left", pad=0, y=height, **font | {"size": 1.1 * font["size"]})
 
 
 def _draw_panel(axes: Axes, panel: AttentionPanel, labels: dict[str, list[str]], font: dict[str, Any]) -> QuadMesh:
     """Draw a matrix as coloured cells, dark for high weights, grey where the causal mask hides keys."""
-    name, rows, columns = ATTENTION_KINDS[panel.kind]
+    _, rows, columns = ATTENTION_KINDS[panel.kind]
     queries, keys = panel.weights.shape
     mesh = axes.pcolormesh(
         panel.weights,
@@ -237,6 +261,5 @@ def _draw_panel(axes: Axes, panel: AttentionPanel, labels: dict[str, list[str]],
     axes.xaxis.set_label_position("top")
     axes.set_xlabel(columns, color="0.4", **font)
     axes.set_ylabel(rows, color="0.4", **font)
-    axes.set_title(f"{name}\n{panel.title}", loc="left", **font | {"size": 1.1 * font["size"]})
     axes.spines[:].set_visible(False)
     return mesh

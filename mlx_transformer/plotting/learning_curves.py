@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from mlx_transformer.plotting.figures import DPI
 from mlx_transformer.plotting.fonts import render_labels, text_width
 from mlx_transformer.training.run_directory import RunDirectory
 
@@ -24,6 +25,7 @@ PANELS = {
     "chrF": ("chrf", ("validation",)),
     "learning rate": ("learning_rate", ("step",)),
 }
+MAX_SCORES = {"BLEU": 100, "chrF": 100}
 MIN_SPANS = {LOSS: 0.5, "BLEU": 5.0, "chrF": 5.0}  # of a vertical axis, so that noise does not look like change
 MAX_NUMBER = 1e30  # far above any loss; matplotlib overflows near the largest float
 PANEL_SIZE = (3.1, 2.1)  # inches
@@ -60,7 +62,7 @@ def plot_learning_curves(runs: str | Path | Sequence[str | Path]) -> Figure:
     ]
     columns = min(2, len(titles))
     rows = math.ceil(len(titles) / columns)
-    figure = Figure(figsize=(PANEL_SIZE[0] * columns, PANEL_SIZE[1] * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(PANEL_SIZE[0] * columns, PANEL_SIZE[1] * rows + 0.4), dpi=DPI, layout="constrained")
     for index, title in enumerate(titles, start=1):
         axes = figure.add_subplot(rows, columns, index, sharex=figure.axes[0] if figure.axes else None)
         for number, log in enumerate(logs):
@@ -100,6 +102,9 @@ def _format_axes(axes: Axes, title: str, label: str) -> None:
     is_logarithmic = title == LOSS and 0 < 4 * low < high
     if not is_logarithmic and (missing := MIN_SPANS.get(title, 0) - (high - low)) > 0:
         axes.set_ylim(max(0, low - missing / 2), high + missing / 2)
+    if title in MAX_SCORES:  # the axis may end above, with room for the star
+        bottom, top = axes.get_ylim()
+        axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= min(top, MAX_SCORES[title])])
     if is_logarithmic:
         axes.set_yscale("log")
         subs = (1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 3) if high < 1000 * low else (1,)

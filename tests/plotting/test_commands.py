@@ -68,7 +68,9 @@ class TestAttentionCommand:
     def seen(self, monkeypatch):
         """The arguments of `attention_figure`, which draws nothing."""
         calls = []
-        monkeypatch.setattr(attention_maps, "attention_figure", lambda *given: calls.append(given) or figures.Figure())
+        monkeypatch.setattr(
+            attention_maps, "attention_figure", lambda *given, recased: calls.append(given) or figures.Figure()
+        )
         return calls
 
     def test_attention_writes_a_picture(self, invoke, tmp_path):

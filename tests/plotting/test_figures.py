@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from support.paths import ROOT
 
@@ -12,6 +13,7 @@ import mlx_transformer as mt
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.image import imread
 from support.plots import (
     BEGINNINGS,
     error_line,
@@ -27,6 +29,21 @@ class TestSave:
         path = tmp_path / f"curves.{ending}"
         figures.save(learning_curves.plot_learning_curves([run()]), path)
         assert path.read_bytes().startswith(BEGINNINGS[ending.lower()])
+
+    @pytest.mark.parametrize(
+        "draw",
+        [lambda run: attention_maps.attention_figure(*word_model()), lambda run: mt.plot_learning_curves(run())],
+        ids=["attention", "curves"],
+    )
+    def test_savefig_gives_the_same_picture_without_empty_edges(self, run, tmp_path, draw):
+        figure = draw(run)
+        figure.savefig(tmp_path / "python.png")
+        figures.save(figure, tmp_path / "command.png")
+        assert (tmp_path / "python.png").read_bytes() == (tmp_path / "command.png").read_bytes()
+        pixels = imread(tmp_path / "python.png")[..., :3].min(axis=2) < 0.9
+        rows, columns = (np.flatnonzero(pixels.any(axis=axis)) for axis in (1, 0))
+        edges = rows[0], columns[0], len(pixels) - 1 - rows[-1], len(pixels[0]) - 1 - columns[-1]
+        assert max(edges) <= 0.2 * figures.DPI
 
     def test_svg_text_is_stored_as_paths(self, tmp_path):
         path = tmp_path / "attention.svg"

@@ -115,6 +115,17 @@ class TestLearningCurves:
         (legend,) = learning_curves.plot_learning_curves([run("a"), run("b", [start, *LOG])]).legends
         assert [text.get_text() for text in legend.get_texts()][2] == "training, with label smoothing"
 
+    @pytest.mark.parametrize("scores", [(20, 100.0), (97.9, 99.99), (100.0, 100.0), (99.5, 100.00000000000004)])
+    def test_scores_have_no_ticks_above_100(self, run, scores):
+        log = [*STEPS, *(entry | {"bleu": score} for entry, score in zip(VALIDATIONS, scores, strict=False))]
+        (axes,) = [
+            axes
+            for axes in learning_curves.plot_learning_curves(run(entries=log)).axes
+            if axes.get_title("left") == "BLEU"
+        ]
+        ticks, (bottom, top) = axes.get_yticks(), axes.get_ylim()
+        assert len(ticks) > 2 and bottom <= min(ticks) and max(ticks) == 100 and top > max(scores)
+
     def test_axes_are_not_zoomed_to_noise(self, run):
         entries = [{"event": "validation", "step": i, "loss": 2 + i / 100, "bleu": 1 + i / 10} for i in range(3)]
         loss, bleu = learning_curves.plot_learning_curves([run(entries=entries)]).axes
