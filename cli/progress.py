@@ -33,7 +33,11 @@ class Bar:
     def __init__(self, total: int, unit: str, done: int = 0) -> None:
         self.total, self.done, self.unit = total, done, unit
         self.figures: list[str] = []
-        self._first, self._start = done, time.monotonic()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Measure the time from now on, for example after a compilation that is no part of a step's time."""
+        self._first, self._start = self.done, time.monotonic()
 
     def update(self, done: int, figures: Iterable[str] = ()) -> None:
         """Set the count and the figures; they are drawn a moment later."""

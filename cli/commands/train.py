@@ -182,9 +182,10 @@ class Progress:
     """Shows the log of training: validations as tables or lines, steps as a bar or as lines."""
 
     def __init__(self, config: TrainingConfig) -> None:
-        """Prepare a progress bar that appears with the first step."""
+        """Prepare to show the log of a run."""
         self.config = config
         self.bar: Bar | None = None
+        self.is_first_entry = True
         self.stack = ExitStack()
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -200,7 +201,7 @@ class Progress:
         self.stack.close()
 
     def start(self, event: dict[str, Any]) -> None:
-        """Print the sizes of model and corpus."""
+        """Print the sizes of model and corpus, and draw the bar, which waits for the first entry about steps."""
         left_out = f", {event['too_long']:,} skipped because they are too long" if event.get("too_long") else ""
         resumed = f", resumed at step {event['step']:,}" if event["step"] else ""
         text = f"{event['parameters']:,} parameters to train, {event['pairs']:,} pairs{left_out}{resumed}"
@@ -211,6 +212,8 @@ class Progress:
             activity.print_line(
                 f"validation translates up to {self.config.bleu_sentences:,} sentences with the model's {search}"
             )
+        if can_draw() and event["step"] < event["steps"]:
+            self.bar = self.stack.enter_context(activity.bar(event["steps"], "steps", done=event["step"]))
 
     def step(self, event: dict[str, Any]) -> None:
         """Show loss, speed, learning rate, memory and time left."""
@@ -223,10 +226,11 @@ class Progress:
             "memory": f"{event['memory'] / 1e9:.2f}GB",
         }
         texts = [f"{name} {value}" for name, value in figures.items()]
-        if can_draw():
-            if self.bar is None:
-                self.bar = self.stack.enter_context(activity.bar(event["steps"], "steps", done=event["step"]))
+        if self.bar is not None:
             self.bar.update(event["step"], texts)
+            if self.is_first_entry:
+                self.bar.start_clock()
+            self.is_first_entry = False
         else:
             left = format_duration(event["seconds_left"])
             activity.print_line(f"step {event['step']}/{event['steps']} {' '.join(texts)} left {left}")

@@ -231,13 +231,16 @@ class Trainer:
         self.log_event("start", **sizes, steps=config.steps, **settings, conditions=environment_info())
         if state.step == config.steps and state.progress.get("validated") != state.step:
             self._validate()  # stopped at what is now the last step
-        logger.info("Compiling the model; progress is shown after the first %d steps", config.log_every)
-        updates = self._train_steps(corpus)
+        logger.info("Compiling the first step")
+        updates, first_step = self._train_steps(corpus), state.step + 1
         while state.step < config.steps and not self._out_of_patience:
             self.metrics.add(*next(updates))
             is_last = state.step == config.steps
             if state.step % config.log_every == 0 or is_last:
                 self.log_event("step", **self.metrics.flush())
+            elif state.step == first_step:
+                self.metrics.check_finite()  # waits for the step
+                logger.info("Training; loss and speed are shown every %d steps", config.log_every)
             if state.step % config.valid_every == 0 or is_last:
                 self._validate()
             if self._stop_requested():

@@ -229,9 +229,57 @@ def test_every_command_says_what_it_is_doing(invoke, tmp_path, monkeypatch, argu
         assert text in result.stderr
 
 
+class TestTraining:
+    """The bar of training appears before the first step, which may take a minute."""
+
+    STEP = {"loss": 1.0, "perplexity": 2.7, "tokens_per_second": 9.0, "learning_rate": 1e-3, "gradient_norm": 1.0}
+
+    @pytest.fixture
+    def train(self, monkeypatch):
+        """Trains on a terminal from a step to the last of 100, and waits before its first log entry about steps."""
+
+        def replace(step):
+            def run(config, report):
+                shared = {"step": step, "steps": 100}
+                report({"event": "start", "parameters": 5, "pairs": 7} | shared)
+                LIBRARY.info("Compiling the first step")
+                time.sleep(LONG)
+                if step < 100:
+                    report(
+                        {"event": "step", "memory": 1, "seconds_left": 1.0} | self.STEP | shared | {"step": step + 20}
+                    )
+                    time.sleep(LONG)
+                return "best"
+
+            monkeypatch.setitem(vars(mt), "train", run)
+            monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
+            return CliRunner().invoke(main, ["train", "--train", "a", "--valid", "a", "--output", "run"]).stderr
+
+        return replace
+
+    @pytest.mark.parametrize("step", [0, 40])
+    def test_the_bar_is_there_while_the_first_step_is_compiled(self, train, step):
+        before, after = train(step).split(f"{step + 20}/100 steps", 1)
+        assert f"{step}/100 steps" in before and "Compiling the first step" in before
+        assert "loss 1.000" in after and "Compiling" not in after
+
+    def test_a_run_without_further_steps_has_no_bar(self, train):
+        assert "100/100 steps" not in train(100)
+
+
+def test_the_time_left_does_not_count_the_compilation(monkeypatch):
+    clock = iter([0, 60, 70])  # 10 seconds for 10 steps, after a minute
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    bar = Bar(100, "steps")
+    bar.update(20)
+    bar.start_clock()
+    bar.update(30)
+    assert bar._time() == "0:01:10 left"
+
+
 def test_training_says_what_it_is_doing_before_its_first_step(tmp_path, caplog):
     caplog.set_level("INFO", logger="mlx_transformer")
-    options = {"num_layers": 1, "dims": 64, "mlp_dims": 64, "steps": 1, "batch_tokens": 256, "valid_every": 1}
+    options = {"num_layers": 1, "dims": 64, "mlp_dims": 64, "steps": 3, "batch_tokens": 256, "valid_every": 3}
     Path(tmp_path / "pairs.tsv").write_text("un deux\tone two\n" * 20)
     spec = (str(tmp_path / "pairs.tsv"),)
     with mx.stream(mx.cpu):
@@ -241,6 +289,7 @@ def test_training_says_what_it_is_doing_before_its_first_step(tmp_path, caplog):
         "Reading the corpora",
         "Learning a vocabulary from 20 pairs",
         "Tokenising the corpora",
-        "Compiling the model; progress is shown after the first 20 steps",
+        "Compiling the first step",
+        "Training; loss and speed are shown every 20 steps",
         "Validating",
     ]

@@ -185,6 +185,7 @@ class TestTrain:
         bars = []
 
         def fake(config, report):
+            report(ENTRIES[0] | {"step": 4, "steps": 10})
             for step in (6, 8):
                 report(ENTRIES[1] | {"step": step, "steps": 10})
             bars.append(report.bar)
