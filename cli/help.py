@@ -9,7 +9,10 @@ from typing import Any
 
 import click
 
+from mlx_transformer.messages import similar_names
+
 MAX_NAME = 30  # characters of an option with its value, beside which the help stands
+EXTRA_ARGUMENT = re.compile("Got unexpected extra argument")
 TEXT_HINT = 'A TEXT that begins with a dash stands after --, as in -- "- Hello!".'
 
 
@@ -62,12 +65,34 @@ class OneLineUsageError(click.ClickException):
     exit_code = 2
 
     def __init__(self, error: click.UsageError) -> None:
-        message = " ".join(error.format_message().split())
+        message = " ".join(describe_usage_error(error).split())
         if error.ctx is not None:
-            if isinstance(error, click.NoSuchOption) and not error.possibilities and takes_text(error.ctx.command):
-                message += f" {TEXT_HINT}"
             message = f"{message.rstrip('.')}. See {error.ctx.command_path} --help."
         super().__init__(message)
+
+
+def describe_usage_error(error: click.UsageError) -> str:
+    """Return the message of a usage error, with similar names as in the errors of the library, or a hint."""
+    details = vars(error)
+    if details.get("possibilities"):
+        name = details.get("option_name") or details["command_name"]
+        return f"{error.message.rstrip('.')}. {similar_names(name, details['possibilities'])}"
+    message = error.format_message()
+    if error.ctx is not None:
+        command = error.ctx.command
+        if isinstance(error, click.NoSuchOption) and takes_text(command):
+            return f"{message.rstrip('.')}. {TEXT_HINT}"
+        if EXTRA_ARGUMENT.match(message):
+            return f"{message.rstrip('.')}. {extra_argument_hint(command)}"
+    return message
+
+
+def extra_argument_hint(command: click.Command) -> str:
+    """Return what to do about more arguments than a command takes."""
+    if not any(isinstance(param, click.Argument) for param in command.params):
+        return "This command takes only options."
+    targets = [f", and its target after {param.opts[0]}" for param in command.params if param.name == "target"]
+    return f"Put {'a TEXT' if takes_text(command) else 'an argument'} with spaces in quotes{''.join(targets)}."
 
 
 def takes_text(command: click.Command) -> bool:

@@ -20,6 +20,7 @@ from mlx_transformer.inference.alignment import WORD
 from mlx_transformer.inference.scoring import score
 from mlx_transformer.inference.sentence_splitting import UNSPACED_SCRIPTS
 from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
+from mlx_transformer.messages import similar_names
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
@@ -94,7 +95,8 @@ def _compile(name: str) -> re.Pattern[str]:
     """Compile the regular expression of a kind of text, or one that is given itself."""
     kinds = ", ".join(PROTECTED_PATTERNS)
     if name not in PROTECTED_PATTERNS and re.fullmatch("[a-z, ]+", name):
-        raise ValueError(f"protect must be any of {kinds}, or a regular expression: {name!r} is a word.")
+        similar = similar_names(name, PROTECTED_PATTERNS)
+        raise ValueError(f"protect must be a kind of text or a regular expression, not the word {name!r}. {similar}")
     try:
         return re.compile(PROTECTED_PATTERNS.get(name, name))
     except re.error as error:

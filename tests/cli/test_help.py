@@ -90,6 +90,15 @@ class TestErrors:
         [
             (["--nonsense"], "No such option"),
             (["nonsense"], "No such command 'nonsense'"),
+            (["genrate"], "No such command 'genrate'. Similar ones are generate."),
+            (["generate", "--beamsize", "2"], "No such option '--beamsize'. Similar ones are --beam-size."),
+            (["score", "--aligments"], "Similar ones are --alignments, --alignment-head, --alignment-layer."),
+            (
+                ["attention", "I", "see", "-o", "a.png"],
+                "(see). Put a TEXT with spaces in quotes, and its target after --t",
+            ),
+            (["info", "my", "model"], "(model). Put an argument with spaces in quotes."),
+            (["score", "a"], "(a). This command takes only options."),
             (["generate", "--beam-size", "x"], "Invalid value for '--beam-size': 'x' is not a valid integer."),
             (["attention"], "Missing"),
             (["generate", "--input", "x", "one"], "Give TEXT or --input, not both."),
@@ -97,7 +106,7 @@ class TestErrors:
     )
     def test_usage_errors_have_one_line_that_names_the_help(self, echo, arguments, text):
         line = error_line(echo(*arguments, status=2))
-        command = "main" if "nonsense" in arguments[0] else f"main {arguments[0]}"
+        command = f"main {arguments[0]}" if arguments[0] in main.commands else "main"
         assert text in line and re.search(rf"[^.]\. See {command} --help\.\n$", line)
 
     @pytest.mark.parametrize(

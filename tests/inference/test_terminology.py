@@ -65,9 +65,16 @@ class TestFinding:
         with pytest.raises(ValueError, match=r"protect must be any of urls, .* regular expression: '\(' has "):
             Terminology(protect=("(",))
 
-    @pytest.mark.parametrize("name", ["number", "urls,numbers", "none"])
-    def test_misspelt_kinds_are_refused(self, name):
-        with pytest.raises(ValueError, match=f"'{name}' is a word"):
+    @pytest.mark.parametrize(
+        ("name", "remedy"),
+        [
+            ("nubmers", "Similar ones are numbers."),
+            ("urls,numbers", "Similar ones are numbers."),
+            ("none", "Known ones are urls, addresses, placeholders, tags, numbers."),
+        ],
+    )
+    def test_misspelt_kinds_are_refused(self, name, remedy):
+        with pytest.raises(ValueError, match=f"^protect must be a kind of .*, not the word '{name}'. {remedy}$"):
             Terminology(protect=["urls", name])
 
     def test_one_kind_may_be_given_as_text(self):
