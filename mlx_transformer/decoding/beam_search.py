@@ -223,8 +223,8 @@ def _encode_sources(model: Transformer, beams: int, source: mx.array) -> Memory:
 
 
 def _cache_capacity(length: int) -> int:
-    """Return the smallest of the capacities 32, 64, 128, ... that holds `length` tokens."""
-    return max(32, 1 << (length - 1).bit_length())
+    """Return the smallest of the capacities 16, 32, 64, ... that holds `length` tokens."""
+    return max(16, 1 << (length - 1).bit_length())
 
 
 def grow_cache(state: BeamState, position: int) -> BeamState:
