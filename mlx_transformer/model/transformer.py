@@ -195,10 +195,9 @@ class Layer(nn.Module):
 
         x = self.self_attention_residual(x, self_attention)
         if memory is not None:
-            cross_attention = functools.partial(
-                self.cross_attention, key_values=memory[0], mask=memory[1], attend=attend
+            x = self.cross_attention_residual(
+                x, lambda x, shortcut=None: self.cross_attention(x, *memory, attend, shortcut)
             )
-            x = self.cross_attention_residual(x, cross_attention)
         return self.feed_forward_residual(x, self.feed_forward)
 
 
