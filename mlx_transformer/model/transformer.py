@@ -143,7 +143,11 @@ class Residual(nn.Module):
         self.scale = stack.residual_scale
 
     def __call__(self, x: mx.array, sublayer: Callable[..., mx.array]) -> mx.array:
-        """Return x + sublayer(x), (rows, length, dims); without dropout the sublayer's last product adds x."""
+        """Return x + sublayer(x), (rows, length, dims).
+
+        In training it is `sublayer(x)` with dropout that is added; otherwise `sublayer(x, shortcut=x)` adds x itself, in
+        its last matrix product.
+        """
         shortcut = x if self.scale == 1 else x * self.scale
         inputs = self.norm(x) if self.norm_first else x
         if self.training:
@@ -195,9 +199,8 @@ class Layer(nn.Module):
 
         x = self.self_attention_residual(x, self_attention)
         if memory is not None:
-            x = self.cross_attention_residual(
-                x, lambda x, shortcut=None: self.cross_attention(x, *memory, attend, shortcut)
-            )
+            attention = functools.partial(self.cross_attention, key_values=memory[0], mask=memory[1], attend=attend)
+            x = self.cross_attention_residual(x, attention)
         return self.feed_forward_residual(x, self.feed_forward)
 
 
