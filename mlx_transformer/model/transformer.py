@@ -145,8 +145,8 @@ class Residual(nn.Module):
     def __call__(self, x: mx.array, sublayer: Callable[..., mx.array]) -> mx.array:
         """Return x + sublayer(x), (rows, length, dims).
 
-        In training it is `sublayer(x)` with dropout that is added; otherwise `sublayer(x, shortcut=x)` adds x itself, in
-        its last matrix product.
+        In training the result of `sublayer(x)` gets dropout before it is added. Otherwise `sublayer(x, shortcut=x)`
+        adds x itself, in its last matrix product.
         """
         shortcut = x if self.scale == 1 else x * self.scale
         inputs = self.norm(x) if self.norm_first else x
