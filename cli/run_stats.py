@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import click
 
 from mlx_transformer import blas
+from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.results import LineResult
 from mlx_transformer.tokenization.normalization import is_blank
 
@@ -93,12 +94,17 @@ class RunStats:
             f"tokens/s), first result after {self.first:.2f} s.\n"
             f"MLX memory: {active} now, {peak} at its peak."
             + (f"\n{advice}" if advice else "")
-            + _list_lines("Much too short for their sources", self.too_short)
-            + _list_lines("Without a term that their sources ask for", self.missing_terms)
+            + (f"\nMuch too short for their sources: {_list_names(self.too_short)}." if self.too_short else "")
         )
 
+    def warn_missing_terms(self) -> None:
+        """Warn on standard error of results that lack terms."""
+        if self.missing_terms:
+            names = _list_names(self.missing_terms)
+            activity.print_line(f"Warning: results lack terms that --json names as missing_terms: {names}.", err=True)
 
-def _list_lines(title: str, names: list[str]) -> str:
-    """Return a line that lists the names of lines, or the first of many; nothing if there are none."""
+
+def _list_names(names: list[str]) -> str:
+    """Return the names of lines, or the first of many."""
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return f"\n{title}: {', '.join(names[:MAX_NAMES])}{more}." if names else ""
+    return f"{', '.join(names[:MAX_NAMES])}{more}"

@@ -12,16 +12,22 @@ from mlx_transformer.tokenization.normalization import is_blank
 
 
 def read_glossary(context: click.Context, parameter: click.Parameter, path: str | None) -> dict[str, str]:
-    """Read the terms of a glossary; ValueError for a line that is no term, or a term with two targets."""
+    """Read the terms of a glossary, without comments, which begin with "# ".
+
+    Raises:
+        ValueError: If a line is no term, a term has two targets, or there is none.
+    """
     terms: dict[str, str] = {}
     for number, line in enumerate(decode_lines(path) if path is not None else (), start=1):
-        if is_blank(line):
+        if is_blank(line) or line.startswith("# "):
             continue
         source, _, target = (part.strip() for part in line.partition("\t"))
         if is_blank(source) or is_blank(target) or "\t" in target:
             raise ValueError(f"{path}, line {number} must be a term, a tab and its target, not {line!r:.60}.")
         if terms.setdefault(source, target) != target:
             raise ValueError(f"{path}, line {number} has another target for {source!r:.60}: leave out one of them.")
+    if path is not None and not terms:
+        raise ValueError(f"{path} must have a term on one of its lines: SOURCE, a tab and TARGET.")
     return terms
 
 
@@ -44,8 +50,9 @@ glossary_option = click.option(
     "--glossary",
     metavar="FILE",
     callback=read_glossary,
-    help="Terms as SOURCE<tab>TARGET lines: where a source has SOURCE, its text has TARGET. "
-    "Not for streams or several hypotheses.",
+    help="Terms as SOURCE<tab>TARGET lines: where a source has SOURCE as whole words, its text has TARGET. SOURCE in "
+    'capitals, such as US, matches only capitals. Lines that begin with "# " are comments. Not for streams or several '
+    "hypotheses.",
 )
 protect_option = click.option(
     "--protect",

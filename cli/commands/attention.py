@@ -37,7 +37,9 @@ from mlx_transformer.tokenization.normalization import is_blank
         required=True,
         help="Picture to write: .png, .svg or .pdf.",
     ),
-    click.option("--target", metavar="TEXT", show_default="the text that the model generates", help="Target text."),
+    click.option(
+        "--target", metavar="TEXT", show_default="what the model generates, nothing copied", help="Target text."
+    ),
 )
 @option_group(
     "What is drawn",

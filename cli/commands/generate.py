@@ -184,6 +184,7 @@ def command(
     form = partial(format_json, tokenizer=tokenizer) if options["output_format"] == "json" else format_text
     results = (form(each, config.num_hypotheses, options["scores"]) for each in failed.watch(answers))
     write_results(output, with_progress(results, source, output), context)
+    report.warn_missing_terms()
     if verbose:
         click.echo(report.lines(), err=True)
     failed.check()
@@ -263,7 +264,9 @@ def generate_results(
         lines = (list(map(reject_prefix, window)) for window in lines)
     if search.num_hypotheses == 1:
         terminology = Terminology(options["glossary"], options["protect"])
-        generate = require_terms(generate, model, tokenizer, terminology, search=search, source_prefix=prefix)
+        generate = require_terms(
+            generate, model, tokenizer, terminology, search=search, source_prefix=prefix, alignment=alignment
+        )
     return generate_lines(lines, generate, split, num_distinct)
 
 

@@ -40,6 +40,7 @@ from mlx_transformer.inference.source_lines import (
     check_lines,
     make_source_lines,
     prepare_lines,
+    uppercase,
 )
 from mlx_transformer.inference.terminology import Terminology, require_terms
 from mlx_transformer.inference.wired_memory import wired_memory
@@ -153,7 +154,8 @@ def generate(
         split_sentences: Whether to generate from each sentence of a text on its own. None splits texts that are longer
             than what the model was trained on; sentences are numbered as lines in sampling.
         glossary: Source term -> target term, which targets must contain where their sources contain the source term,
-            as whole words in any case; those in capitals, such as US, only in capitals.
+            as whole words in any case; those in capitals, such as US, only in capitals, and not in a text that is
+            all in capitals. `Terminology` and docs/generating.md have the rules.
         protect: What targets must copy from their sources: any of "urls", "addresses", "placeholders", "tags" and
             "numbers", or regular expressions.
         batch_tokens: See `generate_hypotheses`.
@@ -254,8 +256,8 @@ def generate_hypotheses(
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
     search_window = partial(_generate_window, model, tokenizer, scores, batch_tokens, rescore, empty)
     search_lines = partial(_generate_lines, model, tokenizer, source_prefix, search_window, search=search)
-    terms = Terminology(glossary, protect)
-    search_terms = require_terms(search_lines, model, tokenizer, terms, search=search, source_prefix=source_prefix)
+    arguments = {"search": search, "source_prefix": source_prefix, "alignment": alignment}
+    search_terms = require_terms(search_lines, model, tokenizer, Terminology(glossary, protect), **arguments)
     unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
     results = search_terms(unprefixed, first_line=first_line)
     return results if return_errors else raise_first_error(results, _error_of, "Line", first_line + 1)
@@ -354,7 +356,7 @@ def _generate_window(
             yield [
                 replace(
                     h,
-                    text=text.upper() if source.line.recase else text,
+                    text=uppercase(text) if source.line.recase else text,
                     truncated=source.truncated,
                     too_short=is_too_short(tokenizer, source.ids, h.ids),
                 )

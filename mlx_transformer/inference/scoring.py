@@ -37,6 +37,7 @@ from mlx_transformer.inference.source_lines import (
     PerLineText,
     SourceLine,
     as_list,
+    capitalize,
     check_lines,
     has_lowercase,
     make_source_lines,
@@ -147,7 +148,7 @@ def _token_scores(
 def score(
     model: Transformer,
     tokenizer: Tokenizer,
-    sources: Iterable[str],
+    sources: Iterable[str | SourceLine],
     targets: Iterable[str],
     *,
     source_language: PerLineText = None,
@@ -165,7 +166,7 @@ def score(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        sources: Source texts, or a single one.
+        sources: Source texts, or a single one. A SourceLine brings its own languages.
         targets: One target text per source.
         source_language: Language code of the sources, or one per source; None for models that need none.
         target_language: Language code of the targets, or one per target; None for models that need none.
@@ -221,7 +222,7 @@ def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator
         if error := line.error or string_error(target, "The target"):
             yield line._replace(error=error), line
             continue
-        target = target.capitalize() if line.recase and not has_lowercase(target) else target
+        target = capitalize(target) if line.recase and not has_lowercase(target) else target
         yield line, line._replace(text="" if is_blank(target) else target, start=0)
 
 

@@ -1,15 +1,19 @@
 """Source lines: a text with its languages and prefixes, from the caller to the search."""
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import NamedTuple, TypeVar, cast
 
+from mlx_transformer.config.terminology import PROTECTED_PATTERNS
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.normalization import is_blank
 from mlx_transformer.tokenization.texts import TextError, check_list, string_error
 
 PerLineText = str | Iterable[str | None] | None  # one text for all lines, or one for each
 Item = TypeVar("Item")
+KINDS_WITHOUT_CASE = ("urls", "addresses", "placeholders", "tags")  # parts of a text that keep their case
+WITHOUT_CASE = re.compile(f"({'|'.join(map(PROTECTED_PATTERNS.__getitem__, KINDS_WITHOUT_CASE))})")
 
 
 class SourceLine(NamedTuple):
@@ -119,15 +123,33 @@ def prepare_lines(
         blank = is_blank(line.text)
         added = "" if blank or line.text.startswith(prefix) else prefix
         if config.recase and is_in_capitals(line.text) and not has_lowercase(target_prefix := line.target_prefix or ""):
-            line = line._replace(text=line.text.capitalize(), target_prefix=target_prefix.capitalize(), recase=True)
+            line = line._replace(text=capitalize(line.text), target_prefix=capitalize(target_prefix), recase=True)
         yield line._replace(text="" if blank else added + line.text, start=len(added))
 
 
 def is_in_capitals(text: str) -> bool:
-    """Whether a text has several words with letters, all of them capitals; a single word may be an abbreviation."""
-    return not has_lowercase(text) and sum(word.lower() != word for word in text.split()) > 1
+    """Whether a text has several words with letters, all of them capitals; a single word may be an abbreviation.
+
+    As in the functions below, URLs, addresses, placeholders and tags do not count, and keep their case.
+    """
+    words = WITHOUT_CASE.sub(" ", text).split()
+    return not has_lowercase(text) and sum(word.lower() != word for word in words) > 1
 
 
 def has_lowercase(text: str) -> bool:
     """Whether a text has lower-case letters."""
-    return text.upper() != text
+    return uppercase(text) != text
+
+
+def uppercase(text: str) -> str:
+    """Return a text in capitals."""
+    parts = WITHOUT_CASE.split(text)
+    parts[::2] = map(str.upper, parts[::2])
+    return "".join(parts)
+
+
+def capitalize(text: str) -> str:
+    """Return a text in lower case, with a capital at its beginning."""
+    first, *rest = WITHOUT_CASE.split(text)
+    rest[1::2] = map(str.lower, rest[1::2])
+    return first.capitalize() + "".join(rest)

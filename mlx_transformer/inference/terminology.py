@@ -1,12 +1,12 @@
 """Terms that targets must contain: translations from a glossary, and text to copy, such as addresses and placeholders.
 
-A result without a required term is searched again, with a target prefix that ends with the term: the text before the
-words that are aligned with the term's source, then the term (lexical constraints placed by alignment, as in Hasler et
-al. 2018, "Neural Machine Translation Decoding with Terminology Constraints"). The search itself is unchanged.
+If the first target lacks a copy, the source is searched again with a stand-in for each copy: a number or a name, which
+models copy reliably, and which is replaced in the target. A term of the glossary replaces the target words that are
+aligned with its source; where several replacements are possible, the model's score decides.
 """
 
 import re
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,18 +17,30 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED, PROTECTED_PATTERNS
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.alignment import WORD
-from mlx_transformer.inference.scoring import score
+from mlx_transformer.inference.scoring import Score, score
 from mlx_transformer.inference.sentence_splitting import UNSPACED_SCRIPTS
 from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
-from mlx_transformer.messages import similar_names
+from mlx_transformer.messages import short_repr, similar_names
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
+# Texts that models copy, and that suit most sentences. Each try begins with the next one.
+STAND_INS = ("26", "Boston", "47", "Tom", "1998", "Mary")
+NUM_TRIES = 3
+MAX_REPLACED_WORDS = 4
 # A character of a word in scripts with spaces between words; texts of other scripts may stand beside a term.
 WORD_CHARACTER = rf"[^\W{UNSPACED_SCRIPTS.pattern.strip('[]')}]"
+# A word that a term can replace, without an elided one before it, such as l'.
+REPLACEABLE = re.compile(
+    rf"(?<!{WORD_CHARACTER})(?!{WORD_CHARACTER}{{1,2}}['’]{WORD_CHARACTER}){WORD_CHARACTER}"
+    rf"(?:{WORD_CHARACTER}|['’-](?={WORD_CHARACTER}))*"
+)
+ELIDED = re.compile(r"\b\w{1,2}['’]$")
+ELIDABLE = re.compile(r"\b\w{1,2}[aeo] $", re.IGNORECASE)
+VOWELS = "aeiouhàâéèêëîïôœûü"
 
 Generate = Callable[..., Iterator[list[Hypothesis]]]  # `generate_hypotheses` with all arguments but the lines
-Align = Callable[[SourceLine, str], list[tuple[int, int]]]  # pairs of source and target words
+Align = Callable[[Sequence[SourceLine], Sequence[str]], list[Score]]  # scores and aligns the target of each line
 
 
 class Term(NamedTuple):
@@ -57,14 +69,20 @@ class Terminology:
 
         Args:
             glossary: Source term -> target term. Source terms are whole words, in any case, but those in capitals,
-                such as US, only in capitals.
+                such as US, only in capitals, and not in sources that are in capitals as a whole.
             protect: Keys of PROTECTED_PATTERNS, or regular expressions.
 
         Raises:
+            TypeError: If the glossary is not a mapping.
             ValueError: If a term is no text or blank, or a regular expression is invalid.
         """
+        if not isinstance(glossary, Mapping | None):
+            raise TypeError(
+                f"glossary must be a mapping such as {{'dog': 'chien'}}, not {short_repr(glossary)}: read a file of "
+                "terms into a dict first."
+            )
         self.targets: dict[str, str] = {}
-        for source, target in dict(glossary or {}).items():
+        for source, target in (glossary or {}).items():
             if not (isinstance(source, str) and isinstance(target, str) and source.strip() and target.strip()):
                 raise ValueError(f"Terms of a glossary must be texts that are not blank: got {source!r}: {target!r}.")
             source = source.strip()
@@ -78,9 +96,11 @@ class Terminology:
         """Return the terms of a source, in order; they do not overlap."""
         copies = (match for pattern in self.copied for match in pattern.finditer(source))
         terms = [Term(match.start(), match.end(), match[0], is_copy=True) for match in copies]
+        in_capitals = is_in_capitals(source)
         for match in self.entries.finditer(source) if self.entries else ():
-            if target := self.targets.get(match[0]) or self.targets.get(match[0].lower()):
-                target = target.upper() if is_in_capitals(source) else target
+            abbreviation = None if in_capitals else self.targets.get(match[0])
+            if target := abbreviation or self.targets.get(match[0].lower()):
+                target = target.upper() if in_capitals else target
                 terms.append(Term(match.start(), match.end(), target))
         taken = bytearray(len(source))
         free = []
@@ -118,6 +138,7 @@ def require_terms(
     *,
     search: SearchConfig | None = None,
     source_prefix: str | None = None,
+    alignment: AlignmentConfig | None = None,
 ) -> Generate:
     """Return a function like `generate` whose hypotheses contain the terms of their sources.
 
@@ -128,27 +149,27 @@ def require_terms(
         terminology: The terms.
         search: The search configuration; `model.search_defaults` if None.
         source_prefix: See `generate_hypotheses`.
+        alignment: How to align words; the default alignment if None.
 
     Returns:
         A function that yields one hypothesis for each line with terms. `missing_terms` holds those that the hypothesis
-        lacks after a search for each of them. The score counts what follows the last term that was inserted.
+        lacks all the same. Scores of changed hypotheses count their target prefix.
     """
-    search = search or model.search_defaults
-    all_beams = replace(search, num_hypotheses=search.beam_size)
+    length_penalty = (search or model.search_defaults).length_penalty
+    score_lines = partial(score, model, tokenizer, source_prefix=source_prefix, return_errors=True)
 
-    def align(line: SourceLine, target: str) -> list[tuple[int, int]]:
-        (result,) = score(
-            model,
-            tokenizer,
-            [line.text],
-            [target],
-            source_language=line.source_language,
-            target_language=line.target_language,
-            source_prefix=source_prefix,
-            alignment=AlignmentConfig(),
-            return_errors=True,
+    def align(lines: Sequence[SourceLine], targets: Sequence[str]) -> list[Score]:
+        return list(score_lines(lines, targets, alignment=AlignmentConfig()))
+
+    def rescore(line: SourceLine, hypothesis: Hypothesis) -> Hypothesis:
+        (result,) = score_lines([line], [hypothesis.text or ""], alignment=alignment)
+        return replace(
+            hypothesis,
+            ids=result.tokens[:-1],
+            score=result.score / max(len(result.tokens), 1) ** length_penalty,
+            token_scores=None if hypothesis.token_scores is None else result.token_scores,
+            alignment=result.alignment,
         )
-        return result.alignment or []
 
     def generate_with_terms(lines: Iterable[SourceLine], **options: Any) -> Iterator[list[Hypothesis]]:
         read: deque[SourceLine] = deque()
@@ -161,71 +182,161 @@ def require_terms(
         for number, hypotheses in enumerate(generate(record(), **options), start=options.get("first_line", 0)):
             line = read.popleft()
             terms = terminology.find(line.text)
-            again = partial(generate, **options | {"search": all_beams, "first_line": number})
-            yield [add_terms(line, hypotheses[0], terms, again, align)] if terms else hypotheses
+            if hypotheses[0].error or not missing_terms(terms, hypotheses[0].text or ""):
+                yield hypotheses
+                continue
+            again = partial(generate, **options | {"first_line": number})
+            yield [rescore(line, keep_terms(line, hypotheses[0], terms, again, align))]
 
     return generate_with_terms
 
 
 def missing_terms(terms: Sequence[Term], target: str) -> list[Term]:
-    """Return the terms that a target lacks, in order; of equal ones that it has too rarely, the last."""
-    seen: Counter[str] = Counter()
+    """Return the terms that a target lacks, in order.
+
+    Each occurrence counts for one term, the longest first; of equal terms that occur too rarely, the last are missing.
+    """
+    taken = bytearray(len(target))
+    matches: dict[str, Iterator[re.Match[str]]] = {}
     missing = []
-    for term in terms:
-        seen[term.target] += 1
-        flags = 0 if term.is_copy else re.IGNORECASE
-        if seen[term.target] > len(_whole_words(re.escape(term.target), flags).findall(target)):
-            missing.append(term)
-    return missing
+    for index, term in sorted(enumerate(terms), key=lambda item: -len(item[1].target)):
+        if term.target not in matches:
+            matches[term.target] = _occurrences(term, target)
+        match = next((match for match in matches[term.target] if not any(taken[slice(*match.span())])), None)
+        if match is None:
+            missing.append(index)
+        else:
+            taken[slice(*match.span())] = b"x" * len(match[0])
+    return [terms[index] for index in sorted(missing)]
 
 
-def add_terms(
+def _occurrences(term: Term, target: str) -> Iterator[re.Match[str]]:
+    """Find a term in a target, as a whole word; copies in the same case."""
+    return _whole_words(re.escape(term.target), 0 if term.is_copy else re.IGNORECASE).finditer(target)
+
+
+def keep_terms(
     line: SourceLine, best: Hypothesis, terms: Sequence[Term], generate: Generate, align: Align
 ) -> Hypothesis:
-    """Search again until the target has all terms; each search inserts one more of them, from left to right.
+    """Return the best hypothesis of a line with its terms; `missing_terms` holds those that it lacks all the same.
+
+    Only its text and what belongs to the search are valid: not ids, scores and alignment.
 
     Args:
         line: The source.
         best: Its best hypothesis.
         terms: Its terms.
-        generate: Searches lines with target prefixes; of several hypotheses, the best with the most terms counts.
-        align: Returns the aligned words of the source and a target.
-
-    Returns:
-        Of all hypotheses the first with the most terms.
+        generate: Searches lines with stand-ins.
+        align: Scores and aligns targets.
     """
-
-    def num_missing(hypothesis: Hypothesis) -> int:
-        return len(missing_terms(terms, hypothesis.text or ""))
-
-    prefix, tried = line.target_prefix or "", [best]
-    inserted: set[Term] = set()
-    while not best.error:
-        text = tried[-1].text or ""
-        missing = [term for term in missing_terms(terms, text) if term not in inserted]
-        if not missing:
-            break
-        pairs = align(line, text)
-        place, term = min((max(len(prefix), find_place(line.text, text, term, pairs)), term) for term in missing)
-        inserted.add(term)
-        space = "" if not text[:place] or text[place - 1].isspace() else " "
-        prefix = text[:place] + space + term.target
-        (hypotheses,) = generate([line._replace(target_prefix=prefix)])
-        if hypotheses[0].error:
-            break
-        tried.append(min(hypotheses, key=num_missing))
-    best = min(tried, key=num_missing)
-    return replace(best, missing_terms=tuple(term.target for term in missing_terms(terms, best.text or "")))
+    searched, searched_terms = line, list(terms)
+    if missing_terms([term for term in terms if term.is_copy], best.text or ""):
+        tries = with_stand_ins(line, terms)
+        rows = generate([changed for changed, _ in tries]) if tries else ()
+        copied = [(row[0], *each) for row, each in zip(rows, tries, strict=True) if has_each_copy_once(row[0], each[1])]
+        if copied:
+            results = align([changed for _, changed, _ in copied], [hypothesis.text or "" for hypothesis, *_ in copied])
+            best, searched, searched_terms = copied[_best_index(results)]
+    text = insert_terms(searched, best.text or "", searched_terms, align)
+    originals = {new.target: old.target for old, new in zip(terms, searched_terms, strict=True) if new.is_copy}
+    if originals:
+        text = _whole_words("|".join(map(re.escape, originals)), 0).sub(lambda match: originals[match[0]], text)
+    return replace(best, text=text, missing_terms=tuple(term.target for term in missing_terms(terms, text)))
 
 
-def find_place(source: str, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> int:
-    """Return where the translation of a term begins in a target: at its first aligned word.
+def has_each_copy_once(hypothesis: Hypothesis, terms: Sequence[Term]) -> bool:
+    """Whether a hypothesis has each text to copy exactly once."""
+    copies = [term for term in terms if term.is_copy]
+    return not hypothesis.error and all(len([*_occurrences(copy, hypothesis.text or "")]) == 1 for copy in copies)
 
-    Without one, it is after the words that are aligned with the source before the term.
+
+def with_stand_ins(line: SourceLine, terms: Sequence[Term]) -> list[tuple[SourceLine, list[Term]]]:
+    """Return a line with stand-ins for its copies, several times with other ones, and its terms with new positions.
+
+    There are none if there are more copies than stand-ins, or if a copy is part of a word.
     """
-    source_words, target_words = ([*WORD.finditer(text)] for text in (source, target))
+    names = [name for name in STAND_INS if name.lower() not in line.text.lower()]
+    names = [name.upper() for name in names] if is_in_capitals(line.text) else names
+    copies = [term for term in terms if term.is_copy]
+    neighbours = [line.text[slice(max(copy.start - 1, 0), copy.start)] + line.text[copy.end :][:1] for copy in copies]
+    if len(copies) > len(names) or re.search(WORD_CHARACTER, "".join(neighbours)):
+        return []
+    return [_replace_copies(line, terms, names[i:] + names[:i]) for i in range(min(NUM_TRIES, len(names)))]
+
+
+def _replace_copies(line: SourceLine, terms: Sequence[Term], stand_ins: Sequence[str]) -> tuple[SourceLine, list[Term]]:
+    """Return a line with stand-ins for its copies, and its terms with new positions."""
+    names = iter(stand_ins)
+    text, end, changed = "", 0, []
+    for term in terms:
+        text += line.text[end : term.start]
+        source = next(names) if term.is_copy else line.text[term.start : term.end]
+        target = source if term.is_copy else term.target
+        changed.append(Term(len(text), len(text) + len(source), target, term.is_copy))
+        text += source
+        end = term.end
+    return line._replace(text=text + line.text[end:]), changed
+
+
+def insert_terms(line: SourceLine, target: str, terms: Sequence[Term], align: Align) -> str:
+    """Return a target in which its missing terms replace words that are aligned with their sources.
+
+    Of several replacements, the one with the best score per token is taken.
+    """
+    for term in missing_terms(terms, target):
+        num_missing = len(missing_terms(terms, target))
+        (result,) = align([line], [target])
+        candidates = replacements(line, target, term, result.alignment or [])
+        candidates = [text for text in candidates if len(missing_terms(terms, text)) < num_missing]
+        if candidates:
+            target = candidates[_best_index(align([line] * len(candidates), candidates))]
+    return target
+
+
+def _best_index(results: Sequence[Score]) -> int:
+    """Return the index of the target with the best score per token."""
+    return max(range(len(results)), key=lambda i: results[i].score / max(len(results[i].tokens), 1))
+
+
+def replacements(line: SourceLine, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """Return targets in which a term replaces one or several words that are aligned with its source.
+
+    A copy whose source is not aligned is inserted after the words that are aligned with what precedes it.
+
+    Args:
+        line: The source; its target prefix stays as it is.
+        target: The target.
+        term: The term.
+        pairs: Pairs of aligned source and target words.
+    """
+    start = len(line.target_prefix or "")
+    source_words, target_words = ([*WORD.finditer(text)] for text in (line.text, target))
     of_term = {i for i, word in enumerate(source_words) if word.start() < term.end and word.end() > term.start}
-    if aligned := [j for i, j in pairs if i in of_term]:
-        return target_words[min(aligned)].start()
-    before = [j for i, j in pairs if source_words[i].end() <= term.start]
-    return target_words[max(before)].end() if before else 0
+    aligned = [target_words[j].span() for i, j in pairs if i in of_term]
+    words = [
+        word
+        for word in REPLACEABLE.finditer(target, start)
+        if any(begin <= word.start() < end for begin, end in aligned)
+    ]
+    runs = [words[i : i + length] for i in range(len(words)) for length in range(1, MAX_REPLACED_WORDS + 1)]
+    spans = {(run[0].start(), run[-1].end()) for run in runs}
+    if not words and term.is_copy:
+        before = [target_words[j].end() for i, j in pairs if source_words[i].end() <= term.start]
+        spans = {(max([start, *before]),) * 2}
+    return list(dict.fromkeys(text for span in sorted(spans) for text in _spellings(target, *span, term)))
+
+
+def _spellings(target: str, start: int, end: int, term: Term) -> Iterator[str]:
+    """Yield a target with a term instead of a part of it; an article before the term is elided, or not, as it needs."""
+    before, after, text = target[:start], target[end:], term.target
+    if not term.is_copy and target[start : start + 1].isupper() and not re.search(r"\w", before):
+        text = text[0].upper() + text[1:]
+    if start == end and before[-1:].strip():
+        text = f" {text}"
+    starts_with_vowel = text[0].lower() in VOWELS
+    if ELIDED.search(before) and not starts_with_vowel:
+        yield from (f"{before[:-1]}{vowel} {text}{after}" for vowel in ("EAO" if target.isupper() else "eao"))
+        return
+    yield before + text + after
+    if ELIDABLE.search(before) and starts_with_vowel:
+        yield f"{before[:-2]}'{text}{after}"

@@ -59,7 +59,7 @@ def attention(
         model: The model.
         tokenizer: Its tokenizer.
         source: The source text.
-        target: The target text; the best one that the model generates if None.
+        target: The target text; the best one that the model generates, without required terms, if None.
         search: The search configuration for a generated target; `model.search_defaults` if None.
         source_language: See `generate_hypotheses`.
         target_language: See `generate_hypotheses`.

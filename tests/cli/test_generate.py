@@ -277,6 +277,8 @@ def test_terms_give_one_text_per_line(echo, tmp_path, terms):
     [
         ("a\tb\nc\n", ", line 2 must be a term, a tab and its target, not 'c'."),
         ("a\tb\tc\n", ", line 1 must be a term, a tab and its target, not 'a\\tb\\tc'."),
+        ("#a\n", ", line 1 must be a term, a tab and its target, not '#a'."),
+        ("# only comments\n\n", " must have a term on one of its lines: SOURCE, a tab and TARGET."),
         ("\tb\n", ", line 1 must be a term, a tab and its target, not '\\tb'."),
         ("a\tb\n\na\tc\n", ", line 3 has another target for 'a': leave out one of them."),
     ],
@@ -285,8 +287,24 @@ def test_lines_of_a_glossary_are_terms(echo, tmp_path, text, message):
     path = tmp_path / "glossary.tsv"
     path.write_text(text)
     assert echo("generate", "a", "--glossary", path, status=1).stderr == f"Error: {path}{message}\n"
-    path.write_bytes(b"a\tb\r\n\r\n a \t b \n")
+    path.write_bytes(b"# a comment\r\na\tb\r\n\r\n a \t b \n# a\tc\n")
     assert echo("generate", "z", "--glossary", path).stderr == ""
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_missing_terms_give_one_warning(echo, monkeypatch, options):
+    """The first of many lines are named."""
+
+    def generate(model, tokenizer, lines, **arguments):
+        for (hypothesis,) in echo_model.generate_hypotheses(model, tokenizer, lines, **arguments):
+            yield [dataclasses.replace(hypothesis, missing_terms=("%d",) if "%" in hypothesis.text else ())]
+
+    monkeypatch.setattr(mt, "generate_hypotheses", generate)
+    warning = "Warning: results lack terms that --json names as missing_terms:"
+    result = echo("generate", *options, stdin=b'"a"\n"b %"\n"c %"\n')
+    assert result.stderr == f"{warning} Line 2, Line 3.\n"
+    result = echo("generate", *options, stdin=b'"%"\n' * 25)
+    assert result.stderr.startswith(f"{warning} Line 1, ") and result.stderr.endswith(" Line 20 and 5 more.\n")
 
 
 def test_no_name_of_a_corpus_is_a_glossary(echo):

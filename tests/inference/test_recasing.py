@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 import mlx_transformer as mt
-from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
+from mlx_transformer.inference.source_lines import SourceLine, capitalize, has_lowercase, is_in_capitals, uppercase
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 CAPITALS, USUAL = "THE DOG SLEEPS.", "The dog sleeps."
@@ -37,10 +37,12 @@ def first_ids(model, tokenizer, line, **options):
         ("I'M OK", True),
         ("ROOM 5 IS MINE", True),
         ("ÉCOLE À GAUCHE", True),
+        ("READ https://a.example AND {name}", True),
         ("NASA", False),  # one word may be an abbreviation
         ("STOP 5!", False),
         ("The USA", False),
         ("NO iPhone", False),
+        ("STOP a@b.example %s", False),
         ("12 30", False),
         ("你好 世界", False),
         ("", False),
@@ -93,6 +95,19 @@ def test_targets_in_lower_case_are_scored_as_they_are(model, tokenizer):
     mixed = "Le CHIEN dort."
     (result,) = mt.score(model, tokenizer, [CAPITALS], [mixed])
     assert result.tokens == tokenizer.encode_target(mixed)
+
+
+def test_urls_and_placeholders_keep_their_case():
+    text = "READ <b>https://a.Example</b> OR {nAme}, ÉLISE."
+    assert capitalize(text) == "Read <b>https://a.Example</b> or {nAme}, élise."
+    assert uppercase(capitalize(text)) == text
+
+
+def test_lines_in_capitals_around_protected_text(model, tokenizer):
+    texts = ["READ https://example.org BEFORE FRIDAY.", "WHERE ARE MY {name} KEYS?"]
+    first, second = mt.generate(model, tokenizer, texts)
+    assert "https://example.org" in first and "VENDREDI" in first and not has_lowercase(first)
+    assert "{name}" in second and "CLÉS" in second
 
 
 def test_terms_are_in_capitals_too(model, tokenizer):

@@ -1,6 +1,7 @@
-"""Terms in targets: found in sources, placed by alignment, inserted by a target prefix, counted if they are missing."""
+"""Terms in targets: found in sources, copied by stand-ins, placed by alignment, reported if they are missing."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -8,8 +9,17 @@ import mlx_transformer as mt
 from mlx_transformer.config.terminology import PROTECTED_PATTERNS
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference import terminology
+from mlx_transformer.inference.scoring import Score
 from mlx_transformer.inference.source_lines import SourceLine
-from mlx_transformer.inference.terminology import Term, Terminology, add_terms, find_place, missing_terms
+from mlx_transformer.inference.terminology import (
+    Term,
+    Terminology,
+    insert_terms,
+    keep_terms,
+    missing_terms,
+    replacements,
+    with_stand_ins,
+)
 
 
 def found(text, glossary=None, protect=tuple(PROTECTED_PATTERNS)):
@@ -51,6 +61,16 @@ class TestFinding:
             ("IT", "informatique"),
             ("US", "États-Unis"),
         ]
+
+    def test_abbreviations_are_no_terms_of_a_text_in_capitals(self):
+        glossary = {"US": "États-Unis", "IT": "informatique", "it": "cela"}
+        assert found("CALL US NOW, IT RINGS", glossary) == [("IT", "CELA")]
+        assert found("CALL US AT {name}", glossary, ()) == []
+
+    def test_a_glossary_is_a_mapping(self):
+        for glossary in ("g.tsv", Path("g.tsv"), [("a", "b")]):
+            with pytest.raises(TypeError, match="glossary must be a mapping .* read a file of terms into a dict first"):
+                Terminology(glossary)
 
     def test_terms_of_a_text_in_capitals_are_in_capitals(self):
         assert found("A Cat", {"cat": "minet"}) == [("Cat", "minet")]
@@ -122,117 +142,186 @@ class TestMissing:
             assert missing_terms(address, text) == missing
         assert missing_terms(terms, "art article%s") == terms[1:2]
 
+    def test_a_word_counts_for_one_term_only(self):
+        terms = [Term(0, 1, "gare"), Term(2, 3, "gare routière")]
+        assert missing_terms(terms, "la gare routière") == terms[:1]
+        assert missing_terms(terms, "la gare et la gare routière") == []
 
-class TestPlace:
-    SOURCE, TARGET = "I see my dog now.", "Je vois mon chien maintenant."
-
-    def test_at_the_first_aligned_word(self):
-        term = Term(9, 12, "toutou")
-        assert self.TARGET[find_place(self.SOURCE, self.TARGET, term, [(0, 0), (3, 3), (3, 2), (4, 4)]) :][:3] == "mon"
-
-    def test_after_what_precedes_an_unaligned_term(self):
-        term = Term(9, 12, "toutou")
-        assert self.TARGET[: find_place(self.SOURCE, self.TARGET, term, [(0, 0), (2, 2), (4, 4)])] == "Je vois mon"
-        assert find_place(self.SOURCE, self.TARGET, term, [(4, 4)]) == 0
+    def test_counting_takes_linear_time(self):
+        terms = [Term(i, i + 2, "%s", is_copy=True) for i in range(20_000)]
+        start = time.perf_counter()
+        assert missing_terms(terms, "%s " * 20_000) == []
+        assert time.perf_counter() - start < 2
 
 
-class TestAdding:
-    """A fake search that knows a sentence and continues each target prefix with what follows in it."""
+def scores(pairs, best=None):
+    """Return an `align` that aligns all targets alike, and prefers the targets in `best`, in order."""
+
+    def align(lines, targets):
+        return [
+            Score(-(best or targets).index(text) - 1.0, [1, 2], [-1.0] * 2, alignment=list(pairs)) for text in targets
+        ]
+
+    return align
+
+
+class TestReplacements:
+    SOURCE, TARGET = SourceLine("I see my dog now."), "Je vois mon chien maintenant."
+    TERM = Term(9, 12, "toutou")
+
+    def replace(self, pairs, target=TARGET, term=TERM, source=SOURCE):
+        return replacements(source, target, term, pairs)
+
+    def test_aligned_words_are_replaced_alone_or_together(self):
+        assert self.replace([(0, 0), (3, 3), (4, 4)]) == ["Je vois mon toutou maintenant."]
+        assert self.replace([(3, 2), (3, 3)]) == [
+            "Je vois toutou chien maintenant.",
+            "Je vois toutou maintenant.",
+            "Je vois mon toutou maintenant.",
+        ]
+
+    def test_punctuation_stays(self):
+        assert self.replace([(3, 3)], "Je vois mon (chien).") == ["Je vois mon (toutou)."]
+        assert self.replace([(3, 3)], "Je vois mon !") == []
+
+    def test_articles_are_elided_as_the_term_needs(self):
+        term = Term(9, 12, "fric")
+        assert [text[8:] for text in self.replace([(3, 2)], "Je vois l'argent", term)] == [
+            "le fric",
+            "la fric",
+            "lo fric",
+        ]
+        assert self.replace([(3, 0)], "L'ARGENT", Term(9, 12, "FRIC"))[0] == "LE FRIC"
+        animal = Term(9, 12, "animal")
+        assert self.replace([(3, 3)], "Je vois le chien", animal) == ["Je vois le animal", "Je vois l'animal"]
+        assert self.replace([(3, 2)], "Je vois l'ours", animal) == ["Je vois l'animal"]
+        assert self.replace([(0, 0)], "Aujourd'hui", Term(0, 1, "jour")) == ["Jour"]
+
+    def test_a_term_at_the_beginning_has_a_capital(self):
+        assert self.replace([(3, 0)], "Chien !") == ["Toutou !"]
+        assert self.replace([(3, 0)], "Chien !", self.TERM._replace(is_copy=True)) == ["toutou !"]
+
+    def test_unaligned_copies_are_inserted_and_other_terms_not(self):
+        copy = Term(9, 12, "%s", is_copy=True)
+        assert self.replace([(0, 0), (2, 2), (4, 4)], term=copy) == ["Je vois mon %s chien maintenant."]
+        assert self.replace([(0, 0), (2, 2), (4, 4)]) == []
+
+    def test_target_prefixes_stay(self):
+        source = self.SOURCE._replace(target_prefix="Je vois mon chien")
+        assert self.replace([(3, 3)], source=source) == []
+
+    def test_whole_texts_of_scripts_without_spaces_are_not_replaced(self):
+        assert self.replace([(3, 0)], "我现在看到我的狗。") == []
+
+
+class TestKeeping:
+    """Terms of the glossary replace words; copies return in place of their stand-ins."""
 
     SOURCE = SourceLine("The cat sees the dog.", "en", "fr")
     TARGET = "Le chat voit le chien."
     PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4))
 
-    def add(self, glossary, generate=None, pairs=PAIRS, best=None):
+    def keep(self, glossary, source=SOURCE, target=TARGET, search=None, pairs=PAIRS, **changes):
         searched = []
 
-        def continue_prefix(lines):
-            for line in lines:
-                searched.append(line)
-                rest = self.TARGET.split()[len(line.target_prefix.split()) :]
-                yield [hypothesis(" ".join([line.target_prefix, *rest]))]
+        def generate(lines):
+            searched.extend(lines)
+            yield from ([hypothesis(search(line.text), score=-len(searched[0].text), **changes)] for line in lines)
 
-        terms = Terminology(glossary).find(self.SOURCE.text)
-        result = add_terms(
-            self.SOURCE, best or hypothesis(self.TARGET), terms, generate or continue_prefix, lambda line, text: pairs
+        terms = Terminology(glossary).find(source.text)
+        result = keep_terms(source, hypothesis(target, **changes), terms, generate, scores(pairs))
+        return result, searched
+
+    def test_terms_replace_what_is_aligned_with_them_without_a_search(self):
+        result, searched = self.keep({"dog": "toutou", "cat": "minet"})
+        assert result.text == "Le minet voit le toutou." and result.missing_terms == () and not searched
+
+    def test_nothing_changes_if_all_terms_are_there(self):
+        assert self.keep({"dog": "chien", "cat": "chat"})[0] == hypothesis(self.TARGET)
+
+    def test_the_replacement_with_the_best_score_is_taken(self):
+        terms = Terminology({"cat": "minet"}).find(self.SOURCE.text)
+        align = scores(
+            [(1, 0), (1, 1)],
+            [self.TARGET, "Le minet voit le chien.", "Minet voit le chien.", "Minet chat voit le chien."],
         )
-        return result.text, result.missing_terms, [line.target_prefix for line in searched], searched
+        assert insert_terms(self.SOURCE, self.TARGET, terms, align) == "Le minet voit le chien."
 
-    def test_terms_replace_what_is_aligned_with_them(self):
-        text, missing, prefixes, lines = self.add({"dog": "toutou", "cat": "minet"})
-        assert text == "Le minet voit le toutou" and missing == ()
-        assert prefixes == ["Le minet", "Le minet voit le toutou"]
-        assert all(line[:3] == self.SOURCE[:3] for line in lines)
+    def test_terms_that_cannot_be_placed_are_reported(self):
+        result, _ = self.keep({"dog": "toutou", "cat": "minet"}, pairs=[(1, 1)])
+        assert result.text == "Le minet voit le chien." and result.missing_terms == ("toutou",)
 
-    def test_nothing_is_searched_if_all_terms_are_there(self):
-        assert self.add({"dog": "chien", "cat": "chat"}) == (self.TARGET, (), [], [])
+    COPIES = SourceLine("See {a} and {b}, cat.", "en", "fr")
 
-    def test_terms_in_another_order_follow_the_prefix(self):
-        crossed = ((1, 4), (4, 1))
-        assert self.add({"dog": "toutou", "cat": "minet"}, pairs=crossed)[2] == ["Le toutou", "Le toutou voit le minet"]
-        same = ((1, 1), (4, 1))
-        text, missing, *_ = self.add({"dog": "toutou", "cat": "minet"}, pairs=same)
-        assert text.startswith("Le minet toutou") and missing == ()
+    def test_copies_return_where_their_stand_ins_are(self):
+        result, searched = self.keep({}, self.COPIES, "Voir.", lambda text: " ".join(["Voir", *text.split()[3:0:-2]]))
+        assert searched[0][:3] == ("See 26 and Boston, cat.", "en", "fr")
+        assert result.text == "Voir {b}, {a}" and result.missing_terms == ()
 
-    def test_of_several_hypotheses_the_first_with_most_terms_counts(self):
-        def generate(lines):
-            (line,) = lines
-            yield [hypothesis(f"{line.target_prefix}{end}") for end in ("ier", " est là.", ".")]
+    def test_of_stand_ins_that_are_each_there_once_the_best_score_decides(self):
+        """The first has the best score here; "26" is lost, and "47" doubled."""
+        searches = {"26": "Voir.", "Boston": "Voir Boston.", "47": "Voir 47, 47."}
+        source = SourceLine("See {a}.")
+        result, searched = self.keep({}, source, "Voir.", lambda text: searches[text[4:-1]])
+        assert [line.text for line in searched] == ["See 26.", "See Boston.", "See 47."]
+        assert result.text == "Voir {a}."
+        assert self.keep({}, source, "Voir.", lambda text: f"{text[4:-1]} : voir.")[0].text == "{a} : voir."
 
-        assert self.add({"cat": "minet"}, generate)[:2] == ("Le minet est là.", ())
+    def test_stand_ins_are_no_words_of_the_source(self):
+        _, searched = self.keep({}, SourceLine("26 boston {a}"), "", lambda text: text)
+        assert [line.text for line in searched] == ["26 boston 47", "26 boston Tom", "26 boston 1998"]
 
-    def test_terms_that_no_search_keeps_are_reported(self):
-        def generate(lines):
-            yield [hypothesis("Rien.") for _ in lines]
+    def test_stand_ins_of_a_line_in_capitals_are_in_capitals(self):
+        result, searched = self.keep({}, SourceLine("SEE {a} OR {b} NOW"), "", str.upper)
+        assert searched[0].text == "SEE 26 OR BOSTON NOW" and result.text == "SEE {a} OR {b} NOW"
 
-        assert self.add({"cat": "minet", "dog": "chien"}, generate, pairs=())[:2] == (self.TARGET, ("minet",))
+    def test_copies_replace_aligned_words_if_no_stand_in_is_copied(self):
+        result, searched = self.keep({}, SourceLine("The {a} sees it."), "Le mot voit.", lambda text: "Rien.")
+        assert len(searched) == 3 and result.text == "Le {a} voit."
 
-    def test_an_error_leaves_the_best_result(self):
-        def generate(lines):
-            yield [hypothesis("", error="too long", finish_reason="error") for _ in lines]
+    @pytest.mark.parametrize("text", ["a<b>c</b>", " ".join(f"{{{n}}}" for n in range(7))])
+    def test_copies_inside_words_and_too_many_copies_have_no_stand_ins(self, text):
+        assert with_stand_ins(SourceLine(text), Terminology({}, ("tags", "placeholders")).find(text)) == []
 
-        assert self.add({"cat": "minet"}, generate)[:2] == (self.TARGET, ("minet",))
-
-    def test_each_term_is_inserted_once(self):
-        """A term that never comes back as it is must not keep the others out, and a worse text is not taken."""
-
-        def generate(lines):
-            (line,) = lines
-            prefixes.append(line.target_prefix)
-            yield [hypothesis(line.target_prefix.replace("minet", "mi-net") + " voit le chien.")]
-
-        prefixes = []
-        assert self.add({"cat": "minet", "dog": "toutou"}, generate)[1] == ("minet",)
-        assert [prefix.count("minet") + prefix.count("mi-net") for prefix in prefixes] == [1, 1]
-
-    def test_errors_end_the_search(self):
-        failed = hypothesis("", error="broken", finish_reason="error")
-        assert self.add({"cat": "minet"}, best=failed)[2] == []
+    def test_terms_of_the_glossary_are_placed_beside_stand_ins(self):
+        result, _ = self.keep(
+            {"cat": "minet"}, SourceLine("The cat sees {name}."), "Le chat.", lambda text: f"Le chat voit {text[13:]}"
+        )
+        assert result.text == "Le minet voit {name}."
 
 
-def test_only_lines_with_terms_are_searched_again(monkeypatch):
-    """Order is kept, and options reach all searches."""
+def test_only_lines_with_missing_terms_are_searched_again(monkeypatch):
+    """Order is kept, options reach all searches, and scores and alignments are those of the new text."""
     seen = []
 
     def generate(lines, **options):
         for line in lines:
-            seen.append((line.text, line.target_prefix, options["first_line"], "search" in options))
-            yield [hypothesis(f"{line.target_prefix or line.text}")]
+            seen.append((line.text, options["first_line"], options["return_errors"]))
+            yield [hypothesis(line.text.replace("{b}", ""), token_scores=[-3.0])]
 
     class Model:
         class search_defaults:
-            beam_size = 2
+            length_penalty = 1.0
 
-    monkeypatch.setattr(terminology, "score", lambda *a, **o: iter([type("Score", (), {"alignment": [(0, 0)]})]))
-    monkeypatch.setattr(terminology, "replace", lambda value, **changes: terminology_replace(value, changes))
-    run = terminology.require_terms(generate, Model, None, Terminology({"b": "x"}, ()))
-    rows = list(run(map(SourceLine, "a b c".split()), first_line=7))
-    assert [row[0].text for row in rows] == ["a", "x", "c"]
-    assert [entry for entry in seen if entry[1]] == [("b", "x", 8, True)]
+    fake = scores([(0, 0)])
+    monkeypatch.setattr(terminology, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
+    run = terminology.require_terms(generate, Model, None, Terminology())
+    rows = list(run(map(SourceLine, ["a", "see {b}", "c"]), first_line=7, return_errors=True))
+    assert [row[0].text for row in rows] == ["a", "see {b}", "c"]
+    assert seen[2] == ("see 26", 8, True) and len(seen) == 6
+    changed = rows[1][0]
+    assert (changed.ids, changed.score, changed.token_scores, changed.alignment) == ([1], -0.5, [-1.0] * 2, [(0, 0)])
 
 
-def terminology_replace(value, changes):
-    return hypothesis(value.text, **changes) if isinstance(value, Hypothesis) else value
+def test_failed_lines_stay_failed():
+    failed = hypothesis("", error="broken", finish_reason="error")
+
+    class Model:
+        class search_defaults:
+            length_penalty = 1.0
+
+    run = terminology.require_terms(lambda lines, **_: ([failed] for _ in lines), Model, None, Terminology())
+    assert list(run([SourceLine("{a}")])) == [[failed]]
 
 
 @pytest.fixture(scope="module")
@@ -241,14 +330,14 @@ def bundled():
 
 
 class TestHypotheses:
-    TEXTS = ("My dog is at the station.", "Hello {name}!", "I love you.")
-    GLOSSARY = {"station": "gare routière", "dog": "tou\u00adtou"}  # the tokenizer drops the soft hyphen
+    TEXTS = ("Do you like my dog?", "Hello {name}!", "I love you.")
+    GLOSSARY = {"dog": "toutou", "do": "est-ce que"}  # no word is aligned with "Do"
 
     def test_they_name_the_terms_that_they_lack(self, bundled):
         rows = list(mt.generate_hypotheses(*bundled, self.TEXTS, glossary=self.GLOSSARY, protect=["placeholders"]))
         assert [len(row) for row in rows] == [1, 1, 1]
         first, second, third = (row[0] for row in rows)
-        assert "gare routière" in first.text and first.missing_terms == ("tou\u00adtou",)
+        assert "toutou" in first.text and first.missing_terms == ("est-ce que",)
         assert "{name}" in second.text and second.missing_terms == third.missing_terms == ()
         assert [row[0].text for row in rows] == mt.generate(*bundled, list(self.TEXTS), glossary=self.GLOSSARY)
 
@@ -264,7 +353,7 @@ class TestHypotheses:
         with pytest.raises(ValueError, match="^Line 6: The text must be a string, not None"):
             next(results)
         rows = list(mt.generate_hypotheses(*bundled, [None, self.TEXTS[0]], return_errors=True, **options))
-        assert rows[0][0].error and "gare routière" in rows[1][0].text
+        assert rows[0][0].error and "toutou" in rows[1][0].text
 
     @pytest.mark.parametrize("terms", [{"glossary": GLOSSARY}, {"protect": ["urls"]}])
     def test_several_are_refused(self, bundled, terms):
