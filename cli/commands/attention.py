@@ -37,9 +37,7 @@ from mlx_transformer.tokenization.normalization import is_blank
         required=True,
         help="Picture to write: .png, .svg or .pdf.",
     ),
-    click.option(
-        "--target", metavar="TEXT", show_default="what the model generates, nothing copied", help="Target text."
-    ),
+    click.option("--target", metavar="TEXT", show_default="as generated, nothing copied", help="Target text."),
 )
 @option_group(
     "What is drawn",

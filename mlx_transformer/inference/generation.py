@@ -256,7 +256,7 @@ def generate_hypotheses(
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
     search_window = partial(_generate_window, model, tokenizer, scores, batch_tokens, rescore, empty)
     search_lines = partial(_generate_lines, model, tokenizer, source_prefix, search_window, search=search)
-    arguments = {"search": search, "source_prefix": source_prefix, "alignment": alignment}
+    arguments: dict[str, Any] = {"search": search, "source_prefix": source_prefix, "alignment": alignment}
     search_terms = require_terms(search_lines, model, tokenizer, Terminology(glossary, protect), **arguments)
     unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
     results = search_terms(unprefixed, first_line=first_line)
