@@ -240,7 +240,8 @@ def generate_results(
     num_distinct = None
     if search.num_hypotheses > 1 and not search.temperature:  # all beams, because some texts may look alike
         num_distinct, search = search.num_hypotheses, replace(search, num_hypotheses=search.beam_size)
-    alignment = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
+    config = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
+    alignment = config if options["alignments"] else None
     generate: Callable[..., Iterator[list[mt.Hypothesis]]] = partial(
         mt.generate_hypotheses,
         model,
@@ -248,7 +249,7 @@ def generate_results(
         search=search,
         source_prefix=prefix,
         batch_tokens=options["batch_tokens"],
-        alignment=alignment if options["alignments"] else None,
+        alignment=alignment,
         scores=options["scores"] or options["output_format"] == "json",
         token_scores=options["scores"] and options["output_format"] == "json",
     )

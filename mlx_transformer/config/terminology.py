@@ -7,6 +7,6 @@ PROTECTED_PATTERNS = {
     "placeholders": r"\$?\{\{? ?[\w.]*(?:![rsa])?(?::[^{}\s]{0,20})? ?\}?\}"
     r"|%(?:\d+\$)?\d{0,9}(?:\.\d{1,9})?[sdif@](?!\w)|%\(\w+\)[sdif](?!\w)",
     "tags": r"</?[A-Za-z][^<>]*>",
-    "numbers": r"(?<![\w.,:/-])\d+(?:[.,:/-]\d+)*(?!\w)",
+    "numbers": r"(?<![\w.,:/-])[-−+]?\d+(?:[.,:/-]\d+)*(?!\w)",
 }
 DEFAULT_PROTECTED = ("urls", "addresses", "placeholders")

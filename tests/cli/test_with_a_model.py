@@ -64,6 +64,7 @@ class TestWithAModel:
         result = self.invoke("generate", *options, "--glossary", tmp_path / "glossary.tsv", text)
         found = json.loads(result.stdout)
         terms = {"third March", "one", "a@b.example"}
+        assert "alignment" not in found and "token_scores" not in found
         assert not any(term in plain["text"] for term in terms) and "missing_terms" not in plain
         missing = set(found.get("missing_terms", ()))
         assert {term for term in terms if term in found["text"]} >= terms - missing

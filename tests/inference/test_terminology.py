@@ -43,7 +43,7 @@ class TestFinding:
                 "{name} {{x}} ${y} %s %(n)d %1$s {}".split(),
             ),
             ("tags", 'A <b class="x">word</b> < 3 and > 2', ['<b class="x">', "</b>"]),
-            ("numbers", "12.50 and 555-1234, at 18:30 in A4.", ["12.50", "555-1234", "18:30"]),
+            ("numbers", "12.50 and 555-1234, at 18:30 in A4: -5.", ["12.50", "555-1234", "18:30", "-5"]),
         ],
     )
     def test_protected_text_is_copied(self, kind, text, expected):
