@@ -163,10 +163,12 @@ def require_terms(
 
     def rescore(line: SourceLine, hypothesis: Hypothesis) -> Hypothesis:
         (result,) = score_lines([line], [hypothesis.text or ""], alignment=alignment)
+        if result.error:
+            return hypothesis
         return replace(
             hypothesis,
             ids=result.tokens[:-1],
-            score=result.score / max(len(result.tokens), 1) ** length_penalty,
+            score=result.score / len(result.tokens) ** length_penalty,
             token_scores=None if hypothesis.token_scores is None else result.token_scores,
             alignment=result.alignment,
         )
@@ -237,45 +239,97 @@ def keep_terms(
         if copied:
             results = align([changed for _, changed, _ in copied], [hypothesis.text or "" for hypothesis, *_ in copied])
             best, searched, searched_terms = copied[_best_index(results)]
-    text = insert_terms(searched, best.text or "", searched_terms, align)
+    text = insert_terms(searched, best.text or "", [term for term in searched_terms if not is_markup(term)], align)
+    text = insert_markup(searched, text, [term for term in searched_terms if is_markup(term)], align)
     originals = {new.target: old.target for old, new in zip(terms, searched_terms, strict=True) if new.is_copy}
     if originals:
         text = _whole_words("|".join(map(re.escape, originals)), 0).sub(lambda match: originals[match[0]], text)
     return replace(best, text=text, missing_terms=tuple(term.target for term in missing_terms(terms, text)))
 
 
+def is_markup(term: Term) -> bool:
+    """Whether a term was left out of the source: a tag, or another copy beside a letter."""
+    return term.start == term.end
+
+
 def has_each_copy_once(hypothesis: Hypothesis, terms: Sequence[Term]) -> bool:
-    """Whether a hypothesis has each text to copy exactly once."""
-    copies = [term for term in terms if term.is_copy]
+    """Whether a hypothesis has each stand-in exactly once."""
+    copies = [term for term in terms if term.is_copy and not is_markup(term)]
     return not hypothesis.error and all(len([*_occurrences(copy, hypothesis.text or "")]) == 1 for copy in copies)
 
 
 def with_stand_ins(line: SourceLine, terms: Sequence[Term]) -> list[tuple[SourceLine, list[Term]]]:
     """Return a line with stand-ins for its copies, several times with other ones, and its terms with new positions.
 
-    There are none if there are more copies than stand-ins, or if a copy is part of a word.
+    Markup, which is tags and copies beside letters, is left out. There is nothing to search if there are more copies
+    than stand-ins.
     """
     names = [name for name in STAND_INS if name.lower() not in line.text.lower()]
     names = [name.upper() for name in names] if is_in_capitals(line.text) else names
-    copies = [term for term in terms if term.is_copy]
-    neighbours = [line.text[slice(max(copy.start - 1, 0), copy.start)] + line.text[copy.end :][:1] for copy in copies]
-    if len(copies) > len(names) or re.search(WORD_CHARACTER, "".join(neighbours)):
+    markup = {
+        term
+        for term in terms
+        if term.is_copy
+        and (
+            term.target.startswith("<")
+            or re.search(WORD_CHARACTER, line.text[: term.start][-1:] + line.text[term.end :][:1])
+        )
+    }
+    num_copies = sum(term.is_copy for term in terms) - len(markup)
+    num_tries = min(NUM_TRIES, len(names)) if num_copies else 1
+    if num_copies > len(names):
         return []
-    return [_replace_copies(line, terms, names[i:] + names[:i]) for i in range(min(NUM_TRIES, len(names)))]
+    return [_replace_copies(line, terms, markup, names[i:] + names[:i]) for i in range(num_tries)]
 
 
-def _replace_copies(line: SourceLine, terms: Sequence[Term], stand_ins: Sequence[str]) -> tuple[SourceLine, list[Term]]:
-    """Return a line with stand-ins for its copies, and its terms with new positions."""
+def _replace_copies(
+    line: SourceLine, terms: Sequence[Term], markup: set[Term], stand_ins: Sequence[str]
+) -> tuple[SourceLine, list[Term]]:
+    """Return a line with stand-ins for its copies and without its markup, and its terms with new positions."""
     names = iter(stand_ins)
     text, end, changed = "", 0, []
     for term in terms:
         text += line.text[end : term.start]
-        source = next(names) if term.is_copy else line.text[term.start : term.end]
-        target = source if term.is_copy else term.target
+        source, target = line.text[term.start : term.end], term.target
+        if term in markup:
+            source = ""
+        elif term.is_copy:
+            source = target = next(names)
         changed.append(Term(len(text), len(text) + len(source), target, term.is_copy))
         text += source
         end = term.end
     return line._replace(text=text + line.text[end:]), changed
+
+
+def insert_markup(line: SourceLine, target: str, markup: Sequence[Term], align: Align) -> str:
+    """Return a target with markup beside the words that are aligned with its neighbours in the source.
+
+    Markup whose neighbour is not aligned is left out.
+    """
+    if markup:
+        (result,) = align([line], [target])
+        positions = [_markup_position(line.text, target, term, result.alignment or []) for term in markup]
+        for index in sorted(range(len(markup)), key=lambda i: (positions[i], i), reverse=True):
+            if (position := positions[index]) >= 0:
+                target = target[:position] + markup[index].target + target[position:]
+    return target
+
+
+def _markup_position(source: str, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> int:
+    """Return where markup stands in a target; -1 if its neighbour is not aligned.
+
+    Closing tags, and what stands directly behind a word, follow a word; the rest precedes one.
+    """
+    before, after = source[: term.start], source[term.start :]
+    is_behind, is_in_front = (bool(re.match(WORD_CHARACTER, text)) for text in (before[-1:], after))
+    follows = term.target.startswith("</") or not after.strip() or (is_behind and not is_in_front)
+    neighbour = len(WORD.findall(before if follows else before + "x")) - 1
+    target_words = [*WORD.finditer(target)]
+    aligned = [target_words[j] for i, j in pairs if i == neighbour]
+    if is_behind if follows else is_in_front:  # punctuation beside the word stays outside
+        aligned = [part for word in aligned for part in REPLACEABLE.finditer(target, *word.span())]
+    positions = [word.end() if follows else word.start() for word in aligned]
+    return (max if follows else min)(positions, default=-1)
 
 
 def insert_terms(line: SourceLine, target: str, terms: Sequence[Term], align: Align) -> str:

@@ -279,9 +279,29 @@ class TestKeeping:
         result, searched = self.keep({}, SourceLine("The {a} sees it."), "Le mot voit.", lambda text: "Rien.")
         assert len(searched) == 3 and result.text == "Le {a} voit."
 
-    @pytest.mark.parametrize("text", ["a<b>c</b>", " ".join(f"{{{n}}}" for n in range(7))])
-    def test_copies_inside_words_and_too_many_copies_have_no_stand_ins(self, text):
-        assert with_stand_ins(SourceLine(text), Terminology({}, ("tags", "placeholders")).find(text)) == []
+    def test_too_many_copies_have_no_stand_ins(self):
+        text = " ".join(f"{{{n}}}" for n in range(7))
+        assert with_stand_ins(SourceLine(text), Terminology().find(text)) == []
+
+    @pytest.mark.parametrize(
+        ("source", "target", "pairs", "expected"),
+        [
+            ("<b>A cat</b>, here.", "Un chat, ici.", [(0, 0), (1, 1), (2, 2)], "<b>Un chat</b>, ici."),
+            ("<p>A <b><i>cat</i></b>.</p>", "Un chat.", [(0, 0), (1, 1)], "<p>Un <b><i>chat</i></b>.</p>"),
+            ("a <i>red</i> car", "une voiture rouge", [(0, 0), (1, 2), (2, 1)], "une voiture <i>rouge</i>"),
+            ("<a> a </a> <b> b </b>", "b a", [(0, 1), (1, 0)], "<b>b</b> <a>a</a>"),
+            ("the <b>hotel</b>", "l'hôtel", [(1, 0)], "l'<b>hôtel</b>"),
+            ("12{unit} of tea", "12 de thé", [(0, 0)], "12{unit} de thé"),
+            ("a <b>c</b>", "un", [(0, 0)], "un"),
+        ],
+    )
+    def test_markup_is_left_out_and_stands_beside_aligned_words(self, source, target, pairs, expected):
+        line, terms = SourceLine(source), Terminology(None, ("tags", "placeholders")).find(source)
+        result = keep_terms(
+            line, hypothesis(""), terms, lambda lines: ([hypothesis(target)] for _ in lines), scores(pairs)
+        )
+        assert result.text == expected
+        assert result.missing_terms == (("<b>", "</b>") if "<" not in expected and "{" not in expected else ())
 
     def test_terms_of_the_glossary_are_placed_beside_stand_ins(self):
         result, _ = self.keep(
