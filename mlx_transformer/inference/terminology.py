@@ -161,18 +161,6 @@ def require_terms(
     def align(lines: Sequence[SourceLine], targets: Sequence[str]) -> list[Score]:
         return list(score_lines(lines, targets, alignment=AlignmentConfig()))
 
-    def rescore(line: SourceLine, hypothesis: Hypothesis) -> Hypothesis:
-        (result,) = score_lines([line], [hypothesis.text or ""], alignment=alignment)
-        if result.error:
-            return hypothesis
-        return replace(
-            hypothesis,
-            ids=result.tokens[:-1],
-            score=result.score / len(result.tokens) ** length_penalty,
-            token_scores=None if hypothesis.token_scores is None else result.token_scores,
-            alignment=result.alignment,
-        )
-
     def generate_with_terms(lines: Iterable[SourceLine], **options: Any) -> Iterator[list[Hypothesis]]:
         read: deque[SourceLine] = deque()
 
@@ -188,9 +176,24 @@ def require_terms(
                 yield hypotheses
                 continue
             again = partial(generate, **options | {"first_line": number})
-            yield [rescore(line, keep_terms(line, hypotheses[0], terms, again, align))]
+            best = keep_terms(line, hypotheses[0], terms, again, align)
+            (result,) = score_lines([line], [best.text or ""], alignment=alignment)
+            yield [_with_score(best, result, length_penalty)]
 
     return generate_with_terms
+
+
+def _with_score(hypothesis: Hypothesis, result: Score, length_penalty: float) -> Hypothesis:
+    """Return a hypothesis whose text has changed with the tokens, score and alignment of its text."""
+    if result.error:
+        return hypothesis
+    return replace(
+        hypothesis,
+        ids=result.tokens[:-1],
+        score=result.score / len(result.tokens) ** length_penalty,
+        token_scores=None if hypothesis.token_scores is None else result.token_scores,
+        alignment=result.alignment,
+    )
 
 
 def missing_terms(terms: Sequence[Term], target: str) -> list[Term]:
