@@ -195,11 +195,12 @@ def corpus_part(corpus: str | None, valid: str | None, init: str | None, output:
             raise RuntimeError(printed.strip().splitlines()[-1])
         events = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
         names = ("event", "step", "loss", "tokens_per_second", "bleu")
-        return [
+        rows = [
             {name: event[name] for name in names if name in event}
             for event in events
             if event["event"] in ("step", "validation")
         ]
+        return rows or [{"event": "no step was logged in the time that was left"}]
 
     columns = ("event", "step", "loss", "tokens_per_second", "bleu")
     if corpus is None:

@@ -66,6 +66,7 @@ class Report:
         if facts is None:
             self.read()
         else:
+            file.parent.mkdir(parents=True, exist_ok=True)
             self.write()
 
     def read(self) -> None:

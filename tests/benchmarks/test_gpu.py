@@ -108,15 +108,17 @@ def test_compiled_kernels_are_kept_for_child_processes(monkeypatch, tmp_path):
 def test_training_ends_in_time_and_continues_its_run(monkeypatch, tmp_path):
     calls = []
     lines = [{"event": "start"}, {"event": "step", "step": 10, "loss": 2.5, "rate": 1}]
-    printed = ["\n".join(map(json.dumps, lines)), "a line\nError: no model"]
+    printed = ["\n".join(map(json.dumps, lines)), "a line\nError: no model", ""]
     monkeypatch.setattr(
-        gpu, "run_for", lambda *call: calls.append(call) or (printed[len(calls) - 1], False, len(calls) - 1)
+        gpu, "run_for", lambda *call: calls.append(call) or (printed[len(calls) - 1], len(calls) > 2, len(calls) - 1)
     )
     measure = gpu.corpus_part("a.tsv", "b.tsv", "model", str(tmp_path), ("--seed", "1")).settings["train"]
     assert measure(100) == [{"event": "step", "step": 10, "loss": 2.5}]
     (tmp_path / "last").mkdir()
     with pytest.raises(RuntimeError, match="^Error: no model$"):
         measure(100)
+    assert "no step was logged" in measure(1)[0]["event"]
+    assert calls[2][1] == 1
     commands = [" ".join(command) for command, *_ in calls]
     start = f"{sys.executable} -m mlx_transformer train --json --output {tmp_path}"
     assert commands[0] == f"{start} --train a.tsv --valid b.tsv --init model --seed 1"

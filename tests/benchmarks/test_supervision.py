@@ -16,7 +16,7 @@ from benchmarks.supervision import Part, Report
 
 @pytest.fixture
 def file(tmp_path):
-    return tmp_path / "results.json"
+    return tmp_path / "new" / "results.json"
 
 
 def run_settings(file, generation, training=None, seconds=60):
