@@ -1,17 +1,13 @@
 """A fast BLAS for MLX on Linux: the one in MLX's wheel multiplies matrices 50 to 90 times more slowly than OpenBLAS."""
 
 import ctypes
-import logging
 import os
 import sys
-from pathlib import Path
 
 VARIABLE = "MLX_TRANSFORMER_BLAS"
 # Fedora has a library for each kind of threads, and a serial one under the name that other distributions use for any.
 OPENBLAS = ("libopenblasp.so.0", "libopenblaso.so.0", "libopenblas.so.0")
 WHEEL_BLAS = "/mlx_cpu.libs/libblas"  # the reference BLAS in MLX's wheel
-
-logger = logging.getLogger(__name__)
 
 
 def load_openblas() -> None:
@@ -31,7 +27,9 @@ def load_openblas() -> None:
             check_blas(library)
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            logger.warning(
+            import logging  # takes milliseconds, and only this needs it
+
+            logging.getLogger(__name__).warning(
                 "%s is %r, which cannot be used (%s), so MLX uses its own BLAS, which is slow: set it to the path of "
                 "another one or to none, or unset it.",
                 *(VARIABLE, library, error),
@@ -85,7 +83,8 @@ def is_slow() -> bool:
 def loaded_files() -> str:
     """Return the list of files that are mapped into this process's memory; empty where /proc is missing."""
     try:
-        return Path("/proc/self/maps").read_text(errors="replace")
+        with open("/proc/self/maps", errors="replace") as file:
+            return file.read()
     except OSError:
         return ""
 
