@@ -31,6 +31,7 @@ _MODULES = {
     "Score": "inference.scoring",
     "score": "inference.scoring",
     "score_ids": "inference.scoring",
+    "embed": "inference.embedding",
     "attention": "inference.text_attention",
     "TextAttention": "inference.text_attention",
     "attention_ids": "inference.attention_weights",

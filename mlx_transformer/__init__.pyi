@@ -11,6 +11,7 @@ from .decoding.beam_search import generate_ids as generate_ids
 from .decoding.hypothesis import Hypothesis as Hypothesis
 from .inference.attention_weights import AttentionWeights as AttentionWeights
 from .inference.attention_weights import attention_ids as attention_ids
+from .inference.embedding import embed as embed
 from .inference.evaluation import Evaluation as Evaluation
 from .inference.evaluation import evaluate as evaluate
 from .inference.generation import generate as generate

@@ -370,13 +370,22 @@ class Transformer(nn.Module):
         Raises:
             ValueError: If a source is longer than the encoder has positions, or an id is not in the vocabulary.
         """
-        check_token_ids("source", source, self.config.source_vocab_size)
-        check_length("source", source.shape[1], self.config.encoder.max_length)
-        mask = padding_mask(source, self.config.pad_id) if mask is None else mask[:, None, None]
-        x = self.encoder(self.source_embedding(source), mask, attend=attend)
+        x = self.encode_hidden(source, mask, attend)
         key_values = [layer.cross_attention.key_values(x) for layer in self.decoder.layers]
         # Contiguous, because attention would otherwise copy them in every decode step.
-        return Memory([mx.contiguous(layer) for layer in key_values], mask)
+        return Memory([mx.contiguous(layer) for layer in key_values], self._source_mask(source, mask))
+
+    def encode_hidden(
+        self, source: mx.array, mask: mx.array | None = None, attend: AttentionFunction = scaled_dot_product_attention
+    ) -> mx.array:
+        """Return the encoder's last hidden states, (batch, source_length, dims); see `encode`."""
+        check_token_ids("source", source, self.config.source_vocab_size)
+        check_length("source", source.shape[1], self.config.encoder.max_length)
+        return self.encoder(self.source_embedding(source), self._source_mask(source, mask), attend=attend)
+
+    def _source_mask(self, source: mx.array, mask: mx.array | None) -> mx.array:
+        """Return the mask of a source's tokens, (batch, 1, 1, source_length)."""
+        return padding_mask(source, self.config.pad_id) if mask is None else mask[:, None, None]
 
     def decode(
         self,

@@ -104,6 +104,19 @@ def test_tied_embeddings_may_be_saved_under_any_name(pair, choice, tmp_path):
     check_same_model(ours, convert.load(save_tensors(theirs, tmp_path, state))[0])
 
 
+def test_hidden_states_of_the_encoder(pair):
+    import torch
+
+    _, theirs, ours = pair
+    source = torch_sources(theirs)
+    is_token = source != theirs.config.pad_token_id
+    arguments = {"input_ids": torch.tensor(source), "attention_mask": torch.tensor(is_token.astype(np.int64))}
+    with torch.no_grad():
+        expected = theirs.get_encoder()(**arguments).last_hidden_state.numpy()
+    hidden = np.array(ours.encode_hidden(mx.array(source.astype(np.int32))))
+    assert np.abs(hidden - expected)[is_token].max() < 1e-5 * max(1, np.abs(expected).max())
+
+
 def check_logits(theirs, ours, source, target, limit):
     logits = np.array(ours(mx.array(source.astype(np.int32)), mx.array(target.astype(np.int32))))
     expected = compute_logits(theirs, source, target)

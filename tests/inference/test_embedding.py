@@ -1,0 +1,63 @@
+"""Embeddings: pooled hidden states in order, whatever the batch and its padding."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import mlx_transformer as mt
+
+TEXTS = ["I am tired.", "Good morning! Did you sleep well last night, or not at all?", "", "No.", "I am tired."]
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return mt.load()
+
+
+def hidden_states(bundled, text):
+    model, tokenizer = bundled
+    return np.array(model.encode_hidden(mx.array([tokenizer.encode(text)]))[0])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 4096])
+def test_vectors_are_pooled_hidden_states_in_order(bundled, pooling, batch_tokens):
+    vectors = mt.embed(*bundled, TEXTS, pooling, batch_tokens=batch_tokens)
+    pool = {"mean": lambda h: h.mean(axis=0), "first": lambda h: h[0], "last": lambda h: h[-1]}[pooling]
+    expected = [pool(hidden_states(bundled, text)) for text in TEXTS]
+    assert vectors.dtype == np.float32 and np.abs(vectors - expected).max() < 1e-4
+    assert len(np.unique(vectors.round(3), axis=0)) == 4
+
+
+def test_a_single_text_gives_one_vector(bundled):
+    dims = bundled[0].config.dims
+    vector = mt.embed(*bundled, TEXTS[0])
+    assert vector.shape == (dims,) and np.allclose(vector, mt.embed(*bundled, TEXTS)[0], atol=1e-5)
+    assert mt.embed(*bundled, []).shape == (0, dims)
+
+
+def test_normalised_vectors_have_length_one_and_the_same_direction(bundled):
+    plain, unit = (mt.embed(*bundled, TEXTS, normalize=normalize) for normalize in (False, True))
+    lengths = np.linalg.norm(plain, axis=1, keepdims=True)
+    assert np.ptp(lengths) > 0.1 and np.allclose(unit * lengths, plain, atol=1e-5)
+
+
+def test_memory_is_made_of_the_hidden_states(bundled):
+    model, tokenizer = bundled
+    source = mx.array([tokenizer.encode(TEXTS[0])])
+    first = model.decoder.layers[0].cross_attention.key_values(model.encode_hidden(source))
+    assert mx.array_equal(first, model.encode(source).key_values[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("a", "sum"), {}, "pooling must be one of mean, first, last, not 'sum'"),
+        ((["a", None],), {}, "Line 2: The text must be a string, not None"),
+        (("a",), {"target_language": "xx"}, "xx"),
+        (("a",), {"batch_tokens": 0}, "batch_tokens must be more than 0"),
+    ],
+)
+def test_bad_arguments_are_refused(bundled, arguments, options, message):
+    with pytest.raises(ValueError, match=message):
+        mt.embed(*bundled, *arguments, **options)
