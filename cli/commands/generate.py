@@ -234,8 +234,9 @@ def generate_results(
     options: dict[str, Any],
 ) -> Iterator[LineResult]:
     """Answer lines as the options ask, as wholes or sentence by sentence."""
+    from mlx_transformer.inference.required_terms import require_terms
     from mlx_transformer.inference.sentence_splitting import split_line
-    from mlx_transformer.inference.terminology import Terminology, require_terms
+    from mlx_transformer.inference.terminology import Terminology
 
     num_distinct = None
     if search.num_hypotheses > 1 and not search.temperature:  # all beams, because some texts may look alike

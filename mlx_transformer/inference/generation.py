@@ -32,6 +32,7 @@ from mlx_transformer.inference.batching import (
     reorder,
 )
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
+from mlx_transformer.inference.required_terms import require_terms
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
 from mlx_transformer.inference.source_lines import (
@@ -42,7 +43,7 @@ from mlx_transformer.inference.source_lines import (
     prepare_lines,
     uppercase,
 )
-from mlx_transformer.inference.terminology import Terminology, require_terms
+from mlx_transformer.inference.terminology import Terminology
 from mlx_transformer.inference.wired_memory import wired_memory
 from mlx_transformer.messages import similar_names
 from mlx_transformer.model.transformer import Transformer

@@ -1,46 +1,16 @@
-"""Terms that targets must contain: translations from a glossary, and text to copy, such as addresses and placeholders.
-
-If the first target lacks a copy, the source is searched again with a stand-in for each copy: a number or a name, which
-models copy reliably, and which is replaced in the target. A term of the glossary replaces the target words that are
-aligned with its source; where several replacements are possible, the model's score decides.
-"""
+"""Terms that targets must contain: those of a glossary, and text to copy, such as addresses and placeholders."""
 
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from mlx_transformer.config.alignment import AlignmentConfig
-from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED, PROTECTED_PATTERNS
-from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.inference.alignment import WORD
-from mlx_transformer.inference.scoring import Score, score
 from mlx_transformer.inference.sentence_splitting import UNSPACED_SCRIPTS
-from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
+from mlx_transformer.inference.source_lines import is_in_capitals
 from mlx_transformer.messages import short_repr, similar_names
-from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-# Texts that models copy, and that suit most sentences. Each try begins with the next one.
-STAND_INS = ("26", "Boston", "47", "Tom", "1998", "Mary")
-NUM_TRIES = 3
-MAX_REPLACED_WORDS = 4
 # A character of a word in scripts with spaces between words; texts of other scripts may stand beside a term.
 WORD_CHARACTER = rf"[^\W{UNSPACED_SCRIPTS.pattern.strip('[]')}]"
-# A word that a term can replace, without an elided one before it, such as l'.
-REPLACEABLE = re.compile(
-    rf"(?<!{WORD_CHARACTER})(?!{WORD_CHARACTER}{{1,2}}['’]{WORD_CHARACTER}){WORD_CHARACTER}"
-    rf"(?:{WORD_CHARACTER}|['’-](?={WORD_CHARACTER}))*"
-)
-ELIDED = re.compile(r"\b\w{1,2}['’]$")
-ELIDABLE = re.compile(r"\b\w{1,2}[aeo] $", re.IGNORECASE)
-VOWELS = "aeiouhàâéèêëîïôœûü"
-
-Generate = Callable[..., Iterator[list[Hypothesis]]]  # `generate_hypotheses` with all arguments but the lines
-Align = Callable[[Sequence[SourceLine], Sequence[str]], list[Score]]  # scores and aligns the target of each line
 
 
 class Term(NamedTuple):
@@ -90,7 +60,7 @@ class Terminology:
             self.targets[source if is_abbreviation else source.lower()] = target.strip()
         self.copied = [_compile(name) for name in ([protect] if isinstance(protect, str) else protect)]
         longest_first = sorted(self.targets, key=len, reverse=True)
-        self.entries = _whole_words("|".join(map(re.escape, longest_first)), re.IGNORECASE) if self.targets else None
+        self.entries = whole_words("|".join(map(re.escape, longest_first)), re.IGNORECASE) if self.targets else None
 
     def find(self, source: str) -> list[Term]:
         """Return the terms of a source, in order; they do not overlap."""
@@ -123,77 +93,11 @@ def _compile(name: str) -> re.Pattern[str]:
         raise ValueError(f"protect must be any of {kinds}, or a regular expression: {name!r} has {error}.") from None
 
 
-def _whole_words(pattern: str, flags: int) -> re.Pattern[str]:
+def whole_words(pattern: str, flags: int) -> re.Pattern[str]:
     """Compile a pattern for texts that are no parts of longer words or addresses."""
     start = rf"(?:(?<!{WORD_CHARACTER})(?<!{WORD_CHARACTER}[.@/-])(?=\w)|(?=\W))"
     end = rf"(?:(?<=\w)(?!{WORD_CHARACTER}|[.@/-]{WORD_CHARACTER})|(?<=\W))"
     return re.compile(f"{start}(?:{pattern}){end}", flags)
-
-
-def require_terms(
-    generate: Generate,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    terminology: Terminology,
-    *,
-    search: SearchConfig | None = None,
-    source_prefix: str | None = None,
-    alignment: AlignmentConfig | None = None,
-) -> Generate:
-    """Return a function like `generate` whose hypotheses contain the terms of their sources.
-
-    Args:
-        generate: `generate_hypotheses` with these arguments and others, but without lines.
-        model: The model.
-        tokenizer: Its tokenizer.
-        terminology: The terms.
-        search: The search configuration; `model.search_defaults` if None.
-        source_prefix: See `generate_hypotheses`.
-        alignment: How to align words; the default alignment if None.
-
-    Returns:
-        A function that yields one hypothesis for each line with terms. `missing_terms` holds those that the hypothesis
-        lacks all the same. Scores of changed hypotheses count their target prefix.
-    """
-    length_penalty = (search or model.search_defaults).length_penalty
-    score_lines = partial(score, model, tokenizer, source_prefix=source_prefix, return_errors=True)
-
-    def align(lines: Sequence[SourceLine], targets: Sequence[str]) -> list[Score]:
-        return list(score_lines(lines, targets, alignment=AlignmentConfig()))
-
-    def generate_with_terms(lines: Iterable[SourceLine], **options: Any) -> Iterator[list[Hypothesis]]:
-        read: deque[SourceLine] = deque()
-
-        def record() -> Iterator[SourceLine]:
-            for line in lines:
-                read.append(line)
-                yield line
-
-        for number, hypotheses in enumerate(generate(record(), **options), start=options.get("first_line", 0)):
-            line = read.popleft()
-            terms = terminology.find(line.text)
-            if hypotheses[0].error or not missing_terms(terms, hypotheses[0].text or ""):
-                yield hypotheses
-                continue
-            again = partial(generate, **options | {"first_line": number})
-            best = keep_terms(line, hypotheses[0], terms, again, align)
-            (result,) = score_lines([line], [best.text or ""], alignment=alignment)
-            yield [_with_score(best, result, length_penalty)]
-
-    return generate_with_terms
-
-
-def _with_score(hypothesis: Hypothesis, result: Score, length_penalty: float) -> Hypothesis:
-    """Return a hypothesis whose text has changed with the tokens, score and alignment of its text."""
-    if result.error:
-        return hypothesis
-    return replace(
-        hypothesis,
-        ids=result.tokens[:-1],
-        score=result.score / len(result.tokens) ** length_penalty,
-        token_scores=None if hypothesis.token_scores is None else result.token_scores,
-        alignment=result.alignment,
-    )
 
 
 def missing_terms(terms: Sequence[Term], target: str) -> list[Term]:
@@ -206,7 +110,7 @@ def missing_terms(terms: Sequence[Term], target: str) -> list[Term]:
     missing = []
     for index, term in sorted(enumerate(terms), key=lambda item: -len(item[1].target)):
         if term.target not in matches:
-            matches[term.target] = _occurrences(term, target)
+            matches[term.target] = occurrences(term, target)
         match = next((match for match in matches[term.target] if not any(taken[slice(*match.span())])), None)
         if match is None:
             missing.append(index)
@@ -215,185 +119,6 @@ def missing_terms(terms: Sequence[Term], target: str) -> list[Term]:
     return [terms[index] for index in sorted(missing)]
 
 
-def _occurrences(term: Term, target: str) -> Iterator[re.Match[str]]:
+def occurrences(term: Term, target: str) -> Iterator[re.Match[str]]:
     """Find a term in a target, as a whole word; copies in the same case."""
-    return _whole_words(re.escape(term.target), 0 if term.is_copy else re.IGNORECASE).finditer(target)
-
-
-def keep_terms(
-    line: SourceLine, best: Hypothesis, terms: Sequence[Term], generate: Generate, align: Align
-) -> Hypothesis:
-    """Return the best hypothesis of a line with its terms; `missing_terms` holds those that it lacks all the same.
-
-    Only its text and what belongs to the search are valid: not ids, scores and alignment.
-
-    Args:
-        line: The source.
-        best: Its best hypothesis.
-        terms: Its terms.
-        generate: Searches lines with stand-ins.
-        align: Scores and aligns targets.
-    """
-    searched, searched_terms = line, list(terms)
-    if missing_terms([term for term in terms if term.is_copy], best.text or ""):
-        tries = with_stand_ins(line, terms)
-        rows = generate([changed for changed, _ in tries]) if tries else ()
-        copied = [(row[0], *each) for row, each in zip(rows, tries, strict=True) if has_each_copy_once(row[0], each[1])]
-        if copied:
-            results = align([changed for _, changed, _ in copied], [hypothesis.text or "" for hypothesis, *_ in copied])
-            best, searched, searched_terms = copied[_best_index(results)]
-    text = insert_terms(searched, best.text or "", [term for term in searched_terms if not is_markup(term)], align)
-    text = insert_markup(searched, text, [term for term in searched_terms if is_markup(term)], align)
-    originals = {new.target: old.target for old, new in zip(terms, searched_terms, strict=True) if new.is_copy}
-    if originals:
-        text = _whole_words("|".join(map(re.escape, originals)), 0).sub(lambda match: originals[match[0]], text)
-    return replace(best, text=text, missing_terms=tuple(term.target for term in missing_terms(terms, text)))
-
-
-def is_markup(term: Term) -> bool:
-    """Whether a term was left out of the source: a tag, or another copy beside a letter."""
-    return term.start == term.end
-
-
-def has_each_copy_once(hypothesis: Hypothesis, terms: Sequence[Term]) -> bool:
-    """Whether a hypothesis has each stand-in exactly once."""
-    copies = [term for term in terms if term.is_copy and not is_markup(term)]
-    return not hypothesis.error and all(len([*_occurrences(copy, hypothesis.text or "")]) == 1 for copy in copies)
-
-
-def with_stand_ins(line: SourceLine, terms: Sequence[Term]) -> list[tuple[SourceLine, list[Term]]]:
-    """Return a line with stand-ins for its copies, several times with other ones, and its terms with new positions.
-
-    Markup, which is tags and copies beside letters, is left out. There is nothing to search if there are more copies
-    than stand-ins.
-    """
-    names = [name for name in STAND_INS if name.lower() not in line.text.lower()]
-    names = [name.upper() for name in names] if is_in_capitals(line.text) else names
-    markup = {
-        term
-        for term in terms
-        if term.is_copy
-        and (
-            term.target.startswith("<")
-            or re.search(WORD_CHARACTER, line.text[: term.start][-1:] + line.text[term.end :][:1])
-        )
-    }
-    num_copies = sum(term.is_copy for term in terms) - len(markup)
-    num_tries = min(NUM_TRIES, len(names)) if num_copies else 1
-    if num_copies > len(names):
-        return []
-    return [_replace_copies(line, terms, markup, names[i:] + names[:i]) for i in range(num_tries)]
-
-
-def _replace_copies(
-    line: SourceLine, terms: Sequence[Term], markup: set[Term], stand_ins: Sequence[str]
-) -> tuple[SourceLine, list[Term]]:
-    """Return a line with stand-ins for its copies and without its markup, and its terms with new positions."""
-    names = iter(stand_ins)
-    text, end, changed = "", 0, []
-    for term in terms:
-        text += line.text[end : term.start]
-        source, target = line.text[term.start : term.end], term.target
-        if term in markup:
-            source = ""
-        elif term.is_copy:
-            source = target = next(names)
-        changed.append(Term(len(text), len(text) + len(source), target, term.is_copy))
-        text += source
-        end = term.end
-    return line._replace(text=text + line.text[end:]), changed
-
-
-def insert_markup(line: SourceLine, target: str, markup: Sequence[Term], align: Align) -> str:
-    """Return a target with markup beside the words that are aligned with its neighbours in the source.
-
-    Markup whose neighbour is not aligned is left out.
-    """
-    if markup:
-        (result,) = align([line], [target])
-        positions = [_markup_position(line.text, target, term, result.alignment or []) for term in markup]
-        for index in sorted(range(len(markup)), key=lambda i: (positions[i], i), reverse=True):
-            if (position := positions[index]) >= 0:
-                target = target[:position] + markup[index].target + target[position:]
-    return target
-
-
-def _markup_position(source: str, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> int:
-    """Return where markup stands in a target; -1 if its neighbour is not aligned.
-
-    Closing tags, and what stands directly behind a word, follow a word; the rest precedes one.
-    """
-    before, after = source[: term.start], source[term.start :]
-    is_behind, is_in_front = (bool(re.match(WORD_CHARACTER, text)) for text in (before[-1:], after))
-    follows = term.target.startswith("</") or not after.strip() or (is_behind and not is_in_front)
-    neighbour = len(WORD.findall(before if follows else before + "x")) - 1
-    target_words = [*WORD.finditer(target)]
-    aligned = [target_words[j] for i, j in pairs if i == neighbour]
-    if is_behind if follows else is_in_front:  # punctuation beside the word stays outside
-        aligned = [part for word in aligned for part in REPLACEABLE.finditer(target, *word.span())]
-    positions = [word.end() if follows else word.start() for word in aligned]
-    return (max if follows else min)(positions, default=-1)
-
-
-def insert_terms(line: SourceLine, target: str, terms: Sequence[Term], align: Align) -> str:
-    """Return a target in which its missing terms replace words that are aligned with their sources.
-
-    Of several replacements, the one with the best score per token is taken.
-    """
-    for term in missing_terms(terms, target):
-        num_missing = len(missing_terms(terms, target))
-        (result,) = align([line], [target])
-        candidates = replacements(line, target, term, result.alignment or [])
-        candidates = [text for text in candidates if len(missing_terms(terms, text)) < num_missing]
-        if candidates:
-            target = candidates[_best_index(align([line] * len(candidates), candidates))]
-    return target
-
-
-def _best_index(results: Sequence[Score]) -> int:
-    """Return the index of the target with the best score per token."""
-    return max(range(len(results)), key=lambda i: results[i].score / max(len(results[i].tokens), 1))
-
-
-def replacements(line: SourceLine, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """Return targets in which a term replaces one or several words that are aligned with its source.
-
-    A copy whose source is not aligned is inserted after the words that are aligned with what precedes it.
-
-    Args:
-        line: The source; its target prefix stays as it is.
-        target: The target.
-        term: The term.
-        pairs: Pairs of aligned source and target words.
-    """
-    start = len(line.target_prefix or "")
-    source_words, target_words = ([*WORD.finditer(text)] for text in (line.text, target))
-    of_term = {i for i, word in enumerate(source_words) if word.start() < term.end and word.end() > term.start}
-    aligned = [target_words[j].span() for i, j in pairs if i in of_term]
-    words = [
-        word
-        for word in REPLACEABLE.finditer(target, start)
-        if any(begin <= word.start() < end for begin, end in aligned)
-    ]
-    runs = [words[i : i + length] for i in range(len(words)) for length in range(1, MAX_REPLACED_WORDS + 1)]
-    spans = {(run[0].start(), run[-1].end()) for run in runs}
-    if not words and term.is_copy:
-        before = [target_words[j].end() for i, j in pairs if source_words[i].end() <= term.start]
-        spans = {(max([start, *before]),) * 2}
-    return list(dict.fromkeys(text for span in sorted(spans) for text in _spellings(target, *span, term)))
-
-
-def _spellings(target: str, start: int, end: int, term: Term) -> Iterator[str]:
-    """Yield a target with a term instead of a part of it; an article before the term is elided, or not, as it needs."""
-    before, after, text = target[:start], target[end:], term.target
-    if not term.is_copy and target[start : start + 1].isupper() and not re.search(r"\w", before):
-        text = text[0].upper() + text[1:]
-    if start == end and before[-1:].strip():
-        text = f" {text}"
-    starts_with_vowel = text[0].lower() in VOWELS
-    if ELIDED.search(before) and not starts_with_vowel:
-        yield from (f"{before[:-1]}{vowel} {text}{after}" for vowel in ("EAO" if target.isupper() else "eao"))
-        return
-    yield before + text + after
-    if ELIDABLE.search(before) and starts_with_vowel:
-        yield f"{before[:-2]}'{text}{after}"
+    return whole_words(re.escape(term.target), 0 if term.is_copy else re.IGNORECASE).finditer(target)

@@ -1,0 +1,247 @@
+"""Terms in targets: copied by stand-ins, placed by alignment, reported if they are missing."""
+
+import pytest
+
+import mlx_transformer as mt
+from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.inference import required_terms
+from mlx_transformer.inference.required_terms import insert_terms, keep_terms, replacements, with_stand_ins
+from mlx_transformer.inference.scoring import Score
+from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.inference.terminology import Term, Terminology
+
+
+def hypothesis(text, **changes):
+    return Hypothesis(**{"ids": [1], "score": -1.0, "finish_reason": "stop", "text": text} | changes)
+
+
+def scores(pairs, best=None):
+    """Return an `align` that aligns all targets alike, and prefers the targets in `best`, in order."""
+
+    def align(lines, targets):
+        return [
+            Score(-(best or targets).index(text) - 1.0, [1, 2], [-1.0] * 2, alignment=list(pairs)) for text in targets
+        ]
+
+    return align
+
+
+class TestReplacements:
+    SOURCE, TARGET = SourceLine("I see my dog now."), "Je vois mon chien maintenant."
+    TERM = Term(9, 12, "toutou")
+
+    def replace(self, pairs, target=TARGET, term=TERM, source=SOURCE):
+        return replacements(source, target, term, pairs)
+
+    def test_aligned_words_are_replaced_alone_or_together(self):
+        assert self.replace([(0, 0), (3, 3), (4, 4)]) == ["Je vois mon toutou maintenant."]
+        assert self.replace([(3, 2), (3, 3)]) == [
+            "Je vois toutou chien maintenant.",
+            "Je vois toutou maintenant.",
+            "Je vois mon toutou maintenant.",
+        ]
+
+    def test_punctuation_stays(self):
+        assert self.replace([(3, 3)], "Je vois mon (chien).") == ["Je vois mon (toutou)."]
+        assert self.replace([(3, 3)], "Je vois mon !") == []
+
+    def test_articles_are_elided_as_the_term_needs(self):
+        term = Term(9, 12, "fric")
+        assert [text[8:] for text in self.replace([(3, 2)], "Je vois l'argent", term)] == [
+            "le fric",
+            "la fric",
+            "lo fric",
+        ]
+        assert self.replace([(3, 0)], "L'ARGENT", Term(9, 12, "FRIC"))[0] == "LE FRIC"
+        animal = Term(9, 12, "animal")
+        assert self.replace([(3, 3)], "Je vois le chien", animal) == ["Je vois le animal", "Je vois l'animal"]
+        assert self.replace([(3, 2)], "Je vois l'ours", animal) == ["Je vois l'animal"]
+        assert self.replace([(0, 0)], "Aujourd'hui", Term(0, 1, "jour")) == ["Jour"]
+
+    def test_a_term_at_the_beginning_has_a_capital(self):
+        assert self.replace([(3, 0)], "Chien !") == ["Toutou !"]
+        assert self.replace([(3, 0)], "Chien !", self.TERM._replace(is_copy=True)) == ["toutou !"]
+
+    def test_unaligned_copies_are_inserted_and_other_terms_not(self):
+        copy = Term(9, 12, "%s", is_copy=True)
+        assert self.replace([(0, 0), (2, 2), (4, 4)], term=copy) == ["Je vois mon %s chien maintenant."]
+        assert self.replace([(0, 0), (2, 2), (4, 4)]) == []
+
+    def test_target_prefixes_stay(self):
+        source = self.SOURCE._replace(target_prefix="Je vois mon chien")
+        assert self.replace([(3, 3)], source=source) == []
+
+    def test_whole_texts_of_scripts_without_spaces_are_not_replaced(self):
+        assert self.replace([(3, 0)], "我现在看到我的狗。") == []
+
+
+class TestKeeping:
+    """Terms of the glossary replace words; copies return in place of their stand-ins."""
+
+    SOURCE = SourceLine("The cat sees the dog.", "en", "fr")
+    TARGET = "Le chat voit le chien."
+    PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4))
+
+    def keep(self, glossary, source=SOURCE, target=TARGET, search=None, pairs=PAIRS, **changes):
+        searched = []
+
+        def generate(lines):
+            searched.extend(lines)
+            yield from ([hypothesis(search(line.text), score=-len(searched[0].text), **changes)] for line in lines)
+
+        terms = Terminology(glossary).find(source.text)
+        result = keep_terms(source, hypothesis(target, **changes), terms, generate, scores(pairs))
+        return result, searched
+
+    def test_terms_replace_what_is_aligned_with_them_without_a_search(self):
+        result, searched = self.keep({"dog": "toutou", "cat": "minet"})
+        assert result.text == "Le minet voit le toutou." and result.missing_terms == () and not searched
+
+    def test_nothing_changes_if_all_terms_are_there(self):
+        assert self.keep({"dog": "chien", "cat": "chat"})[0] == hypothesis(self.TARGET)
+
+    def test_the_replacement_with_the_best_score_is_taken(self):
+        terms = Terminology({"cat": "minet"}).find(self.SOURCE.text)
+        align = scores(
+            [(1, 0), (1, 1)],
+            [self.TARGET, "Le minet voit le chien.", "Minet voit le chien.", "Minet chat voit le chien."],
+        )
+        assert insert_terms(self.SOURCE, self.TARGET, terms, align) == "Le minet voit le chien."
+
+    def test_terms_that_cannot_be_placed_are_reported(self):
+        result, _ = self.keep({"dog": "toutou", "cat": "minet"}, pairs=[(1, 1)])
+        assert result.text == "Le minet voit le chien." and result.missing_terms == ("toutou",)
+
+    COPIES = SourceLine("See {a} and {b}, cat.", "en", "fr")
+
+    def test_copies_return_where_their_stand_ins_are(self):
+        result, searched = self.keep({}, self.COPIES, "Voir.", lambda text: " ".join(["Voir", *text.split()[3:0:-2]]))
+        assert searched[0][:3] == ("See 26 and Boston, cat.", "en", "fr")
+        assert result.text == "Voir {b}, {a}" and result.missing_terms == ()
+
+    def test_of_stand_ins_that_are_each_there_once_the_best_score_decides(self):
+        """The first has the best score here; "26" is lost, and "47" doubled."""
+        searches = {"26": "Voir.", "Boston": "Voir Boston.", "47": "Voir 47, 47."}
+        source = SourceLine("See {a}.")
+        result, searched = self.keep({}, source, "Voir.", lambda text: searches[text[4:-1]])
+        assert [line.text for line in searched] == ["See 26.", "See Boston.", "See 47."]
+        assert result.text == "Voir {a}."
+        assert self.keep({}, source, "Voir.", lambda text: f"{text[4:-1]} : voir.")[0].text == "{a} : voir."
+
+    def test_stand_ins_are_no_words_of_the_source(self):
+        _, searched = self.keep({}, SourceLine("26 boston {a}"), "", lambda text: text)
+        assert [line.text for line in searched] == ["26 boston 47", "26 boston Tom", "26 boston 1998"]
+
+    def test_stand_ins_of_a_line_in_capitals_are_in_capitals(self):
+        result, searched = self.keep({}, SourceLine("SEE {a} OR {b} NOW"), "", str.upper)
+        assert searched[0].text == "SEE 26 OR BOSTON NOW" and result.text == "SEE {a} OR {b} NOW"
+
+    def test_copies_replace_aligned_words_if_no_stand_in_is_copied(self):
+        result, searched = self.keep({}, SourceLine("The {a} sees it."), "Le mot voit.", lambda text: "Rien.")
+        assert len(searched) == 3 and result.text == "Le {a} voit."
+
+    def test_too_many_copies_have_no_stand_ins(self):
+        text = " ".join(f"{{{n}}}" for n in range(7))
+        assert with_stand_ins(SourceLine(text), Terminology().find(text)) == []
+
+    @pytest.mark.parametrize(
+        ("source", "target", "pairs", "expected"),
+        [
+            ("<b>A cat</b>, here.", "Un chat, ici.", [(0, 0), (1, 1), (2, 2)], "<b>Un chat</b>, ici."),
+            ("<p>A <b><i>cat</i></b>.</p>", "Un chat.", [(0, 0), (1, 1)], "<p>Un <b><i>chat</i></b>.</p>"),
+            ("a <i>red</i> car", "une voiture rouge", [(0, 0), (1, 2), (2, 1)], "une voiture <i>rouge</i>"),
+            ("<a> a </a> <b> b </b>", "b a", [(0, 1), (1, 0)], "<b>b</b> <a>a</a>"),
+            ("the <b>hotel</b>", "l'hôtel", [(1, 0)], "l'<b>hôtel</b>"),
+            ("12{unit} of tea", "12 de thé", [(0, 0)], "12{unit} de thé"),
+            ("a <b>c</b>", "un", [(0, 0)], "un"),
+        ],
+    )
+    def test_markup_is_left_out_and_stands_beside_aligned_words(self, source, target, pairs, expected):
+        line, terms = SourceLine(source), Terminology(None, ("tags", "placeholders")).find(source)
+        result = keep_terms(
+            line, hypothesis(""), terms, lambda lines: ([hypothesis(target)] for _ in lines), scores(pairs)
+        )
+        assert result.text == expected
+        assert result.missing_terms == (("<b>", "</b>") if "<" not in expected and "{" not in expected else ())
+
+    def test_terms_of_the_glossary_are_placed_beside_stand_ins(self):
+        result, _ = self.keep(
+            {"cat": "minet"}, SourceLine("The cat sees {name}."), "Le chat.", lambda text: f"Le chat voit {text[13:]}"
+        )
+        assert result.text == "Le minet voit {name}."
+
+
+def test_only_lines_with_missing_terms_are_searched_again(monkeypatch):
+    """Order is kept, options reach all searches, and scores and alignments are those of the new text."""
+    seen = []
+
+    def generate(lines, **options):
+        for line in lines:
+            seen.append((line.text, options["first_line"], options["return_errors"]))
+            yield [hypothesis(line.text.replace("{b}", ""), token_scores=[-3.0])]
+
+    class Model:
+        class search_defaults:
+            length_penalty = 1.0
+
+    fake = scores([(0, 0)])
+    monkeypatch.setattr(required_terms, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
+    run = required_terms.require_terms(generate, Model, None, Terminology())
+    rows = list(run(map(SourceLine, ["a", "see {b}", "c"]), first_line=7, return_errors=True))
+    assert [row[0].text for row in rows] == ["a", "see {b}", "c"]
+    assert seen[2] == ("see 26", 8, True) and len(seen) == 6
+    changed = rows[1][0]
+    assert (changed.ids, changed.score, changed.token_scores, changed.alignment) == ([1], -0.5, [-1.0] * 2, [(0, 0)])
+
+
+def test_failed_lines_stay_failed():
+    failed = hypothesis("", error="broken", finish_reason="error")
+
+    class Model:
+        class search_defaults:
+            length_penalty = 1.0
+
+    run = required_terms.require_terms(lambda lines, **_: ([failed] for _ in lines), Model, None, Terminology())
+    assert list(run([SourceLine("{a}")])) == [[failed]]
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return mt.load()
+
+
+class TestHypotheses:
+    TEXTS = ("Do you like my dog?", "Hello {name}!", "I love you.")
+    GLOSSARY = {"dog": "toutou", "do": "est-ce que"}  # no word is aligned with "Do"
+
+    def test_they_name_the_terms_that_they_lack(self, bundled):
+        rows = list(mt.generate_hypotheses(*bundled, self.TEXTS, glossary=self.GLOSSARY, protect=["placeholders"]))
+        assert [len(row) for row in rows] == [1, 1, 1]
+        first, second, third = (row[0] for row in rows)
+        assert "toutou" in first.text and first.missing_terms == ("est-ce que",)
+        assert "{name}" in second.text and second.missing_terms == third.missing_terms == ()
+        assert [row[0].text for row in rows] == mt.generate(*bundled, list(self.TEXTS), glossary=self.GLOSSARY)
+
+    def test_nothing_is_required_by_default(self, bundled):
+        plain = [h.text for h, *_ in mt.generate_hypotheses(*bundled, self.TEXTS)]
+        assert plain == mt.generate(*bundled, list(self.TEXTS), protect=())
+        assert "{name}" not in plain[1]
+
+    def test_errors_and_alignments_are_those_of_their_lines(self, bundled):
+        options = {"glossary": self.GLOSSARY, "first_line": 4, "alignment": mt.AlignmentConfig()}
+        results = mt.generate_hypotheses(*bundled, [self.TEXTS[0], None], **options)
+        assert next(results)[0].alignment
+        with pytest.raises(ValueError, match="^Line 6: The text must be a string, not None"):
+            next(results)
+        rows = list(mt.generate_hypotheses(*bundled, [None, self.TEXTS[0]], return_errors=True, **options))
+        assert rows[0][0].error and "toutou" in rows[1][0].text
+
+    @pytest.mark.parametrize("terms", [{"glossary": GLOSSARY}, {"protect": ["urls"]}])
+    def test_several_are_refused(self, bundled, terms):
+        (name,) = terms
+        message = f"^{name} gives one text per line: num_hypotheses must be 1, not 3"
+        with pytest.raises(ValueError, match=message):
+            mt.generate_hypotheses(*bundled, "I sleep.", num_hypotheses=3, **terms)
+        if name == "glossary":
+            with pytest.raises(ValueError, match=message):
+                mt.generate(*bundled, "I sleep.", num_hypotheses=3, **terms)
