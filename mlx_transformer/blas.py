@@ -1,4 +1,4 @@
-"""A fast BLAS for MLX on Linux: the one in MLX's wheel multiplies matrices 50 to 90 times more slowly than OpenBLAS."""
+"""A fast BLAS for MLX on Linux: the one in MLX's wheel multiplies matrices many times more slowly than OpenBLAS."""
 
 import ctypes
 import os

@@ -265,7 +265,7 @@ def check_models(folder: Path, results: dict[str, dict]) -> None:
 
 def check_own_models(folder: Path, results: dict[str, dict]) -> None:
     """Check that mine.pt and odd.pt, the same model, were converted to the same weights."""
-    ids = results["import mlx.core as mx"]["stdout"].splitlines()
+    ids = results["import mlx_transformer as mt"]["stdout"].splitlines()
     assert len(ids) == 2 and all(re.fullmatch(r"\[\d.+\] -\d.*", line) for line in ids)
     model, tokenizer = mt.load(folder / "mine")
     ours, same = (dict(tree_flatten(one.parameters())) for one in (model, mt.load_model(folder / "odd")))

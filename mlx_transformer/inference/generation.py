@@ -42,10 +42,11 @@ from mlx_transformer.inference.source_lines import (
     make_source_lines,
     prepare_lines,
     uppercase,
+    uppercase_stream,
 )
 from mlx_transformer.inference.terminology import Terminology
 from mlx_transformer.inference.wired_memory import wired_memory
-from mlx_transformer.messages import similar_names
+from mlx_transformer.messages import short_repr, similar_names
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
 from mlx_transformer.tokenization.texts import TextError
@@ -178,7 +179,10 @@ def generate(
         combine_hypotheses(paragraph, [best for best, *_ in rows])
         for paragraph, rows in generate_paragraphs(map(split, lines), search_terms)
     )
-    texts = [best.text or "" for best in raise_first_error(results, lambda best: best.error, "Line")]
+    bests = list(raise_first_error(results, lambda best: best.error, "Line"))
+    if missing := [term for best in bests for term in best.missing_terms]:
+        logger.warning("Texts lack terms that their sources ask for: %s.", ", ".join(map(short_repr, missing[:10])))
+    texts = [best.text or "" for best in bests]
     return texts[0] if isinstance(text, str) else texts
 
 
@@ -257,8 +261,8 @@ def generate_hypotheses(
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
     search_window = partial(_generate_window, model, tokenizer, scores, batch_tokens, rescore, empty)
     search_lines = partial(_generate_lines, model, tokenizer, source_prefix, search_window, search=search)
-    arguments: dict[str, Any] = {"search": search, "source_prefix": source_prefix, "alignment": alignment}
-    search_terms = require_terms(search_lines, model, tokenizer, Terminology(glossary, protect), **arguments)
+    require = partial(require_terms, search=search, source_prefix=source_prefix, alignment=alignment, scores=scores)
+    search_terms = require(search_lines, model, tokenizer, Terminology(glossary, protect))
     unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
     results = search_terms(unprefixed, first_line=first_line)
     return results if return_errors else raise_first_error(results, _error_of, "Line", first_line + 1)
@@ -307,7 +311,7 @@ def stream_generate(
         ids = stream_ids(model, search=search, **_search_arguments(model, [source], search))
         pieces = Detokenizer(tokenizer).stream(ids)
         with wired_memory():
-            yield from map(str.upper, pieces) if source.line.recase else pieces
+            yield from uppercase_stream(pieces) if source.line.recase else pieces
 
 
 def _check_single_hypothesis(search: SearchConfig, **terms: object) -> None:

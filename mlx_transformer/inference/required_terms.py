@@ -6,6 +6,7 @@ glossary replaces the target words that are aligned with its source; where sever
 model's score decides.
 """
 
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,8 +40,9 @@ REPLACEABLE = re.compile(
     rf"(?<!{WORD_CHARACTER})(?!{WORD_CHARACTER}{{1,2}}['’]{WORD_CHARACTER}){WORD_CHARACTER}"
     rf"(?:{WORD_CHARACTER}|['’-](?={WORD_CHARACTER}))*"
 )
-ELIDED = re.compile(r"\b\w{1,2}['’]$")
-ELIDABLE = re.compile(r"\b\w{1,2}[aeo] $", re.IGNORECASE)
+# French and Italian articles and the like at the end of a text: elided, or to be elided before a vowel.
+ELIDED = re.compile(r"\b(?:[cdjlmnst]|qu)['’]$", re.IGNORECASE)
+ELIDABLE = re.compile(r"\b(?:[cdjlmnst]e|que|l[ao]) $", re.IGNORECASE)
 VOWELS = "aeiouhàâéèêëîïôœûü"
 
 Generate = Callable[..., Iterator[list[Hypothesis]]]  # `generate_hypotheses` with all arguments but the lines
@@ -56,6 +58,7 @@ def require_terms(
     search: SearchConfig | None = None,
     source_prefix: str | None = None,
     alignment: AlignmentConfig | None = None,
+    scores: bool = True,
 ) -> Generate:
     """Return a function like `generate` whose hypotheses contain the terms of their sources.
 
@@ -67,6 +70,7 @@ def require_terms(
         search: The search configuration; `model.search_defaults` if None.
         source_prefix: See `generate_hypotheses`.
         alignment: How to align words; the default alignment if None.
+        scores: Whether changed hypotheses have scores; NaN if not.
 
     Returns:
         A function that yields one hypothesis for each line with terms. `missing_terms` holds those that the hypothesis
@@ -95,7 +99,8 @@ def require_terms(
             again = partial(generate, **options | {"first_line": number})
             best = keep_terms(line, hypotheses[0], terms, again, align)
             (result,) = score_lines([line], [best.text or ""], alignment=alignment)
-            yield [_with_score(best, result, length_penalty)]
+            changed = _with_score(best, result, length_penalty)
+            yield [changed if scores else replace(changed, score=math.nan)]
 
     return generate_with_terms
 

@@ -15,6 +15,8 @@ Item = TypeVar("Item")
 KINDS_WITHOUT_CASE = ("urls", "addresses", "placeholders", "tags")  # parts of a text that keep their case
 WITHOUT_CASE = re.compile(f"({'|'.join(map(PROTECTED_PATTERNS.__getitem__, KINDS_WITHOUT_CASE))})")
 
+FIRST_LETTER = re.compile(r"[^\W\d_]")
+
 
 class SourceLine(NamedTuple):
     """A source text with the settings of its line.
@@ -150,6 +152,19 @@ def uppercase(text: str) -> str:
 
 def capitalize(text: str) -> str:
     """Return a text in lower case, with a capital at its beginning."""
-    first, *rest = WITHOUT_CASE.split(text)
-    rest[1::2] = map(str.lower, rest[1::2])
-    return first.capitalize() + "".join(rest)
+    parts = WITHOUT_CASE.split(text)
+    for index in range(0, len(parts), 2):
+        lower = parts[index].lower()
+        is_first = not any(map(str.isalpha, "".join(parts[:index])))
+        parts[index] = FIRST_LETTER.sub(lambda match: match[0].upper(), lower, count=1) if is_first else lower
+    return "".join(parts)
+
+
+def uppercase_stream(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield a text that arrives in pieces in capitals, word by word."""
+    word = ""
+    for piece in pieces:
+        *words, word = re.split(r"(?<=\s)", word + piece)
+        yield from map(uppercase, words)
+    if word:
+        yield uppercase(word)

@@ -57,7 +57,9 @@ class Terminology:
                 raise ValueError(f"Terms of a glossary must be texts that are not blank: got {source!r}: {target!r}.")
             source = source.strip()
             is_abbreviation = source.isupper() and len(source) > 1
-            self.targets[source if is_abbreviation else source.lower()] = target.strip()
+            key, target = source if is_abbreviation else source.lower(), target.strip()
+            if self.targets.setdefault(key, target) != target:
+                raise ValueError(f"A term of a glossary must have one target, but {source!r} has two: leave out one.")
         self.copied = [_compile(name) for name in ([protect] if isinstance(protect, str) else protect)]
         longest_first = sorted(self.targets, key=len, reverse=True)
         self.entries = whole_words("|".join(map(re.escape, longest_first)), re.IGNORECASE) if self.targets else None

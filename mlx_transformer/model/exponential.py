@@ -42,10 +42,10 @@ def exp_of_negative(x: mx.array) -> mx.array:
 
 
 def logsumexp(x: mx.array) -> mx.array:
-    """Return log(sum(exp(x))) over the last axis, which is kept, in float32."""
+    """Return log(sum(exp(x))) over the last axis, which is kept, in float32; NaN for a row with +inf."""
     if x.dtype != mx.float32 or not is_exp_scalar():
         return mx.logsumexp(x.astype(mx.float32), axis=-1, keepdims=True)
-    highest = x.max(axis=-1, keepdims=True)
+    highest = mx.maximum(x.max(axis=-1, keepdims=True), mx.finfo(mx.float32).min)
     return highest + mx.log(exp_of_negative(x - highest).sum(axis=-1, keepdims=True))
 
 

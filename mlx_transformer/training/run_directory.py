@@ -206,6 +206,9 @@ class RunDirectory:
             environment: What options.toml has as comments.
             pairs: The pairs of `train` or `valid` that were given in memory, without tabs and line ends.
         """
+        for name in set(CORPUS_OPTIONS) - pairs.keys():
+            if str(self.pairs_file(name).absolute()) not in vars(config)[name]:  # left by another run
+                self.pairs_file(name).unlink(missing_ok=True)
         for name, corpus in pairs.items():
             lines = (f"{pair.source}\t{pair.target}\n" for pair in corpus)
             atomic_write_text(self.pairs_file(name), "".join(lines))

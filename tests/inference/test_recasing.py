@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 import mlx_transformer as mt
-from mlx_transformer.inference.source_lines import SourceLine, capitalize, has_lowercase, is_in_capitals, uppercase
+from mlx_transformer.inference.source_lines import (
+    SourceLine,
+    capitalize,
+    has_lowercase,
+    is_in_capitals,
+    uppercase,
+    uppercase_stream,
+)
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 CAPITALS, USUAL = "THE DOG SLEEPS.", "The dog sleeps."
@@ -114,3 +121,25 @@ def test_terms_are_in_capitals_too(model, tokenizer):
     texts = ["I LOVE MY DOG.", "SEND IT TO WWW.DOGS.COM."]
     first, second = mt.generate(model, tokenizer, texts, glossary={"dog": "toutou"})
     assert first == "J'ADORE MON TOUTOU." and "WWW.DOGS.COM" in second
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("OPEN THE DOOR", "Open the door"),
+        ('"HELLO, MY FRIEND."', '"Hello, my friend."'),
+        ("(2) TOM IS HERE", "(2) Tom is here"),
+        ("{name} IS HERE", "{name} is here"),
+        ("READ HTTPS://A.EXAMPLE NOW", "Read HTTPS://A.EXAMPLE now"),
+    ],
+)
+def test_the_first_letter_is_a_capital(text, expected):
+    assert capitalize(text) == expected
+
+
+def test_streams_keep_the_case_of_urls_and_placeholders():
+    text = "Voir https://example.com/foo et {name}. Oui\u202f!"
+    for size in (1, 3, 7, 100):
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        assert "".join(uppercase_stream(pieces)) == "VOIR https://example.com/foo ET {name}. OUI\u202f!"
+    assert list(uppercase_stream(["a ", "b", "c ", "d"])) == ["A ", "BC ", "D"]

@@ -1,5 +1,7 @@
 """Terms in targets: copied by stand-ins, placed by alignment, reported if they are missing."""
 
+import math
+
 import pytest
 
 import mlx_transformer as mt
@@ -245,3 +247,13 @@ class TestHypotheses:
         if name == "glossary":
             with pytest.raises(ValueError, match=message):
                 mt.generate(*bundled, "I sleep.", num_hypotheses=3, **terms)
+
+
+def test_scores_are_left_out_where_they_are_not_asked_for():
+    model, tokenizer = mt.load()
+    options = {"protect": ("placeholders",), "glossary": {"cat": "minou"}}
+    texts = ["The cat sleeps.", "I am tired."]
+    rows = mt.generate_hypotheses(model, tokenizer, texts, scores=False, **options)
+    assert all(math.isnan(row[0].score) for row in rows)
+    rows = mt.generate_hypotheses(model, tokenizer, texts, **options)
+    assert all(math.isfinite(row[0].score) for row in rows)

@@ -37,6 +37,11 @@ class TestFinding:
         text = "Cats, a CAT in new york, York; C++."
         assert found(text, glossary) == [("CAT", "minet"), ("new york", "NYC"), ("York", "York"), ("C++", "C++")]
 
+    def test_a_term_with_two_targets_is_an_error(self):
+        with pytest.raises(ValueError, match="A term of a glossary must have one target, but 'dog' has two"):
+            Terminology({"Dog": "chien", "dog": "toutou"})
+        assert Terminology({"Dog": "chien", "dog": "chien"}).targets == {"dog": "chien"}
+
     def test_abbreviations_in_capitals_are_no_other_words(self):
         glossary = {"US": "États-Unis", "IT": "informatique", "it": "cela"}
         assert found("Tell us, it is an IT firm of the US.", glossary) == [

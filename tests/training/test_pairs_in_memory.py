@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from support.training_cases import interrupt_at, log_events, runs_equal
+from support.training_cases import interrupt_at, log_events, run_options, runs_equal
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main
-from mlx_transformer.training.run_directory import load_run_options
+from mlx_transformer.training.run_directory import RunDirectory, load_run_options
 
 pytestmark = pytest.mark.cpu
 BREAKS = "one\ttwo\r\nthree\rfour\nfive"
@@ -148,3 +148,13 @@ def test_a_file_that_is_not_of_a_run_is_kept(in_memory):
     with pytest.raises(FileExistsError, match="valid-pairs.tsv exists and is not of a run, it would be lost"):
         mt.train(in_memory)
     assert [*file.parent.iterdir()] == [file] and file.read_text() == "mine\n"
+
+
+def test_a_new_run_removes_the_pairs_of_an_earlier_one(tmp_path):
+    run = RunDirectory(str(tmp_path / "run"))
+    run.folder.mkdir()
+    for name in ("train", "valid"):
+        run.pairs_file(name).write_text("a\tb\n")
+    config = dataclasses.replace(run_options(tmp_path), valid=(str(run.pairs_file("valid")),))
+    run.prepare(config, 0, {}, {})
+    assert not run.pairs_file("train").exists() and run.pairs_file("valid").exists()
