@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
@@ -45,8 +45,18 @@ ELIDED = re.compile(r"\b(?:[cdjlmnst]|qu)['’]$", re.IGNORECASE)
 ELIDABLE = re.compile(r"\b(?:[cdjlmnst]e|que|l[ao]) $", re.IGNORECASE)
 VOWELS = "aeiouhàâéèêëîïôœûü"
 
+SEARCHED_TOGETHER = 16  # lines that lack terms
+
 Generate = Callable[..., Iterator[list[Hypothesis]]]  # `generate_hypotheses` with all arguments but the lines
 Align = Callable[[Sequence[SourceLine], Sequence[str]], list[Score]]  # scores and aligns the target of each line
+
+
+class LineWithTerms(NamedTuple):
+    """A line, its hypotheses, best first, and the terms that they should have; no terms if they have them."""
+
+    line: SourceLine
+    hypotheses: list[Hypothesis]
+    terms: list[Term]
 
 
 def require_terms(
@@ -82,27 +92,41 @@ def require_terms(
     def align(lines: Sequence[SourceLine], targets: Sequence[str]) -> list[Score]:
         return list(score_lines(lines, targets, alignment=AlignmentConfig()))
 
-    def generate_with_terms(lines: Iterable[SourceLine], **options: Any) -> Iterator[list[Hypothesis]]:
-        read: deque[SourceLine] = deque()
+    def rescore(lines: Sequence[SourceLine], bests: Sequence[Hypothesis]) -> Iterator[Hypothesis]:
+        results = score_lines(lines, [best.text or "" for best in bests], alignment=alignment)
+        changed = (_with_score(*each, length_penalty) for each in zip(bests, results, strict=True))
+        return changed if scores else (replace(best, score=math.nan) for best in changed)
 
-        def record() -> Iterator[SourceLine]:
-            for line in lines:
-                read.append(line)
-                yield line
+    def complete(lines: Sequence[LineWithTerms], again: Generate) -> Iterator[list[Hypothesis]]:
+        if lacking := [each for each in lines if each.terms]:
+            changed = rescore([each.line for each in lacking], keep_terms(lacking, again, align))
+        return ([next(changed)] if each.terms else each.hypotheses for each in lines)
 
-        for number, hypotheses in enumerate(generate(record(), **options), start=options.get("first_line", 0)):
-            line = read.popleft()
+    def generate_with_terms(lines: Iterable[SourceLine], *, first_line: int = 0, **options: Any) -> Iterator[Any]:
+        waiting: list[LineWithTerms] = []
+        for line, hypotheses in _with_lines(partial(generate, first_line=first_line, **options), lines):
             terms = terminology.find(line.text)
-            if hypotheses[0].error or not missing_terms(terms, hypotheses[0].text or ""):
-                yield hypotheses
-                continue
-            again = partial(generate, **options | {"first_line": number})
-            best = keep_terms(line, hypotheses[0], terms, again, align)
-            (result,) = score_lines([line], [best.text or ""], alignment=alignment)
-            changed = _with_score(best, result, length_penalty)
-            yield [changed if scores else replace(changed, score=math.nan)]
+            is_complete = hypotheses[0].error or not missing_terms(terms, hypotheses[0].text or "")
+            waiting.append(LineWithTerms(line, hypotheses, [] if is_complete else terms))
+            if sum(bool(each.terms) for each in waiting) in (0, SEARCHED_TOGETHER):
+                yield from complete(waiting, partial(generate, first_line=first_line, **options))
+                first_line, waiting = first_line + len(waiting), []
+        yield from complete(waiting, partial(generate, first_line=first_line, **options))
 
     return generate_with_terms
+
+
+def _with_lines(generate: Generate, lines: Iterable[SourceLine]) -> Iterator[tuple[SourceLine, list[Hypothesis]]]:
+    """Yield each line with its hypotheses."""
+    read: deque[SourceLine] = deque()
+
+    def record() -> Iterator[SourceLine]:
+        for line in lines:
+            read.append(line)
+            yield line
+
+    for hypotheses in generate(record()):
+        yield read.popleft(), hypotheses
 
 
 def _with_score(hypothesis: Hypothesis, result: Score, length_penalty: float) -> Hypothesis:
@@ -118,34 +142,55 @@ def _with_score(hypothesis: Hypothesis, result: Score, length_penalty: float) ->
     )
 
 
-def keep_terms(
-    line: SourceLine, best: Hypothesis, terms: Sequence[Term], generate: Generate, align: Align
-) -> Hypothesis:
-    """Return the best hypothesis of a line with its terms; `missing_terms` holds those that it lacks all the same.
+def keep_terms(lines: Sequence[LineWithTerms], generate: Generate, align: Align) -> list[Hypothesis]:
+    """Return the best hypothesis of each line with its terms; `missing_terms` holds those that it lacks all the same.
 
     Only its text and what belongs to the search are valid: not ids, scores and alignment.
 
     Args:
-        line: The source.
-        best: Its best hypothesis.
-        terms: Its terms.
+        lines: The lines, their hypotheses and terms.
         generate: Searches lines with stand-ins.
         align: Scores and aligns targets.
     """
-    searched, searched_terms = line, list(terms)
-    if missing_terms([term for term in terms if term.is_copy], best.text or ""):
-        tries = with_stand_ins(line, terms)
-        rows = generate([changed for changed, _ in tries]) if tries else ()
-        copied = [(row[0], *each) for row, each in zip(rows, tries, strict=True) if has_each_copy_once(row[0], each[1])]
-        if copied:
-            results = align([changed for _, changed, _ in copied], [hypothesis.text or "" for hypothesis, *_ in copied])
-            best, searched, searched_terms = copied[_best_index(results)]
-    text = insert_terms(searched, best.text or "", [term for term in searched_terms if not is_markup(term)], align)
-    text = insert_markup(searched, text, [term for term in searched_terms if is_markup(term)], align)
-    originals = {new.target: old.target for old, new in zip(terms, searched_terms, strict=True) if new.is_copy}
+    return [
+        _keep_terms_of_line(line.terms, searched, align)
+        for line, searched in zip(lines, copy_texts(lines, generate, align), strict=True)
+    ]
+
+
+def _keep_terms_of_line(terms: Sequence[Term], searched: LineWithTerms, align: Align) -> Hypothesis:
+    """Return the hypothesis of a line that was searched with stand-ins, with the terms of the line itself."""
+    line, (best, *_), changed_terms = searched
+    text = insert_terms(line, best.text or "", [term for term in changed_terms if not is_markup(term)], align)
+    text = insert_markup(line, text, [term for term in changed_terms if is_markup(term)], align)
+    originals = {new.target: old.target for old, new in zip(terms, changed_terms, strict=True) if new.is_copy}
     if originals:
         text = whole_words("|".join(map(re.escape, originals)), 0).sub(lambda match: originals[match[0]], text)
     return replace(best, text=text, missing_terms=tuple(term.target for term in missing_terms(terms, text)))
+
+
+def copy_texts(lines: Sequence[LineWithTerms], generate: Generate, align: Align) -> list[LineWithTerms]:
+    """Search lines that lack copies again, in one batch, with stand-ins for these.
+
+    Returns:
+        The best line with stand-ins that its hypothesis has, and its terms with new positions; the line itself if it
+        lacks no copy, or no search gives them.
+    """
+    tries = [
+        with_stand_ins(line, terms)
+        if missing_terms([term for term in terms if term.is_copy], hypotheses[0].text or "")
+        else []
+        for line, hypotheses, terms in lines
+    ]
+    rows = iter(generate(changed) if (changed := [line for each in tries for line, _ in each]) else ())
+    searched = [[LineWithTerms(line, next(rows), terms) for line, terms in each] for each in tries]
+    copied = [list(filter(has_each_copy_once, each)) for each in searched]
+    every = [each for group in copied for each in group]
+    results = iter(align([each.line for each in every], [each.hypotheses[0].text or "" for each in every]))
+    return [
+        group[_best_index([next(results) for _ in group])] if group else each
+        for group, each in zip(copied, lines, strict=True)
+    ]
 
 
 def is_markup(term: Term) -> bool:
@@ -153,10 +198,10 @@ def is_markup(term: Term) -> bool:
     return term.start == term.end
 
 
-def has_each_copy_once(hypothesis: Hypothesis, terms: Sequence[Term]) -> bool:
-    """Whether a hypothesis has each stand-in exactly once."""
-    copies = [term for term in terms if term.is_copy and not is_markup(term)]
-    return not hypothesis.error and all(len([*occurrences(copy, hypothesis.text or "")]) == 1 for copy in copies)
+def has_each_copy_once(line: LineWithTerms) -> bool:
+    """Whether the best hypothesis of a line has each stand-in exactly once."""
+    best, copies = line.hypotheses[0], [term for term in line.terms if term.is_copy and not is_markup(term)]
+    return not best.error and all(len([*occurrences(copy, best.text or "")]) == 1 for copy in copies)
 
 
 def with_stand_ins(line: SourceLine, terms: Sequence[Term]) -> list[tuple[SourceLine, list[Term]]]:

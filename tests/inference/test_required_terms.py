@@ -7,7 +7,13 @@ import pytest
 import mlx_transformer as mt
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference import required_terms
-from mlx_transformer.inference.required_terms import insert_terms, keep_terms, replacements, with_stand_ins
+from mlx_transformer.inference.required_terms import (
+    LineWithTerms,
+    insert_terms,
+    keep_terms,
+    replacements,
+    with_stand_ins,
+)
 from mlx_transformer.inference.scoring import Score
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.inference.terminology import Term, Terminology
@@ -92,7 +98,8 @@ class TestKeeping:
             yield from ([hypothesis(search(line.text), score=-len(searched[0].text), **changes)] for line in lines)
 
         terms = Terminology(glossary).find(source.text)
-        result = keep_terms(source, hypothesis(target, **changes), terms, generate, scores(pairs))
+        lines = [LineWithTerms(source, [hypothesis(target, **changes)], terms)]
+        (result,) = keep_terms(lines, generate, scores(pairs))
         return result, searched
 
     def test_terms_replace_what_is_aligned_with_them_without_a_search(self):
@@ -160,8 +167,10 @@ class TestKeeping:
     )
     def test_markup_is_left_out_and_stands_beside_aligned_words(self, source, target, pairs, expected):
         line, terms = SourceLine(source), Terminology(None, ("tags", "placeholders")).find(source)
-        result = keep_terms(
-            line, hypothesis(""), terms, lambda lines: ([hypothesis(target)] for _ in lines), scores(pairs)
+        (result,) = keep_terms(
+            [LineWithTerms(line, [hypothesis("")], terms)],
+            lambda lines: ([hypothesis(target)] for _ in lines),
+            scores(pairs),
         )
         assert result.text == expected
         assert result.missing_terms == (("<b>", "</b>") if "<" not in expected and "{" not in expected else ())
@@ -191,9 +200,30 @@ def test_only_lines_with_missing_terms_are_searched_again(monkeypatch):
     run = required_terms.require_terms(generate, Model, None, Terminology())
     rows = list(run(map(SourceLine, ["a", "see {b}", "c"]), first_line=7, return_errors=True))
     assert [row[0].text for row in rows] == ["a", "see {b}", "c"]
-    assert seen[2] == ("see 26", 8, True) and len(seen) == 6
+    assert seen[3] == ("see 26", 8, True) and len(seen) == 6
     changed = rows[1][0]
     assert (changed.ids, changed.score, changed.token_scores, changed.alignment) == ([1], -0.5, [-1.0] * 2, [(0, 0)])
+
+
+@pytest.mark.parametrize(("count", "batches"), [(3, 1), (16, 1), (17, 2), (40, 3)])
+def test_lines_that_lack_copies_are_searched_together(monkeypatch, count, batches):
+    searched = []
+
+    def generate(lines, **options):
+        lines = list(lines)
+        searched.append(len(lines))
+        yield from ([hypothesis(line.text.replace("{b}", ""))] for line in lines)
+
+    class Model:
+        class search_defaults:
+            length_penalty = 1.0
+
+    fake = scores([(0, 0)])
+    monkeypatch.setattr(required_terms, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
+    run = required_terms.require_terms(generate, Model, None, Terminology())
+    texts = [f"{n} sees {{b}}" if n % 2 else f"{n} sleeps" for n in range(2 * count)]
+    assert [row[0].text for row in run(map(SourceLine, texts))] == texts
+    assert searched[0] == 2 * count and len(searched) == 1 + batches and sum(searched[1:]) == 3 * count
 
 
 def test_failed_lines_stay_failed():
