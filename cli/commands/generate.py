@@ -234,15 +234,12 @@ def generate_results(
     options: dict[str, Any],
 ) -> Iterator[LineResult]:
     """Answer lines as the options ask, as wholes or sentence by sentence."""
-    from mlx_transformer.inference.required_terms import require_terms
     from mlx_transformer.inference.sentence_splitting import split_line
-    from mlx_transformer.inference.terminology import Terminology
 
     num_distinct = None
     if search.num_hypotheses > 1 and not search.temperature:  # all beams, because some texts may look alike
         num_distinct, search = search.num_hypotheses, replace(search, num_hypotheses=search.beam_size)
-    config = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
-    alignment = config if options["alignments"] else None
+    alignment = mt.AlignmentConfig(options["alignment_layers"] or None, options["alignment_heads"] or None)
     generate: Callable[..., Iterator[list[mt.Hypothesis]]] = partial(
         mt.generate_hypotheses,
         model,
@@ -250,7 +247,9 @@ def generate_results(
         search=search,
         source_prefix=prefix,
         batch_tokens=options["batch_tokens"],
-        alignment=alignment,
+        glossary=options["glossary"],
+        protect=options["protect"] if search.num_hypotheses == 1 else (),
+        alignment=alignment if options["alignments"] else None,
         scores=options["scores"] or options["output_format"] == "json",
         token_scores=options["scores"] and options["output_format"] == "json",
     )
@@ -264,11 +263,6 @@ def generate_results(
     )
     if options["split_sentences"]:
         lines = (list(map(reject_prefix, window)) for window in lines)
-    if search.num_hypotheses == 1:
-        terminology = Terminology(options["glossary"], options["protect"])
-        generate = require_terms(
-            generate, model, tokenizer, terminology, search=search, source_prefix=prefix, alignment=alignment
-        )
     return generate_lines(lines, generate, split, num_distinct)
 
 

@@ -169,15 +169,16 @@ def generate(
     search = make_search(generate, model, search, options)
     _check_single_hypothesis(search, glossary=glossary)
     lines = make_source_lines(text, source_language, target_language, target_prefix)
+    if not search.temperature:
+        search = replace(search, num_hypotheses=1)
     prefix: dict[str, Any] = {"source_prefix": source_prefix}
     split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
-    shared = prefix | {"search": search, "batch_tokens": batch_tokens, "scores": False, "return_errors": True}
-    search_lines = partial(generate_hypotheses, model, tokenizer, **shared)
-    terminology = Terminology(glossary, protect)
-    search_terms = require_terms(search_lines, model, tokenizer, terminology, search=search, **prefix)
+    terms = {"glossary": glossary, "protect": protect if search.num_hypotheses == 1 else ()}
+    shared = prefix | terms | {"batch_tokens": batch_tokens, "scores": False, "return_errors": True}
+    search_lines = partial(generate_hypotheses, model, tokenizer, search=search, **shared)
     results = (
         combine_hypotheses(paragraph, [best for best, *_ in rows])
-        for paragraph, rows in generate_paragraphs(map(split, lines), search_terms)
+        for paragraph, rows in generate_paragraphs(map(split, lines), search_lines)
     )
     bests = list(raise_first_error(results, lambda best: best.error, "Line"))
     if missing := [term for best in bests for term in best.missing_terms]:

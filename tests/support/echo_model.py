@@ -64,6 +64,8 @@ def generate_hypotheses(
     source_prefix=None,
     target_prefix=None,
     batch_tokens=4096,
+    glossary=None,
+    protect=(),
     alignment=None,
     scores=True,
     token_scores=False,
