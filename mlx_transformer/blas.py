@@ -24,7 +24,8 @@ def load_openblas() -> None:
         return
     if library := choice or find_openblas():
         try:
-            check_blas(library)
+            if choice:  # `find_openblas` has checked the others
+                check_blas(choice)
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             import logging  # takes milliseconds, and only this needs it

@@ -1,17 +1,19 @@
 """Batches of lines: tokenization of long lines, batches of similar length in few shapes, and results in order."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from mlx_transformer.decoding.batch_sizes import POWERS
+from mlx_transformer.inference.line_errors import bisect_on_error
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 READ_AHEAD = 2048  # lines that are read ahead and sorted by length
 LENGTH_MULTIPLE = 16  # of padded lengths, for fused attention on Metal
 CHARACTERS_PER_TOKEN = 64  # lines with more characters per position are certainly too long
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -80,6 +82,29 @@ def batch_by_length(
         batches.append(order[:size])
         order = order[size:]
     return sorted(batches, key=min)
+
+
+def run_batches(
+    items: Mapping[int, Item],
+    length: Callable[[Item], int],
+    run: Callable[[list[Item]], Iterable[Result]],
+    failed: Callable[[Item, str], Result],
+    *limits: Any,
+) -> Iterator[tuple[int, Result]]:
+    """Run items in batches of similar length; yield the result of each with its index, as soon as it is available.
+
+    Args:
+        items: Items by their indices.
+        length: Returns the length of an item.
+        run: Returns the result of each item of a batch.
+        failed: See `bisect_on_error`.
+        *limits: See `batch_by_length`.
+    """
+    indices = list(items)
+    for batch in batch_by_length([length(items[i]) for i in indices], *limits):
+        chosen = [indices[i] for i in batch]
+        yield from zip(chosen, bisect_on_error(run, [items[i] for i in chosen], failed), strict=True)
+        mx.clear_cache()  # buffers of shapes that may not occur again
 
 
 def padded_length(length: int, max_length: int) -> int:

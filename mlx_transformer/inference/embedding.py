@@ -12,13 +12,13 @@ from mlx_transformer.config.search import BATCH_TOKENS
 from mlx_transformer.decoding.batch_sizes import batch_sizes
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
-    batch_by_length,
     encode_sources,
     encode_truncated,
     pad_ids,
     padded_batch_size,
     padded_length,
     reorder,
+    run_batches,
 )
 from mlx_transformer.inference.line_errors import raise_first_error
 from mlx_transformer.inference.scoring import check_arguments
@@ -65,6 +65,7 @@ def embed(
         float32 (texts, dims), or (dims,) for a single text.
 
     Raises:
+        MemoryError: If a text does not fit in memory.
         ValueError: If the pooling is unknown, a text is not a string, or a language is missing or unknown.
     """
     if pooling not in get_args(Pooling):
@@ -89,15 +90,15 @@ def _embed_window(
     rows = encode_truncated(partial(encode_sources, tokenizer), lines, max_length)
     sources = [tokenizer.truncate_source(ids, max_length) or [config.eos_id] for ids in rows]
 
-    def results() -> Iterator[tuple[int, np.ndarray]]:
-        for indices in batch_by_length([len(ids) for ids in sources], max_length, batch_tokens, sizes):
-            padding = [[config.eos_id]] * (padded_batch_size(len(indices), sizes) - len(indices))
-            length = padded_length(max(len(sources[i]) for i in indices), max_length)
-            ids = pad_ids([sources[i] for i in indices] + padding, length, config.pad_id)
-            yield from zip(indices, np.array(model.compiled(_embed_ids, pooling)(ids)), strict=False)
-            mx.clear_cache()  # buffers of shapes that may not occur again
+    def embed_batch(batch: list[list[int]]) -> list[np.ndarray]:
+        padding = [[config.eos_id]] * (padded_batch_size(len(batch), sizes) - len(batch))
+        ids = pad_ids(batch + padding, padded_length(max(map(len, batch)), max_length), config.pad_id)
+        return list(np.array(model.compiled(_embed_ids, pooling)(ids)))[: len(batch)]
 
-    return reorder(results())
+    def fail(_: list[int], error: str) -> np.ndarray:
+        raise MemoryError(error)
+
+    return reorder(run_batches(dict(enumerate(sources)), len, embed_batch, fail, max_length, batch_tokens, sizes))
 
 
 def _embed_ids(model: Transformer, pooling: Pooling, source: mx.array) -> mx.array:

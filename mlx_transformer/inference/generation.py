@@ -9,8 +9,6 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, overload
 
-import mlx.core as mx
-
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack, change_search
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED
@@ -22,7 +20,6 @@ from mlx_transformer.decoding.inputs import check_search, max_target_tokens
 from mlx_transformer.inference.alignment import source_word_indices, token_indices, word_indices_of_ids
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
-    batch_by_length,
     encode_prefixes,
     encode_sources,
     encode_truncated,
@@ -30,6 +27,7 @@ from mlx_transformer.inference.batching import (
     padded_batch_size,
     padded_length,
     reorder,
+    run_batches,
 )
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.required_terms import require_terms
@@ -350,7 +348,6 @@ def _generate_window(
     search: SearchConfig,
 ) -> Iterator[list[Hypothesis]]:
     """Search sources in batches of similar length; yield their hypotheses in order."""
-    nonempty = [i for i, source in enumerate(sources) if source.ids]
     max_length, max_positions = model.config.encoder.max_length, batch_tokens // search.beam_size
     sizes = batch_sizes(model, search.beam_size)
 
@@ -374,13 +371,13 @@ def _generate_window(
             if not source.ids:
                 yield i, [_failed_hypothesis(source.error) if source.error else empty]
         with wired_memory():
-            for batch in batch_by_length([len(sources[i].ids) for i in nonempty], max_length, max_positions, sizes):
-                indices = [nonempty[i] for i in batch]
-                rows = bisect_on_error(
-                    complete, [sources[i] for i in indices], lambda _, error: [_failed_hypothesis(error)]
-                )
-                yield from zip(indices, rows, strict=True)
-                mx.clear_cache()  # buffers of shapes that may not occur again
+            yield from run_batches(
+                {i: source for i, source in enumerate(sources) if source.ids},
+                lambda source: len(source.ids),
+                complete,
+                lambda _, error: [_failed_hypothesis(error)],
+                *(max_length, max_positions, sizes),
+            )
 
     return reorder(results())
 

@@ -23,7 +23,6 @@ from mlx_transformer.inference.alignment import (
 from mlx_transformer.inference.attention_weights import record_attention
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
-    batch_by_length,
     encode_sources,
     encode_targets,
     encode_truncated,
@@ -31,6 +30,7 @@ from mlx_transformer.inference.batching import (
     padded_batch_size,
     padded_length,
     reorder,
+    run_batches,
 )
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.source_lines import (
@@ -296,19 +296,16 @@ def score_pairs(
     config = model.config
     max_length = max(config.encoder.max_length, config.decoder.max_length)
     max_positions = min(batch_tokens, MAX_LOGITS // config.target_vocab_size)
-    encoded = [i for i, pair in enumerate(pairs) if not pair.error]
 
     def scores() -> Iterator[tuple[int, Score]]:
         yield from ((i, _failed_score(pair.error)) for i, pair in enumerate(pairs) if pair.error)
-        for batch in batch_by_length([pairs[i].length for i in encoded], max_length, max_positions):
-            indices = [encoded[i] for i in batch]
-            results = bisect_on_error(
-                partial(_score_batch, model, alignment),
-                [pairs[i] for i in indices],
-                lambda _, error: _failed_score(error),
-            )
-            yield from zip(indices, results, strict=True)
-            mx.clear_cache()  # buffers of shapes that may not occur again
+        yield from run_batches(
+            {i: pair for i, pair in enumerate(pairs) if not pair.error},
+            lambda pair: pair.length,
+            partial(_score_batch, model, alignment),
+            lambda _, error: _failed_score(error),
+            *(max_length, max_positions),
+        )
 
     return reorder(scores())
 

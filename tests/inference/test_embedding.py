@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import mlx_transformer as mt
+from mlx_transformer.inference import embedding
 
 TEXTS = ["I am tired.", "Good morning! Did you sleep well last night, or not at all?", "", "No.", "I am tired."]
 
@@ -61,3 +62,17 @@ def test_memory_is_made_of_the_hidden_states(bundled):
 def test_bad_arguments_are_refused(bundled, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         mt.embed(*bundled, *arguments, **options)
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_halved(bundled, monkeypatch):
+    def pad_few(rows, *arguments):
+        if len(rows) > 1:
+            raise RuntimeError("[malloc] Unable to allocate 9 bytes")
+        return pad_ids(rows, *arguments)
+
+    expected, pad_ids = mt.embed(*bundled, TEXTS), embedding.pad_ids
+    monkeypatch.setattr(embedding, "pad_ids", pad_few)
+    assert np.abs(mt.embed(*bundled, TEXTS) - expected).max() < 1e-4
+    monkeypatch.setattr(embedding, "pad_ids", lambda *_: pad_few([1, 2]))
+    with pytest.raises(MemoryError, match="does not fit in memory"):
+        mt.embed(*bundled, TEXTS)
