@@ -46,6 +46,7 @@ ELIDABLE = re.compile(r"\b(?:[cdjlmnst]e|que|l[ao]) $", re.IGNORECASE)
 VOWELS = "aeiouhàâéèêëîïôœûü"
 
 SEARCHED_TOGETHER = 16  # lines that lack terms
+MAX_WAITING = 128  # lines that are held back for such lines
 
 Generate = Callable[..., Iterator[list[Hypothesis]]]  # `generate_hypotheses` with all arguments but the lines
 Align = Callable[[Sequence[SourceLine], Sequence[str]], list[Score]]  # scores and aligns the target of each line
@@ -108,7 +109,8 @@ def require_terms(
             terms = terminology.find(line.text)
             is_complete = hypotheses[0].error or not missing_terms(terms, hypotheses[0].text or "")
             waiting.append(LineWithTerms(line, hypotheses, [] if is_complete else terms))
-            if sum(bool(each.terms) for each in waiting) in (0, SEARCHED_TOGETHER):
+            num_lacking = sum(bool(each.terms) for each in waiting)
+            if num_lacking in (0, SEARCHED_TOGETHER) or len(waiting) == MAX_WAITING:
                 yield from complete(waiting, partial(generate, first_line=first_line, **options))
                 first_line, waiting = first_line + len(waiting), []
         yield from complete(waiting, partial(generate, first_line=first_line, **options))

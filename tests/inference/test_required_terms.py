@@ -205,6 +205,28 @@ def test_only_lines_with_missing_terms_are_searched_again(monkeypatch):
     assert (changed.ids, changed.score, changed.token_scores, changed.alignment) == ([1], -0.5, [-1.0] * 2, [(0, 0)])
 
 
+def test_lines_wait_only_for_a_few_others(monkeypatch):
+    class Model:
+        class search_defaults:
+            length_penalty = 1.0
+
+    def lines():
+        for number in range(1000):
+            taken.append(number)
+            yield SourceLine("a {b}" if number == 3 else "a")
+
+    taken = []
+    fake = scores([(0, 0)])
+    monkeypatch.setattr(required_terms, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
+    run = required_terms.require_terms(
+        lambda lines, **_: ([hypothesis("a")] for _ in lines), Model, None, Terminology()
+    )
+    results = run(lines())
+    for needed in (1, 2, 3, 131, 131):
+        next(results)
+        assert len(taken) == needed
+
+
 @pytest.mark.parametrize(("count", "batches"), [(3, 1), (16, 1), (17, 2), (40, 3)])
 def test_lines_that_lack_copies_are_searched_together(monkeypatch, count, batches):
     searched = []
