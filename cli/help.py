@@ -12,6 +12,7 @@ import click
 from mlx_transformer.messages import similar_names
 
 MAX_NAME = 30  # characters of an option with its value, beside which the help stands
+UNKNOWN_NAME = re.compile(r"No such (command|option):? '?([^' .?]+)")  # worded differently by versions of click
 EXTRA_ARGUMENT = re.compile("Got unexpected extra argument")
 TEXT_HINT = 'A TEXT that begins with a dash stands after --, as in -- "- Hello!".'
 
@@ -73,13 +74,15 @@ class OneLineUsageError(click.ClickException):
 
 def describe_usage_error(error: click.UsageError) -> str:
     """Return the message of a usage error, with similar names as in the errors of the library, or a hint."""
-    details = vars(error)
-    if details.get("possibilities"):
-        name = details.get("option_name") or details["command_name"]
-        return f"{error.message.rstrip('.')}. {similar_names(name, details['possibilities'])}"
+    command = error.ctx.command if error.ctx is not None else None
+    if unknown := UNKNOWN_NAME.match(error.message):
+        kind, name = unknown.groups()
+        known = command.commands if isinstance(command, click.Group) else ()
+        known = vars(error).get("possibilities") or (known if kind == "command" else ())
+        if known:
+            return f"No such {kind} {name!r}. {similar_names(name, known)}"
     message = error.format_message()
-    if error.ctx is not None:
-        command = error.ctx.command
+    if command is not None:
         if isinstance(error, click.NoSuchOption) and takes_text(command):
             return f"{message.rstrip('.')}. {TEXT_HINT}"
         if EXTRA_ARGUMENT.match(message):
