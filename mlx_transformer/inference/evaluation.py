@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack, change_search
-from mlx_transformer.inference.generation import generate_hypotheses, make_search
+from mlx_transformer.inference.generation import generate_hypotheses
+from mlx_transformer.inference.search_options import make_search
 from mlx_transformer.inference.source_lines import PerLineText, as_list
 from mlx_transformer.metrics import check_reference_counts, check_sacrebleu, corpus_scores
 from mlx_transformer.model.transformer import Transformer

@@ -1,6 +1,5 @@
 """Generation of texts: lines are tokenized, batched by length, searched, decoded and returned in order."""
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from mlx_transformer.config.tokenizer import MIN_SOURCE_TOKENS
 from mlx_transformer.decoding.batch_sizes import batch_sizes
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
-from mlx_transformer.decoding.inputs import check_search, max_target_tokens
+from mlx_transformer.decoding.inputs import max_target_tokens
 from mlx_transformer.inference.alignment import source_word_indices, token_indices, word_indices_of_ids
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
@@ -32,6 +31,7 @@ from mlx_transformer.inference.batching import (
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.required_terms import require_terms
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
+from mlx_transformer.inference.search_options import make_search
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
 from mlx_transformer.inference.source_lines import (
     PerLineText,
@@ -44,21 +44,12 @@ from mlx_transformer.inference.source_lines import (
 )
 from mlx_transformer.inference.terminology import Terminology
 from mlx_transformer.inference.wired_memory import wired_memory
-from mlx_transformer.messages import short_repr, similar_names
+from mlx_transformer.messages import short_repr
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.detokenizer import Detokenizer
 from mlx_transformer.tokenization.texts import TextError
 from mlx_transformer.tokenization.tokenizer import DecoderStart, Tokenizer
 
-# What other libraries call the fields of a search.
-OTHER_NAMES = {
-    "do_sample": "temperature",
-    "max_length": "max_tokens",
-    "max_new_tokens": "max_tokens",
-    "num_beams": "beam_size",
-    "num_return_sequences": "num_hypotheses",
-    "temp": "temperature",
-}
 Rescore = Callable[[list["EncodedSource"], list[list[Hypothesis]]], list[list[Hypothesis]]]
 logger = logging.getLogger(__name__)
 EMPTY_HYPOTHESIS = Hypothesis(ids=[], score=0.0, finish_reason="stop", text="")
@@ -183,26 +174,6 @@ def generate(
         logger.warning("Texts lack terms that their sources ask for: %s.", ", ".join(map(short_repr, missing[:10])))
     texts = [best.text or "" for best in bests]
     return texts[0] if isinstance(text, str) else texts
-
-
-def make_search(
-    function: Callable[..., Any], model: Transformer, search: SearchConfig | None, options: SearchOptions
-) -> SearchConfig:
-    """Return the search of a call: the given one, or the model's own, changed by keyword arguments.
-
-    Raises:
-        TypeError: If a keyword argument of the function is unknown, with similar names.
-        ValueError: If the fields of the search do not fit together, or the model.
-    """
-    for name in options.keys() - SearchOptions.__annotations__.keys():
-        names = [*SearchOptions.__annotations__, *inspect.signature(function).parameters]
-        similar = f"Use {OTHER_NAMES[name]}." if name in OTHER_NAMES else similar_names(name, names)
-        raise TypeError(f"{function.__name__}() got an unexpected keyword argument {name!r}. {similar}")
-    search = search or model.search_defaults
-    check_search(search, model.config)
-    search = change_search(search, **options)
-    check_search(search, model.config)
-    return search
 
 
 def generate_hypotheses(

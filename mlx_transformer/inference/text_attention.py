@@ -8,8 +8,9 @@ import mlx.core as mx
 from mlx_transformer.config.search import SearchConfig, SearchOptions, Unpack
 from mlx_transformer.inference.attention_weights import attention_ids
 from mlx_transformer.inference.batching import encode_sources
-from mlx_transformer.inference.generation import generate_hypotheses, make_search
+from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.scoring import EncodedPair, score
+from mlx_transformer.inference.search_options import make_search
 from mlx_transformer.inference.source_lines import make_source_lines, prepare_lines
 from mlx_transformer.messages import short_repr
 from mlx_transformer.model.transformer import Transformer

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from mlx_transformer.config.search import SearchConfig, SearchOptions, Unpack
 from mlx_transformer.inference.attention_weights import AttentionWeights, attention_ids
-from mlx_transformer.inference.generation import make_search
+from mlx_transformer.inference.search_options import make_search
 from mlx_transformer.inference.text_attention import encode_pair, warn_if_cut
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.plotting.figures import DPI, crop

@@ -1,10 +1,12 @@
 """Terms in targets: copied by stand-ins, placed by alignment, reported if they are missing."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 import mlx_transformer as mt
+from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference import required_terms
 from mlx_transformer.inference.required_terms import (
@@ -182,7 +184,17 @@ class TestKeeping:
         assert result.text == "Le minet voit {name}."
 
 
-def test_only_lines_with_missing_terms_are_searched_again(monkeypatch):
+UNUSED_MODEL = SimpleNamespace(search_defaults=SearchConfig())
+
+
+@pytest.fixture
+def same_scores(monkeypatch):
+    """All targets have the same score; their first word is aligned with that of the source."""
+    fake = scores([(0, 0)])
+    monkeypatch.setattr(required_terms, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
+
+
+def test_only_lines_with_missing_terms_are_searched_again(same_scores):
     """Order is kept, options reach all searches, and scores and alignments are those of the new text."""
     seen = []
 
@@ -191,13 +203,7 @@ def test_only_lines_with_missing_terms_are_searched_again(monkeypatch):
             seen.append((line.text, options["first_line"], options["return_errors"]))
             yield [hypothesis(line.text.replace("{b}", ""), token_scores=[-3.0])]
 
-    class Model:
-        class search_defaults:
-            length_penalty = 1.0
-
-    fake = scores([(0, 0)])
-    monkeypatch.setattr(required_terms, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
-    run = required_terms.require_terms(generate, Model, None, Terminology())
+    run = required_terms.require_terms(generate, UNUSED_MODEL, None, Terminology())
     rows = list(run(map(SourceLine, ["a", "see {b}", "c"]), first_line=7, return_errors=True))
     assert [row[0].text for row in rows] == ["a", "see {b}", "c"]
     assert seen[3] == ("see 26", 8, True) and len(seen) == 6
@@ -205,21 +211,15 @@ def test_only_lines_with_missing_terms_are_searched_again(monkeypatch):
     assert (changed.ids, changed.score, changed.token_scores, changed.alignment) == ([1], -0.5, [-1.0] * 2, [(0, 0)])
 
 
-def test_lines_wait_only_for_a_few_others(monkeypatch):
-    class Model:
-        class search_defaults:
-            length_penalty = 1.0
-
+def test_lines_wait_only_for_a_few_others(same_scores):
     def lines():
         for number in range(1000):
             taken.append(number)
             yield SourceLine("a {b}" if number == 3 else "a")
 
     taken = []
-    fake = scores([(0, 0)])
-    monkeypatch.setattr(required_terms, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
     run = required_terms.require_terms(
-        lambda lines, **_: ([hypothesis("a")] for _ in lines), Model, None, Terminology()
+        lambda lines, **_: ([hypothesis("a")] for _ in lines), UNUSED_MODEL, None, Terminology()
     )
     results = run(lines())
     for needed in (1, 2, 3, 131, 131):
@@ -228,7 +228,7 @@ def test_lines_wait_only_for_a_few_others(monkeypatch):
 
 
 @pytest.mark.parametrize(("count", "batches"), [(3, 1), (16, 1), (17, 2), (40, 3)])
-def test_lines_that_lack_copies_are_searched_together(monkeypatch, count, batches):
+def test_lines_that_lack_copies_are_searched_together(same_scores, count, batches):
     searched = []
 
     def generate(lines, **options):
@@ -236,13 +236,7 @@ def test_lines_that_lack_copies_are_searched_together(monkeypatch, count, batche
         searched.append(len(lines))
         yield from ([hypothesis(line.text.replace("{b}", ""))] for line in lines)
 
-    class Model:
-        class search_defaults:
-            length_penalty = 1.0
-
-    fake = scores([(0, 0)])
-    monkeypatch.setattr(required_terms, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
-    run = required_terms.require_terms(generate, Model, None, Terminology())
+    run = required_terms.require_terms(generate, UNUSED_MODEL, None, Terminology())
     texts = [f"{n} sees {{b}}" if n % 2 else f"{n} sleeps" for n in range(2 * count)]
     assert [row[0].text for row in run(map(SourceLine, texts))] == texts
     assert searched[0] == 2 * count and len(searched) == 1 + batches and sum(searched[1:]) == 3 * count
@@ -251,11 +245,7 @@ def test_lines_that_lack_copies_are_searched_together(monkeypatch, count, batche
 def test_failed_lines_stay_failed():
     failed = hypothesis("", error="broken", finish_reason="error")
 
-    class Model:
-        class search_defaults:
-            length_penalty = 1.0
-
-    run = required_terms.require_terms(lambda lines, **_: ([failed] for _ in lines), Model, None, Terminology())
+    run = required_terms.require_terms(lambda lines, **_: ([failed] for _ in lines), UNUSED_MODEL, None, Terminology())
     assert list(run([SourceLine("{a}")])) == [[failed]]
 
 
