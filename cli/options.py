@@ -186,12 +186,17 @@ def load_with_tokenizer(
 
 def check_languages(tokenizer: mt.Tokenizer, source_language: str | None, target_language: str | None) -> None:
     """Raise ValueError if a language that all lines share is missing or unknown."""
+    check_source_languages(tokenizer, source_language, target_language)
+    tokenizer.decoder_starts(1, [target_language])
+
+
+def check_source_languages(tokenizer: mt.Tokenizer, source_language: str | None, target_language: str | None) -> None:
+    """Raise ValueError if a language that all lines share is unknown, or one that sources need is missing."""
     has_tags = (
         tokenizer.config.target_language == "source" and target_language is None
     )  # lines may begin with ">>fra<<"
     if not has_tags:
         tokenizer.encode("", source_language, target_language)
-    tokenizer.decoder_starts(1, [target_language])
 
 
 def warn_truncated(name: str, remedy: str = "") -> None:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import click
 
@@ -16,8 +16,18 @@ from mlx_transformer.cli.input_lines import InputLine, escape_control_characters
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.inference.source_lines import SourceLine
 
-Result = TypeVar("Result", "LineResult", "mt.Score")
 GenerateFunction = Callable[..., Iterator[list[Any]]]  # `mt.generate_hypotheses` with all arguments but the lines
+
+
+class MayFail(Protocol):
+    """The result of a line, or why there is none."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the line has no result, with the name of the line."""
+
+
+Result = TypeVar("Result", bound=MayFail)
 
 
 class LineResult(NamedTuple):

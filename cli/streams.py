@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
@@ -22,6 +22,7 @@ from mlx_transformer.storage.text_files import iterate_lines, open_text
 
 PARTIAL_PATH_KEY = "mlx_transformer.partial"  # key of the partial output file in the click context
 DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
+Item = TypeVar("Item")
 
 
 def open_closed_streams() -> None:
@@ -107,7 +108,7 @@ def warn_file_names(texts: Iterable[str], remedy: str) -> None:
         )
 
 
-def with_progress(results: Iterable[bytes], source: str | None, output: str | None) -> Iterable[bytes]:
+def with_progress(results: Iterable[Item], source: str | None, output: str | None) -> Iterable[Item]:
     """Show a progress bar if standard error is a terminal without results and the number of lines is known."""
     shared = output is None and sys.stdout.isatty()
     if source is None or not Path(source).is_file() or shared or not can_draw():

@@ -1,9 +1,10 @@
 """Embeddings of texts: the encoder's last hidden states, pooled to one vector for each text."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -20,11 +21,12 @@ from mlx_transformer.inference.batching import (
     reorder,
     run_batches,
 )
-from mlx_transformer.inference.line_errors import raise_first_error
+from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.scoring import check_arguments
 from mlx_transformer.inference.source_lines import (
     PerLineText,
     SourceLine,
+    check_lines,
     make_source_lines,
     prepare_lines,
 )
@@ -33,6 +35,30 @@ from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 Pooling = Literal["mean", "first", "last"]
+MIN_NORM = 1e-12  # a vector of zeros stays one when it is normalised
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The vector of a text.
+
+    Attributes:
+        vector: float32 (dims,); NaN where there is an error.
+        truncated: Whether the text was truncated to the model's maximum length.
+        error: Why the text has no vector.
+    """
+
+    vector: np.ndarray
+    truncated: bool = False
+    error: str | None = None
+
+
+class EncodedText(NamedTuple):
+    """A tokenized text: its ids, whether they were truncated, and why the text could not be tokenized."""
+
+    ids: list[int]
+    truncated: bool = False
+    error: str | None = None
 
 
 def embed(
@@ -65,46 +91,95 @@ def embed(
         float32 (texts, dims), or (dims,) for a single text.
 
     Raises:
-        MemoryError: If a text does not fit in memory.
-        ValueError: If the pooling is unknown, a text is not a string, or a language is missing or unknown.
+        ValueError: If the pooling is unknown, or a text has no vector (it is not a string, its language is missing or
+            unknown, it does not fit in memory, or its hidden states are not finite).
     """
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, not {pooling!r}.")
+    lines = make_source_lines(texts, source_language, target_language)
     check_arguments(model.config, tokenizer, batch_tokens, None, source_language, target_language)
-    lines = prepare_lines(tokenizer.config, make_source_lines(texts, source_language, target_language), source_prefix)
-    lines = raise_first_error(lines, lambda line: line.error, "Line")
-    windows = iter(lambda: list(islice(lines, READ_AHEAD)), [])
-    rows = [row for window in windows for row in _embed_window(model, tokenizer, window, pooling, batch_tokens)]
+    results = embed_lines(
+        model, tokenizer, lines, pooling, normalize=normalize, source_prefix=source_prefix, batch_tokens=batch_tokens
+    )
+    rows = [result.vector for result in raise_first_error(results, lambda result: result.error, "Line")]
     vectors = np.stack(rows) if rows else np.zeros((0, model.config.dims), np.float32)
-    if normalize:
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors[0] if isinstance(texts, str) else vectors
 
 
+def embed_lines(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    lines: Iterable[SourceLine],
+    pooling: Pooling = "mean",
+    *,
+    normalize: bool = False,
+    source_prefix: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Iterator[Embedding]:
+    """Yield the embedding of each line, lazily and in order; one that has no vector has an `error`. See `embed`."""
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, not {pooling!r}.")
+    prepared = prepare_lines(tokenizer.config, lines, source_prefix)
+    encode = partial(_encode_lines, model, tokenizer)
+
+    def results() -> Iterator[Embedding]:
+        while window := list(islice(prepared, READ_AHEAD)):
+            encoded = bisect_on_error(encode, window, lambda _, error: EncodedText([], error=error))
+            yield from _embed_window(model, encoded, pooling, normalize, batch_tokens)
+
+    return results()
+
+
+def _encode_lines(model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine]) -> list[EncodedText]:
+    """Tokenize lines, truncated to the model's maximum length and never empty."""
+    check_lines(lines)
+    max_length = model.config.encoder.max_length
+    return [
+        EncodedText(tokenizer.truncate_source(ids, max_length) or [model.config.eos_id], len(ids) > max_length)
+        for ids in encode_truncated(partial(encode_sources, tokenizer), lines, max_length)
+    ]
+
+
 def _embed_window(
-    model: Transformer, tokenizer: Tokenizer, lines: list[SourceLine], pooling: Pooling, batch_tokens: int
-) -> Iterator[np.ndarray]:
-    """Yield the vector of each line, in order."""
+    model: Transformer, texts: list[EncodedText], pooling: Pooling, normalize: bool, batch_tokens: int
+) -> Iterator[Embedding]:
+    """Embed texts in batches of similar length; yield their embeddings in order."""
     config, sizes = model.config, batch_sizes(model, 1)
     max_length = config.encoder.max_length
-    rows = encode_truncated(partial(encode_sources, tokenizer), lines, max_length)
-    sources = [tokenizer.truncate_source(ids, max_length) or [config.eos_id] for ids in rows]
 
-    def embed_batch(batch: list[list[int]]) -> list[np.ndarray]:
+    def embed_batch(batch: list[EncodedText]) -> list[Embedding]:
         padding = [[config.eos_id]] * (padded_batch_size(len(batch), sizes) - len(batch))
-        ids = pad_ids(batch + padding, padded_length(max(map(len, batch)), max_length), config.pad_id)
-        return list(np.array(model.compiled(_embed_ids, pooling)(ids)))[: len(batch)]
+        rows = [text.ids for text in batch]
+        ids = pad_ids(rows + padding, padded_length(max(map(len, rows)), max_length), config.pad_id)
+        vectors = np.array(model.compiled(_embed_ids, pooling, normalize)(ids))
+        return [_make_embedding(vector, text) for vector, text in zip(vectors, batch, strict=False)]
 
-    def fail(_: list[int], error: str) -> np.ndarray:
-        raise MemoryError(error)
+    def fail(_: EncodedText, error: str) -> Embedding:
+        return Embedding(np.full(config.dims, np.nan, np.float32), error=error)
 
-    return reorder(run_batches(dict(enumerate(sources)), len, embed_batch, fail, max_length, batch_tokens, sizes))
+    def results() -> Iterator[tuple[int, Embedding]]:
+        yield from ((i, fail(text, text.error)) for i, text in enumerate(texts) if text.error)
+        encoded = {i: text for i, text in enumerate(texts) if not text.error}
+        yield from run_batches(encoded, lambda text: len(text.ids), embed_batch, fail, max_length, batch_tokens, sizes)
+
+    return reorder(results())
 
 
-def _embed_ids(model: Transformer, pooling: Pooling, source: mx.array) -> mx.array:
+def _make_embedding(vector: np.ndarray, text: EncodedText) -> Embedding:
+    is_finite = np.isfinite(vector).all()
+    error = None if is_finite else "Hidden states must be finite, but the model's are not: compute in float32."
+    return Embedding(vector if is_finite else np.full_like(vector, np.nan), text.truncated, error)
+
+
+def _embed_ids(model: Transformer, pooling: Pooling, normalize: bool, source: mx.array) -> mx.array:
     """Return the pooled hidden states of padded token ids, float32 (batch, dims)."""
-    hidden = model.encode_hidden(source).astype(mx.float32)
-    is_token = padding_mask(source, model.config.pad_id).reshape(*source.shape, 1)
+    vectors = _pool(model.encode_hidden(source).astype(mx.float32), source, model.config.pad_id, pooling)
+    if normalize:
+        vectors = vectors / mx.maximum(mx.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)
+    return vectors
+
+
+def _pool(hidden: mx.array, source: mx.array, pad_id: int, pooling: Pooling) -> mx.array:
+    """Reduce hidden states, (batch, length, dims), to one vector for each row, (batch, dims)."""
+    is_token = padding_mask(source, pad_id).reshape(*source.shape, 1)
     num_tokens = is_token.sum(axis=1)
     if pooling == "first":
         return hidden[:, 0]

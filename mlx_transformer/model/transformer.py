@@ -249,9 +249,23 @@ class Stack(nn.Module):
         Returns:
             Hidden states, (rows, length, dims).
         """
+        return self.layer_states(embeddings, mask, memory, cache, attend)[-1]
+
+    def layer_states(
+        self,
+        embeddings: mx.array,
+        mask: mx.array | str | None = None,
+        memory: Memory | None = None,
+        cache: KVCache | None = None,
+        attend: AttentionFunction = scaled_dot_product_attention,
+    ) -> list[mx.array]:
+        """Run all layers and return num_layers + 1 hidden states: what the first layer reads, and each layer's output.
+
+        The last one has the final norm, if the stack has one. The arguments are those of a call.
+        """
         check_embeddings(embeddings, self.dims)
         start, length = 0 if cache is None else cache.length, embeddings.shape[1]
-        x = self.embed(embeddings, start)
+        states = [self.embed(embeddings, start)]
         if mask is None:
             mask = "causal" if self.is_decoder else full_mask(length)
         masks = self.masks(mask if cache is None else cache.mask(length), start, length)
@@ -259,10 +273,10 @@ class Stack(nn.Module):
             update_cache = identity if cache is None else functools.partial(cache.update_and_fetch, index)
             layer_memory = None if memory is None else (memory.key_values[index], memory.mask)
             run = grad_checkpoint(layer) if self.recompute and self.training else layer
-            x = run(x, masks[index], update_cache, layer_memory, attend)
+            states.append(run(states[-1], masks[index], update_cache, layer_memory, attend))
         if cache is not None:
             cache.length = cache.length + length
-        return self.normalize(x)
+        return [*states[:-1], self.normalize(states[-1])]
 
     def embed(self, embeddings: mx.array, start: mx.array | int = 0) -> mx.array:
         """Scale token embeddings and add the positions from `start` on, (rows, length, dims)."""
@@ -379,9 +393,22 @@ class Transformer(nn.Module):
         self, source: mx.array, mask: mx.array | None = None, attend: AttentionFunction = scaled_dot_product_attention
     ) -> mx.array:
         """Return the encoder's last hidden states, (batch, source_length, dims); see `encode`."""
+        return self.encode_layers(source, mask, attend)[-1]
+
+    def encode_layers(
+        self, source: mx.array, mask: mx.array | None = None, attend: AttentionFunction = scaled_dot_product_attention
+    ) -> list[mx.array]:
+        """Return the hidden states of all encoder layers, as `output_hidden_states` of transformers does; see `encode`.
+
+        Returns:
+            num_layers + 1 arrays (batch, source_length, dims): the embeddings that the first layer reads, with their
+            positions, and the output of each layer. The last one is the result of `encode_hidden`, with the final norm
+            if the encoder has one.
+        """
         check_token_ids("source", source, self.config.source_vocab_size)
         check_length("source", source.shape[1], self.config.encoder.max_length)
-        return self.encoder(self.source_embedding(source), self._source_mask(source, mask), attend=attend)
+        embeddings = self.source_embedding(source)
+        return self.encoder.layer_states(embeddings, self._source_mask(source, mask), attend=attend)
 
     def _source_mask(self, source: mx.array, mask: mx.array | None) -> mx.array:
         """Return the mask of a source's tokens, (batch, 1, 1, source_length)."""

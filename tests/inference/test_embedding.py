@@ -1,11 +1,14 @@
 """Embeddings: pooled hidden states in order, whatever the batch and its padding."""
 
+import copy
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
 import mlx_transformer as mt
 from mlx_transformer.inference import embedding
+from mlx_transformer.inference.source_lines import make_source_lines
 
 TEXTS = ["I am tired.", "Good morning! Did you sleep well last night, or not at all?", "", "No.", "I am tired."]
 
@@ -28,6 +31,38 @@ def test_vectors_are_pooled_hidden_states_in_order(bundled, pooling, batch_token
     expected = [pool(hidden_states(bundled, text)) for text in TEXTS]
     assert vectors.dtype == np.float32 and np.abs(vectors - expected).max() < 1e-4
     assert len(np.unique(vectors.round(3), axis=0)) == 4
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_padding_and_the_rest_of_the_batch_have_no_influence(bundled, pooling):
+    texts = [*TEXTS, "No. " * 40]  # padded to 96 tokens together, and to 16 alone
+    together = mt.embed(*bundled, texts, pooling, normalize=True)
+    for text, vector in zip(texts, together, strict=True):
+        assert np.abs(mt.embed(*bundled, text, pooling, normalize=True) - vector).max() < 1e-6
+
+
+def test_hidden_states_that_are_not_finite_are_an_error_of_their_line(bundled):
+    model, tokenizer = bundled
+    broken = copy.deepcopy(model)
+    (token,) = {*tokenizer.encode("No.")} - {*tokenizer.encode("I am tired.")} - {*tokenizer.encode("")}
+    broken.source_embedding.weight[token] = mx.nan
+    results = list(embedding.embed_lines(broken, tokenizer, make_source_lines(["I am tired.", "No.", "I am tired."])))
+    assert [bool(result.error) for result in results] == [False, True, False] and np.isnan(results[1].vector).all()
+    with pytest.raises(ValueError, match="Line 2: Hidden states must be finite"):
+        mt.embed(broken, tokenizer, ["I am tired.", "No."])
+
+
+def test_a_vector_of_zeros_stays_one_when_it_is_normalised(bundled):
+    model, tokenizer = bundled
+    broken = copy.deepcopy(model)
+    broken.encoder.norm.weight, broken.encoder.norm.bias = (mx.zeros(model.config.dims) for _ in range(2))
+    assert (mt.embed(broken, tokenizer, "No.", normalize=True) == 0).all()
+
+
+def test_truncated_texts_are_marked(bundled):
+    length = bundled[0].config.encoder.max_length
+    lines = make_source_lines(["No.", "No. " * length])
+    assert [result.truncated for result in embedding.embed_lines(*bundled, lines)] == [False, True]
 
 
 def test_a_single_text_gives_one_vector(bundled):
@@ -74,5 +109,5 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved(bundled, monkeypatch):
     monkeypatch.setattr(embedding, "pad_ids", pad_few)
     assert np.abs(mt.embed(*bundled, TEXTS) - expected).max() < 1e-4
     monkeypatch.setattr(embedding, "pad_ids", lambda *_: pad_few([1, 2]))
-    with pytest.raises(MemoryError, match="does not fit in memory"):
+    with pytest.raises(ValueError, match="Line 1: It does not fit in memory"):
         mt.embed(*bundled, TEXTS)

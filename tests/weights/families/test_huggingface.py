@@ -104,7 +104,7 @@ def test_tied_embeddings_may_be_saved_under_any_name(pair, choice, tmp_path):
     check_same_model(ours, convert.load(save_tensors(theirs, tmp_path, state))[0])
 
 
-def test_hidden_states_of_the_encoder(pair):
+def test_hidden_states_of_all_encoder_layers(pair):
     import torch
 
     _, theirs, ours = pair
@@ -112,9 +112,15 @@ def test_hidden_states_of_the_encoder(pair):
     is_token = source != theirs.config.pad_token_id
     arguments = {"input_ids": torch.tensor(source), "attention_mask": torch.tensor(is_token.astype(np.int64))}
     with torch.no_grad():
-        expected = theirs.get_encoder()(**arguments).last_hidden_state.numpy()
-    hidden = np.array(ours.encode_hidden(mx.array(source.astype(np.int32))))
-    assert np.abs(hidden - expected)[is_token].max() < 1e-5 * max(1, np.abs(expected).max())
+        result = theirs.get_encoder()(**arguments, output_hidden_states=True)
+    expected = [state.numpy() for state in result.hidden_states]
+    source = mx.array(source.astype(np.int32))
+    states = [np.array(state) for state in ours.encode_layers(source)]
+    assert len(states) == len(expected) == ours.config.encoder.num_layers + 1
+    for state, reference in zip(states, expected, strict=True):
+        assert np.abs(state - reference)[is_token].max() < 1e-5 * max(1, np.abs(reference).max())
+    assert np.array_equal(states[-1], np.array(ours.encode_hidden(source)))
+    assert np.array_equal(expected[-1], result.last_hidden_state.numpy())
 
 
 def check_logits(theirs, ours, source, target, limit):
