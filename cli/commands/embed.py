@@ -167,10 +167,10 @@ def embed_windows(
     """Embed lines, with warnings for truncated ones; errors have the names of their lines."""
     from mlx_transformer.inference.embedding import embed_lines
 
-    names = ("pooling", "normalize", "source_prefix", "batch_tokens")
-    embed = partial(embed_lines, model, tokenizer, **{name: options[name] for name in names})
+    settings = {name: options[name] for name in ("pooling", "normalize", "source_prefix", "batch_tokens")}
     for window in windows:
-        for line, result in zip(window, embed([line.source for line in window]), strict=True):
+        embeddings = embed_lines(model, tokenizer, [line.source for line in window], **settings)
+        for line, result in zip(window, embeddings, strict=True):
             if result.truncated:
                 warn_truncated(line.name)
             error = line.error or (f"{line.name}: {result.error}" if result.error else None)
