@@ -46,6 +46,9 @@ _MODULES = {
     "save": "checkpoints.model_folder",
     "TrainingConfig": "config.training",
     "train": "training.trainer",
+    "TrainingStep": "training.step_metrics",
+    "Validation": "training.validation",
+    "loss": "training.losses",
     "plot_attention": "plotting.attention_maps",
     "plot_learning_curves": "plotting.learning_curves",
 }

@@ -29,7 +29,10 @@ from .plotting.learning_curves import plot_learning_curves as plot_learning_curv
 from .pretrained.loading import load as load
 from .pretrained.loading import load_model as load_model
 from .tokenization.tokenizer import Tokenizer as Tokenizer
+from .training.losses import loss as loss
+from .training.step_metrics import TrainingStep as TrainingStep
 from .training.trainer import train as train
+from .training.validation import Validation as Validation
 from .weights.convert import ConversionReport as ConversionReport
 from .weights.convert import convert as convert
 from .weights.tokenizers.options import TokenizerOptions as TokenizerOptions

@@ -45,6 +45,21 @@ def batch_loss(
     return chunked_cross_entropy(hidden_states, *model.output_layer, labels, mask, label_smoothing), mask.sum()
 
 
+def loss(model: Transformer, source: mx.array, target: mx.array, label_smoothing: float = 0.0) -> mx.array:
+    """Return the mean cross entropy of a batch per target token, in nats, without padding.
+
+    `nn.value_and_grad(model, mt.loss)` also returns the gradients of the model's parameters.
+
+    Args:
+        model: The model.
+        source: Token ids, int32 (batch, source_length), padded on the right with `model.config.pad_id`.
+        target: The start token and the token ids of the targets, int32 (batch, target_length + 1), padded likewise.
+        label_smoothing: Probability mass of each target token that is spread evenly over the vocabulary.
+    """
+    total, tokens = batch_loss(model, source, target, label_smoothing)
+    return total / mx.maximum(tokens, 1)
+
+
 def chunked_cross_entropy(
     hidden_states: mx.array,
     weight: mx.array,
@@ -67,7 +82,7 @@ def chunked_cross_entropy(
     """
 
     @mx.custom_function
-    def loss(hidden_states: mx.array, *output: mx.array) -> tuple[mx.array, ...]:
+    def total_loss(hidden_states: mx.array, *output: mx.array) -> tuple[mx.array, ...]:
         total = mx.zeros(())
         hidden_gradients: list[mx.array] = []
         output_gradients: list[mx.array] = []
@@ -84,15 +99,15 @@ def chunked_cross_entropy(
             output_gradients = list(map(mx.add, output_gradients, new)) if output_gradients else new
         return total, mx.concatenate(hidden_gradients), *output_gradients
 
-    @loss.vjp
-    def loss_vjp(
+    @total_loss.vjp
+    def total_loss_vjp(
         primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, ...]:
         return tuple(
             (cotangents[0] * gradient).astype(array.dtype) for gradient, array in zip(outputs[1:], primals, strict=True)
         )
 
-    results = cast(tuple[mx.array, ...], loss(hidden_states, weight, *([] if bias is None else [bias])))
+    results = cast(tuple[mx.array, ...], total_loss(hidden_states, weight, *([] if bias is None else [bias])))
     return results[0]
 
 

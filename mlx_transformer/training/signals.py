@@ -1,22 +1,52 @@
-"""Deferred SIGINT and SIGTERM, so that training stops after the current step."""
+"""Requests to stop training after the current step: SIGINT and SIGTERM, which are deferred, and callbacks."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
+
+import numpy as np
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Report = TypeVar("Report")
 
 
 class Interruption:
-    """The signal that asked the program to stop; None if there was none."""
+    """What asked the program to stop.
+
+    Attributes:
+        signal: The signal, if there was one.
+        error: The exception of a callback, if there was one.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.error: Exception | None = None
+        self._cancelled = False
 
-    def raise_if_signalled(self) -> None:
-        """Exit as the signal would have: KeyboardInterrupt for SIGINT, otherwise the exit status that shells use."""
+    @property
+    def requested(self) -> bool:
+        """Whether anything asked to stop."""
+        return self._cancelled or self.signal is not None or self.error is not None
+
+    def call(self, callback: Callable[[Report], bool | None], report: Report) -> None:
+        """Call a callback, which asks to stop by returning False or by an exception."""
+        try:
+            result = callback(report)
+        except Exception as error:
+            self.error = error
+        else:
+            self._cancelled |= isinstance(result, bool | np.bool_) and not result
+
+    def raise_error(self) -> None:
+        """Raise the exception of a callback, or exit as the signal would have.
+
+        That is KeyboardInterrupt for SIGINT, and otherwise the exit status that shells use.
+        """
+        if self.error is not None:
+            raise self.error
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is not None:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,29 @@ import mlx.core as mx
 
 from mlx_transformer.data.batch_sampler import Batch, BatchPosition, PositionedBatch
 from mlx_transformer.training.train_state import TrainState
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A finished step of training.
+
+    Attributes:
+        step: Its number, counted from 1.
+        steps: Number of steps of the run.
+        loss: Mean loss of its batches per target token, in nats, with label smoothing.
+        learning_rate: Its learning rate.
+        gradient_norm: Norm of its gradient before clipping; None if it overflowed (in float16).
+        tokens_per_second: Target tokens per second since the last log entry.
+        seconds_left: Estimated time to the end of the run, without validations.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float | None
+    tokens_per_second: float
+    seconds_left: float
 
 
 class StepMetrics:
@@ -56,6 +80,28 @@ class StepMetrics:
             raise ValueError(self.divergence_message())
         self._unchecked_loss = None
 
+    def latest_step(self) -> TrainingStep:
+        """Wait for the latest step and return its metrics.
+
+        Raises:
+            ValueError: If its loss is NaN or infinite.
+        """
+        self.check_finite()
+        return self._measure(self.losses[-1])
+
+    def _measure(self, loss: mx.array) -> TrainingStep:
+        state, steps, grad_norm = self.state, self.state.config.steps, float(self.grad_norm)
+        seconds = time.perf_counter() - self.started
+        return TrainingStep(
+            step=state.step,
+            steps=steps,
+            loss=float(loss),
+            learning_rate=float(state.optimizer.learning_rate),
+            gradient_norm=grad_norm if math.isfinite(grad_norm) else None,
+            tokens_per_second=self.num_tokens * state.group.size() / seconds,
+            seconds_left=(steps - state.step) * seconds / self.num_steps,
+        )
+
     def flush(self) -> dict[str, Any]:
         """Return the metrics since the previous call, and start again from zero.
 
@@ -63,24 +109,14 @@ class StepMetrics:
             ValueError: If the loss is NaN or infinite, or gradients overflow at every loss scale.
         """
         self.check_finite()
-        state, steps = self.state, self.state.config.steps
-        loss, grad_norm = float(mx.stack(self.losses).mean()), float(self.grad_norm)
-        seconds = time.perf_counter() - self.started
-        scale = {"loss_scale": float(state.loss_scaling["scale"])} if state.loss_scaling else {}
-        if scale.get("loss_scale") == 1 and not math.isfinite(grad_norm):
+        mean = self._measure(mx.stack(self.losses).mean())
+        loss_scaling = self.state.loss_scaling
+        scale = {"loss_scale": float(loss_scaling["scale"])} if loss_scaling else {}
+        if scale.get("loss_scale") == 1 and mean.gradient_norm is None:
             raise ValueError(self.divergence_message())
-        metrics = {
-            "steps": steps,
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 100)),
-            "tokens_per_second": self.num_tokens * state.group.size() / seconds,
-            "learning_rate": float(state.optimizer.learning_rate),
-            "gradient_norm": grad_norm if math.isfinite(grad_norm) else None,
-            "memory": mx.get_peak_memory(),
-            "seconds_left": (steps - state.step) * seconds / self.num_steps,
-        }
+        memory, perplexity = mx.get_peak_memory(), math.exp(min(mean.loss, 100))
         self._reset()
-        return metrics | scale
+        return asdict(mean) | {"perplexity": perplexity, "memory": memory} | scale
 
     def exclude_time(self, seconds: float) -> None:
         """Do not count time that was spent on something other than training steps."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -38,24 +38,44 @@ from mlx_transformer.training.run_directory import (
     with_absolute_paths,
 )
 from mlx_transformer.training.signals import Interruption, defer_signals
-from mlx_transformer.training.step_metrics import StepMetrics
+from mlx_transformer.training.step_metrics import StepMetrics, TrainingStep
 from mlx_transformer.training.train_state import TrainState
-from mlx_transformer.training.validation import Validator
+from mlx_transformer.training.validation import Validation, Validator
 
 logger = logging.getLogger(__name__)
 BAD_LINE_REMEDY = "correct it, or skip such lines with --skip-bad-lines (skip_bad_lines=True)"
 LogCallback = Callable[[dict[str, Any]], None]
+StepCallback = Callable[[TrainingStep], bool | None]
+ValidationCallback = Callable[[Validation], bool | None]
 EventLogger = Callable[..., None]  # log_event(event, **values)
 
 
-def train(config: TrainingConfig, report: LogCallback | None = None) -> Path:
+class Callbacks(NamedTuple):
+    """Functions to call during training, see `train`."""
+
+    report: LogCallback | None = None
+    on_step: StepCallback | None = None
+    on_validation: ValidationCallback | None = None
+
+
+def train(
+    config: TrainingConfig,
+    report: LogCallback | None = None,
+    *,
+    on_step: StepCallback | None = None,
+    on_validation: ValidationCallback | None = None,
+) -> Path:
     """Train or fine-tune a model, or resume a run; return the folder of the best model.
 
-    SIGINT and SIGTERM stop the run after the current step, with a checkpoint; a second signal stops it at once.
+    SIGINT and SIGTERM stop the run after the current step, with a checkpoint; a second signal stops it at once. So does
+    a callback that returns False, after which this function returns the best model, or the last one if none was
+    validated. An exception of a callback is raised after the checkpoint was written. The run can be resumed.
 
     Args:
         config: Options of the run.
         report: Called with each log entry as it is written: a dict of plain data, whose "event" names its kind.
+        on_step: Called after each step. Training waits for the step to have its loss, which costs a GPU some speed.
+        on_validation: Called after each validation, when its checkpoint was written.
 
     Raises:
         ValueError: If the corpora or the options are invalid, or if the loss becomes NaN or infinite.
@@ -68,13 +88,13 @@ def train(config: TrainingConfig, report: LogCallback | None = None) -> Path:
         check_sacrebleu()
     run_directory = RunDirectory(config.output)
     with run_directory.lock(is_main_process=mx.distributed.init().rank() == 0):
-        interruption = _train(run_directory, config, report)
-    interruption.raise_if_signalled()
-    return run_directory.best
+        interruption = _train(run_directory, config, Callbacks(report, on_step, on_validation))
+    interruption.raise_error()
+    return run_directory.best if run_directory.best.exists() else run_directory.last
 
 
-def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallback | None) -> Interruption:
-    """Train in a locked run folder; return the interruption, which holds the signal that stopped the run, if any."""
+def _train(run_directory: RunDirectory, config: TrainingConfig, callbacks: Callbacks) -> Interruption:
+    """Train in a locked run folder; return the interruption, which holds what stopped the run, if anything did."""
     is_main_process = mx.distributed.init().rank() == 0
     if is_main_process:
         if mx.default_device() == mx.cpu and (advice := blas.speed_advice()):
@@ -117,8 +137,8 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, report: LogCallb
                 recase=config.recase or tokenizer.config.recase,
             )
         validator = Validator(valid_pairs, corpora[1], tokenizer, config)
-        with _open_log(run_directory, state, in_memory, report) as log_event, defer_signals() as interruption:
-            Trainer(run_directory, state, tokenizer, validator, log_event, interruption).fit(corpora[0])
+        with _open_log(run_directory, state, in_memory, callbacks.report) as log_event, defer_signals() as interruption:
+            Trainer(run_directory, state, tokenizer, validator, log_event, interruption, callbacks).fit(corpora[0])
     return interruption
 
 
@@ -206,7 +226,7 @@ def environment_info() -> dict[str, str]:
 
 
 class Trainer:
-    """The training loop: updates, logs, validates and saves until the last step, or until a signal asks to stop."""
+    """The training loop: updates, logs, validates and saves until the last step, or until it is asked to stop."""
 
     def __init__(
         self,
@@ -216,15 +236,17 @@ class Trainer:
         validator: Validator,
         log_event: EventLogger,
         interruption: Interruption,
+        callbacks: Callbacks,
     ) -> None:
         self.run_directory, self.state, self.tokenizer, self.config = run_directory, state, tokenizer, state.config
         self.validator, self.interruption = validator, interruption
         self.is_main_process = state.group.rank() == 0  # the only one that logs, validates and saves
         self.log_event = log_event if self.is_main_process else lambda event, **values: None
+        self.callbacks = callbacks if self.is_main_process else Callbacks()
         self.metrics = StepMetrics(state)
 
     def fit(self, corpus: TokenizedCorpus) -> None:
-        """Train until the last step, until patience runs out, or until a signal asks to stop."""
+        """Train until the last step, until patience runs out, or until a signal or a callback asks to stop."""
         state, config = self.state, self.config
         sizes = {"parameters": state.model.num_parameters, "pairs": len(corpus), "too_long": corpus.num_dropped}
         settings = {"config": to_dict(config), "search": to_dict(state.model.search_defaults)}
@@ -235,6 +257,8 @@ class Trainer:
         updates, first_step = self._train_steps(corpus), state.step + 1
         while state.step < config.steps and not self._out_of_patience:
             self.metrics.add(*next(updates))
+            if self.callbacks.on_step is not None:
+                self._call(self.callbacks.on_step, self.metrics.latest_step())
             is_last = state.step == config.steps
             if state.step % config.log_every == 0 or is_last:
                 self.log_event("step", **self.metrics.flush())
@@ -260,12 +284,18 @@ class Trainer:
         while batches := list(islice(stream, config.accumulate)):
             yield batches, self.state.update([batch for _, batch in batches])
 
+    def _call(self, callback: Callable[[Any], bool | None], report: TrainingStep | Validation) -> None:
+        """Call a callback, and do not count its time."""
+        started = time.perf_counter()
+        self.interruption.call(callback, report)
+        self.metrics.exclude_time(time.perf_counter() - started)
+
     @property
     def _out_of_patience(self) -> bool:
         return 0 < self.config.patience <= self.state.progress.get("stale", 0)
 
     def _stop_requested(self) -> bool:
-        requested = self.interruption.signal is not None
+        requested = self.interruption.requested
         if self.state.group.size() == 1:
             return requested
         # All processes must stop at the same step, or some would wait for the others forever.
@@ -287,6 +317,8 @@ class Trainer:
             improved = self._save_validated(model, results)
             self.log_event("validation", **results, best=improved)
             self.metrics.exclude_time(time.perf_counter() - started)
+            if self.callbacks.on_validation is not None:
+                self._call(self.callbacks.on_validation, Validation(self.state.step, is_best=improved, **results))
         if group.size() > 1:  # all processes need the count, to stop together
             stale = progress.get("stale", 0) if self.is_main_process else 0
             progress["stale"] = int(mx.distributed.all_sum(mx.array(stale), group=group, stream=mx.cpu))

@@ -1,7 +1,8 @@
 """Validation: loss and token accuracy with teacher forcing, and scores of translations."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,31 @@ from mlx_transformer.metrics import corpus_scores, exact_match, group_references
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training.losses import chunk_slices, token_losses
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The results of a validation during training.
+
+    Attributes:
+        step: Number of finished steps.
+        loss: Cross entropy per target token, in nats, without label smoothing.
+        token_accuracy: Share of target tokens that are predicted correctly from the correct tokens before them.
+        is_best: Whether this is the best model so far, by the run's `best_by`.
+        exact_match: Share of translations that equal one of their references; None without translations.
+        bleu: BLEU of the translations, 0 to 100; None without translations or without sacrebleu.
+        chrf: Their chrF, likewise.
+        samples: A few translations: dicts of `source`, `reference` and `hypothesis`.
+    """
+
+    step: int
+    loss: float
+    token_accuracy: float
+    is_best: bool
+    exact_match: float | None = None
+    bleu: float | None = None
+    chrf: float | None = None
+    samples: Sequence[dict[str, str]] = ()
 
 
 class Validator:

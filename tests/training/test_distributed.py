@@ -46,7 +46,7 @@ for step in range(t.STEPS):
     state.update([t.make_step_batch(step, state.group.rank())])
 t.save(state, sys.argv[1])
 """
-# A run whose validations never improve after the first.
+# A run whose validations never improve after the first; a callback may stop it at an earlier step.
 RUN_PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
@@ -58,7 +58,8 @@ from mlx_transformer.training.trainer import train
 from mlx_transformer.training.validation import Validator
 from support.training_cases import run_options
 Validator.measure = lambda *_: dict(loss=1.0, token_accuracy=0.5)
-train(run_options(Path(sys.argv[1]).parent, patience=1, steps=40))
+options = run_options(Path(sys.argv[1]).parent, patience=1, steps=40)
+train(options, on_step=lambda step: step.step < int(sys.argv[2]))
 """
 needs_ring = pytest.mark.skipif(sys.platform != "linux", reason="tests MLX's ring back end on Linux only")
 
@@ -146,10 +147,19 @@ def test_two_processes_take_the_same_step_as_one(tmp_path, tolerance):
 @pytest.mark.slow
 def test_two_processes_stop_together(tmp_path):
     write_corpora(tmp_path)
-    run_two_processes(RUN_PROGRAM, [[str(tmp_path / "any")]] * 2)
+    run_two_processes(RUN_PROGRAM, [[str(tmp_path / "any"), "40"]] * 2)
     (end,) = log_events(tmp_path / "run", "end")
     assert (end["step"], end["reason"]) == (8, "patience")
     assert checkpoint_step(tmp_path / "run" / "last") == 8
+
+
+@needs_ring
+@pytest.mark.slow
+def test_a_callback_of_the_first_process_stops_both(tmp_path):
+    write_corpora(tmp_path)
+    run_two_processes(RUN_PROGRAM, [[str(tmp_path / "any"), stop] for stop in ("3", "1")])
+    (stopped,) = log_events(tmp_path / "run", "stopped")
+    assert stopped["step"] == checkpoint_step(tmp_path / "run" / "last") == 3
 
 
 @needs_ring

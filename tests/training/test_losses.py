@@ -231,3 +231,19 @@ class TestBatchLoss:
         ids = [mx.where(mx.array(side) == 0, 3, mx.where(mx.array(side) == 3, 0, mx.array(side))) for side in batch]
         _, tokens = batch_loss(model, *ids, 0.1)
         assert tokens.item() == (batch.target[:, 1:] != 0).sum()
+
+
+class TestLoss:
+    def test_it_is_the_mean_over_target_tokens(self, tolerance):
+        model, batch = Transformer(MODEL).eval(), make_batch()
+        source, target = mx.array(batch.source), mx.array(batch.target)
+        inputs, labels = target[:, :-1], target[:, 1:]
+        for smoothing in (0.0, 0.1):
+            losses = nn.losses.cross_entropy(model(source, inputs), labels, label_smoothing=smoothing)
+            mean = (losses * (labels != 0)).sum() / (labels != 0).sum()
+            assert losses_module.loss(model, source, target, smoothing).item() == pytest.approx(
+                mean.item(), rel=tolerance(1e-5)
+            )
+
+    def test_it_is_zero_without_target_tokens(self):
+        assert losses_module.loss(Transformer(MODEL), mx.array([[1, 0]]), mx.zeros((1, 3), mx.int32)).item() == 0

@@ -13,12 +13,12 @@ def test_the_first_signal_is_deferred(number):
     before = signal.getsignal(number)
     with defer_signals() as interruption:
         assert interruption.signal is None
-        interruption.raise_if_signalled()
+        interruption.raise_error()
         signal.raise_signal(number)
         assert interruption.signal == number
     assert signal.getsignal(number) is before
     with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as error:
-        interruption.raise_if_signalled()
+        interruption.raise_error()
     assert number == signal.SIGINT or error.value.code == 143
 
 

@@ -30,7 +30,9 @@ def test_metrics_cover_the_steps_since_the_last_flush(monkeypatch):
             metrics.add(step_batches(), (mx.array(float(state.step)), mx.array(0.5 * state.step)))
         now[0] += seconds + 7
         metrics.exclude_time(7)  # such as validation
+        latest = metrics.latest_step()
         entries.append(metrics.flush())
+        assert latest.loss == state.step and latest.tokens_per_second == entries[-1]["tokens_per_second"]
     assert [entry["loss"] for entry in entries] == [1.5, 3.5]
     assert [entry["gradient_norm"] for entry in entries] == [1.0, 2.0]
     assert [entry["tokens_per_second"] for entry in entries] == [2 * 21 / 4, 2 * 21 / 2]  # without padding
