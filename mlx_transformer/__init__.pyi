@@ -1,6 +1,8 @@
 """What a type checker and an editor see of the public names, which __init__.py loads on first use."""
 
+from .checkpoints.adapter_folder import save_adapter as save_adapter
 from .checkpoints.model_folder import save as save
+from .config.adapter import AdapterConfig as AdapterConfig
 from .config.alignment import AlignmentConfig as AlignmentConfig
 from .config.model import ModelConfig as ModelConfig
 from .config.model import StackConfig as StackConfig
@@ -22,11 +24,15 @@ from .inference.scoring import score as score
 from .inference.scoring import score_ids as score_ids
 from .inference.text_attention import TextAttention as TextAttention
 from .inference.text_attention import attention as attention
+from .model.adapters import add_adapter as add_adapter
+from .model.adapters import fuse_adapter as fuse_adapter
+from .model.adapters import remove_adapter as remove_adapter
 from .model.transformer import Memory as Memory
 from .model.transformer import Transformer as Transformer
 from .plotting.attention_maps import plot_attention as plot_attention
 from .plotting.learning_curves import plot_learning_curves as plot_learning_curves
 from .pretrained.loading import load as load
+from .pretrained.loading import load_adapter as load_adapter
 from .pretrained.loading import load_model as load_model
 from .tokenization.tokenizer import Tokenizer as Tokenizer
 from .training.losses import loss as loss

@@ -22,6 +22,7 @@ from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import safetensors
 from mlx_transformer.storage.atomic import restore_interrupted_replacement
+from mlx_transformer.storage.checksums import WeightsSource, combine_checksums
 from mlx_transformer.storage.files import sha256_of
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.assumptions import Assumption
@@ -242,6 +243,7 @@ def load(
         warn_of_assumptions(source, prepared.report())
         model = prepared.build_model(quantize)
         prepared.plan.fill(model)
+        model.weights_source = WeightsSource(Path(source), tuple(checkpoint.files))
         prepare_for_inference(model, dtype, stored=stored_dtype(checkpoint), allow_overflow=allow_overflow)
     return model, prepared.tokenizer
 
@@ -347,17 +349,22 @@ def _write_model_folder(
     plan = prepared.plan
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=1) as executor:
-        card = executor.submit(model_card, plan, checkpoint, dtype, quantize, stop)
+        checksums = executor.submit(file_checksums, checkpoint, stop)
         try:
             if quantize is None:
                 _write_weights(new, plan, dtype, report)
             else:
                 plan.fill(model, dtype, report)
                 safetensors.write_arrays(new / "model.safetensors", split_projections(model.parameters()))
-            (new / "README.md").write_text(card.result())
+            (new / "README.md").write_text(model_card(plan, checksums.result(), dtype, quantize))
         finally:
             stop.set()
-    model_folder.write_config(new, replace(model_folder.folder_config(model), conversion_version=CONVERSION_VERSION))
+    config = replace(
+        model_folder.folder_config(model),
+        conversion_version=CONVERSION_VERSION,
+        base_checksum=combine_checksums(list(checksums.result().values())),
+    )
+    model_folder.write_config(new, config)
     if prepared.tokenizer is not None:
         prepared.tokenizer.save(new)
 
@@ -379,12 +386,15 @@ def _write_weights(new: Path, plan: ConversionPlan, dtype: mx.Dtype, report: Pro
     safetensors.write_streamed(new / "model.safetensors", shapes, dtype, read_pieces)
 
 
-def model_card(
-    plan: ConversionPlan, checkpoint: Checkpoint, dtype: mx.Dtype, quantize: int | None, stop: threading.Event
-) -> str:
-    """Return the README.md of a converted model; once `stop` is set, its checksums are abandoned."""
+def file_checksums(checkpoint: Checkpoint, stop: threading.Event) -> dict[str, str]:
+    """Return the SHA-256 of each file of a checkpoint by its name; once `stop` is set, they are abandoned."""
+    return {path.name: sha256_of(path, stop) for path in checkpoint.files}
+
+
+def model_card(plan: ConversionPlan, checksums: dict[str, str], dtype: mx.Dtype, quantize: int | None) -> str:
+    """Return the README.md of a converted model, with the checksums of the checkpoint's files by name."""
     dtype_name = str(dtype).removeprefix("mlx.core.") + (f", quantised to {quantize} bits" if quantize else "")
-    files = "\n".join(f"- {shorten(path.name, 255)}: sha256 {sha256_of(path, stop)}" for path in checkpoint.files)
+    files = "\n".join(f"- {shorten(name, 255)}: sha256 {checksum}" for name, checksum in checksums.items())
     return (
         "---\nlibrary_name: mlx_transformer\n---\n\n"
         f"{CARD} from a torch checkpoint of the family {plan.family}, in {dtype_name}:\n\n"

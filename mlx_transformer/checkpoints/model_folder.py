@@ -24,7 +24,7 @@ from mlx_transformer.model.precision import DTYPES, parse_dtype, prepare_for_inf
 from mlx_transformer.model.process import check_process
 from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.storage.checksums import CHECKSUM_FILE, read_checksums
+from mlx_transformer.storage.checksums import CHECKSUM_FILE, WeightsSource, read_checksums
 from mlx_transformer.storage.files import read_json, read_text, sha256_of
 from mlx_transformer.storage.safetensors import read_arrays, translate_read_errors, write_arrays
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -87,15 +87,19 @@ def convert_model_folder(
         _check_quantization(source, config, quantize)
         stored = _copy_to_store(model, dtype, None if config.quantization else quantize)
         mx.eval(stored.parameters())
+        checksum = weights_source(source, config).sha256()
     with replace_model_folder(destination, source, overwrite=overwrite) as new:
         write_model_files(new, stored, tokenizer)
-        write_config(new, replace(folder_config(stored), conversion_version=_conversion_version(source, config)))
+        version = _conversion_version(source, config)
+        write_config(new, replace(folder_config(stored), conversion_version=version, base_checksum=checksum))
         if (source / "README.md").exists():
             shutil.copy(source / "README.md", new)
 
 
 def _copy_to_store(model: Transformer, dtype: mx.Dtype | str | None, quantize: int | None) -> Transformer:
     """Return a copy of a model in the precision to store."""
+    if model.adapter is not None:
+        raise ValueError("A model with an adapter cannot be saved as one: call fuse_adapter or remove_adapter first.")
     stored = uninitialized_model(model.config, model.search_defaults, model.tasks.values())
     if (quantization := quantization_of(model)) is not None:
         quantize_weights(stored, quantization)
@@ -199,11 +203,17 @@ def read_model(folder: Path, config: FolderConfig) -> tuple[Transformer, Tokeniz
     tokenizer = Tokenizer.find(folder)
     if tokenizer is not None:
         tokenizer.check_model(model.config, f"vocabulary of {folder}")
-    _verify_weights(folder / "model.safetensors")
+    verify_weights(folder / "model.safetensors")
+    model.weights_source = weights_source(folder, config)
     return model, tokenizer
 
 
-def _verify_weights(path: Path) -> None:
+def weights_source(folder: Path, config: FolderConfig) -> WeightsSource:
+    """Return where the weights of a model folder are, and the checksum that identifies them."""
+    return WeightsSource(folder, (folder / "model.safetensors",), config.base_checksum)
+
+
+def verify_weights(path: Path) -> None:
     """Raise ValueError if a weights file of moderate size does not match its checksum."""
     if path.stat().st_size > MAX_BYTES_TO_VERIFY or not (path.parent / CHECKSUM_FILE).exists():
         return

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlx_transformer.messages import short_names
 from mlx_transformer.storage.atomic import atomic_replace, restore_interrupted_replacement
@@ -13,8 +13,10 @@ from mlx_transformer.storage.files import read_json, sha256_of
 
 CARD = "Converted by mlx_transformer"  # in the README.md of converted models
 CARD_FILE = "README.md"
+ADAPTER_CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapters.safetensors"
 MODEL_FILES = frozenset(
     {
+        *(ADAPTER_CONFIG_FILE, ADAPTER_FILE),
         *("config.json", "model.safetensors"),
         *("vocabulary.json", "tokenizer.json", "sentencepiece.model", "sentencepiece_decoder.model"),
         *("target_tokenizer.json", "target_sentencepiece.model", "target_sentencepiece_decoder.model"),
@@ -23,11 +25,14 @@ MODEL_FILES = frozenset(
 UNLISTED_FILES = frozenset({CHECKSUM_FILE, ".DS_Store"})  # .DS_Store is written by macOS when a folder is looked at
 STATE_FILES = frozenset({"training.json", "training.safetensors"})  # only in checkpoints of a run
 MAX_LISTED = 200  # characters of the names in an error
+FolderKind = Literal["model", "adapter"]
 
 
 @contextmanager
-def replace_model_folder(folder: Path, source: Path | None = None, *, overwrite: bool = True) -> Iterator[Path]:
-    """Yield a new folder that replaces a model folder when the block ends without an error.
+def replace_model_folder(
+    folder: Path, source: Path | None = None, *, overwrite: bool = True, kind: FolderKind = "model"
+) -> Iterator[Path]:
+    """Yield a new folder that replaces a model or adapter folder when the block ends without an error.
 
     Checksums are added to its files. See `check_destination` for the parameters.
 
@@ -36,25 +41,29 @@ def replace_model_folder(folder: Path, source: Path | None = None, *, overwrite:
         BlockingIOError: If another process or thread is writing the same folder.
     """
     restore_interrupted_replacement(folder)
-    check_destination(folder, source, overwrite=overwrite)
+    check_destination(folder, source, overwrite=overwrite, kind=kind)
     with atomic_replace(folder, delete=delete_model_folder) as new:
-        check_destination(folder, source, overwrite=overwrite)  # another process may just have written it
+        check_destination(folder, source, overwrite=overwrite, kind=kind)  # another process may just have written it
         yield new
         write_checksums(new)
-        check_destination(folder, source, overwrite=overwrite)  # writing may have taken hours
+        check_destination(folder, source, overwrite=overwrite, kind=kind)  # writing may have taken hours
 
 
-def check_destination(folder: Path, source: Path | None = None, *, overwrite: bool = True) -> None:
-    """Raise FileExistsError if other files would be lost by writing a model folder.
+def check_destination(
+    folder: Path, source: Path | None = None, *, overwrite: bool = True, kind: FolderKind = "model"
+) -> None:
+    """Raise FileExistsError if other files would be lost by writing a model or adapter folder.
 
     Args:
         folder: The folder to write.
         source: The checkpoint that is converted.
-        overwrite: Whether a model folder may be replaced.
+        overwrite: Whether a folder of this kind may be replaced.
+        kind: The kind of folder to write.
     """
+    article = "an" if kind == "adapter" else "a"
     path = Path(os.path.realpath(folder))  # Path.resolve may raise RuntimeError
     if os.path.lexists(path) and not path.is_dir():
-        raise FileExistsError(f"{path} exists and is not a model folder: choose another name.")
+        raise FileExistsError(f"{path} exists and is not {article} {kind} folder: choose another name.")
     if source is not None and Path(os.path.realpath(source)).is_relative_to(path):
         raise FileExistsError(f"{path} is the source {source} or holds it: choose another destination.")
     if _holds_working_directory(path):
@@ -63,12 +72,12 @@ def check_destination(folder: Path, source: Path | None = None, *, overwrite: bo
         raise FileExistsError(f"{path} is a mount point, which cannot be replaced: choose a folder inside it.")
     if not path.is_dir() or not any(path.iterdir()):
         return
-    if not _has_model(path):
-        raise FileExistsError(f"{path} exists and is not a model folder: choose another name.")
+    if not (is_adapter_folder(path) if kind == "adapter" else _has_model(path)):
+        raise FileExistsError(f"{path} exists and is not {article} {kind} folder: choose another name.")
     if others := find_other_files(path):
         names = short_names(others, length=MAX_LISTED)
         raise FileExistsError(
-            f"{path} holds files that do not belong to the model and would be lost ({names}): move them to another "
+            f"{path} holds files that do not belong to the {kind} and would be lost ({names}): move them to another "
             "folder, or choose another name."
         )
     if not overwrite:
@@ -83,12 +92,16 @@ def _holds_working_directory(path: Path) -> bool:
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder has the config.json of a model folder, of any format version."""
-    return "format_version" in _read_config_fields(folder)
+    return "format_version" in _read_config_fields(folder / "config.json")
 
 
-def _read_config_fields(folder: Path) -> dict[str, Any]:
-    """Return the fields of a folder's config.json; none if it is missing or damaged."""
-    path = folder / "config.json"
+def is_adapter_folder(folder: Path) -> bool:
+    """Whether a folder has the adapter_config.json of an adapter folder, of any format version."""
+    return "format_version" in _read_config_fields(folder / ADAPTER_CONFIG_FILE)
+
+
+def _read_config_fields(path: Path) -> dict[str, Any]:
+    """Return the fields of a folder's config file; none if it is missing or damaged."""
     try:
         data = read_json(path) if path.is_file() else None
     except ValueError:
@@ -98,7 +111,7 @@ def _read_config_fields(folder: Path) -> dict[str, Any]:
 
 def _has_model(folder: Path) -> bool:
     """Whether a folder is surely a model folder: other programs write a config.json with a format_version, too."""
-    fields = _read_config_fields(folder)
+    fields = _read_config_fields(folder / "config.json")
     model = fields.get("model")
     return "format_version" in fields and isinstance(model, dict) and {"encoder", "decoder"} <= model.keys()
 

@@ -23,6 +23,8 @@ class FolderConfig:
         quantization: How the weights are quantised; None if they are not.
         tasks: The tasks that the model was trained for.
         conversion_version: CONVERSION_VERSION at the conversion of the checkpoint; None for other models.
+        base_checksum: SHA-256 of the weights that these were converted from, which copies in several precisions have in
+            common; None for the weights themselves. Adapters name their base by it.
     """
 
     format_version: int
@@ -31,6 +33,7 @@ class FolderConfig:
     quantization: QuantizationConfig | None = None
     tasks: tuple[TaskConfig, ...] = ()
     conversion_version: int | None = None
+    base_checksum: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

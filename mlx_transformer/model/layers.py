@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -50,12 +51,14 @@ def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
     return layer
 
 
-def add_linear(layer: nn.Linear, x: mx.array, shortcut: mx.array | None) -> mx.array:
+def add_linear(layer: nn.Module, x: mx.array, shortcut: mx.array | None) -> mx.array:
     """Return layer(x) and add a shortcut, if there is one: as part of the matrix product where MLX can do so."""
     if shortcut is None:
-        return layer(x)
-    if type(layer) is not nn.Linear:  # quantised, for instance
-        return shortcut + layer(x)
+        return cast(mx.array, layer(x))
+    if isinstance(layer, nn.QuantizedLinear):
+        return cast(mx.array, shortcut + layer(x))
+    if not isinstance(layer, nn.Linear):  # with an adapter
+        return cast(mx.array, layer(x, shortcut))
     total = shortcut + layer.bias if "bias" in layer else shortcut
     # As matrices, because on a CPU MLX multiplies each row of a batch on its own.
     return mx.addmm(total.flatten(0, -2), x.flatten(0, -2), layer.weight.T).reshape(shortcut.shape)

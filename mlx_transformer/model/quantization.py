@@ -1,11 +1,15 @@
 """Quantisation of linear layers and embeddings, and its inverse."""
 
+from typing import cast
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.model.transformer import Transformer
+
+QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
 
 def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
@@ -29,20 +33,30 @@ def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
 def quantization_of(model: nn.Module) -> QuantizationConfig | None:
     """Return how a model is quantised, or None if it is not."""
     for module in model.modules():
-        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+        if isinstance(module, QUANTIZED):
             return QuantizationConfig(module.bits, module.group_size)
     return None
 
 
 def dequantize(model: nn.Module) -> None:
     """Replace quantised layers by plain ones, in place."""
-    leaves = []
-    for path, module in model.named_modules():
-        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
-            layer = nn.Linear(1, 1) if isinstance(module, nn.QuantizedLinear) else nn.Embedding(1, 1)
-            layer.weight = mx.dequantize(module.weight, module.scales, module.biases, module.group_size, module.bits)
-            layer.pop("bias", None)
-            if "bias" in module:
-                layer.bias = module.bias
-            leaves.append((path, layer))
+    leaves = [(path, plain_layer(module)) for path, module in model.named_modules() if isinstance(module, QUANTIZED)]
     model.update_modules(tree_unflatten(leaves))
+
+
+def plain_layer(layer: nn.Module) -> nn.Module:
+    """Return a new linear layer or embedding with the weights of another one, dequantised if it is quantised."""
+    is_linear = isinstance(layer, nn.Linear | nn.QuantizedLinear)
+    plain = nn.Linear(1, 1) if is_linear else nn.Embedding(1, 1)
+    plain.weight = dense_weight(layer)
+    plain.pop("bias", None)
+    if "bias" in layer:
+        plain.bias = layer.bias
+    return plain
+
+
+def dense_weight(layer: nn.Module) -> mx.array:
+    """Return the weight of a linear layer or an embedding, dequantised if it is quantised (lazily)."""
+    if not isinstance(layer, QUANTIZED):
+        return cast(mx.array, layer.weight)
+    return mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_reduce
+from mlx.utils import tree_reduce, tree_unflatten
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
@@ -31,6 +31,7 @@ from mlx_transformer.model.positions import (
 )
 from mlx_transformer.model.process import check_process
 from mlx_transformer.model.token_ids import check_embeddings, check_target_rows, check_token_ids
+from mlx_transformer.storage.checksums import WeightsSource
 
 
 class Memory(NamedTuple):
@@ -315,6 +316,8 @@ class Transformer(nn.Module):
         config: The model's configuration.
         search_defaults: The search configuration recommended for this model.
         tasks: TaskConfigs by name, for checkpoints that were trained for several tasks.
+        weights_source: Where the weights were read from; None for a new model.
+        adapter: The adapter that was added; see `mlx_transformer.model.adapters`.
     """
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
@@ -331,6 +334,8 @@ class Transformer(nn.Module):
             self.output = linear(config.dims, config.target_vocab_size, bias=config.output_bias)
         elif config.output_bias:
             self.output_bias = mx.zeros(config.target_vocab_size)
+        self.weights_source: WeightsSource | None = None
+        self.adapter: Any = None
         self._compiled = CompiledFunctions()
         object.__setattr__(self, "tasks", {})  # a plain attribute: nn.Module would take a dict for a submodule
 
@@ -479,6 +484,11 @@ class Transformer(nn.Module):
             return self._compiled.get(self, function, options)(self, *arguments)
 
         return call
+
+    def replace_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Replace modules, by path, and forget compiled functions, which hold the options of the old ones."""
+        self.update_modules(tree_unflatten(list(modules.items())))
+        self._compiled = CompiledFunctions()
 
     @property
     def _target_embedding(self) -> nn.Embedding:

@@ -10,7 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_transformer import weights
-from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.checkpoints import adapter_folder, model_folder
+from mlx_transformer.checkpoints.replacement import is_adapter_folder
+from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.model.precision import gpu_architecture, has_native_bfloat16
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained.cache import is_repository_id
@@ -29,6 +31,7 @@ def load(
     *,
     quantize: int | None = None,
     allow_overflow: bool = False,
+    adapter: str | Path | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Load a model and its tokenizer for inference.
 
@@ -44,6 +47,7 @@ def load(
         revision: Branch, tag or commit of the repository; by default the main branch.
         quantize: Bits per weight, 8 or 4; by default as stored. The CPU computes with dequantised weights.
         allow_overflow: Allow float16 even if the model overflows it.
+        adapter: An adapter folder to load on the model; see `load_adapter`.
 
     Raises:
         FileNotFoundError: If the path, repository or revision does not exist.
@@ -57,6 +61,8 @@ def load(
             f"The model must have a tokenizer, but {model or 'the bundled model'} has none: convert the checkpoint by "
             "convert --tokenizer FILE, use a folder with tokenizer files, or load it without one by load_model."
         )
+    if adapter is not None:
+        load_adapter(network, adapter)
     return network, tokenizer
 
 
@@ -84,6 +90,36 @@ def load_path(
     return load(path, dtype=dtype, quantize=quantize, allow_overflow=allow_overflow)
 
 
+def load_adapter(model: Transformer, folder: str | Path) -> AdapterConfig:
+    """Load an adapter on a model, in place of the one that it has; on an error the model stays as it was.
+
+    Args:
+        model: The base of the adapter, as returned by `load`, in any precision.
+        folder: The adapter folder.
+
+    Returns:
+        The adapter's configuration.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files does not exist.
+        ValueError: If a file is damaged, or the adapter belongs to another model.
+    """
+    path = find_adapter(folder)
+    config, arrays = adapter_folder.read_adapter(path)
+    adapter_folder.apply_adapter(model, config, arrays, path)
+    return config
+
+
+def find_adapter(folder: str | Path) -> Path:
+    """Return the path of an adapter folder; FileNotFoundError or ValueError if it is none."""
+    path = Path(folder)
+    if is_adapter_folder(path / "best"):
+        raise ValueError(f"{path} is a training run, not an adapter: use {path / 'best'}.")
+    if model_folder.is_model_folder(path):
+        raise ValueError(f"{path} is a model, not an adapter: give it as the model.")
+    return path
+
+
 def find_model(model: str | Path | None = None, revision: str | None = None, *, as_stored: bool = True) -> Path:
     """Return the path of a model; a model of the hub is downloaded and converted.
 
@@ -106,6 +142,12 @@ def find_model(model: str | Path | None = None, revision: str | None = None, *, 
     path = _local_path(model)
     if (path / "best" / "config.json").exists() and not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} is a training run, not a model: use {path / 'best'}.")
+    if is_adapter_folder(path):
+        base = adapter_folder.read_adapter_config(path).base_model
+        raise ValueError(
+            f"{path} is an adapter, not a model: give its base{f', {base},' if base else ''} as the model, and it by "
+            "--adapter (adapter=)."
+        )
     if not path.exists():
         raise FileNotFoundError(
             "A model is a folder with config.json and model.safetensors, or a torch checkpoint, or owner/name on the "

@@ -1,7 +1,9 @@
 """SHA256SUMS: the checksums of a folder's files, in the format of `sha256sum --check`."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from mlx_transformer.messages import shorten
@@ -9,6 +11,31 @@ from mlx_transformer.storage.files import read_text, sha256_of
 
 CHECKSUM_FILE = "SHA256SUMS"
 MAX_FILE_NAME = 255  # bytes
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where a model's weights were read from.
+
+    Attributes:
+        path: The model's path.
+        files: The files with its weights.
+        checksum: SHA-256 of the weights that these were converted from, if it was recorded: copies of a model in
+            several precisions have it in common.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    checksum: str | None = None
+
+    def sha256(self) -> str:
+        """Return what identifies the weights: the recorded checksum, or that of the files."""
+        return self.checksum or combine_checksums([sha256_of(path) for path in self.files])
+
+
+def combine_checksums(digests: Sequence[str]) -> str:
+    """Return one checksum for the files of a model, whatever their order; of a single file its own."""
+    return digests[0] if len(digests) == 1 else sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def write_checksums(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Cross entropy of target tokens, with label smoothing and without padding."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import mlx.core as mx
@@ -42,7 +42,65 @@ def batch_loss(
     labels = target[:, 1:].flatten()
     mask = (labels != model.config.pad_id).astype(mx.float32)
     hidden_states = model.hidden_states(source, target[:, :-1]).flatten(0, 1)
-    return chunked_cross_entropy(hidden_states, *model.output_layer, labels, mask, label_smoothing), mask.sum()
+    if _has_frozen_output(model):
+        loss = frozen_cross_entropy(hidden_states, model.logits, labels, mask, label_smoothing)
+    else:
+        loss = chunked_cross_entropy(hidden_states, *model.output_layer, labels, mask, label_smoothing)
+    return loss, mask.sum()
+
+
+def _has_frozen_output(model: Transformer) -> bool:
+    trained = model.trainable_parameters()
+    tied = "source_embedding" if model.config.share_embeddings else "target_embedding"
+    return "output_bias" not in trained and not trained["output" if "output" in model else tied]
+
+
+def frozen_cross_entropy(
+    hidden_states: mx.array,
+    project: Callable[[mx.array], mx.array],
+    targets: mx.array,
+    mask: mx.array,
+    label_smoothing: float = 0.0,
+) -> mx.array:
+    """Return what `chunked_cross_entropy` does, for an output layer that is not trained and may be quantised.
+
+    Args:
+        hidden_states: Inputs of the output layer, (tokens, dims).
+        project: The output layer: (tokens, dims) -> (tokens, vocab).
+        targets: Token ids, int32 (tokens,).
+        mask: 1 for tokens, 0 for padding, float32 (tokens,).
+        label_smoothing: See `token_losses`.
+    """
+
+    @mx.custom_function
+    def loss(hidden_states: mx.array) -> tuple[mx.array, mx.array]:
+        total, gradients = mx.zeros(()), list[mx.array]()
+        vocab = project(hidden_states[:1]).shape[-1]
+        for chunk in chunk_slices(len(targets), vocab):
+            # Each chunk depends on the previous one, so that only one chunk of logits is in memory.
+            (inputs,) = mx.depends([hidden_states[chunk]], [total, *gradients[-1:]])
+            chunk_loss, gradient = mx.value_and_grad(_masked_loss, argnums=1)(
+                project, inputs, targets[chunk], mask[chunk], label_smoothing
+            )
+            total = total + chunk_loss
+            gradients.append(gradient)
+        return total, mx.concatenate(gradients)
+
+    @loss.vjp
+    def loss_vjp(primal: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> mx.array:
+        return (cotangents[0] * outputs[1]).astype(primal.dtype)
+
+    return cast(tuple[mx.array, ...], loss(hidden_states))[0]
+
+
+def _masked_loss(
+    project: Callable[[mx.array], mx.array],
+    inputs: mx.array,
+    targets: mx.array,
+    mask: mx.array,
+    label_smoothing: float,
+) -> mx.array:
+    return (token_losses(project(inputs), targets, label_smoothing) * mask).sum()
 
 
 def loss(model: Transformer, source: mx.array, target: mx.array, label_smoothing: float = 0.0) -> mx.array:

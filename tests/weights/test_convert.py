@@ -254,7 +254,7 @@ def test_progress_of_a_quantised_conversion(tmp_path):
 
 def test_a_failed_conversion_does_not_wait_for_checksums(tmp_path, source, monkeypatch):
     stopped = []
-    monkeypatch.setattr(convert, "model_card", lambda *arguments: stopped.append(arguments[-1].wait(20)))
+    monkeypatch.setattr(convert, "file_checksums", lambda *arguments: stopped.append(arguments[-1].wait(20)))
 
     def report(done, total):
         raise KeyboardInterrupt

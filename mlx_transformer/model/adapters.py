@@ -1,0 +1,338 @@
+"""Low-rank adapters of linear layers: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024) and rsLoRA (Kalajdzievski 2023).
+
+An adapter also replaces the modules that it trains in full. In files a fused projection has one adapter for each part.
+"""
+
+import copy
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_transformer.config.adapter import SAVED_PARTS, TARGET_GROUPS, AdapterConfig
+from mlx_transformer.messages import short_names, short_repr, similar_names
+from mlx_transformer.model.dropout import dropout
+from mlx_transformer.model.fused_projections import split_names
+from mlx_transformer.model.layers import add_linear
+from mlx_transformer.model.quantization import QUANTIZED, dense_weight, plain_layer
+from mlx_transformer.model.transformer import Transformer
+
+LAYER_PATH = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
+
+
+class LowRankUpdate(nn.Module):
+    """The update of a weight matrix W, (output_dims, input_dims): W + scale * (lora_a @ lora_b).T.
+
+    With DoRA each row is then scaled to the norm `m`.
+    """
+
+    def __init__(self, weight: mx.array, config: AdapterConfig) -> None:
+        super().__init__()
+        output_dims, input_dims = weight.shape
+        limit = 1 / math.sqrt(input_dims)
+        self.lora_a = mx.random.uniform(-limit, limit, (input_dims, config.rank))
+        self.lora_b = mx.zeros((config.rank, output_dims))
+        self.scale = config.scale
+        if config.dora:
+            self.m = mx.linalg.norm(weight.astype(mx.float32), axis=1)
+
+    def __call__(self, x: mx.array, y: mx.array, weight: mx.array, offset: mx.array) -> mx.array:
+        """Return the outputs of the updated layer, (..., output_dims).
+
+        Args:
+            x: Inputs of the layer, with dropout, (..., input_dims).
+            y: Its outputs without the update.
+            weight: W; only DoRA needs it.
+            offset: What y is the sum of, beside the product with W: a bias, a shortcut or both.
+        """
+        update = (x @ self.lora_a * self.scale) @ self.lora_b
+        if "m" not in self:
+            return y + update
+        factor = self._row_factor(self._sum(weight)).astype(y.dtype)
+        return y + (factor - 1) * (y - offset) + factor * update
+
+    def merge(self, weight: mx.array) -> mx.array:
+        """Return the updated matrix, in float32."""
+        total = self._sum(weight)
+        return total * self._row_factor(total)[:, None] if "m" in self else total
+
+    def _sum(self, weight: mx.array) -> mx.array:
+        a, b = self.lora_a.astype(mx.float32), self.lora_b.astype(mx.float32)
+        return weight.astype(mx.float32) + self.scale * (a @ b).T
+
+    def _row_factor(self, total: mx.array) -> mx.array:
+        """Return what DoRA multiplies each row by; its norm counts as a constant in gradients."""
+        return self.m / mx.stop_gradient(mx.linalg.norm(total, axis=1))
+
+
+class LoRALinear(nn.Module):
+    """A linear layer, plain or quantised, whose rows have low-rank updates: in equal parts, if it is fused."""
+
+    def __init__(self, linear: nn.Module, is_adapted: Sequence[bool], config: AdapterConfig) -> None:
+        super().__init__()
+        self.linear = linear
+        weights = mx.split(dense_weight(linear), len(is_adapted))
+        # A part without an update is an empty module.
+        self.parts = [
+            LowRankUpdate(weight, config) if adapted else nn.Module()
+            for weight, adapted in zip(weights, is_adapted, strict=True)
+        ]
+        self.dropout = config.dropout
+
+    def __call__(self, x: mx.array, shortcut: mx.array | None = None) -> mx.array:
+        """Apply the layer with its updates, (..., input_dims) -> (..., output_dims), and add a shortcut."""
+        y = add_linear(self.linear, x, shortcut)
+        offset = mx.zeros_like(y) if shortcut is None else shortcut
+        offset = offset + self.linear.bias if "bias" in self.linear else offset
+        outputs, offsets = (list(mx.split(array, len(self.parts), axis=-1)) for array in (y, offset))
+        weights = mx.split(dense_weight(self.linear), len(self.parts))
+        inputs = dropout(x, self.dropout) if self.training else x
+        for index, part in enumerate(self.parts):
+            if isinstance(part, LowRankUpdate):
+                outputs[index] = part(inputs, outputs[index], weights[index], offsets[index])
+        return mx.concatenate(outputs, axis=-1)
+
+    def merge(self) -> nn.Module:
+        """Return a plain layer that computes the same."""
+        weight = dense_weight(self.linear)
+        merged: list[mx.array] = [
+            part.merge(rows) if isinstance(part, LowRankUpdate) else rows
+            for part, rows in zip(self.parts, mx.split(weight, len(self.parts)), strict=True)
+        ]
+        layer = plain_layer(self.linear)
+        layer.weight = mx.concatenate(merged).astype(weight.dtype)
+        return layer
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter of a model.
+
+    Attributes:
+        config: Its configuration.
+        replaced: The modules of the base, by path, in whose place the adapter has its own.
+    """
+
+    config: AdapterConfig
+    replaced: dict[str, nn.Module]
+
+
+def add_adapter(model: Transformer, config: AdapterConfig) -> None:
+    """Add a new adapter to a model, in place; it changes no output until it is trained.
+
+    The new arrays are trainable. To train nothing else, call `model.freeze()` first.
+
+    Raises:
+        ValueError: If the model has an adapter, a name matches nothing, or the rank is above a width.
+    """
+    if model.adapter is not None:
+        raise ValueError("A model has one adapter at a time: call remove_adapter first.")
+    modules = dict(model.named_modules())
+    saved = _saved_paths(modules, config.modules_to_save)
+    parts = {path: part_paths(path) for path in modules.keys() - saved if _is_linear(path, modules[path])}
+    targets = _target_paths(sorted(name for names in parts.values() for name in names), config, model)
+    adapted = {path: [name in targets for name in names] for path, names in parts.items() if targets & set(names)}
+    _check_rank(config.rank, {path: modules[path] for path in adapted}, parts)
+    new: dict[str, nn.Module] = {path: LoRALinear(modules[path], adapted[path], config) for path in sorted(adapted)}
+    replaced = {path: modules[path] for path in saved}
+    model.replace_modules(new | {path: _trainable_copy(module) for path, module in replaced.items()})
+    model.adapter = Adapter(config, replaced)
+
+
+def part_paths(path: str) -> list[str]:
+    """Return the names in files of the parts of a linear layer, of which a fused one has several."""
+    return [name.removesuffix(".") for name in split_names(f"{path}.")]
+
+
+def _is_linear(path: str, module: nn.Module) -> bool:
+    return LAYER_PATH.match(path) is not None and isinstance(module, nn.Linear | nn.QuantizedLinear)
+
+
+def _trainable_copy(module: nn.Module) -> nn.Module:
+    copied = plain_layer(module) if isinstance(module, QUANTIZED) else copy.deepcopy(module)
+    copied.unfreeze()
+    return copied
+
+
+def _matches(pattern: str, names: Iterable[str]) -> set[str]:
+    """Return the names that match a pattern as a whole or from one of their dots on."""
+    return {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")}
+
+
+def _target_paths(names: list[str], config: AdapterConfig, model: Transformer) -> set[str]:
+    """Return which of the names of linear layers an adapter targets."""
+    if config.layers is not None:
+        sizes = {"encoder": len(model.encoder.layers), "decoder": len(model.decoder.layers)}
+        if config.layers > max(sizes.values()):
+            raise ValueError(f"layers must be at most {max(sizes.values())}, as the model has, not {config.layers}.")
+        places = {name: LAYER_PATH.match(name) for name in names}
+        names = [name for name, match in places.items() if match and int(match[2]) >= sizes[match[1]] - config.layers]
+    targets: set[str] = set()
+    for target in config.targets:
+        matched = set().union(*(_matches(pattern, names) for pattern in TARGET_GROUPS.get(target, (target,))))
+        if not matched:
+            known = [*TARGET_GROUPS, *sorted({name.rpartition(".")[2] for name in names})]
+            raise ValueError(
+                f"targets must name linear layers of the model, but {short_repr(target)} matches none. "
+                f"{similar_names(target, known)}"
+            )
+        targets |= matched
+    return targets
+
+
+def _saved_paths(modules: dict[str, nn.Module], parts: Iterable[str]) -> set[str]:
+    """Return the paths of the modules that an adapter replaces."""
+    names = [path for path, module in modules.items() if not module.children() and module.parameters()]
+    names = [path for path in names if len(part_paths(path)) == 1]
+    saved: set[str] = set()
+    for part in parts:
+        matched = set().union(*(_matches(pattern, names) for pattern in SAVED_PARTS.get(part, (part,))))
+        if not matched:
+            tied = "output" not in modules and part == "output"
+            reason = "its output layer is tied to the embeddings: name embeddings." if tied else None
+            known = [*SAVED_PARTS, *sorted({name.rpartition(".")[2] for name in names})]
+            raise ValueError(
+                f"modules_to_save must name modules of the model, but {short_repr(part)} matches none"
+                + (f", because {reason}" if reason else f". {similar_names(part, known)}")
+            )
+        saved |= matched
+    return saved
+
+
+def _check_rank(rank: int, layers: dict[str, nn.Module], parts: dict[str, list[str]]) -> None:
+    """Raise ValueError for a rank above a width of one of the layers."""
+    for path, layer in layers.items():
+        rows, width = dense_weight(layer).shape
+        if rank > (smallest := min(rows // len(parts[path]), width)):
+            raise ValueError(
+                f"rank must be at most the width of each layer, {smallest} of {parts[path][0]}, not {rank}."
+            )
+
+
+def _updates(model: Transformer) -> Iterator[tuple[str, LowRankUpdate]]:
+    """Yield each update of an adapter with its name in files."""
+    for path, module in model.named_modules():
+        if isinstance(module, LoRALinear):
+            for name, part in zip(part_paths(path), module.parts, strict=True):
+                if isinstance(part, LowRankUpdate):
+                    yield name, part
+
+
+def _adapter_modules(model: Transformer) -> dict[str, nn.Module]:
+    """Return the modules with the arrays of an adapter, by their names in files."""
+    modules = dict(model.named_modules())
+    return dict(_updates(model)) | {path: modules[path] for path in _adapter(model).replaced}
+
+
+def _adapter(model: Transformer) -> Adapter:
+    if not isinstance(model.adapter, Adapter):
+        raise ValueError("The model has no adapter: add one first.")
+    return model.adapter
+
+
+def adapter_arrays(model: Transformer) -> dict[str, mx.array]:
+    """Return the arrays of a model's adapter by their names in files.
+
+    These are those of `LowRankUpdate` for each linear layer, and the parameters of modules that are trained in full.
+    """
+    modules = sorted(_adapter_modules(model).items())
+    return {f"{path}.{name}": array for path, module in modules for name, array in module.items()}
+
+
+def set_adapter_arrays(model: Transformer, arrays: dict[str, mx.array], origin: str) -> None:
+    """Replace the arrays of a model's adapter; the ranks of updates may be others.
+
+    Args:
+        model: A model with an adapter.
+        arrays: The arrays by their names in files; those of floating point are converted to the model's type.
+        origin: Where they are from, for errors.
+
+    Raises:
+        ValueError: If names or shapes do not match, or a value is not finite.
+    """
+    expected = adapter_arrays(model)
+    missing, unexpected = sorted(expected.keys() - arrays.keys()), sorted(arrays.keys() - expected.keys())
+    if missing or unexpected:
+        kinds = {"missing": missing, "unexpected": unexpected}
+        details = "; ".join(f"{len(names)} {kind} ({short_names(names)})" for kind, names in kinds.items() if names)
+        raise ValueError(f"{origin} does not hold the arrays of this adapter on this model: {details}.")
+    for path, module in _adapter_modules(model).items():
+        own = {name: arrays[f"{path}.{name}"] for name in module}
+        _check_arrays(path, module, own, origin)
+        module.update({name: array.astype(model.dtype) for name, array in own.items()})
+
+
+def _check_arrays(path: str, module: nn.Module, arrays: dict[str, mx.array], origin: str) -> None:
+    shapes = {name: array.shape for name, array in module.items()}
+    if isinstance(module, LowRankUpdate):
+        rank = arrays["lora_a"].shape[-1]
+        shapes |= {"lora_a": (module.lora_a.shape[0], rank), "lora_b": (rank, module.lora_b.shape[1])}
+    for name, array in arrays.items():
+        if array.shape != shapes[name] or not mx.issubdtype(array.dtype, mx.floating):
+            kind = f"{array.shape} of {str(array.dtype).removeprefix('mlx.core.')}"
+            raise ValueError(
+                f"{origin}: {path}.{name} must have the shape {shapes[name]} and floating-point numbers, not {kind}."
+            )
+        if not mx.isfinite(array).all():
+            raise ValueError(f"{origin}: the values of {path}.{name} must be finite: train the adapter again.")
+
+
+def remove_adapter(model: Transformer) -> None:
+    """Remove the adapter of a model, in place; the base computes as before.
+
+    Raises:
+        ValueError: If the model has no adapter.
+    """
+    model.replace_modules(_base_modules(model))
+    model.adapter = None
+
+
+@contextmanager
+def restore_adapter_on_error(model: Transformer) -> Iterator[None]:
+    """Let a block change the adapter of a model; if it raises an error, the model has the earlier one again."""
+    adapter, modules = model.adapter, _replaced_modules(model)
+    try:
+        yield
+    except BaseException:
+        if model.adapter is not None:
+            remove_adapter(model)
+        model.replace_modules(modules)
+        model.adapter = adapter
+        raise
+
+
+def _base_modules(model: Transformer) -> dict[str, nn.Module]:
+    """Return the modules of the base, by path, in whose place a model's adapter has its own."""
+    adapted = {path: module.linear for path, module in model.named_modules() if isinstance(module, LoRALinear)}
+    return adapted | _adapter(model).replaced
+
+
+def _replaced_modules(model: Transformer) -> dict[str, nn.Module]:
+    """Return the modules of an adapter by path; none for a model without an adapter."""
+    modules = dict(model.named_modules())
+    return {path: modules[path] for path in _base_modules(model)} if model.adapter is not None else {}
+
+
+def fuse_adapter(model: Transformer) -> None:
+    """Merge the adapter of a model into its weights, in place; quantised layers are quantised again.
+
+    Raises:
+        ValueError: If the model has no adapter.
+    """
+    bases, modules = _base_modules(model), _replaced_modules(model)
+    fused = {path: module.merge() if isinstance(module, LoRALinear) else module for path, module in modules.items()}
+    model.replace_modules({path: _quantize_like(bases[path], module) for path, module in fused.items()})
+    model.adapter = model.weights_source = None
+
+
+def _quantize_like(base: nn.Module, layer: nn.Module) -> nn.Module:
+    """Return a layer, quantised as that of the base is."""
+    if not isinstance(base, QUANTIZED):
+        return layer
+    quantized: nn.Module = layer.to_quantized(base.group_size, base.bits)
+    return quantized
