@@ -251,7 +251,7 @@ class Progress:
 
     def stopped(self, event: dict[str, Any]) -> None:
         """Print how an interrupted run can be resumed."""
-        again = f"mlx-transformer train --output {shlex.quote(self.config.output)} --resume"
+        again = f"mlx-transformer train --output {shlex.quote(str(self.config.output))} --resume"
         activity.print_line(f"Stopped and saved after step {event['step']}: resume with {again}")
 
     def end(self, event: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Collection, Iterable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -84,8 +85,10 @@ def check_types(config: Any) -> None:
 def check_type(name: str, value: Any, kind: Any) -> None:
     """Raise ValueError for a value that does not have the type `kind`; the error calls it `name`."""
     if not _has_type(value, kind):
-        choices = "one of " + ", ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else None
-        expected = choices or (kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", ""))
+        if get_origin(kind) is Literal:
+            expected = "one of " + ", ".join(map(repr, get_args(kind)))
+        else:
+            expected = kind.__name__ if isinstance(kind, type) else re.sub(r"(typing|pathlib)\.", "", str(kind))
         raise ValueError(f"{name} must be {expected}, not {short_repr(value)}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value}.")

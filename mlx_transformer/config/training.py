@@ -1,14 +1,16 @@
 """Options of a training run and the sizes of new models."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from mlx_transformer.config.serialization import check_positive, check_shares, check_types
 from mlx_transformer.messages import is_unicode, short_repr
 
 # A corpus spec or several, or pairs of source and target in memory.
-Corpora = str | Iterable[str] | Iterable[tuple[str, str]]
+Corpora = str | Path | Iterable[str | Path] | Iterable[tuple[str, str]]
 
 # Part that can be frozen -> its submodules and arrays in the model.
 FREEZABLE_PARTS = {
@@ -101,8 +103,8 @@ class TrainingConfig:
 
     train: Corpora
     valid: Corpora
-    output: str
-    init: str | None = None
+    output: str | Path
+    init: str | Path | None = None
     freeze: tuple[str, ...] = ()
     source_prefix: str = ""
     preset: str = "small"
@@ -156,6 +158,8 @@ class TrainingConfig:
         for name in ("train", "valid"):
             specs, pairs = split_corpora(name, vars(self)[name])
             object.__setattr__(self, name, specs or pairs)
+        for name in ("output", "init"):
+            object.__setattr__(self, name, path_text(vars(self)[name]))
         check_types(self)
         check_positive(self, "steps", "batch_tokens", "accumulate", "vocab_size", "learning_rate", "warmup_steps")
         check_positive(self, "average_checkpoints", "valid_every", "log_every", "keep", "max_length")
@@ -176,10 +180,12 @@ class TrainingConfig:
         self._check_validation()
 
     def _check_paths(self) -> None:
-        """Check that options.toml can hold the paths."""
+        """Check that there is an output, and that options.toml can hold the paths."""
+        if not self.output:
+            raise ValueError("output must be the path of a run folder, not an empty one: check what names it.")
         paths = {name: split_corpora(name, vars(self)[name])[0] for name in ("train", "valid")}
         for name, texts in (paths | {"output": (self.output,), "init": (self.init or "",)}).items():
-            for text in texts:
+            for text in map(str, texts):
                 if not is_unicode(text):
                     raise ValueError(f"{name} must be a path in UTF-8, not {short_repr(text)}: rename the folder.")
 
@@ -228,6 +234,14 @@ class TrainingConfig:
                 f"keep must be at least average_checkpoints: {self.keep} is less than {self.average_checkpoints}."
             )
 
+    def __repr__(self) -> str:
+        """Return the call that makes this object, with the number of pairs instead of pairs in memory."""
+        values = {item.name: repr(vars(self)[item.name]) for item in fields(self)}
+        for name in ("train", "valid"):
+            if pairs := split_corpora(name, vars(self)[name])[1]:
+                values[name] = f"<{len(pairs):,} pairs>"
+        return f"TrainingConfig({', '.join(f'{name}={value}' for name, value in values.items())})"
+
     @property
     def size(self) -> "ModelSize":
         """The size of a new model: the preset's, unless an option overrides it."""
@@ -240,17 +254,22 @@ class TrainingConfig:
 def split_corpora(name: str, corpora: Corpora) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Return the specs and the pairs of corpora, one of them empty; errors call the corpora `name`."""
     rule = f"{name} must be a corpus such as 'pairs.tsv', a list of corpora, or pairs of strings (source, target)"
-    if isinstance(corpora, str):
-        return (corpora,), ()
+    if isinstance(corpora, str | os.PathLike):
+        return (path_text(corpora),), ()
     if isinstance(corpora, bytes | Mapping) or not isinstance(corpora, Iterable):
         raise ValueError(f"{rule}, not {short_repr(corpora)}.")
-    items: tuple = tuple(corpora)
+    items: tuple = tuple(map(path_text, corpora))
     if all(isinstance(item, str) for item in items):
         return items, ()
     for index, item in enumerate(items):
         if not (isinstance(item, tuple | list) and [isinstance(text, str) for text in item] == [True, True]):
             raise ValueError(f"{rule}: {name}[{index}] is {short_repr(item)}.")
     return (), tuple((source, target) for source, target in items)
+
+
+def path_text(value: Any) -> Any:
+    """Return a path object as a string; anything else as it is."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 @dataclass(frozen=True)

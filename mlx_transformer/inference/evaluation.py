@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack, change_search
 from mlx_transformer.inference.generation import generate_hypotheses
@@ -33,7 +33,7 @@ class Evaluation:
     chrf: float
     chrf_signature: str
     exact_match: float
-    hypotheses: list[str]
+    hypotheses: list[str] = field(repr=False)
 
 
 def evaluate(

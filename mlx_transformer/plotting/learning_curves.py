@@ -1,6 +1,7 @@
 """Learning curves: loss and validation metrics of training runs by step."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def plot_learning_curves(runs: str | Path | Sequence[str | Path]) -> Figure:
         FileNotFoundError: If a folder has no log.jsonl.
         ValueError: If a log has no losses yet.
     """
-    runs = [runs] if isinstance(runs, str | Path) else runs
+    runs = [runs] if isinstance(runs, str | os.PathLike) else runs
     logs = [read_log(run) for run in runs]
     titles = [
         title for title, (field, events) in PANELS.items() if any(curve(log, e, field) for log in logs for e in events)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.configs import TRAINING
@@ -52,6 +53,9 @@ from mlx_transformer.config.training import NEW_MODEL_OPTIONS, PRESETS, ModelSiz
         ({"ema_decay": 1}, "ema_decay must be at least 0 and below 1, not 1"),
         ({"dropout": -0.5}, "dropout must be at least 0 and below 1, not -0.5"),
         ({"preset": "huge"}, "preset must be one of tiny, small, base, big, not 'huge'"),
+        ({"output": ""}, "output must be the path of a run folder, not an empty one"),
+        ({"output": 5}, "output must be str . Path, not 5"),
+        ({"init": b"it"}, "init must be str . Path . None, not b'it'"),
         ({"train": ()}, "at least one training and one validation corpus"),
         ({"valid": ()}, "one validation corpus: set train and valid"),
         ({"batch_tokens": 100}, "batch_tokens must be at least max_length.*100 is less than 256"),
@@ -99,3 +103,16 @@ def test_paths_that_options_toml_cannot_hold_are_refused(changes):
     (name,) = changes
     with pytest.raises(ValueError, match=f"^{name} must be a path in UTF-8, not 'r.*udce9': rename"):
         replace(TRAINING, **changes)
+
+
+def test_path_objects_become_strings():
+    config = replace(TRAINING, train=Path("a.tsv"), valid=[Path("b.tsv"), "c.tsv"], output=Path("run"))
+    assert (config.train, config.valid, config.output) == (("a.tsv",), ("b.tsv", "c.tsv"), "run")
+    assert replace(config, init=Path("model")).init == "model"
+
+
+def test_the_representation_has_a_number_instead_of_pairs_in_memory():
+    config = replace(TRAINING, train=[("a", "b")] * 2000, valid=[("a", "b")])
+    assert repr(config).startswith("TrainingConfig(train=<2,000 pairs>, valid=<1 pairs>, output=")
+    assert repr(TRAINING).startswith(f"TrainingConfig(train={TRAINING.train!r}, valid={TRAINING.valid!r}, output=")
+    assert eval(repr(TRAINING), {"TrainingConfig": type(TRAINING)}) == TRAINING

@@ -31,7 +31,8 @@ def test_scores_equal_those_of_the_command(bundled, tmp_path):
 
 def test_references_may_be_several_and_texts_single(bundled):
     model, tokenizer = bundled
-    assert mt.evaluate(model, tokenizer, "I love you.", "Je t'aime.").exact_match == 1
+    evaluation = mt.evaluate(model, tokenizer, "I love you.", "Je t'aime.")
+    assert evaluation.exact_match == 1 and "exact_match=1.0" in repr(evaluation) and "aime" not in repr(evaluation)
     assert mt.evaluate(model, tokenizer, iter(SOURCES[:1]), [["Je dors.", "Je t'aime."]]).exact_match == 1
     (best, *_) = next(mt.generate_hypotheses(model, tokenizer, SOURCES, num_hypotheses=3, length_penalty=0.0))
     options = {"num_hypotheses": 3, "length_penalty": 0.0}

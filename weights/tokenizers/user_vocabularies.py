@@ -56,7 +56,7 @@ class UserVocabularies:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is no vocabulary.
         """
-        if isinstance(options, str | Path):
+        if not isinstance(options, TokenizerOptions):
             options = TokenizerOptions(options)
         source = read_vocabulary_file(Path(options.source))
         target = source[1:] if options.target is None else read_vocabulary_file(Path(options.target))
