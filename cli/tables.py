@@ -11,7 +11,7 @@ from mlx_transformer.cli.progress import activity, terminal
 
 
 def print_fields(fields: Iterable[tuple[str, str | Path]], width: int, wrap: int | None = None) -> None:
-    """Print names with values; plain lines have `width` characters before the value, and at most `wrap` altogether.
+    """Print names with values, which begin after `width` characters; plain lines have at most `wrap` altogether.
 
     Neither words nor paths are broken, so that they can be copied. On a terminal, a value of which one does not fit
     beside the names stands below its name.
@@ -19,13 +19,13 @@ def print_fields(fields: Iterable[tuple[str, str | Path]], width: int, wrap: int
     rows = [(name, split_words(value)) for name, value in fields]
     if not sys.stdout.isatty():
         for name, words in rows:
-            click.echo(f"{name:<{width}}" + f"\n{'':{width}}".join(wrap_words(words, wrap and wrap - width)))
+            click.echo(f"{name + ' ':<{width}}" + f"\n{'':{width}}".join(wrap_words(words, wrap and wrap - width)))
         return
     from rich.cells import cell_len
     from rich.text import Text
 
     console = terminal(sys.stdout)
-    column = max(cell_len(name) for name, _ in rows) + 2
+    column = max([width, *(cell_len(name) + 2 for name, _ in rows)])
     with activity.above():
         for name, words in rows:
             is_beside = column + max(map(cell_len, words)) <= console.width
@@ -53,7 +53,11 @@ def wrap_words(words: Iterable[str], width: int | None) -> list[str]:
 
 
 def print_table(rows: Iterable[Sequence[object]], indent: str = "  ") -> None:
-    """Print rows of cells, of which the first holds the names of the columns; a row that does not fit as fields."""
+    """Print rows of cells, of which the first holds the names of the columns.
+
+    On a terminal where they do not fit, each row begins with its first cell on a line of its own; if others do
+    not fit either, rows are printed as fields, with a blank line after each.
+    """
     texts = [[escape_control_characters(str(cell)) for cell in row] for row in rows]
     lines = list(format_table(texts, indent))
     if not sys.stdout.isatty():
@@ -62,12 +66,15 @@ def print_table(rows: Iterable[Sequence[object]], indent: str = "  ") -> None:
     from rich.cells import cell_len
     from rich.text import Text
 
-    names, *others = texts
     console = terminal(sys.stdout)
     if max(map(cell_len, lines)) > console.width:
-        for row in others:
-            print_fields(zip(names, row, strict=True), width=0)
-        return
+        others = list(format_table([row[1:] for row in texts], indent + "    "))
+        if max(map(cell_len, others)) > console.width:
+            for row in texts[1:]:
+                print_fields(zip(texts[0], row, strict=True), width=0)
+                click.echo()
+            return
+        lines = [f"{indent}{row[0]}\n{other}" for row, other in zip(texts, others, strict=True)]
     with activity.above():
         console.print(Text(lines[0], style="bold"), *map(Text, lines[1:]), sep="\n", soft_wrap=True)
 

@@ -15,7 +15,7 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import overflow_option, revision_option
 from mlx_transformer.cli.progress import Bar, activity
-from mlx_transformer.cli.tables import format_table
+from mlx_transformer.cli.tables import print_fields, print_table
 
 MAX_DETAILS = 20
 VOCABULARY_OPTIONS = ("tokenizer", "source_vocab", "target_vocab", "level", "lowercase", "source_specials")
@@ -125,8 +125,7 @@ def command(
         )
     activity.clear()
     if report is not None and (dry_run or report.assumptions or report.other_weights or report.left_out):
-        lines = format_report(report, None if verbose else MAX_DETAILS)
-        click.echo("\n".join(map(escape_control_characters, lines)))
+        print_report(report, None if verbose else MAX_DETAILS)
 
 
 @contextmanager
@@ -145,23 +144,28 @@ def print_details(limit: int | None) -> Iterator[None]:
         raise
 
 
-def format_report(report: mt.ConversionReport, limit: int | None) -> Iterator[str]:
-    """Format what a conversion found and assumed as lines."""
-    below = f", below {' and '.join(filter(None, report.prefixes))}" if any(report.prefixes) else ""
-    yield f"family            {report.family}: {report.num_tensors} tensors fit{below}"
-    if report.left_out:
-        more = f" and {len(report.left_out) - limit} more" if limit and len(report.left_out) > limit else ""
-        yield f"left out          {', '.join(report.left_out[:limit])}{more}"
-    if report.other_weights:
-        yield f"other weights     {', '.join(report.other_weights)}: choose with --weights"
-    if report.settings_read:
-        yield f"settings read     {', '.join(f'{name} {value}' for name, value in report.settings_read.items())}"
+def print_report(report: mt.ConversionReport, limit: int | None) -> None:
+    """Print what a conversion found and assumed, with at most `limit` of the tensors that it left out."""
+    print_fields(format_report(report, limit), width=18)
     if report.assumptions:
-        yield "Assumed, because the file does not show it:"
+        click.echo("Assumed, because the file does not show it:")
         rows = [("setting", "value", "why", "to change it")]
         for setting, value, reason, change in report.assumptions:
             rows.append((setting, json.dumps(value) if isinstance(value, bool) else str(value), reason, change))
-        yield from format_table(rows)
+        print_table(rows)
+
+
+def format_report(report: mt.ConversionReport, limit: int | None) -> Iterator[tuple[str, str]]:
+    """Format what a conversion found as names and values."""
+    below = f", below {' and '.join(filter(None, report.prefixes))}" if any(report.prefixes) else ""
+    yield "family", f"{report.family}: {report.num_tensors} tensors fit{below}"
+    if report.left_out:
+        more = f" and {len(report.left_out) - limit} more" if limit and len(report.left_out) > limit else ""
+        yield "left out", f"{', '.join(report.left_out[:limit])}{more}"
+    if report.other_weights:
+        yield "other weights", f"{', '.join(report.other_weights)}: choose with --weights"
+    if report.settings_read:
+        yield "settings read", ", ".join(f"{name} {value}" for name, value in report.settings_read.items())
 
 
 def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:

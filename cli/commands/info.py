@@ -18,7 +18,7 @@ from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.languages import language_pair
 from mlx_transformer.cli.options import revision_option
 from mlx_transformer.cli.progress import activity
-from mlx_transformer.cli.tables import format_size, format_table, print_fields, wrap_words
+from mlx_transformer.cli.tables import format_size, print_fields, print_table
 
 # Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
@@ -82,8 +82,7 @@ def command(
     if as_json:
         click.echo(json.dumps(facts))
     elif "tensors" in facts:
-        lines = format_tensors(facts, None if verbose else MAX_LISTED)
-        click.echo("\n".join(map(escape_control_characters, lines)))
+        print_tensors(facts, None if verbose else MAX_LISTED)
     else:
         print_fields(format_facts(facts, verbose), width=18, wrap=110)
 
@@ -240,34 +239,37 @@ def setting_text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def format_tensors(facts: dict[str, Any], limit: int | None) -> Iterator[str]:
-    """Format the result of `inspect_tensors` as lines, with at most `limit` settings, and tensors that do not fit."""
+def print_tensors(facts: dict[str, Any], limit: int | None) -> None:
+    """Print the result of `inspect_tensors`, with at most `limit` settings, and tensors that do not fit."""
     groups = facts["tensors"]
     total = format_size(sum(group["bytes"] for group in groups))
-    yield f"files             {', '.join(facts['files'])}"
-    yield f"tensors           {sum(group['tensors'] for group in groups)}, {total}"
+    files = Path(facts["files"][0]) if len(facts["files"]) == 1 else ", ".join(facts["files"])
+    print_fields([("files", files), ("tensors", f"{sum(group['tensors'] for group in groups)}, {total}")], width=18)
     rows = [("name", "tensors", "shape", "type", "size")]
     for group in groups:
         shape = " x ".join(map(str, group["shape"])) or "one value"
         rows.append((group["name"], group["tensors"], shape, group["dtype"], format_size(group["bytes"])))
-    yield from format_table(rows)
+    print_table(rows)
     settings = [f"{name} {value}" for name, value in facts["settings"].items() if name != "vocab"]
-    if settings:
-        yield from wrap_field("settings", ", ".join(settings[:limit]) + more_than(settings, limit))
-    if facts["other_weights"]:
-        yield from wrap_field("other weights", ", ".join(facts["other_weights"]))
-    for fit in facts["families"]:
+    lists = {"settings": ", ".join(settings[:limit]) + more_than(settings, limit)}
+    lists |= {"other weights": ", ".join(facts["other_weights"])}
+    print_fields([(name, text) for name, text in lists.items() if text], width=18, wrap=100)
+    print_fields(format_fits(facts["families"]), width=18)
+    if facts["families"] and (rest := facts["families"][0]["not_fitting"]):
+        print_fields([("do not fit", f"{facts['families'][0]['family']}:")], width=18)
+        more = [f" {text}: --verbose lists them"] if (text := more_than(rest, limit)) else []
+        click.echo("\n".join([*(f"  {escape_control_characters(name)}" for name in rest[:limit]), *more]))
+    if "error" in facts:
+        print_fields([("conversion", facts["error"])], width=18)
+
+
+def format_fits(families: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Format how a checkpoint fits families as names and values."""
+    for fit in families:
         below = " and ".join(filter(None, fit["prefixes"]))
         where = f", below {below}" if below else ""
         count = len(fit["not_fitting"]) + len(fit["left_out"])
-        yield f"{'fits ' + fit['family'] + ' ':<18}{fit['fitting']} tensors{where}; {count} do not fit"
-    if facts["families"] and (rest := facts["families"][0]["not_fitting"]):
-        yield f"do not fit        {facts['families'][0]['family']}:"
-        yield from (f"  {name}" for name in rest[:limit])
-        if text := more_than(rest, limit):
-            yield f" {text}: --verbose lists them"
-    if "error" in facts:
-        yield f"conversion        {facts['error']}"
+        yield f"fits {fit['family']}", f"{fit['fitting']} tensors{where}; {count} do not fit"
 
 
 def more_than(items: list[Any], limit: int | None) -> str:
@@ -280,12 +282,6 @@ def checksum_facts(changed: list[str] | None) -> str:
     if changed is None:
         return "none: damage to the weights would not be noticed"
     return f"match, except of {', '.join(changed)}" if changed else "match"
-
-
-def wrap_field(name: str, text: str) -> list[str]:
-    """Wrap a long fact."""
-    first, *others = wrap_words(text.split(" "), 82)
-    return [f"{name:<18}{first}", *(f"{'':<18}{line}" for line in others)]
 
 
 def vocabulary_facts(config: dict[str, Any]) -> str:

@@ -5,9 +5,13 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+from click.testing import CliRunner
+from support.own_models import own_tensors, write_tensors
 from support.paths import ROOT
 
+from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import cache, info, train
 from mlx_transformer.cli.tables import fit_to_terminal, print_fields, print_table
 from mlx_transformer.config.training import TrainingConfig
@@ -76,15 +80,53 @@ def test_paths_and_words_are_never_broken(screen, width):
 
 
 def test_info_names_the_languages_and_the_types(capsys):
-    from click.testing import CliRunner
-
-    from mlx_transformer.cli import main
-
     text = CliRunner().invoke(main, ["info"]).stdout
     assert "languages         en to fr\n" in text and "never generates <s> (id 2)" in text
     assert "stored in         float16, matrices quantised to 8 bits\n" in text
     assert "uint32" not in text
     assert info.storage_facts(["float32"], None) == "float32"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_rows_that_do_not_fit_are_printed_in_two_lines_or_as_fields(screen, width):
+    name, shape = "decoder.layers.{0-11}.cross_attention.key_proj.weight", "1024 x 1024"
+    rows = [("name", "tensors", "shape", "type"), (name, 12, shape, "float32"), ("scale", 1, "one value", "float16")]
+    lines = screen(width, print_table, rows)
+    if width >= 100:
+        assert [re.split("  +", line.strip()) for line in lines] == [[str(cell) for cell in row] for row in rows]
+    else:
+        assert lines[0::2] == [f"  {row[0]}" for row in rows]
+        assert [re.split("  +", line.strip()) for line in lines[1::2]] == [
+            [str(cell) for cell in row[1:]] for row in rows
+        ]
+        assert len({line.index(row[2]) for line, row in zip(lines[1::2], rows, strict=True)}) == 1
+    assert all(len(line) <= width for line in lines if name not in line)
+    assert screen(30, print_table, rows)[-5:] == [
+        "name     scale",
+        "tensors  1",
+        "shape    one value",
+        "type     float16",
+        "",
+    ]
+
+
+def test_a_long_name_is_apart_from_its_value(screen, capsys):
+    fields = [("fits blenderbot-small", "88 tensors"), ("files", "a")]
+    print_fields(fields, width=18)
+    assert capsys.readouterr().out == f"fits blenderbot-small 88 tensors\n{'files':<18}a\n"
+    assert screen(80, print_fields, fields, 18) == ["fits blenderbot-small  88 tensors", f"{'files':<23}a"]
+    assert screen(80, print_fields, [], 18) == [] and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("command", [["info", "--tensors"], ["convert", "--dry-run"]])
+def test_what_is_in_a_checkpoint_fits_the_terminal(screen, tmp_path, command, width):
+    path = write_tensors(tmp_path / "odd.safetensors", own_tensors() | {"transformer.odd.weight": mx.zeros(3)})
+    options = ["--ignore", "odd"] if command[0] == "convert" else []
+    lines = screen(width, main, [*command, str(path), *options], standalone_mode=False)
+    texts = [line for line in lines if str(path) not in line]
+    assert all(len(line) <= width for line in texts) and len(texts) > 10
+    assert ("setting" if command[0] == "convert" else "shape") in " ".join(texts[:6]).split()
 
 
 def test_cells_are_escaped(screen, capsys):
@@ -95,10 +137,6 @@ def test_cells_are_escaped(screen, capsys):
 
 
 def test_info_has_words_instead_of_pythons_names(screen):
-    from click.testing import CliRunner
-
-    from mlx_transformer.cli import main
-
     for options in ([], ["--verbose"]):
         text = CliRunner().invoke(main, ["info", *options]).stdout
         settings = text[text.index("search defaults") :]
