@@ -175,11 +175,18 @@ def select_task(model: mt.Transformer, name: str | None, prefix: str | None) -> 
 
 
 def load_with_tokenizer(
-    model: str | None, dtype: str | None, revision: str | None = None, allow_overflow: bool = False
+    model: str | None,
+    dtype: str | None,
+    revision: str | None = None,
+    allow_overflow: bool = False,
+    *,
+    needs_decoder: bool = True,
 ) -> tuple[mt.Transformer, mt.Tokenizer]:
-    """Load a model with its tokenizer; ValueError if it has none."""
+    """Load a model with its tokenizer; ValueError if it has none, or no decoder and needs one."""
     activity.show(f"Loading {model or 'the bundled model'}")
     network, tokenizer = mt.load(model, dtype=dtype, revision=revision, allow_overflow=allow_overflow)
+    if needs_decoder:
+        network.config.require_decoder()
     activity.clear()
     return network, tokenizer
 

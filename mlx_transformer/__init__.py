@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "ModelConfig": "config.model",
     "StackConfig": "config.model",
+    "PoolingConfig": "config.model",
     "SearchConfig": "config.search",
     "SearchOptions": "config.search",
     "AlignmentConfig": "config.alignment",

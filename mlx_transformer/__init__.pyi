@@ -5,6 +5,7 @@ from .checkpoints.model_folder import save as save
 from .config.adapter import AdapterConfig as AdapterConfig
 from .config.alignment import AlignmentConfig as AlignmentConfig
 from .config.model import ModelConfig as ModelConfig
+from .config.model import PoolingConfig as PoolingConfig
 from .config.model import StackConfig as StackConfig
 from .config.search import SearchConfig as SearchConfig
 from .config.search import SearchOptions as SearchOptions

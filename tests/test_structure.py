@@ -46,7 +46,7 @@ WEIGHTS = [
     {"embedding_search", "mismatches"},
     {"recognition"},
     {"parameter_map"},
-    {"generation_config"},
+    {"generation_config", "sentence_transformers"},
     {"families", "source_config"},
     {"formats"},
 ]

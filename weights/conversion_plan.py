@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.config.model import ModelConfig, PoolingConfig, StackConfig
 from mlx_transformer.config.serialization import from_dict
 from mlx_transformer.messages import short_repr, shorten
 from mlx_transformer.model.fused_projections import fused_names, split_names, split_projections
@@ -25,11 +25,21 @@ from mlx_transformer.weights.families.spec import STACKS, Family
 from mlx_transformer.weights.formats.checkpoint import Checkpoint
 from mlx_transformer.weights.mismatches import mismatch_error
 from mlx_transformer.weights.parameter_map import ConversionError, ParameterMap, is_broadcast
-from mlx_transformer.weights.recognition import Fit, check_model, family_of_model_type, find_family, rename_tensors
+from mlx_transformer.weights.recognition import (
+    Fit,
+    check_model,
+    family_of_model_type,
+    find_family,
+    is_encoder_alone,
+    rename_tensors,
+)
 
 STACK_FIELDS = {item.name for item in fields(StackConfig)}
-MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder"}
+MODEL_FIELDS = {item.name for item in fields(ModelConfig)} - {"encoder", "decoder", "pooling"}
 SPECIAL_IDS = {"pad_id": "<pad>", "eos_id": "<eos>", "start_id": "<bos>"}  # field of ModelConfig -> a usual token
+# Settings of an encoder alone, which has no output layer and no start token.
+ENCODER_SETTINGS = {"share_embeddings": True, "tie_output": True, "output_bias": False}
+ENCODER_DEFAULTS = {"start_id": 0}
 ProgressCallback = Callable[[int, int], None]  # called with the bytes done and the total
 IGNORED_TENSORS = ("*.version",)  # in checkpoints of fairseq and its descendants
 # Parameters without which the model's dimensions are unknown.
@@ -157,6 +167,7 @@ def plan_conversion(
     overrides: dict[str, Any] | None = None,
     defaults: dict[str, Any] | None = None,
     vocabulary: VocabularyIds | None = None,
+    pooling: PoolingConfig | None = None,
 ) -> ConversionPlan:
     """Plan the conversion of a checkpoint.
 
@@ -171,6 +182,7 @@ def plan_conversion(
         vocabulary: Special ids from a vocabulary that the user gives. They take precedence over the settings of
             people's own models, which are the families with defaults, and fill what the settings of others leave open.
             A family's defaults for other special ids are not used.
+        pooling: How the checkpoint's program embeds texts, if it does.
 
     Raises:
         ConversionError: If tensors are missing, unexpected or of the wrong shape; the message lists them.
@@ -178,14 +190,12 @@ def plan_conversion(
     """
     tensor_names = rename_tensors(checkpoint.tensors, rename or {}, ignore)
     fit = find_family(tensor_names, checkpoint, settings, family)
-    check_model(fit.names, tensor_names.values(), checkpoint)
+    encoder_alone = is_encoder_alone(fit, settings, embeds=pooling is not None)
+    check_model(fit.names, tensor_names.values(), checkpoint, may_be_encoder=encoder_alone)
     spec = FAMILIES[fit.family]
     names = ParameterMap(checkpoint, spec, fit.names)
     guesses = add_tables_by_shape(names, fit) if spec.defaults else []
-    if missing := {name: None for name in REQUIRED if names.find(name) is None}:
-        fitting = {fit.names[name] for name in fit.fitting} | {guess.value for guess in guesses}
-        unexpected = [name for name in dict.fromkeys(fit.names.values()) if name not in fitting]
-        raise mismatch_error(fit, names, missing, unexpected, {}, rename or {})
+    check_required(names, fit, guesses, encoder_alone, rename or {})
     tied, compared = find_tied_tensors(names)
     overrides = overrides or {}
     is_own_model = bool(spec.defaults)
@@ -198,7 +208,7 @@ def plan_conversion(
     if vocabulary is not None:
         defaults_used = {name: value for name, value in defaults_used.items() if name not in SPECIAL_IDS}
         check_special_ids(layers, vocabulary.path)
-    config = build_config(defaults_used, *layers)
+    config = replace(build_config(defaults_used, *layers, has_decoder=not encoder_alone), pooling=pooling)
     if spec.defaults:
         config = with_head_dims(config, names)
     check_sizes(config, checkpoint)
@@ -207,6 +217,17 @@ def plan_conversion(
     assumptions = (*guesses, *find_assumptions(spec, defaults_used, names, config, layers))
     settings_read = from_settings if is_own_model else {}
     return ConversionPlan(fit.family, config, loaders, names, fit, settings_read, assumptions)
+
+
+def check_required(
+    names: ParameterMap, fit: Fit, guesses: Iterable[Assumption], encoder_alone: bool, rename: dict[str, str]
+) -> None:
+    """Raise ConversionError if a parameter that determines the model's dimensions has no tensor."""
+    required = [name for name in REQUIRED if not (encoder_alone and name.startswith("decoder."))]
+    if missing := {name: None for name in required if names.find(name) is None}:
+        fitting = {fit.names[name] for name in fit.fitting} | {guess.value for guess in guesses}
+        unexpected = [name for name in dict.fromkeys(fit.names.values()) if name not in fitting]
+        raise mismatch_error(fit, names, missing, unexpected, {}, rename)
 
 
 def with_head_dims(config: ModelConfig, names: ParameterMap) -> ModelConfig:
@@ -306,11 +327,13 @@ def fields_from_config(family: Family, settings: dict[str, Any], skip: Iterable[
     return values
 
 
-def build_config(*layers: dict[str, Any]) -> ModelConfig:
+def build_config(*layers: dict[str, Any], has_decoder: bool = True) -> ModelConfig:
     """Build a ModelConfig from dicts of fields, of which later ones take precedence.
 
-    "encoder." and "decoder." name a stack; other fields of a stack count for both.
+    "encoder." and "decoder." name a stack; other fields of a stack count for both. A model without a decoder has no
+    output layer and no start token, whatever the fields say.
     """
+    layers = layers if has_decoder else (ENCODER_DEFAULTS, *layers, ENCODER_SETTINGS)
     data: dict[str, Any] = {stack: {} for stack in STACKS}
     for values in layers:
         # A field of one stack takes precedence over the same field for both.
@@ -327,7 +350,9 @@ def build_config(*layers: dict[str, Any]) -> ModelConfig:
                 supported = ", ".join(sorted(MODEL_FIELDS | STACK_FIELDS))
                 raise ValueError(f"{key!r} is not a setting of a model. The settings are {supported}.")
     missing = [name for name in SPECIAL_IDS if name not in data]
-    if any("num_heads" not in data[stack] for stack in STACKS):
+    if not has_decoder:
+        data["decoder"] = None
+    if any("num_heads" not in data[stack] for stack in STACKS if data[stack] is not None):
         missing.append("num_heads")
     if missing:
         names = ", ".join(missing)
@@ -404,7 +429,7 @@ def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
     largest = max((size for tensor in checkpoint.tensors.values() for size in tensor.shape), default=0)
     limits = {name: largest for name in ("dims", "head_dims", "num_heads", "mlp_dims")}
     limits["num_layers"] = len(checkpoint.tensors)
-    for values in (config, config.encoder, config.decoder):
+    for values in (config, *config.stacks.values()):
         for name, limit in limits.items():
             if (vars(values).get(name) or 0) > limit:
                 raise ConversionError(f"{name} {vars(values)[name]} does not fit the checkpoint's tensors: check it.")
@@ -412,4 +437,4 @@ def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
 
 def stack_config(config: ModelConfig, parameter: str) -> StackConfig:
     """Return the configuration of the stack that a parameter belongs to."""
-    return config.encoder if parameter.startswith("encoder.") else config.decoder
+    return config.stacks[parameter.partition(".")[0]]

@@ -43,6 +43,7 @@ from mlx_transformer.weights.generation_config import (
     task_configs,
     unsupported_settings,
 )
+from mlx_transformer.weights.sentence_transformers import limit_text_length, read_pooling
 from mlx_transformer.weights.source_config import (
     read_config,
     read_joeynmt_options,
@@ -296,7 +297,13 @@ def prepare_checkpoint(
         overrides=options.settings,
         defaults={} if start is None else {"start_id": start},
         vocabulary=vocabularies.find_model_ids(options.settings or {}) if vocabularies else None,
+        pooling=read_pooling(source),
     )
+    if plan.config.pooling is not None:
+        plan.config = limit_text_length(plan.config, source)
+    if plan.config.decoder is None:
+        tokenizer = read_tokenizer(source, plan, checkpoint.extras, None, vocabularies)
+        return PreparedCheckpoint(plan, SearchConfig(), (), tokenizer, tuple(checkpoint.other_weights))
     search = search_config(generation, plan.config)
     if unsupported := unsupported_settings(generation) if config else []:
         logger.warning("Unsupported generation settings are ignored: %s.", ", ".join(map(quote, unsupported)))

@@ -103,7 +103,8 @@ def _length_limits(generation: dict[str, Any], model: ModelConfig) -> dict[str, 
         logger.warning("The maximum length of the generation settings is ignored: it leaves no token to generate.")
     max_tokens = max_tokens if max_tokens > 0 else None
     min_tokens = max(generation.get("min_length", 0), generation.get("min_new_tokens", -1) + 1)
-    limit = min(model.decoder.max_length, max_tokens or model.decoder.max_length)
+    longest = model.require_decoder().max_length
+    limit = min(longest, max_tokens or longest)
     if min_tokens > limit + 1:  # one more, if equal lengths were meant
         logger.warning("The minimum length %d exceeds the maximum and is lowered to %d.", min_tokens, limit)
     return {"max_tokens": max_tokens, "min_tokens": min(min_tokens, limit)}

@@ -31,6 +31,7 @@ MAX_PARTS = 12  # of a name after its prefix, and of a prefix within another
 MAX_COPIES = 16
 MAX_LENGTH = 120  # characters of a name in which other names of stacks are looked for
 OWN_NAMES = "torch"  # the family of checkpoints whose tensors are named as the model's own parameters
+ENCODER_CLASSES = ("Encoder", "EncoderModel")  # ends of the names of transformers' classes without a decoder
 LayerCounts = dict[str, dict[str, Counter[str]]]
 
 
@@ -45,6 +46,7 @@ class Fit:
         prefixes: What stands before the names of layers, such as "model.transformer.".
         left_out: Tensors beside the model and its copies, by their names in the checkpoint.
         copies: Prefixes of further copies of the model, such as averaged weights.
+        stacks: The stacks that have layers.
     """
 
     family: str
@@ -53,6 +55,7 @@ class Fit:
     prefixes: tuple[str, ...]
     left_out: tuple[str, ...]
     copies: tuple[str, ...]
+    stacks: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ def fit_family(
             short = name.removeprefix(next((prefix for prefix in reversed(accepted) if name.startswith(prefix)), ""))
             model_names[name if short in model_names else short] = original
     prefixes = tuple(sorted(set(chosen.values())))
-    return Fit(family, model_names, frozenset(fitting), prefixes, tuple(left_out), copies)
+    return Fit(family, model_names, frozenset(fitting), prefixes, tuple(left_out), copies, frozenset(stacks))
 
 
 def is_beside(name: str, tensor: Tensor, width: int) -> bool:
@@ -322,7 +325,11 @@ def find_family(
     if family is not None and family not in FAMILIES:
         raise ValueError(f"family must be one of {', '.join(sorted(FAMILIES))}, not {family!r}.")
     if (named := family or family_of_model_type(settings)) is not None:
-        return fit_family(named, names, checkpoint.tensors)
+        fit = fit_family(named, names, checkpoint.tensors)
+        if fit.stacks or not is_encoder_class(settings):
+            return fit
+        # An encoder that was saved by itself has no module for it, as that of SONAR.
+        return fit_family(named, {f"encoder.{name}": original for name, original in names.items()}, checkpoint.tensors)
     fits = fit_families(names, checkpoint.tensors)
     best = [fit.family for fit in fits if len(fit.fitting) == len(fits[0].fitting)]
     if not fits or FAMILIES[best[0]].model_types:
@@ -341,16 +348,37 @@ def find_family(
     return fits[0]
 
 
-def check_model(names: dict[str, str], file_names: Iterable[str], checkpoint: Checkpoint) -> None:
+def is_encoder_class(settings: dict[str, Any]) -> bool:
+    """Return whether a config.json names a class without a decoder."""
+    classes = settings.get("architectures")
+    return isinstance(classes, list) and any(str(name).endswith(ENCODER_CLASSES) for name in classes)
+
+
+def is_encoder_alone(fit: Fit, settings: dict[str, Any], embeds: bool = False) -> bool:
+    """Return whether a checkpoint of transformers is meant to have no decoder, rather than to lack its tensors.
+
+    Args:
+        fit: How it fits its family.
+        settings: Its config.json.
+        embeds: Whether it is in a folder of sentence-transformers.
+    """
+    is_of_library = bool(FAMILIES[fit.family].model_types)
+    return is_of_library and fit.stacks == {"encoder"} and (embeds or is_encoder_class(settings))
+
+
+def check_model(
+    names: dict[str, str], file_names: Iterable[str], checkpoint: Checkpoint, *, may_be_encoder: bool = False
+) -> None:
     """Raise ConversionError if a checkpoint is no complete encoder-decoder Transformer.
 
     Args:
         names: The model's tensors: name after renaming -> name in the checkpoint.
         file_names: The names in the checkpoint of all tensors.
         checkpoint: The open checkpoint.
+        may_be_encoder: Whether an encoder without a decoder will do.
     """
     shapes = {name: checkpoint.tensors[original].shape for name, original in names.items()}
-    if message := describe_other_model(shapes, file_names):
+    if message := describe_other_model(shapes, file_names, may_be_encoder):
         raise ConversionError(message)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import click
 
@@ -40,9 +40,8 @@ from mlx_transformer.cli.streams import (
     with_progress,
     write_results,
 )
+from mlx_transformer.config.model import Pooling, PoolingConfig
 from mlx_transformer.config.search import BATCH_TOKENS
-
-POOLINGS = ("mean", "first", "last")
 
 
 class LineVector(NamedTuple):
@@ -80,13 +79,21 @@ class LineVector(NamedTuple):
     "Vectors",
     click.option(
         "--pooling",
-        type=click.Choice(POOLINGS),
-        default="mean",
-        show_default=True,
+        type=click.Choice(get_args(Pooling)),
+        show_default="the model's, or mean",
         help="Mean of the hidden states of all tokens, or those of the first or last token.",
     ),
     click.option(
-        "--normalize/--no-normalize", default=False, show_default=True, help="Divide vectors by their length."
+        "--normalize/--no-normalize",
+        default=None,
+        show_default="as the model does, or not",
+        help="Divide vectors by their length.",
+    ),
+    click.option(
+        "--projection/--no-projection",
+        default=True,
+        show_default=True,
+        help="Apply the linear layer that some models have after pooling.",
     ),
 )
 @option_group(
@@ -126,6 +133,8 @@ def command(
     With --input-format json an input line is as for generate; a TEXT argument is plain. Without a vector, a line has an
     "error" in JSON, and a row of NaN in a NumPy array.
     """  # noqa: D301 (click needs the backspace)
+    from mlx_transformer.inference.embedding import choose_pooling, vector_dims
+
     if texts and source is not None:
         raise click.UsageError("Give TEXT or --input, not both.")
     as_npy = output_format == "npy" or (output_format is None and str(output).endswith(".npy"))
@@ -134,11 +143,14 @@ def command(
     check_paths(output, *([] if texts else [source]))
     warn_file_names(texts, "to read the file, give --input {file}")
     windows = [[os.fsencode(text) for text in texts]] if texts else read_input(source, context)
-    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, needs_decoder=False)
     lines = parse_input(windows, model, tokenizer, options, is_argument=bool(texts))
     failed = FailedLines(in_results=not as_npy)
-    vectors = with_progress(failed.watch(embed_windows(lines, network, tokenizer, options)), source, output)
-    write_results(output, npy_file(vectors, network.config.dims) if as_npy else map(format_json, vectors), context)
+    pooling = choose_pooling(network.config, *(options[name] for name in ("pooling", "normalize", "projection")))
+    embeddings = embed_windows(lines, network, tokenizer, pooling, options)
+    vectors = with_progress(failed.watch(embeddings), source, output)
+    dims = vector_dims(network.config, pooling)
+    write_results(output, npy_file(vectors, dims) if as_npy else map(format_json, vectors), context)
     failed.check()
 
 
@@ -162,14 +174,18 @@ def parse_input(
 
 
 def embed_windows(
-    windows: Iterable[list[InputLine]], model: mt.Transformer, tokenizer: mt.Tokenizer, options: dict[str, Any]
+    windows: Iterable[list[InputLine]],
+    model: mt.Transformer,
+    tokenizer: mt.Tokenizer,
+    pooling: PoolingConfig,
+    options: dict[str, Any],
 ) -> Iterator[LineVector]:
     """Embed lines, with warnings for truncated ones; errors have the names of their lines."""
     from mlx_transformer.inference.embedding import embed_lines
 
-    settings = {name: options[name] for name in ("pooling", "normalize", "source_prefix", "batch_tokens")}
+    settings = {name: options[name] for name in ("source_prefix", "batch_tokens")}
     for window in windows:
-        embeddings = embed_lines(model, tokenizer, [line.source for line in window], **settings)
+        embeddings = embed_lines(model, tokenizer, [line.source for line in window], pooling, **settings)
         for line, result in zip(window, embeddings, strict=True):
             if result.truncated:
                 warn_truncated(line.name)

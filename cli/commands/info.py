@@ -137,10 +137,7 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[s
     from mlx_transformer.model.precision import explain_default
 
     arrays = list(dict(tree_flatten(model.parameters())).values())
-    heads = {
-        side: stack.layers[0].self_attention.head_dims
-        for side, stack in (("encoder", model.encoder), ("decoder", model.decoder))
-    }
+    heads = {side: model[side].layers[0].self_attention.head_dims for side in model.config.stacks}
     return {
         # Counted on an unquantised model, because quantised weights pack several parameters into one number.
         "parameters": mt.Transformer(model.config).num_parameters,
@@ -185,7 +182,9 @@ def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, st
     yield "computes in", facts["computes_in"]
     yield "vocabulary", f"{vocabulary_facts(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
     for side in ("encoder", "decoder"):
-        yield side, stack_facts(config, config[side])
+        yield side, stack_facts(config, config[side]) if config[side] else "none: the model embeds texts"
+    if config["pooling"]:
+        yield "embeddings", pooling_facts(config["pooling"])
     for side, cover in facts["fused_attention"].items():
         step, long = ("fused" if cover[kind] else "not fused" for kind in ("step", "long"))
         yield (
@@ -199,7 +198,16 @@ def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, st
         yield "languages", f"{len(facts['languages'])}: {' '.join(facts['languages'])}"
     for name, task in facts["tasks"].items():
         yield "task", f"{name}: sources begin with {task['source_prefix']!r}"
-    yield "search defaults", search_facts(facts["search_defaults"], facts["search_tokens"], verbose)
+    if config["decoder"]:
+        yield "search defaults", search_facts(facts["search_defaults"], facts["search_tokens"], verbose)
+
+
+def pooling_facts(pooling: dict[str, Any]) -> str:
+    """Format how texts are embedded."""
+    tokens = {"mean": "the mean over tokens", "first": "the first token", "last": "the last token"}[pooling["mode"]]
+    width, activation = pooling["projection_dims"], pooling["projection_activation"]
+    projection = f", a projection to {width}" + (f" with {activation}" if activation != "none" else "") if width else ""
+    return tokens + projection + (", normalised" if pooling["normalize"] else "")
 
 
 def storage_facts(dtypes: list[str], quantization: dict[str, Any] | None) -> str:

@@ -66,16 +66,44 @@ class StackConfig:
             )
 
 
+Pooling = Literal["mean", "first", "last"]
+
+
+@dataclass(frozen=True)
+class PoolingConfig:
+    """How the encoder's hidden states of a text become one vector.
+
+    Attributes:
+        mode: The "mean" over all tokens, or the "first" or "last" token.
+        projection_dims: Width of a linear layer after pooling; None for no such layer.
+        projection_bias: That layer has a bias.
+        projection_activation: Activation function after that layer.
+        normalize: Divide the vector by its Euclidean length.
+    """
+
+    mode: Pooling = "mean"
+    projection_dims: int | None = None
+    projection_bias: bool = False
+    projection_activation: Literal["none", "relu", "gelu", "gelu_tanh", "silu", "tanh"] = "none"
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.projection_dims is not None:
+            check_positive(self, "projection_dims")
+        check_at_most(self, {"projection_dims": MODEL_LIMITS["dims"]})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Configuration of an encoder-decoder Transformer.
+    """Configuration of an encoder-decoder Transformer, or of an encoder alone.
 
     Attributes:
         source_vocab_size: Rows of the source embedding table.
         target_vocab_size: Rows of the target embedding table; the number of logits.
         dims: Width of the residual stream.
         encoder: The encoder's stack.
-        decoder: The decoder's stack.
+        decoder: The decoder's stack; None for an encoder alone, which embeds texts.
         head_dims: Width of an attention head; None for dims / num_heads.
         share_embeddings: Source and target share one embedding table.
         tie_output: The output layer uses the target embedding table as its weight.
@@ -100,13 +128,14 @@ class ModelConfig:
         eos_id: The end-of-sequence token.
         start_id: The decoder's start token.
         extra_eos_ids: Further tokens that end a generated target.
+        pooling: How texts are embedded; None for a model that was not trained for it.
     """
 
     source_vocab_size: int
     target_vocab_size: int
     dims: int
     encoder: StackConfig
-    decoder: StackConfig
+    decoder: StackConfig | None
     head_dims: int | None = None
     share_embeddings: bool = True
     tie_output: bool = True
@@ -129,6 +158,21 @@ class ModelConfig:
     eos_id: int = 1
     start_id: int = 2
     extra_eos_ids: tuple[int, ...] = ()
+    pooling: PoolingConfig | None = None
+
+    @property
+    def stacks(self) -> dict[str, StackConfig]:
+        """The stacks that the model has, by their names."""
+        return {"encoder": self.encoder} | ({} if self.decoder is None else {"decoder": self.decoder})
+
+    def require_decoder(self) -> StackConfig:
+        """Return the decoder's stack; ValueError for an encoder alone."""
+        if self.decoder is None:
+            raise ValueError(
+                "Generation, scoring, attention and training need a decoder, but this model is an encoder alone: embed "
+                "texts with it by embed (mt.embed), or choose another model."
+            )
+        return self.decoder
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -141,7 +185,7 @@ class ModelConfig:
         check_at_most(self, MODEL_LIMITS)
         if self.head_dims is not None:
             check_positive(self, "head_dims")
-        for stack in (self.encoder, self.decoder):
+        for stack in self.stacks.values():
             if stack.positions in ("sinusoidal", "learned") and stack.max_length * self.dims > MAX_POSITIONS:
                 raise ValueError(
                     f"max_length x dims must be at most {MAX_POSITIONS}: {stack.max_length} x {self.dims} is more."
@@ -152,6 +196,11 @@ class ModelConfig:
             raise ValueError(
                 "Shared embeddings need vocabularies of one size: "
                 f"{self.source_vocab_size} is not {self.target_vocab_size}; set share_embeddings to false."
+            )
+        if self.decoder is None and (not self.share_embeddings or not self.tie_output or self.output_bias):
+            raise ValueError(
+                "A model without a decoder has no output layer: set share_embeddings and tie_output to true, and "
+                "output_bias to false."
             )
         check_shares(self, "dropout", "attention_dropout", "activation_dropout")
         self._check_tokens()

@@ -218,7 +218,7 @@ def _encode_sources(model: Transformer, beams: int, source: mx.array) -> Memory:
     """Encode sources; the mask gets its full shape here, because fused attention would expand it in every layer."""
     memory = model.encode(source)
     batch, _, _, length = memory.mask.shape
-    shape = (batch, model.config.decoder.num_heads, beams, length)
+    shape = (batch, model.config.require_decoder().num_heads, beams, length)
     return memory._replace(mask=mx.contiguous(mx.broadcast_to(memory.mask, shape)))
 
 

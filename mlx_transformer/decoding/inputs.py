@@ -63,9 +63,8 @@ def make_decoding_inputs(
     limits = max_tokens or [max_target_tokens(model, length, search) for length in lengths]
     check_per_source("max_tokens", limits, batch, 1, 2**31)
     _check_prefixes(prefixes, batch, model)
-    max_new_tokens = [
-        min(n, config.decoder.max_length - len(prefix)) for n, prefix in zip(limits, prefixes, strict=True)
-    ]
+    longest = config.require_decoder().max_length
+    max_new_tokens = [min(n, longest - len(prefix)) for n, prefix in zip(limits, prefixes, strict=True)]
     min_new_tokens = [
         min(n, max(search.min_tokens, int(min(ratio * length, n))))
         for n, length in zip(max_new_tokens, lengths, strict=True)
@@ -114,10 +113,10 @@ def check_search(search: SearchConfig, config: ModelConfig) -> None:
         never.update(config.eos_ids)
     if sum(token < config.target_vocab_size for token in never) == config.target_vocab_size:
         raise ValueError("A search must leave tokens to generate: suppress_ids and bad_words contain all; remove some.")
-    if search.min_tokens > config.decoder.max_length:
+    if search.min_tokens > (longest := config.require_decoder().max_length):
         raise ValueError(
-            f"min_tokens must not exceed the decoder's {config.decoder.max_length} positions: {search.min_tokens} is "
-            "more; lower min_tokens."
+            f"min_tokens must not exceed the decoder's {longest} positions: {search.min_tokens} is more; lower "
+            "min_tokens."
         )
     if search.alternatives and search.beam_size > config.target_vocab_size:
         raise ValueError(
@@ -137,7 +136,7 @@ def check_forced_token(name: str, token: int, search: SearchConfig, config: Mode
 
 def max_target_tokens(model: Transformer, source_length: int, search: SearchConfig) -> int:
     """Return the maximum number of target tokens for a source of `source_length` tokens."""
-    limits = [model.config.decoder.max_length]
+    limits = [model.config.require_decoder().max_length]
     if search.max_tokens is not None:
         limits.append(search.max_tokens)
     if search.max_length_ratio is not None:
@@ -173,14 +172,14 @@ def _are_integers(values: Sequence[Any], minimum: int, maximum: int) -> bool:
 
 def _check_prefixes(prefixes: list[list[int]], batch: int, model: Transformer) -> None:
     """Raise ValueError for prefixes that are not token ids or leave no room for another token."""
-    config = model.config
+    config, longest = model.config, model.config.require_decoder().max_length
     if len(prefixes) != batch:
         raise ValueError(f"prefix_ids must be {batch} lists of token ids, one for each source, not {len(prefixes)}.")
     for prefix in prefixes:
         if not _are_integers(prefix, 0, config.target_vocab_size - 1):
             raise ValueError(f"prefix_ids must be token ids from 0 to {config.target_vocab_size - 1}, not {prefix}.")
-        if len(prefix) >= config.decoder.max_length:
+        if len(prefix) >= longest:
             raise TextError(
-                f"A target prefix must be shorter than the decoder's {config.decoder.max_length} positions, not "
-                f"{len(prefix)} tokens: shorten it."
+                f"A target prefix must be shorter than the decoder's {longest} positions, not {len(prefix)} tokens: "
+                "shorten it."
             )

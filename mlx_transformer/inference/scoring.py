@@ -124,7 +124,7 @@ def score_ids(
     check_token_ids("source", source, model.config.source_vocab_size)
     check_token_ids("target", target, model.config.target_vocab_size)
     check_target_rows(source.shape[0], target.shape[0])
-    layers, heads = ((), ()) if alignment is None else alignment.select(model.config.decoder)
+    layers, heads = ((), ()) if alignment is None else alignment.select(model.config.require_decoder())
     scores, *attention = model.compiled(_token_scores, layers, heads)(source, target)
     return scores, attention[0] if attention else None
 
@@ -204,12 +204,24 @@ def check_arguments(
     source_language: PerLineText,
     target_language: PerLineText,
 ) -> None:
-    """Raise ValueError for arguments that do not fit the model, or batches of no tokens."""
+    """Raise ValueError for arguments that do not fit the model, which needs a decoder, or batches of no tokens."""
+    decoder = config.require_decoder()
+    if alignment is not None:
+        alignment.select(decoder)
+    check_source_arguments(config, tokenizer, batch_tokens, source_language, target_language)
+
+
+def check_source_arguments(
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    batch_tokens: int,
+    source_language: PerLineText,
+    target_language: PerLineText,
+) -> None:
+    """Raise ValueError for arguments about sources that do not fit the model, or batches of no tokens."""
     tokenizer.check_model(config)
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
-    if alignment is not None:
-        alignment.select(config.decoder)
     tokenizer.check_language_codes(source_language, target_language)
 
 
@@ -235,7 +247,7 @@ def _encode_window(
     """Tokenize sources and targets, truncated to the model's maximum lengths and never empty."""
     max_source, max_target, end = (
         model.config.encoder.max_length,
-        model.config.decoder.max_length,
+        model.config.require_decoder().max_length,
         [model.config.eos_id],
     )
     sources, targets = (list(side) for side in zip(*lines, strict=True))
@@ -294,7 +306,7 @@ def score_pairs(
     A pair that cannot be scored gives a Score with an `error`.
     """
     config = model.config
-    max_length = max(config.encoder.max_length, config.decoder.max_length)
+    max_length = max(config.encoder.max_length, config.require_decoder().max_length)
     max_positions = min(batch_tokens, MAX_LOGITS // config.target_vocab_size)
 
     def scores() -> Iterator[tuple[int, Score]]:
@@ -316,7 +328,7 @@ def _score_batch(model: Transformer, alignment: AlignmentConfig | None, pairs: l
     padding = EncodedPair([config.eos_id], [config.start_id, config.eos_id])
     rows = pairs + [padding] * (padded_batch_size(len(pairs)) - len(pairs))
     source_length = padded_length(max(len(pair.source) for pair in pairs), config.encoder.max_length)
-    target_length = padded_length(max(len(pair.target) - 1 for pair in pairs), config.decoder.max_length)
+    target_length = padded_length(max(len(pair.target) - 1 for pair in pairs), config.require_decoder().max_length)
     scores, attention = score_ids(
         model,
         pad_ids([pair.source for pair in rows], source_length, config.pad_id),

@@ -10,17 +10,18 @@ from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.model.transformer import Transformer
 
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
+NOT_QUANTIZED = ("positions", "relative_bias", "projection")  # ends of the names of modules
 
 
 def quantize_weights(model: Transformer, config: QuantizationConfig) -> None:
-    """Quantise linear layers and token embeddings in place, but not positions, relative biases or norms.
+    """Quantise linear layers and token embeddings in place, but not NOT_QUANTIZED or norms.
 
     Raises:
         ValueError: If the width of a weight is not a multiple of the group size.
     """
 
     def is_quantizable(path: str, module: nn.Module) -> bool:
-        if not isinstance(module, nn.Linear | nn.Embedding) or path.endswith(("positions", "relative_bias")):
+        if not isinstance(module, nn.Linear | nn.Embedding) or path.endswith(NOT_QUANTIZED):
             return False
         width = module.weight.shape[-1]
         if width % config.group_size:

@@ -312,6 +312,8 @@ class Stack(nn.Module):
 class Transformer(nn.Module):
     """The encoder-decoder model: `encode` a batch of sources once, then `decode` targets against that memory.
 
+    A model whose configuration has no decoder is an encoder alone: `encode_hidden` returns its hidden states.
+
     Attributes:
         config: The model's configuration.
         search_defaults: The search configuration recommended for this model.
@@ -329,11 +331,14 @@ class Transformer(nn.Module):
         if not config.share_embeddings:
             self.target_embedding = embedding(config.target_vocab_size, config.dims)
         self.encoder = Stack(config, config.encoder, is_decoder=False)
-        self.decoder = Stack(config, config.decoder, is_decoder=True)
+        if config.decoder is not None:
+            self.decoder = Stack(config, config.decoder, is_decoder=True)
         if not config.tie_output:
             self.output = linear(config.dims, config.target_vocab_size, bias=config.output_bias)
         elif config.output_bias:
             self.output_bias = mx.zeros(config.target_vocab_size)
+        if config.pooling is not None and config.pooling.projection_dims is not None:
+            self.projection = linear(config.dims, config.pooling.projection_dims, config.pooling.projection_bias)
         self.weights_source: WeightsSource | None = None
         self.adapter: Any = None
         self._compiled = CompiledFunctions()
@@ -346,7 +351,8 @@ class Transformer(nn.Module):
 
     @recompute.setter
     def recompute(self, recompute: bool) -> None:
-        self.encoder.recompute = self.decoder.recompute = recompute
+        for name in self.config.stacks:
+            self[name].recompute = recompute
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
@@ -387,8 +393,10 @@ class Transformer(nn.Module):
             attend: The attention function; a replacement sees all queries and keys.
 
         Raises:
-            ValueError: If a source is longer than the encoder has positions, or an id is not in the vocabulary.
+            ValueError: If a source is longer than the encoder has positions, an id is not in the vocabulary, or the
+                model has no decoder.
         """
+        self.config.require_decoder()
         x = self.encode_hidden(source, mask, attend)
         key_values = [layer.cross_attention.key_values(x) for layer in self.decoder.layers]
         # Contiguous, because attention would otherwise copy them in every decode step.
@@ -453,14 +461,14 @@ class Transformer(nn.Module):
     ) -> mx.array:
         check_token_ids("target", target, self.config.target_vocab_size)
         check_target_rows(memory.mask.shape[0], target.shape[0])
-        check_length("target", target.shape[1], self.config.decoder.max_length)
+        check_length("target", target.shape[1], self.config.require_decoder().max_length)
         x = self.decoder(self._target_embedding(target), "causal", memory, cache, attend)
         return x if self.config.logit_scale == 1 else x * self.config.logit_scale
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """Create an empty cache for `rows` sequences of up to `capacity` tokens."""
-        head_dims = self.decoder.layers[0].self_attention.head_dims
-        shape = (rows, self.config.decoder.num_heads, 2, capacity, head_dims)
+        num_heads = self.config.require_decoder().num_heads
+        shape = (rows, num_heads, 2, capacity, self.decoder.layers[0].self_attention.head_dims)
         return KVCache([mx.zeros(shape, self.dtype) for _ in self.decoder.layers], mx.array(0, mx.int32))
 
     @property
@@ -471,7 +479,7 @@ class Transformer(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The data type of activations."""
-        return self.decoder.layers[0].feed_forward_residual.norm.weight.dtype
+        return self.encoder.layers[0].feed_forward_residual.norm.weight.dtype
 
     def compiled(self, function: Callable, *options: Any) -> Callable:
         """Compile `function(model, *options, *arguments)`, with the weights as inputs, so that it sees later updates.

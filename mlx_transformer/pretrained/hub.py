@@ -36,7 +36,9 @@ CONFIG_FILES = (
     *("config.json", "generation_config.json", "config.yaml", "*tokenizer*.json", "special_tokens_map.json"),
     *("added_tokens.json", "*vocab*.json", "*vocab*.txt", "merges.txt", "dict*.txt", "*.spm", "*.model"),
     *("bpecodes", "code", "*.codes"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
 )
+MODULE_FILE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")  # of sentence-transformers
 LOGIN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -187,6 +189,7 @@ def download(name: str, commit: str, names: list[str]) -> Path:
 def choose_files(name: str, names: list[str]) -> list[str]:
     """Choose the files to download: configuration, tokenizer, and one set of weights, which comes last."""
     other = describe_names(names)
+    modules = sorted(filter(MODULE_FILE.fullmatch, names)) if "modules.json" in names else []
     names = sorted(file for file in names if "/" not in file and not file.startswith("."))
     weights = next((file for file in PREFERRED_FILES if file in names), None)
     weights = weights or _single_weights_file(name, names, other)
@@ -194,7 +197,7 @@ def choose_files(name: str, names: list[str]) -> list[str]:
     shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(suffix)}")
     shards = [file for file in names if shard.fullmatch(file)] if weights.endswith(".index.json") else []
     small = [file for file in names if any(fnmatch(file, pattern) for pattern in CONFIG_FILES)]
-    return [*small, *shards, weights]
+    return [*small, *modules, *shards, weights]
 
 
 def _single_weights_file(name: str, names: list[str], other: tuple[str, OtherFormat] | None) -> str:

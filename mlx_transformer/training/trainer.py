@@ -128,7 +128,7 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, callbacks: Callb
         logger.info("Tokenising the corpora")
         corpora = [_tokenize_corpora(pairs, state, tokenizer) for pairs in (train_pairs, valid_pairs)]
         _check_same_corpora(state, corpora)
-        if checkpoint is None and config.adapter is None:  # an adapter has no tokenizer
+        if checkpoint is None:
             longest, ratio = corpora[0].usual_lengths()
             tokenizer.config = replace(
                 tokenizer.config,
@@ -154,7 +154,7 @@ def _tokenize_corpora(corpora: ParallelCorpora, state: TrainState, tokenizer: To
     """Tokenise pairs, without those that are too long for the run or the model."""
     config, model = state.config, state.model.config
     prefix = tokenizer.config.source_prefix
-    max_tokens = min(config.max_length, model.encoder.max_length, model.decoder.max_length)
+    max_tokens = min(config.max_length, model.encoder.max_length, model.require_decoder().max_length)
     corpus = TokenizedCorpus.build(corpora, tokenizer, max_tokens, source_prefix=prefix, folder=config.output)
     if corpora.skipped:
         names = ", ".join(spec.text for spec in corpora.specs)
@@ -330,7 +330,8 @@ class Trainer:
         score = scores[self.config.best_by]
         improved = score > progress.get("best_score", -math.inf)
         if improved:
-            self.run_directory.save_best(model, self.tokenizer)
+            self.run_directory.set_aside_best()
+            model_folder.save(self.run_directory.best, model, self.tokenizer)
             progress["best_score"] = score
         progress["stale"] = 0 if improved else progress.get("stale", 0) + 1
         self._save_checkpoint()

@@ -59,8 +59,8 @@ def test_many_unknown_fields_are_counted():
 def test_a_config_must_be_a_json_object(data):
     with pytest.raises(ValueError, match=f"^config must be an object with fields, not {data!r}".replace("[", r"\[")):
         from_dict(ModelConfig, data, "config")
-    with pytest.raises(ValueError, match="^config: decoder must be (an object with fields|StackConfig), not "):
-        from_dict(ModelConfig, to_dict(MODEL) | {"decoder": data}, "config")
+    with pytest.raises(ValueError, match="^config: encoder must be (an object with fields|StackConfig), not "):
+        from_dict(ModelConfig, to_dict(MODEL) | {"encoder": data}, "config")
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=class_name)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import mlx_transformer as mt
+from mlx_transformer.config.model import PoolingConfig
 from mlx_transformer.inference import embedding
 from mlx_transformer.inference.source_lines import make_source_lines
 
@@ -46,7 +47,11 @@ def test_hidden_states_that_are_not_finite_are_an_error_of_their_line(bundled):
     broken = copy.deepcopy(model)
     (token,) = {*tokenizer.encode("No.")} - {*tokenizer.encode("I am tired.")} - {*tokenizer.encode("")}
     broken.source_embedding.weight[token] = mx.nan
-    results = list(embedding.embed_lines(broken, tokenizer, make_source_lines(["I am tired.", "No.", "I am tired."])))
+    results = list(
+        embedding.embed_lines(
+            broken, tokenizer, make_source_lines(["I am tired.", "No.", "I am tired."]), PoolingConfig()
+        )
+    )
     assert [bool(result.error) for result in results] == [False, True, False] and np.isnan(results[1].vector).all()
     with pytest.raises(ValueError, match="Line 2: Hidden states must be finite"):
         mt.embed(broken, tokenizer, ["I am tired.", "No."])
@@ -62,7 +67,7 @@ def test_a_vector_of_zeros_stays_one_when_it_is_normalised(bundled):
 def test_truncated_texts_are_marked(bundled):
     length = bundled[0].config.encoder.max_length
     lines = make_source_lines(["No.", "No. " * length])
-    assert [result.truncated for result in embedding.embed_lines(*bundled, lines)] == [False, True]
+    assert [result.truncated for result in embedding.embed_lines(*bundled, lines, PoolingConfig())] == [False, True]
 
 
 def test_a_single_text_gives_one_vector(bundled):

@@ -29,7 +29,7 @@ class EchoHypothesis:
 
 
 class EchoModel:
-    config = SimpleNamespace(encoder=SimpleNamespace(max_length=LONGEST))
+    config = SimpleNamespace(encoder=SimpleNamespace(max_length=LONGEST), require_decoder=lambda: None)
     search_defaults = SearchConfig()
     tasks = {"shout": TaskConfig("shout", "hey: ", SearchConfig(beam_size=2, num_hypotheses=2))}
 

@@ -24,6 +24,7 @@ EMBEDDING_NAMES: NameTable = {
     "target_embedding.weight": [f"{name}.weight" for name in ("decoder.embed_tokens", "shared", "lm_head")]
     + ["encoder.embed_tokens.weight"],
     "output.weight": "lm_head.weight",
+    "projection": "linear",  # the dense layer of sentence-transformers
 }
 
 # BART and its relatives, whose layers are named as in fairseq.

@@ -31,6 +31,10 @@ EXPERTS = "its feed-forward networks are mixtures of experts"
 RUN_MLX_LM = "use mlx-lm for decoder-only models"
 USE_WHOLE = "convert a whole encoder-decoder model"
 RENAME_OTHER = f"{USE_WHOLE}, or rename the tensors of its other stack"
+NAME_ENCODER = (
+    f"{RENAME_OTHER}; to embed texts with an encoder of transformers, name its class in config.json, as in "
+    '"architectures": ["T5EncoderModel"]'
+)
 USE_TEXT = "convert a model whose source is text"
 USE_TRANSFORMER = "convert a Transformer"
 USE_ORIGINAL = "convert the original model, and quantise that"
@@ -135,12 +139,15 @@ UNSUPPORTED_MODEL_TYPES = {
 }
 
 
-def describe_other_model(shapes: Mapping[str, tuple[int, ...]], file_names: Iterable[str]) -> str | None:
+def describe_other_model(
+    shapes: Mapping[str, tuple[int, ...]], file_names: Iterable[str], may_be_encoder: bool = False
+) -> str | None:
     """Return an error that says what a checkpoint is, if it is no complete encoder-decoder Transformer.
 
     Args:
         shapes: The names and shapes of the model's tensors.
         file_names: The names of all tensors in the file, before any were renamed.
+        may_be_encoder: Whether an encoder without a decoder will do.
 
     Returns:
         A sentence with the reason, a tensor that shows it and a remedy; None if the names do not tell.
@@ -155,7 +162,7 @@ def describe_other_model(shapes: Mapping[str, tuple[int, ...]], file_names: Iter
         return message
     if name := next((name for name in names if name.endswith("weight") and len(shapes[name]) == 4), None):
         return _cannot_be_converted("it has two-dimensional convolutions, for images", name, USE_TEXT)
-    return _describe_one_stack(names)
+    return None if may_be_encoder else _describe_one_stack(names)
 
 
 def _one_of_each_layer(names: Iterable[str]) -> list[str]:
@@ -194,7 +201,7 @@ def _describe_one_stack(names: list[str]) -> str | None:
     if decoders or any(map(CROSS_ATTENTION.search, names)):
         return None
     if len(encoders) == len(layers) > 0:
-        return _cannot_be_converted(ENCODER_ALONE, encoders[0], RENAME_OTHER)
+        return _cannot_be_converted(ENCODER_ALONE, encoders[0], NAME_ENCODER)
     if len(layers) != 1:
         return None
     (name,) = layers.values()

@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_transformer.storage.files import read_json as read_json_file
 from mlx_transformer.weights.formats.containers import Container, add_path_to_errors, open_container, read_json
 from mlx_transformer.weights.formats.other_formats import (
     ADAPTER,
@@ -32,6 +33,8 @@ PREFERRED_FILES = (
 )
 SHARD_NAME = re.compile(r"(.+)-0*[1-9]\d*-of-(?!0*1\.)\d+(\.[a-z]+)")  # one of several
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+DENSE = "Dense"  # the module of sentence-transformers with weights of its own
+MODULE_PATH = re.compile(r"[\w-]*")  # of a folder beside the weights
 MAX_INDEX = 2**24  # bytes, as of a safetensors header
 MAX_SHARDS = 1000
 # Views may add up to twice the stored bytes and this many more, to allow for small expanded tensors.
@@ -130,6 +133,7 @@ def read_checkpoint(path: str | Path, weights: str | None = None) -> Checkpoint:
         with add_path_to_errors(path):
             raise other.error("a checkpoint must be a whole model, this is")
     files = _read_index(path) if path.name.endswith(".index.json") else {path: set()}
+    files |= {_choose_file(path.parent / module): set() for kind, module in read_modules(path.parent) if kind == DENSE}
     opened: list[Container] = []
     try:
         for file, names in files.items():
@@ -179,6 +183,27 @@ def _choose_file(folder: Path) -> Path:
         "check the path, or download the weights again",
         folder,
     )
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """Return the modules of a folder of sentence-transformers: the name of the class and the folder of each.
+
+    Raises:
+        ValueError: If its modules.json is damaged, or names a folder elsewhere.
+    """
+    path = folder / "modules.json"
+    modules = read_json_file(path) if path.exists() else []
+    if not isinstance(modules, list):
+        raise ValueError(f"{path} must be a list of modules: download it again.")
+    names = []
+    for module in modules:
+        kind, name = (module.get(key) if isinstance(module, dict) else None for key in ("type", "path"))
+        if not isinstance(kind, str) or not isinstance(name, str) or not MODULE_PATH.fullmatch(name):
+            raise ValueError(
+                f"{path} must name the type of each module, and as its path a folder beside it: download it again."
+            )
+        names.append((kind.rpartition(".")[2], name))
+    return names
 
 
 def describe_folder(folder: Path) -> tuple[str, OtherFormat] | None:

@@ -483,12 +483,3 @@ def test_every_family_can_be_trained_further(pair):
     unchanged = {name for name in before if mx.array_equal(before[name], after[name])}
     assert [name for name in unchanged if not name.endswith("key_proj.bias")] == []
     assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize("name, kind", [("t5", "T5EncoderModel"), ("mt5", "MT5EncoderModel")])
-def test_an_encoder_of_t5_alone_is_named_as_such(name, kind, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    encoder = vars(transformers).get(kind) or getattr(transformers, kind)
-    encoder(torch_model(name).config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="it is an encoder without a decoder"):
-        convert.load(tmp_path)
