@@ -17,7 +17,6 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import mlx.core as mx
 import pytest
@@ -25,6 +24,7 @@ import tokenizers
 from click.testing import CliRunner
 from mlx.utils import tree_flatten
 from support.hub_server import Hub
+from support.pages import PAGES, README, Block, read_blocks, write_python
 from support.paths import ROOT, TESTS
 from support.pictures import assert_same_drawing, assert_same_figure
 from support.texts import CORPUS
@@ -38,8 +38,6 @@ from mlx_transformer.pretrained import cache
 from mlx_transformer.weights.families import FAMILIES
 from tests.test_structure import PARTS
 
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 IMAGES = ROOT / "docs" / "images"
 needs_openblas = pytest.mark.skipif(
     sys.platform == "linux" and not blas.find_openblas(), reason="too slow without OpenBLAS"
@@ -85,45 +83,6 @@ pathlib.Path("pictures").mkdir()
 runpy.run_path({str(IMAGES / "draw_transformer.py")!r})["draw"](globals(), pathlib.Path("pictures"))
 """
 DECIMAL = re.compile(r"-?\d+\.\d+")
-FENCED = re.compile(r'^```(\w+)(?: title="([^"\n]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-
-
-class Block(NamedTuple):
-    """A fenced block of a page.
-
-    Attributes:
-        language: What follows the fence.
-        line: The number of that line.
-        code: The lines of the block.
-        title: The file that it is an excerpt of.
-        output: What it is to print, if the page shows that.
-    """
-
-    language: str
-    line: int
-    code: str
-    title: str | None = None
-    output: str | None = None
-
-    @property
-    def runs(self) -> bool:
-        return self.language != "text" and self.title is None
-
-
-def read_blocks(text: str) -> list[Block]:
-    """Return the blocks of a page; a text block right after a code block becomes its output."""
-    blocks: list[Block] = []
-    end = -1
-    for match in FENCED.finditer(text):
-        language, title, code = match.groups()
-        adjacent = end >= 0 and not text[end : match.start()].strip()
-        if language == "text" and adjacent and blocks[-1].runs:
-            blocks[-1] = blocks[-1]._replace(output=code)
-        else:
-            blocks.append(Block(language, text[: match.start()].count("\n") + 1, code, title))
-        end = match.end()
-    assert "```" not in FENCED.sub("", text)
-    return blocks
 
 
 def check_excerpt(block: Block, page: str) -> None:
@@ -294,26 +253,9 @@ def check_own_models(folder: Path, results: dict[str, dict]) -> None:
         mt.load(folder / "odd")
 
 
-WRONG = """\
-import mlx_transformer as mt
-
-model, tokenizer = mt.load()
-mt.generate(model, tokenizer, "one", beam_sise=2)
-mt.stream_generate(model, tokenizer, "one", max_tokens="2")
-mt.generate(model, tokenizer, ["one"]).upper()
-"""
-
-
 @pytest.mark.slow
 def test_the_python_of_all_pages_passes_a_strict_type_checker(tmp_path):
-    (tmp_path / "wrong.py").write_text(WRONG)
-    for path in PAGES:
-        lines = [""] * path.read_text().count("\n")
-        for block in read_blocks(path.read_text()):
-            if block.language == "python" and block.runs:
-                code = block.code.splitlines()
-                lines[block.line : block.line + len(code)] = code
-        (tmp_path / f"{path.stem}.py").write_text("\n".join([*lines, ""]))
+    expected = write_python(tmp_path)
     result = subprocess.run(
         [
             sys.executable,
@@ -331,7 +273,7 @@ def test_the_python_of_all_pages_passes_a_strict_type_checker(tmp_path):
         text=True,
     )
     errors = set(re.findall(r"^(\S+): error: ", result.stdout, re.MULTILINE))
-    assert errors == {f"wrong.py:{line}" for line in (4, 5, 6)}, result.stdout + result.stderr
+    assert errors == expected, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
