@@ -45,6 +45,7 @@ _MODULES = {
     "add_adapter": "model.adapters",
     "load_adapter": "pretrained.loading",
     "save_adapter": "checkpoints.adapter_folder",
+    "save_peft_adapter": "weights.adapters.peft_writer",
     "remove_adapter": "model.adapters",
     "fuse_adapter": "model.adapters",
     "convert": "weights.convert",

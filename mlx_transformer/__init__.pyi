@@ -40,6 +40,7 @@ from .training.losses import loss as loss
 from .training.step_metrics import TrainingStep as TrainingStep
 from .training.trainer import train as train
 from .training.validation import Validation as Validation
+from .weights.adapters.peft_writer import save_peft_adapter as save_peft_adapter
 from .weights.convert import ConversionReport as ConversionReport
 from .weights.convert import convert as convert
 from .weights.tokenizers.options import TokenizerOptions as TokenizerOptions

@@ -39,7 +39,7 @@ PARTS = [
 WEIGHTS = [
     {"__init__"},
     {"inspection"},
-    {"convert"},
+    {"convert", "adapters"},
     {"tokenizers"},
     {"conversion_plan"},
     {"assumptions"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -58,6 +59,7 @@ LARGE = 1 << 28  # bytes; smaller models need no progress bar
     ),
     click.option("--ignore", multiple=True, metavar="REGEX", help="Leave out tensors; repeatable."),
     click.option("--weights", metavar="NAME", help="Which of several state dicts in the file, such as ema."),
+    click.option("--base", metavar="MODEL", help="SOURCE is an adapter of MODEL: of PEFT, or to write for PEFT."),
 )
 @option_group(
     "Vocabulary of a checkpoint without a tokenizer",
@@ -87,6 +89,7 @@ def command(
     quantize: str | None,
     dry_run: bool,
     verbose: bool,
+    base: str | None,
     **options: Any,
 ) -> None:
     """Convert the torch checkpoint SOURCE to the model folder DESTINATION. Torch is not needed.
@@ -101,6 +104,9 @@ def command(
     The tokenizer of such a checkpoint is given by --tokenizer, or by --source-vocab and --target-vocab. FILE is a
     tokenizer.json, a sentencepiece model, a list of tokens (text, JSON or pickle) or a torchtext vocabulary.
 
+    An adapter of PEFT becomes an adapter folder, and an adapter folder one of PEFT: --base names the model that it
+    belongs to.
+
     \b
     mlx-transformer convert facebook/nllb-200-distilled-600M nllb --quantize 8
     """  # noqa: D301 (click needs the backspace)
@@ -108,6 +114,11 @@ def command(
 
     if destination is None and not dry_run:
         raise click.UsageError("Missing argument 'DESTINATION'.")
+    if base is not None:
+        if destination is None or dry_run or quantize or settings or rename or any(options.values()):
+            raise click.UsageError("--base converts an adapter: it takes no other options than --revision.")
+        convert_adapter(source, destination, base, revision)
+        return
     tokenizer = parse_tokenizer(**{name: options.pop(name) for name in VOCABULARY_OPTIONS})
     path = find_torch_checkpoint(source, revision)
     activity.show(f"Converting {source}")
@@ -126,6 +137,20 @@ def command(
     activity.clear()
     if report is not None and (dry_run or report.assumptions or report.other_weights or report.left_out):
         print_report(report, None if verbose else MAX_DETAILS)
+
+
+def convert_adapter(source: str, destination: str, base: str, revision: str | None) -> None:
+    """Write an adapter of PEFT as an adapter folder, or an adapter folder as one of PEFT."""
+    from mlx_transformer.checkpoints.replacement import is_adapter_folder
+
+    activity.show(f"Converting {source}")
+    model = mt.load_model(base, "float32", revision)
+    mt.load_adapter(model, source)
+    if is_adapter_folder(Path(source)):
+        mt.save_peft_adapter(destination, model, base_model=base)
+    else:
+        mt.save_adapter(destination, model)
+    activity.clear()
 
 
 @contextmanager

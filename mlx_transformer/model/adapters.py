@@ -288,7 +288,7 @@ def remove_adapter(model: Transformer) -> None:
     Raises:
         ValueError: If the model has no adapter.
     """
-    model.replace_modules(_base_modules(model))
+    model.replace_modules(base_modules(model))
     model.adapter = None
 
 
@@ -306,7 +306,7 @@ def restore_adapter_on_error(model: Transformer) -> Iterator[None]:
         raise
 
 
-def _base_modules(model: Transformer) -> dict[str, nn.Module]:
+def base_modules(model: Transformer) -> dict[str, nn.Module]:
     """Return the modules of the base, by path, in whose place a model's adapter has its own."""
     adapted = {path: module.linear for path, module in model.named_modules() if isinstance(module, LoRALinear)}
     return adapted | _adapter(model).replaced
@@ -315,7 +315,7 @@ def _base_modules(model: Transformer) -> dict[str, nn.Module]:
 def _replaced_modules(model: Transformer) -> dict[str, nn.Module]:
     """Return the modules of an adapter by path; none for a model without an adapter."""
     modules = dict(model.named_modules())
-    return {path: modules[path] for path in _base_modules(model)} if model.adapter is not None else {}
+    return {path: modules[path] for path in base_modules(model)} if model.adapter is not None else {}
 
 
 def fuse_adapter(model: Transformer) -> None:
@@ -324,7 +324,7 @@ def fuse_adapter(model: Transformer) -> None:
     Raises:
         ValueError: If the model has no adapter.
     """
-    bases, modules = _base_modules(model), _replaced_modules(model)
+    bases, modules = base_modules(model), _replaced_modules(model)
     fused = {path: module.merge() if isinstance(module, LoRALinear) else module for path, module in modules.items()}
     model.replace_modules({path: _quantize_like(bases[path], module) for path, module in fused.items()})
     model.adapter = model.weights_source = None

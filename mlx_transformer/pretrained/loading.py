@@ -47,7 +47,7 @@ def load(
         revision: Branch, tag or commit of the repository; by default the main branch.
         quantize: Bits per weight, 8 or 4; by default as stored. The CPU computes with dequantised weights.
         allow_overflow: Allow float16 even if the model overflows it.
-        adapter: An adapter folder to load on the model; see `load_adapter`.
+        adapter: An adapter folder, also one of PEFT, to load on the model; see `load_adapter`.
 
     Raises:
         FileNotFoundError: If the path, repository or revision does not exist.
@@ -95,7 +95,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> AdapterConfig:
 
     Args:
         model: The base of the adapter, as returned by `load`, in any precision.
-        folder: The adapter folder.
+        folder: The adapter folder, or one of PEFT: a LoRA, DoRA or rsLoRA of the model of transformers that the base
+            was converted from.
 
     Returns:
         The adapter's configuration.
@@ -105,9 +106,18 @@ def load_adapter(model: Transformer, folder: str | Path) -> AdapterConfig:
         ValueError: If a file is damaged, or the adapter belongs to another model.
     """
     path = find_adapter(folder)
-    config, arrays = adapter_folder.read_adapter(path)
+    config, arrays = _read_peft_adapter(path, model) or adapter_folder.read_adapter(path)
     adapter_folder.apply_adapter(model, config, arrays, path)
     return config
+
+
+def _read_peft_adapter(folder: Path, model: Transformer) -> tuple[AdapterConfig, dict[str, mx.array]] | None:
+    """Read an adapter of PEFT; None if the folder has none."""
+    if is_adapter_folder(folder):
+        return None
+    from mlx_transformer.weights.adapters.peft_reader import is_peft_adapter, read_peft_adapter
+
+    return read_peft_adapter(folder, model) if is_peft_adapter(folder) else None
 
 
 def find_adapter(folder: str | Path) -> Path:

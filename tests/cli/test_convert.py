@@ -101,3 +101,22 @@ def test_info_lists_tensors_settings_and_families(mine):
 
 def test_info_names_a_bad_path(tmp_path):
     assert "there is no" in error_line(invoke("info", tmp_path / "absent.pt", "--tensors", status=1))
+
+
+def test_adapters_are_converted_to_those_of_peft_and_back(tmp_path):
+    model = mt.load_model()
+    mt.add_adapter(model, mt.AdapterConfig(rank=2, alpha=3.0, targets=("value_proj",)))
+    mt.save_adapter(tmp_path / "ours", model)
+    invoke("convert", tmp_path / "ours", tmp_path / "peft", "--base", "bundled")
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (settings["peft_type"], settings["r"], settings["lora_alpha"]) == ("LORA", 2, 3.0)
+    assert settings["base_model_name_or_path"] == "bundled"
+    invoke("convert", tmp_path / "peft", tmp_path / "again", "--base", "bundled")
+    arrays, again = (mx.load(str(tmp_path / name / "adapters.safetensors")) for name in ("ours", "again"))
+    assert arrays.keys() == again.keys() and all(mx.array_equal(arrays[name], again[name]) for name in arrays)
+    assert (
+        "it takes no other options"
+        in invoke("convert", tmp_path / "peft", tmp_path / "x", "--base", "bundled", "--quantize", 8, status=2).stderr
+    )
+    assert "convert --base MODEL" in error_line(invoke("convert", tmp_path / "peft", tmp_path / "x", status=1))
+    assert not (tmp_path / "x").exists()

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from mlx_transformer.weights.formats.other_formats import USE_ADAPTER
 from mlx_transformer.weights.formats.tensors import quote
 
 MAX_NAMES = 1_000  # that are looked at, without counting layers
@@ -154,7 +155,7 @@ def describe_other_model(
     """
     names, all_names = (_one_of_each_layer(some) for some in (shapes, file_names))
     if all_names and all(re.search(ADAPTER, name) for name in all_names):
-        return "An adapter is not a complete model: merge it into its model and save that."
+        return f"An adapter is not a complete model: {USE_ADAPTER}."
     if name := next(filter(MODEL_FOLDER.search, all_names), None):
         reason = "it is the file of a model folder without its config.json"
         return _cannot_be_converted(reason, name, "give the path of the whole folder")

@@ -1,0 +1,1 @@
+"""Adapters of PEFT: read for a converted model, and written for PEFT."""
