@@ -17,7 +17,6 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import mlx.core as mx
 import pytest
@@ -25,20 +24,21 @@ import tokenizers
 from click.testing import CliRunner
 from mlx.utils import tree_flatten
 from support.hub_server import Hub
+from support.pages import PAGES, README, Block, read_blocks, write_python
 from support.paths import ROOT, TESTS
+from support.pictures import assert_same_drawing, assert_same_figure
 from support.texts import CORPUS
 from support.tiny_checkpoints import nllb, opus_mt, t5
 
 import mlx_transformer as mt
 from mlx_transformer import blas
 from mlx_transformer.cli import main
-from mlx_transformer.cli.commands import generate
+from mlx_transformer.cli.commands import generate, train
 from mlx_transformer.pretrained import cache
 from mlx_transformer.weights.families import FAMILIES
 from tests.test_structure import PARTS
 
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+IMAGES = ROOT / "docs" / "images"
 needs_openblas = pytest.mark.skipif(
     sys.platform == "linux" and not blas.find_openblas(), reason="too slow without OpenBLAS"
 )
@@ -76,46 +76,13 @@ INSTALLERS = {
     "python3": '#!/bin/sh\n[ "$*" = "-m venv .venv" ] && mkdir -p .venv/bin && touch .venv/bin/activate\n',
     "pip": '#!/bin/sh\n[ "$1" = install ]\n',
 }
+# Runs after the blocks of docs/transformer.md, on their variables.
+DRAWING = f"""\
+import pathlib, runpy
+pathlib.Path("pictures").mkdir()
+runpy.run_path({str(IMAGES / "draw_transformer.py")!r})["draw"](globals(), pathlib.Path("pictures"))
+"""
 DECIMAL = re.compile(r"-?\d+\.\d+")
-FENCED = re.compile(r'^```(\w+)(?: title="([^"\n]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-
-
-class Block(NamedTuple):
-    """A fenced block of a page.
-
-    Attributes:
-        language: What follows the fence.
-        line: The number of that line.
-        code: The lines of the block.
-        title: The file that it is an excerpt of.
-        output: What it is to print, if the page shows that.
-    """
-
-    language: str
-    line: int
-    code: str
-    title: str | None = None
-    output: str | None = None
-
-    @property
-    def runs(self) -> bool:
-        return self.language != "text" and self.title is None
-
-
-def read_blocks(text: str) -> list[Block]:
-    """Return the blocks of a page; a text block right after a code block becomes its output."""
-    blocks: list[Block] = []
-    end = -1
-    for match in FENCED.finditer(text):
-        language, title, code = match.groups()
-        adjacent = end >= 0 and not text[end : match.start()].strip()
-        if language == "text" and adjacent and blocks[-1].runs:
-            blocks[-1] = blocks[-1]._replace(output=code)
-        else:
-            blocks.append(Block(language, text[: match.start()].count("\n") + 1, code, title))
-        end = match.end()
-    assert "```" not in FENCED.sub("", text)
-    return blocks
 
 
 def check_excerpt(block: Block, page: str) -> None:
@@ -244,12 +211,14 @@ def test_the_blocks_of_a_page_run_and_print_what_it_shows(path, workplace):
     blocks = read_blocks(path.read_text())
     assert {block.language for block in blocks} <= {"python", "console", "text"}
     blocks = [block for block in blocks if block.runs]
+    if path.name == "transformer.md":
+        blocks.append(Block("python", 0, DRAWING))
     results = workplace.run(page, blocks)
     for block, result in zip(blocks, results, strict=False):
         check_output(block, result, page)
     assert len(results) == len(blocks)
     check_files(workplace.folder, blocks)
-    checks = {"models.md": check_models, "converting.md": check_own_models}
+    checks = {"models.md": check_models, "converting.md": check_own_models, "transformer.md": check_drawings}
     if (check := checks.get(path.name)) is not None:
         check(workplace.folder, dict(zip((block.code.split("\n")[0] for block in blocks), results, strict=True)))
 
@@ -261,6 +230,15 @@ def check_models(folder: Path, results: dict[str, dict]) -> None:
     assert max(map(len, info[1:])) < 120
     task, *summaries = next(r for code, r in results.items() if "--task" in code)["stdout"].splitlines()
     assert task and [bool(line) for line in summaries] == [True, False, True]
+
+
+def check_drawings(folder: Path, results: dict[str, dict]) -> None:
+    """Check that the pictures of docs/transformer.md are those that its variables give now."""
+    stored = sorted(IMAGES.glob("transformer-*.svg"))
+    assert sorted(path.name for path in (folder / "pictures").iterdir()) == [path.name for path in stored]
+    for path in stored:
+        tolerance = 25 if path.name == "transformer-dates.svg" else 1  # of a model that is trained on any machine
+        assert_same_drawing(folder / "pictures" / path.name, path, tolerance)
 
 
 def check_own_models(folder: Path, results: dict[str, dict]) -> None:
@@ -275,26 +253,9 @@ def check_own_models(folder: Path, results: dict[str, dict]) -> None:
         mt.load(folder / "odd")
 
 
-WRONG = """\
-import mlx_transformer as mt
-
-model, tokenizer = mt.load()
-mt.generate(model, tokenizer, "one", beam_sise=2)
-mt.stream_generate(model, tokenizer, "one", max_tokens="2")
-mt.generate(model, tokenizer, ["one"]).upper()
-"""
-
-
 @pytest.mark.slow
 def test_the_python_of_all_pages_passes_a_strict_type_checker(tmp_path):
-    (tmp_path / "wrong.py").write_text(WRONG)
-    for path in PAGES:
-        lines = [""] * path.read_text().count("\n")
-        for block in read_blocks(path.read_text()):
-            if block.language == "python" and block.runs:
-                code = block.code.splitlines()
-                lines[block.line : block.line + len(code)] = code
-        (tmp_path / f"{path.stem}.py").write_text("\n".join([*lines, ""]))
+    expected = write_python(tmp_path)
     result = subprocess.run(
         [
             sys.executable,
@@ -312,7 +273,7 @@ def test_the_python_of_all_pages_passes_a_strict_type_checker(tmp_path):
         text=True,
     )
     errors = set(re.findall(r"^(\S+): error: ", result.stdout, re.MULTILINE))
-    assert errors == {f"wrong.py:{line}" for line in (4, 5, 6)}, result.stdout + result.stderr
+    assert errors == expected, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -357,30 +318,36 @@ def test_the_links_of_the_readme_lead_somewhere():
 
 def test_the_pictures_of_the_pages_are_there_and_small():
     shown = {path.parent / name for path in PAGES for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", path.read_text())}
-    pictures = {path for path in (ROOT / "docs" / "images").iterdir() if path.suffix != ".py"}
+    pictures = {path for path in IMAGES.iterdir() if path.suffix not in (".py", ".jsonl")}
     assert shown == pictures
     assert [path.name for path in pictures if path.stat().st_size > 150_000] == []
 
 
 @pytest.mark.slow
-def test_the_pictures_show_what_the_commands_print(tmp_path, monkeypatch):
-    """All commands of docs/images/draw.py but those of the training, which takes minutes."""
-    rich = pytest.importorskip("rich", reason="docs/images/draw.py needs rich")
-    images = ROOT / "docs" / "images"
-    draw = SimpleNamespace(**runpy.run_path(str(images / "draw.py")))
+def test_the_pictures_show_what_the_commands_print(tmp_path, monkeypatch, capsys):
+    """All commands of docs/images/draw.py; of the training, which takes minutes, the log is shown and drawn."""
+    draw = SimpleNamespace(**runpy.run_path(str(IMAGES / "draw.py")))
     monkeypatch.chdir(tmp_path)
     Path("english.txt").write_text(draw.ENGLISH)
-    terminal = html.unescape(re.sub(r"<[^>]+>", "", (images / "terminal.svg").read_text())).replace("\xa0", " ")
+    log = IMAGES / "dates.jsonl"
+    Path("runs/dates").mkdir(parents=True)
+    Path("runs/dates/log.jsonl").write_bytes(log.read_bytes())
+    terminal = html.unescape(re.sub(r"<[^>]+>", "", (IMAGES / "terminal.svg").read_text())).replace("\xa0", " ")
+    progress = train.Progress(mt.TrainingConfig(train="dates", valid="dates", output="runs/dates"))
+    for line in log.read_text().splitlines():
+        progress(json.loads(line))
+    lines = draw.shorten(capsys.readouterr().out.splitlines(), (3, 5))  # and "Best model: ..."
+    assert len(lines) == 9 and [line for line in lines if normalize(line) not in normalize(terminal)] == []
     shown = [command for command in draw.COMMANDS if "runs/dates" not in command]
-    assert rich and len(shown) == 3
+    assert len(shown) == 3
     for command in shown:
         arguments, _, source = command.partition(" < ")
         result = CliRunner().invoke(main, shlex.split(arguments)[1:], input=source and Path(source).read_bytes())
         lines = result.stdout.replace("\u202f", " ").replace("\t", " ").splitlines()
         assert lines and [line for line in lines if normalize(line) not in normalize(terminal)] == [], command
-    CliRunner().invoke(main, shlex.split(draw.PICTURES["attention.svg"])[1:])
-    labels = [re.findall("<!-- (.+?) -->", (folder / "attention.svg").read_text()) for folder in (images, tmp_path)]
-    assert labels[0] == labels[1]
+    for picture, command in draw.PICTURES.items():
+        CliRunner().invoke(main, shlex.split(command)[1:])
+        assert_same_figure(tmp_path / picture, IMAGES / picture)
 
 
 def test_the_reference_lists_every_public_name():

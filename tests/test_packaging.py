@@ -1,5 +1,6 @@
 """Packaging: one package in sdist and wheel, both ways to start it in a checkout, bounds, and a fast `--help`."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from support.pages import write_python
 from support.paths import ROOT
 
 MODEL_FILES = ("README.md", "config.json", "model.safetensors", "tokenizer.json")
@@ -71,23 +73,47 @@ def test_distribution_contains_one_complete_package(distributions, kind):
     assert expected - files == set()
 
 
+@pytest.fixture(scope="module")
+def python(checkout, tmp_path_factory):
+    """Return the Python of an environment where the checkout is installed, as users do, not editable."""
+    folder = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "venv", "venv", cwd=folder)
+    python = folder / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", ".", cwd=checkout)
+    # Dependencies come from the environment of the tests; a .pth inside that one (an editable install) is not read.
+    (site_packages(python) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+def site_packages(python):
+    return Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd="/").strip())
+
+
 @pytest.mark.packaging
 @pytest.mark.slow
-def test_plain_install_works_inside_the_checkout(checkout, tmp_path):
-    run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
-    python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", ".", cwd=checkout)
-    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    # Dependencies come from the environment of the tests; a .pth inside that one (an editable install) is not read.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+def test_plain_install_works_inside_the_checkout(checkout, python, tmp_path):
+    site = site_packages(python)
     assert {"mlx_transformer"} <= {path.name for path in site.iterdir()}
     assert not {"cli", "weights"} & {path.name for path in site.iterdir()}
     where = run(python, "-c", "import mlx_transformer; print(mlx_transformer.__file__)", cwd=tmp_path)
     assert Path(where.strip()).parent == site / "mlx_transformer"
-    assert "generate" in run(tmp_path / "venv" / "bin" / "mlx-transformer", "--help", cwd=tmp_path)
+    assert "generate" in run(python.with_name("mlx-transformer"), "--help", cwd=tmp_path)
     for folder in (tmp_path, checkout):
         assert "generate" in run(python, "-m", "mlx_transformer", "--help", cwd=folder)
     assert "test_packaging.py" in run(python, "-m", "pytest", "--collect-only", "-q", cwd=checkout)
+
+
+@pytest.mark.packaging
+@pytest.mark.slow
+def test_the_python_of_all_pages_passes_pyright(python, tmp_path):
+    pytest.importorskip("basedpyright", reason="basedpyright is not installed: pip install '.[dev]'")
+    expected = write_python(tmp_path)
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", str(python), "--outputjson"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    errors = [entry for entry in json.loads(result.stdout)["generalDiagnostics"] if entry["severity"] == "error"]
+    lines = {f"{Path(entry['file']).name}:{entry['range']['start']['line'] + 1}" for entry in errors}
+    assert lines == expected, "\n".join(f"{Path(entry['file']).name}: {entry['message']}" for entry in errors)
 
 
 @pytest.mark.parametrize(

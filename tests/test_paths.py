@@ -64,3 +64,13 @@ def test_vocabularies_of_a_checkpoint(kind, checkpoint, tmp_path):
     for number, tokenizer in enumerate((kind(file), mt.TokenizerOptions(kind(file), kind(file)))):
         mt.convert(checkpoint, tmp_path / f"{number}", tokenizer=tokenizer)
         assert mt.load(tmp_path / f"{number}")
+
+
+@KINDS
+def test_adapters(kind, tmp_path):
+    mt.save(tmp_path / "model", *mt.load())
+    model = mt.load_model(tmp_path / "model")
+    mt.add_adapter(model, mt.AdapterConfig(rank=2, alpha=2.0))
+    mt.save_adapter(kind(tmp_path / "adapter"), model)
+    base, _ = mt.load(kind(tmp_path / "model"), adapter=kind(tmp_path / "adapter"))
+    assert mt.load_adapter(base, kind(tmp_path / "adapter")).rank == 2

@@ -1,11 +1,14 @@
 """Draw the pictures of the documentation from a real run: terminal.svg, curves.svg and attention.svg in this folder.
 
+dates.jsonl is the log of that run, from which tests draw the curves again.
+
     pip install '.[train]' && python docs/images/draw.py
 
 The training takes about two minutes on two CPU cores.
 """
 
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -68,6 +71,7 @@ def main() -> None:
                 console.print(Text(line), no_wrap=True, overflow="ellipsis")
         svg = console.export_svg(title="mlx-transformer", code_format=SVG, unique_id="terminal")
         (IMAGES / "terminal.svg").write_text(strip_line_ends(svg))
+        shutil.copy(folder / "runs" / "dates" / "log.jsonl", IMAGES / "dates.jsonl")
         for picture, command in PICTURES.items():
             run(command, folder)
             (IMAGES / picture).write_text(strip_line_ends((folder / picture).read_text()))

@@ -77,8 +77,8 @@ class Picture:
             left, bottom = x + (j + 0.5) * cell + 4, y - 6
             self.text(left, bottom, name, 12, transform=f"rotate(-90 {left:g} {bottom:g})")
 
-    def write(self, name: str) -> None:
-        """Write the picture into the folder of images."""
+    def write(self, path: Path) -> None:
+        """Write the picture to a file."""
         width, height = self.size
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -86,7 +86,7 @@ class Picture:
             'markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#444"/></marker>\n'
             f'<rect width="{width}" height="{height}" fill="#fff"/>\n'
         )
-        (IMAGES / name).write_text(head + "\n".join(self.elements) + "\n</svg>\n")
+        path.write_text(head + "\n".join(self.elements) + "\n</svg>\n")
 
 
 def shade(value: float) -> str:
@@ -116,7 +116,7 @@ def run_page(folder: str) -> dict[str, Any]:
     return namespace
 
 
-def draw_stacks() -> None:
+def draw_stacks(folder: Path) -> None:
     """Draw the two stacks, one layer of each in full."""
     picture = Picture(640, 416)
     bottom, width = 316, 210
@@ -147,10 +147,10 @@ def draw_stacks() -> None:
     memory, cross = bottom - 142, bottom - 88
     picture.line([(165, memory + 22), (165, memory), (314, memory), (314, cross), (368, cross)], BLUE)
     picture.text(172, memory - 8, "memory: keys, values", 12, fill=BLUE)
-    picture.write("transformer-stacks.svg")
+    picture.write(folder / "transformer-stacks.svg")
 
 
-def draw_masks(page: dict[str, Any]) -> None:
+def draw_masks(page: dict[str, Any], folder: Path) -> None:
     """Draw the two masks and the attention weights of the untrained model under them."""
     picture = Picture(660, 420)
     source, target = ["9", "10", "</s>", "pad", "pad"], ["<s>", "14", "15", "16"]
@@ -158,19 +158,19 @@ def draw_masks(page: dict[str, Any]) -> None:
     picture.text(20, 24, "padding mask, one row a source")
     picture.heatmap(100, 90, padding, 22, ["source 1", "source 2"], [str(i) for i in range(5)], invert(padding))
     picture.text(370, 24, "causal mask")
-    causal = page["causal"].tolist()
+    causal = page["causal_mask"](4)[0, 0].tolist()
     picture.heatmap(430, 90, causal, 22, target, target, invert(causal))
-    weights = page["weights"]
+    weights = page["all_weights"]
     picture.text(20, 226, "cross-attention weights of source 2, head 0")
     hidden = invert([padding[1]] * 4)
     picture.heatmap(100, 290, roots(weights.cross[0][1, 0]), 22, target, source, hidden)
     picture.text(370, 226, "decoder self-attention weights, head 0")
     picture.heatmap(430, 290, roots(weights.decoder[0][1, 0]), 22, target, target, invert(causal))
     picture.text(20, 404, "Rows are queries, columns are keys. Grey: hidden by the mask. Darker: more weight.", 12)
-    picture.write("transformer-masks.svg")
+    picture.write(folder / "transformer-masks.svg")
 
 
-def draw_positions(page: dict[str, Any]) -> None:
+def draw_positions(page: dict[str, Any], folder: Path) -> None:
     """Draw the first rows and columns of the sinusoidal table, and the products of its rows."""
     picture = Picture(660, 300)
     table, products = page["table"], page["products"]
@@ -187,10 +187,10 @@ def draw_positions(page: dict[str, Any]) -> None:
         12,
     )
     picture.text(20, 278, "equal: they depend only on the distance between two positions.", 12)
-    picture.write("transformer-positions.svg")
+    picture.write(folder / "transformer-positions.svg")
 
 
-def draw_beams(page: dict[str, Any]) -> None:
+def draw_beams(page: dict[str, Any], folder: Path) -> None:
     """Draw the first two steps of the search, with the probability of each prefix."""
     picture = Picture(640, 300)
     following = page["following"]
@@ -215,10 +215,10 @@ def draw_beams(page: dict[str, Any]) -> None:
         picture.line([(90, 150), (232, middle)], "#bbb" if first == "C" else BLUE)
     picture.text(50, 154, "<s>", 14)
     picture.text(20, 288, "Greedy search follows A only. A beam of two keeps A and B and finds “B </s>”.", 12)
-    picture.write("transformer-beams.svg")
+    picture.write(folder / "transformer-beams.svg")
 
 
-def draw_dates(page: dict[str, Any]) -> None:
+def draw_dates(page: dict[str, Any], folder: Path) -> None:
     """Draw the attention of the trained model: the mean of the heads of the last layer."""
     weights, read, written = page["date_weights"], page["read"], page["written"]
     cell, left = 22, 90
@@ -235,19 +235,23 @@ def draw_dates(page: dict[str, Any]) -> None:
     picture.text(
         20, top + cell * len(written) + 20, "Rows: the token that is predicted. Columns: what the decoder looks at.", 12
     )
-    picture.write("transformer-dates.svg")
+    picture.write(folder / "transformer-dates.svg")
+
+
+def draw(page: dict[str, Any], folder: Path) -> None:
+    """Draw all pictures in a folder from the variables of the page."""
+    draw_stacks(folder)
+    draw_masks(page, folder)
+    draw_positions(page, folder)
+    draw_beams(page, folder)
+    draw_dates(page, folder)
 
 
 def main() -> None:
     """Run the page and draw all pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        page = run_page(folder)
+        draw(run_page(folder), IMAGES)
         os.chdir(IMAGES)
-    draw_stacks()
-    draw_masks(page)
-    draw_positions(page)
-    draw_beams(page)
-    draw_dates(page)
 
 
 if __name__ == "__main__":

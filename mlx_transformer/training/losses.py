@@ -5,6 +5,7 @@ from typing import cast
 
 import mlx.core as mx
 
+from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
 MAX_UNCHUNKED_LOGITS = 2**27  # logits computed at once, half a gigabyte
@@ -113,7 +114,16 @@ def loss(model: Transformer, source: mx.array, target: mx.array, label_smoothing
         source: Token ids, int32 (batch, source_length), padded on the right with `model.config.pad_id`.
         target: The start token and the token ids of the targets, int32 (batch, target_length + 1), padded likewise.
         label_smoothing: Probability mass of each target token that is spread evenly over the vocabulary.
+
+    Raises:
+        ValueError: If the arrays are not token ids of the model, `target` has no token after the start token, or
+            `label_smoothing` is not at least 0 and below 1.
     """
+    check_token_ids("target", target, model.config.target_vocab_size)
+    if target.shape[1] < 2:
+        raise ValueError("target must have at least one token after the start token: add the ids of the targets.")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, not {label_smoothing}.")
     total, tokens = batch_loss(model, source, target, label_smoothing)
     return total / mx.maximum(tokens, 1)
 

@@ -247,3 +247,17 @@ class TestLoss:
 
     def test_it_is_zero_without_target_tokens(self):
         assert losses_module.loss(Transformer(MODEL), mx.array([[1, 0]]), mx.zeros((1, 3), mx.int32)).item() == 0
+
+    @pytest.mark.parametrize(
+        ("target", "smoothing", "message"),
+        [
+            (mx.array([2, 3]), 0.1, "target must have two axes, .rows, length., not the shape .2,.: add an axis"),
+            ([[2, 3]], 0.1, "target must be token ids in an mlx.core.array, not list"),
+            (mx.array([[2, 20]]), 0.1, "target must be token ids from 0 to 19, not 20"),
+            (mx.array([[2]]), 0.1, "target must have at least one token after the start token"),
+            (mx.array([[2, 3]]), 1, "label_smoothing must be at least 0 and below 1, not 1"),
+        ],
+    )
+    def test_bad_arguments_are_refused(self, target, smoothing, message):
+        with pytest.raises(ValueError, match=message):
+            losses_module.loss(Transformer(MODEL), mx.array([[3, 1]]), target, smoothing)
