@@ -19,7 +19,7 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.batch_sizes import vector_batch_size
 from mlx_transformer.decoding.decode_step import BeamState, decode_step
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError, backtrace
-from mlx_transformer.decoding.inputs import DecodingInputs, check_per_source, make_decoding_inputs
+from mlx_transformer.decoding.inputs import DecodingInputs, RequiredPhrases, check_per_source, make_decoding_inputs
 from mlx_transformer.decoding.logits_processors import NEG_INF
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Memory, Transformer
@@ -52,6 +52,7 @@ def generate_ids(
     prefix_ids: list[list[int]] | None = None,
     lines: list[int] | None = None,
     scores: bool = True,
+    required_phrases: RequiredPhrases | None = None,
 ) -> list[list[Hypothesis]]:
     """Search for the most probable targets of a batch of sources, or sample targets.
 
@@ -67,6 +68,8 @@ def generate_ids(
         lines: Line number of each source, which selects its random numbers together with the seed; 0, 1, 2... if None.
         scores: Whether hypotheses have scores. Without them a single beam needs no normalisation over the vocabulary,
             which is faster; the scores are NaN then.
+        required_phrases: The token ids of phrases that the target of each source must contain, in this order (after
+            its prefix); with n tokens in the longest list, n + 1 times as many beams are searched. See `grid_search`.
 
     Returns:
         `num_hypotheses` hypotheses for each source, best first; fewer only if the search space holds no more.
@@ -80,10 +83,13 @@ def generate_ids(
         return []
     search = search or model.search_defaults
     prefixes = _forced_prefixes(search, forced_bos_ids, prefix_ids or [[]] * source.shape[0])
-    inputs, max_length = make_decoding_inputs(model, source, search, max_tokens, forced_bos_ids, prefixes, lines)
+    inputs, max_length = make_decoding_inputs(
+        model, source, search, max_tokens, forced_bos_ids, prefixes, lines, required_phrases
+    )
     batch, state = prefill(model, search, source, inputs, start_ids, prefixes)
+    beams = state.tokens.shape[1]
     step = _compiled_step(model, search, scores, forced=forced_bos_ids is not None)
-    vector_size = vector_batch_size(model, search.beam_size)
+    vector_size = vector_batch_size(model, beams)
     hypotheses: dict[int, list[Hypothesis]] = {}
     first = min(map(len, prefixes))
     for position in range(first, max_length):
@@ -96,7 +102,7 @@ def generate_ids(
                 break
             if len(surviving := surviving_rows(finished, vector_size)) < len(finished):
                 hypotheses |= _finished_hypotheses(model, search, batch, state, prefixes)
-                batch, state = compact_batch(batch, state, surviving, search.beam_size)
+                batch, state = compact_batch(batch, state, surviving, beams)
     hypotheses |= _finished_hypotheses(model, search, batch, state, prefixes)
     results = [hypotheses[row] for row in range(source.shape[0])]
     if not all(results):
@@ -187,7 +193,8 @@ def prefill(
     prefixes: list[list[int]],
 ) -> tuple[ActiveBatch, BeamState]:
     """Encode the sources and run the decoder over the prefixes, up to the length of the shortest one."""
-    batch, beams = source.shape[0], search.beam_size
+    batch = source.shape[0]
+    beams = inputs.keys.shape[0] // batch
     memory = model.compiled(_encode_sources, beams)(source)
     starts = start_ids or [model.config.start_id] * batch
     check_per_source("start_ids", starts, batch, 0, model.config.target_vocab_size - 1)
@@ -197,18 +204,20 @@ def prefill(
     if length:
         model.decode(target[:, :-1], memory._replace(mask=memory.mask[:, :1, :1]), cache)
     history = mx.pad(target, [(0, 0), (0, cache.capacity - length)] if search.reads_history else [(0, 0), (0, 0)])
-    no_scores = mx.full((batch, beams), NEG_INF)
+    # All beams of a sentence start out equal: in beam search only one may be continued, the first of its first bank.
+    num_required = (inputs.required_ids >= 0).sum(axis=1).reshape(batch, beams).sum(axis=1, keepdims=True)
+    is_first = mx.arange(beams) == beams - search.beam_size - num_required
+    finished = (batch, search.beam_size)
     state = BeamState(
         cache=[mx.repeat(layer, beams, axis=0) for layer in cache.layers],
         length=cache.length,
         tokens=mx.repeat(target[:, -1:], beams, axis=1),
-        # All beams of a sentence start out equal: in beam search only the first may be continued.
-        scores=mx.where(mx.arange(beams) == 0, 0.0, no_scores) if search.is_beam_search else mx.zeros((batch, beams)),
+        scores=mx.where(is_first | (not search.is_beam_search), 0.0, NEG_INF),
         history=mx.repeat(history if search.reads_history else history[:, :0], beams, axis=0),
         backpointers=mx.zeros((cache.capacity, batch, beams), mx.uint32),
-        finished_backpointers=mx.zeros((batch, beams), mx.uint32),
-        finished_lengths=mx.zeros((batch, beams), mx.int32),
-        finished_scores=no_scores,
+        finished_backpointers=mx.zeros(finished, mx.uint32),
+        finished_lengths=mx.zeros(finished, mx.int32),
+        finished_scores=mx.full(finished, NEG_INF),
         done=mx.zeros(batch, mx.bool_),
     )
     return ActiveBatch(np.arange(batch), memory, inputs), state

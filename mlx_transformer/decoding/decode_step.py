@@ -1,7 +1,8 @@
 """One compiled step of the search: pure array code for a batch of sentences and their beams.
 
 Each sentence has `beam_size` beams (unfinished hypotheses) and up to as many finished hypotheses. It is done when no
-beam can still replace a finished one. Only in beam search do the beams of a sentence compete.
+beam can still replace a finished one. Only in beam search do the beams of a sentence compete. A search with required
+phrases has several banks of `beam_size` beams, see `grid_search`; only beams of one bank compete.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,9 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.decoding.grid_search import enter_next_bank, stay_in_bank
 from mlx_transformer.decoding.inputs import DecodingInputs
 from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits
 from mlx_transformer.decoding.sampling import sample, top_k
@@ -26,14 +29,14 @@ class BeamState(NamedTuple):
     Attributes:
         cache: Keys and values of each decoder layer; rows are batch x beams.
         length: Number of target tokens in the cache, int32 scalar.
-        tokens: The last token of each beam, uint32 (batch, beams).
-        scores: Sum of log-probabilities of each beam, best first; -inf for an unused beam, (batch, beams).
+        tokens: The last token of each beam, uint32 (batch, beams), bank by bank.
+        scores: Sum of log-probabilities of each beam, best first in its bank; -inf for an unused beam, (batch, beams).
         history: Start token and generated tokens of each beam, uint32 (rows, capacity + 1); width 0 if no logits
             processor reads it.
         backpointers: The backpointer of each beam at each position, uint32 (capacity, batch, beams).
-        finished_backpointers: The last backpointer of each finished hypothesis, uint32 (batch, beams).
-        finished_lengths: Number of tokens, including prefix and end token, (batch, beams).
-        finished_scores: Normalised scores; -inf for an unused slot, (batch, beams).
+        finished_backpointers: The last backpointer of each finished hypothesis, uint32 (batch, beam_size).
+        finished_lengths: Number of tokens, including prefix and end token, (batch, beam_size).
+        finished_scores: Normalised scores; -inf for an unused slot, (batch, beam_size).
         done: True for sentences whose result is final, (batch,).
     """
 
@@ -61,20 +64,22 @@ def decode_step(
         logits, search, model.config, inputs, state.history, length, normalize=scores or beams > 1
     )
     if search.is_beam_search:
-        totals, backpointers = expand_beams(state, processed, normalizer, (1 + len(model.config.eos_ids)) * beams)
+        totals, backpointers = expand_beams(search, model.config, state, inputs, processed, normalizer)
     else:
         totals, backpointers = extend_each_beam(search, state, inputs, processed, normalizer, length)
 
     max_new_tokens = inputs.max_new_tokens.reshape(batch, beams)[:, :1]
     generated = length - inputs.prefix_lengths.reshape(batch, beams)[:, :1]
-    ended = (is_end_token(backpointers % vocab, model.config) & (generated > 0)) | (generated >= max_new_tokens)
-    state = _add_finished(search, state, totals, backpointers, ended, length, generated)
+    at_limit = (generated >= max_new_tokens)[..., None]
+    ended = (is_end_token(backpointers % vocab, model.config) & (generated > 0)[..., None]) | at_limit
+    state = _add_finished(search, state, totals[:, -1], backpointers[:, -1], ended[:, -1], length, generated)
     totals = mx.where(ended, NEG_INF, totals)
     if search.is_beam_search:
         # The best unfinished candidates, still in order of their scores.
-        candidates = totals.shape[1]
-        order = mx.argsort(constant_arange(candidates) + candidates * ended, axis=1)[:, :beams]
-        totals, backpointers = (mx.take_along_axis(array, order, axis=1) for array in (totals, backpointers))
+        candidates = totals.shape[-1]
+        order = mx.argsort(constant_arange(candidates) + candidates * ended, axis=-1)[..., : search.beam_size]
+        totals, backpointers = (mx.take_along_axis(array, order, axis=-1) for array in (totals, backpointers))
+    totals, backpointers = totals.flatten(1), backpointers.flatten(1)
     done = state.done | is_done(search, state, totals, generated, max_new_tokens)
     parents = (backpointers // vocab + beams * constant_arange(batch, np.uint32)[:, None]).flatten()
     tokens, history = backpointers % vocab, state.history
@@ -93,22 +98,34 @@ def decode_step(
 
 
 def expand_beams(
-    state: BeamState, scores: mx.array, normalizer: mx.array, candidates: int
+    search: SearchConfig,
+    config: ModelConfig,
+    state: BeamState,
+    inputs: DecodingInputs,
+    scores: mx.array,
+    normalizer: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Return the best continuations over all beams of a sentence.
+    """Return the best continuations over all beams of a bank.
 
-    Each beam may end in as many ways as there are end tokens. There are `beams` more candidates than that, so that
-    `beams` of them are unfinished even if all others end.
+    Each beam may end in as many ways as there are end tokens. There are `beam_size` more candidates than that, so that
+    `beam_size` of them are unfinished even if all others end.
 
     Returns:
-        Sums of log-probabilities and backpointers, (batch, candidates), best first.
+        Sums of log-probabilities and backpointers, (batch, banks, candidates), best first.
     """
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
-    values, tokens = top_k(scores, candidates)
+    banks, candidates = beams // search.beam_size, (1 + len(config.eos_ids)) * search.beam_size
+    values, tokens = top_k(scores if banks == 1 else stay_in_bank(scores, inputs, config), candidates)
     totals = (values - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
     backpointers = tokens.reshape(batch, beams, -1) + vocab * constant_arange(beams, np.uint32)[:, None]
-    totals, order = top_k(totals.flatten(1), candidates)
-    return totals, mx.take_along_axis(backpointers.flatten(1), order, axis=1)
+    totals, backpointers = totals.reshape(batch * banks, -1), backpointers.reshape(batch * banks, -1)
+    if banks > 1:
+        entering = enter_next_bank(state.scores, scores, normalizer, inputs, banks)
+        totals = mx.concatenate([totals, entering[0]], axis=1)
+        backpointers = mx.concatenate([backpointers, entering[1]], axis=1)
+    totals, order = top_k(totals, candidates)
+    backpointers = mx.take_along_axis(backpointers, order, axis=1)
+    return totals.reshape(batch, banks, -1), backpointers.reshape(batch, banks, -1)
 
 
 def extend_each_beam(
@@ -119,7 +136,7 @@ def extend_each_beam(
     normalizer: mx.array,
     length: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, beams)."""
+    """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, 1, beams)."""
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     if search.temperature:
         tokens = sample(scores, search, inputs.keys, length)
@@ -132,7 +149,7 @@ def extend_each_beam(
         tokens = mx.argmax(scores, axis=-1, keepdims=True)
     logprobs = mx.take_along_axis(scores, tokens, axis=1) - normalizer
     backpointers = tokens.reshape(batch, beams) + vocab * constant_arange(beams, np.uint32)
-    return state.scores + logprobs.reshape(batch, beams), backpointers
+    return (state.scores + logprobs.reshape(batch, beams))[:, None], backpointers[:, None]
 
 
 def _add_finished(
@@ -170,7 +187,7 @@ def _add_finished(
 def is_done(
     search: SearchConfig, state: BeamState, scores: mx.array, generated: mx.array, max_new_tokens: mx.array
 ) -> mx.array:
-    """Return which sentences are final, given the beams' sums of log-probabilities, best first, (batch,)."""
+    """Return which sentences are final, given the beams' sums of log-probabilities, best first in a bank, (batch,)."""
     if not search.is_beam_search:
         return (scores == NEG_INF).all(axis=1)
     worst = state.finished_scores.min(axis=1, keepdims=True)
@@ -179,5 +196,6 @@ def is_done(
         return (at_limit | (worst > NEG_INF))[:, 0]
     can_gain_by_length = search.early_stopping == "never" and search.length_penalty > 0
     length = max_new_tokens if can_gain_by_length else mx.maximum(generated, 1)
-    attainable = scores[:, :1] / length.astype(mx.float32) ** search.length_penalty
+    best = scores[:, :: search.beam_size].max(axis=1, keepdims=True)  # of all banks
+    attainable = best / length.astype(mx.float32) ** search.length_penalty
     return (at_limit | (attainable <= worst))[:, 0]

@@ -12,6 +12,7 @@ from mlx_transformer.messages import short_repr
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.texts import TextError
 
+RequiredPhrases = Sequence[Sequence[Sequence[int]]]  # the token ids of each phrase of each source
 PREFIX_MULTIPLE = 16  # prefixes are padded to multiples of this, so that few shapes are compiled
 
 
@@ -26,6 +27,9 @@ class DecodingInputs(NamedTuple):
         prefix_ids: Target prefix, padded on the right, (rows, prefix_length).
         prefix_lengths: Number of prefix tokens, (rows, 1).
         keys: Random keys, uint32 (rows, 2).
+        required_ids: The token that leads to the next bank, -1 in the last one, (rows, 1); see `grid_search`. This and
+            the next have width 0 if no phrases are required.
+        in_phrase: Whether only this token may follow, because it continues a phrase, bool (rows, 1).
     """
 
     source: mx.array
@@ -35,6 +39,8 @@ class DecodingInputs(NamedTuple):
     prefix_ids: mx.array
     prefix_lengths: mx.array
     keys: mx.array
+    required_ids: mx.array
+    in_phrase: mx.array
 
 
 def make_decoding_inputs(
@@ -45,6 +51,7 @@ def make_decoding_inputs(
     forced_bos_ids: list[int] | None,
     prefixes: list[list[int]],
     lines: list[int] | None,
+    required_phrases: RequiredPhrases | None = None,
 ) -> tuple[DecodingInputs, int]:
     """Validate the arguments of `generate_ids`, other than `source`, and fill in defaults.
 
@@ -77,6 +84,7 @@ def make_decoding_inputs(
     prefix_length = -(-max(map(len, prefixes)) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
     lines = lines or list(range(batch))
     check_per_source("lines", lines, batch, 0, 2**32 - 1)
+    required_ids, in_phrase = _bank_requirements(required_phrases, search, config, batch)
     by_sentence = DecodingInputs(
         source=source,
         max_new_tokens=_column(max_new_tokens),
@@ -85,9 +93,39 @@ def make_decoding_inputs(
         prefix_ids=mx.array([[*p, *[config.pad_id] * (prefix_length - len(p))] for p in prefixes], mx.int32),
         prefix_lengths=_column([len(prefix) for prefix in prefixes]),
         keys=random_keys(search.seed, lines),
+        required_ids=required_ids,
+        in_phrase=in_phrase,
     )
-    rows = DecodingInputs(*(mx.repeat(array, search.beam_size, axis=0) for array in by_sentence))
+    beams = search.beam_size * max(required_ids.shape[1], 1)
+    rows = DecodingInputs(*(mx.repeat(array, beams, axis=0) for array in by_sentence))
+    if required_phrases:
+        by_bank = (mx.repeat(array.reshape(-1, 1), search.beam_size, axis=0) for array in (required_ids, in_phrase))
+        rows = rows._replace(**dict(zip(("required_ids", "in_phrase"), by_bank, strict=True)))
     return rows, max(n + len(prefix) for n, prefix in zip(max_new_tokens, prefixes, strict=True))
+
+
+def _bank_requirements(
+    phrases: RequiredPhrases | None, search: SearchConfig, config: ModelConfig, batch: int
+) -> tuple[mx.array, mx.array]:
+    """Return `required_ids` and `in_phrase` of each bank of each source, (batch, banks); width 0 without phrases."""
+    if not phrases:
+        return mx.zeros((batch, 0), mx.int32), mx.zeros((batch, 0), mx.bool_)
+    if len(phrases) != batch:
+        raise ValueError(f"required_phrases must be {batch} lists of phrases, one for each source, not {len(phrases)}.")
+    if not search.is_beam_search:
+        raise ValueError("required_phrases need beam search: use a beam_size of 2 or more and no temperature.")
+    tokens = [[token for phrase in row for token in phrase] for row in phrases]
+    for row in tokens:
+        if not _are_integers(row, 0, config.target_vocab_size - 1) or {*row} & {config.pad_id, *config.eos_ids}:
+            raise ValueError(
+                f"required_phrases must be token ids from 0 to {config.target_vocab_size - 1}, without end tokens and "
+                f"padding, not {row}."
+            )
+    continues = [[index > 0 for phrase in row for index in range(len(phrase))] for row in phrases]
+    banks = 1 + max(map(len, tokens))
+    required_ids = [[-1] * (banks - 1 - len(row)) + row + [-1] for row in tokens]
+    in_phrase = [[False] * (banks - 1 - len(row)) + row + [False] for row in continues]
+    return mx.array(required_ids, mx.int32), mx.array(in_phrase, mx.bool_)
 
 
 def check_search(search: SearchConfig, config: ModelConfig) -> None:

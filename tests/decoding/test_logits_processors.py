@@ -66,8 +66,9 @@ def requests(source, max_new_tokens, min_new_tokens, first, prefixes):
     max_new_tokens, min_new_tokens, first, prefixes, lengths = (
         mx.array(np.reshape(c, (rows, -1)).astype(np.int32)) for c in columns
     )
+    keys, required_ids, in_phrase = mx.zeros((rows, 2), mx.uint32), mx.zeros((rows, 0)), mx.zeros((rows, 0))
     return DecodingInputs(
-        mx.array(source), max_new_tokens, min_new_tokens, first, prefixes, lengths, mx.zeros((rows, 2), mx.uint32)
+        mx.array(source), max_new_tokens, min_new_tokens, first, prefixes, lengths, keys, required_ids, in_phrase
     )
 
 

@@ -1,0 +1,51 @@
+"""Lexically constrained beam search: targets with required phrases (Hokamp and Liu 2017, "grid beam search").
+
+A sentence whose phrases have n tokens in all has n + 1 banks of beams: those of bank i have generated the first i of
+these tokens. A beam stays in its bank with any token, unless it is inside a phrase, and enters the next bank with the
+token that it requires. Only beams of the last bank end. Sentences with fewer required tokens than others of their batch
+begin in a later bank.
+"""
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_transformer.config.model import ModelConfig
+from mlx_transformer.decoding.inputs import DecodingInputs
+from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token
+from mlx_transformer.model.positions import constant_arange
+
+
+def stay_in_bank(scores: mx.array, inputs: DecodingInputs, config: ModelConfig) -> mx.array:
+    """Mask the scores, (rows, vocab), of tokens with which a beam does not stay in its bank."""
+    ends_early = is_end_token(constant_arange(scores.shape[1]), config) & (inputs.required_ids >= 0)
+    return mx.where(ends_early | inputs.in_phrase, NEG_INF, scores)
+
+
+def enter_next_bank(
+    totals: mx.array, scores: mx.array, normalizer: mx.array, inputs: DecodingInputs, banks: int
+) -> tuple[mx.array, mx.array]:
+    """Continue each beam with the token that it requires.
+
+    Args:
+        totals: Sum of log-probabilities of each beam, (batch, beams).
+        scores: Scores of all tokens, (rows, vocab).
+        normalizer: See `process_logits`.
+        inputs: The inputs of the search.
+        banks: Number of banks.
+
+    Returns:
+        Sums of log-probabilities and backpointers of the beams that each bank receives from the one before it,
+        (batch x banks, beams / banks).
+    """
+    (batch, beams), vocab = totals.shape, scores.shape[1]
+    tokens = mx.maximum(inputs.required_ids, 0)
+    logprobs = mx.take_along_axis(scores, tokens, axis=1) - normalizer
+    totals = totals + mx.where(inputs.required_ids < 0, NEG_INF, logprobs).reshape(batch, beams)
+    backpointers = tokens.astype(mx.uint32).reshape(batch, beams) + vocab * constant_arange(beams, np.uint32)
+
+    def shift(array: mx.array, first: float) -> mx.array:
+        array = array.reshape(batch, banks, -1)
+        array = mx.concatenate([mx.full_like(array[:, :1], first), array[:, :-1]], axis=1)
+        return array.reshape(batch * banks, -1)
+
+    return shift(totals, NEG_INF), shift(backpointers, 0)
