@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding.grid_search import enter_next_bank, stay_in_bank
+from mlx_transformer.decoding.grid_search import enter_next_bank
 from mlx_transformer.decoding.inputs import DecodingInputs
 from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits
 from mlx_transformer.decoding.sampling import sample, top_k
@@ -115,7 +115,8 @@ def expand_beams(
     """
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     banks, candidates = beams // search.beam_size, (1 + len(config.eos_ids)) * search.beam_size
-    values, tokens = top_k(scores if banks == 1 else stay_in_bank(scores, inputs, config), candidates)
+    staying = scores if banks == 1 else mx.where(inputs.in_phrase, NEG_INF, scores)
+    values, tokens = top_k(staying, candidates)
     totals = (values - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
     backpointers = tokens.reshape(batch, beams, -1) + vocab * constant_arange(beams, np.uint32)[:, None]
     totals, backpointers = totals.reshape(batch * banks, -1), backpointers.reshape(batch * banks, -1)

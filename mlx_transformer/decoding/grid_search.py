@@ -2,23 +2,16 @@
 
 A sentence whose phrases have n tokens in all has n + 1 banks of beams: those of bank i have generated the first i of
 these tokens. A beam stays in its bank with any token, unless it is inside a phrase, and enters the next bank with the
-token that it requires. Only beams of the last bank end. Sentences with fewer required tokens than others of their batch
-begin in a later bank.
+token that it requires. Only beams of the last bank end; ends in other banks are dropped. Sentences with fewer required
+tokens than others of their batch begin in a later bank.
 """
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.decoding.inputs import DecodingInputs
-from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token
+from mlx_transformer.decoding.logits_processors import NEG_INF
 from mlx_transformer.model.positions import constant_arange
-
-
-def stay_in_bank(scores: mx.array, inputs: DecodingInputs, config: ModelConfig) -> mx.array:
-    """Mask the scores, (rows, vocab), of tokens with which a beam does not stay in its bank."""
-    ends_early = is_end_token(constant_arange(scores.shape[1]), config) & (inputs.required_ids >= 0)
-    return mx.where(ends_early | inputs.in_phrase, NEG_INF, scores)
 
 
 def enter_next_bank(
