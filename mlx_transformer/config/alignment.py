@@ -18,11 +18,14 @@ class AlignmentConfig:
         layers: Decoder layers whose cross-attention is averaged, counted from 0; None for the last two.
         heads: Their heads, counted from 0; None for all.
         unit: What to align: "words", separated by white space, or "tokens".
+        cover_source: Whether source units that no target token is aligned with are aligned with the target token that
+            attends to them most.
     """
 
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     unit: Literal["words", "tokens"] = "words"
+    cover_source: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)

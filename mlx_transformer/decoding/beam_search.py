@@ -24,7 +24,7 @@ from mlx_transformer.decoding.logits_processors import NEG_INF
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Memory, Transformer
 
-DecodeStep = Callable[[BeamState, Memory, DecodingInputs], BeamState]
+DecodeStep = Callable[[BeamState, Memory, DecodingInputs, mx.array], BeamState]
 STEPS_PER_STOP_TEST = 4  # a stop test makes the host wait for the device
 
 
@@ -53,6 +53,7 @@ def generate_ids(
     lines: list[int] | None = None,
     scores: bool = True,
     required_phrases: RequiredPhrases | None = None,
+    continues_word: np.ndarray | None = None,
 ) -> list[list[Hypothesis]]:
     """Search for the most probable targets of a batch of sources, or sample targets.
 
@@ -70,6 +71,8 @@ def generate_ids(
             which is faster; the scores are NaN then.
         required_phrases: The token ids of phrases that the target of each source must contain, in this order (after
             its prefix); with n tokens in the longest list, n + 1 times as many beams are searched. See `grid_search`.
+        continues_word: Whether each token of the vocabulary continues the word before it; such tokens do not follow a
+            phrase.
 
     Returns:
         `num_hypotheses` hypotheses for each source, best first; fewer only if the search space holds no more.
@@ -90,11 +93,12 @@ def generate_ids(
     beams = state.tokens.shape[1]
     step = _compiled_step(model, search, scores, forced=forced_bos_ids is not None)
     vector_size = vector_batch_size(model, beams)
+    word_mask = mx.array([] if continues_word is None else continues_word, mx.bool_)
     hypotheses: dict[int, list[Hypothesis]] = {}
     first = min(map(len, prefixes))
     for position in range(first, max_length):
         done = state.done  # not the whole state: a reference to the old cache would force a copy
-        state = step(grow_cache(state, position), batch.memory, batch.inputs)
+        state = step(grow_cache(state, position), batch.memory, batch.inputs, word_mask)
         start_step(state)  # before waiting for the last one
         if position > first and position % STEPS_PER_STOP_TEST == 0:
             (finished,) = to_host(done)
@@ -139,7 +143,7 @@ def stream_ids(
     previous = None
     for position in range(len(prefixes[0]), max_length + 1):
         if position < max_length:
-            state = step(grow_cache(state, position), batch.memory, batch.inputs)
+            state = step(grow_cache(state, position), batch.memory, batch.inputs, mx.zeros(0, mx.bool_))
             start_step(state)
         if previous is not None:
             token, score, finished_score = (array.item() for array in to_host(*previous))
@@ -214,7 +218,10 @@ def prefill(
         tokens=mx.repeat(target[:, -1:], beams, axis=1),
         scores=mx.where(is_first | (not search.is_beam_search), 0.0, NEG_INF),
         history=mx.repeat(history if search.reads_history else history[:, :0], beams, axis=0),
-        backpointers=mx.zeros((cache.capacity, batch, beams), mx.uint32),
+        # Each beam is its own parent.
+        # Each beam is its own parent.
+        backpointers=mx.zeros((cache.capacity, batch, 1), mx.uint32)
+        + model.config.target_vocab_size * mx.arange(beams, dtype=mx.uint32),
         finished_backpointers=mx.zeros(finished, mx.uint32),
         finished_lengths=mx.zeros(finished, mx.int32),
         finished_scores=mx.full(finished, NEG_INF),

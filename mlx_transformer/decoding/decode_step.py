@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding.grid_search import enter_next_bank
+from mlx_transformer.decoding.grid_search import end_words, enter_next_bank
 from mlx_transformer.decoding.inputs import DecodingInputs
 from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits
 from mlx_transformer.decoding.sampling import sample, top_k
@@ -53,9 +53,15 @@ class BeamState(NamedTuple):
 
 
 def decode_step(
-    model: Transformer, search: SearchConfig, scores: bool, state: BeamState, memory: Memory, inputs: DecodingInputs
+    model: Transformer,
+    search: SearchConfig,
+    scores: bool,
+    state: BeamState,
+    memory: Memory,
+    inputs: DecodingInputs,
+    continues_word: mx.array,
 ) -> BeamState:
-    """Extend every beam by one token and keep the best; see `generate_ids` for `scores`."""
+    """Extend every beam by one token and keep the best; see `generate_ids` for `scores` and `continues_word`."""
     batch, beams = state.tokens.shape
     cache = KVCache(list(state.cache), state.length)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
@@ -63,6 +69,9 @@ def decode_step(
     processed, normalizer = process_logits(
         logits, search, model.config, inputs, state.history, length, normalize=scores or beams > 1
     )
+    if continues_word.size and beams > search.beam_size:
+        last = mx.take(state.backpointers, mx.maximum(state.length - 1, 0), axis=0)
+        processed = end_words(processed, last, inputs, continues_word, beams // search.beam_size)
     if search.is_beam_search:
         totals, backpointers = expand_beams(search, model.config, state, inputs, processed, normalizer)
     else:

@@ -14,6 +14,24 @@ from mlx_transformer.decoding.logits_processors import NEG_INF
 from mlx_transformer.model.positions import constant_arange
 
 
+def end_words(
+    scores: mx.array, backpointers: mx.array, inputs: DecodingInputs, continues_word: mx.array, banks: int
+) -> mx.array:
+    """Mask tokens that would continue the word at the end of a phrase.
+
+    Args:
+        scores: Scores of all tokens, (rows, vocab).
+        backpointers: The last backpointer of each beam, (batch, beams).
+        inputs: The inputs of the search.
+        continues_word: Whether a token continues the word before it, bool (vocab,).
+        banks: Number of banks.
+    """
+    beams = backpointers.shape[1]
+    bank_of = constant_arange(beams, np.uint32) // (beams // banks)
+    has_entered = backpointers // scores.shape[1] // (beams // banks) < bank_of
+    return mx.where(has_entered.reshape(-1, 1) & ~inputs.in_phrase & continues_word, NEG_INF, scores)
+
+
 def enter_next_bank(
     totals: mx.array, scores: mx.array, normalizer: mx.array, inputs: DecodingInputs, banks: int
 ) -> tuple[mx.array, mx.array]:

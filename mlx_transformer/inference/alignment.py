@@ -15,23 +15,31 @@ WordIndices = list[int | None]  # the word of each token; None for special token
 WORD = re.compile(r"\S+", re.ASCII)  # no-break and other Unicode spaces are part of words, as for other tools
 
 
-def align(attention: np.ndarray, source: WordIndices, target: WordIndices) -> list[tuple[int, int]]:
+def align(
+    attention: np.ndarray, source: WordIndices, target: WordIndices, cover_source: bool = False
+) -> list[tuple[int, int]]:
     """Align each target token with the source token that it attends to most.
 
     Args:
         attention: Attention weights, (target_length or more, source_length or more).
         source: Word (or token) index of each source position; positions with None are ignored.
         target: Word (or token) index of each target token; tokens with None are not aligned.
+        cover_source: See `AlignmentConfig`.
 
     Returns:
         Sorted pairs of source and target indices.
     """
-    positions = [position for position, unit in enumerate(source) if unit is not None]
-    if not positions:
+    columns = [(position, unit) for position, unit in enumerate(source) if unit is not None]
+    rows = [(position, unit) for position, unit in enumerate(target) if unit is not None]
+    if not columns or not rows:
         return []
-    best = attention[: len(target), positions].argmax(axis=1)
-    pairs = {(source[positions[i]], unit) for i, unit in zip(best, target, strict=True)}
-    return sorted((i, j) for i, j in pairs if i is not None and j is not None)
+    weights = attention[np.ix_([row for row, _ in rows], [column for column, _ in columns])]
+    pairs = {(columns[best][1], unit) for best, (_, unit) in zip(weights.argmax(axis=1).tolist(), rows, strict=True)}
+    if cover_source:
+        aligned = {unit for unit, _ in pairs}
+        uncovered = [(i, unit) for i, (_, unit) in enumerate(columns) if unit not in aligned]
+        pairs |= {(unit, rows[int(weights[:, i].argmax())][1]) for i, unit in uncovered}
+    return sorted(pairs)
 
 
 def format_pharaoh(pairs: Sequence[tuple[int, int]]) -> str:

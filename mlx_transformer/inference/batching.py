@@ -13,6 +13,7 @@ from mlx_transformer.tokenization.tokenizer import Tokenizer
 READ_AHEAD = 2048  # lines that are read ahead and sorted by length
 LENGTH_MULTIPLE = 16  # of padded lengths, for fused attention on Metal
 CHARACTERS_PER_TOKEN = 64  # lines with more characters per position are certainly too long
+MAX_PHRASE_TOKENS = 32  # of the required phrases of a line; each costs as many beams as a search without them
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -34,6 +35,26 @@ def encode_prefixes(tokenizer: Tokenizer, lines: list[SourceLine]) -> list[list[
     num_after = len(tokenizer.config.after_target)
     rows = tokenizer.encode_target_batch(texts, [line.target_language for line in lines])
     return [row[: len(row) - num_after] if text else [] for row, text in zip(rows, texts, strict=True)]
+
+
+def encode_phrases(tokenizer: Tokenizer, line: SourceLine) -> list[list[int]]:
+    """Return the token ids of each of a line's required phrases, as they are in the middle of a target.
+
+    Phrases that the vocabulary cannot write are left out, as are those beyond MAX_PHRASE_TOKENS.
+    """
+    if not line.required_phrases:
+        return []
+    # A phrase alone may have other tokens: byte-level BPE has none for the space before it.
+    texts = ["1", *(f"1 {phrase}" for phrase in line.required_phrases)]
+    first, *rows = encode_prefixes(tokenizer, [line._replace(target_prefix=text) for text in texts])
+    phrases = [row[len(first) :] for row in rows if row[: len(first)] == first]
+    written = zip(phrases, map(str.strip, tokenizer.decode_batch(phrases)), strict=True)
+    room, chosen = MAX_PHRASE_TOKENS, []
+    for ids, text in written:
+        if text in line.required_phrases and len(ids) <= room:
+            chosen.append(ids)
+            room -= len(ids)
+    return chosen
 
 
 def _columns(lines: list[SourceLine]) -> tuple[list[str], list[str | None], list[str | None]]:

@@ -19,6 +19,7 @@ from mlx_transformer.decoding.inputs import max_target_tokens
 from mlx_transformer.inference.alignment import source_word_indices, token_indices, word_indices_of_ids
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
+    encode_phrases,
     encode_prefixes,
     encode_sources,
     encode_truncated,
@@ -42,7 +43,7 @@ from mlx_transformer.inference.source_lines import (
     uppercase,
     uppercase_stream,
 )
-from mlx_transformer.inference.terminology import Terminology
+from mlx_transformer.inference.terminology import Terminology, continues_word
 from mlx_transformer.inference.wired_memory import wired_memory
 from mlx_transformer.messages import short_repr
 from mlx_transformer.model.transformer import Transformer
@@ -65,6 +66,7 @@ class EncodedSource(NamedTuple):
         number: The line's number, which selects its random numbers.
         line: The line.
         truncated: Whether the source was truncated.
+        phrases: Token ids of its required phrases.
         error: Why the line could not be tokenized.
     """
 
@@ -74,6 +76,7 @@ class EncodedSource(NamedTuple):
     number: int
     line: SourceLine
     truncated: bool = False
+    phrases: Sequence[list[int]] = ()
     error: str | None = None
 
 
@@ -277,6 +280,10 @@ def stream_generate(
     (source,) = _encode_lines(model, tokenizer, list(enumerate(prefixed, start=line)))
     if source.truncated:
         logger.warning("Line %d is longer than the model can read and was cut.", line + 1)
+    if source.phrases:
+        raise ValueError(
+            "A stream cannot have required_phrases: use generate_hypotheses with a beam_size of 2 or more."
+        )
     if source.ids:
         ids = stream_ids(model, search=search, **_search_arguments(model, [source], search))
         pieces = Detokenizer(tokenizer).stream(ids)
@@ -323,7 +330,7 @@ def _generate_window(
     sizes = batch_sizes(model, search.beam_size)
 
     def complete(batch: list[EncodedSource]) -> Iterator[list[Hypothesis]]:
-        rows = _search_batch(model, batch, search, scores)
+        rows = _search_batch(model, tokenizer, batch, search, scores)
         rows = rescore(batch, rows) if rescore else rows
         for source, row in zip(batch, rows, strict=True):
             texts = tokenizer.decode_batch(h.ids for h in row)
@@ -391,21 +398,25 @@ def _encode_lines(
     for number, line in numbered:
         ids, start, prefix = next(encoded) if line.text else ([], DecoderStart(0, None), [])
         truncated = tokenizer.truncate_source(ids, max_length)
-        sources.append(EncodedSource(truncated, start, prefix, number, line, len(ids) > max_length))
+        phrases = encode_phrases(tokenizer, line)
+        sources.append(EncodedSource(truncated, start, prefix, number, line, len(ids) > max_length, phrases))
     return sources
 
 
 def _search_batch(
-    model: Transformer, sources: list[EncodedSource], search: SearchConfig, scores: bool
+    model: Transformer, tokenizer: Tokenizer, sources: list[EncodedSource], search: SearchConfig, scores: bool
 ) -> list[list[Hypothesis]]:
     """Search sources as one batch, padded to a batch size that is compiled once by rows that end after one token.
 
     A source without a hypothesis gets one with an error.
     """
     num_padding = padded_batch_size(len(sources), batch_sizes(model, search.beam_size)) - len(sources)
-    padded = sources + [sources[0]._replace(ids=[model.config.eos_id])] * num_padding
+    padded = sources + [sources[0]._replace(ids=[model.config.eos_id], phrases=())] * num_padding
     arguments = _search_arguments(model, padded, search)
     arguments["max_tokens"][len(sources) :] = [1] * num_padding
+    if any(source.phrases for source in sources):
+        arguments["required_phrases"] = [source.phrases for source in padded]
+        arguments["continues_word"] = continues_word(tokenizer)
     try:
         rows = generate_ids(model, search=search, scores=scores, **arguments)
     except NoHypothesisError as error:

@@ -1,9 +1,9 @@
-"""Terms in targets: copies by stand-ins, tags and translations from a glossary by alignment.
+"""Terms in targets: copies by stand-ins, tags and translations from a glossary by alignment, the rest by search.
 
 If the first target lacks a copy, the source is searched again with a stand-in for each copy: a number or a name, which
 models copy reliably, and which is replaced in the target. Tags are left out, and placed by alignment. A term of the
-glossary replaces the target words that are aligned with its source; where several replacements are possible, the
-model's score decides.
+glossary replaces the target words that are aligned with its source. If a term is missing after that, for instance
+because no word is aligned with its source, a lexically constrained beam search generates a target with all terms.
 """
 
 import math
@@ -12,14 +12,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import permutations
 from typing import Any, NamedTuple
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.inference.alignment import WORD
 from mlx_transformer.inference.scoring import Score, score
 from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
+from mlx_transformer.inference.term_insertion import Align, best_index, insert_markup, insert_terms, is_markup
 from mlx_transformer.inference.terminology import (
     WORD_CHARACTER,
     Term,
@@ -34,22 +35,13 @@ from mlx_transformer.tokenization.tokenizer import Tokenizer
 # Texts that models copy, and that suit most sentences. Each try begins with the next one.
 STAND_INS = ("26", "Boston", "47", "Tom", "1998", "Mary")
 NUM_TRIES = 3
-MAX_REPLACED_WORDS = 4
-# A word that a term can replace, without an elided one before it, such as l'.
-REPLACEABLE = re.compile(
-    rf"(?<!{WORD_CHARACTER})(?!{WORD_CHARACTER}{{1,2}}['’]{WORD_CHARACTER}){WORD_CHARACTER}"
-    rf"(?:{WORD_CHARACTER}|['’-](?={WORD_CHARACTER}))*"
-)
-# French and Italian articles and the like at the end of a text: elided, or to be elided before a vowel.
-ELIDED = re.compile(r"\b(?:[cdjlmnst]|qu)['’]$", re.IGNORECASE)
-ELIDABLE = re.compile(r"\b(?:[cdjlmnst]e|que|l[ao]) $", re.IGNORECASE)
-VOWELS = "aeiouhàâéèêëîïôœûü"
-
+CONSTRAINED_BEAM_SIZE = 4  # at least
+CONSTRAINED_LENGTH_PENALTY = 0.5  # at most: with 1 long targets win, which put the term behind a finished sentence
+MAX_PERMUTED_TERMS = 2
 SEARCHED_TOGETHER = 16  # lines that lack terms
 MAX_WAITING = 128  # lines that are held back for such lines
 
 Generate = Callable[..., Iterator[list[Hypothesis]]]  # `generate_hypotheses` with all arguments but the lines
-Align = Callable[[Sequence[SourceLine], Sequence[str]], list[Score]]  # scores and aligns the target of each line
 
 
 class LineWithTerms(NamedTuple):
@@ -87,11 +79,13 @@ def require_terms(
         A function that yields one hypothesis for each line with terms. `missing_terms` holds those that the hypothesis
         lacks all the same. Scores of changed hypotheses count their target prefix.
     """
-    length_penalty = (search or model.search_defaults).length_penalty
+    search = search or model.search_defaults
+    constrained_search = make_constrained_search(search)
+    length_penalty = search.length_penalty
     score_lines = partial(score, model, tokenizer, source_prefix=source_prefix, return_errors=True)
 
     def align(lines: Sequence[SourceLine], targets: Sequence[str]) -> list[Score]:
-        return list(score_lines(lines, targets, alignment=AlignmentConfig()))
+        return list(score_lines(lines, targets, alignment=AlignmentConfig(cover_source=True)))
 
     def rescore(lines: Sequence[SourceLine], bests: Sequence[Hypothesis]) -> Iterator[Hypothesis]:
         results = score_lines(lines, [best.text or "" for best in bests], alignment=alignment)
@@ -100,7 +94,8 @@ def require_terms(
 
     def complete(lines: Sequence[LineWithTerms], again: Generate) -> Iterator[list[Hypothesis]]:
         if lacking := [each for each in lines if each.terms]:
-            changed = rescore([each.line for each in lacking], keep_terms(lacking, again, align))
+            with_phrases = partial(again, search=constrained_search)
+            changed = rescore([each.line for each in lacking], keep_terms(lacking, again, with_phrases, align))
         return ([next(changed)] if each.terms else each.hypotheses for each in lines)
 
     def generate_with_terms(lines: Iterable[SourceLine], *, first_line: int = 0, **options: Any) -> Iterator[Any]:
@@ -144,7 +139,17 @@ def _with_score(hypothesis: Hypothesis, result: Score, length_penalty: float) ->
     )
 
 
-def keep_terms(lines: Sequence[LineWithTerms], generate: Generate, align: Align) -> list[Hypothesis]:
+def make_constrained_search(search: SearchConfig) -> SearchConfig:
+    """Return a beam search with the other settings of a search; all beams are hypotheses to choose from."""
+    beams = max(search.beam_size, CONSTRAINED_BEAM_SIZE)
+    unsampled = replace(search, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, alternatives=False)
+    length_penalty = min(search.length_penalty, CONSTRAINED_LENGTH_PENALTY)
+    return replace(unsampled, beam_size=beams, num_hypotheses=beams, length_penalty=length_penalty)
+
+
+def keep_terms(
+    lines: Sequence[LineWithTerms], generate: Generate, generate_with_phrases: Generate, align: Align
+) -> list[Hypothesis]:
     """Return the best hypothesis of each line with its terms; `missing_terms` holds those that it lacks all the same.
 
     Only its text and what belongs to the search are valid: not ids, scores and alignment.
@@ -152,23 +157,49 @@ def keep_terms(lines: Sequence[LineWithTerms], generate: Generate, align: Align)
     Args:
         lines: The lines, their hypotheses and terms.
         generate: Searches lines with stand-ins.
+        generate_with_phrases: Searches lines with required phrases.
         align: Scores and aligns targets.
     """
     return [
-        _keep_terms_of_line(line.terms, searched, align)
+        _keep_terms_of_line(line.terms, searched, generate_with_phrases, align)
         for line, searched in zip(lines, copy_texts(lines, generate, align), strict=True)
     ]
 
 
-def _keep_terms_of_line(terms: Sequence[Term], searched: LineWithTerms, align: Align) -> Hypothesis:
+def _keep_terms_of_line(
+    terms: Sequence[Term], searched: LineWithTerms, generate_with_phrases: Generate, align: Align
+) -> Hypothesis:
     """Return the hypothesis of a line that was searched with stand-ins, with the terms of the line itself."""
     line, (best, *_), changed_terms = searched
-    text = insert_terms(line, best.text or "", [term for term in changed_terms if not is_markup(term)], align)
+    words = [term for term in changed_terms if not is_markup(term)]
+    text = insert_terms(line, best.text or "", words, align)
+    if missing_terms(words, text):
+        text = with_fewest_missing(words, [text, search_phrases(line, words, generate_with_phrases, align)])[0]
     text = insert_markup(line, text, [term for term in changed_terms if is_markup(term)], align)
     originals = {new.target: old.target for old, new in zip(terms, changed_terms, strict=True) if new.is_copy}
     if originals:
         text = whole_words("|".join(map(re.escape, originals)), 0).sub(lambda match: originals[match[0]], text)
     return replace(best, text=text, missing_terms=tuple(term.target for term in missing_terms(terms, text)))
+
+
+def search_phrases(line: SourceLine, terms: Sequence[Term], generate: Generate, align: Align) -> str:
+    """Return the best target of a lexically constrained beam search; empty if there is none.
+
+    Few terms are searched in every order, more in that of the source; the first one also with a capital.
+    """
+    targets = tuple(term.target for term in terms)
+    orders = {*permutations(targets)} if len(targets) <= MAX_PERMUTED_TERMS else {targets}
+    orders |= {(first[0].upper() + first[1:], *rest) for first, *rest in orders}
+    rows = generate([line._replace(required_phrases=order) for order in sorted(orders)])
+    texts = with_fewest_missing(terms, [h.text or "" for row in rows for h in row if not h.error])
+    results = align([line] * len(texts), texts)
+    return max(zip(texts, results, strict=True), key=lambda pair: pair[1].score)[0] if texts else ""
+
+
+def with_fewest_missing(terms: Sequence[Term], texts: Sequence[str]) -> list[str]:
+    """Return the texts that lack the fewest terms."""
+    counts = [len(missing_terms(terms, text)) for text in texts]
+    return [text for text, count in zip(texts, counts, strict=True) if count == min(counts)]
 
 
 def copy_texts(lines: Sequence[LineWithTerms], generate: Generate, align: Align) -> list[LineWithTerms]:
@@ -190,14 +221,9 @@ def copy_texts(lines: Sequence[LineWithTerms], generate: Generate, align: Align)
     every = [each for group in copied for each in group]
     results = iter(align([each.line for each in every], [each.hypotheses[0].text or "" for each in every]))
     return [
-        group[_best_index([next(results) for _ in group])] if group else each
+        group[best_index([next(results) for _ in group])] if group else each
         for group, each in zip(copied, lines, strict=True)
     ]
-
-
-def is_markup(term: Term) -> bool:
-    """Whether a term was left out of the source: a tag, or another copy beside a letter."""
-    return term.start == term.end
 
 
 def has_each_copy_once(line: LineWithTerms) -> bool:
@@ -247,98 +273,3 @@ def _replace_copies(
         text += source
         end = term.end
     return line._replace(text=text + line.text[end:]), changed
-
-
-def insert_markup(line: SourceLine, target: str, markup: Sequence[Term], align: Align) -> str:
-    """Return a target with markup beside the words that are aligned with its neighbours in the source.
-
-    Markup whose neighbour is not aligned is left out.
-    """
-    if markup:
-        (result,) = align([line], [target])
-        positions = [_markup_position(line.text, target, term, result.alignment or []) for term in markup]
-        for index in sorted(range(len(markup)), key=lambda i: (positions[i], i), reverse=True):
-            if (position := positions[index]) >= 0:
-                target = target[:position] + markup[index].target + target[position:]
-    return target
-
-
-def _markup_position(source: str, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> int:
-    """Return where markup stands in a target; -1 if its neighbour is not aligned.
-
-    Closing tags, and what stands directly behind a word, follow a word; the rest precedes one.
-    """
-    before, after = source[: term.start], source[term.start :]
-    is_behind, is_in_front = (bool(re.match(WORD_CHARACTER, text)) for text in (before[-1:], after))
-    follows = term.target.startswith("</") or not after.strip() or (is_behind and not is_in_front)
-    neighbour = len(WORD.findall(before if follows else before + "x")) - 1
-    target_words = [*WORD.finditer(target)]
-    aligned = [target_words[j] for i, j in pairs if i == neighbour]
-    if is_behind if follows else is_in_front:  # punctuation beside the word stays outside
-        aligned = [part for word in aligned for part in REPLACEABLE.finditer(target, *word.span())]
-    positions = [word.end() if follows else word.start() for word in aligned]
-    return (max if follows else min)(positions, default=-1)
-
-
-def insert_terms(line: SourceLine, target: str, terms: Sequence[Term], align: Align) -> str:
-    """Return a target in which its missing terms replace words that are aligned with their sources.
-
-    Of several replacements, the one with the best score per token is taken.
-    """
-    for term in missing_terms(terms, target):
-        num_missing = len(missing_terms(terms, target))
-        (result,) = align([line], [target])
-        candidates = replacements(line, target, term, result.alignment or [])
-        candidates = [text for text in candidates if len(missing_terms(terms, text)) < num_missing]
-        if candidates:
-            target = candidates[_best_index(align([line] * len(candidates), candidates))]
-    return target
-
-
-def _best_index(results: Sequence[Score]) -> int:
-    """Return the index of the target with the best score per token."""
-    return max(range(len(results)), key=lambda i: results[i].score / max(len(results[i].tokens), 1))
-
-
-def replacements(line: SourceLine, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """Return targets in which a term replaces one or several words that are aligned with its source.
-
-    A copy whose source is not aligned is inserted after the words that are aligned with what precedes it.
-
-    Args:
-        line: The source; its target prefix stays as it is.
-        target: The target.
-        term: The term.
-        pairs: Pairs of aligned source and target words.
-    """
-    start = len(line.target_prefix or "")
-    source_words, target_words = ([*WORD.finditer(text)] for text in (line.text, target))
-    of_term = {i for i, word in enumerate(source_words) if word.start() < term.end and word.end() > term.start}
-    aligned = [target_words[j].span() for i, j in pairs if i in of_term]
-    words = [
-        word
-        for word in REPLACEABLE.finditer(target, start)
-        if any(begin <= word.start() < end for begin, end in aligned)
-    ]
-    runs = [words[i : i + length] for i in range(len(words)) for length in range(1, MAX_REPLACED_WORDS + 1)]
-    spans = {(run[0].start(), run[-1].end()) for run in runs}
-    if not words and term.is_copy:
-        before = [target_words[j].end() for i, j in pairs if source_words[i].end() <= term.start]
-        spans = {(max([start, *before]),) * 2}
-    return list(dict.fromkeys(text for span in sorted(spans) for text in _spellings(target, *span, term)))
-
-
-def _spellings(target: str, start: int, end: int, term: Term) -> Iterator[str]:
-    """Yield a target with a term instead of a part of it; an article before the term is elided, or not, as it needs."""
-    before, after, text = target[:start], target[end:], term.target
-    if not term.is_copy and target[start : start + 1].isupper() and not re.search(r"\w", before):
-        text = text[0].upper() + text[1:]
-    if start == end and before[-1:].strip():
-        text = f" {text}"
-    starts_with_vowel = text[0].lower() in VOWELS
-    if ELIDED.search(before) and not starts_with_vowel:
-        yield from (f"{before[:-1]}{vowel} {text}{after}" for vowel in ("EAO" if target.isupper() else "eao"))
-        return
-    yield before + text + after
-    if ELIDABLE.search(before) and starts_with_vowel:
-        yield f"{before[:-2]}'{text}{after}"

@@ -337,18 +337,20 @@ def _score_batch(model: Transformer, alignment: AlignmentConfig | None, pairs: l
     )
     logprobs = np.array(scores)
     weights = [None] * len(rows) if attention is None else np.array(attention)
-    return [_make_score(*row) for row in zip(pairs, logprobs, weights, strict=False)]
+    return [_make_score(*row, alignment) for row in zip(pairs, logprobs, weights, strict=False)]
 
 
 def _failed_score(error: str) -> Score:
     return Score(score=-math.inf, tokens=[], token_scores=[], error=error)
 
 
-def _make_score(pair: EncodedPair, logprobs: np.ndarray, weights: np.ndarray | None) -> Score:
+def _make_score(
+    pair: EncodedPair, logprobs: np.ndarray, weights: np.ndarray | None, alignment: AlignmentConfig | None
+) -> Score:
     if not np.isfinite(logprobs).all():
         return _failed_score("Scores must be finite, but the model's logits are not: compute in float32.")
     token_scores = logprobs[: len(pair.target) - 1].tolist()
     if pair.forced:
         token_scores[0] = 0.0
-    alignment = None if weights is None else align(weights, *pair.units)
-    return Score(sum(token_scores), pair.target[1:], token_scores, pair.truncated, alignment)
+    aligned = None if weights is None or alignment is None else align(weights, *pair.units, alignment.cover_source)
+    return Score(sum(token_scores), pair.target[1:], token_scores, pair.truncated, aligned)

@@ -1,7 +1,7 @@
 """Source lines: a text with its languages and prefixes, from the caller to the search."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from typing import NamedTuple, TypeVar, cast
 
@@ -27,6 +27,7 @@ class SourceLine(NamedTuple):
         target_language: Language code to generate; None for models that need none.
         target_prefix: Text that the target begins with; None or blank for none.
         start: Index in `text` at which the line itself begins, after an added prefix.
+        required_phrases: Texts that the target must contain, in this order; they need a beam search.
         recase: Whether the line was in capitals: its texts are lower-cased, and its results are put in capitals.
         error: Why the line has no result, known before it is tokenized; its text is empty then.
     """
@@ -36,6 +37,7 @@ class SourceLine(NamedTuple):
     target_language: str | None = None
     target_prefix: str | None = None
     start: int = 0
+    required_phrases: tuple[str, ...] = ()
     recase: bool = False
     error: str | None = None
 
@@ -125,7 +127,9 @@ def prepare_lines(
         blank = is_blank(line.text)
         added = "" if blank or line.text.startswith(prefix) else prefix
         if config.recase and is_in_capitals(line.text) and not has_lowercase(target_prefix := line.target_prefix or ""):
-            line = line._replace(text=capitalize(line.text), target_prefix=capitalize(target_prefix), recase=True)
+            phrases = tuple(map(lowercase, line.required_phrases))
+            line = line._replace(text=capitalize(line.text), target_prefix=capitalize(target_prefix))
+            line = line._replace(required_phrases=phrases, recase=True)
         yield line._replace(text="" if blank else added + line.text, start=len(added))
 
 
@@ -145,8 +149,17 @@ def has_lowercase(text: str) -> bool:
 
 def uppercase(text: str) -> str:
     """Return a text in capitals."""
+    return _change_case(text, str.upper)
+
+
+def lowercase(text: str) -> str:
+    """Return a text in lower case."""
+    return _change_case(text, str.lower)
+
+
+def _change_case(text: str, change: Callable[[str], str]) -> str:
     parts = WITHOUT_CASE.split(text)
-    parts[::2] = map(str.upper, parts[::2])
+    parts[::2] = map(change, parts[::2])
     return "".join(parts)
 
 

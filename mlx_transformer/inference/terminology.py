@@ -1,13 +1,17 @@
 """Terms that targets must contain: those of a glossary, and text to copy, such as addresses and placeholders."""
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED, PROTECTED_PATTERNS
 from mlx_transformer.inference.sentence_splitting import UNSPACED_SCRIPTS
 from mlx_transformer.inference.source_lines import is_in_capitals
 from mlx_transformer.messages import short_repr, similar_names
+from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 # A character of a word in scripts with spaces between words; texts of other scripts may stand beside a term.
 WORD_CHARACTER = rf"[^\W{UNSPACED_SCRIPTS.pattern.strip('[]')}]"
@@ -119,6 +123,17 @@ def missing_terms(terms: Sequence[Term], target: str) -> list[Term]:
         else:
             taken[slice(*match.span())] = b"x" * len(match[0])
     return [terms[index] for index in sorted(missing)]
+
+
+@functools.lru_cache(maxsize=8)  # takes a second or two for the largest vocabularies
+def continues_word(tokenizer: Tokenizer) -> np.ndarray:
+    """Return whether each target token continues a word that stands before it, bool (target_vocab_size,)."""
+    start = tokenizer.target.encode("a")
+    length = len(tokenizer.decode(start))
+    # Bytes that are no characters on their own may be the first of a letter.
+    continuation = re.compile(f"{WORD_CHARACTER}|\ufffd")
+    texts = (tokenizer.decode([*start, token]) for token in range(tokenizer.target_vocab_size))
+    return np.array([continuation.match(text, length) is not None for text in texts])
 
 
 def occurrences(term: Term, target: str) -> Iterator[re.Match[str]]:

@@ -8,19 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from support.texts import CORPUS, TEXTS
-from support.tiny_hf_tokenizers import CASES, read_tokenizer, train_models, write_case
 from support.tiny_models import config, random_model, stack
-from support.tiny_sentencepiece_tokenizers import (
-    CLASS_NAMES,
-    read_sentencepiece_tokenizer,
-    write_m2m100,
-    write_marian,
-    write_plbart,
-)
+from support.tokenizer_kinds import KINDS, PLAIN, SENTENCES, languages, letters
 
 import mlx_transformer as mt
 from mlx_transformer.config.alignment import AlignmentConfig
-from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.inference.alignment import (
     align,
     format_pharaoh,
@@ -32,16 +24,9 @@ from mlx_transformer.inference.alignment import (
 from mlx_transformer.inference.batching import SourceLine, encode_sources, encode_targets
 from mlx_transformer.inference.scoring import score
 from mlx_transformer.pretrained.loading import BUNDLED_MODEL
-from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary
 from mlx_transformer.tokenization.normalization import make_normalizer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
-
-# Words that every kind gives back as they are: of letters that all know.
-SENTENCES = ["this is a translation of the text into another language", "  there is nothing  better than it ", "a"]
-
-
-PLAIN = TokenizerConfig(skip_ids=(0, 1, 2, 3))
 
 
 class TestAlign:
@@ -55,6 +40,16 @@ class TestAlign:
         assert align(self.WEIGHTS, [None, 0, 1], [0, None, None]) == [(1, 0)]
         assert align(self.WEIGHTS, [None] * 4, [0, 1, 2]) == [] == align(self.WEIGHTS, [0, 1, 2, 3], [])
 
+    def test_uncovered_source_tokens_are_aligned_with_the_target_token_that_attends_to_them_most(self):
+        assert align(self.WEIGHTS, [0, 1, 2, 3], [0, 1, 2], cover_source=True) == [
+            (0, 1),
+            (1, 0),
+            (2, 0),
+            (3, 0),
+            (3, 2),
+        ]
+        assert align(self.WEIGHTS, [None, 0, 1, 1], [None, 0, 1], cover_source=True) == [(0, 0), (1, 0), (1, 1)]
+
     def test_tokens_of_one_word(self):
         assert align(self.WEIGHTS, [0, 0, 1, 1], [0, 0, 0]) == [(0, 0), (1, 0)]
 
@@ -62,48 +57,8 @@ class TestAlign:
         assert format_pharaoh([(0, 1), (12, 3)]) == "0-1 12-3" and format_pharaoh([]) == ""
 
 
-def read_pipeline(folder, name):
-    return read_tokenizer(write_case(folder, train_models(), name))
-
-
-def read_model(write, folder, **options):
-    return read_sentencepiece_tokenizer(CLASS_NAMES[write], write(folder, **options))
-
-
-def whole_words():
-    words = sorted({word for text in SENTENCES for word in text.split()})
-    return Tokenizer(WordVocabulary({word: i for i, word in enumerate(words, start=4)}, 3), None, PLAIN)
-
-
-def letters():
-    """A tokenizer of single letters with "@@" at continuations."""
-    pieces = [letter + sign for letter in "abcdefghijklmnopqrstuvwxyz" for sign in ("@@", "")]
-    return Tokenizer(BPEVocabulary({piece: i for i, piece in enumerate(pieces, start=4)}, 3, ()), None, PLAIN)
-
-
-KINDS = {
-    **{name: lambda folder, name=name: read_pipeline(folder, name) for name in CASES},
-    "marian": lambda folder: read_model(write_marian, folder),
-    "marian, two vocabularies": lambda folder: read_model(write_marian, folder, separate=True),
-    "marian, no normalization": lambda folder: read_model(write_marian, folder, kind="no normalization"),
-    "marian, bytes": lambda folder: read_model(write_marian, folder, kind="bpe with bytes"),
-    "m2m100": lambda folder: read_model(write_m2m100, folder),
-    "plbart": lambda folder: read_model(write_plbart, folder),
-    "trained": lambda folder: Tokenizer.train(CORPUS, CORPUS, 700),
-    "words": lambda folder: whole_words(),
-    "letters": lambda folder: letters(),
-}
-
-
 def split_at_spaces(text):
     return [word for word in re.split("[ \t\n\r\f\v]", text) if word]
-
-
-def languages(tokenizer):
-    """Language codes, if the tokenizer needs them."""
-    code = min(tokenizer.languages, default=None)
-    sides = tokenizer.config.source_language, tokenizer.config.target_language
-    return [None if side == "none" else code for side in sides]
 
 
 @pytest.fixture(params=KINDS, scope="module")
@@ -293,6 +248,7 @@ def test_alignment_config_validation():
         "layers": [1],
         "heads": [0, 2],
         "unit": "words",
+        "cover_source": False,
     }
     with pytest.raises(ValueError, match="unit"):
         AlignmentConfig(unit="letters")

@@ -9,15 +9,10 @@ import mlx_transformer as mt
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference import required_terms
-from mlx_transformer.inference.required_terms import (
-    LineWithTerms,
-    insert_terms,
-    keep_terms,
-    replacements,
-    with_stand_ins,
-)
+from mlx_transformer.inference.required_terms import LineWithTerms, keep_terms, with_stand_ins
 from mlx_transformer.inference.scoring import Score
 from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.inference.term_insertion import insert_terms, replacements
 from mlx_transformer.inference.terminology import Term, Terminology
 
 
@@ -92,8 +87,18 @@ class TestKeeping:
     TARGET = "Le chat voit le chien."
     PAIRS = ((0, 0), (1, 1), (2, 2), (3, 3), (4, 4))
 
-    def keep(self, glossary, source=SOURCE, target=TARGET, search=None, pairs=PAIRS, **changes):
+    def keep(self, glossary, source=SOURCE, target=TARGET, search=None, pairs=PAIRS, constrain=None, **changes):
+        """Return the hypothesis and the lines that were searched again: with stand-ins, or required phrases."""
         searched = []
+
+        def generate_with_phrases(lines):
+            searched.extend(lines)
+            yield from (
+                [hypothesis(text) for text in constrain(line.required_phrases)]
+                if constrain
+                else [hypothesis("", error="No hypothesis")]
+                for line in lines
+            )
 
         def generate(lines):
             searched.extend(lines)
@@ -101,7 +106,7 @@ class TestKeeping:
 
         terms = Terminology(glossary).find(source.text)
         lines = [LineWithTerms(source, [hypothesis(target, **changes)], terms)]
-        (result,) = keep_terms(lines, generate, scores(pairs))
+        (result,) = keep_terms(lines, generate, generate_with_phrases, scores(pairs))
         return result, searched
 
     def test_terms_replace_what_is_aligned_with_them_without_a_search(self):
@@ -122,6 +127,26 @@ class TestKeeping:
     def test_terms_that_cannot_be_placed_are_reported(self):
         result, _ = self.keep({"dog": "toutou", "cat": "minet"}, pairs=[(1, 1)])
         assert result.text == "Le minet voit le chien." and result.missing_terms == ("toutou",)
+
+    def test_terms_that_cannot_be_placed_are_required_of_a_search_in_every_order(self):
+        def constrain(phrases):
+            return ["Rien.", f"Voir {' et '.join(phrases)}."]
+
+        result, searched = self.keep({"dog": "toutou", "cat": "minet"}, pairs=[(1, 1)], constrain=constrain)
+        orders = ("Minet", "toutou"), ("Toutou", "minet"), ("minet", "toutou"), ("toutou", "minet")
+        assert [line.required_phrases for line in searched] == list(orders)
+        assert {line._replace(required_phrases=()) for line in searched} == {self.SOURCE}
+        assert result.text == "Voir Minet et toutou." and result.missing_terms == ()
+
+    def test_many_terms_are_required_in_the_order_of_the_source(self):
+        _, searched = self.keep({"dog": "b", "cat": "c", "sees": "a"}, pairs=[], constrain=" ".join)
+        assert [line.required_phrases for line in searched] == [("C", "a", "b"), ("c", "a", "b")]
+
+    def test_a_search_that_gives_no_more_terms_changes_nothing(self):
+        result, searched = self.keep(
+            {"dog": "toutou", "cat": "minet"}, pairs=[(1, 1)], constrain=lambda _: ["Le toutou."]
+        )
+        assert searched and (result.text, result.missing_terms) == ("Le minet voit le chien.", ("toutou",))
 
     COPIES = SourceLine("See {a} and {b}, cat.", "en", "fr")
 
@@ -256,7 +281,8 @@ def bundled():
 
 class TestHypotheses:
     TEXTS = ("Do you like my dog?", "Hello {name}!", "I love you.")
-    GLOSSARY = {"dog": "toutou", "do": "est-ce que"}  # no word is aligned with "Do"
+    TOO_LONG = "est-ce que " * 20
+    GLOSSARY = {"dog": "toutou", "like": TOO_LONG}
 
     def test_they_name_the_terms_that_they_lack(self, bundled):
         rows = list(mt.generate_hypotheses(*bundled, self.TEXTS, glossary=self.GLOSSARY, protect=["placeholders"]))
