@@ -24,7 +24,7 @@ from mlx_transformer.decoding.logits_processors import NEG_INF
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Memory, Transformer
 
-DecodeStep = Callable[[BeamState, Memory, DecodingInputs, mx.array], BeamState]
+DecodeStep = Callable[[BeamState, Memory, DecodingInputs], BeamState]
 STEPS_PER_STOP_TEST = 4  # a stop test makes the host wait for the device
 
 
@@ -69,10 +69,9 @@ def generate_ids(
         lines: Line number of each source, which selects its random numbers together with the seed; 0, 1, 2... if None.
         scores: Whether hypotheses have scores. Without them a single beam needs no normalisation over the vocabulary,
             which is faster; the scores are NaN then.
-        required_phrases: The token ids of phrases that the target of each source must contain, in this order (after
-            its prefix); with n tokens in the longest list, n + 1 times as many beams are searched. See `grid_search`.
-        continues_word: Whether each token of the vocabulary continues the word before it; such tokens do not follow a
-            phrase.
+        required_phrases: Token ids of the phrases that the target of each source must contain, in order; see
+            `grid_search`. With n tokens in all phrases of a source, n + 1 times as many beams are searched.
+        continues_word: Which tokens continue the word before them, bool (vocab,); they do not follow a phrase.
 
     Returns:
         `num_hypotheses` hypotheses for each source, best first; fewer only if the search space holds no more.
@@ -86,19 +85,34 @@ def generate_ids(
         return []
     search = search or model.search_defaults
     prefixes = _forced_prefixes(search, forced_bos_ids, prefix_ids or [[]] * source.shape[0])
-    inputs, max_length = make_decoding_inputs(
-        model, source, search, max_tokens, forced_bos_ids, prefixes, lines, required_phrases
-    )
+    settings = max_tokens, forced_bos_ids, prefixes, lines, required_phrases
+    inputs, max_length = make_decoding_inputs(model, source, search, *settings)
     batch, state = prefill(model, search, source, inputs, start_ids, prefixes)
+    step = _compiled_step(model, search, scores, forced_bos_ids is not None, continues_word)
+    hypotheses = _decode(model, search, step, batch, state, prefixes, max_length)
+    results = [hypotheses[row] for row in range(source.shape[0])]
+    if not all(results):
+        raise NoHypothesisError(results)
+    return results if scores else [[replace(hypothesis, score=math.nan) for hypothesis in row] for row in results]
+
+
+def _decode(
+    model: Transformer,
+    search: SearchConfig,
+    step: DecodeStep,
+    batch: ActiveBatch,
+    state: BeamState,
+    prefixes: list[list[int]],
+    max_length: int,
+) -> dict[int, list[Hypothesis]]:
+    """Run decode steps until all sentences are final; return the hypotheses of each by its row among the sources."""
     beams = state.tokens.shape[1]
-    step = _compiled_step(model, search, scores, forced=forced_bos_ids is not None)
     vector_size = vector_batch_size(model, beams)
-    word_mask = mx.array([] if continues_word is None else continues_word, mx.bool_)
     hypotheses: dict[int, list[Hypothesis]] = {}
     first = min(map(len, prefixes))
     for position in range(first, max_length):
         done = state.done  # not the whole state: a reference to the old cache would force a copy
-        state = step(grow_cache(state, position), batch.memory, batch.inputs, word_mask)
+        state = step(grow_cache(state, position), batch.memory, batch.inputs)
         start_step(state)  # before waiting for the last one
         if position > first and position % STEPS_PER_STOP_TEST == 0:
             (finished,) = to_host(done)
@@ -107,11 +121,7 @@ def generate_ids(
             if len(surviving := surviving_rows(finished, vector_size)) < len(finished):
                 hypotheses |= _finished_hypotheses(model, search, batch, state, prefixes)
                 batch, state = compact_batch(batch, state, surviving, beams)
-    hypotheses |= _finished_hypotheses(model, search, batch, state, prefixes)
-    results = [hypotheses[row] for row in range(source.shape[0])]
-    if not all(results):
-        raise NoHypothesisError(results)
-    return results if scores else [[replace(hypothesis, score=math.nan) for hypothesis in row] for row in results]
+    return hypotheses | _finished_hypotheses(model, search, batch, state, prefixes)
 
 
 def stream_ids(
@@ -143,7 +153,7 @@ def stream_ids(
     previous = None
     for position in range(len(prefixes[0]), max_length + 1):
         if position < max_length:
-            state = step(grow_cache(state, position), batch.memory, batch.inputs, mx.zeros(0, mx.bool_))
+            state = step(grow_cache(state, position), batch.memory, batch.inputs)
             start_step(state)
         if previous is not None:
             token, score, finished_score = (array.item() for array in to_host(*previous))
@@ -181,11 +191,15 @@ def _forced_prefixes(
     ]
 
 
-def _compiled_step(model: Transformer, search: SearchConfig, scores: bool, forced: bool) -> DecodeStep:
+def _compiled_step(
+    model: Transformer, search: SearchConfig, scores: bool, forced: bool, continues_word: np.ndarray | None = None
+) -> DecodeStep:
     """Return the compiled decode step; settings that it does not read share one trace."""
     key = replace(search, max_tokens=None, min_tokens=0, max_length_ratio=None, min_length_ratio=0.0)
     first = -1 if forced or search.forced_bos_id is not None else None  # its id is in the inputs
-    return model.compiled(decode_step, replace(key, num_hypotheses=1, seed=0, forced_bos_id=first), scores)
+    step = model.compiled(decode_step, replace(key, num_hypotheses=1, seed=0, forced_bos_id=first), scores)
+    word_mask = mx.array([] if continues_word is None else continues_word, mx.bool_)
+    return lambda state, memory, inputs: step(state, memory, inputs, word_mask)
 
 
 def prefill(

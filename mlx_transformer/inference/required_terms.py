@@ -185,13 +185,16 @@ def _keep_terms_of_line(
 def search_phrases(line: SourceLine, terms: Sequence[Term], generate: Generate, align: Align) -> str:
     """Return the best target of a lexically constrained beam search; empty if there is none.
 
-    Few terms are searched in every order, more in that of the source; the first one also with a capital.
+    Few terms are searched in every order, more in that of the source; the first one also with a capital, with which
+    the target must begin.
     """
     targets = tuple(term.target for term in terms)
-    orders = {*permutations(targets)} if len(targets) <= MAX_PERMUTED_TERMS else {targets}
-    orders |= {(first[0].upper() + first[1:], *rest) for first, *rest in orders}
-    rows = generate([line._replace(required_phrases=order) for order in sorted(orders)])
-    texts = with_fewest_missing(terms, [h.text or "" for row in rows for h in row if not h.error])
+    orders = sorted({*permutations(targets)} if len(targets) <= MAX_PERMUTED_TERMS else {targets})
+    capitals = [(first[0].upper() + first[1:], *rest) for first, *rest in orders]
+    phrases = list(dict.fromkeys([*orders, *capitals]))
+    rows = zip(phrases, generate([line._replace(required_phrases=each) for each in phrases]), strict=True)
+    texts = [h.text or "" for each, row in rows for h in row if each in orders or (h.text or "").startswith(each[0])]
+    texts = with_fewest_missing(terms, texts)
     results = align([line] * len(texts), texts)
     return max(zip(texts, results, strict=True), key=lambda pair: pair[1].score)[0] if texts else ""
 

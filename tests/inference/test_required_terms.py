@@ -133,14 +133,24 @@ class TestKeeping:
             return ["Rien.", f"Voir {' et '.join(phrases)}."]
 
         result, searched = self.keep({"dog": "toutou", "cat": "minet"}, pairs=[(1, 1)], constrain=constrain)
-        orders = ("Minet", "toutou"), ("Toutou", "minet"), ("minet", "toutou"), ("toutou", "minet")
+        orders = ("minet", "toutou"), ("toutou", "minet"), ("Minet", "toutou"), ("Toutou", "minet")
         assert [line.required_phrases for line in searched] == list(orders)
         assert {line._replace(required_phrases=()) for line in searched} == {self.SOURCE}
-        assert result.text == "Voir Minet et toutou." and result.missing_terms == ()
+        assert result.text == "Voir minet et toutou." and result.missing_terms == ()
+
+    def test_a_target_begins_with_a_capital_of_its_first_term(self):
+        order = scores([], ["Toutou dort.", "Mon Toutou dort.", "Mon toutou dort.", "Le chien."])
+
+        def generate(lines):
+            texts = {"toutou": ["Mon toutou dort."], "Toutou": ["Mon Toutou dort.", "Toutou dort."]}
+            yield from ([hypothesis(text) for text in texts[line.required_phrases[0]]] for line in lines)
+
+        terms = Terminology({"dog": "toutou"}).find("The dog sleeps.")
+        assert required_terms.search_phrases(SourceLine("The dog sleeps."), terms, generate, order) == "Toutou dort."
 
     def test_many_terms_are_required_in_the_order_of_the_source(self):
         _, searched = self.keep({"dog": "b", "cat": "c", "sees": "a"}, pairs=[], constrain=" ".join)
-        assert [line.required_phrases for line in searched] == [("C", "a", "b"), ("c", "a", "b")]
+        assert [line.required_phrases for line in searched] == [("c", "a", "b"), ("C", "a", "b")]
 
     def test_a_search_that_gives_no_more_terms_changes_nothing(self):
         result, searched = self.keep(
@@ -197,6 +207,7 @@ class TestKeeping:
         (result,) = keep_terms(
             [LineWithTerms(line, [hypothesis("")], terms)],
             lambda lines: ([hypothesis(target)] for _ in lines),
+            None,
             scores(pairs),
         )
         assert result.text == expected
@@ -281,14 +292,15 @@ def bundled():
 
 class TestHypotheses:
     TEXTS = ("Do you like my dog?", "Hello {name}!", "I love you.")
-    TOO_LONG = "est-ce que " * 20
-    GLOSSARY = {"dog": "toutou", "like": TOO_LONG}
+    LONG = ("machin " * 40).strip()  # has too many tokens for a constrained search
+    GLOSSARY = {"dog": "toutou", "like": LONG}
 
-    def test_they_name_the_terms_that_they_lack(self, bundled):
+    def test_they_name_the_terms_that_they_lack(self, bundled, monkeypatch):
+        monkeypatch.setattr(required_terms, "insert_terms", lambda line, target, *_: target)
         rows = list(mt.generate_hypotheses(*bundled, self.TEXTS, glossary=self.GLOSSARY, protect=["placeholders"]))
         assert [len(row) for row in rows] == [1, 1, 1]
         first, second, third = (row[0] for row in rows)
-        assert "toutou" in first.text and first.missing_terms == ("est-ce que",)
+        assert "toutou" in first.text and first.missing_terms == (self.LONG,)
         assert "{name}" in second.text and second.missing_terms == third.missing_terms == ()
         assert [row[0].text for row in rows] == mt.generate(*bundled, list(self.TEXTS), glossary=self.GLOSSARY)
 
