@@ -17,7 +17,7 @@ from mlx_transformer.cli.completion import complete_model, complete_run
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.progress import Bar, activity, can_draw, format_duration
 from mlx_transformer.cli.tables import fit_to_terminal, print_table
-from mlx_transformer.config.training import AUGMENTATIONS, PRESETS, TrainingConfig
+from mlx_transformer.config.training import ADAPTER_OPTIONS, AUGMENTATIONS, PRESETS, TrainingConfig
 
 # Titles in the help -> the fields below them.
 GROUPS = {
@@ -27,6 +27,7 @@ GROUPS = {
         *("init", "freeze", "preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first"),
         *("activation", "vocab_size", "shared_vocabulary"),
     ),
+    "Adapter (LoRA)": ("lora_rank", *ADAPTER_OPTIONS),
     "Optimisation": (
         *("batch_tokens", "accumulate", "learning_rate", "warmup_steps", "schedule", "optimizer", "betas"),
         *("weight_decay", "clip_norm", "ema_decay", "average_checkpoints"),
@@ -75,8 +76,8 @@ def train_option(field: dataclasses.Field[Any], text: str) -> Any:
     elif isinstance(field.default, bool):
         options["is_flag"] = True
         name = f"{name}/--no-{name[2:]}" if field.default else name
-    elif field.name == "freeze":
-        options |= {"type": CommaSeparated(), "show_default": False}
+    elif field.name in ("freeze", "lora_targets", "lora_modules_to_save"):
+        options |= {"type": CommaSeparated(), "show_default": ",".join(field.default) or False}
     elif field.name == "betas":
         options |= {"type": float, "nargs": 2}
     else:
@@ -122,7 +123,8 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
     sources from column 3 and targets from column 1. `en:fr=SPEC` sets the languages of a corpus; one model may learn
     several.
 
-    The best model is RUN/best, the newest RUN/last: use them with `generate --model RUN/best`.
+    The best model is RUN/best, the newest RUN/last: use them with `generate --model RUN/best`. With --lora-rank they
+    are adapters of the model of --init: use them with `generate --model MODEL --adapter RUN/best`.
 
     Options may be read from a file (--config; RUN/options.toml is one); the command line takes precedence. --resume
     continues the run in RUN with its own options, so all options but --output may be left out. Ctrl-C and SIGTERM stop
@@ -139,7 +141,7 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
     finally:
         progress.close()
     if not as_json:
-        click.echo(f"Best model: {best}")
+        click.echo(f"Best {'model' if config.adapter is None else 'adapter'}: {best}")
 
 
 def is_given(context: click.Context, name: str) -> bool:

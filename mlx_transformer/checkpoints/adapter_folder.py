@@ -101,7 +101,8 @@ def apply_adapter(model: Transformer, config: AdapterConfig, arrays: dict[str, m
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         set_adapter_arrays(model, arrays, str(path))
-        model.train(model.training)  # new modules are in training mode
+        model.set_dtype(model.dtype)  # new arrays are in float32, and new modules in training mode
+        model.train(model.training)
         mx.eval(model.parameters())  # lazy arrays can be evaluated by the thread that created them only
 
 

@@ -172,6 +172,16 @@ def load(
     return model, tokenizer
 
 
+def load_as_stored(folder: Path) -> tuple[Transformer, Tokenizer | None]:
+    """Load a model folder in the precision of its files, to train or to convert it; see `load`."""
+    with preserve_random_state(), _detect_replacement(folder), translate_read_errors(folder / "model.safetensors"):
+        config = read_config(folder)
+        _warn_of_old_conversion(folder, config)
+        model, tokenizer = read_model(folder, config)
+        mx.eval(model.parameters())
+    return model, tokenizer
+
+
 @contextmanager
 def _detect_replacement(folder: Path) -> Iterator[None]:
     """Raise OSError if a folder is replaced while it is read, because its files would not belong together."""

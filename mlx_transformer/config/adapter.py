@@ -29,6 +29,7 @@ class AdapterConfig:
         modules_to_save: Parts to train in full: "embeddings", "output", or names of modules, as for targets.
         base_model: Path, or owner/name on the hub, of the model that the adapter belongs to.
         base_checksum: SHA-256 of its weights; None if unknown.
+        source_prefix: Text before every source that the adapter was trained with; empty for that of the base.
     """
 
     rank: int
@@ -41,13 +42,14 @@ class AdapterConfig:
     modules_to_save: tuple[str, ...] = ()
     base_model: str | None = None
     base_checksum: str | None = None
+    source_prefix: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "rank", "alpha", *(["layers"] if self.layers is not None else []))
         check_shares(self, "dropout")
         if not self.targets and not self.modules_to_save:
-            raise ValueError("An adapter must change something: name targets, or modules_to_save.")
+            raise ValueError("targets and modules_to_save must not both be empty: name what to train.")
 
     @property
     def scale(self) -> float:
@@ -85,6 +87,7 @@ class AdapterFolderConfig:
         lora_parameters: Rank, scale and targets.
         modules_to_save: Parts that were trained in full.
         base_checksum: SHA-256 of the weights of the base model.
+        source_prefix: Text before every source.
     """
 
     format_version: int
@@ -94,6 +97,7 @@ class AdapterFolderConfig:
     lora_parameters: LoRAParameters
     modules_to_save: tuple[str, ...] = ()
     base_checksum: str | None = None
+    source_prefix: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -114,6 +118,7 @@ class AdapterFolderConfig:
             ),
             modules_to_save=config.modules_to_save,
             base_checksum=config.base_checksum,
+            source_prefix=config.source_prefix,
         )
 
     def adapter_config(self) -> AdapterConfig:
@@ -130,4 +135,5 @@ class AdapterFolderConfig:
             modules_to_save=self.modules_to_save,
             base_model=self.model,
             base_checksum=self.base_checksum,
+            source_prefix=self.source_prefix,
         )

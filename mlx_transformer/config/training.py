@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.config.serialization import check_positive, check_shares, check_types
 from mlx_transformer.messages import is_unicode, short_repr
 
@@ -25,6 +26,11 @@ NEW_MODEL_OPTIONS = (
     *("vocab_size", "shared_vocabulary"),
 )
 
+# Options of an adapter, beside its rank.
+ADAPTER_OPTIONS = (
+    *("lora_alpha", "lora_dropout", "lora_targets", "lora_layers", "dora", "rslora", "lora_modules_to_save"),
+)
+
 # Options that add copies of training pairs, see mlx_transformer.data.augmentation.
 AUGMENTATIONS = "join_sentences uppercase lowercase drop_final_punctuation copy_numbers copy_names".split()
 
@@ -42,6 +48,17 @@ class TrainingConfig:
         init: Model to fine-tune, with its own tokenizer: a model folder, a PyTorch checkpoint or a hub name
             (owner/name).
         freeze: Parts not to train: any of encoder, decoder, embeddings and output, separated by commas.
+        lora_rank: Train a low-rank adapter (LoRA) of this rank and not the model of init, which may be quantised. The
+            run's result is an adapter folder.
+        lora_alpha: Scale of the adapter, relative to its rank; by default twice the rank.
+        lora_dropout: Dropout rate of the inputs of the adapter.
+        lora_targets: Linear layers that the adapter changes, separated by commas: attention, mlp, or names such as
+            query_proj or decoder.*.value_proj.
+        lora_layers: Adapt the last layers of each stack only; by default all.
+        dora: Also learn the magnitude of each output (DoRA).
+        rslora: Divide the scale by the root of the rank, which suits high ranks (rsLoRA).
+        lora_modules_to_save: Parts to train in full and to write with the adapter, separated by commas: embeddings,
+            output, or names of modules.
         source_prefix: Text to put before every source, as T5 models expect.
         preset: Size of a new model.
         num_layers: Number of encoder layers, and of decoder layers unless decoder_layers is set; by default the
@@ -106,6 +123,14 @@ class TrainingConfig:
     output: str | Path
     init: str | Path | None = None
     freeze: tuple[str, ...] = ()
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ("attention", "mlp")
+    lora_layers: int | None = None
+    dora: bool = False
+    rslora: bool = False
+    lora_modules_to_save: tuple[str, ...] = ()
     source_prefix: str = ""
     preset: str = "small"
     num_layers: int | None = None
@@ -177,6 +202,7 @@ class TrainingConfig:
         self._check_paths()
         self._check_optimizer()
         self._check_model()
+        self._check_adapter()
         self._check_validation()
 
     def _check_paths(self) -> None:
@@ -215,8 +241,7 @@ class TrainingConfig:
         if self.freeze and self.init is None:
             raise ValueError("freeze only applies to fine-tuning: set init as well.")
         if self.init is not None:
-            defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
-            if changed := [name for name in NEW_MODEL_OPTIONS if vars(self)[name] != defaults[name]]:
+            if changed := self._changed(NEW_MODEL_OPTIONS):
                 raise ValueError(f"{changed[0]} cannot be changed in fine-tuning: leave it out with init.")
             return
         for name in ("num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads"):
@@ -225,6 +250,41 @@ class TrainingConfig:
         size = self.size
         if size.dims % size.heads:
             raise ValueError(f"num_heads must divide dims: {size.heads} does not divide {size.dims}.")
+
+    def _check_adapter(self) -> None:
+        if self.lora_rank is None:
+            if changed := self._changed(ADAPTER_OPTIONS):
+                raise ValueError(f"{changed[0]} is an option of adapters: set lora_rank as well, or leave it out.")
+        elif self.init is None:
+            raise ValueError("lora_rank only applies to fine-tuning: set init as well.")
+        elif self.recase:
+            raise ValueError("recase is an option of models and not of adapters: leave it out with lora_rank.")
+        _ = self.adapter
+
+    @property
+    def adapter(self) -> AdapterConfig | None:
+        """The adapter to train, if there is one."""
+        if self.lora_rank is None:
+            return None
+        try:
+            return AdapterConfig(
+                rank=self.lora_rank,
+                alpha=2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha,
+                dropout=self.lora_dropout,
+                targets=self.lora_targets,
+                layers=self.lora_layers,
+                dora=self.dora,
+                rslora=self.rslora,
+                modules_to_save=self.lora_modules_to_save,
+                source_prefix=self.source_prefix,
+            )
+        except ValueError as error:
+            raise ValueError(f"lora_{error}") from None  # begins with the name of a field
+
+    def _changed(self, names: Iterable[str]) -> list[str]:
+        """Return which of some options do not have their defaults."""
+        defaults = {item.name: item.default for item in fields(self) if item.default is not MISSING}
+        return [name for name in names if vars(self)[name] != defaults[name]]
 
     def _check_validation(self) -> None:
         if self.best_by in ("bleu", "chrf") and not self.bleu_sentences:

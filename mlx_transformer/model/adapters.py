@@ -249,7 +249,7 @@ def set_adapter_arrays(model: Transformer, arrays: dict[str, mx.array], origin: 
 
     Args:
         model: A model with an adapter.
-        arrays: The arrays by their names in files; those of floating point are converted to the model's type.
+        arrays: The arrays by their names in files; they are converted to the types of those that they replace.
         origin: Where they are from, for errors.
 
     Raises:
@@ -264,7 +264,7 @@ def set_adapter_arrays(model: Transformer, arrays: dict[str, mx.array], origin: 
     for path, module in _adapter_modules(model).items():
         own = {name: arrays[f"{path}.{name}"] for name in module}
         _check_arrays(path, module, own, origin)
-        module.update({name: array.astype(model.dtype) for name, array in own.items()})
+        module.update({name: array.astype(module[name].dtype) for name, array in own.items()})
 
 
 def _check_arrays(path: str, module: nn.Module, arrays: dict[str, mx.array], origin: str) -> None:

@@ -4,6 +4,7 @@ What only torch checkpoints and the hub need is imported for them, because these
 """
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -57,12 +58,9 @@ def load(
     path = find_model(model, revision, as_stored=dtype is not None or quantize is not None)
     network, tokenizer = load_path(path, dtype, quantize=quantize, allow_overflow=allow_overflow)
     if tokenizer is None:
-        raise ValueError(
-            f"The model must have a tokenizer, but {model or 'the bundled model'} has none: convert the checkpoint by "
-            "convert --tokenizer FILE, use a folder with tokenizer files, or load it without one by load_model."
-        )
-    if adapter is not None:
-        load_adapter(network, adapter)
+        raise missing_tokenizer(model)
+    if adapter is not None and (prefix := load_adapter(network, adapter).source_prefix):
+        tokenizer.config = replace(tokenizer.config, source_prefix=prefix)
     return network, tokenizer
 
 
@@ -88,6 +86,25 @@ def load_path(
     from mlx_transformer.weights.convert import load
 
     return load(path, dtype=dtype, quantize=quantize, allow_overflow=allow_overflow)
+
+
+def missing_tokenizer(model: str | Path | None) -> ValueError:
+    """Return the error for a model without a tokenizer."""
+    return ValueError(
+        f"The model must have a tokenizer, but {model or 'the bundled model'} has none: convert the checkpoint by "
+        "convert --tokenizer FILE, use a folder with tokenizer files, or load it without one by load_model."
+    )
+
+
+def load_as_stored(
+    model: str | Path | None = None, revision: str | None = None
+) -> tuple[Transformer, Tokenizer | None]:
+    """Load a model in the precision of its files, to train or to convert it, with its tokenizer if it has one.
+
+    Torch checkpoints are loaded in float32. See `load` for the parameters and errors.
+    """
+    path = find_model(model, revision)
+    return load_path(path, "float32") if is_torch_checkpoint(path) else model_folder.load_as_stored(path)
 
 
 def load_adapter(model: Transformer, folder: str | Path) -> AdapterConfig:
@@ -152,11 +169,11 @@ def find_model(model: str | Path | None = None, revision: str | None = None, *, 
     path = _local_path(model)
     if (path / "best" / "config.json").exists() and not (path / "config.json").exists():
         raise FileNotFoundError(f"{path} is a training run, not a model: use {path / 'best'}.")
-    if is_adapter_folder(path):
-        base = adapter_folder.read_adapter_config(path).base_model
+    if adapter := next(filter(is_adapter_folder, (path, path / "best")), None):
+        base = adapter_folder.read_adapter_config(adapter).base_model
         raise ValueError(
-            f"{path} is an adapter, not a model: give its base{f', {base},' if base else ''} as the model, and it by "
-            "--adapter (adapter=)."
+            f"{path} is an adapter, not a model: give its base{f', {base},' if base else ''} as the model, and "
+            f"{adapter} by --adapter (adapter=)."
         )
     if not path.exists():
         raise FileNotFoundError(

@@ -8,13 +8,17 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.checkpoints.adapter_folder import check_base, read_adapter_config, with_base
+from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.training import FREEZABLE_PARTS, TrainingConfig
 from mlx_transformer.data.parallel_corpus import ParallelCorpora
+from mlx_transformer.model.adapters import add_adapter
 from mlx_transformer.model.precision import check_dtype, parse_dtype
+from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.pretrained.loading import load
+from mlx_transformer.pretrained.loading import load_as_stored, missing_tokenizer
 from mlx_transformer.tokenization.bpe_trainer import check_vocab_size
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
@@ -34,10 +38,14 @@ def build_model_and_tokenizer(
         checkpoint: Checkpoint that the run resumes from. Its config and tokenizer are used; its weights are not read.
 
     Raises:
-        ValueError: If the options do not fit together, or the model to fine-tune has no tokenizer.
+        ValueError: If the options do not fit together, the model to fine-tune has no tokenizer, or an adapter resumes
+            on another model.
         FileNotFoundError: If the model to fine-tune does not exist.
     """
-    if checkpoint is not None:
+    if config.adapter is not None:
+        model, tokenizer = _pretrained_model(config)
+        _add_adapter(model, config.adapter, config, checkpoint)
+    elif checkpoint is not None:
         folder = model_folder.read_config(checkpoint)
         model = model_folder.uninitialized_model(folder.model, folder.search, folder.tasks)
         tokenizer = Tokenizer.load(checkpoint)
@@ -56,9 +64,25 @@ def build_model_and_tokenizer(
     return model, tokenizer
 
 
+def _add_adapter(model: Transformer, adapter: AdapterConfig, config: TrainingConfig, checkpoint: Path | None) -> None:
+    """Freeze a model and add the adapter of a run."""
+    if checkpoint is not None:
+        check_base(model, read_adapter_config(checkpoint), checkpoint)
+    model.freeze()
+    try:
+        add_adapter(model, with_base(adapter, model, config.init))
+    except ValueError as error:
+        raise ValueError(f"lora_{error}") from None  # begins with the name of a field
+
+
 def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer]:
-    """Load the model to fine-tune, with the dropout rates of this run."""
-    pretrained, tokenizer = load(config.init, dtype="float32")
+    """Load the model to fine-tune, with the dropout rates of this run; with an adapter it stays quantised."""
+    pretrained, tokenizer = load_as_stored(config.init)
+    if tokenizer is None:
+        raise missing_tokenizer(config.init)
+    if config.adapter is None:
+        dequantize(pretrained)
+    pretrained.set_dtype(mx.float32)
     for name, array in dict(tree_flatten(pretrained.parameters())).items():
         if not mx.isfinite(array).all():
             raise ValueError(
@@ -68,7 +92,10 @@ def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer]:
     model = model_folder.uninitialized_model(
         replace(pretrained.config, **rates), pretrained.search_defaults, pretrained.tasks.values()
     )
+    if (quantization := quantization_of(pretrained)) is not None:
+        quantize_weights(model, quantization)
     model.update(pretrained.parameters())
+    model.weights_source = pretrained.weights_source
     return model, tokenizer
 
 
@@ -132,4 +159,4 @@ def freeze_parts(model: Transformer, parts: tuple[str, ...]) -> None:
             else:
                 model[name].freeze()
     if not model.num_parameters:
-        raise ValueError(f"freeze must leave something to train: it names all parts, {', '.join(parts)}.")
+        raise ValueError(f"freeze must leave something to train, but nothing is left without {', '.join(parts)}.")

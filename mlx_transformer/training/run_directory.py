@@ -13,16 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from mlx_transformer.checkpoints import model_folder
-from mlx_transformer.checkpoints.replacement import check_destination, delete_model_folder
+from mlx_transformer.checkpoints.adapter_folder import read_adapter, save_adapter
+from mlx_transformer.checkpoints.replacement import (
+    ADAPTER_FILE,
+    check_destination,
+    delete_model_folder,
+    is_adapter_folder,
+)
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.config.training import TrainingConfig, split_corpora
 from mlx_transformer.data.parallel_corpus import SentencePair, absolute_spec
 from mlx_transformer.messages import shorten
+from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import atomic
 from mlx_transformer.storage.atomic import atomic_write_text
 from mlx_transformer.storage.checksums import find_damage, write_checksums
 from mlx_transformer.storage.files import parse_json
 from mlx_transformer.storage.text_files import read_lines
+from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,7 +43,7 @@ logger = logging.getLogger(__name__)
 STEP_NAME = re.compile(r"step-(\d+)", re.ASCII)  # of an earlier checkpoint
 OPTIONS_START = b"# command: "  # of an options.toml that `prepare` wrote
 CORPUS_OPTIONS = ("train", "valid")
-CHECKPOINT_FILES = ("model.safetensors", "training.safetensors", "training.json")
+STATE_FILES = ("training.safetensors", "training.json")
 
 
 class RunDirectory:
@@ -43,7 +51,7 @@ class RunDirectory:
 
     Attributes:
         folder: The run folder.
-        best: Model folder of the best model.
+        best: The best model: a model folder, or that of its adapter.
         last: The latest checkpoint.
         earlier: The folder of earlier checkpoints.
         options_file: The options of the run, as TOML.
@@ -120,7 +128,8 @@ class RunDirectory:
         """
         damaged: dict[Path, str] = {}
         for path in self.checkpoints():
-            if (damage := find_damage(path, CHECKPOINT_FILES)) is None:
+            weights = ADAPTER_FILE if is_adapter_folder(path) else "model.safetensors"
+            if (damage := find_damage(path, (weights, *STATE_FILES))) is None:
                 break
             damaged[path] = damage
         else:
@@ -161,19 +170,29 @@ class RunDirectory:
         checkpoint.rename(retired)
         atomic.fsync(self.earlier)
 
-    def set_aside_best(self) -> None:
-        """Rename best/, with a warning, if it cannot be replaced without the loss of other files."""
+    def save_best(self, model: Transformer, tokenizer: Tokenizer) -> None:
+        """Write best/: a model folder, or the adapter of the model.
+
+        A folder that cannot be replaced without the loss of other files is renamed, with a warning.
+        """
         try:
-            check_destination(self.best)
+            check_destination(self.best, kind="model" if model.adapter is None else "adapter")
         except FileExistsError as error:
             logger.warning("%s Renamed to %s.", error, self._set_aside(self.best, "kept"))
+        if model.adapter is None:
+            model_folder.save(self.best, model, tokenizer)
+        else:
+            save_adapter(self.best, model)
 
     def check_best(self) -> bool:
-        """Return whether best/ holds a model; if it is damaged, rename it with a warning."""
+        """Return whether best/ holds a model or an adapter; if it is damaged, rename it with a warning."""
         if not self.best.exists():
             return False
         try:
-            model_folder.read_model(self.best, model_folder.read_config(self.best))
+            if is_adapter_folder(self.best):
+                read_adapter(self.best)
+            else:
+                model_folder.read_model(self.best, model_folder.read_config(self.best))
         except (OSError, ValueError) as error:
             aside = self._set_aside(self.best)
             logger.warning("%s is damaged: %s Renamed to %s; the next validation writes it.", self.best, error, aside)

@@ -9,10 +9,11 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_map_with_path, tree_reduce
 
-from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.checkpoints import adapter_folder, model_folder
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.batch_sampler import Batch
-from mlx_transformer.model.fused_projections import fuse_projections
+from mlx_transformer.model.adapters import set_adapter_arrays
+from mlx_transformer.model.compilation import with_arrays
 from mlx_transformer.model.precision import parse_dtype
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import safetensors
@@ -30,7 +31,7 @@ class TrainState:
     """Everything that changes during training, and the compiled step that changes it.
 
     Attributes:
-        model: The model being trained, in float32; parts of it may be frozen.
+        model: The model being trained, in float32; parts of it may be frozen, and those may be quantised.
         config: Options of the run.
         step: Number of finished updates.
         ema_weights: Exponential moving average of the trained weights; empty if it is turned off.
@@ -53,7 +54,7 @@ class TrainState:
         self.loss_scaling = {"scale": mx.array(INITIAL_LOSS_SCALE), "served": mx.array(0)} if is_float16 else {}
         self.state = [model.state, self.optimizer.state, self.ema_weights, self.loss_scaling, mx.random.state]
         model.recompute = config.recompute
-        self._eval_model = model_folder.uninitialized_model(model.config, model.search_defaults, model.tasks.values())
+        self._eval_model: Transformer = with_arrays(model, model.parameters())
         self._dtype = parse_dtype(config.compute_dtype)
         self._previous_results: tuple[mx.array, ...] = ()
         self._compiled_accumulate = self._compile(self.accumulate_gradients)
@@ -95,7 +96,7 @@ class TrainState:
         weights, trained = self.model.parameters(), self.model.trainable_parameters()
 
         def to_compute_dtype(array: mx.array) -> mx.array:
-            return array.astype(self._dtype)
+            return array.astype(self._dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
         def loss(trained: dict) -> tuple[mx.array, ...]:
             self.model.update(tree_map(to_compute_dtype, weights))
@@ -189,18 +190,22 @@ class TrainState:
         if self.ema_weights:
             arrays = safetensors.read_arrays(folder / "training.safetensors")
             return _fill_tree({"average": self.ema_weights}, arrays)["average"]
-        weights = fuse_projections(safetensors.read_arrays(folder / "model.safetensors"))
-        return _fill_tree(self.model.trainable_parameters(), weights)
+        checkpoint: Transformer = with_arrays(self.model, self.model.parameters())
+        _read_weights(checkpoint, folder)
+        return checkpoint.trainable_parameters()
 
     def write(self, folder: Path, tokenizer: Tokenizer | None) -> None:
-        """Write a checkpoint: a model folder's files, training.safetensors and training.json."""
-        model_folder.write_model_files(folder, self.model, tokenizer)
+        """Write a checkpoint: the files of a model or adapter folder, training.safetensors and training.json."""
+        if self.model.adapter is None:
+            model_folder.write_model_files(folder, self.model, tokenizer)
+        else:
+            adapter_folder.write_adapter_files(folder, self.model)
         safetensors.write_arrays(folder / "training.safetensors", dict(tree_flatten(self.extra_state())))
         (folder / "training.json").write_text(json.dumps({"step": self.step} | self.progress) + "\n")
 
     def restore(self, folder: Path) -> None:
         """Restore the state from a checkpoint."""
-        model_folder.read_weights(self.model, folder / "model.safetensors")
+        _read_weights(self.model, folder)
         extra = _fill_tree(self.extra_state(), safetensors.read_arrays(folder / "training.safetensors"))
         self.optimizer.state.update(extra["optimizer"])
         self.ema_weights.update(extra["average"])
@@ -214,6 +219,15 @@ class TrainState:
     def extra_state(self) -> dict[str, dict]:
         """Return the arrays of a checkpoint other than the model's weights, by their names in training.safetensors."""
         return {"optimizer": self.optimizer.state, "average": self.ema_weights, "scaling": self.loss_scaling}
+
+
+def _read_weights(model: Transformer, folder: Path) -> None:
+    """Read the weights of a checkpoint into a model, or those of its adapter."""
+    if model.adapter is None:
+        model_folder.read_weights(model, folder / "model.safetensors")
+    else:
+        file = folder / adapter_folder.ADAPTER_FILE
+        set_adapter_arrays(model, safetensors.read_arrays(file), str(file))
 
 
 def _fill_tree(tree: dict, arrays: dict[str, mx.array]) -> dict:

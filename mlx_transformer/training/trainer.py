@@ -128,7 +128,7 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, callbacks: Callb
         logger.info("Tokenising the corpora")
         corpora = [_tokenize_corpora(pairs, state, tokenizer) for pairs in (train_pairs, valid_pairs)]
         _check_same_corpora(state, corpora)
-        if checkpoint is None:
+        if checkpoint is None and config.adapter is None:  # an adapter has no tokenizer
             longest, ratio = corpora[0].usual_lengths()
             tokenizer.config = replace(
                 tokenizer.config,
@@ -330,8 +330,7 @@ class Trainer:
         score = scores[self.config.best_by]
         improved = score > progress.get("best_score", -math.inf)
         if improved:
-            self.run_directory.set_aside_best()
-            model_folder.save(self.run_directory.best, model, self.tokenizer)
+            self.run_directory.save_best(model, self.tokenizer)
             progress["best_score"] = score
         progress["stale"] = 0 if improved else progress.get("stale", 0) + 1
         self._save_checkpoint()

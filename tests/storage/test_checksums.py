@@ -6,12 +6,13 @@ import subprocess
 import pytest
 
 from mlx_transformer.storage.checksums import changed_files, find_damage, write_checksums
-from mlx_transformer.training.run_directory import CHECKPOINT_FILES
+
+FILES = ("model.safetensors", "training.safetensors", "training.json")
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
 def test_checksums_match_sha256sum(tmp_path):
-    for name in ("model.safetensors", "training.safetensors", "training.json"):
+    for name in FILES:
         (tmp_path / name).write_bytes(name.encode() * 300_000)
     write_checksums(tmp_path)
     assert find_damage(tmp_path) is None
@@ -23,14 +24,14 @@ def test_checksums_match_sha256sum(tmp_path):
     assert find_damage(tmp_path) == "training.json does not match its checksum in SHA256SUMS"
 
 
-@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_checksums_must_cover_all_files_of_a_checkpoint(name, tmp_path):
-    for other in {*CHECKPOINT_FILES} - {name}:
+    for other in {*FILES} - {name}:
         (tmp_path / other).write_bytes(b"content")
     write_checksums(tmp_path)
-    assert find_damage(tmp_path, CHECKPOINT_FILES) == f"{name} is missing"
+    assert find_damage(tmp_path, FILES) == f"{name} is missing"
     (tmp_path / name).write_bytes(b"not listed")
-    assert find_damage(tmp_path, CHECKPOINT_FILES) == f"{name} is missing"
+    assert find_damage(tmp_path, FILES) == f"{name} is missing"
 
 
 def test_changed_and_missing_files_are_named(tmp_path):

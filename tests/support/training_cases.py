@@ -129,8 +129,9 @@ def write_corpora(folder):
 
 def run_state(run):
     """The arrays of the latest checkpoint and of the best model, and the checkpoint's training.json."""
-    files = ("last/model.safetensors", "last/training.safetensors", "best/model.safetensors")
-    arrays = {name: mx.load(str(Path(run) / name)) for name in files}
+    files = [*Path(run, "last").glob("*.safetensors"), *Path(run, "best").glob("*.safetensors")]
+    assert len(files) == 3
+    arrays = {f"{file.parent.name}/{file.name}": mx.load(str(file)) for file in files}
     return arrays, json.loads((Path(run) / "last" / "training.json").read_text())
 
 

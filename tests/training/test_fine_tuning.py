@@ -94,7 +94,10 @@ def test_checkpoints_of_families_are_fine_tuned_with_their_tokenizers(options, k
     ("freeze", "message"),
     [
         (("output",), "This model has no separate output to freeze"),
-        (("encoder", "decoder", "embeddings"), "freeze must leave something to train: it names all parts"),
+        (
+            ("encoder", "decoder", "embeddings"),
+            "freeze must leave something to train, but nothing is left without encoder, decoder, embeddings",
+        ),
     ],
 )
 def test_freezing_a_missing_part_or_everything_raises(options, pretrained, freeze, message):
