@@ -14,7 +14,19 @@ import click
 
 from mlx_transformer import __version__
 from mlx_transformer.cli import input_lines, streams
-from mlx_transformer.cli.commands import attention, cache, convert, embed, evaluate, generate, info, plot, score, train
+from mlx_transformer.cli.commands import (
+    attention,
+    cache,
+    convert,
+    embed,
+    evaluate,
+    fuse,
+    generate,
+    info,
+    plot,
+    score,
+    train,
+)
 from mlx_transformer.cli.help import help_all_option, name_options, one_line_usage_errors
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.storage.redaction import hide_passwords
@@ -149,5 +161,5 @@ translate = copy.copy(generate.command)
 translate.short_help = "Another name of generate."
 main.add_command(generate.command)
 main.add_command(translate, "translate")
-for module in (train, evaluate, info, convert, score, embed, attention, plot, cache):
+for module in (train, fuse, evaluate, info, convert, score, embed, attention, plot, cache):
     main.add_command(module.command)

@@ -22,6 +22,12 @@ def complete_model(context: click.Context, parameter: click.Parameter, incomplet
     return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
+def complete_adapter(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the adapter folders that begin with a text; without any, folders."""
+    adapters = [CompletionItem(name) for name in find_folders(incomplete, is_adapter)]
+    return adapters or [CompletionItem(incomplete, type="dir")]
+
+
 def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the training runs that begin with a text; without any, folders."""
     runs = [CompletionItem(name) for name in find_folders(incomplete, is_run)]
@@ -31,6 +37,11 @@ def complete_run(context: click.Context, parameter: click.Parameter, incomplete:
 def complete_cached(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the models of the hub in the cache that begin with a text."""
     return [CompletionItem(name) for name in cached_models() if name.startswith(incomplete)]
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder looks like an adapter folder."""
+    return (folder / "adapter_config.json").is_file()
 
 
 def is_model(folder: Path) -> bool:

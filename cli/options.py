@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 import mlx_transformer as mt
-from mlx_transformer.cli.completion import complete_model
+from mlx_transformer.cli.completion import complete_adapter, complete_model
 from mlx_transformer.cli.help import option_group
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.config.model import DTYPE_NAMES
@@ -23,6 +23,12 @@ model_option = click.option(
     shell_complete=complete_model,
     show_default="the bundled English-French model",
     help="Model folder, torch checkpoint, or owner/name on the hub.",
+)
+adapter_option = click.option(
+    "--adapter",
+    metavar="FOLDER",
+    shell_complete=complete_adapter,
+    help="Adapter folder of the model, as train --lora-rank writes.",
 )
 revision_option = click.option("--revision", show_default="main", help="Branch, tag or commit of a model on the hub.")
 beam_option = click.option("--beam-size", type=int, show_default=OF_MODEL, help="Number of beams; 1 is greedy search.")
@@ -179,12 +185,13 @@ def load_with_tokenizer(
     dtype: str | None,
     revision: str | None = None,
     allow_overflow: bool = False,
+    adapter: str | None = None,
     *,
     needs_decoder: bool = True,
 ) -> tuple[mt.Transformer, mt.Tokenizer]:
-    """Load a model with its tokenizer; ValueError if it has none, or no decoder and needs one."""
+    """Load a model with its tokenizer, and an adapter on it; ValueError without a tokenizer or a decoder it needs."""
     activity.show(f"Loading {model or 'the bundled model'}")
-    network, tokenizer = mt.load(model, dtype=dtype, revision=revision, allow_overflow=allow_overflow)
+    network, tokenizer = mt.load(model, dtype, revision, allow_overflow=allow_overflow, adapter=adapter)
     if needs_decoder:
         network.config.require_decoder()
     activity.clear()

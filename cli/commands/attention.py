@@ -7,6 +7,7 @@ import click
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.cli.options import (
+    adapter_option,
     dtype_option,
     load_with_tokenizer,
     model_option,
@@ -26,7 +27,7 @@ from mlx_transformer.tokenization.normalization import is_blank
 
 @click.command("attention", cls=GroupedCommand, short_help="Draw which words a model attends to.")
 @click.argument("text")
-@option_group("Model", model_option, task_option, revision_option)
+@option_group("Model", model_option, adapter_option, task_option, revision_option)
 @option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option)
 @option_group(
     "Input and output",
@@ -71,6 +72,7 @@ def command(
     text: str,
     output: str,
     model: str | None,
+    adapter: str | None,
     revision: str | None,
     target: str | None,
     kinds: tuple[str, ...],
@@ -97,7 +99,7 @@ def command(
     warn_file_names([text], "give the text itself")
     if is_blank(text):
         raise ValueError("TEXT must not be blank.")
-    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
     source_language, target_language = leave_out_own_languages(model, tokenizer, source_language, target_language)
     search, prefix = select_task(network, task, source_prefix)
     options = {"source_language": source_language, "target_language": target_language, "source_prefix": prefix}

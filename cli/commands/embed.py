@@ -17,6 +17,7 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import InputLine, parse_lines
 from mlx_transformer.cli.languages import leave_out_languages_of_line, leave_out_own_languages
 from mlx_transformer.cli.options import (
+    adapter_option,
     check_source_languages,
     dtype_option,
     load_with_tokenizer,
@@ -55,7 +56,7 @@ class LineVector(NamedTuple):
 
 @click.command("embed", cls=GroupedCommand, short_help="Compute vectors of texts with a model's encoder.")
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
-@option_group("Model", model_option, revision_option)
+@option_group("Model", model_option, adapter_option, revision_option)
 @option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option)
 @option_group(
     "Input and output",
@@ -117,6 +118,7 @@ def command(
     output: str | None,
     output_format: str | None,
     model: str | None,
+    adapter: str | None,
     revision: str | None,
     dtype: str | None,
     allow_overflow: bool,
@@ -143,7 +145,7 @@ def command(
     check_paths(output, *([] if texts else [source]))
     warn_file_names(texts, "to read the file, give --input {file}")
     windows = [[os.fsencode(text) for text in texts]] if texts else read_input(source, context)
-    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, needs_decoder=False)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter, needs_decoder=False)
     lines = parse_input(windows, model, tokenizer, options, is_argument=bool(texts))
     failed = FailedLines(in_results=not as_npy)
     pooling = choose_pooling(network.config, *(options[name] for name in ("pooling", "normalize", "projection")))

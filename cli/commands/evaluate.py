@@ -14,6 +14,7 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import decode_lines
 from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.cli.options import (
+    adapter_option,
     batch_option,
     beam_option,
     dtype_option,
@@ -39,7 +40,7 @@ from mlx_transformer.tokenization.normalization import is_blank
 
 @click.command("evaluate", cls=GroupedCommand, short_help="Measure a model on a test set: BLEU, chrF, exact matches.")
 @click.argument("spec", required=False)
-@option_group("Model", model_option, task_option, revision_option)
+@option_group("Model", model_option, adapter_option, task_option, revision_option)
 @option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option)
 @option_group(
     "Input and output",
@@ -54,6 +55,7 @@ from mlx_transformer.tokenization.normalization import is_blank
 def command(
     spec: str | None,
     model: str | None,
+    adapter: str | None,
     revision: str | None,
     sources: str | None,
     references: tuple[str, ...],
@@ -84,7 +86,7 @@ def command(
     lines, groups, *languages = read_test_set(spec, sources, references)
     if not (scored := has_sacrebleu()):
         click.echo(f"BLEU and chrF need sacrebleu and are left out: {install_command('train')}", err=True)
-    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
     source_language, target_language = leave_out_own_languages(
         model, tokenizer, source_language or languages[0], target_language or languages[1]
     )

@@ -16,6 +16,7 @@ from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, parse_lines
 from mlx_transformer.cli.languages import language_pair, leave_out_languages_of_line, leave_out_own_languages
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
+    adapter_option,
     alignments_option,
     batch_option,
     check_languages,
@@ -111,7 +112,7 @@ strict_option = click.option(
     epilog=JSON_FORMATS,
 )
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
-@option_group("Model", model_option, task_option, revision_option)
+@option_group("Model", model_option, adapter_option, task_option, revision_option)
 @option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option, target_prefix)
 @option_group(
     "Input and output",
@@ -135,6 +136,7 @@ def command(
     source: str | None,
     output: str | None,
     model: str | None,
+    adapter: str | None,
     revision: str | None,
     dtype: str | None,
     allow_overflow: bool,
@@ -166,7 +168,7 @@ def command(
     options = prepare_options(options | {"stream": stream, "strict": strict, "verbose": verbose})
     warn_file_names(texts, "to read the file, give --input {file}")
     windows = [[os.fsencode(text) for text in texts]] if texts else read_input(source, context)
-    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
     options = choose_languages(model, tokenizer, options)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})

@@ -16,7 +16,7 @@ from mlx_transformer.cli.completion import complete_model
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.languages import language_pair
-from mlx_transformer.cli.options import revision_option
+from mlx_transformer.cli.options import adapter_option, revision_option
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.tables import format_size, print_fields, print_table
 
@@ -36,6 +36,7 @@ TOKEN_SETTINGS = {
 @click.argument("folder", metavar="[MODEL]", required=False, shell_complete=complete_model)
 @option_group(
     "Options",
+    adapter_option,
     revision_option,
     click.option(
         "--tensors", "show_tensors", is_flag=True, help="List the tensors and settings, and how they fit each family."
@@ -45,7 +46,13 @@ TOKEN_SETTINGS = {
     click.option("--cache", "show_cache", is_flag=True, help="List the converted hub models in the cache instead."),
 )
 def command(
-    folder: str | None, revision: str | None, show_cache: bool, show_tensors: bool, verbose: bool, as_json: bool
+    folder: str | None,
+    adapter: str | None,
+    revision: str | None,
+    show_cache: bool,
+    show_tensors: bool,
+    verbose: bool,
+    as_json: bool,
 ) -> None:
     """Describe MODEL: a model folder, a torch checkpoint or owner/name on the hub. Default: the bundled model.
 
@@ -55,8 +62,8 @@ def command(
     from mlx_transformer.weights.inspection import inspect_tensors
 
     if show_cache:
-        if folder is not None or revision is not None:
-            raise click.UsageError("--cache lists all models: leave out MODEL and --revision.")
+        if folder is not None or revision is not None or adapter is not None:
+            raise click.UsageError("--cache lists all models: leave out MODEL, --adapter and --revision.")
         print_cache(as_json)
         return
     activity.show(f"Loading {folder or 'the bundled model'}")
@@ -66,11 +73,13 @@ def command(
         else find_model(folder, revision, as_stored=False)
     )
     if show_tensors:
+        if adapter is not None:
+            raise click.UsageError("--tensors lists those of MODEL: leave out --adapter.")
         facts = inspect_tensors(path)
     else:
         try:
             pair = {"language_pair": language_pair(folder)}
-            facts = folder_facts(path) | model_facts(*load_path(path)) | pair
+            facts = folder_facts(path) | model_facts(*load_path(path), adapter) | pair
         except ValueError as error:
             if not is_torch_checkpoint(path):
                 raise
@@ -128,8 +137,19 @@ def dtype_names(arrays: Iterable[Any]) -> list[str]:
     return sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays})
 
 
-def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[str, Any]:
-    """Return the facts about a model that was loaded with its default data type as plain data."""
+def adapter_facts(model: mt.Transformer, folder: str) -> dict[str, Any]:
+    """Load an adapter on a model, and return the facts about it as plain data."""
+    from mlx_transformer.config.serialization import to_dict
+    from mlx_transformer.model.adapters import adapter_arrays
+
+    config = mt.load_adapter(model, folder)
+    arrays = adapter_arrays(model).values()
+    sizes = {"parameters": sum(array.size for array in arrays), "scale": config.scale}
+    return {"folder": folder} | sizes | to_dict(config)
+
+
+def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None, adapter: str | None = None) -> dict[str, Any]:
+    """Return the facts about a model that was loaded with its default data type, and its adapter, as plain data."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -155,7 +175,7 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None) -> dict[s
         "search_defaults": to_dict(model.search_defaults),
         "search_tokens": search_tokens(model.search_defaults, tokenizer),
         "config": to_dict(model.config),
-    }
+    } | ({} if adapter is None else {"adapter": adapter_facts(model, adapter)})
 
 
 def search_tokens(search: mt.SearchConfig, tokenizer: mt.Tokenizer | None) -> dict[int, str]:
@@ -180,6 +200,8 @@ def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, st
         yield "checksums", checksum_facts(facts["changed_files"])
     yield "parameters", f"{facts['parameters']:,} in {', '.join(facts['dtype'])}"
     yield "computes in", facts["computes_in"]
+    if "adapter" in facts:
+        yield "adapter", describe_adapter(facts["adapter"])
     yield "vocabulary", f"{vocabulary_facts(config)}, {'with' if facts['tokenizer'] else 'without'} a tokenizer"
     for side in ("encoder", "decoder"):
         yield side, stack_facts(config, config[side]) if config[side] else "none: the model embeds texts"
@@ -208,6 +230,17 @@ def pooling_facts(pooling: dict[str, Any]) -> str:
     width, activation = pooling["projection_dims"], pooling["projection_activation"]
     projection = f", a projection to {width}" + (f" with {activation}" if activation != "none" else "") if width else ""
     return tokens + projection + (", normalised" if pooling["normalize"] else "")
+
+
+def describe_adapter(facts: dict[str, Any]) -> str:
+    """Format the result of `adapter_facts`."""
+    kind = "DoRA" if facts["dora"] else "LoRA"
+    layers = f" of the last {facts['layers']} layers" if facts["layers"] else ""
+    parts = f", {', '.join(facts['modules_to_save'])} in full" if facts["modules_to_save"] else ""
+    return (
+        f"{kind} of rank {facts['rank']}, scale {facts['scale']:g}, of {', '.join(facts['targets'])}{layers}{parts}: "
+        f"{facts['parameters']:,} parameters"
+    )
 
 
 def storage_facts(dtypes: list[str], quantization: dict[str, Any] | None) -> str:

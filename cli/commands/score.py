@@ -15,6 +15,7 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import InputLine, parse_file, parse_lines
 from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.cli.options import (
+    adapter_option,
     alignments_option,
     check_languages,
     dtype_option,
@@ -57,7 +58,7 @@ class TextPair(NamedTuple):
 
 
 @click.command("score", cls=GroupedCommand, short_help="Compute how likely given translations are.")
-@option_group("Model", model_option, task_option, revision_option)
+@option_group("Model", model_option, adapter_option, task_option, revision_option)
 @option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option)
 @option_group(
     "Input and output",
@@ -90,6 +91,7 @@ def command(
     path: str | None,
     output: str | None,
     model: str | None,
+    adapter: str | None,
     revision: str | None,
     source_language: str | None,
     target_language: str | None,
@@ -118,7 +120,7 @@ def command(
     alignment = alignment_config(alignments, alignment_layers, alignment_heads)
     check_paths(output, *((source, target) if source else (path,)))
     windows = read_pair_files(source, target) if source and target else read_pairs(path, context)
-    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow)
+    network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
     source_language, target_language = leave_out_own_languages(model, tokenizer, source_language, target_language)
     _, prefix = select_task(network, task, source_prefix)
     check_languages(tokenizer, source_language, target_language)

@@ -77,7 +77,7 @@ def train_option(field: dataclasses.Field[Any], text: str) -> Any:
         options["is_flag"] = True
         name = f"{name}/--no-{name[2:]}" if field.default else name
     elif field.name in ("freeze", "lora_targets", "lora_modules_to_save"):
-        options |= {"type": CommaSeparated(), "show_default": ",".join(field.default) or False}
+        options |= {"type": CommaSeparated(), "show_default": ",".join(options["default"]) or False}
     elif field.name == "betas":
         options |= {"type": float, "nargs": 2}
     else:

@@ -55,12 +55,14 @@ def load(
         OSError: If the hub denies access or cannot be reached, or the disk is full.
         ValueError: If the model is incomplete, a checkpoint of an unknown family, or has no tokenizer.
     """
+    if adapter is not None:
+        adapter_folder.read_adapter_config(find_adapter(adapter))  # reports a wrong path before the model is loaded
     path = find_model(model, revision, as_stored=dtype is not None or quantize is not None)
     network, tokenizer = load_path(path, dtype, quantize=quantize, allow_overflow=allow_overflow)
     if tokenizer is None:
         raise missing_tokenizer(model)
-    if adapter is not None and (prefix := load_adapter(network, adapter).source_prefix):
-        tokenizer.config = replace(tokenizer.config, source_prefix=prefix)
+    if adapter is not None:
+        load_adapter(network, adapter, tokenizer)
     return network, tokenizer
 
 
@@ -107,13 +109,14 @@ def load_as_stored(
     return load_path(path, "float32") if is_torch_checkpoint(path) else model_folder.load_as_stored(path)
 
 
-def load_adapter(model: Transformer, folder: str | Path) -> AdapterConfig:
+def load_adapter(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> AdapterConfig:
     """Load an adapter on a model, in place of the one that it has; on an error the model stays as it was.
 
     Args:
         model: The base of the adapter, as returned by `load`, in any precision.
         folder: The adapter folder, or one of PEFT: a LoRA, DoRA or rsLoRA of the model of transformers that the base
             was converted from.
+        tokenizer: The model's tokenizer, which gets the source prefix that the adapter was trained with.
 
     Returns:
         The adapter's configuration.
@@ -125,6 +128,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> AdapterConfig:
     path = find_adapter(folder)
     config, arrays = _read_peft_adapter(path, model) or adapter_folder.read_adapter(path)
     adapter_folder.apply_adapter(model, config, arrays, path)
+    if tokenizer is not None and config.source_prefix:
+        tokenizer.config = replace(tokenizer.config, source_prefix=config.source_prefix)
     return config
 
 
