@@ -124,7 +124,7 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
     several.
 
     The best model is RUN/best, the newest RUN/last: use them with `generate --model RUN/best`. With --lora-rank they
-    are adapters of the model of --init: use them with `generate --model MODEL --adapter RUN/best`.
+    are adapters of the model of --init: use them with that model and `generate --adapter RUN/best`.
 
     Options may be read from a file (--config; RUN/options.toml is one); the command line takes precedence. --resume
     continues the run in RUN with its own options, so all options but --output may be left out. Ctrl-C and SIGTERM stop

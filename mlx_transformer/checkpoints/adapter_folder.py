@@ -54,10 +54,6 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         ValueError: If it is damaged, has a newer format, or has an invalid or unknown field.
     """
     path = folder / ADAPTER_CONFIG_FILE
-    if not path.exists():
-        raise FileNotFoundError(
-            f"An adapter folder has an {ADAPTER_CONFIG_FILE}, but {folder} has none: check the path."
-        )
     data = read_json(path)
     version = data.get("format_version") if isinstance(data, dict) else None
     if version is None:

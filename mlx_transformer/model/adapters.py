@@ -18,8 +18,8 @@ from mlx_transformer.config.adapter import SAVED_PARTS, TARGET_GROUPS, AdapterCo
 from mlx_transformer.messages import short_names, short_repr, similar_names
 from mlx_transformer.model.dropout import dropout
 from mlx_transformer.model.fused_projections import split_names
-from mlx_transformer.model.layers import add_linear
-from mlx_transformer.model.quantization import QUANTIZED, dense_weight, plain_layer
+from mlx_transformer.model.layers import QUANTIZED, add_linear, dense_weight
+from mlx_transformer.model.quantization import plain_layer
 from mlx_transformer.model.transformer import Transformer
 
 LAYER_PATH = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
@@ -167,7 +167,7 @@ def _matches(pattern: str, names: Iterable[str]) -> set[str]:
 def _target_paths(names: list[str], config: AdapterConfig, model: Transformer) -> set[str]:
     """Return which of the names of linear layers an adapter targets."""
     if config.layers is not None:
-        sizes = {"encoder": len(model.encoder.layers), "decoder": len(model.decoder.layers)}
+        sizes = {side: len(model[side].layers) for side in ("encoder", "decoder") if side in model}
         if config.layers > max(sizes.values()):
             raise ValueError(f"layers must be at most {max(sizes.values())}, as the model has, not {config.layers}.")
         places = {name: LAYER_PATH.match(name) for name in names}

@@ -64,6 +64,52 @@ def add_linear(layer: nn.Module, x: mx.array, shortcut: mx.array | None) -> mx.a
     return mx.addmm(total.flatten(0, -2), x.flatten(0, -2), layer.weight.T).reshape(shortcut.shape)
 
 
+QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
+
+
+def dense_weight(layer: nn.Module) -> mx.array:
+    """Return the weight of a linear layer or an embedding, dequantised if it is quantised (lazily)."""
+    if not isinstance(layer, QUANTIZED):
+        return cast(mx.array, layer.weight)
+    return mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+
+
+def dense_product(x: mx.array, layer: nn.Module) -> mx.array:
+    """Return the product of x and the transposed weight of a quantised layer that is not trained.
+
+    The weight is dequantised in the forward pass, and again in the backward pass instead of being kept.
+    """
+
+    @mx.custom_function
+    def product(x: mx.array) -> mx.array:
+        return x @ dense_weight(layer).T
+
+    @product.vjp
+    def product_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+        # The dependence keeps compilation from using the weight of the forward pass.
+        weight, scales, biases = mx.depends([layer.weight, layer.scales, layer.biases], [cotangent])
+        return cotangent @ mx.dequantize(weight, scales, biases, layer.group_size, layer.bits)
+
+    return cast(mx.array, product(x))
+
+
+class DenseProductLinear(nn.QuantizedLinear):
+    """A quantised linear layer that is dequantised for each product."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Apply the layer, (..., input_dims) -> (..., output_dims)."""
+        product = dense_product(x, self)
+        return product + self.bias if "bias" in self else product
+
+
+class DenseProductEmbedding(nn.QuantizedEmbedding):
+    """A quantised embedding that is dequantised for each product as an output layer."""
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Apply the embedding as an output layer, (..., dims) -> (..., num_embeddings)."""
+        return dense_product(x, self)
+
+
 def fused_linear(input_dims: int, output_dims: int, bias: bool, count: int) -> nn.Linear:
     """Create `count` linear layers fused into one, each initialised as on its own."""
     layers = [linear(input_dims, output_dims, bias) for _ in range(count)]

@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlx_transformer import weights
 from mlx_transformer.checkpoints import adapter_folder, model_folder
-from mlx_transformer.checkpoints.replacement import is_adapter_folder
+from mlx_transformer.checkpoints.replacement import ADAPTER_CONFIG_FILE, is_adapter_folder
 from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.model.precision import gpu_architecture, has_native_bfloat16
 from mlx_transformer.model.transformer import Transformer
@@ -56,7 +56,7 @@ def load(
         ValueError: If the model is incomplete, a checkpoint of an unknown family, or has no tokenizer.
     """
     if adapter is not None:
-        adapter_folder.read_adapter_config(find_adapter(adapter))  # reports a wrong path before the model is loaded
+        find_adapter(adapter)  # reports a wrong path before the model is loaded
     path = find_model(model, revision, as_stored=dtype is not None or quantize is not None)
     network, tokenizer = load_path(path, dtype, quantize=quantize, allow_overflow=allow_overflow)
     if tokenizer is None:
@@ -149,6 +149,8 @@ def find_adapter(folder: str | Path) -> Path:
         raise ValueError(f"{path} is a training run, not an adapter: use {path / 'best'}.")
     if model_folder.is_model_folder(path):
         raise ValueError(f"{path} is a model, not an adapter: give it as the model.")
+    if not (path / ADAPTER_CONFIG_FILE).exists():
+        raise FileNotFoundError(f"An adapter folder has an {ADAPTER_CONFIG_FILE}, but {path} has none: check the path.")
     return path
 
 
@@ -178,7 +180,7 @@ def find_model(model: str | Path | None = None, revision: str | None = None, *, 
         base = adapter_folder.read_adapter_config(adapter).base_model
         raise ValueError(
             f"{path} is an adapter, not a model: give its base{f', {base},' if base else ''} as the model, and "
-            f"{adapter} by --adapter (adapter=)."
+            f"{adapter} as the adapter."
         )
     if not path.exists():
         raise FileNotFoundError(

@@ -16,7 +16,7 @@ from mlx_transformer.config.training import FREEZABLE_PARTS, TrainingConfig
 from mlx_transformer.data.parallel_corpus import ParallelCorpora
 from mlx_transformer.model.adapters import add_adapter
 from mlx_transformer.model.precision import check_dtype, parse_dtype
-from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
+from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights, use_dense_products
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained.loading import load_as_stored, missing_tokenizer
 from mlx_transformer.tokenization.bpe_trainer import check_vocab_size
@@ -94,6 +94,8 @@ def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer]:
     )
     if (quantization := quantization_of(pretrained)) is not None:
         quantize_weights(model, quantization)
+        if mx.default_device() == mx.cpu:
+            use_dense_products(model)
     model.update(pretrained.parameters())
     model.weights_source = pretrained.weights_source
     return model, tokenizer

@@ -29,7 +29,7 @@ PRINTED_BY = {
     "weights/tokenizers/user_vocabularies.py": ("convert",),
     **{
         f"weights/{name}.py": tuple(main.commands)
-        for name in ("assumptions", "conversion_plan", "convert", "mismatches", "recognition")
+        for name in ("assumptions", "conversion_plan", "convert", "formats/other_formats", "mismatches", "recognition")
     },
 }
 

@@ -32,7 +32,7 @@ class TestGroups:
 
     def test_the_common_options_of_generate_come_first(self, echo):
         names = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", help_of(echo, "generate"), re.MULTILINE)
-        first = names[:9]
+        first = names[:10]
         assert first[0] == "--model"
         assert {"--source-language", "--target-language", "--input", "--output"} <= set(first)
 

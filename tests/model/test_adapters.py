@@ -26,7 +26,7 @@ from mlx_transformer.model.adapters import (
 )
 from mlx_transformer.model.fused_projections import split_projections
 from mlx_transformer.model.precision import prepare_for_inference
-from mlx_transformer.model.quantization import quantization_of, quantize_weights
+from mlx_transformer.model.quantization import quantization_of, quantize_weights, use_dense_products
 from mlx_transformer.training.losses import batch_loss
 
 WIDE = config(dims=32, encoder=stack(mlp_dims=32), decoder=stack(mlp_dims=64, num_layers=2))  # can be quantised
@@ -242,7 +242,7 @@ def test_adapters_that_do_not_fit_are_refused(changes, message):
         ({"alpha": 0.0}, "alpha must be more than 0"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"layers": 0}, "layers must be more than 0"),
-        ({"targets": ()}, "An adapter must change something"),
+        ({"targets": ()}, "targets and modules_to_save must not both be empty"),
     ],
 )
 def test_configurations_are_checked(changes, message):
@@ -282,3 +282,32 @@ def test_a_model_with_an_adapter_is_not_saved_as_a_model(tmp_path):
     with pytest.raises(ValueError, match="call fuse_adapter or remove_adapter first"):
         mt.save(tmp_path / "model", adapted_model(CONFIGS["lora"]))
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@kinds
+def test_dense_products_give_the_same_results_and_gradients(adapter, bits):
+    def loss_and_gradients(use_dense):
+        model = adapted_base(adapter, bits, use_dense)
+        source, target = batch(model.config)
+        return nn.value_and_grad(model, lambda model: batch_loss(model, source, target, 0.1)[0])(model)
+
+    (loss, gradients), (dense_loss, dense_gradients) = map(loss_and_gradients, (False, True))
+    assert abs(loss.item() - dense_loss.item()) < 1e-4
+    gradients, dense_gradients = dict(tree_flatten(gradients)), dict(tree_flatten(dense_gradients))
+    assert gradients.keys() == dense_gradients.keys()
+    for name, gradient in gradients.items():
+        assert mx.allclose(gradient, dense_gradients[name], rtol=1e-3, atol=1e-4), name
+
+
+def adapted_base(adapter, bits, use_dense):
+    model = random_model(WIDE)
+    quantize_weights(model, QuantizationConfig(bits, 32))
+    if use_dense:
+        use_dense_products(model)
+        assert quantization_of(model) == QuantizationConfig(bits, 32)
+    model.freeze()
+    mx.random.seed(3)
+    add_adapter(model, adapter)
+    randomize(model)
+    return model

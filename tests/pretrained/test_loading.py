@@ -54,7 +54,8 @@ def test_a_folder_of_transformers_without_weights_is_named_as_what_it_is(tmp_pat
 def test_an_adapter_without_weights_is_named_as_such(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(
-        ValueError, match="belongs to an adapter, no whole model; give its base as the model and it by --adapter"
+        ValueError,
+        match="belongs to an adapter, no whole model; give its base as the model and it by generate --adapter",
     ):
         loading.load(tmp_path)
 

@@ -49,7 +49,7 @@ class EchoTokenizer:
         return [chr(i) for i in ids]
 
 
-def load(path=None, dtype=None, revision=None, allow_overflow=False):
+def load(path=None, dtype=None, revision=None, allow_overflow=False, adapter=None):
     return EchoModel(), EchoTokenizer()
 
 

@@ -229,7 +229,9 @@ def test_adapters_that_do_not_fit_the_model(options, bases, changes, message):
 
 def test_a_run_of_an_adapter_is_no_model(options, bases):
     train(adapter_options(options, bases[None], steps=1))
-    message = f"is an adapter, not a model: give its base, {bases[None]}, as the model, and {options.output}/best by"
+    message = (
+        f"is an adapter, not a model: give its base, {bases[None]}, as the model, and {options.output}/best as the"
+    )
     with pytest.raises(ValueError, match=message):
         mt.load(options.output)
     with pytest.raises(

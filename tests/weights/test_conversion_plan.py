@@ -129,7 +129,7 @@ def quantize_like_bitsandbytes(bits):
         (
             {"base_model.model.model.encoder.layers.0.fc1.lora_A.weight": mx.zeros((2, 3))},
             {},
-            "An adapter is not a complete model: give its base as the model and it by --adapter",
+            "An adapter is not a complete model: give its base as the model and it by generate --adapter",
         ),
         (
             bart_tensors() | {"model.encoder.layers.0.fc1.lora_A.default.weight": mx.zeros((2, 3))},

@@ -39,7 +39,9 @@ USE_ORIGINAL = "convert the torch checkpoint that it was made from"
 FROM_OLD = "write its arrays to a torch checkpoint, or use a model of a toolkit on torch"
 SAVE_WEIGHTS = "save the weights with torch.save(model.state_dict(), ...)"
 GIVE_WEIGHTS = "give the path of the weights, or of the folder with both"
-USE_ADAPTER = "give its base as the model and it by --adapter (adapter=), or convert it by convert --base MODEL"
+USE_ADAPTER = (
+    "give its base as the model and it by generate --adapter (adapter=), or convert it by convert --base MODEL"
+)
 UNPACK = "unpack it, and give the path of the checkpoint inside"
 START_SIZE = 2**16  # bytes that are looked at
 TEXT_SIZE = 512

@@ -305,7 +305,7 @@ def test_what_does_not_fit_is_an_error_of_one_line(message, tmp_path, base):
 FILES = {
     "must be JSON": lambda folder: (folder / "adapter_config.json").write_text("{"),
     "must have a peft_type": lambda folder: (folder / "adapter_config.json").write_text("[]"),
-    "there is no .*adapter_config.json": lambda folder: (folder / "adapter_config.json").unlink(),
+    "has an adapter_config.json, but": lambda folder: (folder / "adapter_config.json").unlink(),
     "must have adapter_model.safetensors or adapter_model.bin, but": lambda folder: (folder / SAFE).unlink(),
     "adapter_model.safetensors: ": lambda folder: (folder / SAFE).write_bytes(b"x" * 100),
     "git-lfs": lambda folder: (folder / SAFE).write_text("version https://git-lfs.github.com/spec/v1"),
