@@ -79,16 +79,18 @@ def decode_step(
 
     max_new_tokens = inputs.max_new_tokens.reshape(batch, beams)[:, :1]
     generated = length - inputs.prefix_lengths.reshape(batch, beams)[:, :1]
-    at_limit = (generated >= max_new_tokens)[..., None]
-    ended = (is_end_token(backpointers % vocab, model.config) & (generated > 0)[..., None]) | at_limit
-    state = _add_finished(search, state, totals[:, -1], backpointers[:, -1], ended[:, -1], length, generated)
+    ended = (is_end_token(backpointers % vocab, model.config) & (generated > 0)) | (generated >= max_new_tokens)
+    state = _add_finished(search, state, totals, backpointers, ended, length, generated)
     totals = mx.where(ended, NEG_INF, totals)
     if search.is_beam_search:
-        # The best unfinished candidates, still in order of their scores.
-        candidates = totals.shape[-1]
-        order = mx.argsort(constant_arange(candidates) + candidates * ended, axis=-1)[..., : search.beam_size]
-        totals, backpointers = (mx.take_along_axis(array, order, axis=-1) for array in (totals, backpointers))
-    totals, backpointers = totals.flatten(1), backpointers.flatten(1)
+        # The best unfinished candidates of each bank, still in order of their scores.
+        candidates = totals.shape[1] * search.beam_size // beams
+        ranks = constant_arange(candidates) + candidates * ended.reshape(-1, candidates)
+        order = mx.argsort(ranks, axis=1)[:, : search.beam_size]
+        totals, backpointers = (
+            mx.take_along_axis(array.reshape(-1, candidates), order, axis=1).reshape(batch, beams)
+            for array in (totals, backpointers)
+        )
     done = state.done | is_done(search, state, totals, generated, max_new_tokens)
     parents = (backpointers // vocab + beams * constant_arange(batch, np.uint32)[:, None]).flatten()
     tokens, history = backpointers % vocab, state.history
@@ -120,7 +122,7 @@ def expand_beams(
     `beam_size` of them are unfinished even if all others end.
 
     Returns:
-        Sums of log-probabilities and backpointers, (batch, banks, candidates), best first.
+        Sums of log-probabilities and backpointers, (batch, banks x candidates), best first in each bank.
     """
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     banks, candidates = beams // search.beam_size, (1 + len(config.eos_ids)) * search.beam_size
@@ -135,7 +137,7 @@ def expand_beams(
         backpointers = mx.concatenate([backpointers, entering[1]], axis=1)
     totals, order = top_k(totals, candidates)
     backpointers = mx.take_along_axis(backpointers, order, axis=1)
-    return totals.reshape(batch, banks, -1), backpointers.reshape(batch, banks, -1)
+    return totals.reshape(batch, -1), backpointers.reshape(batch, -1)
 
 
 def extend_each_beam(
@@ -146,7 +148,7 @@ def extend_each_beam(
     normalizer: mx.array,
     length: mx.array,
 ) -> tuple[mx.array, mx.array]:
-    """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, 1, beams)."""
+    """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, beams)."""
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     if search.temperature:
         tokens = sample(scores, search, inputs.keys, length)
@@ -159,7 +161,7 @@ def extend_each_beam(
         tokens = mx.argmax(scores, axis=-1, keepdims=True)
     logprobs = mx.take_along_axis(scores, tokens, axis=1) - normalizer
     backpointers = tokens.reshape(batch, beams) + vocab * constant_arange(beams, np.uint32)
-    return (state.scores + logprobs.reshape(batch, beams))[:, None], backpointers[:, None]
+    return state.scores + logprobs.reshape(batch, beams), backpointers
 
 
 def _add_finished(
@@ -171,9 +173,9 @@ def _add_finished(
     length: mx.array,
     generated: mx.array,
 ) -> BeamState:
-    """Add candidates that ended to the finished hypotheses; in beam search, keep the best of both."""
-    beams = search.beam_size
-    totals, backpointers, ended = totals[:, :beams], backpointers[:, :beams], ended[:, :beams]
+    """Add candidates of the last bank that ended to the finished hypotheses; in beam search, keep the best of both."""
+    beams, first = search.beam_size, totals.shape[1] - totals.shape[1] * search.beam_size // state.tokens.shape[1]
+    totals, backpointers, ended = (array[:, first:][:, :beams] for array in (totals, backpointers, ended))
     scores = totals / mx.maximum(generated, 1).astype(mx.float32) ** search.length_penalty
     lengths = mx.broadcast_to(length, backpointers.shape)
     if not search.is_beam_search:

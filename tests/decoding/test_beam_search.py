@@ -653,9 +653,9 @@ def test_finished_sentences_leave_the_batch_without_changing_results(kind, monke
     search = dataclasses.replace(SEARCHES[kind], suppress_ids=(1,) if "rules" not in kind else ())
     sizes, step = [], beam_search.decode_step
 
-    def counting(model, search, scores, state, memory, request):
+    def counting(model, search, scores, state, *inputs):
         sizes.append(len(state.tokens))
-        return step(model, search, scores, state, memory, request)
+        return step(model, search, scores, state, *inputs)
 
     monkeypatch.setattr(beam_search, "decode_step", counting)
     results = generate_ids(model, padded(sources, model.config), search, limits, prefix_ids=prefixes)
