@@ -149,6 +149,11 @@ def find_adapter(folder: str | Path) -> Path:
         raise ValueError(f"{path} is a training run, not an adapter: use {path / 'best'}.")
     if model_folder.is_model_folder(path):
         raise ValueError(f"{path} is a model, not an adapter: give it as the model.")
+    if is_repository_id(str(folder)) and not path.exists():
+        raise FileNotFoundError(
+            f"An adapter must be a folder, and there is no {path}: check the path, or download it from the hub by `hf "
+            f"download {path} --local-dir FOLDER`."
+        )
     if not (path / ADAPTER_CONFIG_FILE).exists():
         raise FileNotFoundError(f"An adapter folder has an {ADAPTER_CONFIG_FILE}, but {path} has none: check the path.")
     return path

@@ -1,5 +1,7 @@
 """Names in transformers of a model's parameters, by the tables of the families that convert its checkpoints."""
 
+from collections.abc import Collection, Iterable
+
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.weights.families.huggingface import HUGGINGFACE_FAMILIES, T5_NAMES
 from mlx_transformer.weights.families.spec import Family
@@ -88,3 +90,10 @@ def _has_architecture(config: ModelConfig, family: Family) -> bool:
         for name in ("norm_first", "final_norm", "positions")
         for stack in config.stacks.values()
     )
+
+
+def shortest_names(names: Collection[str], all_names: Iterable[str]) -> list[str]:
+    """Return the last parts of some modules' names if no other module has these, or else the names."""
+    ends = {name.rpartition(".")[2] for name in names}
+    others = any(name.rpartition(".")[2] in ends and name not in names for name in all_names)
+    return sorted(names if others else ends)

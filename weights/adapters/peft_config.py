@@ -25,7 +25,7 @@ UNSUPPORTED = (
     *("target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config"),
 )
 # Initialisations that leave the base model as it is; others subtract the adapter from its weights.
-PLAIN_INITIALIZATIONS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+PLAIN_INITIALIZATIONS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 # Patterns come from a file: without these limits, one could be made that takes ages to match.
 MAX_PATTERNS = 2000
 MAX_PATTERN = 200  # characters

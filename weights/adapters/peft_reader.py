@@ -22,6 +22,7 @@ from mlx_transformer.weights.adapters.module_names import (
     Shapes,
     has_decoder,
     parameters_by_tensor,
+    shortest_names,
     table_names,
 )
 from mlx_transformer.weights.adapters.peft_config import (
@@ -114,17 +115,21 @@ def read_peft_adapter(folder: Path, model: Transformer) -> tuple[AdapterConfig, 
         reader.tie_embeddings(whole)
         reader.complete_modules(whole)
         mx.eval(updates, whole)
-    return adapter_config(config, updates, whole), updates | whole
+    layers = [name.removesuffix(".weight") for name in shapes if LINEAR.fullmatch(name)]
+    return adapter_config(config, updates, whole, layers), updates | whole
 
 
-def adapter_config(config: PeftConfig, updates: dict[str, mx.array], whole: dict[str, mx.array]) -> AdapterConfig:
-    """Return our configuration of an adapter from its arrays."""
+def adapter_config(
+    config: PeftConfig, updates: dict[str, mx.array], whole: dict[str, mx.array], layers: list[str]
+) -> AdapterConfig:
+    """Return our configuration of an adapter from its arrays and the names of all linear layers."""
     rank = min((array.shape[1] for name, array in updates.items() if name.endswith(".lora_a")), default=config.r)
+    alpha = config.scale() * (math.sqrt(rank) if config.use_rslora else rank)  # so that it is the scale of this rank
     return AdapterConfig(
         rank=rank,
-        alpha=config.scale() * (math.sqrt(rank) if config.use_rslora else rank),
+        alpha=config.lora_alpha if rank == config.r else alpha,
         dropout=config.lora_dropout,
-        targets=tuple(sorted({name.rpartition(".")[0] for name in updates})),
+        targets=tuple(shortest_names({name.rpartition(".")[0] for name in updates}, layers)),
         dora=config.use_dora,
         rslora=config.use_rslora,
         modules_to_save=tuple(sorted({name.rpartition(".")[0] for name in whole})),
@@ -189,14 +194,17 @@ def _fits(source: TensorSource, shape: tuple[int, ...], shapes: Shapes) -> bool:
 def check_complete(config: PeftConfig, modules: dict[str, PeftModule], shapes: Shapes, path: Path) -> None:
     """Raise CheckpointError if linear layers that an adapter lists as its targets have no tensors in its file.
 
-    Stacks without any are not checked: the adapter may be of an encoder alone.
+    Stacks without any are not checked, because the adapter may be of an encoder alone; nor are layers that have several
+    names, because models have one of them.
     """
-    stacks = [_stack(name) for name in modules]
-    wrapper = WRAPPER if any(module.name.startswith(WRAPPER) for module in modules.values()) else ""
+    stacks, names = [_stack(name) for name in modules], dict[str, list[str]]()
     for tensor, (source, *_) in parameters_by_tensor(shapes).items():
-        name = tensor.removesuffix(".weight")
-        is_linear = LINEAR.fullmatch(source.name) is not None and source.function is None
-        if is_linear and name not in modules and _stack(name) in stacks and config.targets(wrapper + name):
+        if LINEAR.fullmatch(source.name) and source.function is None and _stack(tensor) in stacks:
+            names.setdefault(source.name, []).append(tensor.removesuffix(".weight"))
+    wrapper = WRAPPER if any(module.name.startswith(WRAPPER) for module in modules.values()) else ""
+    present = {module.parameter for module in modules.values()}
+    for parameter, (name, *others) in names.items():
+        if not others and parameter not in present and config.targets(wrapper + name):
             raise CheckpointError(
                 f"an adapter must have tensors for all target_modules, {name} has none",
                 "download the file again",
@@ -223,7 +231,7 @@ class _Reader:
         a, b, magnitude = self._read_factors(module, LORA_A, LORA_B)
         path = module.parameter.removesuffix(".weight")
         factor = self.config.scale(module.name) / self.config.scale()
-        arrays = {f"{path}.lora_a": a.T, f"{path}.lora_b": b.T if factor == 1 else b.T * factor}
+        arrays = {f"{path}.lora_a": a.T, f"{path}.lora_b": b.T if factor == 1 else b.T.astype(mx.float32) * factor}
         return arrays if magnitude is None else arrays | {f"{path}.m": magnitude}
 
     def read_whole(self, module: PeftModule) -> dict[str, mx.array]:

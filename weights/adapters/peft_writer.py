@@ -14,7 +14,7 @@ from mlx_transformer.model.adapters import adapter_arrays
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.atomic import atomic_replace
 from mlx_transformer.storage.safetensors import write_arrays
-from mlx_transformer.weights.adapters.module_names import tensors_by_parameter
+from mlx_transformer.weights.adapters.module_names import shortest_names, tensors_by_parameter
 from mlx_transformer.weights.adapters.peft_config import CONFIG_FILE, LORA_A, LORA_B, MAGNITUDE, PREFIX, WEIGHT_FILES
 from mlx_transformer.weights.conversion_plan import parameter_shapes
 
@@ -96,7 +96,7 @@ def peft_settings(config: AdapterConfig, arrays: dict[str, mx.array], tensors: d
         "use_dora": config.dora,
         "use_rslora": config.rslora,
         "bias": "none",
-        "target_modules": sorted(ranks),
+        "target_modules": shortest_names(ranks, (name for modules in names.values() for name in modules)),
         "modules_to_save": sorted(saved) or None,
         "rank_pattern": others,
         # Such that all modules have the scale of the adapter.

@@ -35,6 +35,8 @@ CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_pr
 OPTIONS = {
     "regular expression": ("bart", {"target_modules": r".*decoder.*\.(q_proj|fc1)"}),
     "whole names": ("bart", {"target_modules": ["model.encoder.layers.1.fc1", "k_proj"]}),
+    "names of all T5": ("t5-v1.1", {"target_modules": ["q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"]}),
+    "names of other T5": ("t5", {"target_modules": ["q", "wi_0", "wi_1"]}),
     "some layers": ("bart", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
     "fan_in_fan_out": ("bart", {"fan_in_fan_out": True}),
     "ranks": ("t5", {"rank_pattern": {"q": 2, r".*decoder.*\.v": 3}}),
@@ -192,11 +194,13 @@ def test_bin_files_are_read_without_torch_and_without_running_code(tmp_path, bas
     assert not (tmp_path / "canary").exists()
 
 
-def test_names_and_values_of_an_adapter(tmp_path, base):
-    folder = write_adapter(tmp_path / "adapter", r=2, lora_alpha=3, lora_dropout=0.1, base_model_name_or_path="a/b")
+@pytest.mark.parametrize("rslora", [False, True])
+def test_names_and_values_of_an_adapter(rslora, tmp_path, base):
+    options = {"use_rslora": rslora, "lora_dropout": 0.1, "base_model_name_or_path": "a/b"}
+    folder = write_adapter(tmp_path / "adapter", r=2, lora_alpha=3, **options)
     config, arrays = read_peft_adapter(folder, base)
     name = "encoder.layers.0.self_attention.query_proj"
-    assert config == mt.AdapterConfig(rank=2, alpha=3.0, dropout=0.1, targets=(name,), base_model="a/b")
+    assert config == mt.AdapterConfig(rank=2, alpha=3.0, dropout=0.1, targets=(name,), rslora=rslora, base_model="a/b")
     assert mx.array_equal(arrays[f"{name}.lora_a"].T, updates()[f"{PREFIX}{QUERY}.lora_A.weight"])
     assert mx.array_equal(arrays[f"{name}.lora_b"].T, updates()[f"{PREFIX}{QUERY}.lora_B.weight"])
     assert len(arrays) == 2
@@ -289,6 +293,15 @@ DAMAGES = {
     "bias must be \"none\", 'lora_only' is not supported; merge it": (None, {"bias": "lora_only"}),
     "init_lora_weights 'pissa' changes the base model; save it": (None, {"init_lora_weights": "pissa"}),
 }
+
+
+def test_folders_that_are_no_adapters_are_named(tmp_path, base):
+    with pytest.raises(
+        FileNotFoundError, match="there is no owner/adapter: .* download it from the hub by `hf download"
+    ):
+        mt.load_adapter(base, "owner/adapter")
+    with pytest.raises(FileNotFoundError, match="but .* has none: check the path"):
+        mt.load_adapter(base, tmp_path)
 
 
 @pytest.mark.parametrize("message", DAMAGES)

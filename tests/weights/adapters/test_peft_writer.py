@@ -91,6 +91,27 @@ def test_the_bundled_model_has_a_counterpart_in_transformers(tmp_path):
     assert arrays.keys() == loaded.keys() and all(mx.array_equal(arrays[name], loaded[name]) for name in arrays)
 
 
+@pytest.mark.parametrize(
+    "targets,ours,theirs",
+    [
+        (
+            ("attention",),
+            ["key_proj", "out_proj", "query_proj", "value_proj"],
+            ["k_proj", "out_proj", "q_proj", "v_proj"],
+        ),
+        (("encoder.*.up_proj",), ["encoder.layers.0.feed_forward.up_proj"], ["model.encoder.layers.0.fc1"]),
+    ],
+)
+def test_targets_are_ends_of_names_where_these_mean_the_same(targets, ours, theirs, tmp_path):
+    model = mt.Transformer(SETTINGS["post_norm"])
+    add_random_adapter(model, targets=targets)
+    mt.save_peft_adapter(tmp_path / "peft", model)
+    assert (
+        json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["target_modules"][: len(theirs)] == theirs
+    )
+    assert list(mt.load_adapter(model, tmp_path / "peft").targets[: len(ours)]) == ours
+
+
 def test_files_of_others_are_not_replaced(tmp_path):
     model = mt.Transformer(SETTINGS["post_norm"])
     with pytest.raises(ValueError, match="has no adapter"):
