@@ -117,33 +117,40 @@ class ConversionPlan:
         self.reordered.add(parameter)
 
     def fill(self, model: Transformer, dtype: mx.Dtype | None = None, report: ProgressCallback | None = None) -> None:
-        """Load all parameters into a model, one at a time, and quantise those that are quantised in it."""
+        """Load all parameters into a model, and quantise those that are quantised in it.
+
+        They are read, quantised and converted to `dtype` one at a time, so that little more memory is needed than that
+        of the result.
+        """
         if dtype is not None:
             model.set_dtype(dtype)
         layers = dict(model.named_modules())
         done, total = 0, sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
         weights: list[tuple[str, mx.array]] = []
         for name in fused_names(self.loaders):
-            parts = {name: self._read(name, dtype)}
+            parts = {name: self._read(name)}
             layer = layers[name.rpartition(".")[0]]
             if name.endswith(".weight") and isinstance(layer, nn.QuantizedLinear | nn.QuantizedEmbedding):
                 names = (name, name.replace(".weight", ".scales"), name.replace(".weight", ".biases"))
                 parts = dict(zip(names, mx.quantize(parts[name], layer.group_size, layer.bits), strict=True))
+            if dtype is not None:
+                floats = {part: array.astype(dtype) for part, array in parts.items() if array.dtype != mx.uint32}
+                parts |= floats
             mx.eval(parts)
+            mx.clear_cache()
             weights += parts.items()
             done += sum(part.nbytes for part in parts.values())
             if report is not None:
                 report(done, total)
         model.load_weights(weights)
 
-    def _read(self, name: str, dtype: mx.Dtype | None) -> mx.array:
+    def _read(self, name: str) -> mx.array:
         """Read a parameter of a model in memory, where some projections are fused."""
         rows: list[mx.array] = []
         for parameter in split_names(name):
             rows.append(self.loaders[parameter]())
             mx.eval(rows)  # otherwise a packed tensor would stay in memory until the end
-        array = mx.concatenate(rows)
-        return array if dtype is None else array.astype(dtype)
+        return mx.concatenate(rows)
 
 
 def check_convertible(settings: dict[str, Any]) -> None:

@@ -17,7 +17,14 @@ from mlx_transformer.config.model import ModelConfig, QuantizationConfig
 from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.messages import short_names, shorten
 from mlx_transformer.model.fused_projections import split_projections
-from mlx_transformer.model.precision import DTYPES, check_dtype, default_dtype, parse_dtype, prepare_for_inference
+from mlx_transformer.model.precision import (
+    DTYPES,
+    check_dtype,
+    compute_dtype,
+    default_dtype,
+    parse_dtype,
+    prepare_for_inference,
+)
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage import safetensors
@@ -243,9 +250,10 @@ def load(
         prepared = prepare_checkpoint(checkpoint, Path(source), options)
         warn_of_assumptions(source, prepared.report())
         model = prepared.build_model(quantize)
-        prepared.plan.fill(model)
+        computed = compute_dtype(dtype, stored_dtype(checkpoint), prepared.plan.config, allow_overflow)
+        prepared.plan.fill(model, computed)
         model.weights_source = WeightsSource(Path(source), tuple(checkpoint.files))
-        prepare_for_inference(model, dtype, stored=stored_dtype(checkpoint), allow_overflow=allow_overflow)
+        prepare_for_inference(model, computed, allow_overflow=allow_overflow)
     return model, prepared.tokenizer
 
 

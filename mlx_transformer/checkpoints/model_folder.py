@@ -20,7 +20,7 @@ from mlx_transformer.config.search import SearchConfig, TaskConfig
 from mlx_transformer.config.serialization import from_dict, to_dict
 from mlx_transformer.messages import short_names, short_repr
 from mlx_transformer.model.fused_projections import fuse_projections, split_projections
-from mlx_transformer.model.precision import DTYPES, parse_dtype, prepare_for_inference
+from mlx_transformer.model.precision import DTYPES, evaluate_weights, parse_dtype, prepare_for_inference
 from mlx_transformer.model.process import check_process
 from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
@@ -86,7 +86,8 @@ def convert_model_folder(
         model, tokenizer = read_model(source, config)
         _check_quantization(source, config, quantize)
         stored = _copy_to_store(model, dtype, None if config.quantization else quantize)
-        mx.eval(stored.parameters())
+        del model  # otherwise its weights would stay in memory beside those to store
+        evaluate_weights(stored)
         checksum = weights_source(source, config).sha256()
     with replace_model_folder(destination, source, overwrite=overwrite) as new:
         write_model_files(new, stored, tokenizer)
@@ -104,11 +105,11 @@ def _copy_to_store(model: Transformer, dtype: mx.Dtype | str | None, quantize: i
     if (quantization := quantization_of(model)) is not None:
         quantize_weights(stored, quantization)
     stored.update(model.parameters())
-    if dtype is not None:
-        stored.set_dtype(parse_dtype(dtype))
     if quantize is not None:
         dequantize(stored)
         quantize_weights(stored, QuantizationConfig(quantize))
+    if dtype is not None:  # the scales too, which are computed from the weights as they were
+        stored.set_dtype(parse_dtype(dtype))
     return stored
 
 

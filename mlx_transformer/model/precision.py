@@ -3,6 +3,7 @@
 import re
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlx_transformer.config.model import DTYPE_NAMES, ModelConfig
 from mlx_transformer.model.quantization import dequantize
@@ -79,6 +80,22 @@ def check_dtype(dtype: mx.Dtype, config: ModelConfig, allow_overflow: bool | Non
         raise ValueError(f"This model's feed-forward networks overflow float16: use bfloat16 or float32{insist}.")
 
 
+def compute_dtype(
+    dtype: mx.Dtype | str | None, stored: mx.Dtype, config: ModelConfig, allow_overflow: bool
+) -> mx.Dtype:
+    """Return the data type to compute in, the default if None; ValueError if the model overflows it."""
+    chosen = default_dtype(stored, config) if dtype is None else parse_dtype(dtype)
+    check_dtype(chosen, config, allow_overflow)
+    return chosen
+
+
+def evaluate_weights(model: Transformer) -> None:
+    """Evaluate a model's weights one by one: then little more memory is needed than theirs to read or convert them."""
+    for array in dict(tree_flatten(model.parameters())).values():
+        mx.eval(array)
+        mx.clear_cache()
+
+
 def prepare_for_inference(
     model: Transformer,
     dtype: mx.Dtype | str | None = None,
@@ -97,11 +114,8 @@ def prepare_for_inference(
     Raises:
         ValueError: If the model overflows `dtype` and `allow_overflow` is false.
     """
-    default = default_dtype(stored or model.dtype, model.config)
-    compute_dtype = default if dtype is None else parse_dtype(dtype)
-    check_dtype(compute_dtype, model.config, allow_overflow)
-    model.set_dtype(compute_dtype)
+    model.set_dtype(compute_dtype(dtype, stored or model.dtype, model.config, allow_overflow))
     if mx.default_device() == mx.cpu:
         dequantize(model)  # after the change of the scales' data type, because float32 is five times as fast as float16
     model.eval()
-    mx.eval(model.parameters())  # lazy arrays can be evaluated by the thread that created them only
+    evaluate_weights(model)  # lazy arrays can be evaluated by the thread that created them only
