@@ -111,7 +111,7 @@ class Options:
         return TrainingConfig(
             train=("no file",),
             valid=("no file",),
-            output="",
+            output="no folder",
             label_smoothing=self.smoothing,
             compute_dtype=self.compute_dtype,
             clip_norm=1.0,

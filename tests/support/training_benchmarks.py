@@ -13,7 +13,7 @@ TINY = Options(layers=2, dims=32, heads=2, mlp=48, vocab=60, rows=3, length=7, d
 RECIPE = TrainingConfig(
     train=("none",),
     valid=("none",),
-    output="",
+    output="none",
     learning_rate=0.01,
     warmup_steps=2,
     label_smoothing=0.1,
