@@ -26,9 +26,9 @@ model_option = click.option(
 )
 adapter_option = click.option(
     "--adapter",
-    metavar="FOLDER",
+    metavar="ADAPTER",
     shell_complete=complete_adapter,
-    help="Adapter folder of the model, as train --lora-rank writes.",
+    help="Adapter of the model, of train --lora-rank or PEFT: a folder, or owner/name on the hub.",
 )
 revision_option = click.option("--revision", show_default="main", help="Branch, tag or commit of a model on the hub.")
 beam_option = click.option("--beam-size", type=int, show_default=OF_MODEL, help="Number of beams; 1 is greedy search.")

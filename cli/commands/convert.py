@@ -115,9 +115,10 @@ def command(
     if destination is None and not dry_run:
         raise click.UsageError("Missing argument 'DESTINATION'.")
     if base is not None:
+        overwrite = options.pop("force")
         if destination is None or dry_run or quantize or settings or rename or any(options.values()):
-            raise click.UsageError("--base converts an adapter: it takes no other options than --revision.")
-        convert_adapter(source, destination, base, revision)
+            raise click.UsageError("--base converts an adapter: it takes no other options than --revision and --force.")
+        convert_adapter(source, destination, base, revision, overwrite)
         return
     tokenizer = parse_tokenizer(**{name: options.pop(name) for name in VOCABULARY_OPTIONS})
     path = find_torch_checkpoint(source, revision)
@@ -139,14 +140,19 @@ def command(
         print_report(report, None if verbose else MAX_DETAILS)
 
 
-def convert_adapter(source: str, destination: str, base: str, revision: str | None) -> None:
+def convert_adapter(source: str, destination: str, base: str, revision: str | None, overwrite: bool) -> None:
     """Write an adapter of PEFT as an adapter folder, or an adapter folder as one of PEFT."""
-    from mlx_transformer.checkpoints.replacement import is_adapter_folder
+    from mlx_transformer.checkpoints.replacement import check_destination, is_adapter_folder
+    from mlx_transformer.pretrained.loading import find_adapter
 
+    path = find_adapter(source)
+    is_ours = is_adapter_folder(path)
+    if not is_ours:
+        check_destination(Path(destination), path, overwrite=overwrite, kind="adapter")
     activity.show(f"Converting {source}")
     model = mt.load_model(base, "float32", revision)
-    mt.load_adapter(model, source)
-    if is_adapter_folder(Path(source)):
+    mt.load_adapter(model, path)
+    if is_ours:
         mt.save_peft_adapter(destination, model, base_model=base)
     else:
         mt.save_adapter(destination, model)

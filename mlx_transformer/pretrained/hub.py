@@ -39,6 +39,7 @@ CONFIG_FILES = (
     *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
 )
 MODULE_FILE = re.compile(r"\d+_\w+/(config\.json|model\.safetensors|pytorch_model\.bin)")  # of sentence-transformers
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 LOGIN_HINT = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -184,6 +185,34 @@ def download(name: str, commit: str, names: list[str]) -> Path:
         if file == "config.json":
             check_convertible(read_config(path))  # before the weights, which are large
     return path
+
+
+def download_adapter(name: str) -> Path:
+    """Download the adapter of a repository, of PEFT or of this package, and return its folder; offline the last one.
+
+    Raises:
+        OSError: See `fetch_model`.
+        ValueError: If the repository has no adapter.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        _, names = resolve_revision(name, None)
+    except HubUnreachableError as error:
+        try:
+            return Path(snapshot_download(name, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise error from None
+    files = [file for file in ADAPTER_FILES if file in names][:2]
+    if ADAPTER_FILES[0] not in files:
+        raise ValueError(f"An adapter must have an {ADAPTER_FILES[0]}, the repository {name} has none: choose another.")
+    revision = None  # the main branch, and then its commit
+    for file in files:
+        with translate_hub_errors(name, revision):
+            folder = Path(hf_hub_download(name, file, revision=revision)).parent
+        revision = folder.name
+    return folder
 
 
 def choose_files(name: str, names: list[str]) -> list[str]:

@@ -48,7 +48,7 @@ def load(
         revision: Branch, tag or commit of the repository; by default the main branch.
         quantize: Bits per weight, 8 or 4; by default as stored. The CPU computes with dequantised weights.
         allow_overflow: Allow float16 even if the model overflows it.
-        adapter: An adapter folder, also one of PEFT, to load on the model; see `load_adapter`.
+        adapter: An adapter to load on the model; see `load_adapter`.
 
     Raises:
         FileNotFoundError: If the path, repository or revision does not exist.
@@ -114,8 +114,8 @@ def load_adapter(model: Transformer, folder: str | Path, tokenizer: Tokenizer | 
 
     Args:
         model: The base of the adapter, as returned by `load`, in any precision.
-        folder: The adapter folder, or one of PEFT: a LoRA, DoRA or rsLoRA of the model of transformers that the base
-            was converted from.
+        folder: An adapter folder; that of a LoRA, DoRA or rsLoRA of PEFT, for the model of transformers that the base
+            was converted from; or, if no such path exists, owner/name of a repository of the hub with one of these.
         tokenizer: The model's tokenizer, which gets the source prefix that the adapter was trained with.
 
     Returns:
@@ -143,17 +143,21 @@ def _read_peft_adapter(folder: Path, model: Transformer) -> tuple[AdapterConfig,
 
 
 def find_adapter(folder: str | Path) -> Path:
-    """Return the path of an adapter folder; FileNotFoundError or ValueError if it is none."""
+    """Return the path of an adapter folder; an adapter of the hub is downloaded.
+
+    Raises:
+        OSError: If it does not exist, or see `load`.
+        ValueError: If it is none.
+    """
     path = Path(folder)
+    if is_repository_id(str(folder)) and not path.exists():
+        from mlx_transformer.pretrained import hub
+
+        return hub.download_adapter(str(folder))
     if is_adapter_folder(path / "best"):
         raise ValueError(f"{path} is a training run, not an adapter: use {path / 'best'}.")
     if model_folder.is_model_folder(path):
         raise ValueError(f"{path} is a model, not an adapter: give it as the model.")
-    if is_repository_id(str(folder)) and not path.exists():
-        raise FileNotFoundError(
-            f"An adapter must be a folder, and there is no {path}: check the path, or download it from the hub by `hf "
-            f"download {path} --local-dir FOLDER`."
-        )
     if not (path / ADAPTER_CONFIG_FILE).exists():
         raise FileNotFoundError(f"An adapter folder has an {ADAPTER_CONFIG_FILE}, but {path} has none: check the path.")
     return path

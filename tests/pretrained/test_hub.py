@@ -19,7 +19,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from huggingface_hub import constants, errors
-from support.bart_files import BART_CONFIG, VOCAB, bart_tensors
+from support.bart_files import BART_CONFIG, DIMS, VOCAB, bart_tensors, write_checkpoint
 from support.checkpoint_files import safetensors_file, tensor, zip_file
 from support.hub_server import TOKEN, Hub
 from support.kills import KILL_AT_ACCESS, accesses_to_kill_at
@@ -45,6 +45,17 @@ for name, revision in json.loads(sys.argv[1]):
         print(json.dumps(model.output_bias[0].item() if "output_bias" in model else "ours"), flush=True)
     except (OSError, ValueError) as error:
         print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
+"""
+# Loads an adapter on the model of a folder, and prints its rank, or the error.
+LOAD_ADAPTER = """
+import sys
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+import mlx_transformer as mt
+try:
+    print(mt.load_adapter(mt.load_model(sys.argv[1]), sys.argv[2]).rank)
+except (OSError, ValueError) as error:
+    print(f"{type(error).__name__}: {error}")
 """
 # Stands in for a Mac's GPU: chooses its types, and computes on the CPU.
 GPU = """
@@ -168,6 +179,28 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path, server):
     return Machine(tmp_path, server)
+
+
+def test_adapters_are_downloaded_and_used_offline(machine, server):
+    base = write_checkpoint(machine.work / "base", bart_tensors())
+    layer, path = "base_model.model.model.encoder.layers.0.self_attn.q_proj", machine.work / "updates.safetensors"
+    mx.save_safetensors(str(path), {f"{layer}.lora_{part}.weight": mx.ones((DIMS, DIMS)) for part in "AB"})
+    config = {"peft_type": "LORA", "r": DIMS, "target_modules": ".*encoder.*q_proj"}
+    files = {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": path.read_bytes()}
+    server.publish("owner/adapter", files | {"README.md": b"#", "optimizer.pt": b"x", "tokenizer.json": b"{}"})
+    server.publish("owner/model", model_files(3.0))
+
+    def load(name, **variables):
+        status, out, _ = machine.run("-c", LOAD_ADAPTER, base, name, **variables)
+        assert status == 0
+        return out.strip()
+
+    assert load("owner/adapter") == str(DIMS)
+    assert server.downloads("owner/adapter") == sorted(files)
+    assert "the repository owner/model has none: choose another" in load("owner/model")
+    assert load("owner/missing").startswith("FileNotFoundError: ")
+    assert load("owner/adapter", HF_HUB_OFFLINE="1") == str(DIMS)
+    assert load("owner/other", HF_HUB_OFFLINE="1").startswith("HubUnreachableError: ")
 
 
 def test_a_model_is_downloaded_and_converted_once(machine, server):
@@ -446,7 +479,7 @@ def test_repositories_without_a_model_are_one_line_errors(machine, server):
     rule = "ValueError: A repository must hold weights that torch can read, but"
     assert none.startswith(f"{rule} tf_model.h5 of owner/tf belongs to an HDF5 file of Keras or TensorFlow: ")
     assert adapter.startswith(
-        f"{rule} adapter_config.json of owner/adapter belongs to an adapter, no whole model: merge"
+        f"{rule} adapter_config.json of owner/adapter belongs to an adapter, no whole model: give"
     )
     assert many.startswith("ValueError: A repository must hold one checkpoint, but owner/many has a.pt, b.pt: download")
     assert "'gpt2' cannot be converted: it is a decoder without an encoder" in family

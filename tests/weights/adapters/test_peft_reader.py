@@ -295,15 +295,6 @@ DAMAGES = {
 }
 
 
-def test_folders_that_are_no_adapters_are_named(tmp_path, base):
-    with pytest.raises(
-        FileNotFoundError, match="there is no owner/adapter: .* download it from the hub by `hf download"
-    ):
-        mt.load_adapter(base, "owner/adapter")
-    with pytest.raises(FileNotFoundError, match="but .* has none: check the path"):
-        mt.load_adapter(base, tmp_path)
-
-
 @pytest.mark.parametrize("message", DAMAGES)
 def test_what_does_not_fit_is_an_error_of_one_line(message, tmp_path, base):
     tensors, changes = DAMAGES[message]
