@@ -114,9 +114,9 @@ def check_base(model: Transformer, config: AdapterConfig, path: Path) -> None:
     )
 
 
-def with_base(config: AdapterConfig, model: Transformer, name: str | None = None) -> AdapterConfig:
+def with_base(config: AdapterConfig, model: Transformer) -> AdapterConfig:
     """Return an adapter's configuration with the name and the checksum of its base, if it has none."""
     source = model.weights_source
     if config.base_checksum is not None or source is None:
         return config
-    return replace(config, base_model=name or str(source.path), base_checksum=source.sha256())
+    return replace(config, base_model=config.base_model or str(source.path), base_checksum=source.sha256())

@@ -276,6 +276,7 @@ class TrainingConfig:
                 dora=self.dora,
                 rslora=self.rslora,
                 modules_to_save=self.lora_modules_to_save,
+                base_model=str(self.init),
                 source_prefix=self.source_prefix,
             )
         except ValueError as error:

@@ -270,7 +270,7 @@ def set_adapter_arrays(model: Transformer, arrays: dict[str, mx.array], origin: 
 def _check_arrays(path: str, module: nn.Module, arrays: dict[str, mx.array], origin: str) -> None:
     shapes = {name: array.shape for name, array in module.items()}
     if isinstance(module, LowRankUpdate):
-        rank = arrays["lora_a"].shape[-1]
+        *_, rank = (0, *arrays["lora_a"].shape)
         shapes |= {"lora_a": (module.lora_a.shape[0], rank), "lora_b": (rank, module.lora_b.shape[1])}
     for name, array in arrays.items():
         if array.shape != shapes[name] or not mx.issubdtype(array.dtype, mx.floating):

@@ -70,7 +70,7 @@ def _add_adapter(model: Transformer, adapter: AdapterConfig, config: TrainingCon
         check_base(model, read_adapter_config(checkpoint), checkpoint)
     model.freeze()
     try:
-        add_adapter(model, with_base(adapter, model, str(config.init)))
+        add_adapter(model, with_base(adapter, model))
     except ValueError as error:
         raise ValueError(f"lora_{error}") from None  # begins with the name of a field
 

@@ -54,7 +54,7 @@ class TrainState:
         self.loss_scaling = {"scale": mx.array(INITIAL_LOSS_SCALE), "served": mx.array(0)} if is_float16 else {}
         self.state = [model.state, self.optimizer.state, self.ema_weights, self.loss_scaling, mx.random.state]
         model.recompute = config.recompute
-        self._eval_model: Transformer = with_arrays(model, model.parameters())
+        self._eval_model: Transformer = with_arrays(model, model.state)
         self._dtype = parse_dtype(config.compute_dtype)
         self._previous_results: tuple[mx.array, ...] = ()
         self._compiled_accumulate = self._compile(self.accumulate_gradients)
@@ -190,7 +190,7 @@ class TrainState:
         if self.ema_weights:
             arrays = safetensors.read_arrays(folder / "training.safetensors")
             return _fill_tree({"average": self.ema_weights}, arrays)["average"]
-        checkpoint: Transformer = with_arrays(self.model, self.model.parameters())
+        checkpoint: Transformer = with_arrays(self.model, self.model.state)
         _read_weights(checkpoint, folder)
         return checkpoint.trainable_parameters()
 

@@ -259,6 +259,7 @@ def test_arrays_that_do_not_fit_are_refused():
         f"1 missing ({name})": without,
         "1 unexpected (other.lora_a)": arrays | {"other.lora_a": arrays[name]},
         f"{name} must have the shape (32, 3)": arrays | {name: arrays[name][1:]},
+        f"{name} must have the shape (32, 0)": arrays | {name: mx.array(1.0)},
         f"{name} must be finite": arrays | {name: arrays[name] * math.inf},
         "not (32, 3) of int32": arrays | {name: arrays[name].astype(mx.int32)},
     }

@@ -6,6 +6,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from support.tiny_models import SETTINGS
 from support.training_cases import (
     MODEL,
     OPTIONS,
@@ -19,9 +20,11 @@ from support.training_cases import (
     without_key_biases,
 )
 
+from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.decoding.beam_search import generate_ids
+from mlx_transformer.model.adapters import add_adapter
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training.train_state import TrainState
@@ -257,3 +260,23 @@ def test_a_batch_without_target_tokens_causes_no_nan():
     loss, norm = state.update([Batch(np.array([[1, 0]], np.int32), np.zeros((1, 3), np.int32))])
     assert (loss.item(), norm.item()) == (0, 0)
     assert all(mx.isfinite(array).all().item() for array in flatten(state.model.parameters()).values())
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_every_kind_of_model_is_trained_and_evaluated(settings, adapted):
+    model = Transformer(SETTINGS[settings])
+    if adapted:
+        model.freeze()
+        add_adapter(model, AdapterConfig(rank=2, alpha=2.0))
+    state = TrainState(model, dataclasses.replace(OPTIONS, ema_decay=0.0))
+    vocabulary = min(model.config.source_vocab_size, model.config.target_vocab_size)
+    batch = Batch(*(ids % vocabulary for ids in make_batch()))
+    before = copy_arrays(model.trainable_parameters())
+    loss, _ = state.update([batch])
+    assert math.isfinite(loss.item()) and not bitwise_equal(before, model.trainable_parameters())
+    evaluated = state.eval_model()
+    assert not evaluated.training and evaluated is state.eval_model()
+    model.eval()
+    arrays = mx.array(batch.source), mx.array(batch.target)
+    assert mx.array_equal(evaluated(*arrays), model(*arrays))
