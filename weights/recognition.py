@@ -31,7 +31,8 @@ MAX_PARTS = 12  # of a name after its prefix, and of a prefix within another
 MAX_COPIES = 16
 MAX_LENGTH = 120  # characters of a name in which other names of stacks are looked for
 OWN_NAMES = "torch"  # the family of checkpoints whose tensors are named as the model's own parameters
-ENCODER_CLASSES = ("Encoder", "EncoderModel")  # ends of the names of transformers' classes without a decoder
+# Ends of the names of transformers' classes without a decoder; T5Stack is an encoder or a decoder.
+ENCODER_CLASSES = ("Encoder", "EncoderModel", "T5Stack")
 LayerCounts = dict[str, dict[str, Counter[str]]]
 
 

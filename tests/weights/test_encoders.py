@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.command_line import error_line
+from support.tiny_checkpoints import nllb
 from support.tiny_encoders import MAX_TOKENS, TEXTS, encoder_model, write_sentence_transformer, write_tokenizer
 from support.tiny_families import MODELS, T5, torch_model, torch_sources
 
@@ -73,6 +74,32 @@ def test_the_encoder_of_a_whole_model_needs_a_config_that_says_so(name, tmp_path
         convert.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(settings | {"architectures": [f"{kind}EncoderModel"]}))
     check_hidden_states(theirs.get_encoder(), convert.load(tmp_path)[0], torch_sources(theirs))
+
+
+def test_a_stack_of_t5_may_be_an_encoder_but_no_decoder(tmp_path):
+    theirs = torch_model("t5")
+    for name in ("encoder", "decoder"):
+        getattr(theirs, name).save_pretrained(tmp_path / name)
+        settings = json.loads((tmp_path / name / "config.json").read_text())
+        assert settings["architectures"] == ["T5Stack"]
+    check_hidden_states(theirs.encoder, convert.load(tmp_path / "encoder")[0], torch_sources(theirs))
+    with pytest.raises(ValueError, match="do not fit the family t5: .* unexpected"):
+        convert.load(tmp_path / "decoder")
+
+
+def test_the_encoder_of_nllb_embeds_by_its_source_language(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    nllb(tmp_path)
+    whole = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path)
+    whole.get_encoder().save_pretrained(tmp_path)
+    model, tokenizer = mt.load(tmp_path)
+    assert model.config.decoder is None and "fra_Latn" in tokenizer.languages
+    english, french = (mt.embed(model, tokenizer, "No.", source_language=code) for code in ("eng_Latn", "fra_Latn"))
+    assert np.abs(english - french).max() > 0.01
+    hidden = np.array(model.encode_hidden(mx.array([tokenizer.encode("No.", "fra_Latn")]))[0])
+    assert np.abs(hidden.mean(axis=0) - french).max() < 1e-5
+    result = CliRunner().invoke(main, ["embed", "--model", str(tmp_path), "--source-language", "xx", "No."])
+    assert "A language must be one of the 3 that the model knows: got 'xx'" in error_line(result)
 
 
 def test_a_whole_model_keeps_its_decoder_whatever_its_class_is_called(tmp_path):
