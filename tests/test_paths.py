@@ -74,3 +74,5 @@ def test_adapters(kind, tmp_path):
     mt.save_adapter(kind(tmp_path / "adapter"), model)
     base, _ = mt.load(kind(tmp_path / "model"), adapter=kind(tmp_path / "adapter"))
     assert mt.load_adapter(base, kind(tmp_path / "adapter")).rank == 2
+    mt.save_peft_adapter(kind(tmp_path / "peft"), base)
+    assert mt.load_adapter(base, kind(tmp_path / "peft")).rank == 2
