@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.files import read_json
 from mlx_transformer.weights.adapters.module_names import (
     ENCODER,
+    OUTPUT,
+    SOURCE,
     WRAPPER,
     Shapes,
     has_decoder,
@@ -43,8 +45,8 @@ from mlx_transformer.weights.formats.tensors import CheckpointError
 from mlx_transformer.weights.parameter_map import TensorSource
 
 TABLE_A, TABLE_B = "lora_embedding_A", "lora_embedding_B"
-# What the tensors of a module are called, whose names end with one of these; the first that fits counts.
 BASE = "base_layer.weight"  # a copy of the base's weight
+# What follows a module's name in those of its tensors.
 LEAVES = (LORA_A, LORA_B, f"{MAGNITUDE}.weight", MAGNITUDE, TABLE_A, TABLE_B, BASE, "weight", "bias")
 OWN_BASE = "use it with its own base model"
 TENSOR_NAME = re.compile(rf"{re.escape(PREFIX)}(.+?)\.({'|'.join(map(re.escape, LEAVES))})")
@@ -197,7 +199,8 @@ def check_complete(config: PeftConfig, modules: dict[str, PeftModule], shapes: S
     Stacks without any are not checked, because the adapter may be of an encoder alone; nor are layers that have several
     names, because models have one of them.
     """
-    stacks, names = [_stack(name) for name in modules], dict[str, list[str]]()
+    stacks = [_stack(name) for name in modules]
+    names: dict[str, list[str]] = {}
     for tensor, (source, *_) in parameters_by_tensor(shapes).items():
         if LINEAR.fullmatch(source.name) and source.function is None and _stack(tensor) in stacks:
             names.setdefault(source.name, []).append(tensor.removesuffix(".weight"))
@@ -254,14 +257,21 @@ class _Reader:
         for parameter, names in table_names(self.model_config).items():
             if whole.keys().isdisjoint(names):
                 continue
-            base = self._base_weight(parameter)
+            base, remedy = self._base_weight(parameter), MERGE + self._merged_options(whole)
             tables = [whole.pop(name, base) for name in names]
             for table in tables:
                 self._check_shape(parameter, table.shape, base.shape)
                 if not mx.array_equal(table.astype(base.dtype), tables[0].astype(base.dtype)):
                     tied = " and ".join(name.removesuffix(".weight") for name in names)
-                    raise self._error(f"{tied} must stay tied as in the model, but differ with the adapter", MERGE)
+                    raise self._error(f"{tied} must stay tied as in the model, but differ with the adapter", remedy)
             whole[parameter] = tables[0]
+
+    def _merged_options(self, whole: Collection[str]) -> str:
+        """Return the options of convert for the merged model, where transformers keeps the table of the base."""
+        if SOURCE not in whole:
+            return ""
+        has_output = OUTPUT in whole or not self.model_config.tie_output
+        return f" by convert --ignore {UNUSED}" if has_output else f" by convert --rename {UNUSED}=lm_head"
 
     def complete_modules(self, whole: dict[str, mx.array]) -> None:
         """Add the weights and biases of the base to modules of which only the other one is stored."""
