@@ -111,6 +111,7 @@ def test_adapters_are_converted_to_those_of_peft_and_back(tmp_path):
     settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert (settings["peft_type"], settings["r"], settings["lora_alpha"]) == ("LORA", 2, 3.0)
     assert settings["base_model_name_or_path"] == "bundled"
+    assert invoke("generate", "--adapter", tmp_path / "peft", "I love you.").stdout == "Je t'aime.\n"
     arguments = ("convert", tmp_path / "peft", tmp_path / "again", "--base", "bundled")
     invoke(*arguments)
     assert "already exists" in error_line(invoke(*arguments, status=1))

@@ -215,6 +215,14 @@ def test_names_and_values_of_an_adapter(rslora, tmp_path, base):
     assert len(arrays) == 2
 
 
+def test_both_spellings_of_magnitudes(tmp_path, base):
+    for name in ("lora_magnitude_vector", "lora_magnitude_vector.weight"):
+        tensors = updates() | {f"{PREFIX}{QUERY}.{name}": mx.arange(1.0, DIMS + 1)}
+        config, arrays = read_peft_adapter(write_adapter(tmp_path / name, tensors, use_dora=True), base)
+        assert config.dora
+        assert mx.array_equal(arrays["encoder.layers.0.self_attention.query_proj.m"], mx.arange(1.0, DIMS + 1))
+
+
 def test_an_adapter_replaces_one_that_changed_the_embeddings(tmp_path, base):
     """Its updates are added to the base, not to what the other adapter has made of it."""
     table = {f"{PREFIX}encoder.layernorm_embedding.weight": mx.full(DIMS, 3.0)}
