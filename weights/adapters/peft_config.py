@@ -134,7 +134,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
     if (bias := data.get("bias", "none")) != "none":
         raise CheckpointError(f'bias must be "none", {short_repr(bias)} is not supported', MERGE, path)
     if (kind := data.get("init_lora_weights", True)) not in PLAIN_INITIALIZATIONS:
-        remedy = "save it in PEFT with path_initial_model_for_weight_conversion, which makes it a LoRA of the original"
+        remedy = "save it in PEFT with path_initial_model_for_weight_conversion, or merge it there"
         raise CheckpointError(f"init_lora_weights {short_repr(kind)} changes the base model", remedy, path)
     names = {item.name for item in fields(PeftConfig)}
     # In files of PEFT, None stands for the default of an option.
