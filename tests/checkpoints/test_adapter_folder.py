@@ -9,6 +9,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from support.tiny_models import config, random_model, stack
 from support.training_cases import bitwise_equal
 
@@ -107,9 +108,9 @@ def test_several_adapters_in_turn_on_one_model(base, adapters, tokenizer):
 
 
 def test_threads_share_a_model_with_an_adapter(base, adapters):
-    model, tokenizer = mt.load(base, adapter=adapters[0])
+    model, tokenizer = mt.load(base, "float16", adapter=adapters[0])
     expected = [mt.generate(model, tokenizer, line, beam_size=3, max_tokens=6) for line in LINES]
-    model, tokenizer = mt.load(base, adapter=adapters[0])
+    model, tokenizer = mt.load(base, "float16", adapter=adapters[0])
     with ThreadPoolExecutor(4) as executor:
         results = executor.map(lambda line: mt.generate(model, tokenizer, line, beam_size=3, max_tokens=6), LINES * 3)
         assert list(results) == expected * 3
@@ -129,8 +130,10 @@ def test_loading_does_not_consume_random_numbers(base, adapters):
 )
 def test_copies_in_other_precisions_have_the_same_adapters(tmp_path, base, adapters, options):
     mt.convert(base, tmp_path / "copy", **options)
-    model, tokenizer = mt.load(tmp_path / "copy", adapter=adapters[0])
+    model, tokenizer = mt.load(tmp_path / "copy", options.get("dtype"), adapter=adapters[0])
     assert mt.generate(model, tokenizer, LINES, max_tokens=4)
+    arrays = dict(tree_flatten(model.parameters())).values()
+    assert {array.dtype for array in arrays} == {model.dtype}
     mt.convert(tmp_path / "copy", tmp_path / "again")
     mt.load(tmp_path / "again", adapter=adapters[0])
 

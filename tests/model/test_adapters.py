@@ -18,6 +18,7 @@ from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.model.adapters import (
     LoRALinear,
+    LowRankUpdate,
     adapter_arrays,
     add_adapter,
     fuse_adapter,
@@ -188,6 +189,20 @@ def test_training_changes_only_the_adapter(adapter, bits):
     new = adapter_arrays(model)
     assert all(not mx.array_equal(array, new[name]) for name, array in trained.items())
     assert len(changed) == len(trained)
+
+
+def test_the_norms_of_dora_are_constants_in_the_gradient():
+    weight, x = mx.array(np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)), mx.ones((1, 4))
+    update = LowRankUpdate(weight, AdapterConfig(rank=2, alpha=4.0, dora=True))
+    update.lora_b = mx.ones((2, 5))
+    norms = mx.linalg.norm(weight + 2 * (update.lora_a @ update.lora_b).T, axis=1)
+
+    def output(lora_b):
+        update.lora_b = lora_b
+        return update(x, x @ weight.T, weight, mx.zeros(5)).sum()
+
+    expected = (2 * x @ update.lora_a).T * (update.m / norms)
+    assert mx.allclose(mx.grad(output)(mx.ones((2, 5))), expected, rtol=1e-4)
 
 
 def test_dropout_is_for_training_only():

@@ -16,7 +16,13 @@ from mlx_transformer.data.batch_sampler import Batch
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training import losses as losses_module
-from mlx_transformer.training.losses import batch_loss, chunk_slices, chunked_cross_entropy, token_losses
+from mlx_transformer.training.losses import (
+    batch_loss,
+    chunk_slices,
+    chunked_cross_entropy,
+    frozen_cross_entropy,
+    token_losses,
+)
 
 
 def loss_and_gradients(model, batch, smoothing=0.1):
@@ -107,6 +113,23 @@ class TestChunkedCrossEntropy:
         (expected, expected_gradients), (value, gradients) = self.compute_both(smoothing, bias)
         assert value.item() == pytest.approx(expected.item(), rel=tolerance(1e-6))
         assert all_close(list(gradients), list(expected_gradients), tolerance(1e-5))
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("chunk", [None, 500, 1])
+    def test_a_frozen_output_layer_gives_the_same_loss_and_gradient(self, smoothing, chunk, monkeypatch, tolerance):
+        if chunk is not None:
+            monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
+            monkeypatch.setattr(losses_module, "CHUNK_LOGITS", chunk)
+        (expected, (expected_gradient, *_)), _ = self.compute_both(smoothing)
+        (hidden_states, weight, bias), targets, mask = self.inputs()
+
+        def loss(hidden_states):
+            return 3 * frozen_cross_entropy(hidden_states, lambda x: x @ weight.T + bias, targets, mask, smoothing)
+
+        for function in (mx.value_and_grad(loss), mx.compile(mx.value_and_grad(loss))):
+            value, gradient = function(hidden_states)
+            assert value.item() == pytest.approx(expected.item(), rel=tolerance(1e-6))
+            assert all_close(gradient, expected_gradient, tolerance(1e-5))
 
     def test_compiled_and_uncompiled_losses_agree(self, monkeypatch, tolerance):
         monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
