@@ -53,12 +53,15 @@ def command(
     mlx-transformer fuse facebook/nllb-200-distilled-600M runs/nllb/best nllb-mine
     """  # noqa: D301 (click needs the backspace)
     from mlx_transformer.checkpoints.replacement import check_destination
+    from mlx_transformer.model.quantization import dequantize
     from mlx_transformer.pretrained.loading import find_adapter, load_as_stored
 
     for source in (model, find_adapter(adapter)):
         check_destination(Path(destination), Path(source), overwrite=force)
     activity.show(f"Loading {model}")
     network, tokenizer = load_as_stored(model, revision)
+    if quantize is not None:
+        dequantize(network)  # so that merged weights are rounded once, to the bits to store
     mt.load_adapter(network, adapter, tokenizer)
     activity.show("Merging the adapter")
     mt.fuse_adapter(network)

@@ -120,6 +120,17 @@ def test_fuse_quantises_again(folders, bits):
     assert json.loads(run("info", "half", "--json"))["stored_dtype"] == ["float16"]
 
 
+def test_fuse_rounds_merged_weights_once(folders):
+    """Stored in 8 bits, the merged weights of a 4-bit model are not rounded to 4 bits before."""
+    model, _ = mt.load(folders / "base-4", adapter=folders / "first")
+    source, target = mx.array([[5, 6, 7, 1]]), mx.array([[2, 9, 10]])
+    errors = []
+    for options in ((), ("--quantize", 8)):
+        run("fuse", folders / "base-4", folders / "first", "fused", "--force", *options)
+        errors.append(mx.abs(mt.load("fused")[0](source, target) - model(source, target)).max().item())
+    assert errors[1] < errors[0] / 4
+
+
 def test_errors_of_adapters(folders, tmp_path):
     base, first = folders / "base", folders / "first"
     generate = ("generate", "hello", "--model")

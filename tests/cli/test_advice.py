@@ -29,7 +29,15 @@ PRINTED_BY = {
     "weights/tokenizers/user_vocabularies.py": ("convert",),
     **{
         f"weights/{name}.py": tuple(main.commands)
-        for name in ("assumptions", "conversion_plan", "convert", "formats/other_formats", "mismatches", "recognition")
+        for name in (
+            "assumptions",
+            "conversion_plan",
+            "convert",
+            "adapters/peft_reader",
+            "formats/other_formats",
+            "mismatches",
+            "recognition",
+        )
     },
 }
 

@@ -49,6 +49,20 @@ def test_converted_folder_equals_the_model_in_memory(source, tmp_path):
     assert f"model.safetensors: sha256 {digest}" in (tmp_path / "ours" / "README.md").read_text()
 
 
+def test_a_checkpoint_and_what_it_is_converted_to_have_the_same_adapters(source, tmp_path):
+    """Of a model of the hub, training and generation may use copies in different precisions."""
+    model = mt.load_model(source)
+    mt.add_adapter(model, mt.AdapterConfig(rank=2, alpha=2.0))
+    mt.save_adapter(tmp_path / "adapter", model)
+    convert.convert(source, tmp_path / "ours", dtype="float16")
+    convert.convert(tmp_path / "ours", tmp_path / "again", dtype="bfloat16")
+    other = write_checkpoint(tmp_path / "other", {name: tensor + 1 for name, tensor in bart_tensors().items()})
+    for folder in (source, tmp_path / "ours", tmp_path / "again"):
+        mt.load_adapter(mt.load_model(folder), tmp_path / "adapter")
+    with pytest.raises(ValueError, match=f"is an adapter of {source} .* not of {other} "):
+        mt.load_adapter(mt.load_model(other), tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_dtype_of_the_weights(source, tmp_path, dtype):
     convert.convert(source, tmp_path / "ours", dtype=dtype)
