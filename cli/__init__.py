@@ -25,6 +25,7 @@ from mlx_transformer.cli.commands import (
     info,
     plot,
     score,
+    serve,
     train,
 )
 from mlx_transformer.cli.help import help_all_option, name_options, one_line_usage_errors
@@ -161,5 +162,5 @@ translate = copy.copy(generate.command)
 translate.short_help = "Another name of generate."
 main.add_command(generate.command)
 main.add_command(translate, "translate")
-for module in (train, fuse, evaluate, info, convert, score, embed, attention, plot, cache):
+for module in (train, fuse, evaluate, info, convert, score, embed, serve, attention, plot, cache):
     main.add_command(module.command)

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import mlx_transformer as mt
 from mlx_transformer.cli.input_lines import InputLine
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.messages import short_repr
+from mlx_transformer.weights.language_pairs import base_code, language_pair
 
-BUNDLED = ("en", "fr")
-PAIR = re.compile(r"opus-mt-([a-z]{2})-([a-z]{2})")  # longer codes may stand for groups of languages: mul, roa
 CODE = re.compile(r"[a-z]{2,3}")
-
-
-def language_pair(model: str | None) -> tuple[str, str] | None:
-    """Return the source and the target language of a model for one pair; None if its name does not tell them."""
-    if model in (None, "bundled"):
-        return BUNDLED
-    match = PAIR.fullmatch(Path(model or "").name)
-    return (match[1], match[2]) if match else None
 
 
 def leave_out_own_languages(
@@ -56,8 +46,3 @@ def leave_out_languages_of_line(model: str | None, tokenizer: mt.Tokenizer, line
     except ValueError as error:
         return line._replace(source=SourceLine(""), error=f"{line.name}: {error}")
     return line._replace(source=line.source._replace(source_language=source, target_language=target))
-
-
-def base_code(code: str) -> str:
-    """Return the language of a code without script and region: fr of fr_FR."""
-    return re.split("[-_]", code.casefold())[0]

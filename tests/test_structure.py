@@ -27,7 +27,7 @@ PARTS = [
     {"__main__"},
     {"cli"},
     {"__init__"},
-    {"plotting"},
+    {"plotting", "server"},
     {"training"},
     {"pretrained"},
     {"weights", "inference"},
@@ -48,7 +48,7 @@ WEIGHTS = [
     {"parameter_map"},
     {"generation_config", "sentence_transformers"},
     {"families", "source_config"},
-    {"formats"},
+    {"formats", "language_pairs"},
 ]
 
 

@@ -13,7 +13,7 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, parse_lines
-from mlx_transformer.cli.languages import language_pair, leave_out_languages_of_line, leave_out_own_languages
+from mlx_transformer.cli.languages import leave_out_languages_of_line, leave_out_own_languages
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     adapter_option,
@@ -62,6 +62,7 @@ from mlx_transformer.cli.streams import (
     write_results,
 )
 from mlx_transformer.cli.terms import choose_terms, glossary_option, protect_option
+from mlx_transformer.weights.language_pairs import language_pair
 
 # Describes the results of --json below the options.
 JSON_FORMATS = """\b

@@ -15,10 +15,10 @@ from mlx_transformer.cli.commands.cache import print_cache
 from mlx_transformer.cli.completion import complete_model
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
-from mlx_transformer.cli.languages import language_pair
 from mlx_transformer.cli.options import adapter_option, revision_option
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.tables import format_size, print_fields, print_table
+from mlx_transformer.weights.language_pairs import language_pair
 
 # Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)

@@ -8,8 +8,9 @@ import pytest
 from support import echo_model
 from support.command_line import error_line
 
-from mlx_transformer.cli.languages import language_pair, leave_out_own_languages
+from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.weights.language_pairs import language_pair
 
 ONE_PAIR = SimpleNamespace(config=TokenizerConfig())
 MANY = SimpleNamespace(

@@ -1,0 +1,155 @@
+"""Batches across requests: one thread for each model runs the sentences that wait for it, those that fit together."""
+
+import heapq
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.server.metrics import Metrics
+from mlx_transformer.server.settings import RETRY_AFTER, RequestError
+
+
+class Work(NamedTuple):
+    """What a model does with a sentence; only sentences with the same work share a batch.
+
+    Attributes:
+        search: How to generate; None to embed.
+        request: A request whose sentences share no batch with those of others, because samples depend on their number
+            in the batch; None for any request.
+    """
+
+    search: SearchConfig | None
+    request: object = None
+
+
+@dataclass(order=True)
+class Job:
+    """A sentence that waits for a model; jobs are ordered by their turn."""
+
+    turn: int
+    number: int
+    index: int = field(compare=False)  # in its request
+    line: SourceLine = field(compare=False)
+    positions: int = field(compare=False)
+    work: Work = field(compare=False)
+    future: Future[Any] = field(compare=False, default_factory=Future)
+
+
+class WorkerClosedError(Exception):
+    """The worker takes no more sentences, because its model is being unloaded."""
+
+
+class BatchWorker:
+    """Runs sentences on one model, in a thread of its own.
+
+    Sentences take turns: the first ones of a new request go before the later ones of a long request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[Work, list[SourceLine], int], Iterable[Any]],
+        batch_positions: int,
+        max_queue: int,
+        metrics: Metrics,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            name: Name of the model in metrics.
+            run: Yields the result of each line, in order; it also gets the index of the first line in its request.
+            batch_positions: Maximum number of source positions x beams in a batch.
+            max_queue: Maximum number of sentences that wait; an empty queue takes any request.
+            metrics: Metrics to update.
+        """
+        self._run, self._batch_positions, self._max_queue, self._metrics = run, batch_positions, max_queue, metrics
+        self._waiting = metrics.waiting.labels(name)
+        self._jobs: list[Job] = []
+        self._batches = self._submitted = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._loop, name=f"batches of {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, lines: Iterable[tuple[SourceLine, int]], work: Work) -> list[Future[Any]]:
+        """Add the sentences of a request, all or none; return the future result of each.
+
+        Args:
+            lines: Each sentence with its number of positions, beams included.
+            work: What to do with them.
+
+        Raises:
+            RequestError: If too many sentences wait.
+            WorkerClosedError: If the worker is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise WorkerClosedError
+            jobs = [
+                Job(self._batches + index, self._submitted + index, index, line, positions, work)
+                for index, (line, positions) in enumerate(lines)
+            ]
+            if self._jobs and len(self._jobs) + len(jobs) > self._max_queue:
+                raise RequestError(
+                    503,
+                    f"The server is busy, {len(self._jobs)} sentences wait: try again in {RETRY_AFTER} seconds.",
+                    "queue_full",
+                    {"Retry-After": str(RETRY_AFTER)},
+                )
+            self._submitted += len(jobs)
+            for job in jobs:
+                heapq.heappush(self._jobs, job)
+            self._waiting.set(len(self._jobs))
+            self._changed.notify()
+        return [job.future for job in jobs]
+
+    def close(self) -> None:
+        """Take no more sentences; return when those that wait are done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while batch := self._next_batch():
+            jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
+            if jobs:
+                self._metrics.batch_sizes.observe(len(jobs))
+                self._complete(jobs)
+
+    def _next_batch(self) -> list[Job]:
+        """Wait for sentences; return those whose turn it is and that fit into one batch, none when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            batch: list[Job] = []
+            others: list[Job] = []
+            positions = 0
+            while self._jobs and positions < self._batch_positions:
+                job = heapq.heappop(self._jobs)
+                if batch and job.work != batch[0].work:
+                    others.append(job)
+                elif batch and positions + job.positions > self._batch_positions:
+                    others.append(job)
+                    break
+                else:
+                    batch.append(job)
+                    positions += job.positions
+            for job in others:
+                heapq.heappush(self._jobs, job)
+            self._batches += 1
+            self._waiting.set(len(self._jobs))
+            return batch
+
+    def _complete(self, jobs: list[Job]) -> None:
+        """Run a batch; every job gets its result as soon as it is there, or the error of the batch."""
+        remaining = iter(jobs)
+        try:
+            for result in self._run(jobs[0].work, [job.line for job in jobs], jobs[0].index):
+                next(remaining).future.set_result(result)
+        except Exception as error:
+            for job in remaining:
+                job.future.set_exception(error)

@@ -1,0 +1,210 @@
+"""Texts of requests: cut into lines and sentences, submitted to a model, and put together again."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from functools import partial
+from html import escape, unescape
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
+from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.server.batching import Work
+from mlx_transformer.server.html_text import split_html
+from mlx_transformer.server.models import CountedLine, LoadedModel, ModelStore
+from mlx_transformer.server.settings import RequestError
+from mlx_transformer.tokenization.normalization import is_blank
+
+Item = TypeVar("Item")
+LINE_END = re.compile(r"(\r\n|\n|\r)")
+
+
+class Piece(NamedTuple):
+    """A part of a text: a line that is translated, or what stays as it is, such as line ends and markup."""
+
+    text: str
+    is_source: bool = False
+
+
+class PendingLine(NamedTuple):
+    """A line with the future hypotheses of its sentences."""
+
+    paragraph: Paragraph
+    sentences: list[Future[list[Hypothesis]]]
+
+
+class Generated(NamedTuple):
+    """A target text.
+
+    Attributes:
+        text: The text.
+        num_tokens: Number of its tokens.
+        finish_reason: "length" if a sentence was cut at the maximum number of tokens, otherwise "stop".
+    """
+
+    text: str
+    num_tokens: int
+    finish_reason: str
+
+
+def text_pieces(text: str) -> list[Piece]:
+    """Cut a plain text into lines; blank ones and the ends of lines stay as they are."""
+    parts = LINE_END.split(text)
+    return [Piece(part, is_source=not is_blank(part)) for part in parts if part]
+
+
+def html_pieces(text: str) -> list[Piece]:
+    """Cut HTML into its texts and what stays as it is: markup, white space around texts, texts without a letter."""
+    pieces = []
+    for part, is_text in split_html(text):
+        if is_text and any(map(str.isalpha, core := unescape(part))):
+            middle = core.strip()
+            before, _, after = core.partition(middle)
+            pieces += [Piece(before), Piece(" ".join(middle.split()), is_source=True), Piece(after)]
+        else:
+            pieces.append(Piece(part))
+    return pieces
+
+
+class PendingText:
+    """A text whose sentences wait for a model.
+
+    Attributes:
+        num_tokens: Number of source tokens.
+    """
+
+    def __init__(self, pieces: Iterable[str | PendingLine], num_tokens: int, is_html: bool = False) -> None:
+        self._pieces, self.num_tokens = list(pieces), num_tokens
+        self._finish = partial(escape, quote=False) if is_html else str
+
+    def futures(self) -> Iterator[Future[list[Hypothesis]]]:
+        """Yield the future hypotheses of all sentences."""
+        for piece in self._pieces:
+            if isinstance(piece, PendingLine):
+                yield from piece.sentences
+
+    async def results(self, count: int = 1) -> list[Generated]:
+        """Return up to `count` different texts, the best first; the n-th has the n-th hypothesis of every sentence."""
+        await asyncio.gather(*map(asyncio.wrap_future, self.futures()))
+        results = {result.text: result for result in map(self._combine, reversed(range(count)))}
+        return list(results.values())[::-1]
+
+    async def stream(self) -> AsyncIterator[Generated]:
+        """Yield the best text in parts: each sentence as soon as it and all before it are there."""
+        for piece in self._pieces:
+            if isinstance(piece, str):
+                yield Generated(piece, 0, "stop")
+                continue
+            bests: list[Hypothesis] = []
+            written = ""
+            for future in piece.sentences:
+                bests.append(_check((await asyncio.wrap_future(future))[0]))
+                text = self._finish(combine_hypotheses(_first_sentences(piece.paragraph, len(bests)), bests).text or "")
+                yield Generated(text[len(written) :], len(bests[-1].ids), bests[-1].finish_reason)
+                written = text
+
+    def _combine(self, rank: int) -> Generated:
+        texts, num_tokens, finish_reason = [], 0, "stop"
+        for piece in self._pieces:
+            if isinstance(piece, str):
+                texts.append(piece)
+                continue
+            rows = [future.result() for future in piece.sentences]
+            line = combine_hypotheses(piece.paragraph, [_check(row[min(rank, len(row) - 1)]) for row in rows])
+            texts.append(self._finish(line.text or ""))
+            num_tokens += len(line.ids)
+            finish_reason = line.finish_reason if line.finish_reason != "stop" else finish_reason
+        return Generated("".join(texts), num_tokens, finish_reason)
+
+
+def _check(hypothesis: Hypothesis) -> Hypothesis:
+    if hypothesis.error:
+        raise RequestError(500, f"The text has no result: {hypothesis.error}")
+    return hypothesis
+
+
+def _first_sentences(paragraph: Paragraph, count: int) -> Paragraph:
+    """Return the beginning of a paragraph, with the white space at the end of the whole one."""
+    is_all = count == len(paragraph.sentences)
+    spaces = [*paragraph.spaces[:count], paragraph.spaces[-1] if is_all else ""]
+    return paragraph._replace(sentences=paragraph.sentences[:count], spaces=spaces)
+
+
+async def all_results(pending: Sequence[PendingText], count: int = 1) -> list[list[Generated]]:
+    """Return the results of each text; if the caller is cancelled, so are the sentences that still wait."""
+    return await asyncio.gather(*(text.results(count) for text in pending))
+
+
+async def limit_time(parts: AsyncIterator[Item], seconds: float) -> AsyncIterator[Item]:
+    """Yield parts; RequestError if all of them together take longer than a time."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        try:
+            part = await asyncio.wait_for(anext(parts), end - loop.time())
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise RequestError(504, f"The answer took longer than {seconds:g} seconds: send less text.") from None
+        yield part
+
+
+async def submit_texts(
+    store: ModelStore,
+    name: str,
+    texts: Sequence[Sequence[Piece]],
+    languages: tuple[str | None, str | None],
+    search: dict[str, Any],
+    is_html: bool = False,
+) -> list[PendingText]:
+    """Submit the sentences of texts to a model, all or none.
+
+    Args:
+        store: The models.
+        name: Name of the model.
+        texts: The pieces of each text.
+        languages: The model's codes of the source and the target language.
+        search: Fields of the model's search configuration to change.
+        is_html: Whether texts are HTML, in which results are escaped.
+
+    Raises:
+        RequestError: If the queue is full.
+        ValueError: If the model does not take the languages or the search.
+    """
+
+    def prepare(loaded: LoadedModel) -> tuple[list[list[str | Paragraph]], list[CountedLine], Work]:
+        make = partial(SourceLine, source_language=languages[0], target_language=languages[1])
+        split = [
+            [loaded.split(make(piece.text)) if piece.is_source else piece.text for piece in pieces] for pieces in texts
+        ]
+        return split, [loaded.count(line) for line in _sentences(split)], loaded.make_work(search)
+
+    split, counts, futures = await asyncio.to_thread(store.submit, name, prepare)
+    remaining = zip(counts, futures, strict=True)
+    return [_make_pending(pieces, remaining, is_html) for pieces in split]
+
+
+def _sentences(texts: Iterable[Iterable[str | Paragraph]]) -> Iterator[SourceLine]:
+    for pieces in texts:
+        for piece in pieces:
+            if isinstance(piece, Paragraph):
+                yield from (piece.line._replace(text=sentence) for sentence in piece.sentences)
+
+
+def _make_pending(
+    pieces: Iterable[str | Paragraph], remaining: Iterator[tuple[int, Future[list[Hypothesis]]]], is_html: bool
+) -> PendingText:
+    """Return a text with the next ones of the futures that remain, which come with their numbers of source tokens."""
+    pending: list[str | PendingLine] = []
+    num_tokens = 0
+    for piece in pieces:
+        if isinstance(piece, str):
+            pending.append(piece)
+            continue
+        counts, futures = zip(*islice(remaining, len(piece.sentences)), strict=True)
+        num_tokens += sum(counts)
+        pending.append(PendingLine(piece, list(futures)))
+    return PendingText(pending, num_tokens, is_html)

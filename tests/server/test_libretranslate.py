@@ -1,0 +1,108 @@
+"""LibreTranslate's API: its own client, forms and JSON, HTML, and answers equal to those of the library."""
+
+import pytest
+from support.http_server import serve
+
+import mlx_transformer as mt
+
+TEXTS = ["Good morning!", "Where is the station?", "I love you."]
+LONG = "The house is small. It rains a lot today. She reads a book in the garden.  " * 10 + "He left."
+
+
+def test_a_text_and_a_list_are_translated_as_by_the_library(client, bundled):
+    expected = mt.generate(*bundled, TEXTS)
+    assert client.translate(TEXTS).json == {"translatedText": expected}
+    assert client.translate(TEXTS[0]).json == {"translatedText": expected[0]}
+
+
+def test_a_long_text_is_split_as_by_the_library(client, bundled):
+    expected = mt.generate(*bundled, LONG)
+    assert expected.count(".") > 25
+    assert client.translate(LONG).json == {"translatedText": expected}
+
+
+def test_line_ends_and_blank_lines_stay(client, bundled):
+    first, second = mt.generate(*bundled, TEXTS[:2])
+    text = f"{TEXTS[0]}\r\n\r\n  \n{TEXTS[1]}\n"
+    assert client.translate(text).json["translatedText"] == f"{first}\r\n\r\n  \n{second}\n"
+    assert client.translate("").json == {"translatedText": ""}
+    assert client.translate([]).json == {"translatedText": []}
+
+
+def test_alternatives_are_different_texts_with_the_best_first(client):
+    answer = client.translate("Good morning!", alternatives=2).json
+    texts = [answer["translatedText"], *answer["alternatives"]]
+    assert len(texts) == len(set(texts)) == 3
+    assert client.translate(["Good morning!"] * 2, alternatives=2).json == {
+        "translatedText": [texts[0]] * 2,
+        "alternatives": [texts[1:]] * 2,
+    }
+
+
+def test_a_form_is_translated(client, bundled):
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    answer = client.request("POST", "/translate", "q=Good+morning%21&source=en&target=fr&alternatives=1", **form)
+    assert answer.json["translatedText"] == client.translate("Good morning!", alternatives=1).json["translatedText"]
+    both = client.request("POST", "/translate", "q=I+love+you.&q=Good+morning%21&source=en&target=fr", **form)
+    assert both.json["translatedText"] == mt.generate(*bundled, ["I love you.", "Good morning!"])
+
+
+def test_html_keeps_its_markup(client, bundled):
+    text = (
+        '<!doctype html><p class="a" hidden>\n  I love you. <br/><IMG src=x alt="A cat"><b>Good morning!</b></p>'
+        "<script>if (a < b) {}</script><code>the code</code><!-- the note -->&nbsp;&lt;"
+    )
+    love, morning = mt.generate(*bundled, ["I love you.", "Good morning!"])
+    expected = text.replace("I love you.", love).replace("Good morning!", morning)
+    assert client.translate(text, format="html").json == {"translatedText": expected}
+
+
+def test_html_entities_are_read_and_written(client, bundled):
+    (expected,) = mt.generate(*bundled, ["I love you & him."])
+    answer = client.translate("<i>I love you &amp; him.</i>", format="html").json["translatedText"]
+    assert answer == f"<i>{expected.replace('&', '&amp;')}</i>"
+    assert "&" in expected
+
+
+@pytest.mark.parametrize("code", ["EN", "en-US", "en_GB"])
+def test_codes_may_have_regions(client, code):
+    assert client.translate("Good morning!", source=code).status == 200
+
+
+def test_languages_and_settings(client):
+    assert client.get("/languages").json == [{"code": "en", "name": "English", "targets": ["fr"]}]
+    settings = client.get("/frontend/settings").json
+    assert settings["charLimit"] == 20_000 and settings["keyRequired"] is False
+    assert settings["language"]["target"] == {"code": "fr", "name": "French"}
+    assert client.get("/health").json == {"status": "ok"}
+
+
+@pytest.mark.parametrize(("source", "target"), [("fr", "en"), ("en", "de"), ("auto", "fr"), ("en", "en")])
+def test_unknown_languages_are_answered_with_what_the_models_do(client, source, target):
+    answer = client.translate("Hello", source=source, target=target)
+    assert answer.status == 400 and "\n" not in answer.json["error"]
+    assert "such as en" in answer.json["error"] if source == "auto" else "en to fr" in answer.json["error"]
+
+
+def test_detection_is_refused(client):
+    answer = client.post("/detect", {"q": "Hello"})
+    assert answer.status == 501 and "does not detect" in answer.json["error"]
+
+
+def test_libretranslatepy_is_answered(client, bundled):
+    libretranslatepy = pytest.importorskip("libretranslatepy", reason="the client libretranslatepy is not installed")
+    api = libretranslatepy.LibreTranslateAPI(client.url)
+    assert api.translate("Where is the station?", "en", "fr") == mt.generate(*bundled, "Where is the station?")
+    assert [language["code"] for language in api.languages()] == ["en"]
+
+
+def test_libretranslatepy_has_a_key(bundled):
+    libretranslatepy = pytest.importorskip("libretranslatepy", reason="the client libretranslatepy is not installed")
+    with serve(lambda name: bundled, api_keys=("secret", "other")) as client:
+        api = libretranslatepy.LibreTranslateAPI(client.url, "other")
+        assert api.translate("Good morning!", "en", "fr") == mt.generate(*bundled, "Good morning!")
+        for fields in ({}, {"api_key": "wrong"}, {"api_key": ""}, {"api_key": "sécret\ud800"}):
+            answer = client.translate("Good morning!", **fields)
+            assert answer.status == 403 and "API key" in answer.json["error"]
+        assert client.translate("Good morning!", api_key=1).status == 400
+        assert client.get("/frontend/settings").json["keyRequired"] is True
