@@ -89,12 +89,14 @@ class LoRALinear(nn.Module):
         y = add_linear(self.linear, x, shortcut)
         offset = mx.zeros_like(y) if shortcut is None else shortcut
         offset = offset + self.linear.bias if "bias" in self.linear else offset
-        outputs, offsets = (list(mx.split(array, len(self.parts), axis=-1)) for array in (y, offset))
-        weights = mx.split(dense_weight(self.linear), len(self.parts))
+        outputs = list(mx.split(y, len(self.parts), axis=-1))
         inputs = dropout(x, self.dropout) if self.training else x
+        size = y.shape[-1] // len(self.parts)
         for index, part in enumerate(self.parts):
             if isinstance(part, LowRankUpdate):
-                outputs[index] = part(inputs, outputs[index], weights[index], offsets[index])
+                rows = slice(index * size, (index + 1) * size)  # MLX 0.32 fails to compile a split of offsets here
+                weight = dense_weight(self.linear, rows, after=[x])
+                outputs[index] = part(inputs, outputs[index], weight, offset[..., rows])
         return mx.concatenate(outputs, axis=-1)
 
     def merge(self) -> nn.Module:

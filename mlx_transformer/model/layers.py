@@ -1,7 +1,7 @@
 """Building blocks of the network: activations, normalisation, and initialised linear layers and embeddings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
@@ -67,28 +67,56 @@ def add_linear(layer: nn.Module, x: mx.array, shortcut: mx.array | None) -> mx.a
 QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding)
 
 
-def dense_weight(layer: nn.Module) -> mx.array:
-    """Return the weight of a linear layer or an embedding, dequantised if it is quantised (lazily)."""
-    if not isinstance(layer, QUANTIZED):
-        return cast(mx.array, layer.weight)
-    return mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+SLICE_SIZE = 2**23  # numbers of a dequantised part of a weight, or of its products: 32 MB in float32
+
+
+def dense_weight(layer: nn.Module, rows: slice | mx.array | None = None, after: Sequence[mx.array] = ()) -> mx.array:
+    """Return the weight of a linear layer or an embedding, dequantised if it is quantised (lazily).
+
+    Args:
+        layer: The layer.
+        rows: Which of its rows; None for all.
+        after: Arrays to compute before. Without them all dequantised weights of a graph may be in memory at once, and
+            compilation keeps those of a forward pass for the backward pass.
+    """
+    is_quantized = isinstance(layer, QUANTIZED)
+    arrays = [layer[name] for name in (("weight", "scales", "biases") if is_quantized else ("weight",))]
+    if rows is not None:
+        arrays = [array[rows] for array in arrays]
+    if after:
+        arrays = mx.depends(arrays, list(after))
+    if not is_quantized:
+        return arrays[0]
+    weight, scales, biases = arrays
+    return mx.dequantize(weight, scales, biases, layer.group_size, layer.bits)
+
+
+def row_slices(num_rows: int, row_size: int) -> list[slice]:
+    """Split rows of a matrix into slices of at most SLICE_SIZE numbers."""
+    size = max(SLICE_SIZE // max(row_size, 1), 1)
+    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
 def dense_product(x: mx.array, layer: nn.Module) -> mx.array:
     """Return the product of x and the transposed weight of a quantised layer that is not trained.
 
-    The weight is dequantised in the forward pass, and again in the backward pass instead of being kept.
+    The weight is dequantised slice by slice in the forward pass, and again in the backward pass instead of being kept.
     """
+    slices = row_slices(len(layer.weight), x.shape[-1])
 
     @mx.custom_function
     def product(x: mx.array) -> mx.array:
-        return x @ dense_weight(layer).T
+        outputs = list[mx.array]()
+        for rows in slices:
+            outputs.append(x @ dense_weight(layer, rows, after=[x, *outputs[-1:]]).T)
+        return mx.concatenate(outputs, axis=-1)
 
     @product.vjp
     def product_vjp(x: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-        # The dependence keeps compilation from using the weight of the forward pass.
-        weight, scales, biases = mx.depends([layer.weight, layer.scales, layer.biases], [cotangent])
-        return cotangent @ mx.dequantize(weight, scales, biases, layer.group_size, layer.bits)
+        gradient = mx.zeros_like(x)
+        for rows in slices:
+            gradient = gradient + cotangent[..., rows] @ dense_weight(layer, rows, after=[cotangent, gradient])
+        return gradient
 
     return cast(mx.array, product(x))
 

@@ -80,6 +80,11 @@ def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer]:
     pretrained, tokenizer = load_as_stored(config.init)
     if tokenizer is None:
         raise missing_tokenizer(config.init)
+    return trainable_model(pretrained, config), tokenizer
+
+
+def trainable_model(pretrained: Transformer, config: TrainingConfig) -> Transformer:
+    """Return a loaded model in float32 with the dropout rates of a run; for an adapter it stays quantised."""
     if config.adapter is None:
         dequantize(pretrained)
     pretrained.set_dtype(mx.float32)
@@ -98,7 +103,7 @@ def _pretrained_model(config: TrainingConfig) -> tuple[Transformer, Tokenizer]:
             use_dense_products(model)
     model.update(pretrained.parameters())
     model.weights_source = pretrained.weights_source
-    return model, tokenizer
+    return model
 
 
 def _train_tokenizer(config: TrainingConfig, train_pairs: ParallelCorpora) -> Tokenizer:

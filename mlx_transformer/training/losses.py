@@ -1,10 +1,13 @@
 """Cross entropy of target tokens, with label smoothing and without padding."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from typing import cast
 
 import mlx.core as mx
+import mlx.nn as nn
 
+from mlx_transformer.model.layers import dense_weight, row_slices
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
@@ -44,30 +47,42 @@ def batch_loss(
     mask = (labels != model.config.pad_id).astype(mx.float32)
     hidden_states = model.hidden_states(source, target[:, :-1]).flatten(0, 1)
     if _has_frozen_output(model):
-        loss = frozen_cross_entropy(hidden_states, model.logits, labels, mask, label_smoothing)
+        loss = frozen_cross_entropy(hidden_states, *_output_module(model), labels, mask, label_smoothing)
     else:
         loss = chunked_cross_entropy(hidden_states, *model.output_layer, labels, mask, label_smoothing)
     return loss, mask.sum()
 
 
 def _has_frozen_output(model: Transformer) -> bool:
-    trained = model.trainable_parameters()
+    module, _ = _output_module(model)
+    return "output_bias" not in model.trainable_parameters() and not module.trainable_parameters()
+
+
+def _output_module(model: Transformer) -> tuple[nn.Module, mx.array | None]:
+    """Return the output layer, or the embeddings that it is tied to, and its bias."""
     tied = "source_embedding" if model.config.share_embeddings else "target_embedding"
-    return "output_bias" not in trained and not trained["output" if "output" in model else tied]
+    module = model["output" if "output" in model else tied]
+    return module, module.get("bias", model.get("output_bias"))
 
 
 def frozen_cross_entropy(
     hidden_states: mx.array,
-    project: Callable[[mx.array], mx.array],
+    layer: nn.Module,
+    bias: mx.array | None,
     targets: mx.array,
     mask: mx.array,
     label_smoothing: float = 0.0,
 ) -> mx.array:
     """Return what `chunked_cross_entropy` does, for an output layer that is not trained and may be quantised.
 
+    The weight is read once, in slices of rows, so that neither all logits nor the dequantised weight is in memory. The
+    gradient needs the mean of its rows, weighted by the softmax of the logits, which is computed online as attention is
+    (Dao et al. 2022).
+
     Args:
         hidden_states: Inputs of the output layer, (tokens, dims).
-        project: The output layer: (tokens, dims) -> (tokens, vocab).
+        layer: A linear layer or an embedding, with a weight of (vocab, dims).
+        bias: Bias of the output layer, (vocab,), if it has one.
         targets: Token ids, int32 (tokens,).
         mask: 1 for tokens, 0 for padding, float32 (tokens,).
         label_smoothing: See `token_losses`.
@@ -75,17 +90,8 @@ def frozen_cross_entropy(
 
     @mx.custom_function
     def loss(hidden_states: mx.array) -> tuple[mx.array, mx.array]:
-        total, gradients = mx.zeros(()), list[mx.array]()
-        vocab = project(hidden_states[:1]).shape[-1]
-        for chunk in chunk_slices(len(targets), vocab):
-            # Each chunk depends on the previous one, so that only one chunk of logits is in memory.
-            (inputs,) = mx.depends([hidden_states[chunk]], [total, *gradients[-1:]])
-            chunk_loss, gradient = mx.value_and_grad(_masked_loss, argnums=1)(
-                project, inputs, targets[chunk], mask[chunk], label_smoothing
-            )
-            total = total + chunk_loss
-            gradients.append(gradient)
-        return total, mx.concatenate(gradients)
+        losses, gradients = _frozen_losses(hidden_states, layer, bias, targets, label_smoothing)
+        return (losses * mask).sum(), gradients * mask[:, None]
 
     @loss.vjp
     def loss_vjp(primal: mx.array, cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]) -> mx.array:
@@ -94,14 +100,30 @@ def frozen_cross_entropy(
     return cast(tuple[mx.array, ...], loss(hidden_states))[0]
 
 
-def _masked_loss(
-    project: Callable[[mx.array], mx.array],
-    inputs: mx.array,
-    targets: mx.array,
-    mask: mx.array,
-    label_smoothing: float,
-) -> mx.array:
-    return (token_losses(project(inputs), targets, label_smoothing) * mask).sum()
+def _frozen_losses(
+    hidden_states: mx.array, layer: nn.Module, bias: mx.array | None, targets: mx.array, smoothing: float
+) -> tuple[mx.array, mx.array]:
+    """Return losses, (tokens,), and their gradients with respect to the hidden states, (tokens, dims), in float32."""
+    vocab, dtype = len(layer.weight), hidden_states.dtype
+    largest, sums = mx.full((len(targets), 1), -math.inf), mx.zeros((len(targets), 1))
+    weighted_rows, row_sum = mx.zeros(hidden_states.shape), mx.zeros(hidden_states.shape[-1])
+    for rows in row_slices(vocab, max(hidden_states.shape)):
+        # Each slice depends on the previous one, so that only one of them is in memory.
+        weight = dense_weight(layer, rows, after=[hidden_states, largest, sums, weighted_rows, row_sum]).astype(dtype)
+        logits = _project(hidden_states, weight, None if bias is None else bias[rows])
+        previous, largest = largest, mx.maximum(largest, logits.max(axis=-1, keepdims=True))
+        rescale, exponentials = mx.exp(previous - largest), mx.exp(logits - largest)
+        sums = rescale * sums + exponentials.sum(axis=-1, keepdims=True)
+        weighted_rows = rescale * weighted_rows + exponentials.astype(dtype) @ weight
+        row_sum = row_sum + weight.astype(mx.float32).sum(axis=0)
+    mean_bias, target_bias = (0.0, 0.0) if bias is None else (bias.astype(mx.float32).mean(), bias[targets])
+    target_rows, mean_row = dense_weight(layer, targets).astype(mx.float32), row_sum / vocab
+    smoothed_rows = (1 - smoothing) * target_rows + smoothing * mean_row
+    smoothed_logits = (
+        (hidden_states * smoothed_rows).sum(axis=-1) + (1 - smoothing) * target_bias + smoothing * mean_bias
+    )
+    losses = (largest + mx.log(sums)).squeeze(-1) - smoothed_logits
+    return losses, weighted_rows / sums - smoothed_rows
 
 
 def loss(model: Transformer, source: mx.array, target: mx.array, label_smoothing: float = 0.0) -> mx.array:

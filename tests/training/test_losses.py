@@ -13,6 +13,7 @@ from support.paths import TESTS
 from support.training_cases import MODEL, all_close, flatten, make_batch
 
 from mlx_transformer.data.batch_sampler import Batch
+from mlx_transformer.model import layers
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training import losses as losses_module
@@ -114,23 +115,6 @@ class TestChunkedCrossEntropy:
         assert value.item() == pytest.approx(expected.item(), rel=tolerance(1e-6))
         assert all_close(list(gradients), list(expected_gradients), tolerance(1e-5))
 
-    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-    @pytest.mark.parametrize("chunk", [None, 500, 1])
-    def test_a_frozen_output_layer_gives_the_same_loss_and_gradient(self, smoothing, chunk, monkeypatch, tolerance):
-        if chunk is not None:
-            monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
-            monkeypatch.setattr(losses_module, "CHUNK_LOGITS", chunk)
-        (expected, (expected_gradient, *_)), _ = self.compute_both(smoothing)
-        (hidden_states, weight, bias), targets, mask = self.inputs()
-
-        def loss(hidden_states):
-            return 3 * frozen_cross_entropy(hidden_states, lambda x: x @ weight.T + bias, targets, mask, smoothing)
-
-        for function in (mx.value_and_grad(loss), mx.compile(mx.value_and_grad(loss))):
-            value, gradient = function(hidden_states)
-            assert value.item() == pytest.approx(expected.item(), rel=tolerance(1e-6))
-            assert all_close(gradient, expected_gradient, tolerance(1e-5))
-
     def test_compiled_and_uncompiled_losses_agree(self, monkeypatch, tolerance):
         monkeypatch.setattr(losses_module, "MAX_UNCHUNKED_LOGITS", 1)
         monkeypatch.setattr(losses_module, "CHUNK_LOGITS", 500)
@@ -215,6 +199,63 @@ print(mx.get_peak_memory() - before)
         assert [len(range(2**20)[chunk]) for chunk in chunk_slices(2**17, 2**10)] == [2**17]
         assert {len(range(2**20)[chunk]) for chunk in chunk_slices(2**18, 2**10)} == {2**14}
         assert list(chunk_slices(0, 10)) == []
+
+
+class TestFrozenCrossEntropy:
+    """The reference is the loss of all logits at once, differentiated by MLX."""
+
+    def layer(self, vocab, dims, bits=None, kind=nn.Embedding):
+        mx.random.seed(0)
+        layer = kind(vocab, dims) if kind is nn.Embedding else kind(dims, vocab)
+        layer.weight = mx.random.normal((vocab, dims))
+        return layer.to_quantized(32, bits) if bits else layer
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+    @pytest.mark.parametrize("kind", [nn.Embedding, nn.Linear])
+    @pytest.mark.parametrize("bits", [None, 8, 4])
+    @pytest.mark.parametrize("slice_size", [2**23, 37 * 20, 1])
+    def test_loss_and_gradient_match_all_logits_at_once(
+        self, smoothing, kind, bits, slice_size, monkeypatch, tolerance
+    ):
+        monkeypatch.setattr(layers, "SLICE_SIZE", slice_size)
+        layer, hidden_states = self.layer(50, 32, bits, kind), mx.random.normal((37, 32))
+        targets, mask = mx.arange(37) % 50, (mx.arange(37) % 5 > 0) * 1.0
+        bias = mx.random.normal((50,))
+
+        def frozen(hidden_states):
+            return 3 * frozen_cross_entropy(hidden_states, layer, bias, targets, mask, smoothing)
+
+        def reference(hidden_states):
+            logits = hidden_states @ layers.dense_weight(layer).T + bias
+            return 3 * (token_losses(logits, targets, smoothing) * mask).sum()
+
+        expected, expected_gradient = mx.value_and_grad(reference)(hidden_states)
+        for function in (mx.value_and_grad(frozen), mx.compile(mx.value_and_grad(frozen))):
+            value, gradient = function(hidden_states)
+            assert value.item() == pytest.approx(expected.item(), rel=tolerance(1e-6))
+            assert all_close(gradient, expected_gradient, tolerance(1e-5))
+
+    def test_large_logits_do_not_overflow(self):
+        layer, hidden_states = self.layer(50, 32), 300 * mx.random.normal((5, 32))
+        value, gradient = mx.value_and_grad(
+            lambda x: frozen_cross_entropy(x, layer, None, mx.arange(5), mx.ones(5), 0.1)
+        )(hidden_states)
+        assert math.isfinite(value.item()) and mx.isfinite(gradient).all().item()
+
+    @pytest.mark.cpu
+    @pytest.mark.parametrize("bits", [None, 4])
+    def test_neither_all_logits_nor_a_dequantised_weight_is_in_memory(self, bits, monkeypatch):
+        monkeypatch.setattr(layers, "SLICE_SIZE", 2**16)
+        layer, hidden_states = self.layer(2**15, 64, bits), mx.random.normal((64, 64))
+        mx.eval(layer.parameters(), hidden_states)
+        function = mx.compile(
+            mx.value_and_grad(lambda x: frozen_cross_entropy(x, layer, None, mx.arange(64), mx.ones(64), 0.1))
+        )
+        mx.clear_cache()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(function(hidden_states))
+        assert mx.get_peak_memory() - before < 2**15 * 64 * 4 / 2  # either has 2**15 * 64 numbers
 
 
 class TestBatchLoss:
