@@ -6,7 +6,8 @@ import re
 
 import mlx_transformer as mt
 from mlx_transformer.cli.input_lines import InputLine
-from mlx_transformer.inference.source_lines import SourceLine
+from mlx_transformer.inference.language_detection import AUTO
+from mlx_transformer.inference.source_lines import SourceLine, detect_source_language
 from mlx_transformer.messages import short_repr
 from mlx_transformer.weights.language_pairs import base_code, language_pair
 
@@ -21,6 +22,8 @@ def leave_out_own_languages(
     Raises:
         ValueError: If a model for one pair is asked for another language; the message names a model that may know it.
     """
+    if source_language == AUTO and tokenizer.config.source_language == "none":
+        source_language = None
     languages, pair = (source_language, target_language), language_pair(model)
     if pair is None:
         return languages
@@ -46,3 +49,13 @@ def leave_out_languages_of_line(model: str | None, tokenizer: mt.Tokenizer, line
     except ValueError as error:
         return line._replace(source=SourceLine(""), error=f"{line.name}: {error}")
     return line._replace(source=line.source._replace(source_language=source, target_language=target))
+
+
+def detect_language_of_line(tokenizer: mt.Tokenizer, line: InputLine) -> InputLine:
+    """Return a line with its detected language, also among the fields of its result, if its language is AUTO."""
+    if line.error or line.source.source_language != AUTO:
+        return line
+    source = detect_source_language(tokenizer.config, line.source)
+    if source.error:
+        return line._replace(source=SourceLine(""), error=f"{line.name}: {source.error}")
+    return line._replace(source=source, fields=line.fields | {"source_language": source.source_language})

@@ -12,6 +12,7 @@ from mlx_transformer.cli.help import option_group
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.config.model import DTYPE_NAMES
 from mlx_transformer.config.search import BATCH_TOKENS, change_search
+from mlx_transformer.inference.language_detection import AUTO
 
 OF_MODEL = "the model's"  # a default
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
@@ -36,7 +37,9 @@ penalty_option = click.option(
     "--length-penalty", type=float, show_default=OF_MODEL, help="Exponent of the length by which scores are divided."
 )
 source_language_option = click.option(
-    "--source-language", metavar="CODE", help="Language of the sources, for multilingual models; see info."
+    "--source-language",
+    metavar="CODE",
+    help="Language of the sources, for multilingual models, or auto to detect that of each line; see info.",
 )
 target_language_option = click.option(
     "--target-language", metavar="CODE", help="Language to generate, for multilingual models; see info."
@@ -210,7 +213,8 @@ def check_source_languages(tokenizer: mt.Tokenizer, source_language: str | None,
         tokenizer.config.target_language == "source" and target_language is None
     )  # lines may begin with ">>fra<<"
     if not has_tags:
-        tokenizer.encode("", source_language, target_language)
+        is_detected = source_language == AUTO and tokenizer.languages
+        tokenizer.encode("", tokenizer.languages[0] if is_detected else source_language, target_language)
 
 
 def warn_truncated(name: str, remedy: str = "") -> None:

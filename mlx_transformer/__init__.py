@@ -33,6 +33,7 @@ _MODULES = {
     "score": "inference.scoring",
     "score_ids": "inference.scoring",
     "embed": "inference.embedding",
+    "detect_language": "inference.language_detection",
     "attention": "inference.text_attention",
     "TextAttention": "inference.text_attention",
     "attention_ids": "inference.attention_weights",

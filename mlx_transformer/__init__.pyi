@@ -20,6 +20,7 @@ from .inference.evaluation import evaluate as evaluate
 from .inference.generation import generate as generate
 from .inference.generation import generate_hypotheses as generate_hypotheses
 from .inference.generation import stream_generate as stream_generate
+from .inference.language_detection import detect_language as detect_language
 from .inference.scoring import Score as Score
 from .inference.scoring import score as score
 from .inference.scoring import score_ids as score_ids

@@ -13,7 +13,11 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, parse_lines
-from mlx_transformer.cli.languages import leave_out_languages_of_line, leave_out_own_languages
+from mlx_transformer.cli.languages import (
+    detect_language_of_line,
+    leave_out_languages_of_line,
+    leave_out_own_languages,
+)
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     adapter_option,
@@ -225,6 +229,7 @@ def parse_input(
     lines = parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
     if as_json:
         lines = (list(map(partial(leave_out_languages_of_line, model, tokenizer), window)) for window in lines)
+    lines = (list(map(partial(detect_language_of_line, tokenizer), window)) for window in lines)
     return activity.during(lines, describe_first_batch("Generating"))
 
 

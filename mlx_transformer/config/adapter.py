@@ -11,6 +11,7 @@ TARGET_GROUPS = {"attention": ("self_attention.*", "cross_attention.*"), "mlp": 
 # Name of a part to train in full -> its modules.
 SAVED_PARTS = {"embeddings": ("source_embedding", "target_embedding"), "output": ("output",)}
 ALL_LAYERS = -1  # in files, as mlx-lm has it
+MAX_NAMES = 10_000  # of targets, and of modules to save: more than a model has layers
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class AdapterConfig:
         check_types(self)
         check_positive(self, "rank", "alpha", *(["layers"] if self.layers is not None else []))
         check_shares(self, "dropout")
+        for name in ("targets", "modules_to_save"):
+            if len(vars(self)[name]) > MAX_NAMES:
+                raise ValueError(f"{name} must be at most {MAX_NAMES} names, not {len(vars(self)[name])}.")
         if not self.targets and not self.modules_to_save:
             raise ValueError("targets and modules_to_save must not both be empty: name what to train.")
 

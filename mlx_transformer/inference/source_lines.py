@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeVar, cast
 
 from mlx_transformer.config.terminology import PROTECTED_PATTERNS
 from mlx_transformer.config.tokenizer import TokenizerConfig
+from mlx_transformer.inference.language_detection import AUTO, detect_language
+from mlx_transformer.messages import short_repr
 from mlx_transformer.tokenization.normalization import is_blank
 from mlx_transformer.tokenization.texts import TextError, check_list, string_error
 
@@ -23,7 +25,7 @@ class SourceLine(NamedTuple):
 
     Attributes:
         text: The text; `prepare_lines` puts a prefix before it.
-        source_language: Language code of the text; None for models that need none.
+        source_language: Language code of the text, or AUTO to detect it; None for models that need none.
         target_language: Language code to generate; None for models that need none.
         target_prefix: Text that the target begins with; None or blank for none.
         start: Index in `text` at which the line itself begins, after an added prefix.
@@ -124,6 +126,7 @@ def prepare_lines(
     """
     prefix = config.source_prefix if source_prefix is None else source_prefix
     for line in lines:
+        line = detect_source_language(config, line)
         blank = is_blank(line.text)
         added = "" if blank or line.text.startswith(prefix) else prefix
         if config.recase and is_in_capitals(line.text) and not has_lowercase(target_prefix := line.target_prefix or ""):
@@ -131,6 +134,22 @@ def prepare_lines(
             line = line._replace(text=capitalize(line.text), target_prefix=capitalize(target_prefix))
             line = line._replace(required_phrases=phrases, recase=True)
         yield line._replace(text="" if blank else added + line.text, start=len(added))
+
+
+def detect_source_language(config: TokenizerConfig, line: SourceLine) -> SourceLine:
+    """Return a line with the detected language if its source language is AUTO; with an error if there is none.
+
+    Models that take no source language are given none.
+    """
+    if line.source_language != AUTO:
+        return line
+    if config.source_language == "none":
+        return line._replace(source_language=None)
+    language = None if is_blank(line.text) else detect_language(line.text, config.languages)
+    if language is None and not is_blank(line.text):
+        error = f"No language of the model can be detected in {short_repr(line.text)}: give its source language."
+        return line._replace(text="", source_language=None, error=error)
+    return line._replace(source_language=language)
 
 
 def is_in_capitals(text: str) -> bool:

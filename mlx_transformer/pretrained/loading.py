@@ -112,6 +112,8 @@ def load_as_stored(
 def load_adapter(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> AdapterConfig:
     """Load an adapter on a model, in place of the one that it has; on an error the model stays as it was.
 
+    No other thread may use the model meanwhile.
+
     Args:
         model: The base of the adapter, as returned by `load`, in any precision.
         folder: An adapter folder; that of a LoRA, DoRA or rsLoRA of PEFT, for the model of transformers that the base

@@ -166,8 +166,10 @@ def _check_same_options(config: TrainingConfig) -> None:
     """Raise ValueError if a run would resume with options other than its own."""
     original = load_run_options(config.output)
     fixed_length = original.schedule in ("cosine", "linear")
-    # The contents of the corpora must be the same, not their paths.
+    # The contents of the corpora must be the same, not their paths, nor that of the base of an adapter.
     changeable = {"output", "resume", "keep", "train", "valid", *([] if fixed_length else ["steps"])}
+    if config.adapter is not None:
+        changeable.add("init")
     old, new = to_dict(with_absolute_paths(original)), to_dict(with_absolute_paths(config))
     if changed := [name for name, value in new.items() if value != old[name] and name not in changeable]:
         raise ValueError(

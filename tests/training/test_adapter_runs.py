@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -176,6 +177,17 @@ def test_an_adapter_resumes_on_its_own_base_only(options, bases, tmp_path):
     model_folder.save(tmp_path / "base", model, tokenizer)
     with pytest.raises(ValueError, match=r"last is an adapter of .*base \(weights .*load it on its own base"):
         train(dataclasses.replace(options, resume=True, steps=2))
+
+
+def test_a_run_resumes_with_a_base_that_was_moved(options, bases, tmp_path):
+    shutil.copytree(bases[4], tmp_path / "base")
+    options = adapter_options(options, tmp_path / "base", steps=1)
+    train(options)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(FileNotFoundError, match="there is none at .*base"):
+        train(dataclasses.replace(options, resume=True, steps=2))
+    best = train(dataclasses.replace(options, resume=True, steps=2, init=str(tmp_path / "moved")))
+    assert read_adapter(best)[0].base_model == str(tmp_path / "moved")
 
 
 def test_a_damaged_checkpoint_and_a_damaged_best_are_set_aside(options, bases, tmp_path):
