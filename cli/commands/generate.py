@@ -41,6 +41,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
+from mlx_transformer.cli.pivot import check_pivot, translate_to_pivot
 from mlx_transformer.cli.progress import activity, describe_first_batch
 from mlx_transformer.cli.results import (
     FailedLines,
@@ -88,6 +89,9 @@ FORMAT = click.Choice(["text", "json"])
 target_prefix = click.option(
     "--target-prefix", metavar="TEXT", help="Text that targets begin with; it does not count in scores or lengths."
 )
+via_option = click.option(
+    "--via", metavar="CODE", help="Translate through a third language, of which the model knows more than of the pair."
+)
 format_options = (
     click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below."),
     click.option("--input-format", type=FORMAT, show_default="text, with --json json", help="Format of input lines."),
@@ -118,7 +122,14 @@ strict_option = click.option(
 )
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @option_group("Model", model_option, adapter_option, task_option, revision_option)
-@option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option, target_prefix)
+@option_group(
+    "Languages and prefixes",
+    source_language_option,
+    target_language_option,
+    via_option,
+    prefix_option,
+    target_prefix,
+)
 @option_group(
     "Input and output",
     input_option("source", "Text file to read, plain or .gz; - is standard input."),
@@ -178,6 +189,8 @@ def command(
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
     lines = parse_input(windows, model, tokenizer, options, is_argument=bool(texts))
+    if options["via"] is not None:
+        lines = translate_through(options["via"], lines, network, tokenizer, config, prefix, options)
     failed = FailedLines(in_results=options["output_format"] == "json")
     if stream:
         pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
@@ -272,6 +285,30 @@ def generate_results(
     if options["split_sentences"]:
         lines = (list(map(reject_prefix, window)) for window in lines)
     return generate_lines(lines, generate, split, num_distinct)
+
+
+def translate_through(
+    language: str,
+    lines: Iterable[list[InputLine]],
+    model: mt.Transformer,
+    tokenizer: mt.Tokenizer,
+    search: mt.SearchConfig,
+    prefix: str | None,
+    options: dict[str, Any],
+) -> Iterator[list[InputLine]]:
+    """Translate lines to a third language, greedily or with the beams of the search, before they are translated."""
+    check_pivot(tokenizer, language, options["source_language"])
+    plain = {"glossary": None, "alignments": False, "scores": False, "output_format": "text"}
+    search = replace(search, num_hypotheses=1, alternatives=False)
+    translate = partial(
+        generate_results,
+        model=model,
+        tokenizer=tokenizer,
+        search=search,
+        prefix=prefix,
+        options=options | plain,
+    )
+    return translate_to_pivot(lines, translate, language, tokenizer.config.source_language != "none")
 
 
 def check_truncated(answers: Iterable[LineResult], strict: bool) -> Iterator[LineResult]:

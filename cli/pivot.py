@@ -1,0 +1,56 @@
+"""Translation through a third language: each line becomes its translation before it is translated again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import mlx_transformer as mt
+from mlx_transformer.cli.input_lines import InputLine
+from mlx_transformer.cli.options import check_languages
+from mlx_transformer.cli.results import LineResult
+from mlx_transformer.inference.source_lines import SourceLine
+
+
+def check_pivot(tokenizer: mt.Tokenizer, language: str, source_language: str | None) -> None:
+    """Raise ValueError if a model cannot translate through a language."""
+    if not tokenizer.languages:
+        raise ValueError(
+            "--via needs a model of several languages: pipe the result of one model for a pair of languages into the "
+            "command generate with the other."
+        )
+    check_languages(tokenizer, source_language, language)
+    if tokenizer.config.source_language != "none":
+        check_languages(tokenizer, language, language)
+
+
+def translate_to_pivot(
+    windows: Iterable[list[InputLine]],
+    translate: Callable[[Iterable[list[InputLine]]], Iterator[LineResult]],
+    language: str,
+    takes_source: bool,
+) -> Iterator[list[InputLine]]:
+    """Replace lines by their translations; these are also fields of the results, under "via".
+
+    Args:
+        windows: Lines with their languages.
+        translate: Translates windows of lines.
+        language: The third language.
+        takes_source: Whether the model is told the language of its sources.
+    """
+    for window in windows:
+        to_pivot = [
+            line._replace(source=line.source._replace(target_language=language, target_prefix=None)) for line in window
+        ]
+        answers = translate([to_pivot])
+        yield [
+            _pivot_line(line, answer, language if takes_source else None)
+            for line, answer in zip(window, answers, strict=True)
+        ]
+
+
+def _pivot_line(line: InputLine, answer: LineResult, source_language: str | None) -> InputLine:
+    if answer.error:
+        return line._replace(source=SourceLine(""), error=answer.error)
+    text = answer.hypotheses[0].text or ""
+    source = line.source._replace(text=text, source_language=source_language)
+    return line._replace(source=source, fields=line.fields | {"via": text})

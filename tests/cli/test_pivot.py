@@ -1,0 +1,94 @@
+"""Translation through a third language: that of two calls, one after the other."""
+
+import json
+
+import mlx.core as mx
+import pytest
+from click.testing import CliRunner
+from mlx.utils import tree_map
+from support.command_line import error_line
+
+import mlx_transformer as mt
+from mlx_transformer.cli import main
+
+LINES = ["Wo ist der Bahnhof?", "", "Ich habe einen Hund und eine Katze."]
+TEXT = "\n".join(LINES)
+LANGUAGES = ["de", "en", "fr"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model of three languages."""
+    mx.random.seed(2)
+    tokenizer = mt.Tokenizer.train(LINES, LINES, 300, source_languages=LANGUAGES, target_languages=LANGUAGES)
+    stack = mt.StackConfig(num_layers=1, num_heads=1, mlp_dims=16, max_length=60)
+    size = tokenizer.source_vocab_size
+    model = mt.Transformer(mt.ModelConfig(size, size, dims=16, encoder=stack, decoder=stack))
+    model.update(tree_map(lambda array: array + 0.5 * mx.random.normal(array.shape), model.parameters()))
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    mt.save(folder, model, tokenizer)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def uncompiled():
+    """Compilation takes seconds."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+def generate(*options, stdin=TEXT, status=0):
+    result = CliRunner().invoke(main, ["generate", *map(str, options)], input=stdin)
+    assert result.exit_code == status, result.output
+    return result
+
+
+def options(folder, source, target):
+    languages = ("--source-language", source, "--target-language", target)
+    return ("--model", folder, "--max-tokens", "8", *languages)
+
+
+@pytest.mark.parametrize("beams", ["1", "3"])
+def test_the_result_is_that_of_two_calls(folder, beams):
+    beam = ("--beam-size", beams)
+    pivot = generate(*options(folder, "de", "en"), *beam).stdout
+    expected = generate(*options(folder, "en", "fr"), *beam, stdin=pivot).stdout
+    assert generate(*options(folder, "de", "fr"), "--via", "en", *beam).stdout == expected
+    assert generate(*options(folder, "de", "fr"), *beam).stdout != expected
+
+
+def test_results_name_the_text_in_the_third_language(folder):
+    pivot = generate(*options(folder, "de", "en")).stdout.splitlines()
+    through = (*options(folder, "de", "fr"), "--via", "en")
+    lines = [json.loads(line) for line in generate(*through, "--output-format", "json").stdout.splitlines()]
+    assert [line["via"] for line in lines] == pivot
+    with_two = generate(*through, "--output-format", "json", "--num-hypotheses", "2").stdout.splitlines()
+    assert all(
+        json.loads(line)["via"] is not None and len(json.loads(line)["hypotheses"]) == 2 for line in with_two[::2]
+    )
+    streamed = generate(*through, "--stream").stdout
+    assert streamed == generate(*through).stdout
+
+
+def test_lines_that_cannot_be_read_keep_their_place(folder):
+    bad = b"Hallo.\n\xff\nWo ist es?\n"
+    result = generate(*options(folder, "de", "fr"), "--via", "en", stdin=bad, status=1)
+    assert result.stdout.count("\n") == 3 and result.stdout.splitlines()[1] == ""
+    assert "Line 2 must be valid UTF-8" in result.stderr
+
+
+def test_json_lines_have_their_own_target_language(folder):
+    line = json.dumps({"text": LINES[0], "target_language": "de"})
+    (result,) = map(
+        json.loads, generate(*options(folder, "de", "fr"), "--via", "en", "--json", stdin=line).stdout.splitlines()
+    )
+    pivot = generate(*options(folder, "de", "en"), stdin=LINES[0]).stdout
+    assert result["text"] == generate(*options(folder, "en", "de"), stdin=pivot).stdout.removesuffix("\n")
+
+
+def test_what_the_model_does_not_know_is_refused(folder):
+    line = error_line(generate(*options(folder, "de", "fr"), "--via", "it", status=1))
+    assert "A language must be one of the 3 that the model knows: got 'it'" in line
+    line = error_line(generate("--via", "en", status=1))
+    assert "--via needs a model of several languages: pipe the result" in line
