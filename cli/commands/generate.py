@@ -122,14 +122,7 @@ strict_option = click.option(
 )
 @click.argument("texts", metavar="[TEXT]...", nargs=-1)
 @option_group("Model", model_option, adapter_option, task_option, revision_option)
-@option_group(
-    "Languages and prefixes",
-    source_language_option,
-    target_language_option,
-    via_option,
-    prefix_option,
-    target_prefix,
-)
+@option_group("Languages and prefixes", source_language_option, target_language_option, prefix_option, target_prefix)
 @option_group(
     "Input and output",
     input_option("source", "Text file to read, plain or .gz; - is standard input."),
@@ -140,6 +133,7 @@ strict_option = click.option(
     verbose_option,
 )
 @option_group("Long text", split_option, sentence_language_option, strict_option)
+@option_group("Pivot language", via_option)
 @option_group("Terms", glossary_option, protect_option)
 @search_options
 @sampling_options
@@ -169,7 +163,6 @@ def command(
     line, best first; some are empty if the search found fewer, or texts that look alike. Only line feeds separate
     lines; a text without any, as from old Macs, is split at carriage returns. Standard input is processed as it
     arrives, files in large windows. Scores are natural logarithms, divided by length ** length penalty.
-
     A --temperature above 0 samples targets instead of searching for the most probable one.
 
     With --json or --input-format json an input line is a JSON string, or an object with "text" and optionally "id" (any
@@ -189,8 +182,7 @@ def command(
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
     lines = parse_input(windows, model, tokenizer, options, is_argument=bool(texts))
-    if options["via"] is not None:
-        lines = translate_through(options["via"], lines, network, tokenizer, config, prefix, options)
+    lines = translate_through(options["via"], lines, network, tokenizer, config, prefix, options)
     failed = FailedLines(in_results=options["output_format"] == "json")
     if stream:
         pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
@@ -288,15 +280,17 @@ def generate_results(
 
 
 def translate_through(
-    language: str,
-    lines: Iterable[list[InputLine]],
+    language: str | None,
+    lines: Iterator[list[InputLine]],
     model: mt.Transformer,
     tokenizer: mt.Tokenizer,
     search: mt.SearchConfig,
     prefix: str | None,
     options: dict[str, Any],
 ) -> Iterator[list[InputLine]]:
-    """Translate lines to a third language, greedily or with the beams of the search, before they are translated."""
+    """Translate lines to a third language, if there is one, with the beams of the search."""
+    if language is None:
+        return lines
     check_pivot(tokenizer, language, options["source_language"])
     plain = {"glossary": None, "alignments": False, "scores": False, "output_format": "text"}
     search = replace(search, num_hypotheses=1, alternatives=False)

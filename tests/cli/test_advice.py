@@ -18,6 +18,7 @@ PRINTED_BY = {
     "cli/input_lines.py": ("generate",),
     "cli/languages.py": ("attention", "evaluate", "generate", "score"),
     "cli/options.py": ("attention", "evaluate", "generate", "score"),
+    "cli/pivot.py": ("generate",),
     "cli/results.py": ("generate",),
     "cli/run_stats.py": ("evaluate", "generate"),
     "cli/streams.py": ("generate", "score"),
