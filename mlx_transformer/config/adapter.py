@@ -53,7 +53,7 @@ class AdapterConfig:
             if len(vars(self)[name]) > MAX_NAMES:
                 raise ValueError(f"{name} must be at most {MAX_NAMES} names, not {len(vars(self)[name])}.")
         if not self.targets and not self.modules_to_save:
-            raise ValueError("targets and modules_to_save must not both be empty: name what to train.")
+            raise ValueError("targets must name a layer, unless other parts are trained in full: name what to train.")
 
     @property
     def scale(self) -> float:

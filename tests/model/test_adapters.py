@@ -259,7 +259,7 @@ def test_adapters_that_do_not_fit_are_refused(changes, message):
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
         ({"layers": 0}, "layers must be more than 0"),
         ({"targets": ("*",) * 10_001}, "targets must be at most 10000 names, not 10001"),
-        ({"targets": ()}, "targets and modules_to_save must not both be empty"),
+        ({"targets": ()}, "targets must name a layer, unless other parts"),
     ],
 )
 def test_configurations_are_checked(changes, message):

@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_and_a_damaged_best_are_set_aside(options, bases, t
         ({"lora_rank": None, "dora": True}, "dora is an option of adapters: set lora_rank as well"),
         ({"lora_rank": 0}, "lora_rank must be more than 0, not 0"),
         ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1"),
-        ({"lora_targets": ()}, "lora_targets and modules_to_save must not both be empty"),
+        ({"lora_targets": ()}, "lora_targets must name a layer, unless other parts"),
         ({"init": None}, "lora_rank only applies to fine-tuning: set init as well"),
         ({"recase": True}, "recase is an option of models and not of adapters"),
     ],
