@@ -23,12 +23,13 @@ from mlx_transformer.cli.commands import (
     fuse,
     generate,
     info,
+    models,
     plot,
     score,
     serve,
     train,
 )
-from mlx_transformer.cli.help import help_all_option, name_options, one_line_usage_errors
+from mlx_transformer.cli.help import COMMAND_KEY, help_all_option, name_options, one_line_usage_errors
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.storage.redaction import hide_passwords
 
@@ -109,7 +110,7 @@ def describe_error(error: Exception, ctx: click.Context) -> str:
 
         if message := describe_compilation_error(error):
             return message
-    command = main.commands[ctx.invoked_subcommand] if ctx.invoked_subcommand else None
+    command = ctx.meta.get(COMMAND_KEY)
     if isinstance(error, (MemoryError, RuntimeError)):
         if command and any(option.name == "batch_tokens" for option in command.params):
             return "The model and one batch do not fit in memory: lower --batch-tokens."
@@ -162,5 +163,5 @@ translate = copy.copy(generate.command)
 translate.short_help = "Another name of generate."
 main.add_command(generate.command)
 main.add_command(translate, "translate")
-for module in (train, fuse, evaluate, info, convert, score, embed, serve, attention, plot, cache):
+for module in (train, fuse, evaluate, info, convert, score, embed, serve, attention, plot, models, cache):
     main.add_command(module.command)

@@ -1,4 +1,4 @@
-"""Shell completion of model folders, models of the hub that are in the cache, and training runs."""
+"""Shell completion of model folders, models of the hub that are known or in the cache, and training runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from mlx_transformer.pretrained.cache import list_cache
+from mlx_transformer.pretrained.cache import cached_models
+from mlx_transformer.pretrained.known_models import known_models
 
 DEPTH = 3  # levels of folders below what was typed
 MAX_FOLDERS = 2000  # that are looked at
@@ -18,7 +19,7 @@ MAX_FOLDERS = 2000  # that are looked at
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the model folders and cached models that begin with a text; without any, files."""
-    names = [*find_folders(incomplete, is_model), *filter(lambda name: name.startswith(incomplete), cached_models())]
+    names = [*find_folders(incomplete, is_model), *filter(lambda name: name.startswith(incomplete), cached_names())]
     return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
@@ -36,7 +37,12 @@ def complete_run(context: click.Context, parameter: click.Parameter, incomplete:
 
 def complete_cached(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the models of the hub in the cache that begin with a text."""
-    return [CompletionItem(name) for name in cached_models() if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in cached_names() if name.startswith(incomplete)]
+
+
+def complete_known(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the models that are known to convert whose names begin with a text."""
+    return [CompletionItem(model.name) for model in known_models() if model.name.startswith(incomplete)]
 
 
 def is_adapter(folder: Path) -> bool:
@@ -54,10 +60,10 @@ def is_run(folder: Path) -> bool:
     return (folder / "options.toml").is_file()
 
 
-def cached_models() -> list[str]:
+def cached_names() -> list[str]:
     """Return the repositories with a model in the cache."""
     with suppress(OSError, ValueError):
-        return sorted({model.repository for model in list_cache()})
+        return sorted({model.repository for model in cached_models()})
     return []
 
 

@@ -11,6 +11,7 @@ import click
 
 from mlx_transformer.messages import similar_names
 
+COMMAND_KEY = f"{__name__}.command"  # of what contexts share: the command that runs
 MAX_NAME = 30  # characters of an option with its value, beside which the help stands
 UNKNOWN_NAME = re.compile(r"No such (command|option):? '?([^' .?]+)")  # worded differently by versions of click
 EXTRA_ARGUMENT = re.compile("Got unexpected extra argument")
@@ -19,6 +20,11 @@ TEXT_HINT = 'A TEXT that begins with a dash stands after --, as in -- "- Hello!"
 
 class GroupedCommand(click.Command):
     """A command whose help lists options in the groups of `option_group`."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command, and record for error messages that it was this one."""
+        ctx.meta[COMMAND_KEY] = self
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, group by group in the order of the command."""
@@ -124,15 +130,18 @@ def print_all_help(context: click.Context, parameter: click.Parameter, value: bo
     """Print the help of the group and of every command, and exit."""
     if not value or context.resilient_parsing:
         return
-    group = context.command
-    texts = [context.get_help()]
-    if isinstance(group, click.Group):
-        for name, command in group.commands.items():
-            if command.name == name:  # an alias has another name
-                with click.Context(command, info_name=name, parent=context) as child:
-                    texts.append(command.get_help(child))
-    click.echo("\n\n".join(texts))
+    click.echo("\n\n".join(help_texts(context)))
     context.exit()
+
+
+def help_texts(context: click.Context) -> Iterator[str]:
+    """Yield the help of a command, and if it is a group of every command in it."""
+    yield context.get_help()
+    commands = context.command.commands if isinstance(context.command, click.Group) else {}
+    for name, command in commands.items():
+        if command.name == name:  # an alias has another name
+            with command.context_class(command, info_name=name, parent=context) as child:
+                yield from help_texts(child)
 
 
 help_all_option = click.option(

@@ -33,6 +33,10 @@ from .model.transformer import Memory as Memory
 from .model.transformer import Transformer as Transformer
 from .plotting.attention_maps import plot_attention as plot_attention
 from .plotting.learning_curves import plot_learning_curves as plot_learning_curves
+from .pretrained.cache import CachedModel as CachedModel
+from .pretrained.cache import cached_models as cached_models
+from .pretrained.known_models import KnownModel as KnownModel
+from .pretrained.known_models import known_models as known_models
 from .pretrained.loading import load as load
 from .pretrained.loading import load_adapter as load_adapter
 from .pretrained.loading import load_model as load_model

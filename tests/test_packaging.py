@@ -69,6 +69,7 @@ def test_distribution_contains_one_complete_package(distributions, kind):
     modules |= {"mlx_transformer" / path.relative_to(ROOT) for path in (ROOT / "cli").glob("*.py")}
     modules |= {"mlx_transformer" / path.relative_to(ROOT) for path in (ROOT / "weights").glob("*.py")}
     expected = {PurePosixPath(path) for path in modules} | {PurePosixPath("mlx_transformer/py.typed")}
+    expected |= {PurePosixPath("mlx_transformer/pretrained/known_models.toml")}
     expected |= {PurePosixPath("mlx_transformer/weights/pretrained/a-b", name) for name in MODEL_FILES}
     assert expected - files == set()
 

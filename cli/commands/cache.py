@@ -45,30 +45,30 @@ def command(prune: bool, remove: str | None, as_json: bool) -> None:
 
 def print_cache(as_json: bool) -> None:
     """Write the models in the cache."""
-    from mlx_transformer.pretrained.cache import cache_folder, list_cache
+    from mlx_transformer.pretrained.cache import cache_folder, cached_models
 
-    models = list_cache()
+    models = cached_models()
     if as_json:
         click.echo(json.dumps(cache_facts(models)))
         return
-    rows = [("last used", "model", "commit", "revisions", "size")]
+    rows = [("last used", "model", "commit", "revisions", "precision", "size")]
     for model in models:
         used = datetime.fromtimestamp(model.last_used).strftime("%Y-%m-%d %H:%M")
         old = "" if model.is_current else ", by an earlier conversion"
         type_of = ", in the type of the GPU" if model.device else ""
         state, size = (", ".join(model.revisions) or "superseded") + type_of + old, format_size(model.size)
-        rows.append((used, model.repository, model.commit[:8], state, size))
+        rows.append((used, model.repository, model.commit[:8], state, model.precision, size))
     if models and sys.stdout.isatty():
         print_table(rows, indent="")
     else:
-        for used, name, commit, state, size in rows[1:]:
-            click.echo(f"{size:>9}  last used {used}  {name} {commit} ({state})")
+        for used, name, commit, state, precision, size in rows[1:]:
+            click.echo(f"{size:>9}  last used {used}  {name} {commit} ({state}) {precision}".rstrip())
     click.echo(f"{format_total(models)} in {cache_folder()}")
 
 
 def cache_facts(models: Iterable[Any]) -> dict[str, Any]:
     """Return models of the cache as plain data."""
-    return {"models": [{**vars(model), "folder": str(model.folder)} for model in models]}
+    return {"models": [{**vars(model), "precision": model.precision, "folder": str(model.folder)} for model in models]}
 
 
 def format_total(models: list[Any]) -> str:

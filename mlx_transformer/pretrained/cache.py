@@ -50,6 +50,20 @@ class CachedModel:
     last_used: float
     folder: Path
 
+    @property
+    def precision(self) -> str:
+        """How the weights are stored, such as float32 or 8 bits; empty if they cannot be read."""
+        from mlx_transformer.checkpoints.model_folder import read_config  # imports MLX
+        from mlx_transformer.storage.safetensors import read_arrays
+
+        try:
+            quantization = read_config(self.folder).quantization
+            arrays = [] if quantization else read_arrays(self.folder / "model.safetensors").values()
+        except (OSError, ValueError):
+            return ""
+        types = sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays})
+        return f"{quantization.bits} bits" if quantization else ", ".join(types)
+
 
 def is_repository_id(text: str) -> bool:
     """Whether a text has the form owner/name of a repository."""
@@ -131,9 +145,9 @@ def _record(name: str, revision: str | None, device: str) -> Path:
     return repository_folder(name) / f"ref-{quote(revision or 'main', safe='')}{suffix}"
 
 
-def list_cache(name: str | None = None) -> list[CachedModel]:
-    """Return the converted models of a repository, or of all repositories, the last used first."""
-    homes = [repository_folder(name)] if name else cache_folder().glob("*--*")
+def cached_models(name: str | None = None) -> list[CachedModel]:
+    """Return the converted models of a repository of the hub, or of all repositories, the last used first."""
+    homes = cache_folder().glob("*--*") if name is None else [repository_folder(name)] * is_repository_id(name)
     models = [model for home in homes for model in _list_repository(home)]
     return sorted(models, key=lambda model: model.last_used, reverse=True)
 
@@ -162,7 +176,7 @@ def _list_repository(home: Path) -> Iterator[CachedModel]:
 def prune_cache() -> list[CachedModel]:
     """Delete the superseded models of all repositories, and return them."""
     deleted = []
-    for name in sorted({model.repository for model in list_cache()}):
+    for name in sorted({model.repository for model in cached_models()}):
         with lock_folder(repository_folder(name)):
             deleted += _delete_superseded(name, older_than=0)
     return deleted
@@ -171,7 +185,7 @@ def prune_cache() -> list[CachedModel]:
 def _delete_superseded(name: str, older_than: float) -> list[CachedModel]:
     """Delete the superseded models of a repository that were last used more than `older_than` seconds ago."""
     newest = time.time() - older_than
-    models = [model for model in list_cache(name) if not model.revisions and model.last_used <= newest]
+    models = [model for model in cached_models(name) if not model.revisions and model.last_used <= newest]
     for model in models:
         _delete(model.folder)
     return models
@@ -183,7 +197,7 @@ def remove_cached(name: str) -> list[CachedModel]:
     Raises:
         FileNotFoundError: If the cache has no model of the repository.
     """
-    models = list_cache(name) if is_repository_id(name) else []
+    models = cached_models(name)
     if not models:
         raise FileNotFoundError(f"The cache has no model {name}: mlx-transformer cache lists those that it has.")
     with lock_folder(repository_folder(name)):

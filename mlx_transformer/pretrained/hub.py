@@ -7,8 +7,9 @@ import errno
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from mlx_transformer.pretrained.cache import (
     commit_of,
     converted_folder,
     device_of,
+    is_repository_id,
     lock_folder,
     read_last_used,
     record_use,
@@ -213,6 +215,26 @@ def download_adapter(name: str) -> Path:
             folder = Path(hf_hub_download(name, file, revision=revision)).parent
         revision = folder.name
     return folder
+
+
+def downloads_folder(name: str) -> Path:
+    """Return the folder of a repository in huggingface_hub's cache, which need not exist."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type="model"))
+
+
+def downloads_size(name: str) -> int:
+    """Return the bytes on disk of what was downloaded of a repository, also by other programs."""
+    paths = downloads_folder(name).rglob("*") if is_repository_id(name) else ()
+    return sum(path.stat().st_size for path in paths if not path.is_symlink() and path.is_file())
+
+
+def remove_downloads(name: str) -> None:
+    """Delete what was downloaded of a repository, also by other programs; OSError if that fails."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(downloads_folder(name))
 
 
 def choose_files(name: str, names: list[str]) -> list[str]:

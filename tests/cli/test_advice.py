@@ -5,12 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
-from support.command_line import error_line
+from support.command_line import error_line, leaf_commands
 from support.paths import ROOT
 
 from mlx_transformer.cli import main
 
 OPTION = re.compile(r"(?:\b(\w+)[ :]+)?(?<![\w-])(--[a-z][a-z-]*[a-z])")
+COMMANDS = leaf_commands()
 # Module -> the commands that print its messages; a module that is not here names no options.
 PRINTED_BY = {
     "cli/__init__.py": ("evaluate", "generate", "score"),  # the others have another message
@@ -44,8 +45,8 @@ PRINTED_BY = {
 
 
 def options_of(command):
-    """All options of a command."""
-    params = main.commands[command].params
+    """All options of a command, or of the commands in a group."""
+    params = [param for name, leaf in COMMANDS.items() if f"{name} ".startswith(f"{command} ") for param in leaf.params]
     return {"--help", *(name for param in params for name in (*param.opts, *param.secondary_opts))}
 
 
@@ -89,10 +90,10 @@ def test_messages_name_options_of_the_commands_that_print_them(path):
             assert not list(foreign_options(command, message)), (command, message)
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_names_options_of_its_command(command):
-    texts = [main.commands[command].help, main.commands[command].epilog]
-    texts += [getattr(param, "help", None) for param in main.commands[command].params]
+    texts = [COMMANDS[command].help, COMMANDS[command].epilog]
+    texts += [getattr(param, "help", None) for param in COMMANDS[command].params]
     assert not list(foreign_options(command, " ".join(filter(None, texts))))
 
 

@@ -9,22 +9,24 @@ import click
 import pytest
 from click.shell_completion import BashComplete
 from click.testing import CliRunner
-from support.command_line import error_line
+from support.command_line import error_line, leaf_commands
 from support.paths import ROOT
 
 from mlx_transformer.cli import main
 from mlx_transformer.cli.help import name_options
 from mlx_transformer.config.training import TrainingConfig
 
+COMMANDS = leaf_commands()
+
 
 def help_of(echo, command):
-    return echo(command, "--help").stdout
+    return echo(*command.split(), "--help").stdout
 
 
 class TestGroups:
-    @pytest.mark.parametrize("name", sorted(main.commands))
+    @pytest.mark.parametrize("name", sorted(COMMANDS))
     def test_every_option_is_in_a_group(self, echo, name):
-        options = [param for param in main.commands[name].params if isinstance(param, click.Option)]
+        options = [param for param in COMMANDS[name].params if isinstance(param, click.Option)]
         assert options and all(vars(option).get("help_group") for option in options)
         lines = help_of(echo, name).splitlines()
         groups = [*dict.fromkeys(option.help_group for option in options), "Help"]
@@ -40,11 +42,11 @@ class TestGroups:
         names = {param.name for param in main.commands["train"].params}
         assert names - {"file", "as_json"} == {field.name for field in dataclasses.fields(TrainingConfig)}
 
-    @pytest.mark.parametrize("name", sorted(main.commands))
+    @pytest.mark.parametrize("name", sorted(COMMANDS))
     def test_defaults_are_shown_in_one_way(self, echo, name):
         text = " ".join(help_of(echo, name).split())
         assert "[default: (" not in text and "by default" not in text
-        for param in main.commands[name].params:
+        for param in COMMANDS[name].params:
             assert "efault:" not in (vars(param).get("help") or ""), param.name
 
     def test_help_of_train_names_options_as_they_are_spelled(self, echo):
@@ -59,7 +61,7 @@ class TestGroups:
 
     def test_the_help_of_all_commands(self, echo):
         text = echo("--help-all").stdout
-        for name in main.commands:
+        for name in COMMANDS:
             assert (f"Usage: main {name} [OPTIONS]" in text) == (name != "translate")
         assert "--beam-size INTEGER" in text and "--warmup-steps INTEGER" in text
 
@@ -101,12 +103,15 @@ class TestErrors:
             (["score", "a"], "(a). This command takes only options."),
             (["generate", "--beam-size", "x"], "Invalid value for '--beam-size': 'x' is not a valid integer."),
             (["attention"], "Missing"),
+            (["models", "list", "x"], "Got unexpected extra argument (x). This command takes only options."),
+            (["models", "--fro", "fr"], "No such option '--fro'. Similar ones are --from, --to."),
             (["generate", "--input", "x", "one"], "Give TEXT or --input, not both."),
         ],
     )
     def test_usage_errors_have_one_line_that_names_the_help(self, echo, arguments, text):
         line = error_line(echo(*arguments, status=2))
         command = f"main {arguments[0]}" if arguments[0] in main.commands else "main"
+        command += {"list": " list", "--fro": " search"}.get(arguments[1], "") if command == "main models" else ""
         assert text in line and re.search(rf"[^.]\. See {command} --help\.\n$", line)
 
     @pytest.mark.parametrize(
@@ -212,6 +217,12 @@ class TestCompletion:
 
     def test_models_of_the_hub_in_the_cache(self, complete, monkeypatch):
         models = [type("Model", (), {"repository": "google-t5/t5-small"})] * 2
-        monkeypatch.setattr("mlx_transformer.cli.completion.list_cache", lambda: models)
+        monkeypatch.setattr("mlx_transformer.cli.completion.cached_models", lambda: models)
         assert complete("generate", "--model", "goo") == [("plain", "google-t5/t5-small")]
         assert complete("cache", "--remove", "") == [("plain", "google-t5/t5-small")]
+        assert complete("models", "remove", "") == [("plain", "google-t5/t5-small")]
+
+    def test_known_models_and_the_commands_for_them(self, complete):
+        assert complete("models", "download", "facebook/m2m100_4") == [("plain", "facebook/m2m100_418M")]
+        assert [name for _, name in complete("models", "")] == ["search", "download", "list", "remove"]
+        assert ("plain", "grammar") in complete("models", "--task", "")

@@ -159,14 +159,15 @@ def test_settings_in_words():
 def test_the_cache_is_a_table_on_a_terminal(screen, monkeypatch, capsys, tmp_path, width):
     monkeypatch.setenv("MLX_TRANSFORMER_CACHE", str(tmp_path))
     models = [CachedModel("google-t5/t5-small", "0123456789" * 4, ["main"], True, "", 123_456_789, 1e9, Path("x"))]
-    monkeypatch.setattr("mlx_transformer.pretrained.cache.list_cache", lambda: models)
+    monkeypatch.setattr("mlx_transformer.pretrained.cache.cached_models", lambda: models)
     used = datetime.fromtimestamp(1e9).strftime("%Y-%m-%d %H:%M")
+    monkeypatch.setattr(CachedModel, "precision", "float16")
     names, row, total = screen(width, cache.print_cache, False)
-    assert re.split("  +", names.strip()) == ["last used", "model", "commit", "revisions", "size"]
-    assert re.split("  +", row.strip()) == [used, "google-t5/t5-small", "01234567", "main", "123.5 MB"]
+    assert re.split("  +", names.strip()) == ["last used", "model", "commit", "revisions", "precision", "size"]
+    assert re.split("  +", row.strip()) == [used, "google-t5/t5-small", "01234567", "main", "float16", "123.5 MB"]
     cache.print_cache(False)
     assert capsys.readouterr().out.splitlines()[0] == (
-        f" 123.5 MB  last used {used}  google-t5/t5-small 01234567 (main)"
+        f" 123.5 MB  last used {used}  google-t5/t5-small 01234567 (main) float16"
     )
 
 

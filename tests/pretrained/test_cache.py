@@ -28,11 +28,11 @@ def test_models_of_no_revision_are_superseded(folder):
     cache.write_last_used("owner/name", None, old)
     os.utime(old, (1e9, 1e9))
     cache.write_last_used("owner/name", "v1", new)
-    assert [(model.commit, model.revisions) for model in cache.list_cache()] == [(SECOND, ["v1"]), (FIRST, ["main"])]
+    assert [(model.commit, model.revisions) for model in cache.cached_models()] == [(SECOND, ["v1"]), (FIRST, ["main"])]
     assert cache.prune_cache() == []
     cache.write_last_used("owner/name", None, new)
     assert not old.exists()  # it was last used long ago
-    (model,) = cache.list_cache("owner/name")
+    (model,) = cache.cached_models("owner/name")
     assert (model.commit, model.revisions, model.size, model.is_current) == (SECOND, ["main", "v1"], 2, True)
 
 
@@ -46,9 +46,9 @@ def test_a_superseded_model_that_may_be_in_use_is_kept_for_a_while(folder):
 
 def test_models_of_earlier_versions_of_the_cache_are_listed_and_pruned(folder):
     add_model("owner/name", FIRST, last_used=1e9, version="x").rename(folder / "owner--name" / f"{FIRST}-0.1.0")
-    (model,) = cache.list_cache()
+    (model,) = cache.cached_models()
     assert (model.repository, model.commit, model.is_current) == ("owner/name", FIRST, False)
-    assert len(cache.prune_cache()) == 1 and cache.list_cache() == []
+    assert len(cache.prune_cache()) == 1 and cache.cached_models() == []
 
 
 def test_everything_else_is_left_alone(folder):
@@ -64,7 +64,7 @@ def test_everything_else_is_left_alone(folder):
     for path in foreign:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-    assert cache.list_cache() == [] and cache.prune_cache() == []
+    assert cache.cached_models() == [] and cache.prune_cache() == []
     for name in ("..", ".", "", "/", "../..", "my/notes", "models/owner--name", str(folder), "name"):
         with pytest.raises(FileNotFoundError, match="The cache has no model"):
             cache.remove_cached(name)
@@ -79,7 +79,7 @@ def test_models_are_removed_with_their_records_and_links_without_their_targets(f
     link = folder / "owner--name" / f"{SECOND}-v{cache.CONVERSION_VERSION}"
     link.symlink_to(target)
     cache.write_last_used("owner/name", None, link)
-    assert {model.size for model in cache.list_cache()} == {0, 2}
+    assert {model.size for model in cache.cached_models()} == {0, 2}
     assert len(cache.remove_cached("owner/name")) == 2
     assert cache.read_last_used("owner/name", None) is None and (target / "config.json").exists()
     assert [path.name for path in (folder / "owner--name").iterdir()] == [".lock"]

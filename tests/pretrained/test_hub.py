@@ -319,7 +319,8 @@ def test_models_are_cached_in_the_type_of_the_gpu_and_exactly_for_another_type(m
     assert machine.cached("owner--name") == [folder, f"{folder}.gpu"]
     assert len(server.downloads("owner/name")) == len(model_files())  # converted again from the same files
     lines = machine.run("-m", "mlx_transformer", "cache")[1].splitlines()[:-1]
-    assert sorted(line.split(commit[:8])[1] for line in lines) == [" (main)", " (main, in the type of the GPU)"]
+    expected = [" (main) float32", " (main, in the type of the GPU) float16"]
+    assert sorted(line.split(commit[:8])[1] for line in lines) == expected
     assert machine.run("-m", "mlx_transformer", "cache", "--prune")[1] == "Deleted 0 models, 0.0 MB.\n"
     for path in [*machine.home.rglob("models--*"), machine.kept / "owner--name" / f"{folder}.gpu"]:
         shutil.rmtree(path)
@@ -365,6 +366,26 @@ def test_cache_is_listed_and_models_are_removed(machine, server, our_files):
     )
     assert run("cache", "--remove", "owner/name")[1].startswith("Deleted 1 model, ")
     assert machine.cached("owner--name") == [] and machine.load("owner/name") == (3.0, "")
+
+
+@pytest.mark.slow
+def test_a_model_is_downloaded_by_its_command_and_removed_with_its_downloads(machine, server):
+    commit = server.publish("owner/name", model_files(3.0))
+    run = functools.partial(machine.run, "-m", "mlx_transformer", "models")
+    name, _, _, folder, size, unit = run("download", "owner/name")[1].split()
+    assert (name, size, unit) == ("owner/name", "(0.0", "MB).")
+    assert Path(folder).parent == machine.kept / "owner--name" and Path(folder, "config.json").exists()
+    assert f"owner/name {commit[:8]} (main) float32\n" in run("list", HF_HUB_OFFLINE="1")[1]
+    downloads = machine.home / ".cache" / "huggingface" / "hub" / "models--owner--name"
+    status, out, err = run("remove", "owner/name", "--yes", "--downloads", HF_HUB_OFFLINE="1")
+    assert (status, err) == (0, "") and out.startswith("Deleted 1 model, 0.0 MB and downloads, 0.0 MB.")
+    assert machine.cached("owner--name") == [] and not downloads.exists()
+    status, _, err = run("download", "owner/none")
+    assert (
+        status == 1
+        and err.startswith("Error: A model must be a path or owner/name on the hub")
+        and err.count("\n") == 1
+    )
 
 
 @pytest.mark.slow
