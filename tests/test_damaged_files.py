@@ -18,6 +18,7 @@ from support.damage import damage_bytes, damage_json
 from support.fuzzing import read_damaged_files
 from support.tiny_sentencepiece_tokenizers import list_pieces, train_sentencepiece, write_files, write_marian
 
+import mlx_transformer as mt
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.plotting.learning_curves import plot_learning_curves
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary, load_hf_tokenizer
@@ -210,6 +211,16 @@ def model_files(path):
     return Folder(path, [*((name, damage_json) for name in names), ("model.safetensors", by_bytes)], use)
 
 
+def adapter_files(path):
+    """Write an adapter folder."""
+    model = mt.load_model(RUN / "best")
+    mt.add_adapter(model, mt.AdapterConfig(rank=2, alpha=2.0, targets=("query_proj",), dora=True))
+    mt.save_adapter(path / "adapter", model)
+    (path / "adapter" / "SHA256SUMS").unlink()
+    damages = [("adapter_config.json", damage_json), ("adapters.safetensors", by_bytes)]
+    return Folder(path / "adapter", damages, lambda folder: mt.load_adapter(model, folder))
+
+
 def sentencepiece_files(path):
     """Write the tokenizer of Marian."""
     write_marian(path)
@@ -285,6 +296,7 @@ def zip_files(path):
 KINDS = {
     "checkpoint": checkpoint_folder,
     "model folder": model_files,
+    "adapter folder": adapter_files,
     "sentencepiece": sentencepiece_files,
     "tokenizer.json": tokenizer_json,
     "yaml": yaml_files,
