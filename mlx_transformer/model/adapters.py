@@ -16,9 +16,10 @@ import mlx.nn as nn
 
 from mlx_transformer.config.adapter import SAVED_PARTS, TARGET_GROUPS, AdapterConfig
 from mlx_transformer.messages import short_names, short_repr, similar_names
+from mlx_transformer.model.dense_weights import QUANTIZED, dense_weight
 from mlx_transformer.model.dropout import dropout
 from mlx_transformer.model.fused_projections import split_names
-from mlx_transformer.model.layers import QUANTIZED, add_linear, dense_weight
+from mlx_transformer.model.layers import add_linear
 from mlx_transformer.model.quantization import plain_layer
 from mlx_transformer.model.transformer import Transformer
 

@@ -4,7 +4,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from mlx_transformer.config.model import QuantizationConfig
-from mlx_transformer.model.layers import QUANTIZED, DenseProductEmbedding, DenseProductLinear, dense_weight
+from mlx_transformer.model.dense_weights import QUANTIZED, dense_weight
 from mlx_transformer.model.transformer import Transformer
 
 NOT_QUANTIZED = ("positions", "relative_bias", "projection")  # ends of the names of modules
@@ -51,19 +51,3 @@ def plain_layer(layer: nn.Module) -> nn.Module:
     if "bias" in layer:
         plain.bias = layer.bias
     return plain
-
-
-def use_dense_products(model: nn.Module) -> None:
-    """Let the quantised layers of a model compute with weights that are dequantised for each product, in place.
-
-    The CPU multiplies a dense matrix with many vectors fifty times as fast as a quantised one.
-    """
-    leaves = []
-    for path, module in model.named_modules():
-        if isinstance(module, QUANTIZED):
-            kind = DenseProductLinear if isinstance(module, nn.QuantizedLinear) else DenseProductEmbedding
-            layer = kind(module.group_size, module.group_size, group_size=module.group_size, bits=module.bits)
-            dict.clear(layer)
-            dict.update(layer, module)
-            leaves.append((path, layer))
-    model.update_modules(tree_unflatten(leaves))

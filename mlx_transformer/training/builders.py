@@ -15,8 +15,9 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.training import FREEZABLE_PARTS, TrainingConfig
 from mlx_transformer.data.parallel_corpus import ParallelCorpora
 from mlx_transformer.model.adapters import add_adapter
+from mlx_transformer.model.dense_weights import use_dense_products
 from mlx_transformer.model.precision import check_dtype, parse_dtype
-from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights, use_dense_products
+from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained.loading import load_as_stored, missing_tokenizer
 from mlx_transformer.tokenization.bpe_trainer import check_vocab_size

@@ -7,7 +7,7 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_transformer.model.layers import dense_weight, row_slices
+from mlx_transformer.model.dense_weights import dense_weight, row_slices
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 

@@ -25,10 +25,10 @@ from mlx_transformer.model.adapters import (
     remove_adapter,
     set_adapter_arrays,
 )
+from mlx_transformer.model.dense_weights import QUANTIZED, dense_weight, use_dense_products
 from mlx_transformer.model.fused_projections import split_projections
-from mlx_transformer.model.layers import QUANTIZED, dense_weight
 from mlx_transformer.model.precision import prepare_for_inference
-from mlx_transformer.model.quantization import quantization_of, quantize_weights, use_dense_products
+from mlx_transformer.model.quantization import quantization_of, quantize_weights
 from mlx_transformer.training.losses import batch_loss
 
 WIDE = config(dims=32, encoder=stack(mlp_dims=32), decoder=stack(mlp_dims=64, num_layers=2))  # can be quantised

@@ -13,7 +13,7 @@ from support.paths import TESTS
 from support.training_cases import MODEL, all_close, flatten, make_batch
 
 from mlx_transformer.data.batch_sampler import Batch
-from mlx_transformer.model import layers
+from mlx_transformer.model import dense_weights
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training import losses as losses_module
@@ -217,7 +217,7 @@ class TestFrozenCrossEntropy:
     def test_loss_and_gradient_match_all_logits_at_once(
         self, smoothing, kind, bits, slice_size, monkeypatch, tolerance
     ):
-        monkeypatch.setattr(layers, "SLICE_SIZE", slice_size)
+        monkeypatch.setattr(dense_weights, "SLICE_SIZE", slice_size)
         layer, hidden_states = self.layer(50, 32, bits, kind), mx.random.normal((37, 32))
         targets, mask = mx.arange(37) % 50, (mx.arange(37) % 5 > 0) * 1.0
         bias = mx.random.normal((50,))
@@ -226,7 +226,7 @@ class TestFrozenCrossEntropy:
             return 3 * frozen_cross_entropy(hidden_states, layer, bias, targets, mask, smoothing)
 
         def reference(hidden_states):
-            logits = hidden_states @ layers.dense_weight(layer).T + bias
+            logits = hidden_states @ dense_weights.dense_weight(layer).T + bias
             return 3 * (token_losses(logits, targets, smoothing) * mask).sum()
 
         expected, expected_gradient = mx.value_and_grad(reference)(hidden_states)
@@ -245,7 +245,7 @@ class TestFrozenCrossEntropy:
     @pytest.mark.cpu
     @pytest.mark.parametrize("bits", [None, 4])
     def test_neither_all_logits_nor_a_dequantised_weight_is_in_memory(self, bits, monkeypatch):
-        monkeypatch.setattr(layers, "SLICE_SIZE", 2**16)
+        monkeypatch.setattr(dense_weights, "SLICE_SIZE", 2**16)
         layer, hidden_states = self.layer(2**15, 64, bits), mx.random.normal((64, 64))
         mx.eval(layer.parameters(), hidden_states)
         function = mx.compile(

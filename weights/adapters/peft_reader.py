@@ -12,8 +12,8 @@ from mlx_transformer.checkpoints.model_folder import preserve_random_state
 from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.messages import short_names
 from mlx_transformer.model.adapters import base_modules
+from mlx_transformer.model.dense_weights import dense_weight
 from mlx_transformer.model.fused_projections import fused_names
-from mlx_transformer.model.quantization import dense_weight
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.files import read_json
 from mlx_transformer.weights.adapters.module_names import (
