@@ -70,6 +70,8 @@ def test_distribution_contains_one_complete_package(distributions, kind):
     modules |= {"mlx_transformer" / path.relative_to(ROOT) for path in (ROOT / "weights").glob("*.py")}
     expected = {PurePosixPath(path) for path in modules} | {PurePosixPath("mlx_transformer/py.typed")}
     expected |= {PurePosixPath("mlx_transformer/pretrained/known_models.toml")}
+    static = (ROOT / "mlx_transformer" / "server" / "static").iterdir()
+    expected |= {PurePosixPath(path.relative_to(ROOT)) for path in static}
     expected |= {PurePosixPath("mlx_transformer/weights/pretrained/a-b", name) for name in MODEL_FILES}
     assert expected - files == set()
 

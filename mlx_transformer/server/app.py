@@ -22,6 +22,7 @@ from mlx_transformer.server.libretranslate import LibreTranslateAPI
 from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.models import ModelStore
 from mlx_transformer.server.openai import OpenAIAPI
+from mlx_transformer.server.page import STATIC_PATHS, Page, show_file
 from mlx_transformer.server.settings import RequestError, ServerSettings
 
 CLIENT_LEFT = 499  # as nginx counts it; nobody reads the answer
@@ -40,12 +41,14 @@ def create_app(store: ModelStore, settings: ServerSettings, metrics: Metrics) ->
         metrics: The metrics of the store, which get those of requests.
     """
     libretranslate, openai, guard = LibreTranslateAPI(store, settings), OpenAIAPI(store, settings), Guard(settings)
+    page = Page(store)
     posts: dict[str, Handler] = {
         "/translate": libretranslate.translate,
         "/detect": libretranslate.detect,
         "/v1/chat/completions": openai.chat_completions,
         "/v1/completions": openai.completions,
         "/v1/embeddings": openai.embeddings,
+        "/page/translate": page.translate,
     }
 
     async def health(request: Request) -> Response:
@@ -60,6 +63,7 @@ def create_app(store: ModelStore, settings: ServerSettings, metrics: Metrics) ->
         "/languages": libretranslate.languages,
         "/frontend/settings": libretranslate.frontend_settings,
         "/v1/models": guard.wrap_get(openai.models),
+        **dict.fromkeys(STATIC_PATHS, show_file),
     }
     paths = {*posts, *gets}
     middleware = [Middleware(Gate, settings=settings, metrics=metrics, paths=paths)]

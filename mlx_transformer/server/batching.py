@@ -20,10 +20,12 @@ class Work(NamedTuple):
         search: How to generate; None to embed.
         request: A request whose sentences share no batch with those of others, because samples depend on their number
             in the batch; None for any request.
+        align: Whether hypotheses have word alignments, which take one more pass.
     """
 
     search: SearchConfig | None
     request: object = None
+    align: bool = False
 
 
 @dataclass(order=True)

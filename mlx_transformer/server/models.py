@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, change_search
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED
 from mlx_transformer.inference.embedding import choose_pooling, embed_lines
@@ -135,15 +136,15 @@ class LoadedModel:
         """Split a line that is longer than what the model was trained on into sentences."""
         return split_line(line, self.model, self.tokenizer)
 
-    def make_work(self, options: dict[str, Any]) -> Work:
-        """Return the model's own search, changed by options of a request.
+    def make_work(self, options: dict[str, Any], align: bool = False) -> Work:
+        """Return the model's own search, changed by options of a request, with alignments if asked for.
 
         Raises:
             ValueError: If the model does not generate, or an option is wrong.
         """
         self.model.config.require_decoder()
         search = change_search(self.model.search_defaults, **({"num_hypotheses": 1} | options))
-        return Work(search, object() if search.temperature else None)
+        return Work(search, object() if search.temperature else None, align)
 
     def submit(self, lines: Sequence[CountedLine], work: Work) -> list[Future[Any]]:
         """See `BatchWorker.submit`."""
@@ -170,6 +171,7 @@ class LoadedModel:
             lines,
             work.search,
             protect=DEFAULT_PROTECTED if work.search.num_hypotheses == 1 else (),
+            alignment=AlignmentConfig() if work.align else None,
             scores=False,
             first_line=first_line,
             return_errors=True,

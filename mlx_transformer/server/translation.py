@@ -92,6 +92,16 @@ class PendingText:
         results = {result.text: result for result in map(self._combine, reversed(range(count)))}
         return list(results.values())[::-1]
 
+    async def lines(self) -> list[str | tuple[Paragraph, list[list[Hypothesis]]]]:
+        """Return what stays as it is, and each line with the hypotheses of its sentences."""
+        await asyncio.gather(*map(asyncio.wrap_future, self.futures()))
+        return [
+            piece
+            if isinstance(piece, str)
+            else (piece.paragraph, [[*map(_check, future.result())] for future in piece.sentences])
+            for piece in self._pieces
+        ]
+
     async def stream(self) -> AsyncIterator[Generated]:
         """Yield the best text in parts: each sentence as soon as it and all before it are there."""
         for piece in self._pieces:
@@ -159,6 +169,8 @@ async def submit_texts(
     languages: tuple[str | None, str | None],
     search: dict[str, Any],
     is_html: bool = False,
+    target_prefix: str | None = None,
+    align: bool = False,
 ) -> list[PendingText]:
     """Submit the sentences of texts to a model, all or none.
 
@@ -169,6 +181,8 @@ async def submit_texts(
         languages: The model's codes of the source and the target language.
         search: Fields of the model's search configuration to change.
         is_html: Whether texts are HTML, in which results are escaped.
+        target_prefix: Text that the result of each line begins with.
+        align: Whether hypotheses have word alignments.
 
     Raises:
         RequestError: If the queue is full.
@@ -176,11 +190,17 @@ async def submit_texts(
     """
 
     def prepare(loaded: LoadedModel) -> tuple[list[list[str | Paragraph]], list[CountedLine], Work]:
-        make = partial(SourceLine, source_language=languages[0], target_language=languages[1])
+        source_language, target_language = languages
+        make = partial(
+            SourceLine,
+            source_language=source_language,
+            target_language=target_language,
+            target_prefix=target_prefix,
+        )
         split = [
             [loaded.split(make(piece.text)) if piece.is_source else piece.text for piece in pieces] for pieces in texts
         ]
-        return split, [loaded.count(line) for line in _sentences(split)], loaded.make_work(search)
+        return split, [loaded.count(line) for line in _sentences(split)], loaded.make_work(search, align)
 
     split, counts, futures = await asyncio.to_thread(store.submit, name, prepare)
     remaining = zip(counts, futures, strict=True)

@@ -1,0 +1,257 @@
+"""The page in headless Chromium: typing, languages, alternatives, alignments, the keyboard, layouts and colours."""
+
+import json
+
+import pytest
+from support.browser import CHROMIUM, open_browser
+from support.http_server import serve
+
+import mlx_transformer as mt
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+
+TIRED = "I am very tired today."
+TRANSLATED = "Je suis très fatigué aujourd'hui."
+WORDS = "[...document.querySelectorAll('#target [role=button]')]"
+FRESH = "!document.querySelector('.stale')"
+FOCUSED = "document.activeElement"
+OPTIONS = "[...document.querySelectorAll('#alternatives:not([hidden]) li')].map(option => option.textContent)"
+MARKED = (
+    "['#mirror', '#target'].map(id => [...document.querySelectorAll(`${id} .aligned`)].map(word => word.textContent))"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with open_browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, client):
+    open_page(browser, client)
+    return browser
+
+
+def open_page(browser, client, **options):
+    browser.open(f"{client.url}/", **options)
+    browser.wait(FRESH)
+
+
+def type_text(page, text):
+    page.evaluate("document.querySelector('#source').focus()")
+    page.type(text)
+    assert not page.evaluate(FRESH)
+    page.wait(FRESH)
+
+
+def text_of(page, selector="#target"):
+    return page.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
+
+
+def word(number):
+    return f"{WORDS}[{number}]"
+
+
+def requests(page, client):
+    return [url for url in page.urls() if url == f"{client.url}/page/translate"]
+
+
+def test_typed_text_is_translated_and_nothing_comes_from_other_hosts(page, client, bundled):
+    for character in "Good morning!\nI love you.":
+        page.type(character)
+    page.wait(FRESH)
+    assert text_of(page) == "\n".join(mt.generate(*bundled, ["Good morning!", "I love you."]))
+    assert len(requests(page, client)) == 1  # it waits for a pause
+    assert page.problems() == []
+    assert {url.split("/")[2] for url in page.urls()} == {client.url.split("/")[2]}
+
+
+def test_the_last_text_wins(page, client, bundled):
+    page.evaluate("""{
+        const send = fetch;
+        let delay = 1000;
+        window.fetch = async (...options) => {
+            await new Promise((resolve) => setTimeout(resolve, delay));
+            delay = 0;
+            return send(...options);
+        };
+        const change = (text) => { source.value = text; source.dispatchEvent(new Event("input")); };
+        change("Good morning!");
+        setTimeout(() => { delay = 0; change("I love you."); }, 500);
+        new Promise((resolve) => setTimeout(resolve, 1700));
+    }""")
+    page.wait(FRESH)
+    assert text_of(page) == mt.generate(*bundled, "I love you.")
+
+
+def test_an_empty_text_has_no_result(page):
+    type_text(page, TIRED)
+    assert not page.evaluate("copy.disabled")
+    page.evaluate("source.value = ' '; source.dispatchEvent(new Event('input'))")
+    page.wait(FRESH)
+    assert text_of(page) == "" and page.evaluate("copy.disabled")
+
+
+def test_text_is_never_html(page):
+    text = "<img src=x onerror=alert(1)> <b>I love you.</b> &amp; <script>alert(2)</script>"
+    type_text(page, text)
+    assert text_of(page, "#mirror") == text + "\n"
+    assert page.evaluate("document.querySelectorAll('main :is(img, b, script)').length") == 0
+    assert page.problems() == []
+
+
+def test_aligned_words_are_marked_from_both_sides(page):
+    type_text(page, f"Good morning!\n{TIRED}")
+    page.point(word(5))
+    assert page.evaluate(MARKED) == [["tired"], ["fatigué"]]
+    page.point("[...mirror.querySelectorAll('span')][4]")  # it lies under the text field
+    assert page.evaluate(MARKED) == [["very"], ["très"]]
+    page.point("document.querySelector('h1')")
+    assert page.evaluate(MARKED) == [[], []]
+
+
+def test_the_word_at_the_caret_is_marked(page):
+    type_text(page, TIRED)
+    page.press("ArrowLeft", "ArrowLeft")
+    assert page.evaluate(MARKED) == [["today."], ["aujourd'hui."]]
+
+
+def test_an_alternative_is_chosen_by_clicks_and_kept(page, client):
+    type_text(page, f"{TIRED}\nGood morning!")
+    page.point(word(2), click=True)
+    options = page.wait(f"{OPTIONS}.length && {OPTIONS}")
+    assert "fort fatigué aujourd'hui." in options and len(options) == len(set(options))
+    assert "très fatigué aujourd'hui." not in options
+    page.point(
+        f"[...alternatives.children][{options.index('vraiment très fatigué aujourd' + chr(39) + 'hui.')}]", click=True
+    )
+    chosen = "Je suis vraiment très fatigué aujourd'hui."
+    assert text_of(page).split("\n")[0] == chosen
+    page.point(word(4))
+    assert page.evaluate(MARKED) == [["tired"], ["fatigué"]]  # the alternative brought its alignment
+    type_text(page, " I love you.")
+    assert text_of(page).split("\n")[0] == chosen
+
+
+def test_everything_works_by_the_keyboard(page):
+    assert page.evaluate(f"{FOCUSED}.id") == "source"
+    type_text(page, TIRED)
+    page.press("Tab")
+    assert page.evaluate(f"{FOCUSED}.id") == "copy"
+    page.press("Tab")
+    assert page.evaluate(f"{FOCUSED}.textContent") == "Je"
+    page.press("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft")
+    assert page.evaluate(MARKED) == [["very"], ["très"]]
+    page.press("Enter")
+    options = page.wait(f"{OPTIONS}.length && {OPTIONS}")
+    assert page.evaluate(f"{FOCUSED}.textContent") == options[0]
+    page.press("Escape")
+    assert page.evaluate(OPTIONS) == [] and page.evaluate(f"{FOCUSED}.textContent") == "très"
+    page.press(" ")
+    page.wait(f"{OPTIONS}.length")
+    page.press("ArrowDown", "ArrowDown", "ArrowUp", "Enter")
+    assert text_of(page) == f"Je suis {options[1]}" != TRANSLATED
+    assert page.evaluate(f"{WORDS}.indexOf({FOCUSED})") == 2
+    page.press("Tab")
+    assert page.evaluate(f"{WORDS}.indexOf({FOCUSED})") == -1  # the words are one stop
+
+
+def test_the_result_is_copied(page, browser, client):
+    browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    type_text(page, f"Good morning!\n{TIRED}")
+    page.point("copy", click=True)
+    page.wait("document.querySelector('#status').textContent == 'Copied.'")
+    assert page.evaluate("navigator.clipboard.readText()") == text_of(page)
+
+
+def test_controls_have_names(page):
+    type_text(page, TIRED)
+    page.point(word(2), click=True)
+    page.wait(f"{OPTIONS}.length")
+    nodes = [node for node in page.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    names = {(node["role"]["value"], node["name"]["value"]) for node in nodes if "name" in node}
+    expected = {
+        ("textbox", "Text to translate"),
+        ("button", "Copy"),
+        ("group", "Translation"),
+        ("listbox", "Alternatives"),
+    }
+    assert expected <= names
+    assert {("button", "très"), ("option", "fort fatigué aujourd'hui."), ("region", "English")} <= names
+    controls = {"textbox", "button", "option", "combobox", "listbox", "group"}
+    assert not [role for role, name in names if role in controls and not name]
+
+
+def test_one_pair_of_languages_is_named_and_several_are_chosen(browser, bundled):
+    with serve(lambda name: bundled, ("en-fr=a", "en-de=b", "fr-en=c")) as client:
+        open_page(browser, client)
+        choices = "[...document.querySelectorAll('select:not([hidden])')].map(s => [...s.options].map(o => o.text))"
+        assert browser.evaluate(choices) == [["English", "French"], ["French", "German"]]
+        type_text(browser, TIRED)
+        browser.evaluate("selects = document.querySelectorAll('select'); selects[0].value = 'fr'")
+        browser.evaluate("selects[0].dispatchEvent(new Event('change'))")
+        browser.wait(FRESH)
+        assert browser.evaluate(choices) == [["English", "French"]]
+        assert text_of(browser, "#target-title") == "English"
+        assert browser.evaluate("[source.lang, target.lang]") == ["fr", "en"]
+    with serve(lambda name: bundled, ("a",)) as client:
+        open_page(browser, client)
+        assert browser.evaluate(choices) == [] and text_of(browser, "#source-title") == "Text"
+        type_text(browser, TIRED)
+        assert text_of(browser) == TRANSLATED
+
+
+def test_errors_are_shown_and_a_key_is_asked_for(browser, bundled):
+    with serve(lambda name: bundled, api_keys=("secret",), max_characters=30) as client:
+        open_page(browser, client)
+        status = "document.querySelector('#status.error')?.textContent"
+        browser.type(TIRED)
+        assert browser.wait(status) == "This server needs an API key."
+        browser.evaluate("key.focus()")
+        browser.type("secret")
+        browser.press("Tab")
+        browser.wait(FRESH)
+        assert text_of(browser) == TRANSLATED and not browser.evaluate(status)
+        browser.evaluate("source.focus()")
+        browser.type(TIRED)
+        assert "at most 30 characters" in browser.wait(status)
+    browser.type(TIRED)
+    browser.wait(f"{status} == 'The server does not answer.'")
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1280, 2), (390, 1), (320, 1)])
+def test_the_layout_fits_the_screen(browser, client, width, columns):
+    open_page(browser, client, width=width, height=800)
+    type_text(browser, f"{'x' * 60}\n" + f"{TIRED}\n" * 6)
+    browser.point(word(4), click=True)
+    browser.wait(f"{OPTIONS}.length")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("new Set([...document.querySelectorAll('section')].map(s => s.offsetLeft)).size") == columns
+    assert browser.evaluate("source.scrollHeight <= source.clientHeight")  # the text field is as high as its text
+    right = browser.evaluate("alternatives.getBoundingClientRect().right")
+    assert 0 < right <= width
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_is_readable_in_both_colour_schemes(browser, client, dark):
+    open_page(browser, client, dark=dark)
+    colours = browser.evaluate("""(() => {
+        const canvas = document.createElement("canvas").getContext("2d");
+        const style = getComputedStyle(document.documentElement);
+        return Object.fromEntries(["ground", "pane", "text", "quiet", "mark", "error", "accent"].map((name) => {
+            canvas.fillStyle = style.getPropertyValue(`--${name}`);
+            canvas.fillRect(0, 0, 1, 1);
+            return [name, [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)];
+        }));
+    })()""")
+    assert (luminance(colours["pane"]) < 0.1) is dark
+    pairs = [("text", "ground"), ("text", "pane"), ("text", "mark"), ("quiet", "ground"), ("error", "ground")]
+    for text, ground in pairs:
+        low, high = sorted(luminance(colours[name]) for name in (text, ground))
+        assert (high + 0.05) / (low + 0.05) >= 4.5  # WCAG 2.2, level AA
+
+
+def luminance(colour):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in colour)]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
