@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -22,8 +23,8 @@ class Browser:
         events: Events of the page so far: requests, console messages and exceptions.
     """
 
-    def __init__(self, read_end, write_end):
-        self._input, self._output = os.fdopen(read_end, "rb"), os.fdopen(write_end, "wb")
+    def __init__(self, answers, commands):
+        self._answers, self._commands = answers, commands
         self._numbers, self._session = count(1), {}
         self._rest = b""
         self.events = []
@@ -36,8 +37,7 @@ class Browser:
         """Send a command; return its result."""
         number = next(self._numbers)
         message = {"id": number, "method": method, "params": parameters} | self._session
-        self._output.write(json.dumps(message).encode() + b"\0")
-        self._output.flush()
+        self._commands.write(json.dumps(message).encode() + b"\0")
         while (answer := self._read()).get("id") != number:
             self.events.append(answer)
         assert "error" not in answer, answer["error"]
@@ -45,7 +45,8 @@ class Browser:
 
     def _read(self):
         while b"\0" not in self._rest:
-            self._rest += (data := self._input.read1(1 << 16))
+            assert select.select([self._answers], [], [], TIMEOUT)[0], f"Chromium is silent for {TIMEOUT} seconds"
+            self._rest += (data := self._answers.read(1 << 16))
             assert data, "Chromium ended"
         message, _, self._rest = self._rest.partition(b"\0")
         return json.loads(message)
@@ -127,7 +128,8 @@ def open_browser(folder):
     os.close(chromium_read)
     os.close(chromium_write)
     try:
-        yield Browser(read_end, write_end)
+        with open(read_end, "rb", buffering=0) as answers, open(write_end, "wb", buffering=0) as commands:
+            yield Browser(answers, commands)
     finally:
         process.terminate()
         process.wait()
