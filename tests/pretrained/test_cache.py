@@ -60,6 +60,7 @@ def test_everything_else_is_left_alone(folder):
         folder / "my--notes" / f"{FIRST}-v2" / "notes.txt",
         folder / "config.json",
         folder.parent / "beside" / "config.json",
+        folder.parent / f"{FIRST}-v2" / "config.json",
     ]
     for path in foreign:
         path.parent.mkdir(parents=True, exist_ok=True)

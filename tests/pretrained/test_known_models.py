@@ -122,7 +122,7 @@ class TestPivot:
         pivot = pivot_models("ko", "fr")
         assert pivot is not None and names(pivot) == ["Helsinki-NLP/opus-mt-ko-en", "Helsinki-NLP/opus-mt-en-fr"]
 
-    @pytest.mark.parametrize(("source", "target"), [("fr", "ko"), ("en", "fr"), ("fr", "en")])
+    @pytest.mark.parametrize(("source", "target"), [("fr", "ko"), ("ast", "fr"), ("en", "fr"), ("fr", "en")])
     def test_none_without_both_ways_or_with_english_itself(self, source, target):
         assert pivot_models(source, target) is None
 
