@@ -28,6 +28,7 @@ from mlx_transformer.cli.commands import (
     score,
     serve,
     train,
+    translate_file,
 )
 from mlx_transformer.cli.help import COMMAND_KEY, help_all_option, name_options, one_line_usage_errors
 from mlx_transformer.cli.progress import activity
@@ -163,5 +164,19 @@ translate = copy.copy(generate.command)
 translate.short_help = "Another name of generate."
 main.add_command(generate.command)
 main.add_command(translate, "translate")
-for module in (train, fuse, evaluate, info, convert, score, embed, serve, attention, plot, models, cache):
+for module in (
+    translate_file,
+    train,
+    fuse,
+    evaluate,
+    info,
+    convert,
+    score,
+    embed,
+    serve,
+    attention,
+    plot,
+    models,
+    cache,
+):
     main.add_command(module.command)

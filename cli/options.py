@@ -84,6 +84,19 @@ overflow_option = click.option(
     "--allow-overflow", is_flag=True, help="Allow --dtype float16 for models whose activations overflow it (T5)."
 )
 
+split_option = click.option(
+    "--split-sentences/--no-split-sentences",
+    default=None,
+    show_default="lines longer than what the model was trained on",
+    help="Split lines into sentences, or never.",
+)
+sentence_language_option = click.option(
+    "--sentence-language",
+    metavar="CODE",
+    show_default="the source language, or en",
+    help="Language whose rules split sentences.",
+)
+
 
 # Fields of a SearchConfig that `generate` has options for.
 SEARCH_OPTIONS = (
@@ -96,17 +109,13 @@ SEARCH_OPTIONS = (
 hypotheses_option = click.option(
     "--num-hypotheses", type=int, show_default=OF_MODEL, help="Number of hypotheses to write per line."
 )
-# The options of `generate` that are fields of SearchConfig.
-search_options = option_group(
-    "Search",
-    beam_option,
-    hypotheses_option,
-    click.option(
-        "--alternatives",
-        is_flag=True,
-        default=None,
-        help="Write --num-hypotheses continuations of the prefix, each with another first token.",
-    ),
+alternatives_option = click.option(
+    "--alternatives",
+    is_flag=True,
+    default=None,
+    help="Write --num-hypotheses continuations of the prefix, each with another first token.",
+)
+limit_options = (
     penalty_option,
     click.option("--max-tokens", type=int, show_default=OF_MODEL, help="Maximum number of tokens to generate."),
     click.option(
@@ -137,6 +146,9 @@ search_options = option_group(
         help="When beam search stops before all beams have finished.",
     ),
 )
+# The options of `generate` that are fields of SearchConfig, and those of commands with one text per source.
+search_options = option_group("Search", beam_option, hypotheses_option, alternatives_option, *limit_options)
+single_search_options = option_group("Search", beam_option, *limit_options)
 sampling_options = option_group(
     "Sampling",
     click.option(

@@ -12,6 +12,10 @@ from .config.search import SearchOptions as SearchOptions
 from .config.training import TrainingConfig as TrainingConfig
 from .decoding.beam_search import generate_ids as generate_ids
 from .decoding.hypothesis import Hypothesis as Hypothesis
+from .documents.translation import TranslatedDocument as TranslatedDocument
+from .documents.translation import translate_document as translate_document
+from .documents.translation import translate_file as translate_file
+from .documents.translator import DocumentReport as DocumentReport
 from .inference.attention_weights import AttentionWeights as AttentionWeights
 from .inference.attention_weights import attention_ids as attention_ids
 from .inference.embedding import embed as embed

@@ -28,7 +28,7 @@ PARTS = [
     {"cli"},
     {"__init__"},
     {"plotting", "server"},
-    {"training"},
+    {"training", "documents"},
     {"pretrained"},
     {"weights", "inference"},
     {"decoding", "data", "checkpoints"},

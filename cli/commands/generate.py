@@ -36,7 +36,9 @@ from mlx_transformer.cli.options import (
     search_config,
     search_options,
     select_task,
+    sentence_language_option,
     source_language_option,
+    split_option,
     target_language_option,
     task_option,
     warn_truncated,
@@ -96,18 +98,6 @@ format_options = (
     click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below."),
     click.option("--input-format", type=FORMAT, show_default="text, with --json json", help="Format of input lines."),
     click.option("--output-format", type=FORMAT, show_default="text, with --json json", help="Format of results."),
-)
-split_option = click.option(
-    "--split-sentences/--no-split-sentences",
-    default=None,
-    show_default="lines longer than what the model was trained on",
-    help="Split lines into sentences, or never.",
-)
-sentence_language_option = click.option(
-    "--sentence-language",
-    metavar="CODE",
-    show_default="the source language, or en",
-    help="Language whose rules split sentences.",
 )
 strict_option = click.option(
     "--strict", is_flag=True, help="Treat sources that are too long for the model as errors instead of truncating them."

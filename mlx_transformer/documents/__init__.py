@@ -1,0 +1,1 @@
+"""Documents: files whose texts are translated and whose structure and markup stay."""

@@ -1,0 +1,50 @@
+"""Catalogues of gettext, .po: entries without a translation get one, also their plural forms; others stay."""
+
+import re
+from collections.abc import Iterator
+
+import polib
+
+from mlx_transformer.documents.content import write
+from mlx_transformer.documents.subtitles import parse_tags
+from mlx_transformer.documents.translator import Translator
+
+NUM_PLURALS = re.compile(r"nplurals\s*=\s*(\d{1,2})\b")
+ORDERED = re.compile(r"%[\d.]*[sdif](?!\w)")  # placeholders whose order has a meaning
+
+
+def translate_po(text: str, name: str, translator: Translator) -> str:
+    """Translate the entries that have no translation; those with other placeholders become fuzzy."""
+    try:
+        catalogue = polib.pofile(f"{text}\n", check_for_duplicates=False)  # with a line end it is no file name
+    except (OSError, UnicodeError, ValueError, IndexError) as error:
+        reason = re.sub(r"^.*?\(line (\d+)\)", r"line \1", str(error)).removeprefix("Syntax error in po file ")
+        raise ValueError(f"{name} must be a catalogue of gettext: {reason}; repair it with msgfmt --check.") from None
+    charset = re.search(r"charset=([\w-]+)", catalogue.metadata.get("Content-Type", ""))
+    if charset and charset[1].upper() not in ("UTF-8", "UTF8", "ASCII", "US-ASCII", "CHARSET"):
+        raise ValueError(f"{name} must be in UTF-8, not {charset[1]}: convert it with msgconv -t UTF-8.")
+    match = NUM_PLURALS.search(catalogue.metadata.get("Plural-Forms", ""))
+    num_plurals = int(match[1]) if match else 2
+    entries = [entry for entry in catalogue if not entry.obsolete and not entry.translated() and not entry.fuzzy]
+    sources = [[text for text in (entry.msgid, entry.msgid_plural) if text] for entry in entries]
+    texts = _translate_texts([text for texts in sources for text in texts], translator)
+    for entry, source in zip(entries, sources, strict=True):
+        targets = [next(texts) for _ in source]
+        if entry.msgid_plural:
+            # Form 0 is that of one, except in languages whose only form it is.
+            forms = {index: targets[index > 0 or num_plurals == 1] for index in range(num_plurals)}
+            entry.msgstr_plural = {index: entry.msgstr_plural.get(index) or form for index, form in forms.items()}
+        else:
+            entry.msgstr = targets[0]
+        if any(ORDERED.findall(old) != ORDERED.findall(new) for old, new in zip(source, targets, strict=True)):
+            entry.flags.append("fuzzy")
+    if translator.language and "Language" in catalogue.metadata and not catalogue.metadata["Language"]:
+        catalogue.metadata["Language"] = translator.language.replace("-", "_")
+    return str(catalogue)
+
+
+def _translate_texts(texts: list[str], translator: Translator) -> Iterator[str]:
+    """Yield the translation of each text, line by line and with its tags."""
+    lines = [text.split("\n") for text in texts]
+    contents = iter(translator.translate_contents(parse_tags(line) for each in lines for line in each))
+    return ("\n".join(write(next(contents)) for _ in each) for each in lines)

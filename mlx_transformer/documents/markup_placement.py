@@ -1,0 +1,195 @@
+"""Places the markup of a source in its target by word alignment: the result nests as the source does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mlx_transformer.documents.content import Content, Inline, has_letters, plain_text
+from mlx_transformer.inference.alignment import WORD
+from mlx_transformer.inference.term_insertion import REPLACEABLE
+from mlx_transformer.inference.terminology import WORD_CHARACTER
+
+Interval = tuple[int, int]  # of characters
+
+
+class Span(NamedTuple):
+    """Markup and the part of a text that is in it.
+
+    Attributes:
+        inline: The markup.
+        start: Where its text begins.
+        end: Where its text ends.
+        children: The spans in it, in order.
+    """
+
+    inline: Inline
+    start: int
+    end: int
+    children: tuple[Span, ...] = ()
+
+
+class MarkedText(NamedTuple):
+    """The text of a content and its markup.
+
+    Attributes:
+        text: The text.
+        spans: The spans of its markup.
+        atoms: The markup that placeholders in the text stand for.
+        num_inlines: Number of spans, with those in others, and atoms.
+    """
+
+    text: str
+    spans: tuple[Span, ...]
+    atoms: dict[str, Inline]
+    num_inlines: int
+
+
+def mark_text(content: Content) -> MarkedText:
+    """Separate a content into text and spans; atoms, and markup around numbers and signs, become placeholders."""
+    raw, letter = plain_text(content), "c"
+    while f"{{{letter}" in raw:
+        letter += "c"
+    atoms: dict[str, Inline] = {}
+    num_spans = 0
+
+    def mark(content: Content, start: int) -> tuple[str, tuple[Span, ...]]:
+        nonlocal num_spans
+        text, spans = "", []
+        for part in content:
+            position = start + len(text)
+            if isinstance(part, str):
+                text += part
+                continue
+            inner = plain_text(part.content)
+            if part.is_atom or (inner.strip() and not has_letters(inner)):
+                name = f"{{{letter}{len(atoms) + 1}}}"
+                atoms[name] = part
+                text += name
+                continue
+            num_spans += 1
+            inner, children = mark(part.content, position)
+            text += inner
+            spans.append(Span(part, position, position + len(inner), children))
+        return text, tuple(spans)
+
+    text, spans = mark(content, 0)
+    return MarkedText(text, spans, atoms, len(atoms) + num_spans)
+
+
+class MarkupPlacement:
+    """Puts the markup of a source around the words of its target that are aligned with what it is around.
+
+    Attributes:
+        num_unplaced: Number of spans without an aligned word; they stand at the end of what they were in.
+    """
+
+    def __init__(self, source: MarkedText, target: str, pairs: Sequence[tuple[int, int]]) -> None:
+        """Find the words of both texts.
+
+        Args:
+            source: The source.
+            target: The target, with the source's placeholders.
+            pairs: Pairs of aligned source and target words, as in `Hypothesis.alignment`.
+        """
+        self.source, self.target, self.num_unplaced = source, target, 0
+        self.source_words = [word.span() for word in WORD.finditer(source.text)]
+        self.target_words = [word.span() for word in WORD.finditer(target)]
+        self.pairs = [(i, j) for i, j in pairs if i < len(self.source_words) and j < len(self.target_words)]
+        self.atoms = dict(source.atoms)
+
+    def place(self) -> Content:
+        """Return the target with the markup of the source."""
+        whole = 0, len(self.source.text)
+        return self._place_spans(self.source.spans, whole, (0, len(self.target)))
+
+    def _place_spans(self, spans: Sequence[Span], source: Interval, target: Interval) -> Content:
+        """Return a part of the target with the spans of a part of the source."""
+        placed: list[tuple[Interval, Span]] = []
+        for span in spans:
+            interval = self._covered(span, source, target) or self._locate(span, target, [each for each, _ in placed])
+            placed.append((interval, span))
+        content: list[str | Inline] = []
+        position = target[0]
+        for (start, end), span in sorted(placed, key=lambda each: each[0]):
+            start, end = max(start, position), max(end, position)
+            inner = self._place_spans(span.children, (span.start, span.end), (start, end))
+            content += [*self._text(position, start), span.inline._replace(content=inner)]
+            position = end
+        return (*content, *self._text(position, target[1]))
+
+    def _text(self, start: int, end: int) -> Content:
+        """Return a part of the target with its atoms, each at its first placeholder only."""
+        if not self.source.atoms:
+            return (self.target[start:end],) if start < end else ()
+        pattern = f"({'|'.join(map(re.escape, self.source.atoms))})"
+        parts = (
+            self.atoms.pop(part, "") if part in self.source.atoms else part
+            for part in re.split(pattern, self.target[start:end])
+        )
+        return tuple(part for part in parts if part)
+
+    def _covered(self, span: Span, source: Interval, target: Interval) -> Interval | None:
+        """Return the whole part of the target if the span is around the whole part of the source."""
+        text = self.source.text
+        rest = text[source[0] : span.start] + text[span.end : source[1]]
+        return target if not rest.strip() and text[span.start : span.end].strip() else None
+
+    def _locate(self, span: Span, target: Interval, taken: Sequence[Interval]) -> Interval:
+        """Return where a span stands in a part of the target, outside of what others have taken."""
+        words = [i for i, (start, end) in enumerate(self.source_words) if start < span.end and end > span.start]
+        if not self.source.text[span.start : span.end].strip():
+            return self._neighbour(span.start, target)
+        own = {j for i, j in self.pairs if i in words}
+        foreign = {j for i, j in self.pairs if i not in words} - own
+        best: tuple[int, int, int] | None = None  # sum, minus the first word, minus the last one
+        begin, total = 0, 0
+        for j, (start, end) in enumerate(self.target_words):
+            is_free = target[0] <= start and end <= target[1]
+            if not is_free or any(start < other[1] and end > other[0] for other in taken):
+                total = 0
+                continue
+            if total <= 0:
+                begin, total = j, 0
+            total += (j in own) - (j in foreign)
+            if j in own and total > 0 and (best is None or total > best[0]):
+                best = total, begin, j
+        if best is None:
+            self.num_unplaced += 1
+            return target[1], target[1]
+        first = min(j for j in own if best[1] <= j <= best[2])
+        return self._trim(span, self.target_words[first][0], self.target_words[best[2]][1])
+
+    def _trim(self, span: Span, start: int, end: int) -> Interval:
+        """Leave out of an interval of whole words what the span leaves out of its first and last word."""
+        text = self.source.text
+        inner = text[span.start : span.end].strip()
+        is_part = any(
+            re.fullmatch(f"{WORD_CHARACTER}{{2}}", text[max(edge - 1, 0) : edge + 1]) for edge in (span.start, span.end)
+        )
+        if is_part and (match := re.compile(re.escape(inner), re.IGNORECASE).search(self.target, start, end)):
+            return match.span()
+        words = [*REPLACEABLE.finditer(self.target, start, end)]
+        if words and re.match(WORD_CHARACTER, inner):
+            start = words[0].start()
+        if words and re.match(WORD_CHARACTER, inner[-1]):
+            end = words[-1].end()
+        return start, end
+
+    def _neighbour(self, position: int, target: Interval) -> Interval:
+        """Return where markup without text stands: behind what it follows, or before the word that it precedes."""
+        text = self.source.text
+        if not text[position:].strip():
+            return target[1], target[1]
+        if not text[:position].strip():
+            return target[0], target[0]
+        follows = not text[position - 1].isspace()
+        words = [i for i, (start, _) in enumerate(self.source_words) if start < position] if follows else []
+        words = words[-1:] or [i for i, (start, _) in enumerate(self.source_words) if start >= position][:1]
+        edges = [self.target_words[j][follows] for i, j in self.pairs if i in words]
+        edges = [edge for edge in edges if target[0] <= edge <= target[1]]
+        if not edges:
+            self.num_unplaced += 1
+        edge = (max if follows else min)(edges, default=target[1])
+        return edge, edge

@@ -1,0 +1,218 @@
+"""Translation of documents: the formats by file ending, bytes to bytes or file to file."""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack
+from mlx_transformer.config.terminology import DEFAULT_PROTECTED
+from mlx_transformer.documents.translator import DocumentReport, Translator, make_translator
+from mlx_transformer.inference.search_options import make_search
+from mlx_transformer.inference.sentence_splitting import LANGUAGE_CODES
+from mlx_transformer.messages import install_command, shorten
+from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.storage.atomic import atomic_write
+from mlx_transformer.storage.text_files import SAMPLE_SIZE, check_encoding
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+
+MAX_TEXT_BYTES = 2**26  # of a document; its tree takes many times as much
+# Ending -> module and function; the libraries that it needs are imported on first use.
+TEXT_FORMATS = {
+    ".txt": "plain_text.translate_plain_text",
+    ".srt": "subtitles.translate_srt",
+    ".vtt": "subtitles.translate_vtt",
+    ".html": "html.translate_html",
+    ".htm": "html.translate_html",
+    ".xhtml": "html.translate_xhtml",
+    ".md": "markdown.translate_markdown",
+    ".markdown": "markdown.translate_markdown",
+    ".po": "gettext.translate_po",
+}
+ENDINGS = (*TEXT_FORMATS,)
+
+
+class TranslatedDocument(NamedTuple):
+    """A document in the target language, and what happened to its texts."""
+
+    data: bytes
+    report: DocumentReport
+
+
+def translate_file(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    source: str | os.PathLike[str],
+    target_path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    **options: Any,
+) -> DocumentReport:
+    """Translate a document; only its text changes.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        source: The document.
+        target_path: The file to write, with the ending of the source. It is written as a whole, or not at all.
+        overwrite: Whether an existing file is replaced.
+        **options: See `translate_document`.
+
+    Returns:
+        Counts of texts, and of markup and placeholders that could not be placed.
+
+    Raises:
+        FileExistsError: If the target exists and is not to be replaced.
+        ValueError: If the ending is unknown, the document is damaged or hostile, or a text has no result.
+    """
+    source, target = Path(source), Path(target_path)
+    check_files(source, target, overwrite)
+    with source.open("rb") as file:
+        data = file.read(MAX_TEXT_BYTES + 1)
+    result = translate_document(model, tokenizer, data, str(source), **options)
+    with atomic_write(target) as file:
+        file.write(result.data)
+    return result.report
+
+
+def check_files(source: Path, target: Path, overwrite: bool) -> None:
+    """Raise an error if a document cannot be translated to a file, before a model is loaded."""
+    find_format(source.name)
+    if target.suffix.lower() != source.suffix.lower():
+        raise ValueError(f"The output must have the ending of the input, {source.suffix}, but is {target}.")
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} must be a file to translate: check the name.")
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"The output must be in an existing folder, but there is no {target.parent}: create it."
+        )
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"The input and the output must be different files, but both are {source}.")
+    if os.path.lexists(target) and not overwrite:
+        raise FileExistsError(f"{target} exists: choose another name, or give overwrite=True to replace it.")
+
+
+def find_format(name: str) -> Callable[[bytes, str, Translator], bytes]:
+    """Return the function that translates documents of a name's ending.
+
+    Raises:
+        ValueError: If the ending is unknown, or a library is not installed.
+    """
+    ending = Path(name).suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(
+            f"A document must end in {', '.join(ENDINGS)}, but {shorten(name)} does not: convert it first."
+        )
+    module, function = TEXT_FORMATS[ending].split(".")
+    try:
+        translate = vars(import_module(f"mlx_transformer.documents.{module}"))[function]
+    except ModuleNotFoundError as error:
+        raise ValueError(f"Documents in {ending} need libraries: {error}; {install_command('documents')}.") from None
+    return lambda data, name, translator: _translate_text(translate, data, name, translator)
+
+
+def translate_document(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    data: bytes,
+    name: str,
+    search: SearchConfig | None = None,
+    *,
+    source_language: str | None = None,
+    target_language: str | None = None,
+    source_prefix: str | None = None,
+    split_sentences: bool | None = None,
+    sentence_language: str | None = None,
+    glossary: Mapping[str, str] | None = None,
+    protect: Sequence[str] = DEFAULT_PROTECTED,
+    batch_tokens: int = BATCH_TOKENS,
+    document_language: str | None = None,
+    **options: Unpack[SearchOptions],
+) -> TranslatedDocument:
+    """Translate the bytes of a document.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        data: The document.
+        name: Its file name, whose ending says what it is.
+        search: See `generate_hypotheses`.
+        source_language: Language code of the text, for models that need one.
+        target_language: Language code to generate, for models that need one.
+        source_prefix: See `generate_hypotheses`.
+        split_sentences: See `generate`.
+        sentence_language: Language whose rules split sentences; the source language if None.
+        glossary: See `generate`.
+        protect: See `generate`.
+        batch_tokens: See `generate_hypotheses`.
+        document_language: What the document says its language is, such as fr; the target language if None.
+        **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
+
+    Returns:
+        The translated document and counts.
+
+    Raises:
+        ValueError: If the ending is unknown, the document is damaged or hostile, or a text has no result.
+    """
+    translate = find_format(name)
+    translator = make_translator(
+        model,
+        tokenizer,
+        search=make_search(translate_document, model, search, options),
+        source_language=source_language,
+        target_language=target_language,
+        source_prefix=source_prefix,
+        split_sentences=split_sentences,
+        sentence_language=sentence_language,
+        glossary=glossary,
+        protect=protect,
+        batch_tokens=batch_tokens,
+        language=document_language or _language_tag(target_language),
+    )
+    return TranslatedDocument(translate(data, name, translator), translator.report)
+
+
+def _language_tag(code: str | None) -> str | None:
+    """Return the tag of a language for documents: fr for fra_Latn, pt-BR for pt_BR."""
+    if code is None:
+        return None
+    language, *others = code.replace("_", "-").split("-")
+    short = LANGUAGE_CODES.get(language.lower(), language.lower())
+    return "-".join([short, *(part for part in others if len(part) == 2 and part != "XX")])
+
+
+def _translate_text(
+    translate: Callable[[str, str, Translator], str], data: bytes, name: str, translator: Translator
+) -> bytes:
+    """Translate a document that is text in UTF-8; a byte order mark stays."""
+    mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+    text = decode_text(data.removeprefix(mark), name)
+    return mark + translate(text, name, translator).encode()
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Decode a document in UTF-8.
+
+    Raises:
+        ValueError: If it is too large or in another encoding; the message has the line.
+    """
+    if len(data) > MAX_TEXT_BYTES:
+        raise ValueError(f"{name} must have at most {MAX_TEXT_BYTES >> 20} MiB, but it is larger: split it.")
+    check_encoding(name, data[:SAMPLE_SIZE])
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        value = data[error.start]
+        raise ValueError(
+            f"{name}, line {line} must be UTF-8, but it has the byte {value:#04x}: convert the file with iconv, or "
+            "correct the line."
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{name}, line {line} must be text, but it has a NUL character: remove it.")
+    return text

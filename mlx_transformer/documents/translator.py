@@ -1,0 +1,166 @@
+"""Translates the texts of a document, with their markup, and counts what could not be placed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from mlx_transformer.config.alignment import AlignmentConfig
+from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.documents.content import Content, has_letters, write
+from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text
+from mlx_transformer.inference.generation import generate_hypotheses
+from mlx_transformer.inference.line_errors import raise_first_error
+from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
+from mlx_transformer.inference.source_lines import make_source_lines
+from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.tokenization.tokenizer import Tokenizer
+
+MAX_MARKUP = 500  # in one text; a text with more stays as it is
+ATOM = r"\{c+\d+\}"  # the placeholders of `mark_text`
+# Searches texts; the second argument says whether their words are aligned.
+SearchTexts = Callable[[Sequence[str], bool], Iterable[Hypothesis]]
+
+
+@dataclass
+class DocumentReport:
+    """What happened to the texts of a document.
+
+    Attributes:
+        texts: Number of translated texts.
+        unplaced_tags: Tags and other markup at the end of their text, because no word is aligned with theirs.
+        appended_copies: Placeholders, code and the like at the end of their text, because its translation lacks them.
+        missing_terms: Terms of a glossary that translations lack.
+        truncated: Texts that were longer than the model can read.
+        untouched: Texts that stay as they are, because they have too much markup, or it cannot be written again.
+        long_cues: Subtitles with lines that are too long or too many.
+    """
+
+    texts: int = 0
+    unplaced_tags: int = 0
+    appended_copies: int = 0
+    missing_terms: int = 0
+    truncated: int = 0
+    untouched: int = 0
+    long_cues: int = 0
+
+
+class Translator:
+    """Translates contents.
+
+    Attributes:
+        language: The tag of the target language for documents that name it, such as fr; None if it is not known.
+        report: Counts.
+    """
+
+    def __init__(self, search_texts: SearchTexts, language: str | None = None) -> None:
+        self.search_texts, self.language, self.report = search_texts, language, DocumentReport()
+
+    def translate_texts(self, texts: Iterable[str]) -> list[str]:
+        """Translate texts; white space around them stays, and so do texts without letters."""
+        return [write(content) for content in self.translate_contents([(text,) for text in texts])]
+
+    def translate_contents(self, contents: Iterable[Content]) -> list[Content]:
+        """Translate contents, and place their markup; contents without letters stay."""
+        contents = list(contents)
+        marked = list(map(mark_text, contents))
+        self.report.untouched += sum(each.num_inlines > MAX_MARKUP for each in marked)
+        found: dict[tuple[str, bool], Hypothesis] = {}
+        for aligned in (False, True):
+            texts = list(
+                dict.fromkeys(
+                    each.text.strip() for each in marked if bool(each.spans) == aligned and _is_translated(each)
+                )
+            )
+            if texts:
+                found |= zip([(text, aligned) for text in texts], self.search_texts(texts, aligned), strict=True)
+        return [
+            self._place(each, found[key]) if (key := (each.text.strip(), bool(each.spans))) in found else content
+            for content, each in zip(contents, marked, strict=True)
+        ]
+
+    def _place(self, marked: MarkedText, hypothesis: Hypothesis) -> Content:
+        """Return the text of a hypothesis with the markup and the surrounding white space of its source."""
+        source = marked.text.strip()
+        before, _, after = marked.text.partition(source)
+        target = (hypothesis.text or "").strip()
+        copies = [term for term in hypothesis.missing_terms if term in source]
+        copies += [name for name in marked.atoms if name not in target and name not in copies]
+        target = " ".join([target, *copies])
+        report = self.report
+        report.texts += 1
+        report.truncated += hypothesis.truncated
+        report.appended_copies += len(copies)
+        report.missing_terms += sum(term not in copies for term in hypothesis.missing_terms)
+        spans = tuple(_shift(span, -len(before), len(source)) for span in marked.spans)
+        placement = MarkupPlacement(marked._replace(text=source, spans=spans), target, hypothesis.alignment or [])
+        content = placement.place()
+        report.unplaced_tags += placement.num_unplaced
+        return tuple(part for part in (before, *content, after) if part)
+
+
+def _is_translated(marked: MarkedText) -> bool:
+    """Whether a text has letters outside of its atoms, and not too much markup."""
+    return marked.num_inlines <= MAX_MARKUP and has_letters(re.sub(ATOM, "", marked.text))
+
+
+def _shift(span: Span, offset: int, length: int) -> Span:
+    """Return a span of a text whose surrounding white space is removed."""
+    start, end = (min(max(edge + offset, 0), length) for edge in (span.start, span.end))
+    return span._replace(start=start, end=end, children=tuple(_shift(each, offset, length) for each in span.children))
+
+
+def make_translator(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    search: SearchConfig,
+    source_language: str | None,
+    target_language: str | None,
+    source_prefix: str | None,
+    split_sentences: bool | None,
+    sentence_language: str | None,
+    glossary: Mapping[str, str] | None,
+    protect: Sequence[str],
+    batch_tokens: int,
+    language: str | None,
+) -> Translator:
+    """Return a translator that searches with a model; see `translate_document` for the arguments."""
+    if not search.temperature:
+        search = replace(search, num_hypotheses=1)
+    prefix: dict[str, Any] = {"source_prefix": source_prefix}
+    split = partial(
+        split_line,
+        model=model,
+        tokenizer=tokenizer,
+        split_sentences=split_sentences,
+        language=sentence_language,
+        **prefix,
+    )
+
+    def search_texts(texts: Sequence[str], aligned: bool) -> Iterator[Hypothesis]:
+        generate = partial(
+            generate_hypotheses,
+            model,
+            tokenizer,
+            search=search,
+            glossary=glossary,
+            protect=[ATOM, *protect],
+            batch_tokens=batch_tokens,
+            alignment=AlignmentConfig(cover_source=True) if aligned else None,
+            scores=False,
+            return_errors=True,
+            **prefix,
+        )
+        lines = make_source_lines(texts, source_language, target_language)
+        results = (
+            combine_hypotheses(paragraph, [best for best, *_ in rows])
+            for paragraph, rows in generate_paragraphs(map(split, lines), generate)
+        )
+        return raise_first_error(results, lambda best: best.error, "Text")
+
+    return Translator(search_texts, language)

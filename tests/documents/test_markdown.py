@@ -1,0 +1,107 @@
+"""Markdown: only text changes, and what is written is read as the same structure."""
+
+import pytest
+from markdown_it import MarkdownIt
+from support.fake_translator import make_fake
+
+from mlx_transformer.documents.markdown import translate_markdown
+
+PAGE = """\
+---
+title: kept
+---
+
+# ONE *TWO*
+
+SOME **BOLD *TEXT*** AND [A LINK](u_r_l.html "kept"), `code` TOO,
+AND <kbd>INLINE</kbd> HTML.
+
+![ALT](a.png "kept") <http://kept.org/a>[^1]
+
+BROKEN\\
+LINE  
+AND END
+
+> QUOTED
+>
+> - ITEM
+>   1. INNER
+
+- [ ] A TASK
+- [x] DONE
+
+Head
+====
+
+| NAME | TEXT \\| MORE |
+|:-----|-----:|
+| ONE  | **TWO**  |
+
+```python
+code = "kept"
+```
+
+    indented code
+
+<div>
+html stays
+</div>
+
+[^1]: A NOTE
+
+[ref]: http://kept.org
+"""  # noqa: W291 (two spaces break a line)
+
+
+def test_only_text_changes():
+    source = PAGE.lower().replace("head\n", "Head\n")
+    expected = PAGE.replace("TOO,\nAND", "TOO, AND").replace("Head", "HEAD")
+    translator = make_fake()
+    assert translate_markdown(source, "a.md", translator) == expected
+    assert translator.report.untouched == translator.report.unplaced_tags == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\# no heading, \*no emphasis\*, \[no link](x), \<b>, a\`b, 2 \* 3, snake_case and \_under\_",
+        "&lt;b&gt; &amp;amp; a & b",
+        r"1\. no list",
+        "a [link](<with space> \"a 'title'\") b",
+        "[ref] and [a *text*][ref] end\n\n[ref]: http://x.org/a_(b)",
+        "a `` code ` tick `` b",
+        "*a*b and **c** d",
+        "- a\n\n  b\n- c",
+        "> a<br>b <i>c</i>\n> d<br/>e",
+        "~~gone~~ here",
+    ],
+)
+def test_the_structure_is_read_again(text):
+    def read(page):
+        return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(page).casefold().replace("\n", " ")
+
+    assert read(translate_markdown(text, "a.md", make_fake())) == read(text)
+
+
+@pytest.mark.parametrize(
+    "target", ["# x", "- x", "+ x", "> x", "12. x", "1) x", "=== x", "~~~ x", "* x", "a_b _c_ | d"]
+)
+def test_translations_that_look_like_markdown_are_escaped(target):
+    translator = make_fake()
+    translator.search_texts = lambda texts, aligned: [
+        each for each in make_fake().search_texts([target] * len(texts), aligned)
+    ]
+    text = translate_markdown("some text", "a.md", translator)
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    assert [child.content for child in tokens[1].children if child.content] == [target.upper()]
+
+
+def test_windows_line_ends_stay():
+    assert translate_markdown("# one\r\n\r\ntwo\r\n", "a.md", make_fake()) == "# ONE\r\n\r\nTWO\r\n"
+
+
+def test_emphasis_of_nothing_is_left_out():
+    translator = make_fake(aligned=False)
+    assert translate_markdown("one **two** three", "a.md", translator) == "ONE TWO THREE"
+    assert translator.report.unplaced_tags == 1

@@ -1,0 +1,91 @@
+"""Where markup stands in a target, and that nothing of it is lost."""
+
+import random
+
+import pytest
+
+from mlx_transformer.documents.content import Closing, Inline, Opening, nest, plain_text, write
+from mlx_transformer.documents.markup_placement import MarkupPlacement, mark_text
+from mlx_transformer.documents.subtitles import parse_tags
+
+
+def place(source, target, pairs):
+    """The target with the tags of the source, and how many were not placed."""
+    placement = MarkupPlacement(mark_text(parse_tags(source)), target, pairs)
+    return write(placement.place()), placement.num_unplaced
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "pairs", "expected"),
+    [
+        (
+            "the <b>red car</b> goes",
+            "la voiture rouge va",
+            [(0, 0), (1, 2), (2, 1), (3, 3)],
+            "la <b>voiture rouge</b> va",
+        ),
+        ("<i>all of it</i>", "tout", [], "<i>tout</i>"),
+        ("<i><b>all</b> of it</i>", "tout cela", [(0, 0), (1, 1)], "<i><b>tout</b> cela</i>"),
+        ("a <b>dog</b>, here", "un chien, ici", [(0, 0), (1, 1), (2, 2)], "un <b>chien</b>, ici"),
+        ("the <b>man</b> came", "l'homme est venu", [(0, 0), (1, 0), (2, 2)], "l'<b>homme</b> est venu"),
+        ("H<sub>2</sub>O is <b>wet</b>", "H{c1}O est humide", [(0, 0), (2, 2)], "H<sub>2</sub>O est <b>humide</b>"),
+        ("no <u>own</u> word", "pas de mot", [(0, 0), (2, 2)], "pas de mot<u></u>"),
+        ("a <b>x</b> b <i>y</i> c", "y a x", [(1, 2), (3, 0), (0, 1)], "<i>y</i> a <b>x</b>"),
+        # One word is far from the others: the run with the most words of the span counts.
+        (
+            "<b>one two</b> three four",
+            "un un trois quatre deux",
+            [(0, 0), (0, 1), (1, 4), (2, 2), (3, 3)],
+            "<b>un un</b> trois quatre deux",
+        ),
+        ("word<br/> more", "mot plus", [(0, 0), (1, 1)], "mot<br/> plus"),
+        ("one <img/>two", "deux un", [(0, 1), (1, 0)], "<img/>deux un"),
+        ("the Mont<b>real</b> team", "le Montreal club", [(0, 0), (1, 1), (2, 2)], "le Mont<b>real</b> club"),
+    ],
+)
+def test_markup_stands_around_aligned_words(source, target, pairs, expected):
+    text, unplaced = place(source, target, pairs)
+    assert text == expected
+    assert unplaced == ("<u></u>" in text)
+
+
+def tags_of(content):
+    return sorted(tag for part in content if isinstance(part, Inline) for tag in [part.key, *tags_of(part.content)])
+
+
+def test_no_alignment_loses_markup_or_text():
+    """Random sources, targets and alignments: all tags are there once, and the text is that of the target."""
+    generator = random.Random(0)
+    for _ in range(300):
+        pieces = []
+        for name in generator.sample("abcdefgh", 6):
+            pieces += [generator.choice([Opening(name, f"<{name}>"), f"w{name} ", Inline((f"<{name}/>", ""))])]
+            pieces += [Closing(generator.choice("abcdefgh"), "</>"), f"v{name} "][generator.random() < 0.5 :]
+        content = nest(pieces)
+        marked = mark_text(content)
+        target = " ".join(f"t{i}" for i in range(generator.randrange(1, 8)))
+        pairs = [(generator.randrange(12), generator.randrange(8)) for _ in range(generator.randrange(12))]
+        placed = MarkupPlacement(marked, target, pairs).place()
+        assert plain_text(placed) == target
+        assert tags_of(placed) == tags_of(content)
+
+
+def test_numbers_in_markup_and_code_are_words():
+    marked = mark_text(parse_tags("It costs <b>5</b> euros"))
+    assert marked.text == "It costs {c1} euros"
+    assert write(MarkupPlacement(marked, "{c1} euros {c1}", []).place()) == "<b>5</b> euros "
+
+
+def test_placeholders_do_not_meet_those_of_the_text():
+    assert mark_text(parse_tags("{c1} costs <b>5</b>")).text == "{c1} costs {cc1}"
+
+
+def test_tags_without_partners_stay():
+    content = parse_tags("a</b> <i>b <u>c</i>")
+    assert write(content) == "a</b> <i>b <u>c</i>"
+    assert plain_text(content) == "a b c"
+
+
+def test_deeply_nested_tags_need_no_recursion():
+    text = "<i>" * 5000 + "x" + "</i>" * 5000
+    assert write(parse_tags(text)) == text

@@ -1,0 +1,12 @@
+"""Plain text: lines."""
+
+from support.fake_translator import make_fake
+
+from mlx_transformer.documents.plain_text import translate_plain_text
+
+
+def test_lines_and_white_space_stay():
+    translator = make_fake()
+    text = "  one\n\n\ttwo \r\n12 + 3\n \nlast"
+    assert translate_plain_text(text, "a.txt", translator) == "  ONE\n\n\tTWO \r\n12 + 3\n \nLAST"
+    assert translator.report.texts == 3
