@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ GRACE = 5  # seconds beyond the timeout of a request, after which a server that 
     ),
     click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        default=120.0,
+        type=click.IntRange(1),
+        default=120,
         show_default=True,
         help="Seconds that a request may take.",
     ),
@@ -98,13 +99,13 @@ def command(
 
     activity.show("Starting")
     keys = (*api_keys, *read_keys(api_key_file))
-    listener = listen(host, port)
-    is_local = listener.getsockname()[0] in ("127.0.0.1", "::1")
-    hosts = (LOOPBACK + (host,)) if is_local else ()
-    settings = ServerSettings(**limits, api_keys=keys, hosts=hosts, cors_origins=cors_origins)
-    if not is_local and not keys:
-        activity.print_line(f"Warning: anyone who reaches {host} may use the server: give --api-key.", err=True)
-    run(listener, models or (None,), settings, memory_limit, dtype)
+    with listen(host, port) as listener:
+        is_local = ip_address(listener.getsockname()[0]).is_loopback
+        hosts = (*LOOPBACK, host) if is_local else ()
+        settings = ServerSettings(**limits, api_keys=keys, hosts=hosts, cors_origins=cors_origins)
+        if not is_local and not keys:
+            activity.print_line(f"Warning: anyone who reaches {host} may use the server: give --api-key.", err=True)
+        run(listener, models or (None,), settings, memory_limit, dtype)
 
 
 def read_keys(path: str | None) -> list[str]:
@@ -161,7 +162,7 @@ def run(
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.timeout) + GRACE,
+        timeout_graceful_shutdown=settings.timeout + GRACE,
     )
     host, port = listener.getsockname()[:2]
     activity.clear()

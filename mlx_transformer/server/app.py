@@ -77,7 +77,7 @@ def create_app(store: ModelStore, settings: ServerSettings, metrics: Metrics) ->
         yield
         await asyncio.to_thread(store.close)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *(Route(path, guard.wrap_post(handler), methods=["POST"]) for path, handler in posts.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),
@@ -86,6 +86,8 @@ def create_app(store: ModelStore, settings: ServerSettings, metrics: Metrics) ->
         exception_handlers={kind: handle_error for kind in (RequestError, HTTPException, ClientDisconnect, Exception)},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class Guard:

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -53,10 +54,38 @@ class Client(NamedTuple):
     def translate(self, q, **fields):
         return self.post("/translate", {"q": q, "source": "en", "target": "fr"} | fields)
 
-    def metric(self, name):
-        """The sum of a metric over its labels."""
+    def metric(self, name, label=""):
+        """The sum of a metric over its labels, or those that contain a text."""
         lines = self.get("/metrics").body.decode()
-        return sum(map(float, re.findall(rf"^mlx_transformer_{name}(?:\{{.*\}})? (\S+)$", lines, re.MULTILINE)))
+        pattern = rf"^mlx_transformer_{name}(?:\{{.*{re.escape(label)}.*\}})? (\S+)$"
+        return sum(map(float, re.findall(pattern, lines, re.MULTILINE)))
+
+    def wait_for(self, name, value, label=""):
+        """Wait until a metric has a value."""
+        end = time.monotonic() + 20
+        while (current := self.metric(name, label)) != value:
+            assert time.monotonic() < end, f"{name} is {current}, not {value}"
+            time.sleep(0.01)
+
+
+@contextmanager
+def hold_batches(client, name="bundled"):
+    """Let the batches of a model wait until the end of the block; yield an event that is set when one waits."""
+    worker = vars(client.store.get(name))["_worker"]
+    run = vars(worker)["_run"]
+    entered, released = threading.Event(), threading.Event()
+
+    def wait_and_run(*arguments):
+        entered.set()
+        assert released.wait(60)
+        return run(*arguments)
+
+    vars(worker)["_run"] = wait_and_run
+    try:
+        yield entered
+    finally:
+        released.set()
+        vars(worker)["_run"] = run
 
 
 @contextmanager

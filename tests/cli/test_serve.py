@@ -1,0 +1,134 @@
+"""The command serve: it starts, answers, and ends at signals; its errors are one line."""
+
+import http.client
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from support.command_line import error_line
+from support.paths import ROOT
+
+from mlx_transformer.cli import main
+
+pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+FIELDS = {"source": "en", "target": "fr"}
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["serve", *arguments])
+
+
+@contextmanager
+def running_server(*arguments):
+    """Start the command on a free port; yield the process, its port, and after the end its standard error."""
+    command = [sys.executable, "-m", "mlx_transformer", "serve", "--port", "0", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = SimpleNamespace(process=process, lines=[])
+    try:
+        for line in process.stderr:
+            server.lines.append(line)
+            if match := re.search(r"http://\S+:(\d+)", line):
+                server.port = int(match[1])
+                break
+        yield server
+    finally:
+        process.kill()
+        server.lines += process.stderr.readlines()
+        process.wait()
+        process.stderr.close()
+        process.stdout.close()
+
+
+def translate(port, q):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", "/translate", json.dumps(FIELDS | {"q": q}), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    answer = response.status, json.loads(response.read())
+    connection.close()
+    return answer
+
+
+def waits_or_runs(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("GET", "/metrics")
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return "batch_sentences_count 0.0" not in text
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_server_after_what_runs(number, status):
+    texts = [f"The train number {i} was late again, and my sister missed the last bus to the city." for i in range(100)]
+    with running_server() as server:
+        answers = []
+        request = threading.Thread(target=lambda: answers.append(translate(server.port, texts)))
+        request.start()
+        while not waits_or_runs(server.port):
+            pass
+        server.process.send_signal(number)
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", server.port), timeout=1).close()
+            except OSError:
+                break
+        assert not answers, "the request ended before new ones were refused"
+        request.join()
+        ((code, answer),) = answers
+        assert code == 200 and len(answer["translatedText"]) == 100 and all(answer["translatedText"])
+        assert server.process.wait(30) == status
+    expected = ["Interrupted.\n"] if number == signal.SIGINT else []
+    assert server.lines[1:] == expected
+
+
+def test_nothing_is_logged_but_the_address(tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("one\n\n two \n")
+    with running_server("--api-key-file", str(keys), "--model", "de-en=bundled") as server:
+        status, answer = translate(server.port, "My secret")
+        assert status == 403
+        status, answer = translate(server.port, "x" * 30_000)
+        assert status == 403  # before the text is looked at
+        server.process.terminate()
+        server.process.wait(30)
+    assert server.lines == [f"Serving bundled on http://127.0.0.1:{server.port}\n"]
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        line = error_line(run("--port", str(port)))
+    assert f"127.0.0.1, port {port}: Address already in use" in line and "--port" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "nowhere.invalid"], "nowhere.invalid"),
+        (["--port", "0", "--model", "no/such folder"], "no/such folder"),
+        (["--port", "0", "--api-key-file", "{empty}"], "at least one"),
+        (["--port", "0", "--max-texts", "0"], "--max-texts"),
+        (["--port", "0", "--max-body", "many"], "many"),
+        (["--port", "0", "--timeout", "0"], "--timeout"),
+        (["--port", "70000"], "--port"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, arguments, words):
+    (tmp_path / "empty").write_text("\n")
+    line = error_line(run(*(argument.format(empty=tmp_path / "empty") for argument in arguments)))
+    assert words in line
+
+
+def test_without_the_extra_its_installation_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    for name in [name for name in sys.modules if name.startswith("mlx_transformer.server")]:
+        monkeypatch.delitem(sys.modules, name)
+    line = error_line(run("--port", "0"))
+    assert "uvicorn" in line and "serve]" in line

@@ -1,0 +1,52 @@
+"""HTML is cut into markup and text; joined again, it is the same."""
+
+import random
+
+import pytest
+
+from mlx_transformer.server.html_text import split_html
+from mlx_transformer.server.translation import html_pieces
+
+MARKUP = """
+<p> </p> <b_class='x'> </b> <br/> <script> </script> <!-- --> < > &amp; & &#233; &#x é text ' " <![CDATA[ ]]> <?pi
+<!doctype_html> <a_href= <code> </code> <IMG /> </ <textarea> </textarea> <svg> </svg_> _
+"""
+PARTS = [*(part.replace("_", " ") for part in MARKUP.split()), "\n", "\r\n", "\0", "\u2028"]
+
+
+def texts(html):
+    return [piece for piece, is_text in split_html(html) if is_text]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_of_any_html_are_the_html(seed):
+    rng = random.Random(seed)
+    for _ in range(100):
+        html = "".join(rng.choices(PARTS, k=rng.randrange(12)))
+        assert "".join(piece for piece, _ in split_html(html)) == html
+
+
+@pytest.mark.parametrize(
+    ("html", "expected"),
+    [
+        ("plain text", ["plain text"]),
+        ("a &amp; b", ["a &amp; b"]),
+        ("<p title='x > y'>one<br>two</p>three", ["one", "two", "three"]),
+        ("<script>var a = '<b>no</b>';</script>yes", ["yes"]),
+        ("<pre>no <b>no</b></pre>yes", ["yes"]),
+        ("<code>no<code>no</code>no</code>yes", ["yes"]),
+        ("<p translate='no'>no<i>no</i></p>yes", ["yes"]),
+        ("<span class='a notranslate'>no</span>yes", ["yes"]),
+        ("<img class=notranslate>yes", ["yes"]),
+        ("<!-- no -->yes<!doctype no><?no?>", ["yes"]),
+        ("a < b", ["a < b"]),
+    ],
+)
+def test_texts(html, expected):
+    assert texts(html) == expected
+
+
+def test_white_space_and_texts_without_letters_stay():
+    pieces = html_pieces("<p>\n  One &amp;\n two. </p> 5&nbsp;% <i>|</i>")
+    assert [piece.text for piece in pieces if piece.is_source] == ["One & two."]
+    assert "".join(piece.text for piece in pieces) == "<p>\n  One & two. </p> 5&nbsp;% <i>|</i>"

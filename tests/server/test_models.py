@@ -1,0 +1,162 @@
+"""Models by name and language pair; loaded on demand, the least recently used unloaded beyond a limit of memory."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from support.http_server import hold_batches, serve
+from support.tiny_models import config, random_model
+
+import mlx_transformer as mt
+from mlx_transformer.server.metrics import Metrics
+from mlx_transformer.server.models import Languages, ModelName, ModelStore
+from mlx_transformer.server.settings import RequestError
+
+WORDS = ["ab cde fg hijk l mno"] * 3
+CODES = ["eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant"]
+
+
+@pytest.fixture(scope="module")
+def multilingual():
+    tokenizer = mt.Tokenizer.train(WORDS, WORDS, 320, source_languages=CODES, target_languages=CODES)
+    size = tokenizer.source_vocab_size
+    return random_model(config(source_vocab_size=size, target_vocab_size=size), 1, gain=3), tokenizer
+
+
+def make_model(seed):
+    tokenizer = mt.Tokenizer.train(WORDS, WORDS, 300)
+    size = tokenizer.source_vocab_size
+    return random_model(config(source_vocab_size=size, target_vocab_size=size), seed, gain=3), tokenizer
+
+
+class Size:
+    """Loads models, all of the same size, and records their names."""
+
+    def __init__(self):
+        self.loaded, self.loads = make_model(1), []
+        store = ModelStore([ModelName("one", None)], Metrics(), load_model=lambda name: self.loaded)
+        self.bytes = store.get("one").num_bytes
+        store.close()
+
+    def load(self, name):
+        self.loads.append(name)
+        return self.loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "pair"),
+    [
+        (None, "bundled", ("en", "fr")),
+        ("Helsinki-NLP/opus-mt-de-en", "Helsinki-NLP/opus-mt-de-en", ("de", "en")),
+        ("runs/best", "runs/best", None),
+        ("en-de=runs/best", "runs/best", ("en", "de")),
+        ("ast-es=a=b", "a=b", ("ast", "es")),
+    ],
+)
+def test_names_of_models_tell_their_languages(text, name, pair):
+    assert ModelName.parse(text) == ModelName(name, pair)
+
+
+def test_codes_of_a_multilingual_model(multilingual):
+    _, tokenizer = multilingual
+    languages = Languages.of(None, tokenizer)
+    assert list(languages.sources) == ["en", "fr", *CODES]
+    assert languages.find("en", "fr-FR") == ("eng_Latn", "fra_Latn")
+    assert languages.find("eng_Latn", "zho_hant") == ("eng_Latn", "zho_Hant")
+    assert languages.find("en", "zho") is None  # two of them
+    assert languages.find("en", "de") is None
+    assert languages.resolve("en", "zho_Hans") == ("eng_Latn", "zho_Hans")
+    with pytest.raises(RequestError, match=r"source_language must be one of en, .*, not None"):
+        languages.resolve(None, "fr")
+
+
+def test_a_multilingual_model_is_served(multilingual):
+    model, tokenizer = multilingual
+    expected = mt.generate(model, tokenizer, "ab cde", source_language="eng_Latn", target_language="fra_Latn")
+    with serve(lambda name: multilingual, names=["many"]) as client:
+        assert client.translate("ab cde").json == {"translatedText": expected}
+        languages = {"source_language": "en", "target_language": "fra_Latn"}
+        answer = client.post("/v1/completions", {"prompt": "ab cde"} | languages)
+        assert answer.json["choices"][0]["text"] == expected
+        refused = client.post("/v1/completions", {"prompt": "ab cde"})
+        assert refused.status == 400 and "source_language must be one of en" in refused.json["error"]["message"]
+        english = next(row for row in client.get("/languages").json if row["code"] == "en")
+        assert english["targets"] == ["fr", *CODES]
+
+
+def test_the_first_model_for_a_pair_answers():
+    models = {"one": make_model(1), "two": make_model(2), "three": make_model(3)}
+    with serve(models.__getitem__, names=["en-fr=one", "en-fr=two", "de-en=three"]) as client:
+        for source, target, name in (("en", "fr", "one"), ("de", "en", "three")):
+            answer = client.translate("ab cde", source=source, target=target)
+            assert answer.json["translatedText"] == mt.generate(*models[name], "ab cde")
+        answer = client.post("/v1/completions", {"prompt": "ab cde", "model": "two"})
+        assert answer.json["choices"][0]["text"] == mt.generate(*models["two"], "ab cde")
+        assert client.translate("ab", source="de", target="fr").status == 400
+        assert [row["code"] for row in client.get("/languages").json] == ["en", "de"]
+
+
+def test_an_encoder_alone_only_embeds():
+    model, tokenizer = make_model(1)
+    encoder = random_model(replace(model.config, decoder=None), 1)
+    with serve(lambda name: (encoder, tokenizer), names=["en-fr=encoder"]) as client:
+        answer = client.post("/v1/embeddings", {"input": "ab cde"})
+        assert answer.json["data"][0]["embedding"] == pytest.approx(mt.embed(encoder, tokenizer, "ab cde").tolist())
+        refused = client.translate("ab cde")
+        assert refused.status == 400 and "encoder alone" in refused.json["error"]
+
+
+def test_the_least_recently_used_model_is_unloaded_and_loaded_again():
+    size = Size()
+    store = ModelStore(list(map(ModelName.parse, "abc")), Metrics(), 2 * size.bytes, load_model=size.load)
+    assert size.loads == ["a", "b", "c"]
+    assert list(store._loaded) == ["b", "c"]
+    store.get("b")
+    store.get("a")
+    assert list(store._loaded) == ["b", "a"]
+    assert size.loads == ["a", "b", "c", "a"]
+    store.close()
+    assert list(store._loaded) == []
+
+
+def test_one_model_is_loaded_whatever_the_limit():
+    size = Size()
+    store = ModelStore(list(map(ModelName.parse, "ab")), Metrics(), 1, load_model=size.load)
+    for name in "abba":
+        store.get(name)
+        assert list(store._loaded) == [name]
+    store.close()
+
+
+def test_a_model_finishes_what_waits_before_it_is_unloaded():
+    models = {"one": make_model(1), "two": make_model(2)}
+    with serve(models.__getitem__, names=["en-fr=one", "de-en=two"], memory_limit=1) as client:
+        with ThreadPoolExecutor(8) as pool:
+            pairs = [("en", "fr", "one"), ("de", "en", "two")] * 8
+            answers = [pool.submit(client.translate, "ab cde", source=s, target=t) for s, t, _ in pairs]
+            expected = {name: mt.generate(*model, "ab cde") for name, model in models.items()}
+            for answer, (_, _, name) in zip(answers, pairs, strict=True):
+                assert answer.result().json == {"translatedText": expected[name]}
+        assert client.metric("model_loads_total") > 2
+        assert client.metric("loaded_models") == 1
+
+
+def test_an_unloaded_model_with_a_running_batch_answers_first():
+    models = {"one": make_model(1), "two": make_model(2)}
+    with (
+        serve(models.__getitem__, names=["de-en=two", "en-fr=one"], memory_limit=1) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        with hold_batches(client, "one") as entered:
+            first = pool.submit(client.translate, "ab cde")
+            assert entered.wait(10)
+            second = pool.submit(client.translate, "ab cde", source="de", target="en")
+            assert client.get("/health").status == 200
+            assert not second.done()
+        assert first.result().status == second.result().status == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape("nowhere")):
+        ModelStore([ModelName.parse(str(tmp_path / "nowhere"))], Metrics())
