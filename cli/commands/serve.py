@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from ipaddress import ip_address
 from pathlib import Path
@@ -128,9 +129,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         raise ValueError(
-            f"The server cannot listen on {host}, port {port}: {error.strerror or error}; choose another --port "
-            "or --host."
+            f"The server cannot listen on {host}, port {port}: {reason}; choose another --port or --host."
         ) from error
 
 
