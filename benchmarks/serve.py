@@ -2,7 +2,7 @@
 
     python -m benchmarks.serve [--clients 64] [--seconds 60]
 
-The texts are the sentences of `terms.tsv`; every client has one open connection and sends its next text when it has the
+The texts are 64 short sentences; every client has one open connection and sends its next text when it has the
 answer to the last one. Memory is the resident memory of the server, at the beginning and the end of each row.
 """
 
@@ -23,8 +23,19 @@ import numpy as np
 
 from benchmarks.conditions import conditions
 from benchmarks.measure import markdown_table
-from benchmarks.terms import read_sentences
 
+SUBJECTS = ["The cat", "A dog", "My sister", "The old man", "Our teacher", "The train", "This child", "Her best friend"]
+PREDICATES = [
+    "is very tired today.",
+    "likes to play in the garden.",
+    "was late again this morning.",
+    "lives in Paris with her family.",
+    "has a red car and a big house near the sea.",
+    "wants to know where the station is.",
+    "never drinks coffee in the evening.",
+    "has been waiting for an answer since Monday, but nobody called.",
+]
+TEXTS = [f"{subject} {predicate}" for subject in SUBJECTS for predicate in PREDICATES]
 HEADER = ["clients", "requests", "errors", "other answers", "requests/s", "median", "95 %", "sentences/batch", "memory"]
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
@@ -122,10 +133,9 @@ def load_row(server: Server, expected: dict[str, str], num_clients: int, seconds
 
 def load_table(num_clients: int, seconds: float) -> str:
     """Return the row of one client and that of many."""
-    texts = [sentence.source for sentence in read_sentences()]
     with running_server() as server:
         with closing(server.connect()) as connection:
-            expected = {text: translate(connection, text) or "" for text in texts}
+            expected = {text: translate(connection, text) or "" for text in TEXTS}
         load_row(server, expected, num_clients, seconds / 10)  # compiles the shapes of large batches
         rows = [load_row(server, expected, count, seconds) for count in (1, num_clients)]
     return markdown_table(HEADER, rows)

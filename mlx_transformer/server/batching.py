@@ -148,10 +148,11 @@ class BatchWorker:
 
     def _complete(self, jobs: list[Job]) -> None:
         """Run a batch; every job gets its result as soon as it is there, or the error of the batch."""
-        remaining = iter(jobs)
         try:
-            for result in self._run(jobs[0].work, [job.line for job in jobs], jobs[0].index):
-                next(remaining).future.set_result(result)
+            results = self._run(jobs[0].work, [job.line for job in jobs], jobs[0].index)
+            for job, result in zip(jobs, results, strict=True):
+                job.future.set_result(result)
         except Exception as error:
-            for job in remaining:
-                job.future.set_exception(error)
+            for job in jobs:
+                if not job.future.done():
+                    job.future.set_exception(error)

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 from starlette.requests import Request
 
-from mlx_transformer.messages import short_repr
+from mlx_transformer.messages import is_unicode, short_repr
 from mlx_transformer.server.settings import RequestError, ServerSettings
 
 MAX_FORM_FIELDS = 1000
@@ -91,7 +91,7 @@ class Fields:
             raise RequestError(
                 413, f"A text must have at most {limit:,} characters, not {len(text):,}: send it in parts."
             )
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_unicode(text):
             raise RequestError(400, f"{name} must be Unicode text, without lone surrogates.")
 
 

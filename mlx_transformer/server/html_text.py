@@ -1,75 +1,51 @@
-"""The text of HTML between its tags, which stay as they are, character for character."""
+"""The text of HTML between its tags, which stay as they are, character for character.
+
+The parser of the standard library takes quadratic time for broken markup, so tags are found by an expression that reads
+every character once: like browsers, it lets a tag without an end go on to the end of the text.
+"""
 
 import re
-from html.parser import HTMLParser
+from html import unescape
 
-UNTRANSLATED = {"script", "style", "code", "pre", "kbd", "samp", "textarea", "svg", "math", "template"}
+MARKUP = re.compile(
+    r"<!--.*?(?:-->|\Z)|<[!?][^>]*(?:>|\Z)"
+    r"|<(?P<slash>/?)(?P<name>[A-Za-z][^\s/>=]*)"
+    r"""(?P<attributes>(?:[^>=]+|=\s*(?:"[^"]*(?:"|\Z)|'[^']*(?:'|\Z))|=)*)(?:>|\Z)""",
+    re.DOTALL,
+)
+ATTRIBUTE = re.compile(r"""(?<![^\s"'/])([^\s"'>/=]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
+RAW_TEXT = {"script", "style", "textarea"}  # elements whose text has no tags
+UNTRANSLATED = RAW_TEXT | {"code", "pre", "kbd", "samp", "svg", "math", "template"}
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
-class _TextFinder(HTMLParser):
-    """Records where text and markup begin."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=False)
-        self.starts: list[tuple[int, bool]] = []  # position, whether text begins there that may be translated
-        self._line_starts = [0, *(match.end() for match in re.finditer("\n", text))]
-        self._skipped: list[str] = []  # the untranslated element, and those of the same name inside it
-        self.feed(text)
-        self.close()
-
-    def _record(self, is_text: bool) -> None:
-        line, column = self.getpos()
-        self.starts.append((self._line_starts[line - 1] + column, is_text and not self._skipped))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._record(False)
-        opted_out = ("translate", "no") in attrs or "notranslate" in (dict(attrs).get("class") or "").split()
-        if tag == self._skipped[0] if self._skipped else (tag in UNTRANSLATED or opted_out) and tag not in VOID:
-            self._skipped.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._record(False)
-
-    def handle_endtag(self, tag: str) -> None:
-        self._record(False)
-        if self._skipped and tag == self._skipped[0]:
-            self._skipped.pop()
-
-    def handle_data(self, data: str) -> None:
-        self._record(True)
-
-    def handle_charref(self, name: str) -> None:
-        self._record(True)
-
-    def handle_entityref(self, name: str) -> None:
-        self._record(True)
-
-    def handle_comment(self, data: str) -> None:
-        self._record(False)
-
-    def handle_decl(self, decl: str) -> None:
-        self._record(False)
-
-    def handle_pi(self, data: str) -> None:
-        self._record(False)
-
-    def unknown_decl(self, data: str) -> None:
-        self._record(False)
-
-
 def split_html(text: str) -> list[tuple[str, bool]]:
-    """Split HTML into pieces that are either markup or text to translate; joined, they are the HTML.
+    """Split HTML into pieces, each with whether it is text to translate; joined, they are the HTML.
 
-    Text of UNTRANSLATED elements, and of elements with translate="no" or the class notranslate, counts as markup.
+    Text of UNTRANSLATED elements, and of elements with translate="no" or the class notranslate, is not.
     """
     pieces: list[tuple[str, bool]] = []
-    starts = [(0, False), *_TextFinder(text).starts, (len(text), False)]
-    for (start, is_text), (end, _) in zip(starts, starts[1:], strict=False):
-        if start == end:
-            continue
-        if pieces and pieces[-1][1] == is_text:
-            pieces[-1] = (pieces[-1][0] + text[start:end], is_text)
-        else:
-            pieces.append((text[start:end], is_text))
-    return pieces
+    skipped, depth, end = "", 0, 0  # the untranslated element, how many of its name are open, where markup ended
+    while match := MARKUP.search(text, end):
+        pieces.append((text[end : match.start()], not depth))
+        end = match.end()
+        if name := (match["name"] or "").lower():
+            if depth and name == skipped:
+                depth += -1 if match["slash"] else 1
+            elif not depth and not match["slash"] and _is_untranslated(name, match["attributes"]):
+                skipped, depth = name, 1
+            if not match["slash"] and name in RAW_TEXT:
+                closing = re.compile(f"</{name}", re.IGNORECASE).search(text, end)
+                end = closing.start() if closing else len(text)
+        pieces.append((text[match.start() : end], False))
+    pieces.append((text[end:], not depth))
+    return [piece for piece in pieces if piece[0]]
+
+
+def _is_untranslated(name: str, attributes: str) -> bool:
+    """Whether the text of an element stays as it is."""
+    if name in VOID or attributes.endswith("/"):
+        return False
+    values = {key.lower(): unescape("".join(value)) for key, *value in ATTRIBUTE.findall(attributes)}
+    opts_out = values.get("translate", "").lower() == "no" or "notranslate" in values.get("class", "").split()
+    return name in UNTRANSLATED or opts_out

@@ -10,7 +10,7 @@ from mlx_transformer.server.fields import Fields
 from mlx_transformer.server.language_names import NAMES
 from mlx_transformer.server.models import ModelStore
 from mlx_transformer.server.settings import RequestError, ServerSettings
-from mlx_transformer.server.translation import all_results, html_pieces, submit_texts, text_pieces
+from mlx_transformer.server.translation import all_results, submit_texts
 
 MAX_ALTERNATIVES = 10
 
@@ -29,11 +29,8 @@ class LibreTranslateAPI:
             raise RequestError(400, f"format must be text or html, not {short_repr(kind)}.")
         count = fields.integer("alternatives", 0, MAX_ALTERNATIVES) or 0
         name, *codes = self._store.find(source, target)
-        cut = html_pieces if kind == "html" else text_pieces
         options = {"num_hypotheses": count + 1} if count else {}
-        pending = await submit_texts(
-            self._store, name, [cut(text) for text in texts], (codes[0], codes[1]), options, is_html=kind == "html"
-        )
+        pending = await submit_texts(self._store, name, texts, (codes[0], codes[1]), options, kind == "html")
         rows = [[result.text for result in row] for row in await all_results(pending, count + 1)]
         is_list = isinstance(fields.get("q"), list)
         answer: dict[str, Any] = {"translatedText": [best for best, *_ in rows] if is_list else rows[0][0]}

@@ -129,12 +129,13 @@ class LoadedModel:
     def __init__(self, name: ModelName, model: Transformer, tokenizer: Tokenizer, max_queue: int, metrics: Metrics):
         self.model, self.tokenizer = model, tokenizer
         self.languages = Languages.of(name.pair, tokenizer)
+        self._sentence_language = name.pair[0] if name.pair else None
         self.num_bytes = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
         self._worker = BatchWorker(name.name, self._run, BATCH_TOKENS, max_queue, metrics)
 
     def split(self, line: SourceLine) -> Paragraph:
         """Split a line that is longer than what the model was trained on into sentences."""
-        return split_line(line, self.model, self.tokenizer)
+        return split_line(line, self.model, self.tokenizer, language=self._sentence_language)
 
     def make_work(self, options: dict[str, Any], align: bool = False) -> Work:
         """Return the model's own search, changed by options of a request, with alignments if asked for.

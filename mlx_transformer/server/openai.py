@@ -18,7 +18,7 @@ from mlx_transformer.server.batching import Work
 from mlx_transformer.server.fields import Fields
 from mlx_transformer.server.models import CountedLine, LoadedModel, ModelStore
 from mlx_transformer.server.settings import RequestError, ServerSettings
-from mlx_transformer.server.translation import PendingText, all_results, limit_time, submit_texts, text_pieces
+from mlx_transformer.server.translation import PendingText, all_results, limit_time, submit_texts
 
 MAX_CHOICES = 16
 MAX_TOKENS = 1_000_000
@@ -91,7 +91,7 @@ class OpenAIAPI:
         count = options.get("num_hypotheses", 1)
         if is_stream and count > 1:
             raise RequestError(400, f"n must be 1 with stream, not {count}.")
-        pending = await submit_texts(self._store, name, list(map(text_pieces, sources)), languages, options)
+        pending = await submit_texts(self._store, name, sources, languages, options)
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         prompt_tokens = sum(text.num_tokens for text in pending)
         if is_stream:

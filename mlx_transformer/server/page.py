@@ -12,7 +12,7 @@ from mlx_transformer.inference.sentence_splitting import Paragraph, join_sentenc
 from mlx_transformer.server.fields import Fields
 from mlx_transformer.server.libretranslate import MAX_ALTERNATIVES
 from mlx_transformer.server.models import ModelStore
-from mlx_transformer.server.translation import submit_texts, text_pieces
+from mlx_transformer.server.translation import submit_texts
 
 STATIC = Path(__file__).parent / "static"
 STATIC_PATHS = {"/": "index.html"} | {f"/page/{name}": name for name in ("page.css", "page.js", "icon.svg")}
@@ -46,9 +46,8 @@ class Page:
         count = fields.integer("alternatives", 0, MAX_ALTERNATIVES) or 0
         name, languages = self._find_model(fields.text("source"), fields.text("target"))
         search = {"alternatives": True, "num_hypotheses": count} if count else {}
-        cut = [text_pieces(text or "")]
         (pending,) = await submit_texts(
-            self._store, name, cut, languages, search, target_prefix=prefix or None, align=True
+            self._store, name, [text or ""], languages, search, target_prefix=prefix or None, align=True
         )
         pieces: list[dict[str, Any]] = []
         for line in await pending.lines():

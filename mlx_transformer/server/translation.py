@@ -165,7 +165,7 @@ async def limit_time(parts: AsyncIterator[Item], seconds: float) -> AsyncIterato
 async def submit_texts(
     store: ModelStore,
     name: str,
-    texts: Sequence[Sequence[Piece]],
+    texts: Sequence[str],
     languages: tuple[str | None, str | None],
     search: dict[str, Any],
     is_html: bool = False,
@@ -177,10 +177,10 @@ async def submit_texts(
     Args:
         store: The models.
         name: Name of the model.
-        texts: The pieces of each text.
+        texts: The texts.
         languages: The model's codes of the source and the target language.
         search: Fields of the model's search configuration to change.
-        is_html: Whether texts are HTML, in which results are escaped.
+        is_html: Whether texts are HTML.
         target_prefix: Text that the result of each line begins with.
         align: Whether hypotheses have word alignments.
 
@@ -197,8 +197,9 @@ async def submit_texts(
             target_language=target_language,
             target_prefix=target_prefix,
         )
+        cut = html_pieces if is_html else text_pieces
         split = [
-            [loaded.split(make(piece.text)) if piece.is_source else piece.text for piece in pieces] for pieces in texts
+            [loaded.split(make(piece.text)) if piece.is_source else piece.text for piece in cut(text)] for text in texts
         ]
         return split, [loaded.count(line) for line in _sentences(split)], loaded.make_work(search, align)
 

@@ -2,14 +2,13 @@
 
 import pytest
 
-from benchmarks import serve, terms
+from benchmarks import serve
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 
 def test_many_clients_get_the_answers_of_one(monkeypatch):
-    sentences = terms.read_sentences()[:4]
-    monkeypatch.setattr(serve, "read_sentences", lambda: sentences)
+    monkeypatch.setattr(serve, "TEXTS", serve.TEXTS[:4])
     header, _, *rows = serve.load_table(3, 0.5).splitlines()
     assert header == f"| {' | '.join(serve.HEADER)} |" and len(rows) == 2
     for row, clients in zip(rows, ("1", "3"), strict=True):

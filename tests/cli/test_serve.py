@@ -47,9 +47,11 @@ def running_server(*arguments):
         process.stdout.close()
 
 
-def translate(port, q):
+def translate(port, q, **fields):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("POST", "/translate", json.dumps(FIELDS | {"q": q}), {"Content-Type": "application/json"})
+    connection.request(
+        "POST", "/translate", json.dumps(FIELDS | fields | {"q": q}), {"Content-Type": "application/json"}
+    )
     response = connection.getresponse()
     answer = response.status, json.loads(response.read())
     connection.close()
@@ -68,10 +70,12 @@ def num_batches(port):
 def test_a_signal_ends_the_server_after_what_runs(number, status):
     texts = [f"The train number {i} was late again, and my sister missed the last bus to the city." for i in range(100)]
     with running_server() as server:
-        translate(server.port, texts)  # while MLX compiles kernels on the CPU, by system(3), SIGINT is ignored
+        translate(
+            server.port, texts, alternatives=9
+        )  # while MLX compiles kernels on the CPU, by system(3), SIGINT is ignored
         before = num_batches(server.port)
         answers = []
-        request = threading.Thread(target=lambda: answers.append(translate(server.port, texts)))
+        request = threading.Thread(target=lambda: answers.append(translate(server.port, texts, alternatives=9)))
         request.start()
         while num_batches(server.port) == before:
             pass

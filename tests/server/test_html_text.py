@@ -1,6 +1,7 @@
 """HTML is cut into markup and text; joined again, it is the same."""
 
 import random
+import time
 
 import pytest
 
@@ -12,6 +13,22 @@ MARKUP = """
 <!doctype_html> <a_href= <code> </code> <IMG /> </ <textarea> </textarea> <svg> </svg_> _
 """
 PARTS = [*(part.replace("_", " ") for part in MARKUP.split()), "\n", "\r\n", "\0", "\u2028"]
+
+UNITS = [
+    *PARTS,
+    "<a ",
+    "<a href='",
+    "<a b=c ",
+    "<a/",
+    "<a '",
+    "<b class=notranslate>",
+    "=",
+    "= ",
+    "<a = ",
+    "<a =' =",
+    "a",
+]
+UNITS += ["<a translate=no", "<script ", "<!--a--", "</a ", "<svg/onload=", "a\n"]
 
 
 def texts(html):
@@ -40,10 +57,25 @@ def test_pieces_of_any_html_are_the_html(seed):
         ("<img class=notranslate>yes", ["yes"]),
         ("<!-- no -->yes<!doctype no><?no?>", ["yes"]),
         ("a < b", ["a < b"]),
+        ("<p it's>one</p> it's <a href=it's>two</a>", ["one", " it's ", "two"]),
+        ("<p a = '>' b=\">\">yes", ["yes"]),
+        ("<SCRIPT>no<b></b>no</Script>yes", ["yes"]),
+        ("<p TRANSLATE = NO>no</p><p data-translate=no>yes</p>", ["yes"]),
+        ("<br/>one<code/>two", ["one", "two"]),
+        ('one<p title="no', ["one"]),
+        ("one<!-- no", ["one"]),
     ],
 )
 def test_texts(html, expected):
     assert texts(html) == expected
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_broken_markup_takes_linear_time(unit):
+    html = (unit * 100_000)[:100_000]
+    start = time.perf_counter()
+    assert "".join(piece for piece, _ in split_html(html)) == html
+    assert time.perf_counter() - start < 2
 
 
 def test_white_space_and_texts_without_letters_stay():
