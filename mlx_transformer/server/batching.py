@@ -130,7 +130,7 @@ class BatchWorker:
             batch: list[Job] = []
             others: list[Job] = []
             positions = 0
-            while self._jobs and positions < self._batch_positions:
+            while self._jobs:
                 job = heapq.heappop(self._jobs)
                 if batch and job.work != batch[0].work:
                     others.append(job)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -47,36 +47,29 @@ def running_server(*arguments):
         process.stdout.close()
 
 
-def translate(port, q, **fields):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request(
-        "POST", "/translate", json.dumps(FIELDS | fields | {"q": q}), {"Content-Type": "application/json"}
-    )
-    response = connection.getresponse()
-    answer = response.status, json.loads(response.read())
-    connection.close()
-    return answer
+def request(port, method, path, fields=None):
+    """Send a request; return the status and the text of its answer."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=300)) as connection:
+        connection.request(method, path, json.dumps(fields), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 def num_batches(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return re.search(r"batch_sentences_count (\S+)", text)[1]
+    return re.search(r"batch_sentences_count (\S+)", request(port, "GET", "/metrics")[1])[1]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_server_after_what_runs(number, status):
-    texts = [f"The train number {i} was late again, and my sister missed the last bus to the city." for i in range(100)]
+    texts = [f"The train number {i} was late again, and my sister missed the last bus to the city." for i in range(40)]
+    fields = FIELDS | {"q": texts, "alternatives": 3}
     with running_server() as server:
-        translate(
-            server.port, texts, alternatives=9
-        )  # while MLX compiles kernels on the CPU, by system(3), SIGINT is ignored
+        # MLX compiles kernels for the CPU by system(3), during which SIGINT is ignored.
+        request(server.port, "POST", "/translate", fields)
         before = num_batches(server.port)
         answers = []
-        request = threading.Thread(target=lambda: answers.append(translate(server.port, texts, alternatives=9)))
-        request.start()
+        thread = threading.Thread(target=lambda: answers.append(request(server.port, "POST", "/translate", fields)))
+        thread.start()
         while num_batches(server.port) == before:
             pass
         server.process.send_signal(number)
@@ -86,9 +79,10 @@ def test_a_signal_ends_the_server_after_what_runs(number, status):
             except OSError:
                 break
         assert not answers, "the request ended before new ones were refused"
-        request.join()
+        thread.join()
         ((code, answer),) = answers
-        assert code == 200 and len(answer["translatedText"]) == 100 and all(answer["translatedText"])
+        results = json.loads(answer)["translatedText"]
+        assert code == 200 and len(results) == len(texts) and all(results)
         assert server.process.wait(30) == status
     expected = ["Interrupted.\n"] if number == signal.SIGINT else []
     assert server.lines[1:] == expected
@@ -98,10 +92,11 @@ def test_nothing_is_logged_but_the_address(tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("one\n\n two \n")
     with running_server("--api-key-file", str(keys), "--model", "de-en=bundled") as server:
-        status, answer = translate(server.port, "My secret")
-        assert status == 403
-        status, answer = translate(server.port, "x" * 30_000)
-        assert status == 403  # before the text is looked at
+        for text in ("My secret", "x" * 30_000):  # the key is looked at first
+            assert request(server.port, "POST", "/translate", FIELDS | {"q": text})[0] == 403
+        for key, status in (("one", 400), ("two", 400), ("three", 403)):
+            fields = FIELDS | {"q": "My secret", "api_key": key}  # the server translates German to English
+            assert request(server.port, "POST", "/translate", fields)[0] == status
         server.process.terminate()
         server.process.wait(30)
     assert server.lines == [f"Serving bundled on http://127.0.0.1:{server.port}\n"]
