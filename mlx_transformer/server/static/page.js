@@ -167,10 +167,15 @@ function makeOption(option, piece, number) {
   return item;
 }
 
+/** Return the word whose alternatives are listed. */
+function openWord() {
+  return target.querySelector("[aria-expanded]");
+}
+
 /** Close the list; return the word that it belonged to. */
 function closeAlternatives() {
   alternatives.hidden = true;
-  const word = target.querySelector("[aria-expanded]");
+  const word = openWord();
   word?.removeAttribute("aria-expanded");
   return word;
 }
@@ -238,9 +243,9 @@ source.addEventListener("pointerleave", () => highlight());
 source.addEventListener("keyup", () => highlight(wordAtCaret()));
 source.addEventListener("blur", () => highlight());
 target.addEventListener("pointerover", (event) => highlight(event.target.closest("[role=button]")));
-target.addEventListener("pointerleave", () => highlight());
+target.addEventListener("pointerleave", () => highlight(openWord()));
 target.addEventListener("focusin", (event) => highlight(event.target));
-target.addEventListener("focusout", () => highlight());
+target.addEventListener("focusout", () => highlight(openWord()));
 target.addEventListener("click", (event) => {
   const word = event.target.closest("[role=button]");
   if (word && getSelection().isCollapsed) openAlternatives(word);
@@ -266,7 +271,9 @@ alternatives.addEventListener("keydown", (event) => {
   if (event.key !== "Tab") event.preventDefault();
 });
 alternatives.addEventListener("focusout", (event) => {
-  if (!alternatives.contains(event.relatedTarget)) closeAlternatives();
+  if (alternatives.contains(event.relatedTarget)) return;
+  closeAlternatives();
+  highlight();
 });
 selects[0].addEventListener("change", changeLanguages);
 selects[1].addEventListener("change", changeLanguages);
