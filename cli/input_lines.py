@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.messages import short_names
 from mlx_transformer.storage.text_files import read_lines
@@ -29,12 +30,14 @@ class InputLine(NamedTuple):
         source: Its text, with languages and target prefix.
         fields: JSON fields that are returned with the result.
         error: Why the line cannot be read; its text is empty then.
+        pivot: Its translation to a third language, which is now its text.
     """
 
     name: str
     source: SourceLine
     fields: dict[str, Any]
     error: str | None = None
+    pivot: Hypothesis | None = None
 
 
 def parse_lines(

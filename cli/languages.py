@@ -6,7 +6,7 @@ import re
 
 import mlx_transformer as mt
 from mlx_transformer.cli.input_lines import InputLine
-from mlx_transformer.inference.language_detection import AUTO
+from mlx_transformer.config.tokenizer import AUTO
 from mlx_transformer.inference.source_lines import SourceLine, detect_source_language
 from mlx_transformer.messages import short_repr
 from mlx_transformer.weights.language_pairs import base_code, language_pair

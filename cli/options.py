@@ -12,7 +12,7 @@ from mlx_transformer.cli.help import option_group
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.config.model import DTYPE_NAMES
 from mlx_transformer.config.search import BATCH_TOKENS, change_search
-from mlx_transformer.inference.language_detection import AUTO
+from mlx_transformer.config.tokenizer import AUTO
 
 OF_MODEL = "the model's"  # a default
 EARLY_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import mlx_transformer as mt
 from mlx_transformer.cli.input_lines import InputLine
@@ -29,7 +30,7 @@ def translate_to_pivot(
     language: str,
     takes_source: bool,
 ) -> Iterator[list[InputLine]]:
-    """Replace lines by their translations; these are also fields of the results, under "via".
+    """Replace lines by their translations, which they keep as `pivot`.
 
     Args:
         windows: Lines with their languages.
@@ -51,6 +52,23 @@ def translate_to_pivot(
 def _pivot_line(line: InputLine, answer: LineResult, source_language: str | None) -> InputLine:
     if answer.error:
         return line._replace(source=SourceLine(""), error=answer.error)
-    text = answer.hypotheses[0].text or ""
-    source = line.source._replace(text=text, source_language=source_language)
-    return line._replace(source=source, fields=line.fields | {"via": text})
+    best = answer.hypotheses[0]
+    source = line.source._replace(text=best.text or "", source_language=source_language)
+    return line._replace(source=source, pivot=best)
+
+
+def with_faults_of_pivot(answer: LineResult) -> LineResult:
+    """Return a result that also has what its pivot was: truncated, too short, without some terms."""
+    pivot = answer.line.pivot
+    if pivot is None or answer.error:
+        return answer
+    hypotheses = [
+        replace(
+            hypothesis,
+            truncated=pivot.truncated or hypothesis.truncated,
+            too_short=pivot.too_short or hypothesis.too_short,
+            missing_terms=tuple(dict.fromkeys(pivot.missing_terms + hypothesis.missing_terms)),
+        )
+        for hypothesis in answer.hypotheses
+    ]
+    return answer._replace(hypotheses=hypotheses)

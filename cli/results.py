@@ -154,6 +154,8 @@ def check_options(options: dict[str, Any]) -> None:
         if options[name] not in (None, ()) and without:
             option, other = name.removesuffix("s").replace("_", "-"), needed.replace("_", "-")
             raise click.UsageError(f"--{option} has no effect on its own: give --{other} as well.")
+    if options["via"] and options["glossary"]:
+        raise click.UsageError("Give --via or --glossary, not both: a glossary has terms of two languages.")
     if options["alternatives"] and (options["num_hypotheses"] or 1) < 2:
         raise click.UsageError("--alternatives needs several hypotheses: give --num-hypotheses 2 or more as well.")
 
@@ -214,7 +216,8 @@ def format_json(answer: LineResult, count: int, scores: bool, tokenizer: mt.Toke
     if answer.error:
         return to_json_line(answer.line.fields | {"error": answer.error})
     rows = [hypothesis_fields(hypothesis, tokenizer) for hypothesis in answer.hypotheses]
-    result = answer.line.fields | (rows[0] if count == 1 else {"hypotheses": rows})
+    via = {} if answer.line.pivot is None else {"via": answer.line.pivot.text}
+    result = answer.line.fields | via | (rows[0] if count == 1 else {"hypotheses": rows})
     if answer.sentences is not None:
         result["sentences"] = [
             {"source": source} | hypothesis_fields(best, tokenizer) for source, best in answer.sentences

@@ -43,7 +43,7 @@ from mlx_transformer.cli.options import (
     task_option,
     warn_truncated,
 )
-from mlx_transformer.cli.pivot import check_pivot, translate_to_pivot
+from mlx_transformer.cli.pivot import check_pivot, translate_to_pivot, with_faults_of_pivot
 from mlx_transformer.cli.progress import activity, describe_first_batch
 from mlx_transformer.cli.results import (
     FailedLines,
@@ -266,7 +266,7 @@ def generate_results(
     )
     if options["split_sentences"]:
         lines = (list(map(reject_prefix, window)) for window in lines)
-    return generate_lines(lines, generate, split, num_distinct)
+    return map(with_faults_of_pivot, generate_lines(lines, generate, split, num_distinct))
 
 
 def translate_through(

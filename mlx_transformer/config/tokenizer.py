@@ -7,6 +7,7 @@ from typing import Literal
 from mlx_transformer.config.serialization import check_padding, check_positive, check_types
 from mlx_transformer.messages import short_repr
 
+AUTO = "auto"  # source language of a text whose language is to be detected
 MIN_SOURCE_TOKENS = 10  # sources from which the ratio of lengths tells something
 
 

@@ -199,6 +199,11 @@ def _compiled_step(
     first = -1 if forced or search.forced_bos_id is not None else None  # its id is in the inputs
     step = model.compiled(decode_step, replace(key, num_hypotheses=1, seed=0, forced_bos_id=first), scores)
     word_mask = mx.array([] if continues_word is None else continues_word, mx.bool_)
+    if word_mask.size not in (0, model.config.target_vocab_size):
+        raise ValueError(
+            f"continues_word must have one value for each of {model.config.target_vocab_size} tokens, not "
+            f"{word_mask.size}: use that of the model's tokenizer."
+        )
     return lambda state, memory, inputs: step(state, memory, inputs, word_mask)
 
 
@@ -232,7 +237,6 @@ def prefill(
         tokens=mx.repeat(target[:, -1:], beams, axis=1),
         scores=mx.where(is_first | (not search.is_beam_search), 0.0, NEG_INF),
         history=mx.repeat(history if search.reads_history else history[:, :0], beams, axis=0),
-        # Each beam is its own parent.
         # Each beam is its own parent.
         backpointers=mx.zeros((cache.capacity, batch, 1), mx.uint32)
         + model.config.target_vocab_size * mx.arange(beams, dtype=mx.uint32),

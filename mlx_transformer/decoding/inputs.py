@@ -84,48 +84,58 @@ def make_decoding_inputs(
     prefix_length = -(-max(map(len, prefixes)) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
     lines = lines or list(range(batch))
     check_per_source("lines", lines, batch, 0, 2**32 - 1)
-    required_ids, in_phrase = _bank_requirements(required_phrases, search, config, batch)
-    by_sentence = DecodingInputs(
-        source=source,
-        max_new_tokens=_column(max_new_tokens),
-        min_new_tokens=_column(min_new_tokens),
-        first_ids=_column(first),
-        prefix_ids=mx.array([[*p, *[config.pad_id] * (prefix_length - len(p))] for p in prefixes], mx.int32),
-        prefix_lengths=_column([len(prefix) for prefix in prefixes]),
-        keys=random_keys(search.seed, lines),
-        required_ids=required_ids,
-        in_phrase=in_phrase,
-    )
-    beams = search.beam_size * max(required_ids.shape[1], 1)
-    rows = DecodingInputs(*(mx.repeat(array, beams, axis=0) for array in by_sentence))
-    if required_phrases:
-        by_bank = (mx.repeat(array.reshape(-1, 1), search.beam_size, axis=0) for array in (required_ids, in_phrase))
-        rows = rows._replace(**dict(zip(("required_ids", "in_phrase"), by_bank, strict=True)))
+    required_ids, in_phrase = _required_of_each_row(required_phrases, search, config, max_new_tokens)
+    by_sentence = {
+        "source": source,
+        "max_new_tokens": _column(max_new_tokens),
+        "min_new_tokens": _column(min_new_tokens),
+        "first_ids": _column(first),
+        "prefix_ids": mx.array([[*p, *[config.pad_id] * (prefix_length - len(p))] for p in prefixes], mx.int32),
+        "prefix_lengths": _column([len(prefix) for prefix in prefixes]),
+        "keys": random_keys(search.seed, lines),
+    }
+    beams = required_ids.shape[0] // batch
+    by_row = {name: mx.repeat(array, beams, axis=0) for name, array in by_sentence.items()}
+    rows = DecodingInputs(**by_row, required_ids=required_ids, in_phrase=in_phrase)
     return rows, max(n + len(prefix) for n, prefix in zip(max_new_tokens, prefixes, strict=True))
 
 
-def _bank_requirements(
-    phrases: RequiredPhrases | None, search: SearchConfig, config: ModelConfig, batch: int
+def _required_of_each_row(
+    phrases: RequiredPhrases | None, search: SearchConfig, config: ModelConfig, max_new_tokens: list[int]
 ) -> tuple[mx.array, mx.array]:
-    """Return `required_ids` and `in_phrase` of each bank of each source, (batch, banks); width 0 without phrases."""
+    """Return `required_ids` and `in_phrase`; see `DecodingInputs`."""
+    batch = len(max_new_tokens)
     if not phrases:
-        return mx.zeros((batch, 0), mx.int32), mx.zeros((batch, 0), mx.bool_)
-    if len(phrases) != batch:
-        raise ValueError(f"required_phrases must be {batch} lists of phrases, one for each source, not {len(phrases)}.")
+        return mx.zeros((batch * search.beam_size, 0), mx.int32), mx.zeros((batch * search.beam_size, 0), mx.bool_)
+    if len(phrases) != batch or not all(isinstance(phrase, Sequence) for row in phrases for phrase in row):
+        raise ValueError(
+            f"required_phrases must be {batch} lists of phrases, one for each source, and each phrase a list of token "
+            f"ids, not {short_repr(phrases)}."
+        )
     if not search.is_beam_search:
-        raise ValueError("required_phrases need beam search: use a beam_size of 2 or more and no temperature.")
+        raise ValueError(
+            "required_phrases need beam search: use a beam_size of 2 or more, and neither temperature nor alternatives."
+        )
     tokens = [[token for phrase in row for token in phrase] for row in phrases]
-    for row in tokens:
+    for row, limit in zip(tokens, max_new_tokens, strict=True):
         if not _are_integers(row, 0, config.target_vocab_size - 1) or {*row} & {config.pad_id, *config.eos_ids}:
             raise ValueError(
                 f"required_phrases must be token ids from 0 to {config.target_vocab_size - 1}, without end tokens and "
-                f"padding, not {row}."
+                f"padding, not {row}: encode the phrases with the tokenizer of the model."
+            )
+        if len(row) > limit:
+            raise TextError(
+                f"required_phrases must fit a target of {limit} tokens, not have {len(row)}: raise max_tokens."
             )
     continues = [[index > 0 for phrase in row for index in range(len(phrase))] for row in phrases]
     banks = 1 + max(map(len, tokens))
     required_ids = [[-1] * (banks - 1 - len(row)) + row + [-1] for row in tokens]
     in_phrase = [[False] * (banks - 1 - len(row)) + row + [False] for row in continues]
-    return mx.array(required_ids, mx.int32), mx.array(in_phrase, mx.bool_)
+
+    def of_each_beam(values: list[Any], dtype: mx.Dtype) -> mx.array:
+        return mx.repeat(mx.array(values, dtype).reshape(-1, 1), search.beam_size, axis=0)
+
+    return of_each_beam(required_ids, mx.int32), of_each_beam(in_phrase, mx.bool_)
 
 
 def check_search(search: SearchConfig, config: ModelConfig) -> None:

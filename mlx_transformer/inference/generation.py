@@ -326,7 +326,8 @@ def _generate_window(
     search: SearchConfig,
 ) -> Iterator[list[Hypothesis]]:
     """Search sources in batches of similar length; yield their hypotheses in order."""
-    max_length, max_positions = model.config.encoder.max_length, batch_tokens // search.beam_size
+    banks = 1 + max((sum(map(len, source.phrases)) for source in sources), default=0)
+    max_length, max_positions = model.config.encoder.max_length, batch_tokens // (search.beam_size * banks)
     sizes = batch_sizes(model, search.beam_size)
 
     def complete(batch: list[EncodedSource]) -> Iterator[list[Hypothesis]]:

@@ -5,9 +5,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-from mlx_transformer.tokenization.texts import string_error
-
-AUTO = "auto"  # source language of a text whose language is to be detected
+from mlx_transformer.tokenization.texts import check_list, check_texts, string_error
 
 
 def detect_language(text: str, codes: Iterable[str]) -> str | None:
@@ -27,7 +25,10 @@ def detect_language(text: str, codes: Iterable[str]) -> str | None:
     """
     if error := string_error(text, "text"):
         raise ValueError(error)
-    identifier, code_of_label = _make_identifier(tuple(codes))
+    check_list(codes, "codes")
+    codes = tuple(codes)
+    check_texts(codes, "codes")
+    identifier, code_of_label = _make_identifier(codes)
     if not code_of_label or not any(map(str.isalpha, text)):
         return None
     label, _ = identifier.classify(text)

@@ -241,7 +241,8 @@ def with_stand_ins(line: SourceLine, terms: Sequence[Term]) -> list[tuple[Source
     Markup, which is tags and copies beside letters, is left out. There is nothing to search if there are more copies
     than stand-ins.
     """
-    names = [name for name in STAND_INS if name.lower() not in line.text.lower()]
+    texts = " ".join([line.text, *(term.target for term in terms)]).lower()
+    names = [name for name in STAND_INS if name.lower() not in texts]
     names = [name.upper() for name in names] if is_in_capitals(line.text) else names
     markup = {
         term

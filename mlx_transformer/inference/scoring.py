@@ -13,6 +13,7 @@ import numpy as np
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import BATCH_TOKENS
+from mlx_transformer.config.tokenizer import AUTO
 from mlx_transformer.inference.alignment import (
     WordIndices,
     align,
@@ -222,7 +223,7 @@ def check_source_arguments(
     tokenizer.check_model(config)
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be more than 0, not {batch_tokens}.")
-    tokenizer.check_language_codes(source_language, target_language)
+    tokenizer.check_language_codes(None if source_language == AUTO else source_language, target_language)
 
 
 def _pair_lines(lines: Iterable[SourceLine], targets: Iterable[str]) -> Iterator[tuple[SourceLine, SourceLine]]:

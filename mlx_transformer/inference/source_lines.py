@@ -6,8 +6,8 @@ from itertools import repeat
 from typing import NamedTuple, TypeVar, cast
 
 from mlx_transformer.config.terminology import PROTECTED_PATTERNS
-from mlx_transformer.config.tokenizer import TokenizerConfig
-from mlx_transformer.inference.language_detection import AUTO, detect_language
+from mlx_transformer.config.tokenizer import AUTO, TokenizerConfig
+from mlx_transformer.inference.language_detection import detect_language
 from mlx_transformer.messages import short_repr
 from mlx_transformer.tokenization.normalization import is_blank
 from mlx_transformer.tokenization.texts import TextError, check_list, string_error

@@ -5,11 +5,15 @@ import json
 import mlx.core as mx
 import pytest
 from click.testing import CliRunner
-from mlx.utils import tree_map
 from support.command_line import error_line
+from support.multilingual_model import save_multilingual_model
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main
+from mlx_transformer.cli.input_lines import InputLine
+from mlx_transformer.cli.pivot import with_faults_of_pivot
+from mlx_transformer.cli.results import LineResult
+from mlx_transformer.inference.source_lines import SourceLine
 
 LINES = ["Wo ist der Bahnhof?", "", "Ich habe einen Hund und eine Katze."]
 TEXT = "\n".join(LINES)
@@ -19,15 +23,7 @@ LANGUAGES = ["de", "en", "fr"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny model of three languages."""
-    mx.random.seed(2)
-    tokenizer = mt.Tokenizer.train(LINES, LINES, 300, source_languages=LANGUAGES, target_languages=LANGUAGES)
-    stack = mt.StackConfig(num_layers=1, num_heads=1, mlp_dims=16, max_length=60)
-    size = tokenizer.source_vocab_size
-    model = mt.Transformer(mt.ModelConfig(size, size, dims=16, encoder=stack, decoder=stack))
-    model.update(tree_map(lambda array: array + 0.5 * mx.random.normal(array.shape), model.parameters()))
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    mt.save(folder, model, tokenizer)
-    return folder
+    return save_multilingual_model(tmp_path_factory.mktemp("model") / "tiny", LINES, LANGUAGES)
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +60,11 @@ def test_results_name_the_text_in_the_third_language(folder):
     lines = [json.loads(line) for line in generate(*through, "--output-format", "json").stdout.splitlines()]
     assert [line["via"] for line in lines] == pivot
     with_two = generate(*through, "--output-format", "json", "--num-hypotheses", "2").stdout.splitlines()
-    assert all(
-        json.loads(line)["via"] is not None and len(json.loads(line)["hypotheses"]) == 2 for line in with_two[::2]
-    )
+    both = [json.loads(line) for line in with_two]
+    assert [line["via"] for line in both] == generate(
+        *options(folder, "de", "en"), "--beam-size", "2"
+    ).stdout.splitlines()
+    assert [len(line["hypotheses"]) for line in both] == [2, 1, 2]
     streamed = generate(*through, "--stream").stdout
     assert streamed == generate(*through).stdout
 
@@ -92,3 +90,26 @@ def test_what_the_model_does_not_know_is_refused(folder):
     assert "A language must be one of the 3 that the model knows: got 'it'" in line
     line = error_line(generate("--via", "en", status=1))
     assert "--via needs a model of several languages: pipe the result" in line
+
+
+def test_what_the_first_translation_loses_is_told(folder):
+    long = "Der Bahnhof. " * 40
+    through = (*options(folder, "de", "fr"), "--via", "en", "--no-split-sentences")
+    result = generate(*through, "--output-format", "json", stdin=long)
+    assert json.loads(result.stdout)["truncated"] is True
+    assert "Line 1 is longer than the model can read" in result.stderr
+    result = generate(*through, "--strict", stdin=long, status=1)
+    assert "longer than the model can read" in result.stderr and result.stdout == "\n"
+
+
+def test_missing_terms_of_both_translations_are_named():
+    line = InputLine("Line 1", SourceLine("x"), {}, pivot=mt.Hypothesis([1], 0.0, "stop", missing_terms=("a", "b")))
+    answer = LineResult(line, [mt.Hypothesis([1], 0.0, "stop", missing_terms=("b", "c"), too_short=True)])
+    (hypothesis,) = with_faults_of_pivot(answer).hypotheses
+    assert hypothesis.missing_terms == ("a", "b", "c") and hypothesis.too_short and not hypothesis.truncated
+
+
+def test_a_glossary_has_no_language_to_be_in(folder, tmp_path):
+    (tmp_path / "terms.tsv").write_text("dog\tchien\n")
+    result = generate(*options(folder, "de", "fr"), "--via", "en", "--glossary", tmp_path / "terms.tsv", status=2)
+    assert "Give --via or --glossary, not both: a glossary has terms of two languages" in result.output

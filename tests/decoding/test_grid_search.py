@@ -4,13 +4,13 @@ import itertools
 import random
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from support.reference_search import CLOSE, Teacher, with_end
 from support.tiny_models import SETTINGS, config, padded, random_model, random_sources
 
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids
-from mlx_transformer.decoding.hypothesis import NoHypothesisError
 
 SMALL = config(source_vocab_size=7, target_vocab_size=7, output_bias=True)
 EOS, TOKENS = SMALL.eos_id, [3, 4, 5, 6]
@@ -120,19 +120,19 @@ def test_phrases_follow_a_prefix_whose_tokens_may_begin_them():
         assert all(h.ids[: len(prefix)] == prefix and contains(h.ids, row) for h in hypotheses)
 
 
-def test_no_hypothesis_if_the_phrases_do_not_fit():
-    model = random_model(SMALL)
-    source = padded(random_sources(model.config, [4]), model.config)
-    with pytest.raises(NoHypothesisError):
-        generate_ids(model, source, SearchConfig(2, 2, 3), required_phrases=[[[3, 4], [5, 6]]])
-
-
 @pytest.mark.parametrize(
     "search, phrases, message",
     [
         (SearchConfig(1), [[[3]]], "required_phrases need beam search"),
         (SearchConfig(2, temperature=1.0), [[[3]]], "required_phrases need beam search"),
+        (SearchConfig(2, 2, alternatives=True), [[[3]]], "neither temperature nor alternatives"),
         (SearchConfig(2), [[[3]], [[4]]], "must be 1 lists of phrases"),
+        (SearchConfig(2), [[3, 4]], "each phrase a list of token ids, not"),
+        (
+            SearchConfig(2, max_tokens=3),
+            [[[3, 4], [5, 6]]],
+            "must fit a target of 3 tokens, not have 4: raise max_tokens",
+        ),
         (SearchConfig(2), [[[3, 7]]], "token ids from 0 to 6"),
         (SearchConfig(2), [[[3], [EOS]]], "without end tokens"),
         (SearchConfig(2), [[[3], [-1]]], "token ids from 0 to 6"),
@@ -142,3 +142,10 @@ def test_phrases_are_validated(search, phrases, message):
     model = random_model(SMALL)
     with pytest.raises(ValueError, match=message):
         generate_ids(model, padded(random_sources(model.config, [4]), model.config), search, required_phrases=phrases)
+
+
+def test_the_mask_of_word_parts_has_the_size_of_the_vocabulary():
+    model = random_model(SMALL)
+    source = padded(random_sources(model.config, [4]), model.config)
+    with pytest.raises(ValueError, match="continues_word must have one value for each of 7 tokens, not 3"):
+        generate_ids(model, source, SearchConfig(2), required_phrases=[[[3]]], continues_word=np.zeros(3, bool))

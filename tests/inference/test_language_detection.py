@@ -3,15 +3,16 @@
 import json
 import sys
 
-import mlx.core as mx
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from mlx.utils import tree_map
+from support.multilingual_model import save_multilingual_model
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main
+from mlx_transformer.config.tokenizer import AUTO
 from mlx_transformer.inference import language_detection
-from mlx_transformer.inference.language_detection import AUTO, detect_language
+from mlx_transformer.inference.language_detection import detect_language
 
 pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
 pytest.importorskip("langcodes", reason="langcodes is not installed (the extra detect)")
@@ -53,6 +54,14 @@ def test_a_text_is_a_string():
         detect_language(7, ["en"])
 
 
+@pytest.mark.parametrize("codes", ["de", None, 5])
+def test_codes_are_a_list(codes):
+    with pytest.raises(ValueError, match="codes must be a list of strings"):
+        detect_language("Wo ist es?", codes)
+    with pytest.raises(ValueError, match=r"codes\[0\] must be a string, not None"):
+        detect_language("Wo ist es?", [None, "fr"])
+
+
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "py3langid", None)
     monkeypatch.setitem(sys.modules, "py3langid.langid", None)
@@ -65,17 +74,8 @@ def test_what_is_missing_is_named(monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny model of three languages, which reads the source language."""
-    mx.random.seed(2)
-    languages = ["en", "fr", "de"]
-    texts = list(TEXTS.values())
-    tokenizer = mt.Tokenizer.train(texts, texts, 300, source_languages=languages, target_languages=languages)
-    stack = mt.StackConfig(num_layers=1, num_heads=1, mlp_dims=16, max_length=60)
-    size = tokenizer.source_vocab_size
-    model = mt.Transformer(mt.ModelConfig(size, size, dims=16, encoder=stack, decoder=stack))
-    model.update(tree_map(lambda array: array + 0.5 * mx.random.normal(array.shape), model.parameters()))
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    mt.save(folder, model, tokenizer)
-    return folder
+    return save_multilingual_model(folder, list(TEXTS.values()), ["en", "fr", "de"])
 
 
 LINES = [TEXTS["de"], TEXTS["en"], "", TEXTS["fr"]]
@@ -123,3 +123,16 @@ def test_a_model_without_source_languages_has_nothing_to_detect():
     result = CliRunner().invoke(main, ["generate", "--source-language", "auto", "I love you."])
     assert result.output == "Je t'aime.\n"
     assert mt.generate(*mt.load(), "I love you.", source_language=AUTO) == "Je t'aime."
+
+
+def test_scores_vectors_and_attention_detect_it_too(folder):
+    model, tokenizer = mt.load(folder)
+    both = [{"source_language": language, "target_language": "fr"} for language in (AUTO, "de")]
+    scores = [next(iter(mt.score(model, tokenizer, [TEXTS["de"]], ["Bonjour"], **languages))) for languages in both]
+    assert scores[0] == scores[1]
+    vectors = [np.array(mt.embed(model, tokenizer, [TEXTS["de"]], **languages)) for languages in both]
+    assert (vectors[0] == vectors[1]).all()
+    rows = [next(iter(mt.generate_hypotheses(model, tokenizer, [TEXTS["de"]], **languages))) for languages in both]
+    assert [h.ids for h in rows[0]] == [h.ids for h in rows[1]]
+    maps = [mt.attention(model, tokenizer, TEXTS["de"], "Bonjour", **languages) for languages in both]
+    assert (np.array(maps[0].cross) == np.array(maps[1].cross)).all()

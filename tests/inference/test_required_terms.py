@@ -178,6 +178,10 @@ class TestKeeping:
         _, searched = self.keep({}, SourceLine("26 boston {a}"), "", lambda text: text)
         assert [line.text for line in searched] == ["26 boston 47", "26 boston Tom", "26 boston 1998"]
 
+    def test_stand_ins_are_no_words_of_the_terms(self):
+        _, searched = self.keep({"cat": "Boston Mary"}, SourceLine("The cat {a}"), "", lambda text: text)
+        assert [line.text for line in searched[:3]] == ["The cat 26", "The cat 47", "The cat Tom"]
+
     def test_stand_ins_of_a_line_in_capitals_are_in_capitals(self):
         result, searched = self.keep({}, SourceLine("SEE {a} OR {b} NOW"), "", str.upper)
         assert searched[0].text == "SEE 26 OR BOSTON NOW" and result.text == "SEE {a} OR {b} NOW"
