@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from mlx_transformer.decoding.hypothesis import Hypothesis
+import mlx_transformer as mt
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.messages import short_names
 from mlx_transformer.storage.text_files import read_lines
@@ -37,7 +37,7 @@ class InputLine(NamedTuple):
     source: SourceLine
     fields: dict[str, Any]
     error: str | None = None
-    pivot: Hypothesis | None = None
+    pivot: mt.Hypothesis | None = None
 
 
 def parse_lines(
