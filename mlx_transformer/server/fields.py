@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 from starlette.requests import Request
 
-from mlx_transformer.messages import is_unicode, short_repr
+from mlx_transformer.messages import short_repr
 from mlx_transformer.server.settings import RequestError, ServerSettings
 
 MAX_FORM_FIELDS = 1000
@@ -83,7 +83,7 @@ class Fields:
         return texts
 
     def check_text(self, name: str, text: object) -> None:
-        """Raise RequestError for a text that is no string, or too long, or not Unicode."""
+        """Raise RequestError for a text that is no string, or too long."""
         limit = self._settings.max_characters
         if not isinstance(text, str):
             raise RequestError(400, f"{name} must be a string or a list of strings, not {short_repr(text)}.")
@@ -91,8 +91,6 @@ class Fields:
             raise RequestError(
                 413, f"A text must have at most {limit:,} characters, not {len(text):,}: send it in parts."
             )
-        if not is_unicode(text):
-            raise RequestError(400, f"{name} must be Unicode text, without lone surrogates.")
 
 
 async def read_fields(request: Request, settings: ServerSettings) -> Fields:

@@ -1,10 +1,11 @@
 """OpenAI's API: its own client, whole and streamed completions, embeddings, keys and errors."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from support.http_server import serve
+from support.http_server import hold_batches, serve
 
 import mlx_transformer as mt
 
@@ -76,6 +77,23 @@ def test_samples_are_those_of_the_library(api, bundled):
     answer = api.completions.create(model="bundled", prompt=texts, **options)
     assert [choice.text for choice in answer.choices] == expected
     assert expected != mt.generate(*bundled, texts)
+
+
+def test_samples_share_no_batch_with_other_requests(bundled):
+    """Their random numbers depend on the number of the text in its batch."""
+    options = {"temperature": 2.0, "seed": 3}
+    texts = ["The children play in the park.", "My sister lives near the old station.", "It rains a lot today."]
+    expected = [mt.generate(*bundled, text, **options) for text in texts]
+    with serve(lambda name: bundled) as client, ThreadPoolExecutor() as pool:
+        with hold_batches(client) as entered:
+            first = pool.submit(client.translate, "Hello.")
+            assert entered.wait(10)
+            answers = []
+            for number, text in enumerate(texts, start=1):
+                answers.append(pool.submit(client.post, "/v1/completions", {"prompt": text} | options))
+                client.wait_for("waiting_sentences", number)
+        assert first.result().status == 200
+        assert [answer.result().json["choices"][0]["text"] for answer in answers] == expected
 
 
 def test_embeddings_are_those_of_the_library(api, bundled):
