@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import warnings
 from collections.abc import ItemsView, Iterator
@@ -27,6 +28,8 @@ INLINE_TAGS = frozenset(
 )
 ATOMS = frozenset("code kbd math samp svg var".split())  # inside a sentence they are copied as a word
 SKIPPED = frozenset("iframe object pre script style template textarea".split())
+DTD = re.compile(r"<!DOCTYPE[^>\[]*\[|<!ENTITY", re.IGNORECASE)
+ENTITY = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)[A-Za-z]\w*;")
 SPACE = re.compile("[ \t\n\r\f]+")
 LEADING, TRAILING = re.compile(r"\A[ \t\n\r\f]*"), re.compile(r"(?<![ \t\n\r\f])[ \t\n\r\f]*\Z")
 
@@ -38,6 +41,10 @@ def translate_html(text: str, name: str, translator: Translator) -> str:
 
 def translate_xhtml(text: str, name: str, translator: Translator) -> str:
     """Translate a page that is XML, whose names keep their case."""
+    if DTD.search(text):
+        raise ValueError(f"{name} must have no DTD of its own, which may hide entities without end: remove it.")
+    # The parser knows the entities of XML only.
+    text = ENTITY.sub(lambda match: html.unescape(match[0]), text)
     return _translate_markup(text, name, translator, "xml")
 
 

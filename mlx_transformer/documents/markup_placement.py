@@ -165,11 +165,13 @@ class MarkupPlacement:
         """Leave out of an interval of whole words what the span leaves out of its first and last word."""
         text = self.source.text
         inner = text[span.start : span.end].strip()
-        is_part = any(
-            re.fullmatch(f"{WORD_CHARACTER}{{2}}", text[max(edge - 1, 0) : edge + 1]) for edge in (span.start, span.end)
-        )
-        if is_part and (match := re.compile(re.escape(inner), re.IGNORECASE).search(self.target, start, end)):
-            return match.span()
+        # The same text is looked for if the span is a part of a word, or stands beside signs or no-break spaces.
+        before, after = text[: span.start][-1:], text[span.end :][:1]
+        if WORD.match(before) or WORD.match(after):
+            edges = ("" if re.match(WORD_CHARACTER, edge) else r"\b" for edge in (before, after))
+            pattern = re.compile(re.escape(inner).join(edges), re.IGNORECASE)
+            if match := pattern.search(self.target, start, end):
+                return match.span()
         words = [*REPLACEABLE.finditer(self.target, start, end)]
         if words and re.match(WORD_CHARACTER, inner):
             start = words[0].start()

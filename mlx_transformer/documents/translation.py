@@ -5,22 +5,23 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED
+from mlx_transformer.documents.reading import decode_text
 from mlx_transformer.documents.translator import DocumentReport, Translator, make_translator
 from mlx_transformer.inference.search_options import make_search
 from mlx_transformer.inference.sentence_splitting import LANGUAGE_CODES
 from mlx_transformer.messages import install_command, shorten
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.atomic import atomic_write
-from mlx_transformer.storage.text_files import SAMPLE_SIZE, check_encoding
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
-MAX_TEXT_BYTES = 2**26  # of a document; its tree takes many times as much
+MAX_BYTES = 2**26  # of a document; its tree takes many times as much
 # Ending -> module and function; the libraries that it needs are imported on first use.
 TEXT_FORMATS = {
     ".txt": "plain_text.translate_plain_text",
@@ -33,7 +34,8 @@ TEXT_FORMATS = {
     ".markdown": "markdown.translate_markdown",
     ".po": "gettext.translate_po",
 }
-ENDINGS = (*TEXT_FORMATS,)
+ARCHIVE_FORMATS = {".docx": "docx.translate_docx", ".epub": "epub.translate_epub"}
+ENDINGS = (*TEXT_FORMATS, *ARCHIVE_FORMATS)
 
 
 class TranslatedDocument(NamedTuple):
@@ -72,7 +74,7 @@ def translate_file(
     source, target = Path(source), Path(target_path)
     check_files(source, target, overwrite)
     with source.open("rb") as file:
-        data = file.read(MAX_TEXT_BYTES + 1)
+        data = file.read(MAX_BYTES + 1)
     result = translate_document(model, tokenizer, data, str(source), **options)
     with atomic_write(target) as file:
         file.write(result.data)
@@ -107,12 +109,12 @@ def find_format(name: str) -> Callable[[bytes, str, Translator], bytes]:
         raise ValueError(
             f"A document must end in {', '.join(ENDINGS)}, but {shorten(name)} does not: convert it first."
         )
-    module, function = TEXT_FORMATS[ending].split(".")
+    module, function = (TEXT_FORMATS | ARCHIVE_FORMATS)[ending].split(".")
     try:
         translate = vars(import_module(f"mlx_transformer.documents.{module}"))[function]
     except ModuleNotFoundError as error:
         raise ValueError(f"Documents in {ending} need libraries: {error}; {install_command('documents')}.") from None
-    return lambda data, name, translator: _translate_text(translate, data, name, translator)
+    return partial(_translate_text, translate) if ending in TEXT_FORMATS else translate
 
 
 def translate_document(
@@ -152,13 +154,11 @@ def translate_document(
         document_language: What the document says its language is, such as fr; the target language if None.
         **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
 
-    Returns:
-        The translated document and counts.
-
     Raises:
         ValueError: If the ending is unknown, the document is damaged or hostile, or a text has no result.
     """
     translate = find_format(name)
+    _check_size(data, name)
     translator = make_translator(
         model,
         tokenizer,
@@ -176,6 +176,12 @@ def translate_document(
     return TranslatedDocument(translate(data, name, translator), translator.report)
 
 
+def _check_size(data: bytes, name: str) -> None:
+    """Raise ValueError if a document is too large."""
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{name} must have at most {MAX_BYTES >> 20} MiB, but it is larger: split it.")
+
+
 def _language_tag(code: str | None) -> str | None:
     """Return the tag of a language for documents: fr for fra_Latn, pt-BR for pt_BR."""
     if code is None:
@@ -190,29 +196,4 @@ def _translate_text(
 ) -> bytes:
     """Translate a document that is text in UTF-8; a byte order mark stays."""
     mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
-    text = decode_text(data.removeprefix(mark), name)
-    return mark + translate(text, name, translator).encode()
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Decode a document in UTF-8.
-
-    Raises:
-        ValueError: If it is too large or in another encoding; the message has the line.
-    """
-    if len(data) > MAX_TEXT_BYTES:
-        raise ValueError(f"{name} must have at most {MAX_TEXT_BYTES >> 20} MiB, but it is larger: split it.")
-    check_encoding(name, data[:SAMPLE_SIZE])
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        value = data[error.start]
-        raise ValueError(
-            f"{name}, line {line} must be UTF-8, but it has the byte {value:#04x}: convert the file with iconv, or "
-            "correct the line."
-        ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise ValueError(f"{name}, line {line} must be text, but it has a NUL character: remove it.")
-    return text
+    return mark + translate(decode_text(data, name), name, translator).encode()

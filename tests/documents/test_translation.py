@@ -81,7 +81,7 @@ def test_nothing_is_written_if_a_document_is_damaged(bundled, tmp_path):
 )
 def test_hostile_text_is_refused_in_one_line(bundled, monkeypatch, data, message):
     if "MiB" in message:
-        monkeypatch.setattr(translation, "MAX_TEXT_BYTES", 99)
+        monkeypatch.setattr(translation, "MAX_BYTES", 99)
     with pytest.raises(ValueError, match=message) as error:
         mt.translate_document(*bundled, data, "a.txt")
     assert "\n" not in str(error.value) and str(error.value).startswith("a.txt")

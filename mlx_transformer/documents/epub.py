@@ -1,0 +1,24 @@
+"""Books, .epub: an archive of XHTML pages; its pictures, styles and fonts are copied."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from mlx_transformer.documents.archives import rewrite_archive
+from mlx_transformer.documents.html import translate_xhtml
+from mlx_transformer.documents.reading import decode_text
+from mlx_transformer.documents.translator import Translator
+
+PAGES = (".xhtml", ".html", ".htm")
+
+
+def translate_epub(data: bytes, name: str, translator: Translator) -> bytes:
+    """Translate the pages of a book."""
+
+    def rewrite(part: str, content: bytes) -> bytes:
+        if PurePosixPath(part).suffix.lower() not in PAGES:
+            return content
+        page = f"{name}, {part}"
+        return translate_xhtml(decode_text(content, page), page, translator).encode()
+
+    return rewrite_archive(data, name, rewrite)

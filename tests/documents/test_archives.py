@@ -1,0 +1,177 @@
+"""Word documents and books: what has no text is copied, and hostile archives are refused."""
+
+import io
+import zipfile
+
+import docx
+import pytest
+from docx.shared import RGBColor
+from support.fake_translator import make_fake
+
+from mlx_transformer.documents import archives
+from mlx_transformer.documents.docx import translate_docx
+from mlx_transformer.documents.epub import translate_epub
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
+    f'<!ENTITY {new} "{f"&{old};" * 10}">' for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+def make_document():
+    document = docx.Document()
+    document.add_heading("one heading", 1)
+    paragraph = document.add_paragraph("some ")
+    paragraph.add_run("bold").bold = True
+    paragraph.add_run(" and ")
+    red = paragraph.add_run("red")
+    red.font.color.rgb = RGBColor(255, 0, 0)
+    paragraph.add_run(" text")
+    document.add_paragraph("left\tright")
+    table = document.add_table(1, 2)
+    table.cell(0, 0).text, table.cell(0, 1).text = "cell", "123"
+    document.sections[0].header.paragraphs[0].text = "the head"
+    return document
+
+
+def pack(entries):
+    output = io.BytesIO()
+    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return output.getvalue()
+
+
+def unpack(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {entry.filename: archive.read(entry) for entry in archive.infolist()}
+
+
+def saved(document, **entries):
+    output = io.BytesIO()
+    document.save(output)
+    return pack(unpack(output.getvalue()) | entries)
+
+
+def runs_of(paragraph):
+    return [(run.text, run.bold, run.font.color.rgb) for run in paragraph.runs if run.text]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_runs_keep_their_formatting(backwards):
+    translator = make_fake(backwards=backwards)
+    data = translate_docx(saved(make_document()), "a.docx", translator)
+    document = docx.Document(io.BytesIO(data))
+    red = RGBColor(255, 0, 0)
+    runs = [
+        ("SOME ", None, None),
+        ("BOLD", True, None),
+        (" AND ", None, None),
+        ("RED", None, red),
+        (" TEXT", None, None),
+    ]
+    backward = [
+        ("TEXT ", None, None),
+        ("RED", None, red),
+        (" AND ", None, None),
+        ("BOLD", True, None),
+        (" SOME", None, None),
+    ]
+    assert runs_of(document.paragraphs[1]) == (backward if backwards else runs)
+    assert document.paragraphs[2].text == "LEFT\tRIGHT"
+    assert document.paragraphs[0].style.name == "Heading 1"
+    assert [cell.text for cell in document.tables[0].rows[0].cells] == ["CELL", "123"]
+    assert "HEAD" in document.sections[0].header.paragraphs[0].text
+    assert translator.report.unplaced_tags == translator.report.untouched == 0
+
+
+def test_other_entries_are_copied():
+    extra = {
+        "word/vbaProject.bin": b"\0macro\xff",
+        "word/embeddings/oleObject1.bin": b"object",
+        "word/media/a.png": b"x",
+    }
+    source = saved(make_document(), **extra)
+    result = unpack(translate_docx(source, "a.docx", make_fake()))
+    assert list(result) == list(unpack(source))
+    changed = [name for name, content in unpack(source).items() if result[name] != content]
+    assert sorted(changed) == ["word/document.xml", "word/header1.xml"]
+
+
+def paragraph_of(body):
+    namespace = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    part = f"<w:document {namespace}><w:body><w:p>{body}</w:p></w:body></w:document>"
+    translator = make_fake()
+    text = unpack(translate_docx(pack({"word/document.xml": part}), "a.docx", translator))["word/document.xml"].decode()
+    return text.partition("<w:p>")[2].partition("</w:p>")[0].replace(' xml:space="preserve"', ""), translator.report
+
+
+def test_fields_links_and_marks_stay():
+    field = (
+        '<w:r><w:fldChar w:fldCharType="begin"/></w:r><w:r><w:instrText>PAGE</w:instrText></w:r>'
+        '<w:r><w:fldChar w:fldCharType="end"/></w:r>'
+    )
+    link = '<w:hyperlink w:anchor="x"><w:r><w:rPr><w:u/></w:rPr><w:t>{}</w:t></w:r></w:hyperlink>'
+    mark = '<w:bookmarkStart w:id="0"/>'
+    body = f"{mark}<w:r><w:t>see </w:t></w:r>{link.format('a link')}<w:r><w:t> page </w:t></w:r>{field}"
+    text, report = paragraph_of(body)
+    assert text == body.replace("see", "SEE").replace("a link", "A LINK").replace(" page ", " PAGE ")
+    assert report.texts == 1
+
+
+def test_words_that_are_divided_into_runs_are_one_text():
+    run = "<w:r>{}<w:t>{}</w:t></w:r>"
+    language = '<w:rPr><w:lang w:val="en-US"/></w:rPr>'
+    body = run.format("", "hel") + "<w:proofErr/>" + run.format(language, "lo you")
+    assert paragraph_of(body)[0] == run.format("", "HELLO YOU")
+
+
+def test_a_field_over_several_paragraphs_stays():
+    body = '<w:r><w:fldChar w:fldCharType="begin"/></w:r><w:r><w:t>contents</w:t></w:r>'
+    text, report = paragraph_of(body)
+    assert (text, report.texts, report.untouched) == (body, 0, 1)
+
+
+def test_text_boxes_are_translated_where_they_are():
+    box = "<w:pict><w:txbxContent><w:p><w:r><w:t>{}</w:t></w:r></w:p></w:txbxContent></w:pict>"
+    namespace = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    part = f"<w:document {namespace}><w:p><w:r><w:t>outer</w:t>{box.format('inner')}</w:r></w:p></w:document>"
+    text = unpack(translate_docx(pack({"word/document.xml": part}), "a.docx", make_fake()))["word/document.xml"]
+    assert text.count(b">OUTER<") == text.count(b">INNER<") == 1 and b"inner" not in text
+
+
+def test_books():
+    page = '<?xml version="1.0" encoding="utf-8"?>\n<html xmlns="http://www.w3.org/1999/xhtml"><p>one&nbsp;<i>two</i></p></html>'
+    source = pack({"mimetype": "application/epub+zip", "OEBPS/a.xhtml": page, "OEBPS/a.css": "p {}"})
+    result = unpack(translate_epub(source, "a.epub", make_fake()))
+    assert list(result) == ["mimetype", "OEBPS/a.xhtml", "OEBPS/a.css"]
+    assert result["OEBPS/a.xhtml"].decode() == page.replace("one&nbsp;", "ONE\N{NO-BREAK SPACE}").replace("two", "TWO")
+
+
+@pytest.mark.parametrize(
+    ("translate", "data", "message"),
+    [
+        (translate_docx, b"no archive", "must be a whole ZIP archive"),
+        (translate_docx, pack({"a": "b" * 100})[:-30], "must be a whole ZIP archive"),
+        (translate_docx, pack({"word/media/zeros": b"\0" * 10_000_000}), "it may be a ZIP bomb"),
+        (translate_docx, pack({"word/document.xml": f"{BOMB}]><x>&i;</x>"}), "must have no DTD"),
+        (translate_docx, pack({"word/document.xml": "<x><y></x>"}), "word/document.xml, must be XML"),
+        (translate_epub, pack({"a.xhtml": f"{BOMB}]><html><p>&i;</p></html>"}), "a.xhtml must have no DTD of its own"),
+        (translate_epub, pack({"a.xhtml": b"<p>one</p>\n<p>caf\xe9</p>"}), "a.xhtml, line 2 must be UTF-8"),
+    ],
+)
+def test_hostile_archives_are_refused_in_one_line(translate, data, message):
+    with pytest.raises(ValueError, match=message) as error:
+        translate(data, "a.docx", make_fake())
+    assert "\n" not in str(error.value) and str(error.value).startswith("a.docx")
+
+
+def test_archives_keep_their_budgets(monkeypatch):
+    source = pack({f"{number}.txt": "text" for number in range(20)})
+    assert unpack(translate_docx(source, "a.docx", make_fake())) == unpack(source)
+    monkeypatch.setattr(archives, "MAX_ENTRIES", 19)
+    with pytest.raises(ValueError, match=r"it has 20 files of 0\.0 MiB"):
+        translate_docx(source, "a.docx", make_fake())
+    monkeypatch.undo()
+    monkeypatch.setattr(archives, "MAX_UNPACKED", 79)
+    with pytest.raises(ValueError, match="it may be a ZIP bomb"):
+        translate_docx(source, "a.docx", make_fake())
