@@ -27,6 +27,7 @@ from mlx_transformer.model.precision import (
 )
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.model.weights_source import record_source
 from mlx_transformer.storage import safetensors
 from mlx_transformer.storage.atomic import restore_interrupted_replacement
 from mlx_transformer.storage.checksums import WeightsSource, combine_checksums
@@ -252,8 +253,8 @@ def load(
         model = prepared.build_model(quantize)
         computed = compute_dtype(dtype, stored_dtype(checkpoint), prepared.plan.config, allow_overflow)
         prepared.plan.fill(model, computed)
-        model.weights_source = WeightsSource(Path(source), tuple(checkpoint.files))
         prepare_for_inference(model, computed, allow_overflow=allow_overflow)
+        record_source(model, WeightsSource(Path(source), tuple(checkpoint.files)))
     return model, prepared.tokenizer
 
 

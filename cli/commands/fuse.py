@@ -54,15 +54,19 @@ def command(
     """  # noqa: D301 (click needs the backspace)
     from mlx_transformer.checkpoints.replacement import check_destination
     from mlx_transformer.model.quantization import dequantize
+    from mlx_transformer.model.weights_source import record_source, unchanged_source
     from mlx_transformer.pretrained.loading import find_adapter, load_as_stored
 
-    for source in (model, find_adapter(adapter)):
-        check_destination(Path(destination), Path(source), overwrite=force)
+    adapter_folder = find_adapter(adapter)
+    for path in (Path(model), adapter_folder):
+        check_destination(Path(destination), path, overwrite=force)
     activity.show(f"Loading {model}")
     network, tokenizer = load_as_stored(model, revision)
     if quantize is not None:
+        source = unchanged_source(network)
         dequantize(network)  # so that merged weights are rounded once, to the bits to store
-    mt.load_adapter(network, adapter, tokenizer)
+        record_source(network, source)
+    mt.load_adapter(network, adapter_folder, tokenizer)
     activity.show("Merging the adapter")
     mt.fuse_adapter(network)
     mt.save(destination, network, tokenizer, dtype=dtype, quantize=int(quantize) if quantize else None)

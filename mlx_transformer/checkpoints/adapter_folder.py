@@ -19,6 +19,7 @@ from mlx_transformer.model.adapters import (
     set_adapter_arrays,
 )
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.model.weights_source import unchanged_source
 from mlx_transformer.storage.files import read_json
 from mlx_transformer.storage.safetensors import read_arrays, translate_read_errors, write_arrays
 
@@ -104,7 +105,7 @@ def apply_adapter(model: Transformer, config: AdapterConfig, arrays: dict[str, m
 
 def check_base(model: Transformer, config: AdapterConfig, path: Path) -> None:
     """Raise ValueError if an adapter is known to belong to another model."""
-    source = model.weights_source
+    source = unchanged_source(model)
     if source is None or config.base_checksum is None or source.sha256() == config.base_checksum:
         return
     base = f"{config.base_model or 'another model'} (weights {config.base_checksum[:MAX_DIGITS]})"
@@ -116,7 +117,7 @@ def check_base(model: Transformer, config: AdapterConfig, path: Path) -> None:
 
 def with_base(config: AdapterConfig, model: Transformer) -> AdapterConfig:
     """Return an adapter's configuration with the name and the checksum of its base, if it has none."""
-    source = model.weights_source
+    source = unchanged_source(model)
     if config.base_checksum is not None or source is None:
         return config
     return replace(config, base_model=config.base_model or str(source.path), base_checksum=source.sha256())

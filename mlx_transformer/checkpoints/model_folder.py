@@ -24,6 +24,7 @@ from mlx_transformer.model.precision import DTYPES, evaluate_weights, parse_dtyp
 from mlx_transformer.model.process import check_process
 from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.model.weights_source import record_source, unchanged_source
 from mlx_transformer.storage.checksums import CHECKSUM_FILE, WeightsSource, read_checksums
 from mlx_transformer.storage.files import read_json, read_text, sha256_of
 from mlx_transformer.storage.safetensors import read_arrays, translate_read_errors, write_arrays
@@ -63,8 +64,12 @@ def save(
     if tokenizer is not None:
         tokenizer.check_model(model.config)
     stored = _copy_to_store(model, dtype, quantize)
+    source = unchanged_source(model)
+    # Before `folder` is replaced, which may be the source.
+    checksum = source.sha256() if source is not None and all(path.exists() for path in source.files) else None
     with replace_model_folder(Path(folder)) as new:
         write_model_files(new, stored, tokenizer)
+        write_config(new, replace(folder_config(stored), base_checksum=checksum))
 
 
 def convert_model_folder(
@@ -170,6 +175,7 @@ def load(
         if quantize is not None and config.quantization is None:
             quantize_weights(model, QuantizationConfig(quantize))
         prepare_for_inference(model, dtype, allow_overflow=allow_overflow)
+        record_source(model, weights_source(folder, config))
     return model, tokenizer
 
 
@@ -180,6 +186,7 @@ def load_as_stored(folder: Path) -> tuple[Transformer, Tokenizer | None]:
         _warn_of_old_conversion(folder, config)
         model, tokenizer = read_model(folder, config)
         mx.eval(model.parameters())
+        record_source(model, weights_source(folder, config))
     return model, tokenizer
 
 
@@ -215,7 +222,6 @@ def read_model(folder: Path, config: FolderConfig) -> tuple[Transformer, Tokeniz
     if tokenizer is not None:
         tokenizer.check_model(model.config, f"vocabulary of {folder}")
     verify_weights(folder / "model.safetensors")
-    model.weights_source = weights_source(folder, config)
     return model, tokenizer
 
 

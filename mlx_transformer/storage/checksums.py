@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,11 +22,13 @@ class WeightsSource:
         files: The files with its weights.
         checksum: SHA-256 of the weights that these were converted from, if it was recorded: copies of a model in
             several precisions have it in common.
+        sample: Elements of the weights as they were read, see `mlx_transformer.model.weights_source`.
     """
 
     path: Path
     files: tuple[Path, ...]
     checksum: str | None = None
+    sample: bytes = field(default=b"", repr=False)
 
     def sha256(self) -> str:
         """Return what identifies the weights: the recorded checksum, or that of the files."""

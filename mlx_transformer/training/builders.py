@@ -19,6 +19,7 @@ from mlx_transformer.model.dense_weights import use_dense_products
 from mlx_transformer.model.precision import check_dtype, parse_dtype
 from mlx_transformer.model.quantization import dequantize, quantization_of, quantize_weights
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.model.weights_source import record_source, unchanged_source
 from mlx_transformer.pretrained.loading import load_as_stored, missing_tokenizer
 from mlx_transformer.tokenization.bpe_trainer import check_vocab_size
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -103,7 +104,7 @@ def trainable_model(pretrained: Transformer, config: TrainingConfig) -> Transfor
         if mx.default_device() == mx.cpu:
             use_dense_products(model)
     model.update(pretrained.parameters())
-    model.weights_source = pretrained.weights_source
+    record_source(model, unchanged_source(pretrained))
     return model
 
 

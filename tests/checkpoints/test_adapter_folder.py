@@ -9,7 +9,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from support.tiny_models import config, random_model, stack
 from support.training_cases import bitwise_equal
 
@@ -148,6 +148,35 @@ def test_another_base_is_refused_by_name(tmp_path, base, adapters):
     )
     with pytest.raises(ValueError, match=message):
         mt.load(other, adapter=adapters[0])
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_weights_changed_in_memory_are_not_those_of_the_file(tmp_path, base, adapters, in_place):
+    """The adapter of a model that was trained after it was loaded does not name the original as its base."""
+    model, tokenizer = mt.load(base)
+    if in_place:
+        model.decoder.layers[0].feed_forward.up_proj.bias += 1
+    else:
+        model.update(tree_map(lambda array: array + 0.001, model.parameters()))
+    mt.add_adapter(model, ADAPTER)
+    save_adapter(tmp_path / "adapter", model)
+    stored, _ = read_adapter(tmp_path / "adapter")
+    assert (stored.base_model, stored.base_checksum) == (None, None)
+    mt.remove_adapter(model)
+    mt.save(tmp_path / "tuned", model, tokenizer)
+    assert mt.load(tmp_path / "tuned", adapter=tmp_path / "adapter")
+    with pytest.raises(ValueError, match="load it on its own base"):
+        mt.load(tmp_path / "tuned", adapter=adapters[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "float16"}, {"quantize": 8}], ids=str)
+def test_copies_written_by_save_have_the_same_adapters(tmp_path, base, adapters, options):
+    model, tokenizer = mt.load(base, adapter=adapters[1])
+    mt.remove_adapter(model)
+    mt.save(tmp_path / "copy", model, tokenizer, **options)
+    assert mt.load(tmp_path / "copy", adapter=adapters[0])
+    mt.save(tmp_path / "copy", *mt.load(tmp_path / "copy"))  # over its own source
+    assert mt.load(tmp_path / "copy", adapter=adapters[1])
 
 
 def test_an_unknown_base_is_allowed(tmp_path, base):
