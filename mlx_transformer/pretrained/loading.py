@@ -56,7 +56,7 @@ def load(
         ValueError: If the model is incomplete, a checkpoint of an unknown family, or has no tokenizer.
     """
     if adapter is not None:
-        find_adapter(adapter)  # reports a wrong path before the model is loaded
+        adapter = find_adapter(adapter)  # reports a wrong path before the model is loaded
     path = find_model(model, revision, as_stored=dtype is not None or quantize is not None)
     network, tokenizer = load_path(path, dtype, quantize=quantize, allow_overflow=allow_overflow)
     if tokenizer is None:

@@ -13,7 +13,7 @@ from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.cli import main
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.pretrained import loading
+from mlx_transformer.pretrained import hub, loading
 from mlx_transformer.tokenization.vocabulary import WordVocabulary
 
 STACK = StackConfig(num_layers=1, num_heads=2, mlp_dims=16, max_length=8)
@@ -128,3 +128,22 @@ def test_training_run_error_suggests_the_best_model(folder, tmp_path):
     folder.rename(tmp_path / "best")
     with pytest.raises(FileNotFoundError, match=f"{tmp_path} is a training run, .*: use {tmp_path}/best"):
         loading.find_model(tmp_path)
+
+
+def test_an_adapter_of_the_hub_is_downloaded_once(tmp_path, monkeypatch):
+    model = mt.load_model()
+    mt.add_adapter(model, mt.AdapterConfig(rank=1, alpha=1.0))
+    mt.save_adapter(tmp_path / "adapter", model)
+    downloads = []
+
+    def download(name):
+        downloads.append(name)
+        return tmp_path / "adapter"
+
+    monkeypatch.setattr(hub, "download_adapter", download)
+    mt.load(adapter="someone/adapter")
+    assert downloads == ["someone/adapter"]
+    downloads.clear()
+    result = CliRunner().invoke(main, ["fuse", "bundled", "someone/adapter", str(tmp_path / "fused")])
+    assert result.exit_code == 0, result.output
+    assert downloads == ["someone/adapter"]
