@@ -14,7 +14,7 @@ from mlx_transformer.messages import short_repr
 from mlx_transformer.model.adapters import (
     adapter_arrays,
     add_adapter,
-    remove_adapter,
+    detach_adapter,
     restore_adapter_on_error,
     set_adapter_arrays,
 )
@@ -92,7 +92,7 @@ def apply_adapter(model: Transformer, config: AdapterConfig, arrays: dict[str, m
     check_base(model, config, path)
     with restore_adapter_on_error(model), preserve_random_state(), translate_read_errors(path):
         if model.adapter is not None:
-            remove_adapter(model)
+            detach_adapter(model)
         try:
             add_adapter(model, config)
         except ValueError as error:

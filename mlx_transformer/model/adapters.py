@@ -6,7 +6,7 @@ An adapter also replaces the modules that it trains in full. In files a fused pr
 import copy
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -119,10 +119,12 @@ class Adapter:
     Attributes:
         config: Its configuration.
         replaced: The modules of the base, by path, in whose place the adapter has its own.
+        on_remove: Undoes what else changed with the adapter, when it is removed for good.
     """
 
     config: AdapterConfig
     replaced: dict[str, nn.Module]
+    on_remove: Callable[[], None] | None = None
 
 
 def add_adapter(model: Transformer, config: AdapterConfig) -> None:
@@ -286,11 +288,19 @@ def _check_arrays(path: str, module: nn.Module, arrays: dict[str, mx.array], ori
 
 
 def remove_adapter(model: Transformer) -> None:
-    """Remove the adapter of a model, in place; the base computes as before.
+    """Remove the adapter of a model, in place; the base computes as before, with its own source prefix.
 
     Raises:
         ValueError: If the model has no adapter.
     """
+    on_remove = _adapter(model).on_remove
+    detach_adapter(model)
+    if on_remove is not None:
+        on_remove()
+
+
+def detach_adapter(model: Transformer) -> None:
+    """Let a model compute without its adapter, which may be put back."""
     model.replace_modules(base_modules(model))
     model.adapter = None
 
@@ -303,7 +313,7 @@ def restore_adapter_on_error(model: Transformer) -> Iterator[None]:
         yield
     except BaseException:
         if model.adapter is not None:
-            remove_adapter(model)
+            detach_adapter(model)
         model.replace_modules(modules)
         model.adapter = adapter
         raise

@@ -118,7 +118,8 @@ def load_adapter(model: Transformer, folder: str | Path, tokenizer: Tokenizer | 
         model: The base of the adapter, as returned by `load`, in any precision.
         folder: An adapter folder; that of a LoRA, DoRA or rsLoRA of PEFT, for the model of transformers that the base
             was converted from; or, if no such path exists, owner/name of a repository of the hub with one of these.
-        tokenizer: The model's tokenizer, which gets the source prefix that the adapter was trained with.
+        tokenizer: The model's tokenizer, which has the source prefix that the adapter was trained with until it is
+            removed or replaced.
 
     Returns:
         The adapter's configuration.
@@ -129,10 +130,19 @@ def load_adapter(model: Transformer, folder: str | Path, tokenizer: Tokenizer | 
     """
     path = find_adapter(folder)
     config, arrays = _read_peft_adapter(path, model) or adapter_folder.read_adapter(path)
+    previous = model.adapter
     adapter_folder.apply_adapter(model, config, arrays, path)
+    if previous is not None and previous.on_remove is not None:
+        previous.on_remove()
     if tokenizer is not None and config.source_prefix:
-        tokenizer.config = replace(tokenizer.config, source_prefix=config.source_prefix)
+        on_remove = partial(_set_source_prefix, tokenizer, tokenizer.config.source_prefix)
+        model.adapter = replace(model.adapter, on_remove=on_remove)
+        _set_source_prefix(tokenizer, config.source_prefix)
     return config
+
+
+def _set_source_prefix(tokenizer: Tokenizer, prefix: str) -> None:
+    tokenizer.config = replace(tokenizer.config, source_prefix=prefix)
 
 
 def _read_peft_adapter(folder: Path, model: Transformer) -> tuple[AdapterConfig, dict[str, mx.array]] | None:

@@ -179,6 +179,30 @@ def test_copies_written_by_save_have_the_same_adapters(tmp_path, base, adapters,
     assert mt.load(tmp_path / "copy", adapter=adapters[1])
 
 
+def test_the_source_prefix_of_an_adapter_goes_with_it(tmp_path, base):
+    prefixes = {"first": "ab ", "second": "cde ", "plain": ""}
+    for name, prefix in prefixes.items():
+        write_adapter(tmp_path / name, base, replace(ADAPTER, source_prefix=prefix))
+    model, tokenizer = mt.load(base)
+    tokenizer.config = replace(tokenizer.config, source_prefix="mno ")
+    for name in ("first", "second", "plain", "second"):
+        mt.load_adapter(model, tmp_path / name, tokenizer)
+        assert tokenizer.config.source_prefix == (prefixes[name] or "mno ")
+    (tmp_path / "plain" / "adapters.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match="plain"):
+        mt.load_adapter(model, tmp_path / "plain", tokenizer)
+    change_config(tmp_path / "first", lora_parameters={"rank": 65, "alpha": 65, "scale": 1, "dropout": 0, "keys": []})
+    (tmp_path / "first" / CHECKSUM_FILE).unlink()
+    with pytest.raises(ValueError, match="first"):
+        mt.load_adapter(model, tmp_path / "first", tokenizer)
+    assert tokenizer.config.source_prefix == "cde "
+    mt.remove_adapter(model)
+    assert tokenizer.config.source_prefix == "mno "
+    mt.load_adapter(model, tmp_path / "second", tokenizer)
+    mt.fuse_adapter(model)
+    assert tokenizer.config.source_prefix == "cde "
+
+
 def test_an_unknown_base_is_allowed(tmp_path, base):
     model = write_adapter(tmp_path / "adapter", base)
     model.weights_source = None
