@@ -117,7 +117,9 @@ def command(
     if base is not None:
         overwrite = options.pop("force")
         if destination is None or dry_run or quantize or settings or rename or any(options.values()):
-            raise click.UsageError("--base converts an adapter: it takes no other options than --revision and --force.")
+            raise click.UsageError(
+                "--base converts an adapter: it takes no other options than --revision and, for one of PEFT, --force."
+            )
         convert_adapter(source, destination, base, revision, overwrite)
         return
     tokenizer = parse_tokenizer(**{name: options.pop(name) for name in VOCABULARY_OPTIONS})
@@ -147,6 +149,8 @@ def convert_adapter(source: str, destination: str, base: str, revision: str | No
 
     path = find_adapter(source)
     is_ours = is_adapter_folder(path)
+    if is_ours and overwrite:
+        raise click.UsageError("--force replaces adapter folders only, not those of PEFT: choose another DESTINATION.")
     if not is_ours:
         check_destination(Path(destination), path, overwrite=overwrite, kind="adapter")
     activity.show(f"Converting {source}")

@@ -112,6 +112,8 @@ def test_adapters_are_converted_to_those_of_peft_and_back(tmp_path):
     assert (settings["peft_type"], settings["r"], settings["lora_alpha"]) == ("LORA", 2, 3.0)
     assert settings["base_model_name_or_path"] == "bundled"
     assert invoke("generate", "--adapter", tmp_path / "peft", "I love you.").stdout == "Je t'aime.\n"
+    to_peft = ("convert", tmp_path / "ours", tmp_path / "peft", "--base", "bundled")
+    assert "--force replaces adapter folders only" in invoke(*to_peft, "--force", status=2).stderr
     arguments = ("convert", tmp_path / "peft", tmp_path / "again", "--base", "bundled")
     invoke(*arguments)
     assert "already exists" in error_line(invoke(*arguments, status=1))
