@@ -1,12 +1,16 @@
 """The endpoint of the page, and its static files."""
 
+import math
 import re
+from dataclasses import replace
 
 import pytest
 from support.http_server import serve
+from support.tiny_models import config, random_model
 
 import mlx_transformer as mt
 from mlx_transformer.config.alignment import AlignmentConfig
+from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.server.page import STATIC_PATHS
 
 TIRED = "I am very tired today."
@@ -90,6 +94,22 @@ def test_wrong_fields_are_refused_in_one_line(client, fields):
     answer = client.post("/page/translate", fields)
     assert answer.status == 400 and "\n" not in answer.json["error"]
     assert translate(client, "") == {"text": "", "pieces": []}
+
+
+def test_a_sentence_without_a_result_is_an_error(client, monkeypatch):
+    def fail(*arguments, **options):
+        yield [Hypothesis([], -math.inf, "error", "", error="its logits are not finite")]
+
+    monkeypatch.setattr("mlx_transformer.server.models.generate_hypotheses", fail)
+    answer = client.post("/page/translate", {"text": TIRED})
+    assert answer.status == 500 and "its logits are not finite" in answer.json["error"]
+
+
+def test_a_model_that_does_not_generate_is_refused(client):
+    encoder = random_model(replace(config(), decoder=None))
+    with serve(lambda name: (encoder, client.store.get("bundled").tokenizer)) as other:
+        answer = other.post("/page/translate", {"text": TIRED})
+        assert answer.status == 400 and "decoder" in answer.json["error"]
 
 
 @pytest.mark.parametrize("path", STATIC_PATHS)

@@ -8,6 +8,7 @@ import pytest
 from support.browser import CHROMIUM, open_browser
 from support.http_server import serve
 from support.paths import ROOT
+from support.tiny_models import config, random_model
 
 import mlx_transformer as mt
 
@@ -175,6 +176,17 @@ def test_the_result_is_copied(page, browser, client):
     assert page.evaluate("navigator.clipboard.readText()") == text_of(page)
 
 
+def test_the_result_is_copied_where_the_clipboard_is_closed(page):
+    """As to pages of plain HTTP from other machines."""
+    type_text(page, TIRED)
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.point("copy", click=True)
+    page.wait("document.querySelector('#status').textContent == 'Copied.'")
+    page.evaluate("source.select(), source.focus()")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="v", commands=["paste"])
+    assert page.evaluate("source.value") == TRANSLATED
+
+
 def test_controls_have_names(page):
     type_text(page, TIRED)
     page.point(word(2), click=True)
@@ -210,6 +222,20 @@ def test_one_pair_of_languages_is_named_and_several_are_chosen(browser, bundled)
         assert browser.evaluate(choices) == [] and text_of(browser, "#source-title") == "Text"
         type_text(browser, TIRED)
         assert text_of(browser) == TRANSLATED
+
+
+def test_the_languages_of_a_multilingual_model_are_listed_once(browser):
+    codes = ["eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant", "pt_XX", "sw_KE"]
+    tokenizer = mt.Tokenizer.train(["a b c"], ["a b c"], 320, source_languages=codes, target_languages=codes)
+    size = tokenizer.source_vocab_size
+    model = random_model(config(source_vocab_size=size, target_vocab_size=size))
+    with serve(lambda name: (model, tokenizer), ["many"]) as client:
+        open_page(browser, client)
+        names = browser.evaluate("[...document.querySelectorAll('#source-language option')].map(o => o.text)")
+        assert names == ["Chinese", "English", "French", "Portuguese", "Swahili", "Traditional Chinese"]
+        browser.type("a b c")
+        browser.wait(f"{FRESH} || document.querySelector('#status').textContent.length > 0")
+        assert browser.evaluate("document.querySelector('#status').textContent") == ""
 
 
 def test_errors_are_shown_and_a_key_is_asked_for(browser, bundled):

@@ -182,32 +182,41 @@ function closeAlternatives() {
 
 // Languages
 
-/** Return the short form of a code, such as fr for fra_Latn and fr_XX. */
-function shortCode(code) {
+/** Return the locale of a code, without a script that goes without saying: fr for fra_Latn; null if there is none. */
+function localeOf(code) {
   try {
-    return new Intl.Locale(code.replace("_XX", "").replaceAll("_", "-")).minimize().toString();
+    const locale = new Intl.Locale(code.replace("_XX", "").replaceAll("_", "-"));
+    const short = locale.minimize();
+    return short.toString() === short.language ? short : locale;
   } catch {
-    return code;
+    return null;
   }
 }
 
 function nameOf(code) {
-  try {
-    return new Intl.DisplayNames("en", { type: "language" }).of(shortCode(code));
-  } catch {
-    return code;
-  }
+  const locale = localeOf(code);
+  return locale ? new Intl.DisplayNames("en", { type: "language" }).of(locale.toString()) : code;
+}
+
+/** Leave out codes such as fra_Latn beside fr, its short form. */
+function withoutLongForms(codes) {
+  const groups = new Map();
+  const languageOf = (code) => localeOf(code)?.language ?? code;
+  for (const code of codes) groups.set(languageOf(code), [...(groups.get(languageOf(code)) ?? []), code]);
+  return [...groups.values()].flatMap((group) =>
+    group.length === 2 && !group[0].includes("_") ? group.slice(0, 1) : group,
+  );
 }
 
 /** Fill a chooser, and keep what was chosen; a single language is only named. */
 function fill(select, codes) {
-  const unique = new Map(codes.map((code) => [shortCode(code), code]).reverse());
-  const options = [...unique.values()].map((code) => new Option(nameOf(code), code));
+  const distinct = withoutLongForms(codes);
+  const options = distinct.map((code) => new Option(nameOf(code), code));
   options.sort((a, b) => a.text.localeCompare(b.text));
   const previous = select.value;
   select.replaceChildren(...options);
   select.value = previous;
-  if (select.selectedIndex < 0) select.value = [...unique.values()].at(-1);
+  if (select.selectedIndex < 0) select.value = distinct[0];
   select.hidden = options.length < 2;
 }
 
@@ -217,7 +226,7 @@ function changeLanguages() {
   selects.forEach((select, side) => {
     const title = element[side ? "target-title" : "source-title"];
     if (languages.length) title.textContent = select.hidden ? nameOf(select.value) : side ? "To" : "From";
-    (side ? target : source).lang = shortCode(select.value);
+    (side ? target : source).lang = localeOf(select.value)?.toString() ?? "";
   });
   changeText(0);
 }
