@@ -95,6 +95,9 @@ class BatchWorker:
                 Job(self._batches + index, self._submitted + index, index, line, positions, work)
                 for index, (line, positions) in enumerate(lines)
             ]
+            if len(self._jobs) + len(jobs) > self._max_queue:  # first forget those that nobody waits for any more
+                self._jobs = [job for job in self._jobs if not job.future.cancelled()]
+                heapq.heapify(self._jobs)
             if self._jobs and len(self._jobs) + len(jobs) > self._max_queue:
                 raise RequestError(
                     503,

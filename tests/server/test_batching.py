@@ -121,6 +121,16 @@ def test_a_full_queue_refuses_all_of_a_request():
     assert recorder.finish() == [["first"], list("abcdef")]
 
 
+def test_cancelled_sentences_make_room_in_a_full_queue():
+    recorder = Recorder(max_queue=3)
+    hold(recorder)
+    for future in recorder.submit("ab"):
+        future.cancel()
+    recorder.submit("c")
+    recorder.submit("de")
+    assert recorder.finish() == [["first"], ["c", "d", "e"]]
+
+
 def test_an_error_reaches_those_that_have_no_result_and_the_worker_goes_on(recorder):
     hold(recorder)
     good, bad, rest = (recorder.submit([text])[0] for text in ("good", "bad", "rest"))
