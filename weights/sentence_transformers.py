@@ -14,6 +14,7 @@ from mlx_transformer.weights.source_config import read_sibling_json
 
 logger = logging.getLogger(__name__)
 
+SETTINGS_FILE = "sentence_bert_config.json"
 MODES = {"mean": "mean", "cls": "first", "lasttoken": "last"}
 ORDERS = [
     ["Transformer", "Pooling", *dense, *normalize] for dense in ([], [DENSE]) for normalize in ([], ["Normalize"])
@@ -52,13 +53,24 @@ def read_pooling(path: Path) -> PoolingConfig | None:
 
 def limit_text_length(config: ModelConfig, path: Path) -> ModelConfig:
     """Return a configuration that truncates texts where sentence-transformers does; tables of positions keep theirs."""
-    settings = read_sibling_json(path, "sentence_bert_config.json") or {}
+    settings = read_sibling_json(path, SETTINGS_FILE) or {}
     tokenizer = read_sibling_json(path, "tokenizer_config.json") or {}
     limits = [settings.get("max_seq_length"), tokenizer.get("model_max_length")]
     limit = next((limit for limit in limits if type(limit) is int and limit > 0), config.encoder.max_length)
     if config.encoder.positions != "relative":
+        if limit < config.encoder.max_length:
+            logger.warning(
+                "Texts are truncated to the model's %d tokens, not to %d as by sentence-transformers: shorten them.",
+                config.encoder.max_length,
+                limit,
+            )
         return config
     return replace(config, encoder=replace(config.encoder, max_length=min(limit, config.encoder.max_length)))
+
+
+def lowercases_texts(path: Path) -> bool:
+    """Whether sentence-transformers lower-cases texts before the tokenizer of a folder sees them."""
+    return (read_sibling_json(path, SETTINGS_FILE) or {}).get("do_lower_case") is True
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

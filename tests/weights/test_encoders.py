@@ -294,6 +294,33 @@ def test_a_default_prompt_is_named(projecting, tmp_path, caplog):
     assert "The default prompt 'query' is not put before texts" in caplog.text
 
 
+def test_texts_are_lower_cased_as_the_folder_says(projecting, tmp_path):
+    folder = shutil.copytree(projecting, tmp_path / "folder")
+    plain = mt.embed(*mt.load(folder), ["The station", "the station"])
+    assert np.abs(plain[0] - plain[1]).max() > 1e-3
+    change_json(folder / "sentence_bert_config.json", lambda settings: settings | {"do_lower_case": True})
+    convert.convert(folder, tmp_path / "ours")
+    for path in (folder, tmp_path / "ours"):
+        vectors = mt.embed(*mt.load(path), ["The station", "the station"])
+        assert np.array_equal(vectors[0], vectors[1]) and np.abs(vectors[1] - plain[1]).max() < 1e-6
+
+
+@pytest.mark.parametrize("limit", [10, 10**6])
+def test_a_table_of_positions_longer_than_the_limit_is_named(tmp_path, caplog, limit):
+    encoder_model("bart").save_pretrained(tmp_path)
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate({"Transformer": "", "Pooling": "1_Pooling"}.items())
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    (tmp_path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": limit}))
+    length = mt.load_model(tmp_path).config.encoder.max_length
+    message = f"Texts are truncated to the model's {length} tokens, not to {limit} as by sentence-transformers"
+    assert (message in caplog.text) == (limit < length)
+
+
 def test_the_files_of_modules_are_downloaded():
     weights = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "model.safetensors"]
     names = ["config.json", "modules.json", "sentence_bert_config.json", "onnx/model.onnx", ".gitattributes", *weights]

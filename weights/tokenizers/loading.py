@@ -6,6 +6,7 @@ from typing import Any
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.weights.conversion_plan import ConversionPlan
+from mlx_transformer.weights.sentence_transformers import lowercases_texts
 from mlx_transformer.weights.source_config import read_config
 from mlx_transformer.weights.tokenizers.deep_phonemizer import read_deep_phonemizer
 from mlx_transformer.weights.tokenizers.framework_vocabularies import read_framework_vocabularies
@@ -59,6 +60,8 @@ def read_tokenizer(
     if plan.family in SENTENCE_FAMILIES:
         fields["max_sentence_tokens"] = MAX_SENTENCE_TOKENS
     fields["source_prefix"] = str(read_config(source).get("prefix") or "")
+    if model.pooling is not None and lowercases_texts(source):
+        fields["lowercase"] = True
     return Tokenizer(loaded.source, loaded.target, TokenizerConfig(**fields))
 
 
