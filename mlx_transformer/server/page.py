@@ -51,7 +51,8 @@ class Page:
         )
         pieces: list[dict[str, Any]] = []
         for line in await pending.lines():
-            pieces += [_blank(line, line)] if isinstance(line, str) else _format_line(*line, prefix or "")
+            pieces += [_blank(line, line)] if isinstance(line, str) else _format_line(*line, prefix if count else None)
+        pieces = [piece for piece in pieces if piece["source"] or piece["text"]]
         return JSONResponse({"text": "".join(piece["text"] for piece in pieces), "pieces": pieces})
 
     def _find_model(self, source: str | None, target: str | None) -> tuple[str, tuple[str | None, str | None]]:
@@ -63,8 +64,11 @@ class Page:
         return name, self._store.languages[name].resolve(source or None, target or None)
 
 
-def _format_line(paragraph: Paragraph, rows: list[list[Hypothesis]], prefix: str) -> Iterable[dict[str, Any]]:
-    """Yield the sentences of a line and what is between them; joined, the pieces are the line and its result."""
+def _format_line(paragraph: Paragraph, rows: list[list[Hypothesis]], prefix: str | None) -> Iterable[dict[str, Any]]:
+    """Yield the sentences of a line and what is between them; joined, the pieces are the line and its result.
+
+    Sentences come with alternatives that begin with the words of the prefix, unless it is None.
+    """
     texts = [row[0].text or "" for row in rows]
     joined = join_sentences(paragraph, texts)
     position = 0
@@ -72,8 +76,11 @@ def _format_line(paragraph: Paragraph, rows: list[list[Hypothesis]], prefix: str
         start = joined.index(text, position)
         yield _blank(space, joined[position:start])
         position = start + len(text)
-        others = {other.text: _format_hypothesis(other) for other in row if _begins_with(other.text or "", prefix)}
-        yield _format_hypothesis(row[0]) | {"source": sentence, "alternatives": [*others.values()]}
+        piece = _format_hypothesis(row[0]) | {"source": sentence}
+        if prefix is not None:
+            others = {other.text: _format_hypothesis(other) for other in row if _begins_with(other.text or "", prefix)}
+            piece["alternatives"] = [*others.values()]
+        yield piece
     yield _blank(paragraph.spaces[-1], joined[position:])
 
 

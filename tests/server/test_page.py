@@ -2,10 +2,11 @@
 
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from support.http_server import serve
+from support.http_server import hold_batches, serve
 from support.tiny_models import config, random_model
 
 import mlx_transformer as mt
@@ -84,6 +85,28 @@ def test_requests_of_the_page_have_the_limits_of_the_server(bundled):
             answer = client.post("/page/translate", {"text": "Hello", "api_key": "secret"} | {field: "x" * 11})
             assert answer.status == 413 and "at most 10 characters" in answer.json["error"]
         assert client.post("/page/translate", {"text": "Hello", "api_key": "secret"}).status == 200
+
+
+def test_requests_of_the_page_share_batches_and_the_queue(bundled):
+    with serve(lambda name: bundled, max_queue=3) as client, ThreadPoolExecutor(4) as pool:
+        with hold_batches(client) as entered:
+            first = pool.submit(translate, client, "Good morning!")
+            assert entered.wait(10)
+            texts = [("Hello.", {}), ("I love you.", {}), (TIRED, {"prefix": "Je me sens"})]
+            waiting = [pool.submit(translate, client, text, **fields) for text, fields in texts]
+            client.wait_for("waiting_sentences", 3)
+            refused = client.post("/page/translate", {"text": "Hello."})
+            assert refused.status == 503 and int(refused.headers["retry-after"]) > 0
+        answers = [future.result()["text"] for future in (first, *waiting)]
+        assert client.metric("batch_sentences_count") == 2
+    assert answers[:3] == mt.generate(*bundled, ["Good morning!", "Hello.", "I love you."])
+    assert answers[3] == mt.generate(*bundled, TIRED, target_prefix="Je me sens")
+
+
+def test_pieces_are_not_empty(client):
+    assert translate(client, "Hello.")["pieces"] == [
+        {"source": "Hello.", "text": "Bonjour.", "alignment": [[0, 0]]},
+    ]
 
 
 @pytest.mark.parametrize(
