@@ -18,7 +18,7 @@ FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
 LABEL = re.compile(r"\[[ xX]\]\s+|\[\^[^\]\s]+\]:\s+")  # of a task, of a footnote
 FOOTNOTE = re.compile(r"(\[\^[^\]\s]+\])")
 # What would be read as Markdown in a text: anywhere, and at its beginning.
-SPECIAL = re.compile(r"[\\`*\[\]<]|(?<!\w)_|_(?!\w)|~(?=~)|&(?=#?\w+;)")
+SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])|~(?=~)|&(?=#?\w+;)")
 SPECIAL_START = re.compile(r"\A(\d*)(?=[-+>#=~]|(?<=\d)[.)]\s)")
 EMPHASIS = ("strong", "em", "s")
 VOID = ("img", "wbr")
@@ -96,7 +96,7 @@ def _split(token: Token, alt_texts: Mapping[int, str]) -> Iterator[_Part]:
     pieces: list[str | Inline | Opening | Closing] = []
     link: Token | None = None
     for child in token.children or ():
-        if child.type == "hardbreak" or LINE_BREAK.fullmatch(child.content):
+        if child.type == "hardbreak" or (child.type == "html_inline" and LINE_BREAK.fullmatch(child.content)):
             yield _Part(first, line, label, nest(pieces), child.content)
             line += child.type == "hardbreak"
             first, label, pieces = line, "", []

@@ -62,8 +62,7 @@ def mark_text(content: Content) -> MarkedText:
             if isinstance(part, str):
                 text += part
                 continue
-            inner = plain_text(part.content)
-            if part.is_atom or (inner.strip() and not has_letters(inner)):
+            if _is_fixed(part):
                 name = f"{{{letter}{len(atoms) + 1}}}"
                 atoms[name] = part
                 text += name
@@ -76,6 +75,14 @@ def mark_text(content: Content) -> MarkedText:
 
     text, spans = mark(content, 0)
     return MarkedText(text, spans, atoms, len(atoms) + num_spans)
+
+
+def _is_fixed(part: Inline) -> bool:
+    """Whether markup is copied as a word: an atom, or markup around atoms, numbers and signs alone."""
+    text = plain_text(part.content)
+    if part.is_atom or has_letters(text):
+        return part.is_atom
+    return bool(text.strip()) or any(_is_fixed(each) for each in part.content if isinstance(each, Inline))
 
 
 class MarkupPlacement:
@@ -156,6 +163,10 @@ class MarkupPlacement:
             if j in own and total > 0 and (best is None or total > best[0]):
                 best = total, begin, j
         if best is None:
+            for j in sorted(own):  # another span may have taken a part of the word
+                same = self._find_text(span, *self.target_words[j])
+                if same and not any(same[0] < other[1] and same[1] > other[0] for other in (*taken, (0, target[0]))):
+                    return same
             self.num_unplaced += 1
             return target[1], target[1]
         first = min(j for j in own if best[1] <= j <= best[2])
@@ -165,19 +176,26 @@ class MarkupPlacement:
         """Leave out of an interval of whole words what the span leaves out of its first and last word."""
         text = self.source.text
         inner = text[span.start : span.end].strip()
-        # The same text is looked for if the span is a part of a word, or stands beside signs or no-break spaces.
-        before, after = text[: span.start][-1:], text[span.end :][:1]
-        if WORD.match(before) or WORD.match(after):
-            edges = ("" if re.match(WORD_CHARACTER, edge) else r"\b" for edge in (before, after))
-            pattern = re.compile(re.escape(inner).join(edges), re.IGNORECASE)
-            if match := pattern.search(self.target, start, end):
-                return match.span()
+        if same := self._find_text(span, start, end):
+            return same
         words = [*REPLACEABLE.finditer(self.target, start, end)]
         if words and re.match(WORD_CHARACTER, inner):
             start = words[0].start()
         if words and re.match(WORD_CHARACTER, inner[-1]):
             end = words[-1].end()
         return start, end
+
+    def _find_text(self, span: Span, start: int, end: int) -> Interval | None:
+        """Return where the text of a span stands in an interval, if it is a part of a word, or beside signs."""
+        text = self.source.text
+        before, after = text[: span.start][-1:], text[span.end :][:1]
+        if not (WORD.match(before) or WORD.match(after)):
+            return None
+        start_edge = "" if re.match(WORD_CHARACTER, before) else r"(?<!\w)"
+        end_edge = "" if re.match(WORD_CHARACTER, after) else r"(?!\w)"
+        inner = re.escape(text[span.start : span.end].strip())
+        match = re.compile(f"{start_edge}{inner}{end_edge}", re.IGNORECASE).search(self.target, start, end)
+        return match.span() if match else None
 
     def _neighbour(self, position: int, target: Interval) -> Interval:
         """Return where markup without text stands: behind what it follows, or before the word that it precedes."""

@@ -95,7 +95,7 @@ def check_files(source: Path, target: Path, overwrite: bool) -> None:
     if target.exists() and target.samefile(source):
         raise ValueError(f"The input and the output must be different files, but both are {source}.")
     if os.path.lexists(target) and not overwrite:
-        raise FileExistsError(f"{target} exists: choose another name, or give overwrite=True to replace it.")
+        raise FileExistsError(f"{target} already exists: choose another name, or use force to replace it.")
 
 
 def find_format(name: str) -> Callable[[bytes, str, Translator], bytes]:

@@ -21,7 +21,7 @@ def test_a_page_and_its_counts(tmp_path):
     assert result.stdout == f"Texts translated: 2\nDocument: {target}\n"
     assert target.read_text().startswith('<html lang="fr">') and "Bonjour" in target.read_text()
     again = run(source, target)
-    assert again.exit_code == 1 and "exists: choose another name" in error_line(again)
+    assert again.exit_code == 1 and "already exists: choose another name" in error_line(again)
     assert run(source, target, "--force").exit_code == 0
 
 

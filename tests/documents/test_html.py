@@ -69,6 +69,13 @@ def test_what_cannot_be_placed_is_counted_and_stays():
     assert (translator.report.unplaced_tags, translator.report.appended_copies) == (1, 1)
 
 
+def test_a_text_with_too_much_markup_stays():
+    translator = make_fake()
+    page = f"<p>{'<b>x</b> ' * 501}</p><p>{'<b>x</b> ' * 500}</p>"
+    assert translate_html(page, "a.html", translator) == page[:4516] + page[4516:].replace("x", "X")
+    assert (translator.report.untouched, translator.report.texts) == (1, 1)
+
+
 def test_xhtml_stays_xml():
     page = (
         '<?xml version="1.0" encoding="utf-8"?>\n<html xmlns="http://www.w3.org/1999/xhtml"><head><title/></head>'

@@ -74,6 +74,8 @@ def test_only_text_changes():
         "- a\n\n  b\n- c",
         "> a<br>b <i>c</i>\n> d<br/>e",
         "~~gone~~ here",
+        "code `<br>` stays",
+        r"add \_\_lt\_\_ to",
     ],
 )
 def test_the_structure_is_read_again(text):

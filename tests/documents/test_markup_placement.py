@@ -40,6 +40,18 @@ def place(source, target, pairs):
         ),
         ("word<br/> more", "mot plus", [(0, 0), (1, 1)], "mot<br/> plus"),
         ("one <img/>two", "deux un", [(0, 1), (1, 0)], "<img/>deux un"),
+        (
+            "use <b>g++</b>, or (<i>it</i>)",
+            "use g++, or (it)",
+            [(0, 0), (1, 1), (2, 2), (3, 3)],
+            "use <b>g++</b>, or (<i>it</i>)",
+        ),
+        (
+            "<b>a</b>\N{NO-BREAK SPACE}[<i>b</i>]",
+            "A\N{NO-BREAK SPACE}[B]",
+            [(0, 0)],
+            "<b>A</b>\N{NO-BREAK SPACE}[<i>B</i>]",
+        ),
         ("the Mont<b>real</b> team", "le Montreal club", [(0, 0), (1, 1), (2, 2)], "le Mont<b>real</b> club"),
     ],
 )
@@ -74,6 +86,13 @@ def test_numbers_in_markup_and_code_are_words():
     marked = mark_text(parse_tags("It costs <b>5</b> euros"))
     assert marked.text == "It costs {c1} euros"
     assert write(MarkupPlacement(marked, "{c1} euros {c1}", []).place()) == "<b>5</b> euros "
+
+
+def test_markup_around_code_alone_is_copied_with_it():
+    code = Inline(("`x`", ""), is_atom=True)
+    marked = mark_text(("see ", Inline(("[", "](y)"), (code,)), "."))
+    assert (marked.text, marked.spans) == ("see {c1}.", ())
+    assert write(MarkupPlacement(marked, "voir {c1}.", []).place()) == "voir [`x`](y)."
 
 
 def test_placeholders_do_not_meet_those_of_the_text():

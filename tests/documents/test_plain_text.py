@@ -7,6 +7,6 @@ from mlx_transformer.documents.plain_text import translate_plain_text
 
 def test_lines_and_white_space_stay():
     translator = make_fake()
-    text = "  one\n\n\ttwo \r\n12 + 3\n \nlast"
-    assert translate_plain_text(text, "a.txt", translator) == "  ONE\n\n\tTWO \r\n12 + 3\n \nLAST"
-    assert translator.report.texts == 3
+    text = "  one\n\n\ttwo \r\n12 + 3\n \nold\rmac\rlast"
+    assert translate_plain_text(text, "a.txt", translator) == "  ONE\n\n\tTWO \r\n12 + 3\n \nOLD\rMAC\rLAST"
+    assert translator.report.texts == 5

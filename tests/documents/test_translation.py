@@ -1,5 +1,7 @@
 """Documents from bytes to bytes and from file to file, with the bundled model."""
 
+import os
+
 import pytest
 
 import mlx_transformer as mt
@@ -47,9 +49,11 @@ def test_files(bundled, tmp_path):
     source.write_bytes(b"\xef\xbb\xbfHello!\r\n")
     assert mt.translate_file(*bundled, source, target).texts == 1
     assert target.read_bytes() == b"\xef\xbb\xbfBonjour !\r\n"
-    with pytest.raises(FileExistsError, match="exists: choose another name"):
+    with pytest.raises(FileExistsError, match="already exists: choose another name"):
         mt.translate_file(*bundled, source, target)
-    assert mt.translate_file(*bundled, source, target, overwrite=True).texts == 1
+    with target.open("rb") as old:
+        assert mt.translate_file(*bundled, source, target, overwrite=True).texts == 1
+        assert os.fstat(old.fileno()).st_ino != target.stat().st_ino  # replaced as a whole
     with pytest.raises(ValueError, match="must be different files"):
         mt.translate_file(*bundled, source, source, overwrite=True)
     with pytest.raises(ValueError, match=r"ending of the input, \.txt, but is"):

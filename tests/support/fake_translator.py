@@ -4,6 +4,7 @@ import re
 
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.documents.translator import Translator
+from mlx_transformer.inference.alignment import WORD
 
 KEPT = re.compile(r"(\{c?\w*\}|%(?:\(\w+\))?[sd])")
 
@@ -19,7 +20,7 @@ def make_fake(*, backwards=False, aligned=True, drop="", missing=(), language=No
 
     def search(texts, wants_alignment):
         for text in texts:
-            words = capitals(text).split()
+            words = WORD.findall(capitals(text))
             target = " ".join(reversed(words)) if backwards else capitals(text)
             count = len(words)
             pairs = [(i, count - 1 - i if backwards else i) for i in range(count)]
