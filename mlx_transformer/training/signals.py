@@ -18,7 +18,7 @@ class Interruption:
 
     Attributes:
         signal: The signal, if there was one.
-        error: The exception of a callback, if there was one.
+        error: The first exception of a callback, if there was one.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,9 @@ class Interruption:
         return self._cancelled or self.signal is not None or self.error is not None
 
     def call(self, callback: Callable[[Report], bool | None], report: Report) -> None:
-        """Call a callback, which asks to stop by returning False or by an exception."""
+        """Call a callback, which asks to stop by returning False or by an exception, after which none is called."""
+        if self.error is not None:
+            return
         try:
             result = callback(report)
         except Exception as error:

@@ -44,7 +44,7 @@ from mlx_transformer.training.validation import Validation, Validator
 
 logger = logging.getLogger(__name__)
 BAD_LINE_REMEDY = "correct it, or skip such lines with --skip-bad-lines (skip_bad_lines=True)"
-LogCallback = Callable[[dict[str, Any]], None]
+LogCallback = Callable[[dict[str, Any]], bool | None]
 StepCallback = Callable[[TrainingStep], bool | None]
 ValidationCallback = Callable[[Validation], bool | None]
 EventLogger = Callable[..., None]  # log_event(event, **values)
@@ -69,7 +69,8 @@ def train(
 
     SIGINT and SIGTERM stop the run after the current step, with a checkpoint; a second signal stops it at once. So does
     a callback that returns False, after which this function returns the best model, or the last one if none was
-    validated. An exception of a callback is raised after the checkpoint was written. The run can be resumed.
+    validated. An exception of a callback is raised after the checkpoint was written; no other callback is called
+    meanwhile. The run can be resumed.
 
     Args:
         config: Options of the run.
@@ -137,7 +138,10 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, callbacks: Callb
                 recase=config.recase or tokenizer.config.recase,
             )
         validator = Validator(valid_pairs, corpora[1], tokenizer, config)
-        with _open_log(run_directory, state, in_memory, callbacks.report) as log_event, defer_signals() as interruption:
+        with (
+            defer_signals() as interruption,
+            _open_log(run_directory, state, in_memory, callbacks.report, interruption) as log_event,
+        ):
             Trainer(run_directory, state, tokenizer, validator, log_event, interruption, callbacks).fit(corpora[0])
     return interruption
 
@@ -194,6 +198,7 @@ def _open_log(
     state: TrainState,
     pairs: Mapping[str, ParallelCorpora],
     report: LogCallback | None,
+    interruption: Interruption,
 ) -> Iterator[EventLogger]:
     """Prepare the run folder, which holds pairs in memory, and yield a function that appends an event to its log."""
     if state.group.rank() == 0:
@@ -210,7 +215,7 @@ def _open_log(
                     f"{run_directory.log_file} could not be written: free some space, then resume. {error}"
                 ) from error
             if report is not None:
-                report(entry)
+                interruption.call(report, entry)
 
         yield log_event
 

@@ -11,6 +11,7 @@ from support.training_cases import log_events, runs_equal
 import mlx_transformer as mt
 
 pytestmark = pytest.mark.cpu
+MESSAGE = "The window was closed."
 
 
 def stop_at(step, result=False):
@@ -23,7 +24,20 @@ def raise_at(step):
 
     def callback(report):
         if report.step == step:
-            raise RuntimeError("The window was closed.")
+            raise RuntimeError(MESSAGE)
+
+    return callback
+
+
+def at_entry(event, step, outcome):
+    """A callback for log entries that returns or raises something at one of them."""
+
+    def callback(entry):
+        if (entry["event"], entry["step"]) != (event, step):
+            return None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     return callback
 
@@ -64,6 +78,9 @@ def test_validations_without_translations_have_no_scores(options):
         ({"on_step": raise_at(6)}, 6, None),
         ({"on_step": raise_at(8)}, 8, None),
         ({"on_validation": raise_at(8)}, 8, None),
+        ({"report": at_entry("step", 6, False)}, 6, "best"),
+        ({"report": at_entry("step", 6, RuntimeError(MESSAGE))}, 6, None),
+        ({"report": at_entry("validation", 8, RuntimeError(MESSAGE))}, 8, None),
     ],
 )
 def test_a_run_that_a_callback_stopped_resumes_as_if_it_had_not_been(finished, options, callbacks, step, folder):
@@ -79,6 +96,15 @@ def test_a_run_that_a_callback_stopped_resumes_as_if_it_had_not_been(finished, o
     assert runs_equal(finished.output, options.output)
     losses = [[entry["loss"] for entry in log_events(run, "step")] for run in (finished.output, options.output)]
     assert losses[0] == losses[1]
+
+
+def test_no_callback_is_called_after_one_that_failed(options):
+    """Not even at the validation of the same step, whose error would hide the first."""
+    entries, validations = [], []
+    with pytest.raises(RuntimeError, match=MESSAGE):
+        mt.train(options, entries.append, on_step=raise_at(4), on_validation=validations.append)
+    assert validations == [] and max(entry["step"] for entry in entries) < 4
+    assert [entry["step"] for entry in log_events(options.output, "stopped")] == [4]
 
 
 @pytest.mark.parametrize("result", [None, True, 0, "", []])
