@@ -116,8 +116,10 @@ def check_base(model: Transformer, config: AdapterConfig, path: Path) -> None:
 
 
 def with_base(config: AdapterConfig, model: Transformer) -> AdapterConfig:
-    """Return an adapter's configuration with the name and the checksum of its base, if it has none."""
+    """Return an adapter's configuration with the name and the checksum of its base, if that is unchanged."""
     source = unchanged_source(model)
+    if source is None and model.weights_source is not None:
+        return replace(config, base_model=None, base_checksum=None)
     if config.base_checksum is not None or source is None:
         return config
     return replace(config, base_model=config.base_model or str(source.path), base_checksum=source.sha256())

@@ -151,14 +151,16 @@ def test_another_base_is_refused_by_name(tmp_path, base, adapters):
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_weights_changed_in_memory_are_not_those_of_the_file(tmp_path, base, adapters, in_place):
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_weights_changed_in_memory_are_not_those_of_the_file(tmp_path, base, adapters, in_place, is_loaded):
     """The adapter of a model that was trained after it was loaded does not name the original as its base."""
-    model, tokenizer = mt.load(base)
+    model, tokenizer = mt.load(base, adapter=adapters[0] if is_loaded else None)
     if in_place:
-        model.decoder.layers[0].feed_forward.up_proj.bias += 1
+        model.decoder.layers[0].feed_forward_residual.norm.weight += 1
     else:
         model.update(tree_map(lambda array: array + 0.001, model.parameters()))
-    mt.add_adapter(model, ADAPTER)
+    if not is_loaded:
+        mt.add_adapter(model, ADAPTER)
     save_adapter(tmp_path / "adapter", model)
     stored, _ = read_adapter(tmp_path / "adapter")
     assert (stored.base_model, stored.base_checksum) == (None, None)
