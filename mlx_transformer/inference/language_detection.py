@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 from mlx_transformer.tokenization.texts import check_list, check_texts, string_error
@@ -23,6 +24,12 @@ def detect_language(text: str, codes: Iterable[str]) -> str | None:
     Raises:
         ValueError: If the text is not a string, or py3langid and langcodes are not installed.
     """
+    ranked = rank_language(text, codes)
+    return None if ranked is None else ranked[0]
+
+
+def rank_language(text: str, codes: Iterable[str]) -> tuple[str, float] | None:
+    """Return the most probable language, with its probability; see `detect_language`."""
     if error := string_error(text, "text"):
         raise ValueError(error)
     check_list(codes, "codes")
@@ -31,8 +38,13 @@ def detect_language(text: str, codes: Iterable[str]) -> str | None:
     identifier, code_of_label = _make_identifier(codes)
     if not code_of_label or not any(map(str.isalpha, text)):
         return None
-    label, _ = identifier.classify(text)
-    return code_of_label[label]
+    label, probability = identifier.classify(text)
+    return code_of_label[label], probability
+
+
+def is_installed() -> bool:
+    """Whether the packages that detect languages are installed."""
+    return all(map(find_spec, ("py3langid", "langcodes")))
 
 
 @functools.lru_cache(maxsize=8)
@@ -55,7 +67,7 @@ def _load_identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
         raise ValueError("Languages are detected by two packages: pip install py3langid langcodes.") from error
-    return LanguageIdentifier.from_model_file(MODEL_FILE)
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _find_label(code: str, labels: frozenset[str]) -> str | None:

@@ -16,6 +16,7 @@ MARKUP = re.compile(
 ATTRIBUTE = re.compile(r"""(?<![^\s"'/])([^\s"'>/=]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 RAW_TEXT = {"script", "style", "textarea"}  # elements whose text has no tags
 UNTRANSLATED = RAW_TEXT | {"code", "pre", "kbd", "samp", "svg", "math", "template"}
+NOT_NESTED = {"p", "option", "dt", "dd"}  # elements that end where the next one begins
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
@@ -30,6 +31,8 @@ def split_html(text: str) -> list[tuple[str, bool]]:
         pieces.append((text[end : match.start()], not depth))
         end = match.end()
         if name := (match["name"] or "").lower():
+            if depth and name == skipped and name in NOT_NESTED and not match["slash"]:
+                depth = 0  # its end tag is left out
             if depth and name == skipped:
                 depth += -1 if match["slash"] else 1
             elif not depth and not match["slash"] and _is_untranslated(name, match["attributes"]):

@@ -54,12 +54,14 @@ class Languages(NamedTuple):
         targets: Target languages.
         any_source: Whether the model takes text in any language.
         needs: Whether requests must name the source and the target language.
+        sources_name_target: Whether sources begin with the target language.
     """
 
     sources: Codes = {}
     targets: Codes = {}
     any_source: bool = False
     needs: tuple[bool, bool] = (False, False)
+    sources_name_target: bool = False
 
     @classmethod
     def of(cls, pair: tuple[str, str] | None, tokenizer: Tokenizer) -> "Languages":
@@ -71,7 +73,8 @@ class Languages(NamedTuple):
         targets = known if takes_target else dict.fromkeys(pair[1:] if pair else ())
         needs_source = takes_source and config.default_source_language is None
         needs_target = takes_target and config.default_target_language is None
-        return cls(sources, targets, takes_target and not takes_source and pair is None, (needs_source, needs_target))
+        any_source = takes_target and not takes_source and pair is None
+        return cls(sources, targets, any_source, (needs_source, needs_target), config.target_language == "source")
 
     def find(self, source: str, target: str) -> tuple[str | None, str | None] | None:
         """Return the model's own codes of a pair; None if it does not translate it."""
@@ -80,14 +83,20 @@ class Languages(NamedTuple):
             return None
         return self.sources[source_key] if source_key else None, self.targets[target_key]
 
-    def resolve(self, source: str | None, target: str | None) -> tuple[str | None, str | None]:
-        """Return the model's own codes of the languages that a request may name.
+    def resolve(
+        self, source: str | None, target: str | None, *, generates: bool = True
+    ) -> tuple[str | None, str | None]:
+        """Return the model's own codes of the languages that a request may name, to generate or to embed.
 
         Raises:
             RequestError: If one is missing or unknown.
         """
-        known = (self.sources, self.targets)
-        return _resolve("source", source, known[0], self.needs[0]), _resolve("target", target, known[1], self.needs[1])
+        needs_source, needs_target = self.needs
+        needs_target = needs_target and (generates or self.sources_name_target)
+        return (
+            _resolve("source", source, self.sources, needs_source),
+            _resolve("target", target, self.targets, needs_target),
+        )
 
 
 def _resolve(role: str, code: str | None, known: Codes, is_needed: bool) -> str | None:
@@ -203,7 +212,10 @@ class ModelStore:
             OSError: See `load`.
             ValueError: See `load`.
         """
+        names = list(names)
         self.names = {name.name: name for name in names}
+        if repeated := [name.name for name in names if self.names[name.name] is not name]:
+            raise ValueError(f"A model can be served once, but {repeated[0]} is named twice: leave out one.")
         self._metrics, self._limit, self._load = metrics, memory_limit, load_model
         self._make = partial(LoadedModel, max_queue=max_queue, metrics=metrics)
         self._loaded: dict[str, LoadedModel] = {}  # the least recently used first
@@ -314,9 +326,6 @@ class ModelStore:
 
     def _describe_unknown_pair(self, source: str, target: str) -> str:
         """Return what the models translate instead, and what to try."""
-        if source == "auto":
-            remedy = "give the source language, such as " + short_names(self._sources())
-            return f"This server does not detect languages: {remedy}."
         pairs = [
             f"{short_names(list(languages.sources) or ['any language'])} to {short_names(list(languages.targets))}"
             for languages in self.languages.values()
@@ -326,5 +335,9 @@ class ModelStore:
         asked = f"{short_repr(source)} to {short_repr(target)}"
         return f"This server does not translate {asked}, but {known}: see /languages, or serve another model."
 
-    def _sources(self) -> list[str]:
-        return list(dict.fromkeys(code for languages in self.languages.values() for code in languages.sources))
+    def sources(self, target: str | None = None) -> list[str]:
+        """Return the source languages of the models, or of those that translate to a target."""
+        codes = dict.fromkeys(code for languages in self.languages.values() for code in languages.sources)
+        if target is None:
+            return list(codes)
+        return [code for code in codes if any(each.find(code, target) for each in self.languages.values())]

@@ -67,7 +67,7 @@ class OpenAIAPI:
             raise RequestError(400, f"encoding_format must be float or base64, not {short_repr(encoding)}.")
         if fields.get("dimensions") is not None:
             raise RequestError(400, "dimensions must be left out: vectors have the width of the model.")
-        source, target = self._languages(name, fields)
+        source, target = self._languages(name, fields, generates=False)
 
         def prepare(loaded: LoadedModel) -> tuple[None, list[CountedLine], Work]:
             return None, [loaded.count(SourceLine(text, source, target)) for text in texts], Work(None)
@@ -105,9 +105,10 @@ class OpenAIAPI:
         usage = _usage(prompt_tokens, sum(result.num_tokens for result in results))
         return JSONResponse(head | {"object": shape.answer, "choices": choices, "usage": usage})
 
-    def _languages(self, name: str, fields: Fields) -> tuple[str | None, str | None]:
+    def _languages(self, name: str, fields: Fields, generates: bool = True) -> tuple[str | None, str | None]:
         """Return the model's codes of the languages that a request names."""
-        return self._store.languages[name].resolve(fields.text("source_language"), fields.text("target_language"))
+        named = fields.text("source_language"), fields.text("target_language")
+        return self._store.languages[name].resolve(*named, generates=generates)
 
 
 def last_user_message(fields: Fields) -> str:

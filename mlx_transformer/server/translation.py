@@ -87,10 +87,9 @@ class PendingText:
                 yield from piece.sentences
 
     async def results(self, count: int = 1) -> list[Generated]:
-        """Return up to `count` different texts, the best first; the n-th has the n-th hypothesis of every sentence."""
+        """Return `count` texts, the best first; the n-th has the n-th hypothesis of every sentence, or its last one."""
         await asyncio.gather(*map(asyncio.wrap_future, self.futures()))
-        results = {result.text: result for result in map(self._combine, reversed(range(count)))}
-        return list(results.values())[::-1]
+        return [self._combine(rank) for rank in range(count)]
 
     async def lines(self) -> list[str | tuple[Paragraph, list[list[Hypothesis]]]]:
         """Return what stays as it is, and each line with the hypotheses of its sentences."""

@@ -63,6 +63,7 @@ def test_pieces_of_any_html_are_the_html(seed):
         ("<p TRANSLATE = NO>no</p><p data-translate=no>yes</p>", ["yes"]),
         ("<script>s = '<script>'; <!-- </script>yes", ["yes"]),
         ("<br/>one<code/>two", ["one", "two"]),
+        ("<p translate=no>no<p>yes<p class=notranslate>no", ["yes"]),
         ('one<p title="no', ["one"]),
         ("one<!-- no", ["one"]),
     ],

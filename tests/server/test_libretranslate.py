@@ -4,6 +4,7 @@ import pytest
 from support.http_server import serve
 
 import mlx_transformer as mt
+from mlx_transformer.server import libretranslate
 
 TEXTS = ["Good morning!", "Where is the station?", "I love you."]
 LONG = "The house is small. It rains a lot today. She reads a book in the garden.  " * 10 + "He left."
@@ -29,10 +30,12 @@ def test_line_ends_and_blank_lines_stay(client, bundled):
     assert client.translate([]).json == {"translatedText": []}
 
 
-def test_alternatives_are_different_texts_with_the_best_first(client):
+def test_alternatives_are_different_texts_with_the_best_first(client, bundled):
     answer = client.translate("Good morning!", alternatives=2).json
     texts = [answer["translatedText"], *answer["alternatives"]]
     assert len(texts) == len(set(texts)) == 3
+    (best, *others) = next(mt.generate_hypotheses(*bundled, ["Good morning!"], num_hypotheses=3))
+    assert texts == [hypothesis.text for hypothesis in (best, *others)]
     assert client.translate(["Good morning!"] * 2, alternatives=2).json == {
         "translatedText": [texts[0]] * 2,
         "alternatives": [texts[1:]] * 2,
@@ -77,16 +80,27 @@ def test_languages_and_settings(client):
     assert client.get("/health").json == {"status": "ok"}
 
 
-@pytest.mark.parametrize(("source", "target"), [("fr", "en"), ("en", "de"), ("auto", "fr"), ("en", "en")])
+@pytest.mark.parametrize(("source", "target"), [("fr", "en"), ("en", "de"), ("auto", "de"), ("en", "en")])
 def test_unknown_languages_are_answered_with_what_the_models_do(client, source, target):
     answer = client.translate("Hello", source=source, target=target)
     assert answer.status == 400 and "\n" not in answer.json["error"]
-    assert "such as en" in answer.json["error"] if source == "auto" else "en to fr" in answer.json["error"]
+    assert "en to fr" in answer.json["error"]
 
 
-def test_detection_is_refused(client):
-    answer = client.post("/detect", {"q": "Hello"})
-    assert answer.status == 501 and "does not detect" in answer.json["error"]
+def test_languages_are_detected(client):
+    pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
+    (detection,) = client.post("/detect", {"q": "Where is the station?"}).json
+    assert detection == {"confidence": 100.0, "language": "en"}  # the only one that the model reads
+    answer = client.translate("Where is the station?", source="auto").json
+    assert answer == {"translatedText": "Où est la gare ?", "detectedLanguage": detection}
+    answer = client.translate("12:30", source="auto")
+    assert answer.status == 400 and "cannot be detected" in answer.json["error"]
+
+
+def test_detection_needs_packages(client, monkeypatch):
+    monkeypatch.setattr(libretranslate, "is_installed", lambda: False)
+    for answer in (client.post("/detect", {"q": "Hello"}), client.translate("Hello", source="auto")):
+        assert answer.status == 501 and "does not detect languages" in answer.json["error"]
 
 
 def test_libretranslatepy_is_answered(client, bundled):

@@ -97,6 +97,20 @@ def test_the_first_model_for_a_pair_answers():
         assert [row["code"] for row in client.get("/languages").json] == ["en", "de"]
 
 
+def test_a_model_is_named_once():
+    names = [ModelName("en-fr", None), ModelName("en-fr", ("en", "de"))]
+    with pytest.raises(ValueError, match="A model can be served once, but en-fr is named twice"):
+        ModelStore(names, Metrics(), load_model=lambda name: make_model(1))
+
+
+def test_embeddings_need_no_target_language(multilingual):
+    with serve(lambda name: multilingual) as client:
+        fields = {"model": "bundled", "input": WORDS[0], "source_language": "eng_Latn"}
+        assert client.post("/v1/embeddings", fields).status == 200
+        answer = client.post("/v1/completions", {"model": "bundled", "prompt": WORDS[0], "source_language": "eng_Latn"})
+        assert answer.status == 400
+
+
 def test_an_encoder_alone_only_embeds():
     model, tokenizer = make_model(1)
     encoder = random_model(replace(model.config, decoder=None), 1)

@@ -70,6 +70,19 @@ def test_several_choices_and_a_limit_of_tokens(api, bundled):
     assert short.message.content == mt.generate(*bundled, TEXT, max_tokens=2)
 
 
+def test_choices_of_several_prompts_are_in_their_order(api):
+    """Equal texts stay, or a choice would belong to another prompt."""
+    answer = api.completions.create(model="bundled", prompt=[TEXT, "I love you."], n=3, temperature=0.1, seed=1)
+    alone = [
+        api.completions.create(model="bundled", prompt=[text], n=3, temperature=0.1, seed=1).choices
+        for text in (TEXT, "I love you.")
+    ]
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    assert len({choice.text for choice in answer.choices[:3]}) < 3, "the temperature must give equal texts"
+    assert [choice.text for choice in answer.choices[:3]] == [choice.text for choice in alone[0]]
+    assert all(" aime" in choice.text.lower() or "t'aime" in choice.text for choice in answer.choices[3:])
+
+
 def test_samples_are_those_of_the_library(api, bundled):
     options = {"temperature": 2.0, "top_p": 0.99, "seed": 7}
     texts = [TEXT, "The children play in the park.", "I love you."]
