@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlx_transformer.messages import short_repr
+from mlx_transformer.server.documents import DocumentAPI
 from mlx_transformer.server.fields import Fields, read_fields
 from mlx_transformer.server.libretranslate import LibreTranslateAPI
 from mlx_transformer.server.metrics import Metrics
@@ -41,9 +42,10 @@ def create_app(store: ModelStore, settings: ServerSettings, metrics: Metrics) ->
         metrics: The metrics of the store, which get those of requests.
     """
     libretranslate, openai, guard = LibreTranslateAPI(store, settings), OpenAIAPI(store, settings), Guard(settings)
-    page = Page(store)
+    page, documents = Page(store), DocumentAPI(store)
     posts: dict[str, Handler] = {
         "/translate": libretranslate.translate,
+        "/translate_file": documents.translate_file,
         "/detect": libretranslate.detect,
         "/v1/chat/completions": openai.chat_completions,
         "/v1/completions": openai.completions,
@@ -81,6 +83,7 @@ def create_app(store: ModelStore, settings: ServerSettings, metrics: Metrics) ->
         routes=[
             *(Route(path, guard.wrap_post(handler), methods=["POST"]) for path, handler in posts.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),
+            Route("/download_file/{token}", documents.download_file, methods=["GET"]),
         ],
         middleware=middleware,
         exception_handlers={kind: handle_error for kind in (RequestError, HTTPException, ClientDisconnect, Exception)},

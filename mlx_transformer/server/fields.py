@@ -1,10 +1,14 @@
 """Bodies of requests: read within limits, parsed as JSON or forms, their fields checked."""
 
+import asyncio
+import io
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
+from python_multipart import parse_form
+from python_multipart.exceptions import FormParserError
 from starlette.requests import Request
 
 from mlx_transformer.messages import short_repr
@@ -14,11 +18,24 @@ MAX_FORM_FIELDS = 1000
 SEND = 'send JSON with the header "Content-Type: application/json"'
 
 
-class Fields:
-    """The fields of a request's body."""
+class UploadedFile(NamedTuple):
+    """A file of a form."""
 
-    def __init__(self, values: Mapping[str, Any], settings: ServerSettings, is_form: bool = False) -> None:
-        self._values, self._settings, self._is_form = values, settings, is_form
+    name: str
+    data: bytes
+
+
+class Fields:
+    """The fields of a request's body.
+
+    Attributes:
+        base_url: The address of the server, as the client calls it.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], settings: ServerSettings, is_form: bool = False, base_url: str = ""
+    ) -> None:
+        self._values, self._settings, self._is_form, self.base_url = values, settings, is_form, base_url
 
     def get(self, name: str) -> Any:
         """Return a field of any type; None if it is missing."""
@@ -30,6 +47,12 @@ class Fields:
         if value is not None and not isinstance(value, str):
             raise RequestError(400, f"{name} must be a string, not {short_repr(value)}.")
         return default if value is None else value
+
+    def file(self, name: str) -> UploadedFile:
+        """Return a file of a form."""
+        if not isinstance(value := self._values.get(name), UploadedFile):
+            raise RequestError(400, f"Invalid request: missing {name}: send a form (multipart/form-data) with a file.")
+        return value
 
     def required_text(self, name: str) -> str:
         """Return a field that is a string and not empty."""
@@ -105,6 +128,9 @@ async def read_fields(request: Request, settings: ServerSettings) -> Fields:
         if len(body) > settings.max_body:
             raise RequestError(413, f"A request must have at most {settings.max_body:,} bytes: send several requests.")
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        values = await asyncio.to_thread(_parse_multipart, request.headers["content-type"], bytes(body))
+        return Fields(values, settings, is_form=True, base_url=str(request.base_url))
     if kind == "application/x-www-form-urlencoded":
         return Fields(_parse_form(bytes(body)), settings, is_form=True)
     if kind != "application/json" and not kind.endswith("+json"):
@@ -129,6 +155,31 @@ def _parse_form(body: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise RequestError(400, f"The request must be a URL-encoded form in UTF-8: {error}.") from None
     return {name: texts[0] if len(texts) == 1 else texts for name, texts in values.items()}
+
+
+def _parse_multipart(content_type: str, body: bytes) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+
+    def add_field(field: Any) -> None:
+        _check_count(values)
+        values[field.field_name.decode()] = (field.value or b"").decode()
+
+    def add_file(file: Any) -> None:
+        _check_count(values)
+        file.file_object.seek(0)
+        values[file.field_name.decode()] = UploadedFile((file.file_name or b"").decode(), file.file_object.read())
+
+    headers = {"Content-Type": content_type.encode(), "Content-Length": str(len(body)).encode()}
+    try:
+        parse_form(headers, io.BytesIO(body), add_field, add_file)
+    except (FormParserError, ValueError) as error:
+        raise RequestError(400, f"The request must be a form (multipart/form-data): {error}.") from None
+    return values
+
+
+def _check_count(values: dict[str, Any]) -> None:
+    if len(values) >= MAX_FORM_FIELDS:
+        raise ValueError(f"there are more than {MAX_FORM_FIELDS} fields")
 
 
 def _parse_number(text: str) -> float | str | None:

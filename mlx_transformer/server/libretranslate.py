@@ -7,6 +7,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from mlx_transformer.config.tokenizer import AUTO
+from mlx_transformer.documents.translation import ENDINGS
 from mlx_transformer.inference.language_detection import is_installed, rank_language
 from mlx_transformer.messages import short_repr
 from mlx_transformer.server.fields import Fields
@@ -93,8 +94,8 @@ class LibreTranslateAPI:
                 "apiKeys": has_keys,
                 "keyRequired": has_keys,
                 "suggestions": False,
-                "filesTranslation": False,
-                "supportedFilesFormat": [],
+                "filesTranslation": True,
+                "supportedFilesFormat": list(ENDINGS),
                 "language": {
                     "source": {"code": source, "name": NAMES.get(source, source)},
                     "target": {"code": target, "name": NAMES.get(target, target)},

@@ -76,6 +76,7 @@ def test_languages_and_settings(client):
     assert client.get("/languages").json == [{"code": "en", "name": "English", "targets": ["fr"]}]
     settings = client.get("/frontend/settings").json
     assert settings["charLimit"] == 20_000 and settings["keyRequired"] is False
+    assert settings["filesTranslation"] and ".srt" in settings["supportedFilesFormat"]
     assert settings["language"]["target"] == {"code": "fr", "name": "French"}
     assert client.get("/health").json == {"status": "ok"}
 
