@@ -34,8 +34,13 @@ TEXT_FORMATS = {
     ".markdown": "markdown.translate_markdown",
     ".po": "gettext.translate_po",
 }
-ARCHIVE_FORMATS = {".docx": "docx.translate_docx", ".epub": "epub.translate_epub"}
-ENDINGS = (*TEXT_FORMATS, *ARCHIVE_FORMATS)
+BINARY_FORMATS = {
+    ".xliff": "xliff.translate_xliff",
+    ".xlf": "xliff.translate_xliff",
+    ".docx": "docx.translate_docx",
+    ".epub": "epub.translate_epub",
+}
+ENDINGS = (*TEXT_FORMATS, *BINARY_FORMATS)
 
 
 class TranslatedDocument(NamedTuple):
@@ -109,7 +114,7 @@ def find_format(name: str) -> Callable[[bytes, str, Translator], bytes]:
         raise ValueError(
             f"A document must end in {', '.join(ENDINGS)}, but {shorten(name)} does not: convert it first."
         )
-    module, function = (TEXT_FORMATS | ARCHIVE_FORMATS)[ending].split(".")
+    module, function = (TEXT_FORMATS | BINARY_FORMATS)[ending].split(".")
     try:
         translate = vars(import_module(f"mlx_transformer.documents.{module}"))[function]
     except ModuleNotFoundError as error:

@@ -1,0 +1,101 @@
+"""XLIFF: units without a target get one, with their inline elements."""
+
+import pytest
+from lxml import etree
+from support.fake_translator import make_fake
+
+from mlx_transformer.documents.xliff import translate_xliff
+
+OLD = """<?xml version="1.0" encoding="UTF-8"?>
+<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">
+  <file original="a" source-language="en" datatype="plaintext"><body>
+    <trans-unit id="1"><source>a <g id="1">red</g> car<x id="2"/></source><note>keep</note></trans-unit>
+    <trans-unit id="2"><source>done</source><target state="final">fini</target></trans-unit>
+    <trans-unit id="3" translate="no"><source>brand</source></trans-unit>
+    <trans-unit id="4"><source>empty</source><target state="new"/></trans-unit>
+    <trans-unit id="5"><source>12</source></trans-unit>
+  </body></file>
+</xliff>
+"""
+NEW = """<xliff version="2.0" srcLang="en" xmlns="urn:oasis:names:tc:xliff:document:2.0">
+  <file id="f">
+    <unit id="1"><segment><source>one <pc id="1">two<ph id="2"/></pc></source></segment>
+      <ignorable><source> </source></ignorable>
+      <segment><source>three</source></segment></unit>
+    <unit id="2" translate="no"><segment><source>brand</source></segment></unit>
+    <group id="g" translate="no"><unit id="3" translate="yes"><segment><source>four</source></segment></unit></group>
+  </file>
+</xliff>
+"""
+
+
+def translate(text, **options):
+    return etree.fromstring(translate_xliff(text.encode(), "a.xliff", make_fake(**options)))
+
+
+def texts(root, name):
+    return [
+        etree.tostring(each, encoding="unicode", with_tail=False).partition(">")[2].rpartition("</")[0]
+        for each in root.iter(f"{{*}}{name}")
+    ]
+
+
+def without_namespaces(text):
+    return text.replace(' xmlns="urn:oasis:names:tc:xliff:document:1.2"', "").replace(
+        ' xmlns="urn:oasis:names:tc:xliff:document:2.0"', ""
+    )
+
+
+def test_units_of_version_1_without_a_target_get_one():
+    root = translate(OLD, language="fr")
+    assert [*map(without_namespaces, texts(root, "target"))] == [
+        'A <g id="1">RED</g> CAR<x id="2"/>',
+        "fini",
+        "EMPTY",
+        "12",
+    ]
+    assert texts(root, "source") == texts(etree.fromstring(OLD.encode()), "source")
+    assert root.find("{*}file").get("target-language") == "fr" and texts(root, "note") == ["keep"]
+    assert [each.get("state") for each in root.iter("{*}target")] == [None, "final", "new", None]
+
+
+def test_segments_of_version_2():
+    root = translate(NEW, language="fr-CA")
+    assert [*map(without_namespaces, texts(root, "target"))] == [
+        'ONE <pc id="1">TWO<ph id="2"/></pc>',
+        "THREE",
+        "FOUR",
+    ]
+    assert root.get("trgLang") == "fr-CA"
+
+
+def test_inline_elements_follow_their_words():
+    (target, *_) = texts(translate(OLD, backwards=True), "target")
+    assert without_namespaces(target).startswith("CAR") and '<g id="1">RED</g>' in without_namespaces(target)
+
+
+def test_only_targets_are_new():
+    for source in (OLD, NEW):
+        old, new = etree.fromstring(source.encode()), translate(source)
+        for root in (old, new):
+            for target in list(root.iter("{*}target")):
+                target.getparent().remove(target)
+        assert [each.tag for each in old.iter()] == [each.tag for each in new.iter()]
+        assert [dict(each.attrib) for each in old.iter("{*}unit", "{*}trans-unit")] == [
+            dict(each.attrib) for each in new.iter("{*}unit", "{*}trans-unit")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ("<xliff/>", "must be XLIFF 1.2 or 2"),
+        ("<a xmlns='urn:oasis:names:tc:xliff:document:1.2'/>", "must be XLIFF 1.2 or 2"),
+        ("<!DOCTYPE x [<!ENTITY a 'b'>]>" + NEW, "must have no DTD"),
+        (OLD[:200], "must be XML"),
+        ("", "must be XML"),
+    ],
+)
+def test_other_files_are_refused(data, reason):
+    with pytest.raises(ValueError, match=reason):
+        translate(data)
