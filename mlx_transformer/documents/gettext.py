@@ -19,7 +19,7 @@ def translate_po(text: str, name: str, translator: Translator) -> str:
         catalogue = polib.pofile(f"{text}\n", check_for_duplicates=False)  # with a line end it is no file name
     except (OSError, UnicodeError, ValueError, IndexError) as error:
         reason = re.sub(r"^.*?\(line (\d+)\)", r"line \1", str(error)).removeprefix("Syntax error in po file ")
-        raise ValueError(f"{name} must be a catalogue of gettext: {reason}; repair it with msgfmt --check.") from None
+        raise ValueError(f"{name} must be a catalogue of gettext: {reason}; repair it with msgfmt -c.") from None
     charset = re.search(r"charset=([\w-]+)", catalogue.metadata.get("Content-Type", ""))
     if charset and charset[1].upper() not in ("UTF-8", "UTF8", "ASCII", "US-ASCII", "CHARSET"):
         raise ValueError(f"{name} must be in UTF-8, not {charset[1]}: convert it with msgconv -t UTF-8.")

@@ -10,7 +10,7 @@ from mlx_transformer.model.adapters import base_modules
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.checksums import WeightsSource
 
-SAMPLE_SIZE = 1024  # elements of an array; all of them would take as long as the loading itself
+SAMPLE_SIZE = 256  # elements of an array; all of them would take as long as the loading itself
 
 
 def record_source(model: Transformer, source: WeightsSource | None) -> None:
@@ -34,5 +34,5 @@ def _sample_base(model: Transformer) -> bytes:
     arrays = {name: array for name, array in arrays.items() if not name.startswith(tuple(f"{path}." for path in bases))}
     for path, module in bases.items():
         arrays |= dict(tree_flatten(module.parameters(), prefix=f".{path}"))
-    samples = [arrays[name].reshape(-1)[:: max(1, arrays[name].size // SAMPLE_SIZE)] for name in sorted(arrays)]
-    return np.array(mx.concatenate([sample.astype(mx.float32) for sample in samples])).tobytes()
+    samples = (arrays[name].reshape(-1)[:: max(1, arrays[name].size // SAMPLE_SIZE)] for name in sorted(arrays))
+    return b"".join(np.array(sample.astype(mx.float32)).tobytes() for sample in samples)

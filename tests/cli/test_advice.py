@@ -76,7 +76,7 @@ def messages(path):
     for node in ast.walk(tree):
         # The parts of an f-string belong together, but no message names an option across two of them.
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings | helps:
-            if OPTION.search(node.value) and not re.fullmatch(r"/?--[a-z-]+", node.value):
+            if OPTION.search(node.value) and not re.fullmatch(r"/?--[a-z-]+(/--[a-z-]+)?", node.value):
                 yield node.value
 
 

@@ -76,7 +76,10 @@ NAMES = {
         "encoder and decoder are those of BERT",
     ),
     "MLX": (["encoder.layers.0.linear1.weight", "decoder.layers.0.linear1.scales"], "quantised by MLX, as"),
-    "peft": (["base_model.model.model.encoder.layers.0.fc1.lora_A.weight"], "^An adapter is not a complete model: mer"),
+    "peft": (
+        ["base_model.model.model.encoder.layers.0.fc1.lora_A.weight"],
+        "^An adapter is not a complete model: give",
+    ),
     "prompt tuning": (["prompt_embeddings"], "^An adapter is not a complete model"),
     "unmerged LoRA": (["fc1.weight", "fc1.lora_A.default.weight"], "has an adapter that is not merged, as 'fc1.lora_A"),
     "loralib": (["q_proj.weight", "q_proj.lora_A"], "adapter that is not merged"),

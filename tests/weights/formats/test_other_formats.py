@@ -203,7 +203,7 @@ FOLDERS = {
     "Core ML": (["Manifest.json", "Data/"], "a Core ML model"),
     "an adapter": (
         ["adapter_config.json", "adapter_model.safetensors"],
-        "an adapter, no whole model; merge it",
+        "an adapter, no whole model; give its base as the model",
     ),
     "an adapter's configuration": (["adapter_config.json"], "an adapter"),
     "DeepSpeed": (["latest", "global_step10/", "zero_to_fp32.py"], "join the shards with its zero_to_fp32.py"),
