@@ -29,7 +29,7 @@ def detect_language(text: str, codes: Iterable[str]) -> str | None:
 
 
 def rank_language(text: str, codes: Iterable[str]) -> tuple[str, float] | None:
-    """Return the most probable language, with its probability; see `detect_language`."""
+    """Return the most probable language, with its probability among all of these; see `detect_language`."""
     if error := string_error(text, "text"):
         raise ValueError(error)
     check_list(codes, "codes")
@@ -39,6 +39,8 @@ def rank_language(text: str, codes: Iterable[str]) -> tuple[str, float] | None:
     if not code_of_label or not any(map(str.isalpha, text)):
         return None
     label, probability = identifier.classify(text)
+    if len(code_of_label) == 1:  # compare it with all languages, or it would be certain
+        probability = dict(_load_identifier().rank(text))[label]
     return code_of_label[label], probability
 
 

@@ -84,7 +84,8 @@ def best_index(results: Sequence[Score]) -> int:
 def replacements(line: SourceLine, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> list[str]:
     """Return targets in which a term replaces one or several words that are aligned with its source.
 
-    A copy whose source is not aligned is inserted after the words that are aligned with what precedes it.
+    Words that also are in the rest of the source, such as names and numbers, are not replaced. A copy whose source is
+    not aligned is inserted after the words that are aligned with what precedes it.
 
     Args:
         line: The source; its target prefix stays as it is.
@@ -96,10 +97,11 @@ def replacements(line: SourceLine, target: str, term: Term, pairs: Sequence[tupl
     source_words, target_words = ([*WORD.finditer(text)] for text in (line.text, target))
     of_term = {i for i, word in enumerate(source_words) if word.start() < term.end and word.end() > term.start}
     aligned = [target_words[j].span() for i, j in pairs if i in of_term]
+    others = {word[0] for word in REPLACEABLE.finditer(line.text[: term.start] + " " + line.text[term.end :])}
     words = [
         word
         for word in REPLACEABLE.finditer(target, start)
-        if any(begin <= word.start() < end for begin, end in aligned)
+        if any(begin <= word.start() < end for begin, end in aligned) and word[0] not in others
     ]
     runs = [words[i : i + length] for i in range(len(words)) for length in range(1, MAX_REPLACED_WORDS + 1)]
     spans = {(run[0].start(), run[-1].end()) for run in runs}

@@ -72,6 +72,11 @@ class TestReplacements:
         assert self.replace([(0, 0), (2, 2), (4, 4)], term=copy) == ["Je vois mon %s chien maintenant."]
         assert self.replace([(0, 0), (2, 2), (4, 4)]) == []
 
+    def test_names_and_numbers_of_the_source_stay(self):
+        source = SourceLine("My dog's name is Rex 9.")
+        assert self.replace([(1, 2), (1, 3)], "Je m'appelle Rex 9.", Term(3, 6, "clebs"), source) == []
+        assert self.replace([(1, 2), (1, 1)], "Je suis Rex 9.", Term(3, 6, "clebs"), source) == ["Je clebs Rex 9."]
+
     def test_target_prefixes_stay(self):
         source = self.SOURCE._replace(target_prefix="Je vois mon chien")
         assert self.replace([(3, 3)], source=source) == []

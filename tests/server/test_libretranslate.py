@@ -91,7 +91,9 @@ def test_unknown_languages_are_answered_with_what_the_models_do(client, source, 
 def test_languages_are_detected(client):
     pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
     (detection,) = client.post("/detect", {"q": "Where is the station?"}).json
-    assert detection == {"confidence": 100.0, "language": "en"}  # the only one that the model reads
+    assert detection["language"] == "en" and detection["confidence"] > 80
+    (other,) = client.post("/detect", {"q": "Où est la gare, s'il vous plaît ?"}).json
+    assert other["language"] == "en" and other["confidence"] < 20  # the only one that the model reads
     answer = client.translate("Where is the station?", source="auto").json
     assert answer == {"translatedText": "Où est la gare ?", "detectedLanguage": detection}
     answer = client.translate("12:30", source="auto")
