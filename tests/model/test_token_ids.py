@@ -73,7 +73,7 @@ def test_floats_and_lists_of_ids_are_refused(model, side, name):
 @pytest.mark.parametrize("name", ["model", "hidden_states", "score_ids", "attention_ids"])
 def test_numbers_of_sources_and_targets_must_fit(model, name):
     calls = {"model": model, "hidden_states": model.hidden_states}
-    calls |= {entry: partial(vars(mt)[entry], model) for entry in ("score_ids", "attention_ids")}
+    calls |= {"score_ids": partial(mt.score_ids, model), "attention_ids": partial(mt.attention_ids, model)}
     calls[name](mx.repeat(GOOD, 2, axis=0), mx.repeat(GOOD, 4, axis=0))
     with pytest.raises(ValueError, match="3 is not a multiple of 2"):
         calls[name](mx.repeat(GOOD, 2, axis=0), mx.repeat(GOOD, 3, axis=0))
