@@ -112,7 +112,7 @@ class TestRemove:
     @pytest.mark.parametrize("answer", [b"y\n", None])
     def test_downloads_stay(self, echo, machine, answer):
         result = echo("models", "remove", "owner/name", *([] if answer else ["--yes"]), stdin=answer or b"")
-        assert result.stdout == "Deleted 1 model, 1000 bytes.\n"
+        assert result.stdout.endswith("Deleted 1 model, 1000 bytes.\n")  # click 8.2 echoes the answer before it
         assert not self.converted.exists() and (self.downloads / "blobs" / "weights").exists()
         if answer:
             frees, keeps, question = result.stderr.splitlines()
@@ -122,7 +122,7 @@ class TestRemove:
 
     def test_downloads_too(self, echo, machine):
         result = echo("models", "remove", "owner/name", "--downloads", stdin=b"y\n")
-        assert result.stdout == "Deleted 1 model, 1000 bytes and downloads, 2000 bytes.\n"
+        assert result.stdout.endswith("Deleted 1 model, 1000 bytes and downloads, 2000 bytes.\n")
         assert not self.converted.exists() and not self.downloads.exists()
         assert [path.name for path in (machine / "hub").iterdir()] == ["models--owner--other"]
         assert f"Frees downloads, 2000 bytes in {self.downloads}\n" in result.stderr
@@ -130,8 +130,8 @@ class TestRemove:
     @pytest.mark.parametrize(("answer", "text"), [(b"n\n", "the answer was no"), (b"", "answer y, or add --yes")])
     def test_nothing_is_deleted_without_a_yes(self, echo, machine, answer, text):
         result = echo("models", "remove", "owner/name", "--downloads", stdin=answer, status=1)
-        assert re.fullmatch(f"Error: Nothing was deleted.*{text}.", result.stderr.splitlines()[-1])
-        assert result.stdout == "" and self.converted.exists() and self.downloads.exists()
+        assert re.search(f"Error: Nothing was deleted.*{text}.$", result.stderr.splitlines()[-1])
+        assert "Deleted" not in result.stdout and self.converted.exists() and self.downloads.exists()
 
     def test_an_interrupt_of_the_question_is_one(self, machine, monkeypatch):
         def interrupt(prompt):
