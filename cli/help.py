@@ -109,14 +109,18 @@ def takes_text(command: click.Command) -> bool:
     return any(param.name in ("text", "texts") for param in command.params if isinstance(param, click.Argument))
 
 
+REMEDY = re.compile(r"\b((?:set|use|with|without|leave out) )([a-z_]+)(?= as well| to |[,.])")
+
+
 def name_options(message: str, command: click.Command | None) -> str:
     """Write options in the message of the library as they are spelled on the command line: --beam-size, not beam_size.
 
-    Only a message that begins with the name of an option is about the command line. In others the same name may stand
-    for a field of a file.
+    A message that begins with the name of an option is about the command line. In others the same name may stand for a
+    field of a file, except in a remedy such as "set init as well".
     """
     flags = {str(param.name): max(param.opts, key=len) for param in command.params} if command else {}
     flags = {name: flag for name, flag in flags.items() if flag.startswith("--")}
+    message = REMEDY.sub(lambda match: match[1] + flags.get(match[2], match[2]), message)
     if message.partition(" ")[0] not in flags:
         return message
     # A name of one word may also be a word of English: it is an option at the beginning, or before a value.

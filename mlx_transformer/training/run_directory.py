@@ -105,7 +105,7 @@ class RunDirectory:
             pairs: Names of the options whose pairs the folder will hold.
         """
         if self.checkpoints():
-            raise FileExistsError(f"{self.folder} already holds a run: resume it, or choose another output.")
+            raise FileExistsError(f"{self.folder} already holds a run: set resume, or choose another output.")
         is_run = self.options_file.is_file() and self.options_file.read_bytes().startswith(OPTIONS_START)
         for path in (self.options_file, self.log_file, self.best, *map(self.pairs_file, pairs)):
             if path.exists() and not is_run:

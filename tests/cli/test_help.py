@@ -151,6 +151,23 @@ class TestErrors:
     def test_fields_of_files_keep_their_names(self, message):
         assert name_options(message, main.commands["generate"]) == message
 
+    @pytest.mark.parametrize(
+        ("command", "message", "expected"),
+        [
+            ("convert", "x already exists: use force to replace it.", "x already exists: use --force to replace it."),
+            (
+                "convert",
+                "quantised already: leave out quantize, or y.",
+                "quantised already: leave out --quantize, or y.",
+            ),
+            ("train", "freeze only helps here: set init as well.", "--freeze only helps here: set --init as well."),
+            ("train", "No run: start one without resume.", "No run: start one without --resume."),
+            ("train", "x holds a run: set resume, or y.", "x holds a run: set --resume, or y."),
+        ],
+    )
+    def test_remedies_name_options_as_they_are_spelled(self, command, message, expected):
+        assert name_options(message, main.commands[command]) == expected
+
     def test_paths_and_values_in_a_message_about_an_option_are_kept(self):
         message = "beam_size must be below max_tokens, see runs/beam_size/x and 'top_k', not --beam-size 3 beam_size=4"
         expected = (

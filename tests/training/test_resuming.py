@@ -136,7 +136,7 @@ def test_a_killed_run_resumes_exactly(options, tmp_path):
 def test_an_existing_run_is_not_overwritten(options):
     train(dataclasses.replace(options, steps=1))
     before = run_state(options.output)
-    with pytest.raises(FileExistsError, match=f"{options.output} already holds a run: resume it"):
+    with pytest.raises(FileExistsError, match=f"{options.output} already holds a run: set resume"):
         train(options)
     after = run_state(options.output)
     assert before[1] == after[1] and bitwise_equal(before[0], after[0])
