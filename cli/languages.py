@@ -29,9 +29,9 @@ def leave_out_own_languages(
         return languages
     roles = (tokenizer.config.source_language, tokenizer.config.target_language)
     for side, code in enumerate(languages):
-        if code is None or roles[side] != "none" or base_code(code) == pair[side]:
+        if code is None or roles[side] != "none" or short_code(code) == pair[side]:
             continue
-        wanted = [own if asked is None else base_code(asked) for asked, own in zip(languages, pair, strict=True)]
+        wanted = [own if asked is None else short_code(asked) for asked, own in zip(languages, pair, strict=True)]
         is_code = all(map(CODE.fullmatch, wanted)) and wanted[0] != wanted[1]
         other = f"try --model Helsinki-NLP/opus-mt-{'-'.join(wanted)}" if is_code else "choose another model"
         raise ValueError(
@@ -39,6 +39,14 @@ def leave_out_own_languages(
         )
     source, target = (None if role == "none" else code for role, code in zip(roles, languages, strict=True))
     return source, target
+
+
+def short_code(code: str) -> str:
+    """Return the two letters of a language's code, if it has them: fr of fr_FR and fra_Latn."""
+    from mlx_transformer.inference.sentence_splitting import LANGUAGE_CODES
+
+    base = base_code(code)
+    return LANGUAGE_CODES.get(base, base)
 
 
 def leave_out_languages_of_line(model: str | None, tokenizer: mt.Tokenizer, line: InputLine) -> InputLine:

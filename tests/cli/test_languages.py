@@ -35,7 +35,7 @@ def test_the_pair_of_a_model(model, pair):
     assert language_pair(model) == pair
 
 
-@pytest.mark.parametrize("codes", [("en", "fr"), ("EN", "fr_FR"), (None, "fr"), ("en", None), (None, None)])
+@pytest.mark.parametrize("codes", [("en", "fr"), ("EN", "fr_FR"), ("eng_Latn", "fra"), (None, "fr"), (None, None)])
 def test_the_languages_of_the_pair_are_accepted(codes):
     assert leave_out_own_languages(None, ONE_PAIR, *codes) == (None, None)
 
