@@ -115,6 +115,7 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, callbacks: Callb
     train_pairs = AugmentedCorpora(config.train, rates, config.seed, split="train", **options)
     valid_pairs = ParallelCorpora(config.valid, split="valid", **options)
     config = with_absolute_paths(config)
+    wait_for_all_processes()  # all have checked the folder, before the main process writes to it
     checkpoint = run_directory.latest_checkpoint(set_aside_damaged=is_main_process)
     with model_folder.preserve_random_state():
         mx.random.seed(config.seed)
@@ -144,6 +145,11 @@ def _train(run_directory: RunDirectory, config: TrainingConfig, callbacks: Callb
         ):
             Trainer(run_directory, state, tokenizer, validator, log_event, interruption, callbacks).fit(corpora[0])
     return interruption
+
+
+def wait_for_all_processes() -> None:
+    """Return when every process of a distributed run has called this function."""
+    mx.eval(mx.distributed.all_sum(mx.array(1), stream=mx.cpu))
 
 
 def _forget_lost_best(run_directory: RunDirectory, state: TrainState) -> None:

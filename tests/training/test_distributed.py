@@ -61,6 +61,17 @@ Validator.measure = lambda *_: dict(loss=1.0, token_accuracy=0.5)
 options = run_options(Path(sys.argv[1]).parent, patience=1, steps=40)
 train(options, on_step=lambda step: step.step < int(sys.argv[2]))
 """
+# The second process checks the folder of the run for so long that the first one could begin to write to it.
+SLOW_CHECK_PROGRAM = """
+import os, pathlib, time
+is_file = pathlib.Path.is_file
+def is_file_slowly(path):
+    result = is_file(path)
+    time.sleep(4 if path.name == "options.toml" else 0)
+    return result
+if os.environ["MLX_RANK"] == "1":
+    pathlib.Path.is_file = is_file_slowly
+"""
 needs_ring = pytest.mark.skipif(sys.platform != "linux", reason="tests MLX's ring back end on Linux only")
 
 
@@ -160,6 +171,14 @@ def test_a_callback_of_the_first_process_stops_both(tmp_path):
     run_two_processes(RUN_PROGRAM, [[str(tmp_path / "any"), stop] for stop in ("3", "1")])
     (stopped,) = log_events(tmp_path / "run", "stopped")
     assert stopped["step"] == checkpoint_step(tmp_path / "run" / "last") == 3
+
+
+@needs_ring
+@pytest.mark.slow
+def test_no_process_writes_before_all_have_checked_the_folder(tmp_path):
+    write_corpora(tmp_path)
+    run_two_processes(SLOW_CHECK_PROGRAM + RUN_PROGRAM, [[str(tmp_path / "any"), "1"]] * 2)
+    assert checkpoint_step(tmp_path / "run" / "last") == 1
 
 
 @needs_ring
