@@ -225,8 +225,9 @@ def check_source_languages(tokenizer: mt.Tokenizer, source_language: str | None,
         tokenizer.config.target_language == "source" and target_language is None
     )  # lines may begin with ">>fra<<"
     if not has_tags:
-        is_detected = source_language == AUTO and tokenizer.languages
-        tokenizer.encode("", tokenizer.languages[0] if is_detected else source_language, target_language)
+        if source_language == AUTO:
+            source_language = None if tokenizer.config.source_language == "none" else tokenizer.languages[0]
+        tokenizer.encode("", source_language, target_language)
 
 
 def warn_truncated(name: str, remedy: str = "") -> None:

@@ -1,20 +1,23 @@
-"""Languages of models for one pair, whose names tell them."""
+"""Languages of models for one pair, as files and names of checkpoints tell them."""
 
 import re
-from pathlib import Path
 
-BUNDLED = ("en", "fr")
-PAIR = re.compile(r"opus-mt-([a-z]{2})-([a-z]{2})")  # longer codes may stand for groups of languages: mul, roa
+from mlx_transformer.tokenization.languages import short_code
 
-
-def language_pair(model: str | None) -> tuple[str, str] | None:
-    """Return the source and the target language of a model for one pair; None if its name does not tell them."""
-    if model in (None, "bundled"):
-        return BUNDLED
-    match = PAIR.fullmatch(Path(model or "").name)
-    return (match[1], match[2]) if match else None
+NAME = re.compile(r"opus-mt-([a-z]+)-([a-z]+)")
 
 
-def base_code(code: str) -> str:
-    """Return the language of a code without script and region: fr of fr_FR."""
-    return re.split("[-_]", code.casefold())[0]
+def language_pair(source: object, target: object) -> tuple[str, str] | None:
+    """Return the two letters of a source and a target language.
+
+    None if one of them has none, which may be a group of languages, such as "mul", or no code at all.
+    """
+    codes = [short_code(code) if isinstance(code, str) else "" for code in (source, target)]
+    first, second = codes
+    return (first, second) if all(len(code) == 2 and code.isalpha() for code in codes) else None
+
+
+def pair_of_name(name: str) -> tuple[str, str] | None:
+    """Return the languages of a checkpoint with a name such as opus-mt-en-fr; None for other names."""
+    match = NAME.fullmatch(name)
+    return language_pair(*match.groups()) if match else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from mlx_transformer.cli.help import GroupedCommand, option_group
-from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.cli.options import (
     adapter_option,
     dtype_option,
@@ -100,7 +99,6 @@ def command(
     if is_blank(text):
         raise ValueError("TEXT must not be blank.")
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
-    source_language, target_language = leave_out_own_languages(model, tokenizer, source_language, target_language)
     search, prefix = select_task(network, task, source_prefix)
     options = {"source_language": source_language, "target_language": target_language, "source_prefix": prefix}
     activity.show(describe_first_batch("Computing attention weights"))

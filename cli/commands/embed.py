@@ -6,7 +6,6 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, get_args
 
@@ -15,7 +14,6 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import InputLine, parse_lines
-from mlx_transformer.cli.languages import leave_out_languages_of_line, leave_out_own_languages
 from mlx_transformer.cli.options import (
     adapter_option,
     check_source_languages,
@@ -146,7 +144,7 @@ def command(
     warn_file_names(texts, "to read the file, give --input {file}")
     windows = [[os.fsencode(text) for text in texts]] if texts else read_input(source, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter, needs_decoder=False)
-    lines = parse_input(windows, model, tokenizer, options, is_argument=bool(texts))
+    lines = parse_input(windows, tokenizer, options, is_argument=bool(texts))
     failed = FailedLines(in_results=not as_npy)
     pooling = choose_pooling(network.config, *(options[name] for name in ("pooling", "normalize", "projection")))
     embeddings = embed_windows(lines, network, tokenizer, pooling, options)
@@ -158,20 +156,17 @@ def command(
 
 def parse_input(
     windows: Iterable[list[bytes]],
-    model: str | None,
     tokenizer: mt.Tokenizer,
     options: dict[str, Any],
     is_argument: bool,
 ) -> Iterator[list[InputLine]]:
     """Parse lines, or TEXT arguments, which are always plain text; check the languages that all lines share."""
-    languages = leave_out_own_languages(model, tokenizer, options["source_language"], options["target_language"])
+    languages = options["source_language"], options["target_language"]
     as_json = options["input_format"] == "json" and not is_argument
     if not as_json:
         check_source_languages(tokenizer, *languages)
     defaults = dict(zip(("source_language", "target_language"), languages, strict=True))
     lines = parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
-    if as_json:
-        lines = (list(map(partial(leave_out_languages_of_line, model, tokenizer), window)) for window in lines)
     return activity.during(lines, describe_first_batch("Embedding"))
 
 

@@ -12,7 +12,6 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import decode_lines
-from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.cli.options import (
     adapter_option,
     batch_option,
@@ -87,9 +86,7 @@ def command(
     if not (scored := has_sacrebleu()):
         click.echo(f"BLEU and chrF need sacrebleu and are left out: {install_command('train')}", err=True)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
-    source_language, target_language = leave_out_own_languages(
-        model, tokenizer, source_language or languages[0], target_language or languages[1]
-    )
+    source_language, target_language = source_language or languages[0], target_language or languages[1]
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, search | {"num_hypotheses": 1})
     start = time.perf_counter()

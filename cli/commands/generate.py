@@ -13,11 +13,7 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import LINE_OPTIONS, InputLine, parse_lines
-from mlx_transformer.cli.languages import (
-    detect_language_of_line,
-    leave_out_languages_of_line,
-    leave_out_own_languages,
-)
+from mlx_transformer.cli.languages import detect_language_of_line
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     adapter_option,
@@ -69,7 +65,6 @@ from mlx_transformer.cli.streams import (
     write_results,
 )
 from mlx_transformer.cli.terms import choose_terms, glossary_option, protect_option
-from mlx_transformer.weights.language_pairs import language_pair
 
 # Describes the results of --json below the options.
 JSON_FORMATS = """\b
@@ -168,10 +163,9 @@ def command(
     warn_file_names(texts, "to read the file, give --input {file}")
     windows = [[os.fsencode(text) for text in texts]] if texts else read_input(source, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
-    options = choose_languages(model, tokenizer, options)
     defaults, prefix = select_task(network, task, source_prefix)
     config = search_config(defaults, {name: options[name] for name in SEARCH_OPTIONS})
-    lines = parse_input(windows, model, tokenizer, options, is_argument=bool(texts))
+    lines = parse_input(windows, tokenizer, options, is_argument=bool(texts))
     lines = translate_through(options["via"], lines, network, tokenizer, config, prefix, options)
     failed = FailedLines(in_results=options["output_format"] == "json")
     if stream:
@@ -201,17 +195,8 @@ def prepare_options(options: dict[str, Any]) -> dict[str, Any]:
     return prepare_split(options) if options["split_sentences"] else options
 
 
-def choose_languages(model: str | None, tokenizer: mt.Tokenizer, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options without the languages that the model has anyway, except for the splitting of sentences."""
-    source, target = leave_out_own_languages(model, tokenizer, options["source_language"], options["target_language"])
-    own, _ = language_pair(model) or (None, None)
-    languages = {"source_language": source, "target_language": target}
-    return options | languages | {"sentence_language": options["sentence_language"] or (None if source else own)}
-
-
 def parse_input(
     windows: Iterable[list[bytes]],
-    model: str | None,
     tokenizer: mt.Tokenizer,
     options: dict[str, Any],
     is_argument: bool,
@@ -222,8 +207,6 @@ def parse_input(
     if not as_json:
         check_languages(tokenizer, defaults["source_language"], defaults["target_language"])
     lines = parse_lines(windows, as_json, "TEXT" if is_argument else "Line", defaults)
-    if as_json:
-        lines = (list(map(partial(leave_out_languages_of_line, model, tokenizer), window)) for window in lines)
     lines = (list(map(partial(detect_language_of_line, tokenizer), window)) for window in lines)
     return activity.during(lines, describe_first_batch("Generating"))
 

@@ -18,7 +18,6 @@ from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import adapter_option, revision_option
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.tables import format_size, print_fields, print_table
-from mlx_transformer.weights.language_pairs import language_pair
 
 # Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
@@ -78,8 +77,7 @@ def command(
         facts = inspect_tensors(path)
     else:
         try:
-            pair = {"language_pair": language_pair(folder)}
-            facts = folder_facts(path) | model_facts(*load_path(path), adapter) | pair
+            facts = folder_facts(path) | model_facts(*load_path(path), adapter)
         except ValueError as error:
             if not is_torch_checkpoint(path):
                 raise
@@ -170,6 +168,7 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None, adapter: 
             for side, dims in heads.items()
         },
         "tokenizer": tokenizer is not None,
+        "language_pair": tokenizer.config.language_pair if tokenizer else None,
         "languages": tokenizer.languages if tokenizer else [],
         "tasks": {name: to_dict(task) for name, task in model.tasks.items()},
         "search_defaults": to_dict(model.search_defaults),

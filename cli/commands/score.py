@@ -13,7 +13,6 @@ import click
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import InputLine, parse_file, parse_lines
-from mlx_transformer.cli.languages import leave_out_own_languages
 from mlx_transformer.cli.options import (
     adapter_option,
     alignments_option,
@@ -121,7 +120,6 @@ def command(
     check_paths(output, *((source, target) if source else (path,)))
     windows = read_pair_files(source, target) if source and target else read_pairs(path, context)
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
-    source_language, target_language = leave_out_own_languages(model, tokenizer, source_language, target_language)
     _, prefix = select_task(network, task, source_prefix)
     check_languages(tokenizer, source_language, target_language)
     score = partial(

@@ -9,7 +9,6 @@ import click
 
 import mlx_transformer as mt
 from mlx_transformer.cli.help import GroupedCommand, option_group
-from mlx_transformer.cli.languages import language_pair, leave_out_own_languages
 from mlx_transformer.cli.options import (
     SEARCH_OPTIONS,
     adapter_option,
@@ -84,8 +83,7 @@ def command(
     check_files(Path(source), Path(target), force)
     options = choose_terms(options | {"num_hypotheses": None, "stream": False})
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
-    pair = language_pair(model) or (None, None)
-    languages = leave_out_own_languages(model, tokenizer, options["source_language"], options["target_language"])
+    languages = options["source_language"], options["target_language"]
     check_languages(tokenizer, *languages)
     defaults, prefix = select_task(network, task, source_prefix)
     activity.show(f"Translating {source}")
@@ -99,11 +97,10 @@ def command(
         target_language=languages[1],
         source_prefix=prefix,
         split_sentences=options["split_sentences"],
-        sentence_language=options["sentence_language"] or (None if languages[0] else pair[0]),
+        sentence_language=options["sentence_language"],
         glossary=options["glossary"],
         protect=options["protect"],
         batch_tokens=options["batch_tokens"],
-        document_language=pair[1],
         overwrite=force,
     )
     activity.clear()

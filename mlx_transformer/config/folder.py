@@ -9,7 +9,7 @@ from mlx_transformer.config.serialization import check_types
 # Increases with every change of the conversion that changes its results for a checkpoint; tests notice most of them.
 # 1: everything before it was recorded. 2: position tables in files, several end tokens, umT5's scale of logits.
 # 3: Marian and NLLB models split long lines into sentences. 4: Pegasus is known to overflow float16.
-CONVERSION_VERSION = 4
+CONVERSION_VERSION = 5
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ class TokenizerConfig:
             of the decoder, or as the "first" generated token, which is forced.
         default_source_language: The source language if none is given.
         default_target_language: The target language if none is given.
+        language_pair: The source and the target language of a model for one pair, as far as neither has a token; None
+            for others, and where they are unknown.
         source_prefix: Text prepended to every source if no other prefix is given.
         max_sentence_tokens: Texts with more source tokens are split into sentences, because the model was hardly
             trained on longer ones; None if that is unknown.
@@ -61,6 +63,7 @@ class TokenizerConfig:
     target_language: Literal["none", "source", "start", "first"] = "none"
     default_source_language: str | None = None
     default_target_language: str | None = None
+    language_pair: tuple[str, str] | None = None
     source_prefix: str = ""
     max_sentence_tokens: int | None = None
     min_length_ratio: float = 0.0
@@ -81,6 +84,13 @@ class TokenizerConfig:
         for name in ("default_source_language", "default_target_language"):
             if (code := vars(self)[name]) is not None and code not in self.languages:
                 raise ValueError(f"{name} must be one of the tokenizer's languages: got {short_repr(code)}.")
+
+    @property
+    def only_languages(self) -> tuple[str | None, str | None]:
+        """The language of all sources and that of all targets, for a model for one pair; None where there are more."""
+        source, target = self.language_pair or (None, None)
+        has_tokens = self.source_language != "none", self.target_language != "none"
+        return None if has_tokens[0] else source, None if has_tokens[1] else target
 
     def special_ids(self) -> dict[str, set[int]]:
         """The ids that are added to texts of the "source" and of the "target"."""

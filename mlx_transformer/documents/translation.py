@@ -15,10 +15,10 @@ from mlx_transformer.config.terminology import DEFAULT_PROTECTED
 from mlx_transformer.documents.reading import decode_text
 from mlx_transformer.documents.translator import DocumentReport, Translator, make_translator
 from mlx_transformer.inference.search_options import make_search
-from mlx_transformer.inference.sentence_splitting import LANGUAGE_CODES
 from mlx_transformer.messages import install_command, shorten
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.atomic import atomic_write
+from mlx_transformer.tokenization.languages import short_code
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 MAX_BYTES = 2**26  # of a document; its tree takes many times as much
@@ -156,7 +156,8 @@ def translate_document(
         glossary: See `generate`.
         protect: See `generate`.
         batch_tokens: See `generate_hypotheses`.
-        document_language: What the document says its language is, such as fr; the target language if None.
+        document_language: What the document says its language is, such as fr; if None the target language, or the only
+            one of the model.
         **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
 
     Raises:
@@ -176,7 +177,7 @@ def translate_document(
         glossary=glossary,
         protect=protect,
         batch_tokens=batch_tokens,
-        language=document_language or _language_tag(target_language),
+        language=document_language or _language_tag(target_language or tokenizer.config.only_languages[1]),
     )
     return TranslatedDocument(translate(data, name, translator), translator.report)
 
@@ -191,9 +192,8 @@ def _language_tag(code: str | None) -> str | None:
     """Return the tag of a language for documents: fr for fra_Latn, pt-BR for pt_BR."""
     if code is None:
         return None
-    language, *others = code.replace("_", "-").split("-")
-    short = LANGUAGE_CODES.get(language.lower(), language.lower())
-    return "-".join([short, *(part for part in others if len(part) == 2 and part != "XX")])
+    _, *others = code.replace("_", "-").split("-")
+    return "-".join([short_code(code), *(part for part in others if len(part) == 2 and part != "XX")])
 
 
 def _translate_text(

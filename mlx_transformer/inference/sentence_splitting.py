@@ -16,6 +16,7 @@ from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.alignment import WORD
 from mlx_transformer.inference.source_lines import SourceLine, prepare_lines
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.tokenization.languages import short_code
 from mlx_transformer.tokenization.normalization import BLANK
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
@@ -27,15 +28,6 @@ WHITESPACE = re.compile(r"\s+")
 # Scripts without spaces between words: South-East Asian scripts, Tibetan, Chinese and Japanese.
 UNSPACED_SCRIPTS = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
-)
-# ISO 639-3 codes and sentencex's own codes of the languages that it has rules for.
-LANGUAGE_CODES = dict(
-    pair.split("=")
-    for pair in """
-    amh=am ara=ar arb=ar ben=bn bul=bg cat=ca ces=cs dan=da deu=de ell=el eng=en spa=es fin=fi fra=fr glg=gl guj=gu
-    hat=ht hin=hi hye=hy ita=it jpn=ja kan=kn kaz=kk ltz=lb mal=ml mar=mr mya=my nld=nl oci=oc pan=pa pol=pl por=pt
-    rus=ru slk=sk tam=ta tat=tt tel=te ukr=uk
-    """.split()
 )
 
 
@@ -71,7 +63,7 @@ def split_line(
         model: The model, whose maximum length no sentence exceeds.
         tokenizer: Its tokenizer, which knows the lengths that the model was trained on.
         source_prefix: Text that will be put before each sentence; the model's own prefix if None.
-        language: Language whose rules split; the line's source language if None.
+        language: Language whose rules split; the source language of the line or of the model if None.
         split_sentences: True splits every line, also a short one; False none.
     """
 
@@ -87,7 +79,8 @@ def split_line(
         split_sentences = max_tokens is not None and not line.target_prefix and not fits(line.text, max_tokens)
     if not split_sentences:
         return Paragraph([line.text], ["", ""], line, is_whole=True)
-    paragraph = split_paragraph(line.text, partial(fits, max_length=max_length), language or line.source_language)
+    language = language or line.source_language or tokenizer.config.only_languages[0]
+    paragraph = split_paragraph(line.text, partial(fits, max_length=max_length), language)
     return paragraph._replace(line=line)
 
 
@@ -101,7 +94,7 @@ def split_paragraph(text: str, fits: Callable[[str], bool], language: str | None
     """
     sentences: list[str] = []
     spaces = [""]
-    code = LANGUAGE_CODES.get(name := re.split("[_-]", language or "en")[0].lower(), name)
+    code = short_code(language or "en")
     for part in (part for sentence in _sentences(text, code) for part in _split_long_sentence(sentence, fits)):
         if stripped := BLANK.sub("", part, count=1).rstrip():
             before, _, after = part.partition(stripped)

@@ -16,7 +16,7 @@ from mlx_transformer.config.search import BATCH_TOKENS, change_search
 from mlx_transformer.config.terminology import DEFAULT_PROTECTED
 from mlx_transformer.inference.embedding import choose_pooling, embed_lines
 from mlx_transformer.inference.generation import generate_hypotheses
-from mlx_transformer.inference.sentence_splitting import LANGUAGE_CODES, Paragraph, split_line
+from mlx_transformer.inference.sentence_splitting import Paragraph, split_line
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.messages import short_names, short_repr
 from mlx_transformer.model.transformer import Transformer
@@ -24,8 +24,8 @@ from mlx_transformer.pretrained.loading import load
 from mlx_transformer.server.batching import BatchWorker, Work, WorkerClosedError
 from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.settings import RequestError
+from mlx_transformer.tokenization.languages import short_code
 from mlx_transformer.tokenization.tokenizer import Tokenizer
-from mlx_transformer.weights.language_pairs import base_code, language_pair
 
 Item = TypeVar("Item")
 Codes = dict[str, str | None]  # codes that clients use -> the model's own, None where it takes none
@@ -33,17 +33,17 @@ NAMED_PAIR = re.compile(r"([a-z]{2,3})-([a-z]{2,3})=(.+)")
 
 
 class ModelName(NamedTuple):
-    """A model to serve: its name or path, and its languages if it is for one pair."""
+    """A model to serve: its name or path, and the pair of languages that the caller names, if any."""
 
     name: str
-    pair: tuple[str, str] | None
+    pair: tuple[str, str] | None = None
 
     @classmethod
     def parse(cls, text: str | None) -> "ModelName":
         """Parse MODEL or SOURCE-TARGET=MODEL; None is the bundled model."""
         if text and (match := NAMED_PAIR.fullmatch(text)):
             return cls(match[3], (match[1], match[2]))
-        return cls(text or "bundled", language_pair(text))
+        return cls(text or "bundled")
 
 
 class Languages(NamedTuple):
@@ -65,8 +65,9 @@ class Languages(NamedTuple):
 
     @classmethod
     def of(cls, pair: tuple[str, str] | None, tokenizer: Tokenizer) -> "Languages":
-        """Return the languages of a model for one pair, or those that its tokenizer knows."""
+        """Return the languages of a model: a pair that the caller names, or those that its tokenizer knows."""
         config = tokenizer.config
+        pair = pair or config.language_pair
         known = short_codes(config.languages)
         takes_source, takes_target = config.source_language != "none", config.target_language != "none"
         sources = known if takes_source else dict.fromkeys(pair[:1] if pair else known)
@@ -113,8 +114,7 @@ def short_codes(codes: Iterable[str]) -> Codes:
     codes = list(codes)
     shorts: dict[str, list[str]] = {}
     for code in codes:
-        base = base_code(code)
-        shorts.setdefault(LANGUAGE_CODES.get(base, base), []).append(code)
+        shorts.setdefault(short_code(code), []).append(code)
     own: Codes = {short: names[0] for short, names in shorts.items() if len(names) == 1}
     return own | {code: code for code in codes}
 
@@ -122,7 +122,7 @@ def short_codes(codes: Iterable[str]) -> Codes:
 def find_code(code: str, known: Iterable[str]) -> str | None:
     """Return a known code: the same in any case, or that of the language without script and region."""
     folded = {name.casefold(): name for name in known}
-    return folded.get(code.casefold()) or folded.get(base_code(code))
+    return folded.get(code.casefold()) or folded.get(short_code(code))
 
 
 class CountedLine(NamedTuple):

@@ -1,13 +1,29 @@
 """Language codes and the ids of their tokens."""
 
 import difflib
+import re
 from collections.abc import Sequence
 
 from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.messages import short_repr, shorten
 from mlx_transformer.tokenization.texts import TextError, check_list, check_string
 
+# ISO 639-3 codes -> the codes of two letters that models for one pair and sentence splitters use.
+SHORT_CODES = dict(
+    pair.split("=")
+    for pair in """
+    amh=am ara=ar arb=ar ben=bn bul=bg cat=ca ces=cs dan=da deu=de ell=el eng=en spa=es fin=fi fra=fr glg=gl guj=gu
+    hat=ht hin=hi hye=hy ita=it jpn=ja kan=kn kaz=kk ltz=lb mal=ml mar=mr mya=my nld=nl oci=oc pan=pa pol=pl por=pt
+    rus=ru slk=sk tam=ta tat=tt tel=te ukr=uk
+    """.split()
+)
 LanguageCodes = str | Sequence[str | None] | None  # one code for all texts, or one per text; None for the default
+
+
+def short_code(code: str) -> str:
+    """Return the code of a language without script and region, in two letters if it has them: fr for fra_Latn."""
+    base = re.split("[-_]", code.casefold())[0]
+    return SHORT_CODES.get(base, base)
 
 
 def resolve_language_ids(config: TokenizerConfig, side: str, languages: LanguageCodes, count: int) -> list[int | None]:
@@ -34,12 +50,33 @@ def resolve_language_ids(config: TokenizerConfig, side: str, languages: Language
         raise ValueError(f"{side}_language must be one code or one per text: got {len(codes)} for {count} texts.")
     role = config.source_language if side == "source" else config.target_language
     if role == "none":
-        if unexpected := [code for code in codes if code is not None]:
-            raise TextError(f"This model takes no {side} language: got {short_repr(unexpected[0])}; leave it out.")
+        for code in codes:
+            check_only_language(config, side, code)
         return [None] * count
     default = config.default_source_language if side == "source" else config.default_target_language
     codes = [default if code is None else code for code in codes]
     return [None if code is None else language_token_id(config, code) for code in codes]
+
+
+def check_only_language(config: TokenizerConfig, side: str, code: str | None) -> None:
+    """Raise ValueError if a code is not that of the only language that the model has on this side.
+
+    Args:
+        config: The tokenizer's config, which has no tokens for languages of this side.
+        side: "source" or "target".
+        code: The code; None is always right.
+    """
+    pair = config.language_pair
+    index = ("source", "target").index(side)
+    if code is None or (pair is not None and short_code(code) == pair[index]):
+        return
+    if pair is None:
+        raise TextError(f"This model takes no {side} language: got {short_repr(code)}; leave it out.")
+    others = f"--from {short_code(code)}" if side == "source" else f"--from {pair[0]} --to {short_code(code)}"
+    raise TextError(
+        f"This model translates {pair[0]} to {pair[1]} only: for {short_repr(code)} choose another. Known ones are "
+        f"listed by: mlx-transformer models search {others}"
+    )
 
 
 def language_token_id(config: TokenizerConfig, code: str) -> int:

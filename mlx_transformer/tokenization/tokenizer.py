@@ -142,7 +142,7 @@ class Tokenizer:
         Args:
             texts: Source texts.
             source_language: The language code of the texts, or one per text; None for the checkpoint's default.
-            target_language: The target language in the same form; used if the source carries its token.
+            target_language: The target language in the same form; used if the source carries its token, else checked.
 
         Raises:
             ValueError: If a text is not a string or has a lone surrogate, or a language is missing or unknown.
@@ -150,8 +150,9 @@ class Tokenizer:
         check_texts(texts, "texts")
         config = self.config
         languages = resolve_language_ids(config, "source", source_language, len(texts))
+        target_ids = resolve_language_ids(config, "target", target_language, len(texts))
         if config.target_language == "source":
-            texts = self._prepend_language_tags(texts, target_language)
+            texts = self._prepend_language_tags(texts, target_ids)
         rows = self._encode_texts(self.source, self.source_vocab_size, texts)
         rows = [[*config.before_source, *row, *config.after_source] for row in rows]
         if config.source_language == "none":
@@ -159,9 +160,8 @@ class Tokenizer:
         pairs = zip(require_language_ids(config, "source", languages), rows, strict=True)
         return [[i, *row] if config.source_language == "before" else [*row, i] for i, row in pairs]
 
-    def _prepend_language_tags(self, texts: Sequence[str], target_language: LanguageCodes) -> list[str]:
+    def _prepend_language_tags(self, texts: Sequence[str], ids: Sequence[int | None]) -> list[str]:
         """Prepend the tag of the target language; without a language, the text must begin with a tag."""
-        ids = resolve_language_ids(self.config, "target", target_language, len(texts))
         tags = tuple(self.source.id_to_token(i) for i in self.config.languages.values())
         tagged = []
         for text, i in zip(texts, ids, strict=True):

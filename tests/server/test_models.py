@@ -47,14 +47,14 @@ class Size:
 @pytest.mark.parametrize(
     ("text", "name", "pair"),
     [
-        (None, "bundled", ("en", "fr")),
-        ("Helsinki-NLP/opus-mt-de-en", "Helsinki-NLP/opus-mt-de-en", ("de", "en")),
+        (None, "bundled", None),
+        ("Helsinki-NLP/opus-mt-de-en", "Helsinki-NLP/opus-mt-de-en", None),
         ("runs/best", "runs/best", None),
         ("en-de=runs/best", "runs/best", ("en", "de")),
         ("ast-es=a=b", "a=b", ("ast", "es")),
     ],
 )
-def test_names_of_models_tell_their_languages(text, name, pair):
+def test_models_are_named_with_or_without_their_languages(text, name, pair):
     assert ModelName.parse(text) == ModelName(name, pair)
 
 

@@ -1,5 +1,6 @@
 """The page in headless Chromium: typing, languages, alternatives, alignments, the keyboard, layouts and colours."""
 
+import dataclasses
 import json
 import runpy
 from types import SimpleNamespace
@@ -217,7 +218,9 @@ def test_one_pair_of_languages_is_named_and_several_are_chosen(browser, bundled)
         assert browser.evaluate(choices) == [["English", "French"]]
         assert text_of(browser, "#target-title") == "English"
         assert browser.evaluate("[source.lang, target.lang]") == ["fr", "en"]
-    with serve(lambda name: bundled, ("a",)) as client:
+    model, tokenizer = bundled
+    without = mt.Tokenizer(tokenizer.source, None, dataclasses.replace(tokenizer.config, language_pair=None))
+    with serve(lambda name: (model, without), ("a",)) as client:
         open_page(browser, client)
         assert browser.evaluate(choices) == [] and text_of(browser, "#source-title") == "Text"
         type_text(browser, TIRED)

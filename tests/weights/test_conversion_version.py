@@ -15,7 +15,7 @@ from mlx_transformer.config.serialization import to_dict
 from mlx_transformer.weights.convert import convert
 
 # Version of the conversion -> the digest of its results for a tiny checkpoint of each family. Only the last one counts.
-DIGESTS = {4: "a2655b1b70e2bd9c29838dcf38d5a8f46c2d9995895612262d1c5d9f15f7c7d8"}
+DIGESTS = {5: "5b36588d0d3ff4364b9059e923317e89403b9ae43a110190aecdff84e9b75f1c"}
 
 
 def deterministic_tensors(torch, state):
@@ -65,7 +65,7 @@ def test_version_changes_with_the_results(tmp_path):
         (tmp_path / f"tokenizer {name}").mkdir()
         digests.append(digest_of_tokenizer(tmp_path / f"tokenizer {name}", name))
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    assert digest == DIGESTS[CONVERSION_VERSION], (
+    assert digest == DIGESTS.get(CONVERSION_VERSION), (
         "The conversion gives other results than before: increase CONVERSION_VERSION in config/folder.py, so that "
         f"cached models are converted again, and add it here with the digest {digest}."
     )

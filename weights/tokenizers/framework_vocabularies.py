@@ -14,6 +14,7 @@ from mlx_transformer.tokenization.bpe_vocabulary import BPEVocabulary, read_merg
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
 from mlx_transformer.tokenization.vocabulary import SPACE_SYMBOL, Vocabulary, WordVocabulary
 from mlx_transformer.weights.formats.pickled_objects import PickledObject, to_plain
+from mlx_transformer.weights.language_pairs import language_pair
 from mlx_transformer.weights.source_config import read_yaml
 from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
 
@@ -61,7 +62,9 @@ def _read_fairseq(folder: Path, extras: dict[str, Any]) -> LoadedVocabularies | 
     model = _first_existing(folder, FAIRSEQ_SENTENCEPIECE_FILES)
     codes = _first_existing(folder, FAIRSEQ_BPE_FILES)
     sides = [_make_vocabulary(_read_fairseq_dict(path), model, codes) for path in paths]
-    return _combine_sides(sides, FAIRSEQ_SPECIALS[:3], after_source="</s>")
+    vocabularies = _combine_sides(sides, FAIRSEQ_SPECIALS[:3], after_source="</s>")
+    fields = vocabularies.config_fields | {"language_pair": language_pair(*languages)}
+    return vocabularies._replace(config_fields=fields)
 
 
 def _read_fairseq_dict(path: Path) -> dict[str, int]:

@@ -85,6 +85,7 @@ def test_fairseq_dictionaries(tmp_path, case):
     assert tokenizer.decode([2, 0, 1, 4, 5, 3, 2]) == "le chat <unk>"
     assert (tokenizer.source_vocab_size, tokenizer.target_vocab_size) == (9, 6)
     assert tokenizer.source.decode([6, 7, 4]) == "dog the"
+    assert tokenizer.config.language_pair == ("en", "fr")
     assert_loads_unchanged(tmp_path, tokenizer)
 
 

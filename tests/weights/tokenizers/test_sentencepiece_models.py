@@ -62,6 +62,25 @@ def test_marian_with_one_vocabulary(tmp_path, kind):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "pair"),
+    [
+        ("any", {"source_lang": "en", "target_lang": "fr"}, ("en", "fr")),
+        ("any", {"source_lang": "eng", "target_lang": "deu"}, ("en", "de")),
+        ("any", {"source_lang": "en", "target_lang": "roa"}, None),  # a group of languages
+        ("any", {"source_lang": "en", "target_lang": "ROMANCE"}, None),
+        ("any", {"source_lang": 5}, None),
+        ("opus-mt-en-de", {}, ("en", "de")),
+        ("opus-mt-mul-en", {}, None),
+        ("opus-mt-tc-big-en-de", {}, None),
+    ],
+)
+def test_the_languages_of_marian(tmp_path, name, config, pair):
+    (tmp_path / name).mkdir()
+    folder = write_marian(tmp_path / name, languages=(), config=config)
+    assert read_sentencepiece_tokenizer("MarianTokenizer", folder).config.language_pair == pair
+
+
 @pytest.mark.parametrize(("kind", "target_kind"), [("unigram with bytes", "unigram"), ("unigram", "bpe with bytes")])
 def test_marian_decodes_with_the_source_model(tmp_path, kind, target_kind):
     folder = write_marian(tmp_path, kind, languages=(), target_kind=target_kind)
