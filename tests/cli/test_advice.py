@@ -27,6 +27,7 @@ PRINTED_BY = {
     "mlx_transformer/model/precision.py": ("attention", "convert", "evaluate", "generate", "score"),
     "mlx_transformer/plotting/learning_curves.py": ("plot",),
     "mlx_transformer/pretrained/loading.py": ("attention", "evaluate", "generate", "score", "train"),
+    "mlx_transformer/tokenization/languages.py": ("models",),  # the message names the command of the options
     "mlx_transformer/training/trainer.py": ("train",),
     "weights/tokenizers/user_vocabularies.py": ("convert",),
     **{
