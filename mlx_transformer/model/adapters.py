@@ -8,20 +8,21 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_transformer.config.adapter import SAVED_PARTS, TARGET_GROUPS, AdapterConfig
+from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.messages import short_names, short_repr, similar_names
 from mlx_transformer.model.dense_weights import QUANTIZED, dense_weight
 from mlx_transformer.model.dropout import dropout
 from mlx_transformer.model.fused_projections import split_names
-from mlx_transformer.model.layers import add_linear
+from mlx_transformer.model.layers import add_linear, linear
 from mlx_transformer.model.quantization import plain_layer
-from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.model.transformer import UNTIED_MODULES, Transformer
 
 LAYER_PATH = re.compile(r"(encoder|decoder)\.layers\.(\d+)\.")
 
@@ -119,11 +120,13 @@ class Adapter:
     Attributes:
         config: Its configuration.
         replaced: The modules of the base, by path, in whose place the adapter has its own.
+        untied: Names of the adapter's modules that the base ties to its embeddings.
         on_remove: Undoes what else changed with the adapter, when it is removed for good.
     """
 
     config: AdapterConfig
     replaced: dict[str, nn.Module]
+    untied: frozenset[str] = frozenset()
     on_remove: Callable[[], None] | None = None
 
 
@@ -137,16 +140,40 @@ def add_adapter(model: Transformer, config: AdapterConfig) -> None:
     """
     if model.adapter is not None:
         raise ValueError("A model has one adapter at a time: call remove_adapter first.")
-    modules = dict(model.named_modules())
+    untied = _untied_modules(model, config.modules_to_save)
+    modules = dict(model.named_modules()) | untied
     saved = _saved_paths(modules, config.modules_to_save)
     parts = {path: part_paths(path) for path in modules.keys() - saved if _is_linear(path, modules[path])}
     targets = _target_paths(sorted(name for names in parts.values() for name in names), config, model)
     adapted = {path: [name in targets for name in names] for path, names in parts.items() if targets & set(names)}
     _check_rank(config.rank, {path: modules[path] for path in adapted}, parts)
     new: dict[str, nn.Module] = {path: LoRALinear(modules[path], adapted[path], config) for path in sorted(adapted)}
-    replaced = {path: modules[path] for path in saved}
-    model.replace_modules(new | {path: _trainable_copy(module) for path, module in replaced.items()})
-    model.adapter = Adapter(config, replaced)
+    replaced = {path: modules[path] for path in saved - untied.keys()}
+    model.replace_modules(new | untied | {path: _trainable_copy(module) for path, module in replaced.items()})
+    model.adapter = Adapter(config, replaced, frozenset(untied))
+
+
+def _untied_modules(model: Transformer, names: Iterable[str]) -> dict[str, nn.Module]:
+    """Return copies of the embeddings for modules that an adapter names and that the model ties to them."""
+    names = [
+        name for name in names if name in UNTIED_MODULES and name not in model and model.config.decoder is not None
+    ]
+    modules: dict[str, nn.Module] = {}
+    for name in names:
+        table = plain_layer(model["target_embedding" if "target_embedding" in model else "source_embedding"])
+        modules[name] = table
+        if name == "output":  # which keeps the bias of the model
+            size, dims = table.weight.shape
+            modules[name] = linear(dims, size, bias=False)
+            modules[name].weight = table.weight
+    return modules
+
+
+def untied_config(model: Transformer) -> ModelConfig:
+    """Return the configuration of a model with its adapter, which may have modules that the base ties."""
+    shared, tied = ("target_embedding" not in model, "output" not in model)
+    config = model.config
+    return replace(config, share_embeddings=config.share_embeddings and shared, tie_output=config.tie_output and tied)
 
 
 def part_paths(path: str) -> list[str]:
@@ -198,12 +225,10 @@ def _saved_paths(modules: dict[str, nn.Module], parts: Iterable[str]) -> set[str
     for part in parts:
         matched = set().union(*(_matches(pattern, names) for pattern in SAVED_PARTS.get(part, (part,))))
         if not matched:
-            tied = "output" not in modules and part == "output"
-            reason = "its output layer is tied to the embeddings: name embeddings." if tied else None
             known = [*SAVED_PARTS, *sorted({name.rpartition(".")[2] for name in names})]
             raise ValueError(
-                f"modules_to_save must name modules of the model, but {short_repr(part)} matches none"
-                + (f", because {reason}" if reason else f". {similar_names(part, known)}")
+                f"modules_to_save must name modules of the model, but {short_repr(part)} matches none. "
+                f"{similar_names(part, known)}"
             )
         saved |= matched
     return saved
@@ -231,7 +256,8 @@ def _updates(model: Transformer) -> Iterator[tuple[str, LowRankUpdate]]:
 def _adapter_modules(model: Transformer) -> dict[str, nn.Module]:
     """Return the modules with the arrays of an adapter, by their names in files."""
     modules = dict(model.named_modules())
-    return dict(_updates(model)) | {path: modules[path] for path in _adapter(model).replaced}
+    adapter = _adapter(model)
+    return dict(_updates(model)) | {path: modules[path] for path in (*adapter.replaced, *adapter.untied)}
 
 
 def _adapter(model: Transformer) -> Adapter:
@@ -301,6 +327,8 @@ def remove_adapter(model: Transformer) -> None:
 
 def detach_adapter(model: Transformer) -> None:
     """Let a model compute without its adapter, which may be put back."""
+    for path in _adapter(model).untied:
+        del model[path]
     model.replace_modules(base_modules(model))
     model.adapter = None
 
@@ -327,8 +355,10 @@ def base_modules(model: Transformer) -> dict[str, nn.Module]:
 
 def _replaced_modules(model: Transformer) -> dict[str, nn.Module]:
     """Return the modules of an adapter by path; none for a model without an adapter."""
+    if model.adapter is None:
+        return {}
     modules = dict(model.named_modules())
-    return {path: modules[path] for path in base_modules(model)} if model.adapter is not None else {}
+    return {path: modules[path] for path in (*base_modules(model), *model.adapter.untied)}
 
 
 def fuse_adapter(model: Transformer) -> None:
@@ -339,7 +369,11 @@ def fuse_adapter(model: Transformer) -> None:
     """
     bases, modules = base_modules(model), _replaced_modules(model)
     fused = {path: module.merge() if isinstance(module, LoRALinear) else module for path, module in modules.items()}
-    model.replace_modules({path: _quantize_like(bases[path], module) for path, module in fused.items()})
+    table = bases.get("source_embedding", model.source_embedding)  # what untied modules were tied to
+    model.replace_modules({path: _quantize_like(bases.get(path, table), module) for path, module in fused.items()})
+    model.config = untied_config(model)
+    if "output" in model and "output_bias" in model:
+        model.output.bias = model.pop("output_bias")
     model.adapter = model.weights_source = None
 
 

@@ -33,6 +33,8 @@ from mlx_transformer.model.process import check_process
 from mlx_transformer.model.token_ids import check_embeddings, check_target_rows, check_token_ids
 from mlx_transformer.storage.checksums import WeightsSource
 
+UNTIED_MODULES = {"target_embedding", "output"}  # which a model has only if it does not tie them to its embeddings
+
 
 class Memory(NamedTuple):
     """A batch of encoded sources, as the decoder's cross-attention reads it.
@@ -494,24 +496,27 @@ class Transformer(nn.Module):
         return call
 
     def replace_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Replace modules, by path, and forget compiled functions, which hold the options of the old ones."""
+        """Replace modules, by path, and forget compiled functions, which hold the options of the old ones.
+
+        The model may have no target embedding or output layer of its own before.
+        """
+        for path in UNTIED_MODULES & modules.keys():
+            self[path] = modules[path]
         self.update_modules(tree_unflatten(list(modules.items())))
         self._compiled = CompiledFunctions()
 
     @property
     def _target_embedding(self) -> nn.Embedding:
-        return self.source_embedding if self.config.share_embeddings else self.target_embedding
+        return self.target_embedding if "target_embedding" in self else self.source_embedding
 
     @property
     def output_layer(self) -> tuple[mx.array, mx.array | None]:
         """The output layer's weight, (target_vocab_size, dims), and its bias."""
         if "output" in self:
-            return self.output.weight, self.output.get("bias")
+            return self.output.weight, self.output.get("bias", self.get("output_bias"))
         return self._target_embedding.weight, self.get("output_bias")
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """Apply the output layer, (..., dims) -> (..., target_vocab_size)."""
-        if "output" in self:
-            return self.output(hidden_states)
-        logits = self._target_embedding.as_linear(hidden_states)
+        logits = (self.output if "output" in self else self._target_embedding.as_linear)(hidden_states)
         return logits + self.output_bias if "output_bias" in self else logits

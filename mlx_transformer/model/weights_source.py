@@ -30,8 +30,10 @@ def unchanged_source(model: Transformer) -> WeightsSource | None:
 def _sample_base(model: Transformer) -> bytes:
     """Return elements of each array of a model without its adapter; the same ones in any wider type."""
     bases = base_modules(model) if model.adapter is not None else {}
+    added = model.adapter.untied if model.adapter is not None else {}
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
-    arrays = {name: array for name, array in arrays.items() if not name.startswith(tuple(f"{path}." for path in bases))}
+    changed = tuple(f"{path}." for path in (*bases, *added))
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(changed)}
     for path, module in bases.items():
         arrays |= dict(tree_flatten(module.parameters(), prefix=f".{path}"))
     samples = (arrays[name].reshape(-1)[:: max(1, arrays[name].size // SAMPLE_SIZE)] for name in sorted(arrays))

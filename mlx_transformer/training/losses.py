@@ -60,8 +60,7 @@ def _has_frozen_output(model: Transformer) -> bool:
 
 def _output_module(model: Transformer) -> tuple[nn.Module, mx.array | None]:
     """Return the output layer, or the embeddings that it is tied to, and its bias."""
-    tied = "source_embedding" if model.config.share_embeddings else "target_embedding"
-    module = model["output" if "output" in model else tied]
+    module = model[next(name for name in ("output", "target_embedding", "source_embedding") if name in model)]
     return module, module.get("bias", model.get("output_bias"))
 
 

@@ -81,3 +81,9 @@ def edit_json(path, **changes):
     """Change fields of a JSON file; return its folder."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     return path.parent
+
+
+def load_in_peft(name, folder):
+    """Load a saved adapter on the base of a name."""
+    peft = pytest.importorskip("peft")
+    return peft.PeftModel.from_pretrained(base_model(name), folder).eval()

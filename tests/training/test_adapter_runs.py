@@ -226,7 +226,7 @@ def test_options_that_do_not_fit_together(options, bases, changes, message):
     [
         ({"lora_rank": 65}, "lora_rank must be at most the width of each layer, 64 of .*, not 65"),
         ({"lora_targets": ("q_proj",)}, "lora_targets must name linear layers of the model, but 'q_proj' matches none"),
-        ({"lora_modules_to_save": ("output",)}, "lora_modules_to_save must name modules .* tied to the embeddings"),
+        ({"lora_modules_to_save": ("outputs",)}, "lora_modules_to_save must name modules of the model, .*are output"),
         ({"freeze": ("encoder", "decoder")}, "freeze must leave something to train, but nothing is left without"),
         ({"lora_layers": 2}, "lora_layers must be at most 1"),
     ],

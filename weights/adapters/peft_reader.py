@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,6 @@ from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.files import read_json
 from mlx_transformer.weights.adapters.module_names import (
     ENCODER,
-    OUTPUT,
-    SOURCE,
     WRAPPER,
     Shapes,
     has_decoder,
@@ -114,7 +112,7 @@ def read_peft_adapter(folder: Path, model: Transformer) -> tuple[AdapterConfig, 
                 updates |= reader.read_update(module)
             else:
                 whole |= reader.read_whole(module)
-        reader.tie_embeddings(whole)
+        reader.name_tables(whole)
         reader.complete_modules(whole)
         mx.eval(updates, whole)
     layers = [name.removesuffix(".weight") for name in shapes if LINEAR.fullmatch(name)]
@@ -220,6 +218,11 @@ def _stack(name: str) -> list[str]:
     return name.split(".")[:2]
 
 
+def _is_equal(table: mx.array, other: mx.array) -> bool:
+    """Return whether two tables are equal in the type of the second."""
+    return bool(mx.array_equal(table.astype(other.dtype), other))
+
+
 class _Reader:
     """Reads the tensors of modules from an adapter's file for a model."""
 
@@ -228,6 +231,7 @@ class _Reader:
         self.model_config, self.layers = model.config, dict(model.named_modules())
         if model.adapter is not None:
             self.layers |= base_modules(model)
+            self.layers = {path: layer for path, layer in self.layers.items() if path not in model.adapter.untied}
 
     def read_update(self, module: PeftModule) -> dict[str, mx.array]:
         """Read the update of a linear layer; a scale of its own becomes part of the second factor."""
@@ -248,36 +252,27 @@ class _Reader:
             arrays["weight"] = module.function(arrays["weight"])
         return {module.parameter.removesuffix("weight") + leaf: array for leaf, array in arrays.items()}
 
-    def tie_embeddings(self, whole: dict[str, mx.array]) -> None:
-        """Give embeddings and the output layer the names that they have in the model, which may tie some of them.
+    def name_tables(self, whole: dict[str, mx.array]) -> None:
+        """Give embeddings and the output layer the names that they have in the model.
 
-        Raises:
-            CheckpointError: If they differ where the model has one table for several.
+        Of those that the model ties, one that differs with the adapter keeps its own name; the next follows it.
         """
         for parameter, names in table_names(self.model_config).items():
             if whole.keys().isdisjoint(names):
                 continue
-            base, remedy = self._base_weight(parameter), MERGE + self._merged_options(whole)
+            base = self._base_weight(parameter)
             tables = [whole.pop(name, base) for name in names]
             for table in tables:
                 self._check_shape(parameter, table.shape, base.shape)
-                if not mx.array_equal(table.astype(base.dtype), tables[0].astype(base.dtype)):
-                    tied = " and ".join(name.removesuffix(".weight") for name in names)
-                    raise self._error(f"{tied} must stay tied as in the model, but differ with the adapter", remedy)
-            whole[parameter] = tables[0]
-
-    def _merged_options(self, whole: Collection[str]) -> str:
-        """Return the options of convert for the merged model, where transformers keeps the table of the base."""
-        if SOURCE not in whole:
-            return ""
-        has_output = OUTPUT in whole or not self.model_config.tie_output
-        return f" by convert --ignore {UNUSED}" if has_output else f" by convert --rename {UNUSED}=lm_head"
+            is_same = [_is_equal(table, before) for table, before in zip(tables, [base, *tables], strict=False)]
+            is_same[0] = is_same[0] and not all(is_same)
+            whole |= {name: table for name, table, same in zip(names, tables, is_same, strict=True) if not same}
 
     def complete_modules(self, whole: dict[str, mx.array]) -> None:
         """Add the weights and biases of the base to modules of which only the other one is stored."""
         for path in {name.rpartition(".")[0] for name in whole}:
             whole.setdefault(f"{path}.weight", self._base_weight(f"{path}.weight"))
-            if "bias" in self.layers[path]:
+            if path in self.layers and "bias" in self.layers[path]:
                 whole.setdefault(f"{path}.bias", self.layers[path].bias)
 
     def _updated_weight(self, module: PeftModule) -> mx.array:

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx_transformer.checkpoints.model_folder import preserve_random_state
 from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.messages import short_names
-from mlx_transformer.model.adapters import adapter_arrays
+from mlx_transformer.model.adapters import adapter_arrays, untied_config
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.storage.atomic import atomic_replace
 from mlx_transformer.storage.safetensors import write_arrays
@@ -41,7 +41,7 @@ def save_peft_adapter(folder: str | Path, model: Transformer, *, base_model: str
     arrays = adapter_arrays(model)
     config: AdapterConfig = model.adapter.config
     with preserve_random_state():
-        tensors = tensors_by_parameter(model.config, parameter_shapes(model.config))
+        tensors = tensors_by_parameter(untied := untied_config(model), parameter_shapes(untied))
     if unknown := [name for name in arrays if _weight_of(name) not in tensors]:
         raise ValueError(
             f"An adapter of PEFT cannot have {short_names(unknown)}, which transformers stores in another form: fuse "

@@ -6,7 +6,7 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.peft_adapters import base_model, converted_base, our_logits, peft_model, their_logits
+from support.peft_adapters import base_model, converted_base, load_in_peft, our_logits, peft_model, their_logits
 from support.tiny_families import MODELS
 from support.tiny_models import SETTINGS
 
@@ -32,11 +32,6 @@ def add_random_adapter(model, **options):
         arrays[name] = array * (1 + 0.1 * values) if name.endswith(".m") else 0.1 * values
     set_adapter_arrays(model, arrays, "here")
     model.eval()
-
-
-def load_in_peft(name, folder):
-    peft = pytest.importorskip("peft")
-    return peft.PeftModel.from_pretrained(base_model(name), folder).eval()
 
 
 @pytest.mark.torch
