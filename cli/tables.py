@@ -1,8 +1,9 @@
-"""Tables and sizes: fitted to the terminal, or plain lines in files and pipes."""
+"""Tables, sizes and precisions: fitted to the terminal, or plain lines in files and pipes."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -101,3 +102,28 @@ def fit_to_terminal(line: str) -> str:
 def format_size(size: int) -> str:
     """Return a number of bytes in megabytes."""
     return f"{size / 1e6:,.1f} MB"
+
+
+def dtype_names(arrays: Iterable[Any]) -> list[str]:
+    """Return the names of the arrays' data types."""
+    return sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays})
+
+
+def format_storage(dtypes: list[str], quantization: dict[str, Any] | None) -> str:
+    """Format the types of stored weights; quantised ones are packed in integers."""
+    if quantization is None:
+        return ", ".join(dtypes)
+    others = ", ".join(name for name in dtypes if not name.startswith("uint"))
+    return f"{others}, matrices quantised to {quantization['bits']} bits"
+
+
+def print_written_model(folder: str | Path) -> None:
+    """Print the path of a new model folder, its size and the precision of its weights on standard error."""
+    from mlx_transformer.checkpoints.model_folder import read_config
+    from mlx_transformer.config.serialization import to_dict
+    from mlx_transformer.storage.safetensors import read_arrays
+
+    weights = Path(folder) / "model.safetensors"
+    quantization = to_dict(read_config(Path(folder)))["quantization"]
+    storage = format_storage(dtype_names(read_arrays(weights).values()), quantization)
+    click.echo(f"Model: {folder}, {format_size(weights.stat().st_size)} in {storage}", err=True)

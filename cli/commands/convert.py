@@ -16,11 +16,12 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import overflow_option, revision_option
 from mlx_transformer.cli.progress import Bar, activity
-from mlx_transformer.cli.tables import print_fields, print_table
+from mlx_transformer.cli.tables import print_fields, print_table, print_written_model
 
 MAX_DETAILS = 20
 VOCABULARY_OPTIONS = ("tokenizer", "source_vocab", "target_vocab", "level", "lowercase", "source_specials")
 LARGE = 1 << 28  # bytes; smaller models need no progress bar
+ADAPTER_OPTIONS = "it takes no other options than --revision and, for one of PEFT, --force."
 
 
 @click.command("convert", cls=GroupedCommand, short_help="Convert a torch checkpoint to a model folder.")
@@ -117,9 +118,7 @@ def command(
     if base is not None:
         overwrite = options.pop("force")
         if destination is None or dry_run or quantize or settings or rename or any(options.values()):
-            raise click.UsageError(
-                "--base converts an adapter: it takes no other options than --revision and, for one of PEFT, --force."
-            )
+            raise click.UsageError(f"--base converts an adapter: {ADAPTER_OPTIONS}")
         convert_adapter(source, destination, base, revision, overwrite)
         return
     tokenizer = parse_tokenizer(**{name: options.pop(name) for name in VOCABULARY_OPTIONS})
@@ -140,6 +139,8 @@ def command(
     activity.clear()
     if report is not None and (dry_run or report.assumptions or report.other_weights or report.left_out):
         print_report(report, None if verbose else MAX_DETAILS)
+    if destination is not None and not dry_run:
+        print_written_model(destination)
 
 
 def convert_adapter(source: str, destination: str, base: str, revision: str | None, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from mlx_transformer.cli.completion import complete_adapter, complete_model
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.options import revision_option
 from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.tables import print_written_model
 from mlx_transformer.config.model import DTYPE_NAMES
 
 
@@ -71,4 +72,4 @@ def command(
     mt.fuse_adapter(network)
     mt.save(destination, network, tokenizer, dtype=dtype, quantize=int(quantize) if quantize else None)
     activity.clear()
-    click.echo(f"Model: {destination}")
+    print_written_model(destination)

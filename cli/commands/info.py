@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.input_lines import escape_control_characters
 from mlx_transformer.cli.options import adapter_option, revision_option
 from mlx_transformer.cli.progress import activity
-from mlx_transformer.cli.tables import format_size, print_fields, print_table
+from mlx_transformer.cli.tables import dtype_names, format_size, format_storage, print_fields, print_table
 
 # Head sizes of Metal's fused attention in MLX 0.32: for at most 8 queries (a decode step), and for more.
 FUSED_STEP = (64, 96, 128, 256)
@@ -130,11 +130,6 @@ def verify_checksums(folder: Path) -> list[str] | None:
     return changed
 
 
-def dtype_names(arrays: Iterable[Any]) -> list[str]:
-    """Return the names of the arrays' data types."""
-    return sorted({str(array.dtype).removeprefix("mlx.core.") for array in arrays})
-
-
 def adapter_facts(model: mt.Transformer, folder: str) -> dict[str, Any]:
     """Load an adapter on a model, and return the facts about it as plain data."""
     from mlx_transformer.config.serialization import to_dict
@@ -194,7 +189,7 @@ def format_facts(facts: dict[str, Any], verbose: bool) -> Iterator[tuple[str, st
         if "family" in facts
         else f"model folder, format {facts['format_version']}",
     )
-    yield "stored in", storage_facts(facts["stored_dtype"], facts["quantization"])
+    yield "stored in", format_storage(facts["stored_dtype"], facts["quantization"])
     if "changed_files" in facts:
         yield "checksums", checksum_facts(facts["changed_files"])
     yield "parameters", f"{facts['parameters']:,} in {', '.join(facts['dtype'])}"
@@ -240,14 +235,6 @@ def describe_adapter(facts: dict[str, Any]) -> str:
         f"{kind} of rank {facts['rank']}, scale {facts['scale']:g}, of {', '.join(facts['targets'])}{layers}{parts}: "
         f"{facts['parameters']:,} parameters"
     )
-
-
-def storage_facts(dtypes: list[str], quantization: dict[str, Any] | None) -> str:
-    """Format the types of stored weights; quantised ones are packed in integers."""
-    if quantization is None:
-        return ", ".join(dtypes)
-    others = ", ".join(name for name in dtypes if not name.startswith("uint"))
-    return f"{others}, matrices quantised to {quantization['bits']} bits"
 
 
 def search_facts(search: dict[str, Any], tokens: dict[int, str], verbose: bool) -> str:

@@ -104,7 +104,7 @@ def test_an_adapter_brings_its_source_prefix(folders):
 
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_a_fused_model_computes_what_the_adapter_does(folders, name):
-    assert run("fuse", folders / "base", folders / name, "fused") == "Model: fused\n"
+    run("fuse", folders / "base", folders / name, "fused")
     assert abs(score("fused") - score(folders / "base", "--adapter", folders / name)) <= 1e-3  # printed with 4 digits
     model, _ = mt.load(folders / "base", adapter=folders / name)
     source, target = mx.array([[5, 6, 7, 1]]), mx.array([[2, 9, 10]])

@@ -1,6 +1,7 @@
 """`convert` and `info --tensors` on a checkpoint of one's own."""
 
 import json
+import re
 
 import mlx.core as mx
 import pytest
@@ -97,6 +98,13 @@ def test_info_lists_tensors_settings_and_families(mine):
     assert "transformer.encoder.layers.{0-1}.linear1.weight" in output
     assert f"fits torch        {len(own_tensors())} tensors, below transformer.; 0 do not fit" in output
     assert invoke("info", "--tensors").stdout.count("\n") > 20  # the bundled model
+
+
+def test_a_conversion_prints_the_precision_of_what_it_wrote(mine, tmp_path):
+    size = r"0\.\d MB"
+    result = invoke("convert", "bundled", tmp_path / "half", "--dtype", "float16")
+    assert result.stderr == f"Model: {tmp_path / 'half'}, 10.8 MB in float16, matrices quantised to 8 bits\n"
+    assert re.fullmatch(rf"Model: .*/full, {size} in float32\n", invoke("convert", mine, tmp_path / "full").stderr)
 
 
 def test_info_names_a_bad_path(tmp_path):

@@ -13,7 +13,7 @@ from support.paths import ROOT
 
 from mlx_transformer.cli import main
 from mlx_transformer.cli.commands import cache, info, train
-from mlx_transformer.cli.tables import fit_to_terminal, print_fields, print_table
+from mlx_transformer.cli.tables import fit_to_terminal, format_storage, print_fields, print_table
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.pretrained.cache import CachedModel
 
@@ -84,7 +84,7 @@ def test_info_names_the_languages_and_the_types(capsys):
     assert "languages         en to fr\n" in text and "never generates <s> (id 2)" in text
     assert "stored in         float16, matrices quantised to 8 bits\n" in text
     assert "uint32" not in text
-    assert info.storage_facts(["float32"], None) == "float32"
+    assert format_storage(["float32"], None) == "float32"
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
