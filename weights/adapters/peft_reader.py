@@ -280,8 +280,6 @@ class _Reader:
         is_table = TABLE_A in module.tensors or TABLE_B in module.tensors
         if module.function is not None or len(self._base_weight(module.parameter).shape) != 2:
             raise self._error(f"an update of {module.name} is not supported", MERGE)
-        if is_table and self.config.use_dora:
-            raise self._error(f"DoRA of an embedding is not supported ({module.name})", MERGE)
         a, b, magnitude = self._read_factors(module, *((TABLE_A, TABLE_B) if is_table else (LORA_A, LORA_B)))
         product = b.astype(mx.float32) @ a.astype(mx.float32)
         weight = self._base_weight(module.parameter)
@@ -290,8 +288,11 @@ class _Reader:
         total = weight.astype(mx.float32) + self.config.scale(module.name) * product
         if magnitude is None:
             return total
-        self._check_shape(f"{module.name}.{MAGNITUDE}", magnitude.shape, weight.shape[:1])
-        return total * (magnitude / mx.linalg.norm(total, axis=1))[:, None]
+        # PEFT normalises the rows of a linear layer, but the columns of a table.
+        axis = 0 if is_table else 1
+        norm = mx.linalg.norm(total, axis=axis)
+        self._check_shape(f"{module.name}.{MAGNITUDE}", magnitude.shape, norm.shape)
+        return total * mx.expand_dims(magnitude / norm, axis)
 
     def _read_factors(self, module: PeftModule, first: str, second: str) -> tuple[mx.array, mx.array, mx.array | None]:
         """Read lora_A, (rank, input_dims), lora_B, (output_dims, rank), and the magnitude of DoRA."""

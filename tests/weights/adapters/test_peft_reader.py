@@ -63,6 +63,10 @@ OPTIONS = {
     "dora of the output layer": ("t5-untied", {"target_modules": ["q", "lm_head"], "use_dora": True}),
     "embeddings": ("marian-split", {"modules_to_save": ["model.encoder.embed_tokens"]}),
     "update of embeddings": ("marian-split", {"target_modules": ["q_proj", "model.encoder.embed_tokens"]}),
+    "dora of embeddings": (
+        "marian-split",
+        {"target_modules": ["q_proj", "model.encoder.embed_tokens"], "use_dora": True},
+    ),
     "unused embeddings": ("bart", {"modules_to_save": ["shared"]}),
     "update of unused embeddings": ("t5", {"target_modules": ["q", "shared"]}),
 }
