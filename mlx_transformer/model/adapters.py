@@ -72,18 +72,38 @@ class LowRankUpdate(nn.Module):
         return self.m / mx.stop_gradient(mx.linalg.norm(total, axis=1))
 
 
-class LoRALinear(nn.Module):
-    """A linear layer, plain or quantised, whose rows have low-rank updates: in equal parts, if it is fused."""
+class TrainedRows(nn.Module):
+    """A part of a fused linear layer that is trained in full, with the weight and the bias of the part."""
 
-    def __init__(self, linear: nn.Module, is_adapted: Sequence[bool], config: AdapterConfig) -> None:
+    def __init__(self, weight: mx.array, bias: mx.array | None) -> None:
+        super().__init__()
+        self.weight = mx.array(weight)
+        if bias is not None:
+            self.bias = mx.array(bias)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Return the outputs of the part, (..., output_dims)."""
+        y = x @ self.weight.T
+        return y + self.bias if "bias" in self else y
+
+
+class LoRALinear(nn.Module):
+    """A linear layer, plain or quantised, that an adapter changes: if it is fused, in equal parts.
+
+    Args:
+        linear: The layer.
+        kinds: What each part gets: LowRankUpdate, TrainedRows, or nn.Module for nothing.
+        config: The configuration of the adapter.
+    """
+
+    def __init__(self, linear: nn.Module, kinds: Sequence[type[nn.Module]], config: AdapterConfig) -> None:
         super().__init__()
         self.linear = linear
-        weights = mx.split(dense_weight(linear), len(is_adapted))
-        # A part without an update is an empty module.
-        self.parts = [
-            LowRankUpdate(weight, config) if adapted else nn.Module()
-            for weight, adapted in zip(weights, is_adapted, strict=True)
-        ]
+        self.parts: list[nn.Module] = []
+        biases = mx.split(linear.bias, len(kinds)) if "bias" in linear else [None] * len(kinds)
+        for kind, weight, bias in zip(kinds, mx.split(dense_weight(linear), len(kinds)), biases, strict=True):
+            arguments = {LowRankUpdate: (weight, config), TrainedRows: (weight, bias)}
+            self.parts.append(kind(*arguments.get(kind, ())))
         self.dropout = config.dropout
 
     def __call__(self, x: mx.array, shortcut: mx.array | None = None) -> mx.array:
@@ -99,17 +119,22 @@ class LoRALinear(nn.Module):
                 rows = slice(index * size, (index + 1) * size)  # MLX 0.32 fails to compile a split of offsets here
                 weight = dense_weight(self.linear, rows, after=[x])
                 outputs[index] = part(inputs, outputs[index], weight, offset[..., rows])
+            elif isinstance(part, TrainedRows):  # only parts of keys and values, which have no shortcut
+                outputs[index] = part(x)
         return mx.concatenate(outputs, axis=-1)
 
     def merge(self) -> nn.Module:
         """Return a plain layer that computes the same."""
         weight = dense_weight(self.linear)
         merged: list[mx.array] = [
-            part.merge(rows) if isinstance(part, LowRankUpdate) else rows
+            part.merge(rows) if isinstance(part, LowRankUpdate) else part.get("weight", rows)
             for part, rows in zip(self.parts, mx.split(weight, len(self.parts)), strict=True)
         ]
         layer = plain_layer(self.linear)
         layer.weight = mx.concatenate(merged).astype(weight.dtype)
+        if "bias" in layer:
+            biases = mx.split(layer.bias, len(self.parts))
+            layer.bias = mx.concatenate([p.get("bias", bias) for p, bias in zip(self.parts, biases, strict=True)])
         return layer
 
 
@@ -142,13 +167,17 @@ def add_adapter(model: Transformer, config: AdapterConfig) -> None:
         raise ValueError("A model has one adapter at a time: call remove_adapter first.")
     untied = _untied_modules(model, config.modules_to_save)
     modules = dict(model.named_modules()) | untied
-    saved = _saved_paths(modules, config.modules_to_save)
+    saved = _saved_names(modules, config.modules_to_save)
     parts = {path: part_paths(path) for path in modules.keys() - saved if _is_linear(path, modules[path])}
-    targets = _target_paths(sorted(name for names in parts.values() for name in names), config, model)
-    adapted = {path: [name in targets for name in names] for path, names in parts.items() if targets & set(names)}
-    _check_rank(config.rank, {path: modules[path] for path in adapted}, parts)
-    new: dict[str, nn.Module] = {path: LoRALinear(modules[path], adapted[path], config) for path in sorted(adapted)}
-    replaced = {path: modules[path] for path in saved - untied.keys()}
+    targets = _target_paths(sorted({name for names in parts.values() for name in names} - saved), config, model)
+    _check_rank(config.rank, {path: modules[path] for path, names in parts.items() if targets & set(names)}, parts)
+    kinds = dict.fromkeys(targets, LowRankUpdate) | dict.fromkeys(saved, TrainedRows)
+    new: dict[str, nn.Module] = {
+        path: LoRALinear(modules[path], [kinds.get(name, nn.Module) for name in names], config)
+        for path, names in sorted(parts.items())
+        if (targets | saved) & set(names)
+    }
+    replaced = {path: modules[path] for path in saved & modules.keys() - untied.keys()}
     model.replace_modules(new | untied | {path: _trainable_copy(module) for path, module in replaced.items()})
     model.adapter = Adapter(config, replaced, frozenset(untied))
 
@@ -217,10 +246,10 @@ def _target_paths(names: list[str], config: AdapterConfig, model: Transformer) -
     return targets
 
 
-def _saved_paths(modules: dict[str, nn.Module], parts: Iterable[str]) -> set[str]:
-    """Return the paths of the modules that an adapter replaces."""
-    names = [path for path, module in modules.items() if not module.children() and module.parameters()]
-    names = [path for path in names if len(part_paths(path)) == 1]
+def _saved_names(modules: dict[str, nn.Module], parts: Iterable[str]) -> set[str]:
+    """Return the names in files of the modules, and of parts of fused ones, that an adapter trains in full."""
+    paths = [path for path, module in modules.items() if not module.children() and module.parameters()]
+    names = [name for path in paths for name in part_paths(path)]
     saved: set[str] = set()
     for part in parts:
         matched = set().union(*(_matches(pattern, names) for pattern in SAVED_PARTS.get(part, (part,))))
@@ -244,12 +273,12 @@ def _check_rank(rank: int, layers: dict[str, nn.Module], parts: dict[str, list[s
             )
 
 
-def _updates(model: Transformer) -> Iterator[tuple[str, LowRankUpdate]]:
-    """Yield each update of an adapter with its name in files."""
+def _updates(model: Transformer) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each update of a linear layer's part with its name in files."""
     for path, module in model.named_modules():
         if isinstance(module, LoRALinear):
             for name, part in zip(part_paths(path), module.parts, strict=True):
-                if isinstance(part, LowRankUpdate):
+                if isinstance(part, LowRankUpdate | TrainedRows):
                     yield name, part
 
 

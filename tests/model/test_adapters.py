@@ -38,6 +38,7 @@ CONFIGS = {
     "dora": AdapterConfig(rank=2, alpha=6, dora=True),
     "dora of keys": AdapterConfig(rank=2, alpha=6, dora=True, targets=("key_proj",), layers=1),
     "embeddings": AdapterConfig(rank=2, alpha=6, targets=("mlp",), modules_to_save=("embeddings",)),
+    "keys": AdapterConfig(rank=2, alpha=6, targets=("value_proj",), modules_to_save=("self_attention.key_proj",)),
     "output layer": AdapterConfig(rank=2, alpha=6, targets=("mlp",), modules_to_save=("output",)),
     "target embeddings": AdapterConfig(rank=2, alpha=6, targets=("mlp",), modules_to_save=("target_embedding",)),
 }

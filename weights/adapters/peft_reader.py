@@ -13,8 +13,7 @@ from mlx_transformer.config.adapter import AdapterConfig
 from mlx_transformer.messages import short_names
 from mlx_transformer.model.adapters import base_modules
 from mlx_transformer.model.dense_weights import dense_weight
-from mlx_transformer.model.fused_projections import fused_names
-from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.model.transformer import UNTIED_MODULES, Transformer
 from mlx_transformer.storage.files import read_json
 from mlx_transformer.weights.adapters.module_names import (
     ENCODER,
@@ -245,8 +244,6 @@ class _Reader:
         """Read the parameters of a module that is stored as a whole, or add its update to the base's."""
         if module.has_update:
             return {module.parameter: self._updated_weight(module)}
-        if fused_names([module.parameter]) != [module.parameter]:
-            raise self._error(f"keys and values that are stored as a whole are not supported ({module.name})", MERGE)
         arrays = {leaf: self.checkpoint.load(name) for leaf, name in module.tensors.items() if "." not in leaf}
         if "weight" in arrays and module.function is not None:
             arrays["weight"] = module.function(arrays["weight"])
@@ -270,7 +267,8 @@ class _Reader:
 
     def complete_modules(self, whole: dict[str, mx.array]) -> None:
         """Add the weights and biases of the base to modules of which only the other one is stored."""
-        for path in {name.rpartition(".")[0] for name in whole}:
+        paths = {name.rpartition(".")[0] for name in whole}
+        for path in paths & (self.layers.keys() | UNTIED_MODULES):  # parts of fused layers must be complete
             whole.setdefault(f"{path}.weight", self._base_weight(f"{path}.weight"))
             if path in self.layers and "bias" in self.layers[path]:
                 whole.setdefault(f"{path}.bias", self.layers[path].bias)

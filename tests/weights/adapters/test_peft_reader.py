@@ -58,6 +58,9 @@ OPTIONS = {
     "relative positions of layers": ("umt5", {"modules_to_save": ["relative_attention_bias"]}),
     "update of relative positions": ("t5", {"r": 2, "target_modules": ["q", "relative_attention_bias"]}),
     "linear layers": ("t5", {"target_modules": ["q"], "modules_to_save": ["wi", "o"]}),
+    "keys": ("t5", {"target_modules": ["q"], "modules_to_save": ["Attention.k"]}),
+    "keys beside updates of values": ("bart", {"target_modules": ["v_proj"], "modules_to_save": ["k_proj"]}),
+    "keys and values": ("bart", {"target_modules": ["q_proj"], "modules_to_save": ["k_proj", "v_proj"]}),
     "output layer": ("t5-untied", {"modules_to_save": ["lm_head"]}),
     "update of the output layer": ("t5-untied", {"target_modules": ["q", "lm_head"]}),
     "dora of the output layer": ("t5-untied", {"target_modules": ["q", "lm_head"], "use_dora": True}),
@@ -291,7 +294,7 @@ DAMAGES = {
         {f"{PREFIX}encoder.embed_tokens.weight": mx.ones((VOCAB + 1, DIMS))},
         {"target_modules": []},
     ),
-    "keys and values that are stored as a whole": (
+    "on this model: 1 missing (encoder.layers.0.self_attention.key_proj.bias)": (
         {f"{PREFIX}encoder.layers.0.self_attn.k_proj.weight": mx.ones((DIMS, DIMS))},
         {"target_modules": []},
     ),
