@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import sys
@@ -71,7 +72,8 @@ output_option = click.option(
     "-o",
     type=click.Path(dir_okay=False, writable=True),
     callback=none_if_dash,
-    help="File to write; results are collected in a new file beside it, which replaces it at the end.",
+    help="File to write; results are collected in a new file beside it, which replaces it at the end. "
+    "A name that ends in .gz is compressed.",
 )
 
 
@@ -119,7 +121,10 @@ def with_progress(results: Iterable[Item], source: str | None, output: str | Non
 
 
 def write_results(output: str | None, results: Iterable[bytes], context: click.Context) -> None:
-    """Write results as they arrive; an existing file is replaced at the end, a device is written to directly."""
+    """Write results as they arrive, compressed if the name ends in .gz.
+
+    An existing file is replaced at the end, a device is written to directly.
+    """
     if output is None:
         copy_results(results, sys.stdout.buffer)
     elif is_device(Path(output)):
@@ -128,7 +133,11 @@ def write_results(output: str | None, results: Iterable[bytes], context: click.C
     else:
         with atomic_write(Path(output), keep_partial=True) as file:
             context.meta[PARTIAL_PATH_KEY] = file.name
-            copy_results(results, file)
+            if output.lower().endswith(".gz"):
+                with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as compressed:
+                    copy_results(results, compressed)
+            else:
+                copy_results(results, file)
 
 
 def is_device(path: Path) -> bool:
@@ -136,7 +145,7 @@ def is_device(path: Path) -> bool:
     return path.exists() and (not path.is_file() or path.absolute().parent in DEVICES)
 
 
-def copy_results(results: Iterable[bytes], stream: BinaryIO) -> None:
+def copy_results(results: Iterable[bytes], stream: BinaryIO | gzip.GzipFile) -> None:
     """Write and flush each result as it arrives."""
     for result in results:
         activity.clear()

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mlx_transformer.cli.input_lines import decode_lines
-from mlx_transformer.config.terminology import DEFAULT_PROTECTED, PROTECTED_PATTERNS
+from mlx_transformer.config.terminology import DEFAULT_PROTECTED, PROTECTED_PATTERNS, TRANSLATION_PROTECTED
 from mlx_transformer.tokenization.normalization import is_blank
 
 
@@ -42,7 +42,7 @@ def choose_terms(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError(f"{given[0]} gives one text per line: leave out --num-hypotheses.")
     if given and options["stream"]:
         raise click.UsageError(f"--stream writes plain text as it is generated: leave out {given[0]}.")
-    protect = {(): DEFAULT_PROTECTED, ("none",): ()}.get(options["protect"], options["protect"])
+    protect = {(): None, ("none",): ()}.get(options["protect"], options["protect"])
     return options | {"protect": protect} | ({"num_hypotheses": 1} if given else {})
 
 
@@ -58,7 +58,8 @@ protect_option = click.option(
     "--protect",
     metavar="KIND",
     multiple=True,
-    show_default=", ".join(DEFAULT_PROTECTED),
+    show_default=f"{', '.join(DEFAULT_PROTECTED)}; for models that translate also "
+    + ", ".join(TRANSLATION_PROTECTED[len(DEFAULT_PROTECTED) :]),
     help=f"What is copied: {', '.join(PROTECTED_PATTERNS)} or a regular expression; repeatable. none: nothing. "
     "For streams and several hypotheses nothing is.",
 )

@@ -137,6 +137,10 @@ def command(
 
     if texts and source is not None:
         raise click.UsageError("Give TEXT or --input, not both.")
+    if str(output).endswith(".npz"):
+        raise click.UsageError(
+            f"--output must end in .npy for a NumPy array, or in another way for JSON, not {output}."
+        )
     as_npy = output_format == "npy" or (output_format is None and str(output).endswith(".npy"))
     if as_npy and output is None and sys.stdout.isatty():
         raise click.UsageError("A NumPy array is binary: give --output FILE.npy, or redirect standard output.")

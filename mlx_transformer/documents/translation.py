@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack
-from mlx_transformer.config.terminology import DEFAULT_PROTECTED
 from mlx_transformer.documents.reading import decode_text
 from mlx_transformer.documents.translator import DocumentReport, Translator, make_translator
 from mlx_transformer.inference.search_options import make_search
@@ -135,7 +134,7 @@ def translate_document(
     split_sentences: bool | None = None,
     sentence_language: str | None = None,
     glossary: Mapping[str, str] | None = None,
-    protect: Sequence[str] = DEFAULT_PROTECTED,
+    protect: Sequence[str] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     document_language: str | None = None,
     **options: Unpack[SearchOptions],

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.documents.content import Content, has_letters, write
 from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text
@@ -125,7 +126,7 @@ def make_translator(
     split_sentences: bool | None,
     sentence_language: str | None,
     glossary: Mapping[str, str] | None,
-    protect: Sequence[str],
+    protect: Sequence[str] | None,
     batch_tokens: int,
     language: str | None,
 ) -> Translator:
@@ -149,7 +150,7 @@ def make_translator(
             tokenizer,
             search=search,
             glossary=glossary,
-            protect=[ATOM, *protect],
+            protect=[ATOM, *choose_protected(protect, tokenizer.config)],
             batch_tokens=batch_tokens,
             alignment=AlignmentConfig(cover_source=True) if aligned else None,
             scores=False,

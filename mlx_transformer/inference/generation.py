@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, overload
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack, change_search
-from mlx_transformer.config.terminology import DEFAULT_PROTECTED
+from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.config.tokenizer import MIN_SOURCE_TOKENS
 from mlx_transformer.decoding.batch_sizes import batch_sizes
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
@@ -93,7 +93,7 @@ def generate(
     target_prefix: PerLineText = ...,
     split_sentences: bool | None = ...,
     glossary: Mapping[str, str] | None = ...,
-    protect: Sequence[str] = ...,
+    protect: Sequence[str] | None = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> str: ...
@@ -112,7 +112,7 @@ def generate(
     target_prefix: PerLineText = ...,
     split_sentences: bool | None = ...,
     glossary: Mapping[str, str] | None = ...,
-    protect: Sequence[str] = ...,
+    protect: Sequence[str] | None = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> list[str]: ...
@@ -130,7 +130,7 @@ def generate(
     target_prefix: PerLineText = None,
     split_sentences: bool | None = None,
     glossary: Mapping[str, str] | None = None,
-    protect: Sequence[str] = DEFAULT_PROTECTED,
+    protect: Sequence[str] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[SearchOptions],
 ) -> str | list[str]:
@@ -150,8 +150,9 @@ def generate(
         glossary: Source term -> target term, which targets must contain where their sources contain the source term,
             as whole words in any case; those in capitals, such as US, only in capitals, and not in a text that is
             all in capitals. `Terminology` and docs/generating.md have the rules.
-        protect: What targets must copy from their sources: any of "urls", "addresses", "placeholders", "tags" and
-            "numbers", or regular expressions.
+        protect: What targets must copy from their sources: keys of PROTECTED_PATTERNS, such as "urls" and "numbers", or
+            regular expressions. None for URLs, addresses and placeholders, and for models that are known to translate
+            also tags, paths, handles and symbols.
         batch_tokens: See `generate_hypotheses`.
         **options: See `generate_hypotheses`.
 
@@ -190,7 +191,7 @@ def generate_hypotheses(
     source_prefix: str | None = None,
     target_prefix: PerLineText = None,
     glossary: Mapping[str, str] | None = None,
-    protect: Sequence[str] = (),
+    protect: Sequence[str] | None = (),
     batch_tokens: int = BATCH_TOKENS,
     alignment: AlignmentConfig | None = None,
     scores: bool = True,
@@ -235,9 +236,9 @@ def generate_hypotheses(
     search_window = partial(_generate_window, model, tokenizer, scores, batch_tokens, rescore, empty)
     search_lines = partial(_generate_lines, model, tokenizer, source_prefix, search_window, search=search)
     require = partial(require_terms, search=search, source_prefix=source_prefix, alignment=alignment, scores=scores)
-    search_terms = require(search_lines, model, tokenizer, Terminology(glossary, protect))
+    terms = Terminology(glossary, choose_protected(protect, tokenizer.config))
     unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
-    results = search_terms(unprefixed, first_line=first_line)
+    results = require(search_lines, model, tokenizer, terms)(unprefixed, first_line=first_line)
     return results if return_errors else raise_first_error(results, _error_of, "Line", first_line + 1)
 
 

@@ -20,7 +20,14 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.scoring import Score, score
 from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
-from mlx_transformer.inference.term_insertion import Align, best_index, insert_markup, insert_terms, is_markup
+from mlx_transformer.inference.term_insertion import (
+    Align,
+    best_index,
+    insert_markup,
+    insert_terms,
+    is_markup,
+    is_symbol,
+)
 from mlx_transformer.inference.terminology import (
     WORD_CHARACTER,
     Term,
@@ -238,8 +245,8 @@ def has_each_copy_once(line: LineWithTerms) -> bool:
 def with_stand_ins(line: SourceLine, terms: Sequence[Term]) -> list[tuple[SourceLine, list[Term]]]:
     """Return a line with stand-ins for its copies, several times with other ones, and its terms with new positions.
 
-    Markup, which is tags and copies beside letters, is left out. There is nothing to search if there are more copies
-    than stand-ins.
+    Markup, which is tags, symbols and copies beside letters, is left out. There is nothing to search if there are more
+    copies than stand-ins.
     """
     texts = " ".join([line.text, *(term.target for term in terms)]).lower()
     names = [name for name in STAND_INS if name.lower() not in texts]
@@ -250,6 +257,7 @@ def with_stand_ins(line: SourceLine, terms: Sequence[Term]) -> list[tuple[Source
         if term.is_copy
         and (
             term.target.startswith("<")
+            or is_symbol(term)
             or re.search(WORD_CHARACTER, line.text[: term.start][-1:] + line.text[term.end :][:1])
         )
     }

@@ -26,32 +26,54 @@ Align = Callable[[Sequence[SourceLine], Sequence[str]], list[Score]]  # scores a
 
 
 def is_markup(term: Term) -> bool:
-    """Whether a term was left out of the source: a tag, or another copy beside a letter."""
+    """Whether a term was left out of the source: a tag, a symbol, or another copy beside a letter."""
     return term.start == term.end
+
+
+def is_symbol(term: Term) -> bool:
+    """Whether a term is a sign without letters and digits, and no placeholder."""
+    return term.is_copy and not re.search(r"[\w{}%]", term.target)
 
 
 def insert_markup(line: SourceLine, target: str, markup: Sequence[Term], align: Align) -> str:
     """Return a target with markup beside the words that are aligned with its neighbours in the source.
 
-    Markup whose neighbour is not aligned is left out.
+    Symbols at the beginning and the end of the source stay there. Other markup whose neighbour is not aligned is left
+    out.
     """
     if markup:
         (result,) = align([line], [target])
         positions = [_markup_position(line.text, target, term, result.alignment or []) for term in markup]
         for index in sorted(range(len(markup)), key=lambda i: (positions[i], i), reverse=True):
             if (position := positions[index]) >= 0:
-                target = target[:position] + markup[index].target + target[position:]
+                text = _with_space(line.text, markup[index])
+                target = target[:position] + text + target[position:]
     return target
 
 
-def _markup_position(source: str, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> int:
-    """Return where markup stands in a target; -1 if its neighbour is not aligned.
-
-    Closing tags, and what stands directly behind a word, follow a word; the rest precedes one.
-    """
+def _follows(source: str, term: Term) -> bool:
+    """Whether markup belongs to the word before it: closing tags, and what stands directly behind a word only."""
     before, after = source[: term.start], source[term.start :]
     is_behind, is_in_front = (bool(re.match(WORD_CHARACTER, text)) for text in (before[-1:], after))
-    follows = term.target.startswith("</") or not after.strip() or (is_behind and not is_in_front)
+    return term.target.startswith("</") or not after.strip() or (is_behind and not is_in_front)
+
+
+def _with_space(source: str, term: Term) -> str:
+    """Return markup, a symbol with the space between it and the word that it belongs to."""
+    if not is_symbol(term):
+        return term.target
+    if _follows(source, term):
+        return f" {term.target}" if source[: term.start][-1:].isspace() else term.target
+    return f"{term.target} " if source[term.start :][:1].isspace() else term.target
+
+
+def _markup_position(source: str, target: str, term: Term, pairs: Sequence[tuple[int, int]]) -> int:
+    """Return where markup stands in a target; -1 if its neighbour is not aligned."""
+    before, after = source[: term.start], source[term.start :]
+    follows = _follows(source, term)
+    if is_symbol(term) and not (before.strip() and after.strip()):
+        return len(target) if before.strip() else 0
+    is_behind, is_in_front = (bool(re.match(WORD_CHARACTER, text)) for text in (before[-1:], after))
     neighbour = len(WORD.findall(before if follows else before + "x")) - 1
     target_words = [*WORD.finditer(target)]
     aligned = [target_words[j] for i, j in pairs if i == neighbour]

@@ -13,7 +13,6 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, change_search
-from mlx_transformer.config.terminology import DEFAULT_PROTECTED
 from mlx_transformer.inference.embedding import choose_pooling, embed_lines
 from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.sentence_splitting import Paragraph, split_line
@@ -180,7 +179,7 @@ class LoadedModel:
             self.tokenizer,
             lines,
             work.search,
-            protect=DEFAULT_PROTECTED if work.search.num_hypotheses == 1 else (),
+            protect=None if work.search.num_hypotheses == 1 else (),
             alignment=AlignmentConfig() if work.align else None,
             scores=False,
             first_line=first_line,

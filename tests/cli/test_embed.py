@@ -113,3 +113,8 @@ def test_an_output_that_exists_is_kept_if_the_command_fails(run, tmp_path):
     (tmp_path / "bad.gz").write_bytes(b"no gzip")
     run("--input", tmp_path / "bad.gz", "-o", tmp_path / "out.npy", status=1)
     assert (tmp_path / "out.npy").read_text() == "precious"
+
+
+def test_an_archive_of_arrays_is_refused(run, tmp_path):
+    line = error_line(run("--output", tmp_path / "x.npz", "No.", status=2))
+    assert "--output must end in .npy for a NumPy array" in line and not (tmp_path / "x.npz").exists()

@@ -1,5 +1,6 @@
 """Output files, devices and pipes."""
 
+import gzip
 import os
 import signal
 import subprocess
@@ -38,6 +39,17 @@ class TestOutput:
         (partial,) = out.parent.glob("out.*.partial")
         assert f"The results so far are in {partial}." in error_line(result)
         assert out.read_text() == "precious" and partial.read_text() == "ONE\n"
+
+    @pytest.mark.parametrize("name", ["out.gz", "OUT.GZ"])
+    def test_a_name_that_ends_in_gz_is_compressed(self, echo, out, name):
+        path = out.with_name(name)
+        assert echo("generate", "-o", path, stdin=b"one\ntwo\n").stdout == ""
+        assert gzip.decompress(path.read_bytes()) == b"ONE\nTWO\n"
+        echo("generate", "-o", path, stdin=b"three\nRuntimeError: out of memory\n", status=1)
+        (partial,) = out.parent.glob(f"{name}.*.partial")
+        assert (
+            gzip.decompress(path.read_bytes()) == b"ONE\nTWO\n" and gzip.decompress(partial.read_bytes()) == b"THREE\n"
+        )
 
     def test_failed_run_without_results_leaves_nothing(self, echo, out):
         result = echo("generate", "-o", out, stdin=b"RuntimeError: out of memory\n", status=1)

@@ -1,5 +1,6 @@
 """Terms in targets: copied by stand-ins, placed by alignment, reported if they are missing."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -298,6 +299,22 @@ def test_failed_lines_stay_failed():
 def bundled():
     return mt.load()
 
+    @pytest.mark.parametrize(
+        ("source", "target", "pairs", "expected"),
+        [
+            ("♪ A cat ♪", "Un chat", [(0, 0), (1, 1)], "♪ Un chat ♪"),
+            ("• A cat", "Un chat", [], "• Un chat"),
+            ("A → cat 😀", "Un chat", [(0, 0), (1, 1)], "Un → chat 😀"),
+            ("A cat© sees", "Un chat voit", [(0, 0), (1, 1), (2, 2)], "Un chat© voit"),
+            ("A © cat", "Un", [(0, 0)], "Un"),
+        ],
+    )
+    def test_symbols_keep_their_spaces_and_the_ends_of_a_text(self, source, target, pairs, expected):
+        line, terms = SourceLine(source), Terminology(None, ("symbols",)).find(source)
+        lines = [LineWithTerms(line, [hypothesis("")], terms)]
+        (result,) = keep_terms(lines, lambda lines: ([hypothesis(target)] for _ in lines), None, scores(pairs))
+        assert result.text == expected
+
 
 class TestHypotheses:
     TEXTS = ("Do you like my dog?", "Hello {name}!", "I love you.")
@@ -312,6 +329,13 @@ class TestHypotheses:
         assert "toutou" in first.text and first.missing_terms == (self.LONG,)
         assert "{name}" in second.text and second.missing_terms == third.missing_terms == ()
         assert [row[0].text for row in rows] == mt.generate(*bundled, list(self.TEXTS), glossary=self.GLOSSARY)
+
+    def test_models_that_translate_copy_more_by_default(self, bundled):
+        model, tokenizer = bundled
+        text = "♪ I love you ♪"
+        assert mt.generate(model, tokenizer, text) == "♪ Je t'aime ♪"
+        no_pair = mt.Tokenizer(tokenizer.source, None, dataclasses.replace(tokenizer.config, language_pair=None))
+        assert mt.generate(model, no_pair, text) == mt.generate(model, tokenizer, text, protect=()) != "♪ Je t'aime ♪"
 
     def test_nothing_is_required_by_default(self, bundled):
         plain = [h.text for h, *_ in mt.generate_hypotheses(*bundled, self.TEXTS)]

@@ -26,6 +26,17 @@ class TestFinding:
                 "{name} {{x}} ${y} %s %(n)d %1$s {}".split(),
             ),
             ("tags", 'A <b class="x">word</b> < 3 and > 2', ['<b class="x">', "</b>"]),
+            (
+                "urls",
+                "Get ftp://a.example/x.zip, git+ssh://b.example.",
+                ["ftp://a.example/x.zip", "git+ssh://b.example"],
+            ),
+            ("tags", "If x <y and z> w, <br/> </p>", ["<br/>", "</p>"]),
+            ("paths", "See /usr/local/bin, ~/notes.txt and ./run.", ["/usr/local/bin", "~/notes.txt", "./run"]),
+            ("paths", r"Open C:\Users\x.txt now, and/or 1/2/3; he/she.", [r"C:\Users\x.txt"]),
+            ("handles", "Ask @tom about #MLX, not a@b.example, #1 or C#.", ["@tom", "#MLX"]),
+            ("symbols", "20°C, 5 ° and #1: ♪ © → 😀👍🏽 a < b", ["20°C", "5 °", "#1", "♪", "©", "→", "😀👍🏽", "<"]),
+            ("symbols", "$5 & 50% + 3 * (2/1) at 5 € - ok?", []),
             ("numbers", "12.50 and 555-1234, at 18:30 in A4: -5.", ["12.50", "555-1234", "18:30", "-5"]),
         ],
     )
@@ -78,7 +89,7 @@ class TestFinding:
         [
             ("nubmers", "Similar ones are numbers."),
             ("urls,numbers", "Similar ones are numbers."),
-            ("none", "Known ones are urls, addresses, placeholders, tags, numbers."),
+            ("none", "Known ones are urls, addresses, placeholders, tags, paths, handles, symbols, numbers."),
         ],
     )
     def test_misspelt_kinds_are_refused(self, name, remedy):
@@ -112,7 +123,9 @@ class TestFinding:
         with pytest.raises(ValueError, match="Terms of a glossary must be texts that are not blank"):
             Terminology(glossary)
 
-    @pytest.mark.parametrize("part", ["a", "a.", "a@", "1.", "<a", "{", "%(a", "http://"])
+    @pytest.mark.parametrize(
+        "part", ["a", "a.", "a@", "1.", "<a", "{", "%(a", "http://", "/a", "~/", "<a a=", "#a", "1°", "C:\\"]
+    )
     def test_finding_takes_linear_time(self, part):
         start = time.perf_counter()
         found(part * 50_000)
