@@ -2,9 +2,13 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import polib
+from babel.core import UnknownLocaleError
+from babel.messages.plurals import get_plural
 
+from mlx_transformer.documents.accelerators import add_accelerator, split_accelerator
 from mlx_transformer.documents.content import write
 from mlx_transformer.documents.subtitles import parse_tags
 from mlx_transformer.documents.translator import Translator
@@ -23,6 +27,8 @@ def translate_po(text: str, name: str, translator: Translator) -> str:
     charset = re.search(r"charset=([\w-]+)", catalogue.metadata.get("Content-Type", ""))
     if charset and charset[1].upper() not in ("UTF-8", "UTF8", "ASCII", "US-ASCII", "CHARSET"):
         raise ValueError(f"{name} must be in UTF-8, not {charset[1]}: convert it with msgconv -t UTF-8.")
+    if translator.language:
+        _set_language(catalogue, translator.language)
     match = NUM_PLURALS.search(catalogue.metadata.get("Plural-Forms", ""))
     num_plurals = int(match[1]) if match else 2
     entries = [entry for entry in catalogue if not entry.obsolete and not entry.translated() and not entry.fuzzy]
@@ -38,13 +44,24 @@ def translate_po(text: str, name: str, translator: Translator) -> str:
             entry.msgstr = targets[0]
         if any(ORDERED.findall(old) != ORDERED.findall(new) for old, new in zip(source, targets, strict=True)):
             entry.flags.append("fuzzy")
-    if translator.language and "Language" in catalogue.metadata and not catalogue.metadata["Language"]:
-        catalogue.metadata["Language"] = translator.language.replace("-", "_")
     return str(catalogue)
 
 
+def _set_language(catalogue: polib.POFile, language: str) -> None:
+    """Set the language and the plural forms of a template, or of a catalogue that no one has begun to translate."""
+    is_new = not any(entry.translated() or entry.fuzzy for entry in catalogue)
+    metadata = catalogue.metadata
+    if "Language" in metadata and (is_new or not metadata["Language"]):
+        metadata["Language"] = language.replace("-", "_")
+    if "Plural-Forms" in metadata and (is_new or "INTEGER" in metadata["Plural-Forms"]):
+        with suppress(UnknownLocaleError, ValueError):
+            metadata["Plural-Forms"] = get_plural(language.replace("-", "_")).plural_forms
+
+
 def _translate_texts(texts: list[str], translator: Translator) -> Iterator[str]:
-    """Yield the translation of each text, line by line and with its tags."""
-    lines = [text.split("\n") for text in texts]
+    """Yield the translation of each text, line by line, with its tags and its accelerator."""
+    labels = [split_accelerator(text) for text in texts]
+    lines = [text.split("\n") for text, *_ in labels]
     contents = iter(translator.translate_contents(parse_tags(line) for each in lines for line in each))
-    return ("\n".join(write(next(contents)) for _ in each) for each in lines)
+    translated = ("\n".join(write(next(contents)) for _ in each) for each in lines)
+    return (add_accelerator(text, *accelerator) for text, (_, *accelerator) in zip(translated, labels, strict=True))

@@ -14,7 +14,8 @@ LINE_LENGTH = 42  # characters, as most guidelines for subtitles ask for
 MAX_LINES = 2
 TIMES = re.compile(r"\s*(?:\d+:)?\d+:\d+[.,]\d+\s*-->")
 TAG = re.compile(r"(<(/?)([A-Za-z]\w*)[^<>]*>|<[\d:.]+>|\{\\[^{}]*\})")  # the last one as in ASS, such as {\an8}
-SPEAKER = re.compile(r"\s*[-–—]")  # lines of several speakers begin with a dash
+SPEAKER = re.compile(r"\s*[-–—]\s*(?=\S)")  # a line of another speaker begins with a dash
+SOUND = re.compile(r"\s*(?:\[[^\]]*\]|\([^)]*\))\s*")  # what is heard beside speech, on a line of its own
 
 
 def translate_srt(text: str, name: str, translator: Translator) -> str:
@@ -37,12 +38,14 @@ def _translate_cues(
     cues = list(_find_cues(lines))
     if not cues and text.strip() and not text.startswith("WEBVTT"):
         raise ValueError(f"{name} must have subtitles with times such as 00:00:01,000 --> 00:00:02,000: it has none.")
-    sentences = [[parse_tags(part, unescape) for part in _sentences_of(lines[start:end])] for start, end in cues]
+    parts = [[_split_edges(part) for part in _sentences_of(lines[start:end])] for start, end in cues]
+    sentences = [[parse_tags(part, unescape) for _, part, _ in cue] for cue in parts]
     translated = iter(translator.translate_contents(part for cue in sentences for part in cue))
     output, position = [], 0
-    for (start, end), cue in zip(cues, sentences, strict=True):
+    for (start, end), cue, edges in zip(cues, sentences, parts, strict=True):
         targets = [next(translated) for _ in cue]
-        new = [line for target in targets for line in wrap(write(target, escape), LINE_LENGTH)]
+        texts = [first + write(each, escape) + last for (first, _, last), each in zip(edges, targets, strict=True)]
+        new = [line for target in texts for line in wrap(target, LINE_LENGTH)]
         new = lines[start:end] if targets == cue else new
         too_long = any(len(plain_text(parse_tags(line, unescape))) > LINE_LENGTH for line in new)
         translator.report.long_cues += targets != cue and (too_long or len(new) > MAX_LINES)
@@ -65,8 +68,25 @@ def _find_cues(lines: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _sentences_of(lines: list[str]) -> list[str]:
-    """Join the lines of a cue, unless several speakers have one each."""
-    return lines if sum(SPEAKER.match(line) is not None for line in lines) > 1 else [" ".join(map(str.strip, lines))]
+    """Join the lines of a cue, except at dashes, which begin the text of a speaker, and around sounds in brackets."""
+    sentences: list[str] = []
+    starts = True
+    for line in lines:
+        is_sound = SOUND.fullmatch(line) is not None
+        if starts or is_sound or SPEAKER.match(line):
+            sentences.append(line.strip())
+        else:
+            sentences[-1] += f" {line.strip()}"
+        starts = is_sound
+    return sentences
+
+
+def _split_edges(text: str) -> tuple[str, str, str]:
+    """Split off the dash at the beginning of a text, with its space, or the brackets around a sound."""
+    if SOUND.fullmatch(text):
+        return text[0], text[1:-1], text[-1]
+    match = SPEAKER.match(text)
+    return (match[0], text[match.end() :], "") if match else ("", text, "")
 
 
 def parse_tags(text: str, unescape: Callable[[str], str] = str) -> Content:

@@ -4,6 +4,7 @@ import polib
 import pytest
 from support.fake_translator import make_fake
 
+from mlx_transformer.documents.accelerators import add_accelerator, split_accelerator
 from mlx_transformer.documents.gettext import translate_po
 
 HEADER = """# A comment
@@ -74,3 +75,63 @@ def test_tags_stay_and_changed_placeholders_make_an_entry_fuzzy():
 def test_damaged_catalogues_are_refused(text, message):
     with pytest.raises(ValueError, match=rf"^a\.po {message}"):
         translate_po(text, "a.po", make_fake())
+
+
+TEMPLATE = (
+    'msgid ""\nmsgstr ""\n"Language: {}\\n"\n"Plural-Forms: {}\\n"\n"Content-Type: text/plain; charset=UTF-8\\n"\n\n'
+)
+PLURALS = 'msgid "one file"\nmsgid_plural "%d files"\nmsgstr[0] ""\nmsgstr[1] ""\n\n'
+STARTED = 'msgid "done"\nmsgstr "fini"\n'
+
+
+def test_a_new_catalogue_gets_the_language_and_its_plural_forms():
+    template = TEMPLATE.format("en", "nplurals=INTEGER; plural=EXPRESSION;") + PLURALS
+    russian = polib.pofile(translate_po(template, "a.po", make_fake(language="ru")))
+    assert russian.metadata["Language"] == "ru" and russian.metadata["Plural-Forms"].startswith(
+        "nplurals=3; plural=n %"
+    )
+    assert russian[0].msgstr_plural == {0: "ONE FILE", 1: "%d FILES", 2: "%d FILES"}
+    japanese = polib.pofile(
+        translate_po(TEMPLATE.format("", "nplurals=2; plural=n;") + PLURALS, "a.po", make_fake(language="ja"))
+    )
+    assert japanese[0].msgstr_plural == {0: "%d FILES"} and "nplurals=1" in japanese.metadata["Plural-Forms"]
+    for language in ("xx", None):
+        unknown = polib.pofile(translate_po(template, "a.po", make_fake(language=language)))
+        assert "INTEGER" in unknown.metadata["Plural-Forms"] and len(unknown[0].msgstr_plural) == 2
+
+
+def test_a_catalogue_with_translations_keeps_its_header():
+    text = TEMPLATE.format("fr", "nplurals=2; plural=(n > 1);") + PLURALS + STARTED
+    metadata = polib.pofile(translate_po(text, "a.po", make_fake(language="de"))).metadata
+    assert metadata["Language"] == "fr" and metadata["Plural-Forms"] == "nplurals=2; plural=(n > 1);"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ("_Save", "Enregistrer", "_Enregistrer"),
+        ("_Save", "Tout sauver", "Tout _sauver"),
+        ("&Open the file", "Open datei", "&Open datei"),
+        ("Save &As...", "Sichern als...", "Sichern &als..."),
+        ("E_xit", "Sortie", "_Sortie"),
+        ("_Save...", "保存...", "保存(_S)..."),
+        ("AT&T & you", "AT&T & you", None),
+        ("file_name", "file_name", None),
+        ("max_tokens and min_tokens", "x", None),
+        ("R&D", "R&D", None),
+        ("A & B", "A & B", None),
+        ("Use &amp; here", "x", None),
+    ],
+)
+def test_labels_keep_one_accelerator(source, target, expected):
+    text, mark, letter = split_accelerator(source)
+    if expected is None:
+        assert (text, mark) == (source, "") and add_accelerator(target, mark, letter) == target
+    else:
+        assert text == source.replace(mark, "") and add_accelerator(target, mark, letter) == expected
+
+
+def test_entries_keep_their_accelerators():
+    seen = []
+    text = translate_po('msgid "Save _as"\nmsgstr ""\n', "a.po", make_fake(seen=seen))
+    assert seen == ["Save as"] and polib.pofile(text)[0].msgstr == "SAVE _AS"

@@ -49,6 +49,16 @@ def test_srt():
     assert [(each.start, each.end) for each in new] == [(each.start, each.end) for each in old]
 
 
+def test_dashes_and_sounds_are_kept_apart_from_speech():
+    times = "1\n00:00:01,000 --> 00:00:02,000\n"
+    seen = []
+    make = make_fake(seen=seen)
+    text = translate_srt(f"{times}- one\ntwo\n- three\n(a bell)\n[door]\nfour\nfive\n", "a.srt", make)
+    assert text == f"{times}- ONE TWO\n- THREE\n(A BELL)\n[DOOR]\nFOUR FIVE\n"
+    assert seen == ["one two", "three", "a bell", "door", "four five"]
+    assert translate_srt(f"{times}– one\n", "a.srt", make_fake()) == f"{times}– ONE\n"
+
+
 def test_vtt_keeps_notes_styles_and_settings():
     text = translate_vtt(VTT, "a.vtt", make_fake())
     assert text == VTT.replace("you &amp; me", "YOU &amp; ME").replace("here", "HERE").replace("\ntwo", "\nTWO")

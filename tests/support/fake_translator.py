@@ -15,11 +15,13 @@ def capitals(text):
     return "".join(parts)
 
 
-def make_fake(*, backwards=False, aligned=True, drop="", missing=(), language=None):
-    """A translator that can lose the text `drop`, and lack alignments."""
+def make_fake(*, backwards=False, aligned=True, drop="", missing=(), language=None, seen=None):
+    """A translator that can lose the text `drop`, and lack alignments; it appends the texts that it reads to `seen`."""
 
     def search(texts, wants_alignment):
         for text in texts:
+            if seen is not None:
+                seen.append(text)
             words = WORD.findall(capitals(text))
             target = " ".join(reversed(words)) if backwards else capitals(text)
             count = len(words)
