@@ -34,6 +34,7 @@ from mlx_transformer.cli.help import COMMAND_KEY, help_all_option, name_options,
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.storage.redaction import hide_passwords
 
+MISUSE = 2
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE, as shells expect
 PIPE_CLOSED = 141
 MAX_ERROR = 1000  # characters of an error
@@ -62,7 +63,7 @@ class CommandLine(click.Group):
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; exit status 1 for errors of the library, 130 for Ctrl-C, 141 for a closed pipe."""
+        """Run a command; exit status 1 for errors of the library, 2 for bad options, 130 for Ctrl-C, 141 for a pipe."""
         try:
             raise_deferred_interrupt()
             streams.prepare_temporary_folder()
@@ -87,7 +88,10 @@ class CommandLine(click.Group):
                 raise
             flush_or_discard()
             message = hide_passwords(describe_error(error, ctx))
-            raise click.ClickException(message + partial_results_note(ctx)) from error
+            failure = click.ClickException(message + partial_results_note(ctx))
+            if isinstance(error, ValueError) and message.startswith("--"):  # it is about an option
+                failure.exit_code = MISUSE
+            raise failure from error
 
 
 def raise_deferred_interrupt() -> None:

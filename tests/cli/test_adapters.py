@@ -49,8 +49,8 @@ def run(*arguments, status=0):
     return result.output if status else result.stdout
 
 
-def error(*arguments):
-    output = run(*arguments, status=1)
+def error(*arguments, status=1):
+    output = run(*arguments, status=status)
     assert output.count("\n") == 1 and output.startswith("Error: ")
     return output
 
@@ -174,5 +174,5 @@ def test_errors_of_training(folders):
         ("--lora-rank", "4", "--lora-targets", "mpl"): "but 'mpl' matches none. Similar ones are mlp",
         ("--lora-rank", "4", "--freeze", "encoder,decoder"): "--freeze must leave something to train",
     }.items():
-        assert message in error(*train, *options)
+        assert message in error(*train, *options, status=2 if message.startswith("--") or "matches" in message else 1)
     assert "is an adapter, not a model" in error(*train[:2], folders / "first", *train[3:])

@@ -27,7 +27,7 @@ class TestErrors:
 
     def test_output_must_not_be_the_input(self, echo, tmp_path):
         (tmp_path / "file").write_text("one\n")
-        line = error_line(echo("generate", "-i", tmp_path / "file", "-o", tmp_path / "file", status=1))
+        line = error_line(echo("generate", "-i", tmp_path / "file", "-o", tmp_path / "file", status=2))
         assert "--output and the input must be different files" in line
         assert (tmp_path / "file").read_text() == "one\n"
 
@@ -38,7 +38,7 @@ class TestErrors:
         with (tmp_path / "file").open("rb") as stdin:
             process = start("generate", "-o", str(tmp_path / name), stdin=stdin)
             assert b"--output and the input must be different files" in process.communicate()[1]
-        assert process.returncode == 1 and (tmp_path / "file").read_text() == "one\n"
+        assert process.returncode == 2 and (tmp_path / "file").read_text() == "one\n"
 
     def test_a_model_without_tokenizer(self, tmp_path):
         mt.save(tmp_path / "bare", random_model(config()))
@@ -47,7 +47,7 @@ class TestErrors:
             assert result.exit_code == 1 and f"{tmp_path / 'bare'} has none" in error_line(result)
 
     def test_impossible_search_options(self, echo):
-        result = echo("generate", "--beam-size", "2", "--num-hypotheses", "3", "one", status=1)
+        result = echo("generate", "--beam-size", "2", "--num-hypotheses", "3", "one", status=2)
         assert "--num-hypotheses must not exceed --beam-size: 3 is more than 2" in error_line(result)
 
     @pytest.mark.parametrize(

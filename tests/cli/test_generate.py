@@ -95,7 +95,7 @@ class TestLanguagesAndTasks:
         assert echo("generate", "--task", "shout", "--source-prefix", "", "--beam-size", "1", "one").stdout == "ONE\n"
 
     def test_an_unknown_task(self, echo):
-        result = echo("generate", "--task", "sing", "one", status=1)
+        result = echo("generate", "--task", "sing", "one", status=2)
         assert "--task must be one of shout, not 'sing'; or give --source-prefix." in error_line(result)
 
     def test_evaluate_accepts_languages_and_tasks(self, echo, tmp_path):

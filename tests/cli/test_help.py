@@ -124,7 +124,7 @@ class TestErrors:
         ],
     )
     def test_errors_of_the_search_name_options_as_they_are_spelled(self, echo, arguments, text):
-        line = error_line(echo(*arguments, "one", status=1))
+        line = error_line(echo(*arguments, "one", status=2))
         assert text in line and "_" not in line
 
     @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ class TestErrors:
         ],
     )
     def test_errors_of_a_recipe_name_options_as_they_are_spelled(self, echo, options, text):
-        line = error_line(echo("train", "--train", "dates", "--valid", "dates", "--output", "x", *options, status=1))
+        line = error_line(echo("train", "--train", "dates", "--valid", "dates", "--output", "x", *options, status=2))
         assert text in line and "_" not in line
 
     @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class TestSearch:
         assert "without nonsense there are grammarly/coedit-large." in line
 
     def test_an_unknown_language_names_the_option(self, echo):
-        line = error_line(echo("models", "--to", "Fremch", status=1))
+        line = error_line(echo("models", "--to", "Fremch", status=2))
         assert line.startswith("Error: --to must be a language") and "Similar ones are French" in line
 
     def test_a_misspelt_command(self, echo):

@@ -88,7 +88,7 @@ def test_json_lines_have_their_own_target_language(folder):
 def test_what_the_model_does_not_know_is_refused(folder):
     line = error_line(generate(*options(folder, "de", "fr"), "--via", "it", status=1))
     assert "A language must be one of the 3 that the model knows: got 'it'" in line
-    line = error_line(generate("--via", "en", status=1))
+    line = error_line(generate("--via", "en", status=2))
     assert "--via needs a model of several languages: pipe the result" in line
 
 

@@ -96,7 +96,7 @@ class TestScore:
         ("source", "target", "name", "lines"), [("a\nb\nc\n", "a\n", "target", 1), ("", "a\n", "source.gz", 0)]
     )
     def test_files_of_unequal_numbers_of_lines(self, echo, two_files, source, target, name, lines):
-        line = error_line(echo("score", *two_files(source, target), status=1))
+        line = error_line(echo("score", *two_files(source, target), status=2))
         assert f"{name} ends after line {lines}: align them again." in line
 
     def test_unreadable_files(self, echo, two_files, tmp_path):
@@ -117,12 +117,12 @@ class TestScore:
 
     def test_output_file_is_replaced_when_complete(self, echo, two_files, tmp_path):
         (tmp_path / "out").write_text("precious")
-        result = echo("score", *two_files("a\n", ""), "-o", tmp_path / "out", status=1)
+        result = echo("score", *two_files("a\n", ""), "-o", tmp_path / "out", status=2)
         assert (tmp_path / "out").read_text() == "precious" and "equally many lines" in error_line(result)
         echo("score", "-o", tmp_path / "out", stdin=b"a\tb\n")
         assert (tmp_path / "out").read_text() == "-2.0000\n"
         options = two_files("a\n", "b\n")
         for path in (options[1], options[3]):
-            line = error_line(echo("score", *options, "-o", path, status=1))
+            line = error_line(echo("score", *options, "-o", path, status=2))
             assert "--output and the input must be different files" in line
         assert options[3].read_text() == "b\n"

@@ -135,7 +135,7 @@ class TestTrain:
     def test_invalid_values_are_reported(self):
         arguments = "train --train dates --valid dates --output run --dropout 2"
         result = CliRunner().invoke(main, arguments.split())
-        assert result.exit_code == 1 and "dropout must be at least 0 and below 1, not 2.0" in error_line(result)
+        assert result.exit_code == 2 and "dropout must be at least 0 and below 1, not 2.0" in error_line(result)
 
     def test_resumed_run_reads_a_config_file(self, configs):
         Path("more.toml").write_text("keep = 5\nsteps = 8\n")

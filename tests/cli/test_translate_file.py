@@ -45,5 +45,5 @@ def test_mistakes(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_text("Hello!\n")
     result = run("a.txt", *options)
-    assert result.exit_code == 1 and message in error_line(result)
+    assert result.exit_code == (2 if message.startswith("--") else 1) and message in error_line(result)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

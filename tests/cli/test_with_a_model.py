@@ -78,7 +78,7 @@ class TestWithAModel:
             "generate", "--model", folder, "--glossary", tmp_path / "glossary.tsv", "a", status=1
         ).stderr
         assert "line 2 must be a term, a tab and its target" in message and message.count("\n") == 1
-        message = self.invoke("generate", "--model", folder, "--protect", "(", "a", status=1).stderr
+        message = self.invoke("generate", "--model", folder, "--protect", "(", "a", status=2).stderr
         assert message.startswith("Error: --protect must be any of urls, ") and message.count("\n") == 1
 
     def test_text_as_people_type_it_has_the_output_of_plain_text(self, folder):
