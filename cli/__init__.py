@@ -34,10 +34,15 @@ from mlx_transformer.cli.help import COMMAND_KEY, help_all_option, name_options,
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.storage.redaction import hide_passwords
 
-MISUSE = 2
 INTERRUPTED = 130  # 128 + SIGINT, and below 128 + SIGPIPE, as shells expect
 PIPE_CLOSED = 141
 MAX_ERROR = 1000  # characters of an error
+
+
+class MisuseError(click.ClickException):
+    """An error about the value of an option."""
+
+    exit_code = 2
 
 
 class CommandLine(click.Group):
@@ -88,10 +93,9 @@ class CommandLine(click.Group):
                 raise
             flush_or_discard()
             message = hide_passwords(describe_error(error, ctx))
-            failure = click.ClickException(message + partial_results_note(ctx))
-            if isinstance(error, ValueError) and message.startswith("--"):  # it is about an option
-                failure.exit_code = MISUSE
-            raise failure from error
+            is_misuse = isinstance(error, ValueError) and message.startswith("--")  # it is about an option
+            kind = MisuseError if is_misuse else click.ClickException
+            raise kind(message + partial_results_note(ctx)) from error
 
 
 def raise_deferred_interrupt() -> None:

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mlx_transformer.pretrained.cache import cached_models
-from mlx_transformer.pretrained.known_models import known_models
+from mlx_transformer.pretrained.known_models import BUNDLED, known_models
 
 DEPTH = 3  # levels of folders below what was typed
 MAX_FOLDERS = 2000  # that are looked at
@@ -19,7 +19,8 @@ MAX_FOLDERS = 2000  # that are looked at
 
 def complete_model(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the model folders and cached models that begin with a text; without any, files."""
-    names = [*find_folders(incomplete, is_model), *filter(lambda name: name.startswith(incomplete), cached_names())]
+    names = [*find_folders(incomplete, is_model)]
+    names += [name for name in (BUNDLED, *cached_names()) if name.startswith(incomplete)]
     return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 

@@ -86,7 +86,12 @@ def describe_usage_error(error: click.UsageError) -> str:
         known = command.commands if isinstance(command, click.Group) else ()
         known = vars(error).get("possibilities") or (known if kind == "command" else ())
         if known:
-            return f"No such {kind} {name!r}. {similar_names(name, known)}"
+            hint = (
+                " A text follows a command, such as generate."
+                if kind == "command" and error.ctx and not error.ctx.parent
+                else ""
+            )
+            return f"No such {kind} {name!r}. {similar_names(name, known)}{hint}"
     message = error.format_message()
     if command is not None:
         if isinstance(error, click.NoSuchOption) and takes_text(command):

@@ -12,13 +12,17 @@ from mlx_transformer.cli.results import LineResult
 from mlx_transformer.inference.source_lines import SourceLine
 
 
-def check_pivot(tokenizer: mt.Tokenizer, language: str, source_language: str | None) -> None:
-    """Raise ValueError if a model cannot translate through a language."""
+def check_pivot(
+    tokenizer: mt.Tokenizer, language: str, source_language: str | None, target_language: str | None
+) -> None:
+    """Raise ValueError if a model cannot translate through a language, or it is one of the pair."""
     if not tokenizer.languages:
         raise ValueError(
             "--via needs a model of several languages: pipe the result of one model for a pair of languages into the "
             "command generate with the other."
         )
+    if language in (source_language, target_language):
+        raise ValueError(f"--via must be a third language, but {language} is the source or the target: leave it out.")
     check_languages(tokenizer, source_language, language)
     if tokenizer.config.source_language != "none":
         check_languages(tokenizer, language, language)

@@ -5,6 +5,7 @@ Linux it loads OpenBLAS for MLX (see `blas`).
 """
 
 import importlib
+import types
 
 from .blas import load_openblas
 from .environment import set_command_buffer_limits
@@ -79,6 +80,10 @@ def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = vars(importlib.import_module(f"{__name__}.{_MODULES[name]}"))[name]
+    if isinstance(value, types.FunctionType):
+        from .arguments import check_arguments
+
+        value = check_arguments(value)
     globals()[name] = value
     return value
 

@@ -32,7 +32,7 @@ PARTS = [
     {"pretrained"},
     {"weights", "inference"},
     {"decoding", "data", "checkpoints"},
-    {"model", "tokenization"},
+    {"model", "tokenization", "arguments"},
     {"config", "storage", "metrics"},
     {"messages", "environment", "blas"},
 ]

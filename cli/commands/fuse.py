@@ -53,11 +53,13 @@ def command(
     \b
     mlx-transformer fuse facebook/nllb-200-distilled-600M runs/nllb/best nllb-mine
     """  # noqa: D301 (click needs the backspace)
-    from mlx_transformer.checkpoints.replacement import check_destination
+    from mlx_transformer.checkpoints.replacement import check_destination, is_adapter_folder
     from mlx_transformer.model.quantization import dequantize
     from mlx_transformer.model.weights_source import record_source, unchanged_source
     from mlx_transformer.pretrained.loading import find_adapter, load_as_stored
 
+    if is_adapter_folder(Path(model)):
+        raise ValueError(f"MODEL must be the base of the adapter, but {model} is an adapter: give it as the second.")
     adapter_folder = find_adapter(adapter)
     for path in (Path(model), adapter_folder):
         check_destination(Path(destination), path, overwrite=force)

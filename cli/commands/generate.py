@@ -264,7 +264,7 @@ def translate_through(
     """Translate lines to a third language, if there is one, with the beams of the search."""
     if language is None:
         return lines
-    check_pivot(tokenizer, language, options["source_language"])
+    check_pivot(tokenizer, language, options["source_language"], options["target_language"])
     plain = {"glossary": None, "alignments": False, "scores": False, "output_format": "text"}
     search = replace(search, num_hypotheses=1, alternatives=False)
     translate = partial(

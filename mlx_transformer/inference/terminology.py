@@ -47,7 +47,7 @@ class Terminology:
             protect: Keys of PROTECTED_PATTERNS, or regular expressions.
 
         Raises:
-            TypeError: If the glossary is not a mapping.
+            TypeError: If the glossary is not a mapping, or `protect` no sequence of texts.
             ValueError: If a term is no text or blank, or a regular expression is invalid.
         """
         if not isinstance(glossary, Mapping | None):
@@ -64,7 +64,10 @@ class Terminology:
             key, target = source if is_abbreviation else source.lower(), target.strip()
             if self.targets.setdefault(key, target) != target:
                 raise ValueError(f"A term of a glossary must have one target, but {source!r} has two: leave out one.")
-        self.copied = [_compile(name) for name in ([protect] if isinstance(protect, str) else protect)]
+        kinds = [protect] if isinstance(protect, str) else protect
+        if not (isinstance(kinds, Sequence) and all(isinstance(kind, str) for kind in kinds)):
+            raise TypeError(f"protect must be kinds of text such as ['urls', 'numbers'], not {short_repr(protect)}.")
+        self.copied = [_compile(kind) for kind in kinds]
         longest_first = sorted(self.targets, key=len, reverse=True)
         self.entries = whole_words("|".join(map(re.escape, longest_first)), re.IGNORECASE) if self.targets else None
 

@@ -25,6 +25,7 @@ from mlx_transformer.data.augmentation import AugmentedCorpora, Rates
 from mlx_transformer.data.batch_sampler import PositionedBatch, iterate_batches
 from mlx_transformer.data.dataset import TokenizedCorpus
 from mlx_transformer.data.parallel_corpus import ParallelCorpora
+from mlx_transformer.messages import short_repr
 from mlx_transformer.metrics import check_sacrebleu
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.tokenizer import Tokenizer
@@ -182,8 +183,9 @@ def _check_same_options(config: TrainingConfig) -> None:
         changeable.add("init")
     old, new = to_dict(with_absolute_paths(original)), to_dict(with_absolute_paths(config))
     if changed := [name for name, value in new.items() if value != old[name] and name not in changeable]:
+        values = ", ".join(f"{name} was {short_repr(old[name])} and is {short_repr(new[name])}" for name in changed)
         raise ValueError(
-            f"A run resumes with its own options, but {', '.join(changed)} differ from {config.output}/options.toml; "
+            f"A run resumes with its own options, those of {config.output}/options.toml, but {values}; "
             f"only {'keep' if fixed_length else 'keep, steps'} and the paths of the corpora may change."
         )
 

@@ -208,7 +208,8 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("incomplete", "expected"),
         [
-            ("", ["nllb", "runs/dates/best", "runs/dates/last"]),
+            ("", ["nllb", "runs/dates/best", "runs/dates/last", "bundled"]),
+            ("bun", ["bundled"]),
             ("r", ["runs/dates/best", "runs/dates/last"]),
             ("runs/dates/b", ["runs/dates/best"]),
             ("./n", ["./nllb"]),

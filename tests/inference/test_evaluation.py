@@ -53,7 +53,7 @@ def test_references_may_be_several_and_texts_single(bundled):
 )
 def test_bad_arguments_are_refused_before_anything_is_generated(bundled, arguments, message):
     with pytest.raises(ValueError, match=message):
-        mt.evaluate(None, bundled[1], *arguments)
+        mt.evaluate(*bundled, *arguments)
 
 
 def test_sacrebleu_is_needed_and_keywords_are_checked(bundled, monkeypatch):
@@ -61,7 +61,7 @@ def test_sacrebleu_is_needed_and_keywords_are_checked(bundled, monkeypatch):
         mt.evaluate(*bundled, "a", "b", beem_size=2)
     monkeypatch.setattr(metrics, "has_sacrebleu", lambda: False)
     with pytest.raises(ValueError, match="need sacrebleu, which is not installed: pip install .*train"):
-        mt.evaluate(None, None, ["a"], ["b"])
+        mt.evaluate(*bundled, ["a"], ["b"])
 
 
 def test_a_truncated_source_is_a_warning(bundled, caplog):

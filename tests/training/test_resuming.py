@@ -198,7 +198,8 @@ def test_changed_options_are_named_in_the_error(options):
     train(dataclasses.replace(options, steps=1))
     other = dataclasses.replace(options, resume=True, seed=9, learning_rate=1.0, steps=3, keep=5)
     with pytest.raises(
-        ValueError, match="but learning_rate, seed differ from .*options.toml; only keep, steps and the paths of"
+        ValueError,
+        match="options.toml, but learning_rate was .* and is 1.0, seed was 4 and is 9; only keep, steps and the paths",
     ):
         train(other)
     train(dataclasses.replace(options, resume=True, steps=2, keep=5))
@@ -208,7 +209,7 @@ def test_changed_options_are_named_in_the_error(options):
 def test_steps_cannot_change_with_a_schedule_that_ends_at_zero(options, schedule):
     options = dataclasses.replace(options, schedule=schedule)
     train(options)
-    with pytest.raises(ValueError, match="but steps differ .* only keep and the paths"):
+    with pytest.raises(ValueError, match="but steps was 12 and is 20; only keep and the paths"):
         train(dataclasses.replace(options, resume=True, steps=20))
 
 
