@@ -150,7 +150,8 @@ def model_facts(model: mt.Transformer, tokenizer: mt.Tokenizer | None, adapter: 
     from mlx_transformer.model.precision import explain_default
 
     arrays = list(dict(tree_flatten(model.parameters())).values())
-    heads = {side: model[side].layers[0].self_attention.head_dims for side in model.config.stacks}
+    config = model.config
+    heads = {side: config.head_dims or config.dims // stack.num_heads for side, stack in config.stacks.items()}
     return {
         # Counted on an unquantised model, because quantised weights pack several parameters into one number.
         "parameters": mt.Transformer(model.config).num_parameters,

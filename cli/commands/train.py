@@ -25,7 +25,7 @@ GROUPS = {
     "Run": ("output", "steps", "resume", "seed", "log_every", "keep"),
     "Model": (
         *("init", "freeze", "preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first"),
-        *("activation", "vocab_size", "shared_vocabulary"),
+        *("activation", "decoder_self_attention", "vocab_size", "shared_vocabulary"),
     ),
     "Adapter (LoRA)": ("lora_rank", *ADAPTER_OPTIONS),
     "Optimisation": (

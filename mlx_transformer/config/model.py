@@ -108,6 +108,9 @@ class ModelConfig:
         share_embeddings: Source and target share one embedding table.
         tie_output: The output layer uses the target embedding table as its weight.
         output_bias: The output layer has a bias.
+        decoder_self_attention: The first sublayer of decoder layers: "attention", or "ssru", the simpler simple
+            recurrent unit of small, fast models (Kim et al. 2019; Marian's transformer-decoder-autoreg rnn).
+        ssru_projection: The SSRU has an output projection (Marian's transformer-rnn-projection).
         attention_bias: The attention projections have biases.
         attention_out_bias: The output projection of attention has a bias; None for the value of attention_bias
             (OpenNMT-py).
@@ -140,6 +143,8 @@ class ModelConfig:
     share_embeddings: bool = True
     tie_output: bool = True
     output_bias: bool = False
+    decoder_self_attention: Literal["attention", "ssru"] = "attention"
+    ssru_projection: bool = False
     attention_bias: bool = True
     attention_out_bias: bool | None = None
     attention_scale: float | None = None
@@ -203,11 +208,24 @@ class ModelConfig:
                 "output_bias to false."
             )
         check_shares(self, "dropout", "attention_dropout", "activation_dropout")
+        self._check_ssru()
         self._check_tokens()
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm 'rms' has no bias: set norm_bias to false.")
         if self.norm == "deviation" and not self.norm_bias:
             raise ValueError("norm 'deviation' has a bias: set norm_bias to true.")
+
+    def _check_ssru(self) -> None:
+        if self.decoder_self_attention == "attention":
+            if self.ssru_projection:
+                raise ValueError("ssru_projection needs decoder_self_attention 'ssru': set it, or leave it out.")
+        elif self.decoder is None:
+            raise ValueError("decoder_self_attention 'ssru' needs a decoder, but the model has none: leave it out.")
+        elif self.decoder.positions == "relative":
+            raise ValueError(
+                "decoder_self_attention 'ssru' has no relative positions: set the decoder's positions to sinusoidal, "
+                "learned or none."
+            )
 
     def _check_tokens(self) -> None:
         smallest = min(self.source_vocab_size, self.target_vocab_size)

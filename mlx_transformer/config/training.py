@@ -23,6 +23,7 @@ FREEZABLE_PARTS = {
 # Options of a new model, which fine-tuning takes from the initial model instead.
 NEW_MODEL_OPTIONS = (
     *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
+    "decoder_self_attention",
     *("vocab_size", "shared_vocabulary"),
 )
 
@@ -69,6 +70,8 @@ class TrainingConfig:
         num_heads: Number of attention heads; by default one per 64 of the model width.
         norm_first: Normalise before each sublayer (pre-norm), which trains more easily, instead of after it.
         activation: Activation function of the feed-forward networks.
+        decoder_self_attention: First sublayer of the decoder's layers: attention, or the recurrent unit ssru, which
+            makes generation faster.
         vocab_size: Maximum size of the subword vocabulary.
         shared_vocabulary: Share one vocabulary and one embedding table between source and target.
         steps: Number of optimizer updates.
@@ -140,6 +143,7 @@ class TrainingConfig:
     num_heads: int | None = None
     norm_first: bool = True
     activation: Literal["relu", "gelu", "silu"] = "relu"
+    decoder_self_attention: Literal["attention", "ssru"] = "attention"
     vocab_size: int = 8000
     shared_vocabulary: bool = True
     steps: int = 10_000

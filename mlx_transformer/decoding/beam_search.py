@@ -112,7 +112,7 @@ def _decode(
     first = min(map(len, prefixes))
     for position in range(first, max_length):
         done = state.done  # not the whole state: a reference to the old cache would force a copy
-        state = step(grow_cache(state, position), batch.memory, batch.inputs)
+        state = step(grow_cache(model, state, position), batch.memory, batch.inputs)
         start_step(state)  # before waiting for the last one
         if position > first and position % STEPS_PER_STOP_TEST == 0:
             (finished,) = to_host(done)
@@ -153,7 +153,7 @@ def stream_ids(
     previous = None
     for position in range(len(prefixes[0]), max_length + 1):
         if position < max_length:
-            state = step(grow_cache(state, position), batch.memory, batch.inputs)
+            state = step(grow_cache(model, state, position), batch.memory, batch.inputs)
             start_step(state)
         if previous is not None:
             token, score, finished_score = (array.item() for array in to_host(*previous))
@@ -223,10 +223,11 @@ def prefill(
     check_per_source("start_ids", starts, batch, 0, model.config.target_vocab_size - 1)
     length = min(map(len, prefixes))
     target = mx.array([[start, *prefix[:length]] for start, prefix in zip(starts, prefixes, strict=True)], mx.uint32)
-    cache = model.new_cache(batch, _cache_capacity(length + 1))
+    capacity = _cache_capacity(length + 1)
+    cache = model.new_cache(batch, capacity)
     if length:
         model.decode(target[:, :-1], memory._replace(mask=memory.mask[:, :1, :1]), cache)
-    history = mx.pad(target, [(0, 0), (0, cache.capacity - length)] if search.reads_history else [(0, 0), (0, 0)])
+    history = mx.pad(target, [(0, 0), (0, capacity - length)] if search.reads_history else [(0, 0), (0, 0)])
     # All beams of a sentence start out equal: in beam search only one may be continued, the first of its first bank.
     num_required = (inputs.required_ids >= 0).sum(axis=1).reshape(batch, beams).sum(axis=1, keepdims=True)
     is_first = mx.arange(beams) == beams - search.beam_size - num_required
@@ -238,7 +239,7 @@ def prefill(
         scores=mx.where(is_first | (not search.is_beam_search), 0.0, NEG_INF),
         history=mx.repeat(history if search.reads_history else history[:, :0], beams, axis=0),
         # Each beam is its own parent.
-        backpointers=mx.zeros((cache.capacity, batch, 1), mx.uint32)
+        backpointers=mx.zeros((capacity, batch, 1), mx.uint32)
         + model.config.target_vocab_size * mx.arange(beams, dtype=mx.uint32),
         finished_backpointers=mx.zeros(finished, mx.uint32),
         finished_lengths=mx.zeros(finished, mx.int32),
@@ -261,17 +262,20 @@ def _cache_capacity(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-def grow_cache(state: BeamState, position: int) -> BeamState:
+def grow_cache(model: Transformer, state: BeamState, position: int) -> BeamState:
     """Enlarge the state's arrays, if needed, to hold a token at `position`."""
     missing = _cache_capacity(position + 1) - state.backpointers.shape[0]
     if not missing:
         return state
 
+    cache = model.make_cache(list(state.cache), state.length)
+    cache.grow(missing)
+
     def pad(array: mx.array, axis: int) -> mx.array:
         return mx.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
 
     return state._replace(
-        cache=[pad(layer, 3) for layer in state.cache],
+        cache=cache.layers,
         history=pad(state.history, 1) if state.history.size else state.history,
         backpointers=pad(state.backpointers, 0),
     )

@@ -16,7 +16,6 @@ from mlx_transformer.decoding.grid_search import end_words, enter_next_bank
 from mlx_transformer.decoding.inputs import DecodingInputs
 from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits
 from mlx_transformer.decoding.sampling import sample, top_k
-from mlx_transformer.model.kv_cache import KVCache
 from mlx_transformer.model.positions import constant_arange
 from mlx_transformer.model.transformer import Memory, Transformer
 
@@ -27,7 +26,7 @@ class BeamState(NamedTuple):
     Hypotheses are stored as backpointers: parent beam x vocab + token.
 
     Attributes:
-        cache: Keys and values of each decoder layer; rows are batch x beams.
+        cache: Keys and values, or SSRU states, of each decoder layer; rows are batch x beams.
         length: Number of target tokens in the cache, int32 scalar.
         tokens: The last token of each beam, uint32 (batch, beams), bank by bank.
         scores: Sum of log-probabilities of each beam, best first in its bank; -inf for an unused beam, (batch, beams).
@@ -63,7 +62,7 @@ def decode_step(
 ) -> BeamState:
     """Extend every beam by one token and keep the best; see `generate_ids` for `scores` and `continues_word`."""
     batch, beams = state.tokens.shape
-    cache = KVCache(list(state.cache), state.length)
+    cache = model.make_cache(list(state.cache), state.length)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
     vocab, length = logits.shape[-1], cache.length
     processed, normalizer = process_logits(

@@ -16,7 +16,8 @@ class AttentionWeights(NamedTuple):
 
     Attributes:
         encoder: Encoder self-attention, (batch, num_heads, source_length, source_length).
-        decoder: Decoder self-attention, (rows, num_heads, target_length, target_length).
+        decoder: Decoder self-attention, (rows, num_heads, target_length, target_length); empty if the decoder has an
+            SSRU instead.
         cross: Cross-attention, (rows, num_heads, target_length, source_length).
     """
 
@@ -44,9 +45,14 @@ def attention_ids(model: Transformer, source: mx.array, target: mx.array) -> Att
     decoder: list[mx.array] = []
     memory = model.encode(source, attend=record_attention(encoder, source.shape[1]))
     model.decode(target, memory, attend=record_attention(decoder, target.shape[1]))
-    return AttentionWeights(
-        encoder, decoder[::2], decoder[1::2]
-    )  # a decoder layer calls self-attention, then cross-attention
+    return AttentionWeights(encoder, *split_decoder_weights(model, decoder))
+
+
+def split_decoder_weights(model: Transformer, weights: list[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
+    """Return the weights of self-attention and of cross-attention among those that a pass of the decoder recorded."""
+    if model.config.decoder_self_attention == "ssru":
+        return [], weights
+    return weights[::2], weights[1::2]  # a layer calls self-attention, then cross-attention
 
 
 def record_attention(weights: list[mx.array], length: int) -> AttentionFunction:

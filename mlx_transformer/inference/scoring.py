@@ -21,7 +21,7 @@ from mlx_transformer.inference.alignment import (
     token_indices,
     word_indices_of_text,
 )
-from mlx_transformer.inference.attention_weights import record_attention
+from mlx_transformer.inference.attention_weights import record_attention, split_decoder_weights
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
     encode_sources,
@@ -142,7 +142,8 @@ def _token_scores(
     scores = mx.where(mask, label_logits - mx.logsumexp(logits, axis=-1), 0.0)
     if not layers:
         return [scores]
-    cross = mx.stack([attention[1::2][layer] for layer in layers])
+    _, cross_attention = split_decoder_weights(model, attention)
+    cross = mx.stack([cross_attention[layer] for layer in layers])
     return [scores, mx.take(cross, mx.array(heads), axis=2).mean(axis=(0, 2))]
 
 

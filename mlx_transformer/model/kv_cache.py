@@ -1,8 +1,12 @@
-"""The decoder's key-value cache for step-by-step decoding."""
+"""What the decoder keeps from step to step: keys and values of self-attention, or cell states of the SSRU.
+
+Both kinds of cache have one array for each layer, with a row for each beam, and the same methods.
+"""
 
 import mlx.core as mx
 
 from mlx_transformer.model.positions import constant_arange
+from mlx_transformer.model.recurrence import linear_recurrence
 
 
 class KVCache:
@@ -29,7 +33,41 @@ class KVCache:
         self.layers[layer] = mx.slice_update(self.layers[layer], key_values, self.length, axes=(3,))
         return self.layers[layer]
 
-    def mask(self, queries: int) -> mx.array:
+    def grow(self, positions: int) -> None:
+        """Make room for more positions."""
+        padding = [(0, 0), (0, 0), (0, 0), (0, positions), (0, 0)]
+        self.layers = [mx.pad(layer, padding) for layer in self.layers]
+
+    def mask(self, queries: int) -> mx.array | str:
         """Return the causal mask of the next `queries` positions, (1, 1, queries, capacity)."""
         positions = self.length + constant_arange(queries)
         return (constant_arange(self.capacity) <= positions[:, None])[None, None]
+
+
+class CellCache:
+    """The last cell states of the decoder's SSRU sublayers: of one size, however many positions there were.
+
+    Attributes:
+        layers: The state of each decoder layer, float32 (rows, dims); rows are sentences x beams.
+        length: Number of positions so far, an int32 scalar on the device.
+    """
+
+    def __init__(self, layers: list[mx.array], length: mx.array) -> None:
+        self.layers = layers
+        self.length = length
+
+    def update_and_fetch(self, layer: int, gates: mx.array) -> mx.array:
+        """Run a layer's recurrence over the next positions, keep the last state, and return the states of all."""
+        cells = linear_recurrence(gates, self.layers[layer])
+        self.layers[layer] = cells[:, -1]
+        return cells
+
+    def grow(self, positions: int) -> None:
+        """Do nothing: any number of positions has room."""
+
+    def mask(self, queries: int) -> str:
+        """Return the mask of any number of positions, which a recurrence does not need."""
+        return "causal"
+
+
+DecoderCache = KVCache | CellCache

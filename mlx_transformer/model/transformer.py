@@ -1,8 +1,8 @@
 """The encoder-decoder Transformer of Vaswani et al. 2017, "Attention Is All You Need" (d2l.ai, chapter 11).
 
-This file holds the whole network. Attention, FeedForward and Residual form a Layer, layers form a Stack, and two stacks
-with their embeddings form a Transformer. Memory is the encoded source that the decoder attends to. Training and
-generation run the same code.
+This file holds the whole network. Attention (or SSRU), FeedForward and Residual form a Layer, layers form a Stack, and
+two stacks with their embeddings form a Transformer. Memory is the encoded source that the decoder attends to. Training
+and generation run the same code.
 """
 
 import functools
@@ -19,7 +19,7 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.attention import AttentionFunction, attention_with_dropout, scaled_dot_product_attention
 from mlx_transformer.model.compilation import CompiledFunctions
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
-from mlx_transformer.model.kv_cache import KVCache
+from mlx_transformer.model.kv_cache import CellCache, DecoderCache, KVCache
 from mlx_transformer.model.layers import ACTIVATIONS, NORMS, add_linear, embedding, fused_linear, linear
 from mlx_transformer.model.masks import causal_mask, full_mask, padding_mask
 from mlx_transformer.model.positions import (
@@ -30,6 +30,7 @@ from mlx_transformer.model.positions import (
     sinusoidal_positions,
 )
 from mlx_transformer.model.process import check_process
+from mlx_transformer.model.recurrence import linear_recurrence
 from mlx_transformer.model.token_ids import check_embeddings, check_target_rows, check_token_ids
 from mlx_transformer.storage.checksums import WeightsSource
 
@@ -109,6 +110,31 @@ class Attention(nn.Module):
         return self(queries, key_values, full_mask(keys.shape[1]) if mask is None else mask)
 
 
+class SSRU(nn.Module):
+    """Simpler simple recurrent unit (Kim et al. 2019, section 3): a decoder sublayer instead of self-attention.
+
+    Each dimension of its state is a running mean of the inputs, with weights that depend on the inputs.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_proj = linear(config.dims, config.dims, bias=False)
+        self.forget_proj = linear(config.dims, config.dims, bias=True)
+        if config.ssru_projection:
+            self.out_proj = linear(config.dims, config.dims, bias=True)
+
+    def gates(self, x: mx.array) -> mx.array:
+        """Project x to the inputs and gates of the recurrence, (rows, length, dims) -> (rows, length, 2, dims)."""
+        return mx.stack([self.input_proj(x), self.forget_proj(x)], axis=2)
+
+    def __call__(self, cells: mx.array, shortcut: mx.array | None = None) -> mx.array:
+        """Return the output for the cell states, (rows, length, dims), added to a shortcut, if there is one."""
+        outputs = nn.relu(cells)
+        if "out_proj" in self:
+            return add_linear(self.out_proj, outputs, shortcut)
+        return outputs if shortcut is None else shortcut + outputs
+
+
 class FeedForward(nn.Module):
     """Position-wise feed-forward network: two linear layers and an activation (Vaswani et al. 2017, section 3.3).
 
@@ -166,11 +192,14 @@ def identity(key_values: mx.array) -> mx.array:
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention (decoder only) and a feed-forward network, each with a residual connection."""
+    """Self-attention or an SSRU, cross-attention (decoder only) and a feed-forward network, each with a residual."""
 
     def __init__(self, config: ModelConfig, stack: StackConfig, is_decoder: bool) -> None:
         super().__init__()
-        self.self_attention = Attention(config, stack)
+        if is_decoder and config.decoder_self_attention == "ssru":
+            self.ssru = SSRU(config)
+        else:
+            self.self_attention = Attention(config, stack)
         self.self_attention_residual = Residual(config, stack)
         if is_decoder:
             self.cross_attention = Attention(config, stack)
@@ -182,7 +211,7 @@ class Layer(nn.Module):
         self,
         x: mx.array,
         mask: mx.array | str,
-        update_cache: Callable[[mx.array], mx.array] = identity,
+        update_cache: Callable[[mx.array], mx.array] | None = None,
         memory: tuple[mx.array, mx.array] | None = None,
         attend: AttentionFunction = scaled_dot_product_attention,
     ) -> mx.array:
@@ -191,16 +220,21 @@ class Layer(nn.Module):
         Args:
             x: (rows, length, dims).
             mask: Self-attention mask: boolean, an additive bias, or "causal".
-            update_cache: Takes the keys and values of x, returns those of all positions so far.
+            update_cache: Takes the keys and values of x, returns those of all positions so far; with an SSRU, takes the
+                gates of x and returns its cell states. None without a cache.
             memory: Keys, values and mask for cross-attention; None in the encoder.
             attend: The attention function, called for self-attention and then for cross-attention.
         """
 
         def self_attention(x: mx.array, shortcut: mx.array | None = None) -> mx.array:
-            key_values = update_cache(self.self_attention.key_values(x))
+            key_values = (update_cache or identity)(self.self_attention.key_values(x))
             return self.self_attention(x, key_values, mask, attend, shortcut)
 
-        x = self.self_attention_residual(x, self_attention)
+        def ssru(x: mx.array, shortcut: mx.array | None = None) -> mx.array:
+            cells = (update_cache or linear_recurrence)(self.ssru.gates(x))
+            return self.ssru(cells.astype(x.dtype), shortcut)
+
+        x = self.self_attention_residual(x, ssru if "ssru" in self else self_attention)
         if memory is not None:
             attention = functools.partial(self.cross_attention, key_values=memory[0], mask=memory[1], attend=attend)
             x = self.cross_attention_residual(x, attention)
@@ -236,7 +270,7 @@ class Stack(nn.Module):
         embeddings: mx.array,
         mask: mx.array | str | None = None,
         memory: Memory | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
         attend: AttentionFunction = scaled_dot_product_attention,
     ) -> mx.array:
         """Run all layers on token embeddings.
@@ -246,7 +280,8 @@ class Stack(nn.Module):
             mask: Self-attention mask, True at allowed keys, (rows or 1, 1, length or 1, length), or "causal". By
                 default all keys in an encoder, "causal" in a decoder.
             memory: The encoded sources, for a decoder.
-            cache: Keys and values of the positions before `embeddings`; updated in place. Its mask replaces `mask`.
+            cache: Keys and values, or SSRU states, of the positions before `embeddings`; updated in place. Its mask
+                replaces `mask`.
             attend: The attention function.
 
         Returns:
@@ -259,7 +294,7 @@ class Stack(nn.Module):
         embeddings: mx.array,
         mask: mx.array | str | None = None,
         memory: Memory | None = None,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
         attend: AttentionFunction = scaled_dot_product_attention,
     ) -> list[mx.array]:
         """Run all layers and return num_layers + 1 hidden states: what the first layer reads, and each layer's output.
@@ -273,7 +308,7 @@ class Stack(nn.Module):
             mask = "causal" if self.is_decoder else full_mask(length)
         masks = self.masks(mask if cache is None else cache.mask(length), start, length)
         for index, layer in enumerate(self.layers):
-            update_cache = identity if cache is None else functools.partial(cache.update_and_fetch, index)
+            update_cache = None if cache is None else functools.partial(cache.update_and_fetch, index)
             layer_memory = None if memory is None else (memory.key_values[index], memory.mask)
             run = grad_checkpoint(layer) if self.recompute and self.training else layer
             states.append(run(states[-1], masks[index], update_cache, layer_memory, attend))
@@ -292,11 +327,11 @@ class Stack(nn.Module):
             x = self.embedding_norm(x)
         return dropout(x, self.dropout) if self.training else x
 
-    def masks(self, mask: mx.array | str, start: mx.array | int, queries: int) -> list[mx.array] | list[str]:
+    def masks(self, mask: mx.array | str, start: mx.array | int, queries: int) -> list[mx.array | str]:
         """Return each layer's self-attention mask: `mask`, or a relative position bias that includes it."""
+        if "buckets" not in self:
+            return [mask] * len(self.layers)
         if isinstance(mask, str):
-            if "buckets" not in self:
-                return [mask] * len(self.layers)
             mask = causal_mask(queries)
         if "relative_bias" in self:
             return [relative_position_bias(self.relative_bias, self.buckets, mask, start, queries)] * len(self.layers)
@@ -433,7 +468,7 @@ class Transformer(nn.Module):
         self,
         target: mx.array,
         memory: Memory,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
         attend: AttentionFunction = scaled_dot_product_attention,
     ) -> mx.array:
         """Predict the token that follows each target position.
@@ -442,7 +477,7 @@ class Transformer(nn.Module):
             target: Token ids, int32 (rows, target_length). The number of rows is a multiple of the memory's batch, with
                 the rows of one sentence (its beams) adjacent. With a cache, only the tokens that it does not hold yet.
             memory: The result of `encode`.
-            cache: Keys and values of the positions before `target`; updated in place.
+            cache: Keys and values, or SSRU states, of the positions before `target`; updated in place.
             attend: The attention function, as in `encode`.
 
         Returns:
@@ -458,7 +493,7 @@ class Transformer(nn.Module):
         self,
         target: mx.array,
         memory: Memory,
-        cache: KVCache | None = None,
+        cache: DecoderCache | None = None,
         attend: AttentionFunction = scaled_dot_product_attention,
     ) -> mx.array:
         check_token_ids("target", target, self.config.target_vocab_size)
@@ -467,11 +502,20 @@ class Transformer(nn.Module):
         x = self.decoder(self._target_embedding(target), "causal", memory, cache, attend)
         return x if self.config.logit_scale == 1 else x * self.config.logit_scale
 
-    def new_cache(self, rows: int, capacity: int) -> KVCache:
+    def new_cache(self, rows: int, capacity: int) -> DecoderCache:
         """Create an empty cache for `rows` sequences of up to `capacity` tokens."""
         num_heads = self.config.require_decoder().num_heads
-        shape = (rows, num_heads, 2, capacity, self.decoder.layers[0].self_attention.head_dims)
-        return KVCache([mx.zeros(shape, self.dtype) for _ in self.decoder.layers], mx.array(0, mx.int32))
+        if self.config.decoder_self_attention == "ssru":
+            layers = [mx.zeros((rows, self.config.dims)) for _ in self.decoder.layers]
+        else:
+            shape = (rows, num_heads, 2, capacity, self.decoder.layers[0].self_attention.head_dims)
+            layers = [mx.zeros(shape, self.dtype) for _ in self.decoder.layers]
+        return self.make_cache(layers, mx.array(0, mx.int32))
+
+    def make_cache(self, layers: list[mx.array], length: mx.array) -> DecoderCache:
+        """Return the decoder's cache with these arrays, one for each layer, of `length` positions."""
+        kind = CellCache if self.config.decoder_self_attention == "ssru" else KVCache
+        return kind(layers, length)
 
     @property
     def num_parameters(self) -> int:

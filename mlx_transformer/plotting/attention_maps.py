@@ -78,7 +78,8 @@ def plot_attention(
         source: The source text.
         target: The target text; the best one that the model generates if None.
         search: The search configuration for a generated target; `model.search_defaults` if None.
-        kinds: "encoder" (self-attention), "cross" or "decoder" (self-attention), or several; empty for all.
+        kinds: "encoder" (self-attention), "cross" or "decoder" (self-attention), or several; empty for all that the
+            model has.
         layers: Layers, from 0; empty for the last one.
         heads: Heads, from 0; empty for the mean over heads.
         source_language: See `generate_hypotheses`.
@@ -129,8 +130,16 @@ def attention_figure(
     """
     if unknown := [kind for kind in kinds if kind not in ATTENTION_KINDS]:
         raise ValueError(f"A kind of attention must be one of {', '.join(ATTENTION_KINDS)}, not {unknown[0]!r}.")
+    available = [
+        kind for kind in ATTENTION_KINDS if kind != "decoder" or model.config.decoder_self_attention == "attention"
+    ]
+    if missing := [kind for kind in kinds if kind not in available]:
+        raise ValueError(
+            f"This model's decoder has an SSRU instead of self-attention, so it has no attention weights of kind "
+            f"{missing[0]!r}: choose {' or '.join(available)}."
+        )
     weights = attention_ids(model, mx.array([source], mx.int32), mx.array([target[:-1]], mx.int32))
-    selected = [kind for kind in ATTENTION_KINDS if kind in (kinds or ATTENTION_KINDS)]
+    selected = [kind for kind in available if kind in (kinds or available)]
     pieces = {
         "source": readable_pieces(tokenizer.source, source),
         "target": readable_pieces(tokenizer.target, target[1:]),

@@ -140,6 +140,7 @@ def new_model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfi
         encoder=encoder,
         decoder=replace(encoder, num_layers=size.decoder_layers),
         share_embeddings=tokenizer.shared,
+        decoder_self_attention=config.decoder_self_attention,
         activation=config.activation,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,

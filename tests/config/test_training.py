@@ -77,12 +77,13 @@ def test_presets_have_heads_of_64(name):
 
 def test_fine_tuning_cannot_change_the_model():
     other = {"preset": "tiny", "norm_first": False, "activation": "gelu", "shared_vocabulary": False}
+    other["decoder_self_attention"] = "ssru"
     for name in NEW_MODEL_OPTIONS:
         with pytest.raises(ValueError, match=f"{name} cannot be changed in fine-tuning: leave it out with init"):
             replace(TRAINING, init="it", **{name: other.get(name, 4)})
     assert {*NEW_MODEL_OPTIONS} == {
         *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
-        *("vocab_size", "shared_vocabulary"),
+        *("decoder_self_attention", "vocab_size", "shared_vocabulary"),
     }
 
 

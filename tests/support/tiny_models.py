@@ -49,6 +49,12 @@ SETTINGS = {
         attention_out_bias=True,
         logit_scale=0.5,
     ),
+    "ssru": config(
+        encoder=stack(num_layers=2),
+        decoder=stack(num_layers=2, positions="none"),
+        decoder_self_attention="ssru",
+        ssru_projection=True,
+    ),
     "odd_ones": config(
         encoder=stack(positions="none", embedding_norm="after", residual_scale=1.3, final_norm=True),
         decoder=stack(
