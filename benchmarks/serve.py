@@ -3,7 +3,8 @@
     python -m benchmarks.serve [--clients 64] [--seconds 60]
 
 The texts are 64 short sentences; every client has one open connection and sends its next text when it has the
-answer to the last one. Memory is the resident memory of the server, at the beginning and the end of each row.
+answer to the last one. Memory is the resident memory of the server, at the beginning and the end of each row. A second
+table has the latency of a short sentence while a client translates a list of long texts.
 """
 
 import http.client
@@ -36,7 +37,10 @@ PREDICATES = [
     "has been waiting for an answer since Monday, but nobody called.",
 ]
 TEXTS = [f"{subject} {predicate}" for subject in SUBJECTS for predicate in PREDICATES]
+LONG_TEXTS = [f"{first} {second}" for first, second in itertools.pairwise(TEXTS)] * 2
+SHORT_TEXT = "Where is the station?"
 HEADER = ["clients", "requests", "errors", "other answers", "requests/s", "median", "95 %", "sentences/batch", "memory"]
+LATENCY_HEADER = ["long request", "short texts meanwhile", "alone", "median", "95 %"]
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
@@ -101,8 +105,8 @@ def running_server() -> Iterator[Server]:
             process.terminate()
 
 
-def translate(connection: http.client.HTTPConnection, text: str) -> str | None:
-    """Return the translation of a text; None for an error."""
+def translate(connection: http.client.HTTPConnection, text: str | list[str]) -> str | None:
+    """Return the translation of a text, or of a list as one string; None for an error."""
     body = json.dumps({"q": text, "source": "en", "target": "fr"})
     connection.request("POST", "/translate", body, {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -131,6 +135,31 @@ def load_row(server: Server, expected: dict[str, str], num_clients: int, seconds
     ]
 
 
+def measure_short(connection: http.client.HTTPConnection) -> float:
+    """Return the seconds of a short text."""
+    start = time.perf_counter()
+    translate(connection, SHORT_TEXT)
+    return time.perf_counter() - start
+
+
+def latency_table() -> str:
+    """Return the latency of a short text alone, and while a list of long texts is translated."""
+    with running_server() as server, closing(server.connect()) as connection, closing(server.connect()) as other:
+        translate(other, LONG_TEXTS)  # compiles
+        alone = np.median([measure_short(connection) for _ in range(10)])
+        thread = threading.Thread(target=translate, args=(other, LONG_TEXTS))
+        start, times = time.perf_counter(), []
+        thread.start()
+        time.sleep(0.5)
+        while thread.is_alive():
+            times.append(measure_short(connection))
+            time.sleep(0.1)
+        elapsed = time.perf_counter() - start
+    median, most = np.percentile(times, [50, 95])
+    figures = [f"{second * 1000:.0f} ms" for second in (alone, median, most)]
+    return markdown_table(LATENCY_HEADER, [[f"{elapsed:.1f} s", len(times), *figures]])
+
+
 def load_table(num_clients: int, seconds: float) -> str:
     """Return the row of one client and that of many."""
     with running_server() as server:
@@ -145,9 +174,10 @@ def load_table(num_clients: int, seconds: float) -> str:
 @click.option("--clients", default=64, show_default=True, help="Number of clients at once.")
 @click.option("--seconds", default=60.0, show_default=True, help="Seconds of each row.")
 def main(clients: int, seconds: float) -> None:
-    """Load a server and print a table."""
+    """Load a server and print two tables."""
     click.echo(conditions(clients=clients, seconds=f"{seconds:g}", model="bundled"))
     click.echo(load_table(clients, seconds))
+    click.echo(latency_table())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Batches across requests: one thread for each model runs the sentences that wait for it, those that fit together."""
+"""Batches across requests: two threads for each model run the sentences that wait for it, those that fit together.
+
+One thread runs batches of any requests. While it is busy with a request that is not small, the other one runs small
+batches of small requests, so that a short sentence that arrives meanwhile does not wait for the end of a large batch.
+"""
 
 import heapq
 import threading
@@ -11,6 +15,8 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.settings import RETRY_AFTER, RequestError
+
+SMALL_SHARE = 16  # a small request, and a small batch, has at most this part of the positions of a large batch
 
 
 class Work(NamedTuple):
@@ -37,6 +43,7 @@ class Job:
     index: int = field(compare=False)  # in its request
     line: SourceLine = field(compare=False)
     positions: int = field(compare=False)
+    is_small: bool = field(compare=False)  # its request
     work: Work = field(compare=False)
     future: Future[Any] = field(compare=False, default_factory=Future)
 
@@ -46,7 +53,7 @@ class WorkerClosedError(Exception):
 
 
 class BatchWorker:
-    """Runs sentences on one model, in a thread of its own.
+    """Runs sentences on one model, in two threads of its own.
 
     Sentences take turns: the first ones of a new request go before the later ones of a long request.
     """
@@ -59,23 +66,29 @@ class BatchWorker:
         max_queue: int,
         metrics: Metrics,
     ) -> None:
-        """Start the thread.
+        """Start the threads.
 
         Args:
             name: Name of the model in metrics.
-            run: Yields the result of each line, in order; it also gets the index of the first line in its request.
-            batch_positions: Maximum number of source positions x beams in a batch.
+            run: Yields the result of each line, in order; it also gets the index of the first line in its request. It
+                runs in both threads at once.
+            batch_positions: Maximum number of source positions x beams in a large batch.
             max_queue: Maximum number of sentences that wait; an empty queue takes any request.
             metrics: Metrics to update.
         """
-        self._run, self._batch_positions, self._max_queue, self._metrics = run, batch_positions, max_queue, metrics
+        self._run, self._max_queue, self._metrics = run, max_queue, metrics
         self._waiting = metrics.waiting.labels(name)
         self._jobs: list[Job] = []
         self._batches = self._submitted = 0
-        self._closed = False
+        self._closed = self._is_busy = False  # busy: with a request that is not small
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._loop, name=f"batches of {name}", daemon=True)
-        self._thread.start()
+        self._small = batch_positions // SMALL_SHARE
+        self._threads = [
+            threading.Thread(target=self._loop, args=options, name=f"batches of {name}", daemon=True)
+            for options in ((batch_positions, False), (self._small, True))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, lines: Iterable[tuple[SourceLine, int]], work: Work) -> list[Future[Any]]:
         """Add the sentences of a request, all or none; return the future result of each.
@@ -88,11 +101,13 @@ class BatchWorker:
             RequestError: If too many sentences wait.
             WorkerClosedError: If the worker is closed.
         """
+        lines = list(lines)
+        is_small = sum(positions for _, positions in lines) <= self._small
         with self._changed:
             if self._closed:
                 raise WorkerClosedError
             jobs = [
-                Job(self._batches + index, self._submitted + index, index, line, positions, work)
+                Job(self._batches + index, self._submitted + index, index, line, positions, is_small, work)
                 for index, (line, positions) in enumerate(lines)
             ]
             if len(self._jobs) + len(jobs) > self._max_queue:  # first forget those that nobody waits for any more
@@ -109,35 +124,42 @@ class BatchWorker:
             for job in jobs:
                 heapq.heappush(self._jobs, job)
             self._waiting.set(len(self._jobs))
-            self._changed.notify()
+            self._changed.notify_all()
         return [job.future for job in jobs]
 
     def close(self) -> None:
         """Take no more sentences; return when those that wait are done."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _loop(self) -> None:
-        while batch := self._next_batch():
+    def _loop(self, batch_positions: int, only_small: bool) -> None:
+        while batch := self._next_batch(batch_positions, only_small):
             jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if jobs:
                 self._metrics.batch_sizes.observe(len(jobs))
                 self._complete(jobs)
 
-    def _next_batch(self) -> list[Job]:
-        """Wait for sentences; return those whose turn it is and that fit into one batch, none when closed."""
+    def _next_batch(self, batch_positions: int, only_small: bool) -> list[Job]:
+        """Wait for sentences; return those whose turn it is and that fit into one batch, none when closed.
+
+        Args:
+            batch_positions: Maximum number of positions in the batch.
+            only_small: Whether sentences of other than small requests are left to the other thread.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._jobs or self._closed)
+            self._is_busy &= only_small
+            self._changed.wait_for(lambda: self._closed or self._has_jobs(only_small))
             batch: list[Job] = []
             others: list[Job] = []
             positions = 0
             while self._jobs:
                 job = heapq.heappop(self._jobs)
-                if batch and job.work != batch[0].work:
+                if (only_small and not job.is_small) or (batch and job.work != batch[0].work):
                     others.append(job)
-                elif batch and positions + job.positions > self._batch_positions:
+                elif batch and positions + job.positions > batch_positions:
                     others.append(job)
                     break
                 else:
@@ -145,9 +167,16 @@ class BatchWorker:
                     positions += job.positions
             for job in others:
                 heapq.heappush(self._jobs, job)
+            if not only_small and any(not job.is_small for job in batch):
+                self._is_busy = True
+                self._changed.notify_all()
             self._batches += 1
             self._waiting.set(len(self._jobs))
             return batch
+
+    def _has_jobs(self, only_small: bool) -> bool:
+        """Whether a thread has something to do."""
+        return any(job.is_small for job in self._jobs) and self._is_busy if only_small else bool(self._jobs)
 
     def _complete(self, jobs: list[Job]) -> None:
         """Run a batch; every job gets its result as soon as it is there, or the error of the batch."""

@@ -151,7 +151,7 @@ def test_web_pages_read_answers_only_if_the_server_allows_it(client, bundled):
 
 
 def test_an_answer_that_takes_too_long_is_given_up(bundled):
-    with serve(lambda name: bundled, timeout=0.3) as client:
+    with serve(lambda name: bundled, small_batches=False, timeout=0.3) as client:
         with hold_batches(client):
             assert client.translate("Good morning!").status == 504
             answer = client.translate(["I love you."] * 5)  # these wait, and are dropped
@@ -173,7 +173,7 @@ def test_a_request_that_does_not_arrive_is_given_up(bundled):
 @pytest.mark.parametrize("fields", [{}, {"stream": True}])
 def test_the_sentences_of_a_client_that_leaves_are_dropped(bundled, fields):
     body = json.dumps({"prompt": ["Good morning!", "Hello."]} | fields)
-    with serve(lambda name: bundled) as client, ThreadPoolExecutor(1) as pool:
+    with serve(lambda name: bundled, small_batches=False) as client, ThreadPoolExecutor(1) as pool:
         with hold_batches(client) as entered:
             first = pool.submit(client.translate, "I love you.")
             assert entered.wait(10)

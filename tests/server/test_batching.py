@@ -111,6 +111,31 @@ def test_the_index_of_the_first_line_counts_in_its_request(recorder):
     assert [first for _, first in recorder.batches] == [0, 0, 10]
 
 
+def test_a_short_sentence_does_not_wait_for_the_end_of_a_large_batch():
+    started, released, ran = threading.Event(), threading.Event(), []
+
+    def run(work, lines, first_line):
+        ran.append([line.text for line in lines])
+        if lines[0].text == "large":
+            started.set()
+            assert released.wait(30)
+        return [line.text.upper() for line in lines]
+
+    worker = BatchWorker("test", run, 16 * 10, 100, Metrics())
+    (large,) = worker.submit([(SourceLine("large"), 160)], GREEDY)
+    assert started.wait(10)
+    long, short, rest = (
+        worker.submit([(SourceLine(text), 5) for text in texts], GREEDY)
+        for texts in (("a", "long", "request"), ("short",), ("re", "st"))
+    )
+    assert [future.result(10) for future in (*short, *rest)] == ["SHORT", "RE", "ST"]
+    assert not any(future.done() for future in (large, *long))
+    released.set()
+    worker.close()
+    assert [future.result() for future in (large, *long)] == ["LARGE", "A", "LONG", "REQUEST"]
+    assert ran[-1] == ["a", "long", "request"]
+
+
 def test_a_full_queue_refuses_all_of_a_request():
     recorder = Recorder(max_queue=3)
     hold(recorder)
@@ -175,7 +200,7 @@ def test_requests_of_many_clients_share_batches_and_have_the_results_of_single_o
 
 
 def test_a_full_queue_answers_503_and_the_server_goes_on(bundled):
-    with serve(lambda name: bundled, max_queue=2) as client, ThreadPoolExecutor(4) as pool:
+    with serve(lambda name: bundled, small_batches=False, max_queue=2) as client, ThreadPoolExecutor(4) as pool:
         with hold_batches(client) as entered:
             first = pool.submit(client.translate, "Good morning!")
             assert entered.wait(10)

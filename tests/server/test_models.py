@@ -145,7 +145,7 @@ def test_one_model_is_loaded_whatever_the_limit():
 
 def test_a_model_finishes_what_waits_before_it_is_unloaded():
     models = {"one": make_model(1), "two": make_model(2)}
-    with serve(models.__getitem__, names=["en-fr=one", "de-en=two"], memory_limit=1) as client:
+    with serve(models.__getitem__, names=["en-fr=one", "de-en=two"], memory_limit=1, small_batches=False) as client:
         with ThreadPoolExecutor(8) as pool:
             pairs = [("en", "fr", "one"), ("de", "en", "two")] * 8
             answers = [pool.submit(client.translate, "ab cde", source=s, target=t) for s, t, _ in pairs]

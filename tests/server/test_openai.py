@@ -97,7 +97,7 @@ def test_samples_share_no_batch_with_other_requests(bundled):
     options = {"temperature": 2.0, "seed": 3}
     texts = ["The children play in the park.", "My sister lives near the old station.", "It rains a lot today."]
     expected = [mt.generate(*bundled, text, **options) for text in texts]
-    with serve(lambda name: bundled) as client, ThreadPoolExecutor() as pool:
+    with serve(lambda name: bundled, small_batches=False) as client, ThreadPoolExecutor() as pool:
         with hold_batches(client) as entered:
             first = pool.submit(client.translate, "Hello.")
             assert entered.wait(10)

@@ -88,7 +88,7 @@ def test_requests_of_the_page_have_the_limits_of_the_server(bundled):
 
 
 def test_requests_of_the_page_share_batches_and_the_queue(bundled):
-    with serve(lambda name: bundled, max_queue=3) as client, ThreadPoolExecutor(4) as pool:
+    with serve(lambda name: bundled, small_batches=False, max_queue=3) as client, ThreadPoolExecutor(4) as pool:
         with hold_batches(client) as entered:
             first = pool.submit(translate, client, "Good morning!")
             assert entered.wait(10)

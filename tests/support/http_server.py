@@ -8,9 +8,11 @@ import threading
 import time
 from contextlib import contextmanager
 from typing import NamedTuple
+from unittest import mock
 
 import uvicorn
 
+from mlx_transformer.server import batching
 from mlx_transformer.server.app import create_app
 from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.models import ModelName, ModelStore
@@ -89,9 +91,14 @@ def hold_batches(client, name="bundled"):
 
 
 @contextmanager
-def serve(load_model, names=("bundled",), memory_limit=None, **settings):
-    """Serve models, each loaded by `load_model`; yield a client."""
-    settings = ServerSettings(**settings)
+def serve(load_model, names=("bundled",), memory_limit=None, small_batches=True, **settings):
+    """Serve models, each loaded by `load_model`; yield a client. Without small batches, a model has one thread."""
+    share = batching.SMALL_SHARE if small_batches else 10**9
+    with mock.patch.object(batching, "SMALL_SHARE", share):
+        yield from _serve(load_model, names, memory_limit, ServerSettings(**settings))
+
+
+def _serve(load_model, names, memory_limit, settings):
     metrics = Metrics()
     parsed = [ModelName.parse(name) for name in names]
     store = ModelStore(parsed, metrics, memory_limit, settings.max_queue, load_model)
