@@ -162,8 +162,6 @@ def translate_document(
     Raises:
         ValueError: If the ending is unknown, the document is damaged or hostile, or a text has no result.
     """
-    translate = find_format(name)
-    _check_size(data, name)
     translator = make_translator(
         model,
         tokenizer,
@@ -178,6 +176,13 @@ def translate_document(
         batch_tokens=batch_tokens,
         language=document_language or _language_tag(target_language or tokenizer.config.only_languages[1]),
     )
+    return run_translator(translator, data, name)
+
+
+def run_translator(translator: Translator, data: bytes, name: str) -> TranslatedDocument:
+    """Translate the bytes of a document by a translator; see `translate_document`."""
+    translate = find_format(name)
+    _check_size(data, name)
     return TranslatedDocument(translate(data, name, translator), translator.report)
 
 

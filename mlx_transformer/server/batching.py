@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.server.metrics import Metrics
@@ -26,12 +27,14 @@ class Work(NamedTuple):
         search: How to generate; None to embed.
         request: A request whose sentences share no batch with those of others, because samples depend on their number
             in the batch; None for any request.
-        align: Whether hypotheses have word alignments, which take one more pass.
+        alignment: How to align words, which takes one more pass; None for no alignments.
+        protect: Kinds of text to copy, and regular expressions of it; None for the default ones.
     """
 
     search: SearchConfig | None
     request: object = None
-    align: bool = False
+    alignment: AlignmentConfig | None = None
+    protect: tuple[str, ...] | None = None
 
 
 @dataclass(order=True)

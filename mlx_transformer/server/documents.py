@@ -2,19 +2,32 @@
 
 import asyncio
 import secrets
-import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from itertools import chain
 from pathlib import PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mlx_transformer.documents.translation import translate_document
+from mlx_transformer.config.alignment import AlignmentConfig
+from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.documents.translation import run_translator
+from mlx_transformer.documents.translator import ATOM, Translator
+from mlx_transformer.inference.line_errors import raise_first_error
+from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
+from mlx_transformer.inference.source_lines import make_source_lines
+from mlx_transformer.server.batching import Work
 from mlx_transformer.server.fields import Fields
-from mlx_transformer.server.models import ModelStore
+from mlx_transformer.server.models import CountedLine, LoadedModel, ModelStore
 from mlx_transformer.server.settings import RequestError
 
+DOCUMENTS_AT_ONCE = 2  # others wait, so that threads remain for other requests
+TEXTS_AT_ONCE = 256  # of a document in the queue
+WAIT_FOR_ROOM = 1.0  # seconds until a document that has begun tries a full queue again
 MAX_DOCUMENTS = 16  # translated documents that are kept; the oldest goes first
 
 
@@ -25,37 +38,79 @@ class TranslatedFile(NamedTuple):
     data: bytes
 
 
+class QueuedSearch:
+    """Searches the texts of a document by the queue of a model, a part at a time, so that others find room."""
+
+    def __init__(self, store: ModelStore, name: str, source_language: str | None, target_language: str | None) -> None:
+        self._store, self._name, self._languages = store, name, (source_language, target_language)
+        self._futures: list[Future[list[Hypothesis]]] = []
+        self._has_begun = self._is_cancelled = False
+
+    def __call__(self, texts: Sequence[str], aligned: bool) -> Iterator[Hypothesis]:
+        """Return the hypothesis of each text; see `Translator`.
+
+        Raises:
+            CancelledError: If `cancel` was called.
+            RequestError: If the queue is full at the beginning; later parts wait for room.
+            ValueError: If a text has no result.
+        """
+        parts = (texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE))
+        results = chain.from_iterable(self._search(part, aligned) for part in parts)
+        return raise_first_error(results, lambda best: best.error, "Text")
+
+    def cancel(self) -> None:
+        """Drop the texts that wait, and take no more."""
+        self._is_cancelled = True
+        for future in self._futures:
+            future.cancel()
+
+    def _search(self, texts: Sequence[str], aligned: bool) -> Iterator[Hypothesis]:
+        def prepare(loaded: LoadedModel) -> tuple[list[Paragraph], list[CountedLine], Work]:
+            paragraphs = list(map(loaded.split, make_source_lines(texts, *self._languages)))
+            lines = [each.line._replace(text=sentence) for each in paragraphs for sentence in each.sentences]
+            alignment = AlignmentConfig(cover_source=True) if aligned else None
+            return paragraphs, list(map(loaded.count, lines)), loaded.make_work({}, alignment, copied=(ATOM,))
+
+        paragraphs, _, self._futures = self._submit(prepare)
+        remaining = iter(self._futures)
+        for paragraph in paragraphs:
+            yield combine_hypotheses(paragraph, [next(remaining).result()[0] for _ in paragraph.sentences])
+
+    def _submit(self, prepare: Any) -> Any:
+        while True:
+            if self._is_cancelled:
+                raise CancelledError
+            try:
+                submitted = self._store.submit(self._name, prepare)
+                self._has_begun = True
+                return submitted
+            except RequestError:
+                if not self._has_begun:
+                    raise
+                time.sleep(WAIT_FOR_ROOM)
+
+
 class DocumentAPI:
     """The endpoints for files."""
 
     def __init__(self, store: ModelStore) -> None:
         self._store = store
         self._files: dict[str, TranslatedFile] = {}  # by tokens that cannot be guessed, the oldest first
-        self._lock = threading.Lock()  # one document at a time
+        self._slots = asyncio.Semaphore(DOCUMENTS_AT_ONCE)
 
     async def translate_file(self, fields: Fields) -> JSONResponse:
         """Translate the file of a form, and return the address of the result."""
         file, target = fields.file("file"), fields.required_text("target")
-        name, *codes = self._store.find(fields.required_text("source"), target)
+        search = QueuedSearch(self._store, *self._store.find(fields.required_text("source"), target))
         token, translated = secrets.token_urlsafe(24), PurePath(file.name)
-
-        def translate() -> None:
-            with self._lock:
-                loaded = self._store.get(name)
-                document = translate_document(
-                    loaded.model,
-                    loaded.tokenizer,
-                    file.data,
-                    file.name,
-                    source_language=codes[0],
-                    target_language=codes[1],
-                    document_language=target,
-                )
-                self._files[token] = TranslatedFile(f"{translated.stem}_{target}{translated.suffix}", document.data)
-                for oldest in list(self._files)[:-MAX_DOCUMENTS]:
-                    del self._files[oldest]
-
-        await asyncio.to_thread(translate)
+        async with self._slots:
+            try:
+                document = await asyncio.to_thread(run_translator, Translator(search, target), file.data, file.name)
+            finally:
+                search.cancel()
+        self._files[token] = TranslatedFile(f"{translated.stem}_{target}{translated.suffix}", document.data)
+        for oldest in list(self._files)[:-MAX_DOCUMENTS]:
+            del self._files[oldest]
         return JSONResponse({"translatedFileUrl": f"{fields.base_url}download_file/{token}"})
 
     async def download_file(self, request: Request) -> Response:

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, change_search
+from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.inference.embedding import choose_pooling, embed_lines
 from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.sentence_splitting import Paragraph, split_line
@@ -145,15 +146,23 @@ class LoadedModel:
         """Split a line that is longer than what the model was trained on into sentences."""
         return split_line(line, self.model, self.tokenizer, language=self._sentence_language)
 
-    def make_work(self, options: dict[str, Any], align: bool = False) -> Work:
-        """Return the model's own search, changed by options of a request, with alignments if asked for.
+    def make_work(
+        self, options: dict[str, Any], alignment: AlignmentConfig | None = None, copied: tuple[str, ...] = ()
+    ) -> Work:
+        """Return the model's own search, changed by options of a request.
+
+        Args:
+            options: The options.
+            alignment: How to align words; None for no alignments.
+            copied: Regular expressions of what targets must copy, beside what they copy by default.
 
         Raises:
             ValueError: If the model does not generate, or an option is wrong.
         """
         self.model.config.require_decoder()
         search = change_search(self.model.search_defaults, **({"num_hypotheses": 1} | options))
-        return Work(search, object() if search.temperature else None, align)
+        protect = (*copied, *choose_protected(None, self.tokenizer.config)) if search.num_hypotheses == 1 else ()
+        return Work(search, object() if search.temperature else None, alignment, protect)
 
     def submit(self, lines: Sequence[CountedLine], work: Work) -> list[Future[Any]]:
         """See `BatchWorker.submit`."""
@@ -179,8 +188,8 @@ class LoadedModel:
             self.tokenizer,
             lines,
             work.search,
-            protect=None if work.search.num_hypotheses == 1 else (),
-            alignment=AlignmentConfig() if work.align else None,
+            protect=work.protect,
+            alignment=work.alignment,
             scores=False,
             first_line=first_line,
             return_errors=True,

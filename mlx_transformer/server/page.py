@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse
 
+from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.sentence_splitting import Paragraph, join_sentences
 from mlx_transformer.server.fields import Fields
@@ -46,8 +47,9 @@ class Page:
         count = fields.integer("alternatives", 0, MAX_ALTERNATIVES) or 0
         name, languages = self._find_model(fields.text("source"), fields.text("target"))
         search = {"alternatives": True, "num_hypotheses": count} if count else {}
+        texts, alignment = [text or ""], AlignmentConfig()
         (pending,) = await submit_texts(
-            self._store, name, [text or ""], languages, search, target_prefix=prefix or None, align=True
+            self._store, name, texts, languages, search, target_prefix=prefix or None, alignment=alignment
         )
         pieces: list[dict[str, Any]] = []
         for line in await pending.lines():

@@ -9,6 +9,7 @@ from html import escape, unescape
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
+from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
 from mlx_transformer.inference.source_lines import SourceLine
@@ -169,7 +170,7 @@ async def submit_texts(
     search: dict[str, Any],
     is_html: bool = False,
     target_prefix: str | None = None,
-    align: bool = False,
+    alignment: AlignmentConfig | None = None,
 ) -> list[PendingText]:
     """Submit the sentences of texts to a model, all or none.
 
@@ -181,7 +182,7 @@ async def submit_texts(
         search: Fields of the model's search configuration to change.
         is_html: Whether texts are HTML.
         target_prefix: Text that the result of each line begins with.
-        align: Whether hypotheses have word alignments.
+        alignment: How to align words; None for no alignments.
 
     Raises:
         RequestError: If the queue is full.
@@ -200,7 +201,7 @@ async def submit_texts(
         split = [
             [loaded.split(make(piece.text)) if piece.is_source else piece.text for piece in cut(text)] for text in texts
         ]
-        return split, [loaded.count(line) for line in _sentences(split)], loaded.make_work(search, align)
+        return split, [loaded.count(line) for line in _sentences(split)], loaded.make_work(search, alignment)
 
     split, counts, futures = await asyncio.to_thread(store.submit, name, prepare)
     remaining = zip(counts, futures, strict=True)

@@ -1,10 +1,13 @@
 """Files by LibreTranslate's POST /translate_file: translated, fetched, refused."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from support.http_server import serve
+from support.http_server import hold_batches, serve
 
 import mlx_transformer as mt
 from mlx_transformer.server import documents
+from mlx_transformer.server.settings import RequestError
 
 SUBTITLES = (
     b"1\n00:00:01,000 --> 00:00:03,000\nWhere is the station?\n\n2\n00:00:04,000 --> 00:00:05,000\nI love you.\n"
@@ -91,3 +94,46 @@ def test_libretranslatepy_is_answered(client, tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("I love you.")
     assert "download_file" in str(api.translate_file(str(path), "en", "fr"))
+
+
+def test_texts_of_files_wait_in_the_queue_and_share_batches(bundled):
+    with serve(lambda name: bundled, small_batches=False, max_queue=4) as client, ThreadPoolExecutor(4) as pool:
+        with hold_batches(client) as entered:
+            first = pool.submit(client.translate, "Good morning!")
+            assert entered.wait(10)
+            texts = pool.submit(client.translate, "I love you.")
+            file = pool.submit(upload, client)
+            client.wait_for("waiting_sentences", 3)
+            refused = upload(client)
+            assert refused.status == 503 and int(refused.headers["retry-after"]) > 0
+        assert [future.result().status for future in (first, texts, file)] == [200, 200, 200]
+        assert (client.metric("batch_sentences_count"), client.metric("batch_sentences_sum")) == (3, 4)
+        assert fetch(client, file.result()).body == mt.translate_document(*bundled, SUBTITLES, "film.srt").data
+
+
+@pytest.mark.parametrize("full_at", [0, 1])
+def test_only_a_file_that_has_begun_waits_for_room(client, bundled, monkeypatch, full_at):
+    monkeypatch.setattr(documents, "TEXTS_AT_ONCE", 1)
+    monkeypatch.setattr(documents, "WAIT_FOR_ROOM", 0.01)
+    submit, calls = client.store.submit, iter(range(100))
+
+    def submit_if_not_full(name, prepare):
+        if next(calls) == full_at:
+            raise RequestError(503, "full")
+        return submit(name, prepare)
+
+    monkeypatch.setattr(client.store, "submit", submit_if_not_full)
+    answer = upload(client)
+    if full_at:
+        assert fetch(client, answer).body == mt.translate_document(*bundled, SUBTITLES, "film.srt").data
+    else:
+        assert answer.status == 503
+
+
+def test_the_texts_of_a_file_that_takes_too_long_are_dropped(bundled):
+    with serve(lambda name: bundled, small_batches=False, timeout=0.3) as client:
+        with hold_batches(client):
+            assert client.translate("Good morning!").status == 504
+            assert upload(client).status == 504
+        client.wait_for("waiting_sentences", 0)
+        assert client.metric("batch_sentences_sum") == 1
