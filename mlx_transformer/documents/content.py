@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+# Tags of HTML inside a sentence.
+INLINE_TAGS = frozenset(
+    "a abbr acronym b bdi bdo big cite data del dfn em font i img ins label mark q s small span strike strong sub sup "
+    "time tt u wbr".split()
+)
+ATOMS = frozenset("code kbd math samp svg var".split())  # inside a sentence they are copied as a word
 MAX_NESTING = 100  # inline markup in inline markup; deeper tags are placed one by one
 
 

@@ -14,7 +14,7 @@ from bs4.element import Doctype
 from bs4.exceptions import ParserRejectedMarkup
 from bs4.formatter import HTMLFormatter
 
-from mlx_transformer.documents.content import Content, Inline, has_letters
+from mlx_transformer.documents.content import ATOMS, INLINE_TAGS, Content, Inline, has_letters
 from mlx_transformer.documents.translator import Translator
 
 MAX_DEPTH = 250  # tags in tags
@@ -22,11 +22,6 @@ MAX_DEPTH = 250  # tags in tags
 MAX_UNCLOSED = 100
 UNCLOSED = {"<": ">", "<!--": "-->", "<![": "]>"}
 ATTRIBUTES = ("alt", "title", "placeholder")
-INLINE_TAGS = frozenset(
-    "a abbr acronym b bdi bdo big cite data del dfn em font i img ins label mark q s small span strike strong sub sup "
-    "time tt u wbr".split()
-)
-ATOMS = frozenset("code kbd math samp svg var".split())  # inside a sentence they are copied as a word
 SKIPPED = frozenset("iframe object pre script style template textarea".split())
 DTD = re.compile(r"<!DOCTYPE[^>\[]*\[|<!ENTITY", re.IGNORECASE)
 ENTITY = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)[A-Za-z]\w*;")

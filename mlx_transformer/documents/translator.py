@@ -80,28 +80,33 @@ class Translator:
             if texts:
                 found |= zip([(text, aligned) for text in texts], self.search_texts(texts, aligned), strict=True)
         return [
-            self._place(each, found[key]) if (key := (each.text.strip(), bool(each.spans))) in found else content
+            place_markup(each, found[key], self.report)
+            if (key := (each.text.strip(), bool(each.spans))) in found
+            else content
             for content, each in zip(contents, marked, strict=True)
         ]
 
-    def _place(self, marked: MarkedText, hypothesis: Hypothesis) -> Content:
-        """Return the text of a hypothesis with the markup and the surrounding white space of its source."""
-        source = marked.text.strip()
-        before, _, after = marked.text.partition(source)
-        target = (hypothesis.text or "").strip()
-        copies = [term for term in hypothesis.missing_terms if term in source]
-        copies += [name for name in marked.atoms if name not in target and name not in copies]
-        target = " ".join([target, *copies])
-        report = self.report
-        report.texts += 1
-        report.truncated += hypothesis.truncated
-        report.appended_copies += len(copies)
-        report.missing_terms += sum(term not in copies for term in hypothesis.missing_terms)
-        spans = tuple(_shift(span, -len(before), len(source)) for span in marked.spans)
-        placement = MarkupPlacement(marked._replace(text=source, spans=spans), target, hypothesis.alignment or [])
-        content = placement.place()
-        report.unplaced_tags += placement.num_unplaced
-        return tuple(part for part in (before, *content, after) if part)
+
+def place_markup(marked: MarkedText, hypothesis: Hypothesis, report: DocumentReport) -> Content:
+    """Return the text of a hypothesis with the markup and the surrounding white space of its source; count in a report.
+
+    Copies that the text lacks are appended.
+    """
+    source = marked.text.strip()
+    before, _, after = marked.text.partition(source)
+    target = (hypothesis.text or "").strip()
+    copies = [term for term in hypothesis.missing_terms if term in source]
+    copies += [name for name in marked.atoms if name not in target and name not in copies]
+    target = " ".join([target, *copies])
+    report.texts += 1
+    report.truncated += hypothesis.truncated
+    report.appended_copies += len(copies)
+    report.missing_terms += sum(term not in copies for term in hypothesis.missing_terms)
+    spans = tuple(_shift(span, -len(before), len(source)) for span in marked.spans)
+    placement = MarkupPlacement(marked._replace(text=source, spans=spans), target, hypothesis.alignment or [])
+    content = placement.place()
+    report.unplaced_tags += placement.num_unplaced
+    return tuple(part for part in (before, *content, after) if part)
 
 
 def _is_translated(marked: MarkedText) -> bool:

@@ -6,6 +6,7 @@ every character once: like browsers, it lets a tag without an end go on to the e
 
 import re
 from html import unescape
+from typing import NamedTuple
 
 MARKUP = re.compile(
     r"<!--.*?(?:-->|\Z)|<[!?][^>]*(?:>|\Z)"
@@ -20,16 +21,35 @@ NOT_NESTED = {"p", "option", "dt", "dd"}  # elements that end where the next one
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
-def split_html(text: str) -> list[tuple[str, bool]]:
-    """Split HTML into pieces, each with whether it is text to translate; joined, they are the HTML.
+class HtmlPiece(NamedTuple):
+    """A part of HTML.
 
-    Text of UNTRANSLATED elements, and of elements with translate="no" or the class notranslate, is not.
+    Attributes:
+        text: The part.
+        name: The name of its tag, in lower case, or of the untranslated element that it belongs to; empty for other
+            text, comments and the like.
+        is_text: Whether it is text to translate.
+        is_closing: Whether it is a closing tag.
+        is_untranslated: Whether it belongs to an untranslated element.
     """
-    pieces: list[tuple[str, bool]] = []
+
+    text: str
+    name: str = ""
+    is_text: bool = False
+    is_closing: bool = False
+    is_untranslated: bool = False
+
+
+def split_html(text: str) -> list[HtmlPiece]:
+    """Split HTML into pieces; joined, they are the HTML.
+
+    Text of UNTRANSLATED elements, and of elements with translate="no" or the class notranslate, is not translated.
+    """
+    pieces: list[HtmlPiece] = []
     skipped, depth, end = "", 0, 0  # the untranslated element, how many of its name are open, where markup ended
     while match := MARKUP.search(text, end):
-        pieces.append((text[end : match.start()], not depth))
-        end = match.end()
+        pieces.append(_make_piece(text[end : match.start()], skipped if depth else ""))
+        end, outer = match.end(), skipped if depth else ""
         if name := (match["name"] or "").lower():
             if depth and name == skipped and name in NOT_NESTED and not match["slash"]:
                 depth = 0  # its end tag is left out
@@ -40,9 +60,22 @@ def split_html(text: str) -> list[tuple[str, bool]]:
             if not match["slash"] and name in RAW_TEXT:
                 closing = re.compile(f"</{name}", re.IGNORECASE).search(text, end)
                 end = closing.start() if closing else len(text)
-        pieces.append((text[match.start() : end], False))
-    pieces.append((text[end:], not depth))
-    return [piece for piece in pieces if piece[0]]
+        element = skipped if depth else outer
+        pieces.append(
+            HtmlPiece(
+                text[match.start() : end],
+                element or name,
+                is_closing=bool(match["slash"]),
+                is_untranslated=bool(element),
+            )
+        )
+    pieces.append(_make_piece(text[end:], skipped if depth else ""))
+    return [piece for piece in pieces if piece.text]
+
+
+def _make_piece(text: str, element: str) -> HtmlPiece:
+    """Return text, which belongs to an untranslated element unless its name is empty."""
+    return HtmlPiece(text, element, is_text=not element, is_untranslated=bool(element))
 
 
 def _is_untranslated(name: str, attributes: str) -> bool:

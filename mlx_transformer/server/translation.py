@@ -2,39 +2,59 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from html import escape, unescape
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.documents.content import ATOMS, INLINE_TAGS, Closing, Inline, Opening, has_letters, nest, write
+from mlx_transformer.documents.markup_placement import MarkedText, mark_text
+from mlx_transformer.documents.translator import ATOM, MAX_MARKUP, DocumentReport, place_markup
 from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.server.batching import Work
-from mlx_transformer.server.html_text import split_html
+from mlx_transformer.server.html_text import VOID, HtmlPiece, split_html
 from mlx_transformer.server.models import CountedLine, LoadedModel, ModelStore
 from mlx_transformer.server.settings import RequestError
 from mlx_transformer.tokenization.normalization import is_blank
 
 Item = TypeVar("Item")
+SPACES = " \t\n\r\f"
+WHITE_SPACE = re.compile(f"[{SPACES}]+")
 LINE_END = re.compile(r"(\r\n|\n|\r)")
 
 
 class Piece(NamedTuple):
-    """A part of a text: a line that is translated, or what stays as it is, such as line ends and markup."""
+    """A part of a text: a line that is translated, or what stays as it is, such as line ends and markup.
+
+    Attributes:
+        text: The part.
+        is_source: Whether it is translated.
+        markup: The markup inside the line, which is left out of it.
+    """
 
     text: str
     is_source: bool = False
+    markup: MarkedText | None = None
+
+
+class SplitLine(NamedTuple):
+    """A line that is split into sentences, and the markup that is left out of it."""
+
+    paragraph: Paragraph
+    markup: MarkedText | None = None
 
 
 class PendingLine(NamedTuple):
-    """A line with the future hypotheses of its sentences."""
+    """A line with the future hypotheses of its sentences, and the markup to place in the result."""
 
     paragraph: Paragraph
     sentences: list[Future[list[Hypothesis]]]
+    markup: MarkedText | None = None
 
 
 class Generated(NamedTuple):
@@ -58,16 +78,62 @@ def text_pieces(text: str) -> list[Piece]:
 
 
 def html_pieces(text: str) -> list[Piece]:
-    """Cut HTML into its texts and what stays as it is: markup, white space around texts, texts without a letter."""
-    pieces = []
-    for part, is_text in split_html(text):
-        if is_text and any(map(str.isalpha, core := unescape(part))):
-            middle = core.strip()
-            before, _, after = core.partition(middle)
-            pieces += [Piece(before), Piece(" ".join(middle.split()), is_source=True), Piece(after)]
-        else:
-            pieces.append(Piece(part))
+    """Cut HTML into its sentences and what stays as it is: blocks, white space around texts, texts without a letter."""
+    pieces: list[Piece] = []
+    for is_inline, group in groupby(split_html(text), _is_inline):
+        run = list(group)
+        pieces += _inline_pieces(run) if is_inline else [Piece(piece.text) for piece in run]
     return pieces
+
+
+def _is_inline(piece: HtmlPiece) -> bool:
+    return piece.is_text or piece.name in INLINE_TAGS or (piece.is_untranslated and piece.name in ATOMS)
+
+
+def _inline_pieces(run: list[HtmlPiece]) -> list[Piece]:
+    """Cut text with inline markup, which is one line, unless it has too much markup."""
+    if len(run) == 1 or not any(piece.is_text and has_letters(unescape(piece.text)) for piece in run):
+        return [each for piece in run for each in _text_pieces(piece)]
+    before, after = "", ""
+    if run[0].is_text:
+        before, run[0] = _split_space(run[0], str.lstrip)
+    if run[-1].is_text:
+        after, run[-1] = _split_space(run[-1], str.rstrip)
+    marked = mark_text(nest(_read_run(run)))
+    if marked.num_inlines > MAX_MARKUP:
+        return [Piece(before), *(each for piece in run for each in _text_pieces(piece)), Piece(after)]
+    return [Piece(before), Piece(marked.text.strip(), is_source=True, markup=marked), Piece(after)]
+
+
+def _split_space(piece: HtmlPiece, strip: Callable[[str, str], str]) -> tuple[str, HtmlPiece]:
+    """Return the white space at the beginning or the end of a text, and the text without it."""
+    text = strip(piece.text, SPACES)
+    return piece.text.replace(text, "", 1) if text else piece.text, piece._replace(text=text)
+
+
+def _text_pieces(piece: HtmlPiece) -> list[Piece]:
+    """Cut a text into white space and what is between; what is not translated stays as it is."""
+    if not (piece.is_text and has_letters(core := unescape(piece.text))):
+        return [Piece(piece.text)]
+    before, _, after = core.partition(core.strip())
+    return [Piece(before), Piece(" ".join(core.split()), is_source=True), Piece(after)]
+
+
+def _read_run(run: Iterable[HtmlPiece]) -> Iterator[str | Inline | Opening | Closing]:
+    """Yield text, tags, and each untranslated element as one word."""
+    for is_untranslated, group in groupby(run, lambda piece: piece.is_untranslated):
+        if is_untranslated:
+            yield Inline(("".join(piece.text for piece in group), ""), is_atom=True)
+        else:
+            yield from map(_read_piece, group)
+
+
+def _read_piece(piece: HtmlPiece) -> str | Inline | Opening | Closing:
+    if piece.is_text:
+        return WHITE_SPACE.sub(" ", unescape(piece.text))
+    if piece.name in VOID or piece.text.endswith("/>"):
+        return Inline((piece.text, ""))
+    return (Closing if piece.is_closing else Opening)(piece.name, piece.text)
 
 
 class PendingText:
@@ -124,7 +190,8 @@ class PendingText:
                 continue
             rows = [future.result() for future in piece.sentences]
             line = combine_hypotheses(piece.paragraph, [_check(row[min(rank, len(row) - 1)]) for row in rows])
-            texts.append(self._finish(line.text or ""))
+            content = place_markup(piece.markup, line, DocumentReport()) if piece.markup else (line.text or "",)
+            texts.append(write(content, self._finish))
             num_tokens += len(line.ids)
             finish_reason = line.finish_reason if line.finish_reason != "stop" else finish_reason
         return Generated("".join(texts), num_tokens, finish_reason)
@@ -188,8 +255,13 @@ async def submit_texts(
         RequestError: If the queue is full.
         ValueError: If the model does not take the languages or the search.
     """
+    cut = html_pieces if is_html else text_pieces
+    pieces = [cut(text) for text in texts]
+    has_markup = any(piece.markup for row in pieces for piece in row)
+    if has_markup:
+        alignment = AlignmentConfig(cover_source=True)
 
-    def prepare(loaded: LoadedModel) -> tuple[list[list[str | Paragraph]], list[CountedLine], Work]:
+    def prepare(loaded: LoadedModel) -> tuple[list[list[str | SplitLine]], list[CountedLine], Work]:
         source_language, target_language = languages
         make = partial(
             SourceLine,
@@ -197,26 +269,30 @@ async def submit_texts(
             target_language=target_language,
             target_prefix=target_prefix,
         )
-        cut = html_pieces if is_html else text_pieces
         split = [
-            [loaded.split(make(piece.text)) if piece.is_source else piece.text for piece in cut(text)] for text in texts
+            [
+                SplitLine(loaded.split(make(piece.text)), piece.markup) if piece.is_source else piece.text
+                for piece in row
+            ]
+            for row in pieces
         ]
-        return split, [loaded.count(line) for line in _sentences(split)], loaded.make_work(search, alignment)
+        work = loaded.make_work(search, alignment, copied=(ATOM,) if has_markup else ())
+        return split, [loaded.count(line) for line in _sentences(split)], work
 
     split, counts, futures = await asyncio.to_thread(store.submit, name, prepare)
     remaining = zip(counts, futures, strict=True)
-    return [_make_pending(pieces, remaining, is_html) for pieces in split]
+    return [_make_pending(row, remaining, is_html) for row in split]
 
 
-def _sentences(texts: Iterable[Iterable[str | Paragraph]]) -> Iterator[SourceLine]:
+def _sentences(texts: Iterable[Iterable[str | SplitLine]]) -> Iterator[SourceLine]:
     for pieces in texts:
         for piece in pieces:
-            if isinstance(piece, Paragraph):
-                yield from (piece.line._replace(text=sentence) for sentence in piece.sentences)
+            if not isinstance(piece, str):
+                yield from (piece.paragraph.line._replace(text=sentence) for sentence in piece.paragraph.sentences)
 
 
 def _make_pending(
-    pieces: Iterable[str | Paragraph], remaining: Iterator[tuple[int, Future[list[Hypothesis]]]], is_html: bool
+    pieces: Iterable[str | SplitLine], remaining: Iterator[tuple[int, Future[list[Hypothesis]]]], is_html: bool
 ) -> PendingText:
     """Return a text with the next ones of the futures that remain, which come with their numbers of source tokens."""
     pending: list[str | PendingLine] = []
@@ -225,7 +301,7 @@ def _make_pending(
         if isinstance(piece, str):
             pending.append(piece)
             continue
-        counts, futures = zip(*islice(remaining, len(piece.sentences)), strict=True)
+        counts, futures = zip(*islice(remaining, len(piece.paragraph.sentences)), strict=True)
         num_tokens += sum(counts)
-        pending.append(PendingLine(piece, list(futures)))
+        pending.append(PendingLine(piece.paragraph, list(futures), piece.markup))
     return PendingText(pending, num_tokens, is_html)

@@ -32,7 +32,7 @@ UNITS += ["<a translate=no", "<script ", "<!--a--", "</a ", "<svg/onload=", "a\n
 
 
 def texts(html):
-    return [piece for piece, is_text in split_html(html) if is_text]
+    return [piece.text for piece in split_html(html) if piece.is_text]
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -40,7 +40,7 @@ def test_pieces_of_any_html_are_the_html(seed):
     rng = random.Random(seed)
     for _ in range(100):
         html = "".join(rng.choices(PARTS, k=rng.randrange(12)))
-        assert "".join(piece for piece, _ in split_html(html)) == html
+        assert "".join(piece.text for piece in split_html(html)) == html
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_broken_markup_takes_linear_time(beginning):
     for unit in UNITS:
         html = beginning + (unit * 50_000)[:50_000]
         start = time.process_time()
-        assert "".join(piece for piece, _ in split_html(html)) == html
+        assert "".join(piece.text for piece in split_html(html)) == html
         assert time.process_time() - start < 1, unit
 
 
@@ -85,3 +85,15 @@ def test_white_space_and_texts_without_letters_stay():
     pieces = html_pieces("<p>\n  One &amp;\n two. </p> 5&nbsp;% <i>|</i>")
     assert [piece.text for piece in pieces if piece.is_source] == ["One & two."]
     assert "".join(piece.text for piece in pieces) == "<p>\n  One & two. </p> 5&nbsp;% <i>|</i>"
+
+
+def test_inline_markup_is_part_of_a_sentence():
+    html = "<p>\n A <b>red</b> car &amp; <code>the &lt;code></code><br>one</p> <a href=x>two</a>\n<p><i>|</i></p>"
+    sources = [(piece.text, bool(piece.markup)) for piece in html_pieces(html) if piece.is_source]
+    assert sources == [("A red car & {c1}", True), ("one", False), ("two", True)]
+
+
+def test_text_with_too_much_markup_is_cut():
+    pieces = html_pieces(" a <b>red</b> car" * 600)
+    assert [piece.text for piece in pieces if piece.is_source][:3] == ["a", "red", "car a"]
+    assert "".join(piece.text for piece in pieces) == " a <b>red</b> car" * 600

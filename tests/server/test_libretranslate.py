@@ -1,5 +1,7 @@
 """LibreTranslate's API: its own client, forms and JSON, HTML, and answers equal to those of the library."""
 
+import re
+
 import pytest
 from support.http_server import serve
 
@@ -58,6 +60,30 @@ def test_html_keeps_its_markup(client, bundled):
     love, morning = mt.generate(*bundled, ["I love you.", "Good morning!"])
     expected = text.replace("I love you.", love).replace("Good morning!", morning)
     assert client.translate(text, format="html").json == {"translatedText": expected}
+
+
+@pytest.mark.parametrize(
+    ("html", "words"),
+    [
+        ("I bought a <b>red car</b> yesterday.", "<b>voiture rouge</b>"),
+        ("<p>I have a <a href='x>y'>big <i>red</i> house</a>.\n</p>", "rouge<i></i></a>"),
+        ("Use <code>a &lt; b</code> in the <b>morning</b>.", "<code>a &lt; b</code>"),
+        ("I love <span translate=no>Boston</span>.", "<span translate=no>Boston</span>"),
+        ("I love you.<img src=x> <b>Good morning!", "<img src=x>"),
+        ("</b>I <b>love <i>you</b></i>.", "</b>"),
+    ],
+)
+def test_inline_markup_of_html_is_placed_by_alignment(client, bundled, html, words):
+    answer = client.translate(html, format="html").json["translatedText"]
+    assert words in answer
+    assert sorted(re.findall("<[^>]*>", answer)) == sorted(re.findall("<[^>]*>", html))
+    sentence = re.sub("<code>.*</code>", "", html)
+    if "<code>" not in html and "<img" not in html:
+        plain = mt.generate(*bundled, " ".join(re.sub("<[^>]*>", "", sentence.replace("x>y", "")).split()))
+        assert " ".join(re.sub("<[^>]*>", "", answer.replace("x>y", "")).split()) == plain
+    several = client.translate(html, format="html", alternatives=2).json
+    for text in (several["translatedText"], *several["alternatives"]):
+        assert sorted(re.findall("<[^>]*>", text)) == sorted(re.findall("<[^>]*>", html))
 
 
 def test_html_entities_are_read_and_written(client, bundled):
