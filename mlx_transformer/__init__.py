@@ -27,6 +27,8 @@ _MODULES = {
     "Tokenizer": "tokenization.tokenizer",
     "Hypothesis": "decoding.hypothesis",
     "generate_ids": "decoding.beam_search",
+    "LexicalShortlist": "decoding.shortlist",
+    "read_shortlist": "weights.formats.lexical_shortlist",
     "generate": "inference.generation",
     "generate_hypotheses": "inference.generation",
     "stream_generate": "inference.generation",

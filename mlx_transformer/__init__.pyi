@@ -12,6 +12,7 @@ from .config.search import SearchOptions as SearchOptions
 from .config.training import TrainingConfig as TrainingConfig
 from .decoding.beam_search import generate_ids as generate_ids
 from .decoding.hypothesis import Hypothesis as Hypothesis
+from .decoding.shortlist import LexicalShortlist as LexicalShortlist
 from .documents.translation import TranslatedDocument as TranslatedDocument
 from .documents.translation import translate_document as translate_document
 from .documents.translation import translate_file as translate_file
@@ -52,6 +53,7 @@ from .training.validation import Validation as Validation
 from .weights.adapters.peft_writer import save_peft_adapter as save_peft_adapter
 from .weights.convert import ConversionReport as ConversionReport
 from .weights.convert import convert as convert
+from .weights.formats.lexical_shortlist import read_shortlist as read_shortlist
 from .weights.tokenizers.options import TokenizerOptions as TokenizerOptions
 
 __version__: str

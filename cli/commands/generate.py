@@ -94,6 +94,11 @@ format_options = (
     click.option("--input-format", type=FORMAT, show_default="text, with --json json", help="Format of input lines."),
     click.option("--output-format", type=FORMAT, show_default="text, with --json json", help="Format of results."),
 )
+shortlist_option = click.option(
+    "--shortlist",
+    metavar="FILE",
+    help="Marian's binary lexical shortlist (lex.*.bin): generate only tokens that are likely for a batch.",
+)
 strict_option = click.option(
     "--strict", is_flag=True, help="Treat sources that are too long for the model as errors instead of truncating them."
 )
@@ -123,7 +128,7 @@ strict_option = click.option(
 @search_options
 @sampling_options
 @option_group("Word alignments", alignments_option, layers_option, heads_option)
-@option_group("Performance", batch_option, memory_option, dtype_option, overflow_option)
+@option_group("Performance", shortlist_option, batch_option, memory_option, dtype_option, overflow_option)
 @click.pass_context
 def command(
     context: click.Context,
@@ -158,7 +163,7 @@ def command(
     """
     if texts and source is not None:
         raise click.UsageError("Give TEXT or --input, not both.")
-    check_paths(output, *([] if texts else [source]))
+    check_paths(output, *([] if texts else [source]), *filter(None, [options["shortlist"]]))
     options = prepare_options(options | {"stream": stream, "strict": strict, "verbose": verbose})
     warn_file_names(texts, "to read the file, give --input {file}")
     windows = [[os.fsencode(text) for text in texts]] if texts else read_input(source, context)
@@ -169,7 +174,8 @@ def command(
     lines = translate_through(options["via"], lines, network, tokenizer, config, prefix, options)
     failed = FailedLines(in_results=options["output_format"] == "json")
     if stream:
-        pieces = partial(mt.stream_generate, network, tokenizer, search=config, source_prefix=prefix)
+        choices = {"source_prefix": prefix, "shortlist": options["shortlist"]}
+        pieces = partial(mt.stream_generate, network, tokenizer, search=config, **choices)
         write_results(output, stream_lines(lines, pieces, failed), context)
         failed.check()
         return
@@ -192,6 +198,8 @@ def prepare_options(options: dict[str, Any]) -> dict[str, Any]:
     options = choose_terms(choose_formats(options))
     if options["stream"]:
         options = prepare_stream(options)
+    if options["shortlist"] is not None:
+        options["shortlist"] = mt.read_shortlist(options["shortlist"])
     return prepare_split(options) if options["split_sentences"] else options
 
 
@@ -233,6 +241,7 @@ def generate_results(
         search=search,
         source_prefix=prefix,
         batch_tokens=options["batch_tokens"],
+        shortlist=options["shortlist"],
         glossary=options["glossary"],
         protect=options["protect"] if search.num_hypotheses == 1 else (),
         alignment=alignment if options["alignments"] else None,
@@ -265,7 +274,7 @@ def translate_through(
     if language is None:
         return lines
     check_pivot(tokenizer, language, options["source_language"], options["target_language"])
-    plain = {"glossary": None, "alignments": False, "scores": False, "output_format": "text"}
+    plain = {"glossary": None, "alignments": False, "scores": False, "output_format": "text", "shortlist": None}
     search = replace(search, num_hypotheses=1, alternatives=False)
     translate = partial(
         generate_results,

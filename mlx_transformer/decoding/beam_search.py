@@ -21,6 +21,8 @@ from mlx_transformer.decoding.decode_step import BeamState, decode_step
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError, backtrace
 from mlx_transformer.decoding.inputs import DecodingInputs, RequiredPhrases, check_per_source, make_decoding_inputs
 from mlx_transformer.decoding.logits_processors import NEG_INF
+from mlx_transformer.messages import short_repr
+from mlx_transformer.model.shortlist import Shortlist
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Memory, Transformer
 
@@ -54,6 +56,7 @@ def generate_ids(
     scores: bool = True,
     required_phrases: RequiredPhrases | None = None,
     continues_word: np.ndarray | None = None,
+    shortlist: Sequence[int] | np.ndarray | None = None,
 ) -> list[list[Hypothesis]]:
     """Search for the most probable targets of a batch of sources, or sample targets.
 
@@ -72,6 +75,8 @@ def generate_ids(
         required_phrases: Token ids of the phrases that the target of each source must contain, in order; see
             `grid_search`. With n tokens in all phrases of a source, n + 1 times as many beams are searched.
         continues_word: Which tokens continue the word before them, bool (vocab,); they do not follow a phrase.
+        shortlist: The token ids that may be generated in this batch; None for all. Only these logits are computed,
+            and probabilities are normalised over them. End tokens and the tokens of required phrases are added.
 
     Returns:
         `num_hypotheses` hypotheses for each source, best first; fewer only if the search space holds no more.
@@ -88,7 +93,8 @@ def generate_ids(
     settings = max_tokens, forced_bos_ids, prefixes, lines, required_phrases
     inputs, max_length = make_decoding_inputs(model, source, search, *settings)
     batch, state = prefill(model, search, source, inputs, start_ids, prefixes)
-    step = _compiled_step(model, search, scores, forced_bos_ids is not None, continues_word)
+    rows = _select_output_rows(model, shortlist, required_phrases or [])
+    step = _compiled_step(model, search, scores, forced_bos_ids is not None, continues_word, rows)
     hypotheses = _decode(model, search, step, batch, state, prefixes, max_length)
     results = [hypotheses[row] for row in range(source.shape[0])]
     if not all(results):
@@ -133,6 +139,7 @@ def stream_ids(
     forced_bos_ids: list[int] | None = None,
     prefix_ids: list[list[int]] | None = None,
     lines: list[int] | None = None,
+    shortlist: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[int]:
     """Yield the tokens of one source's hypothesis one by one, while the next is being computed; see `generate_ids`.
 
@@ -148,7 +155,8 @@ def stream_ids(
     prefixes = _forced_prefixes(search, forced_bos_ids, prefix_ids or [[]])
     inputs, max_length = make_decoding_inputs(model, source, search, max_tokens, forced_bos_ids, prefixes, lines)
     batch, state = prefill(model, search, source, inputs, start_ids, prefixes)
-    step = _compiled_step(model, search, scores=False, forced=forced_bos_ids is not None)
+    rows = _select_output_rows(model, shortlist, [])
+    step = _compiled_step(model, search, scores=False, forced=forced_bos_ids is not None, shortlist=rows)
     yield from prefixes[0]
     previous = None
     for position in range(len(prefixes[0]), max_length + 1):
@@ -192,7 +200,12 @@ def _forced_prefixes(
 
 
 def _compiled_step(
-    model: Transformer, search: SearchConfig, scores: bool, forced: bool, continues_word: np.ndarray | None = None
+    model: Transformer,
+    search: SearchConfig,
+    scores: bool,
+    forced: bool,
+    continues_word: np.ndarray | None = None,
+    shortlist: Shortlist | None = None,
 ) -> DecodeStep:
     """Return the compiled decode step; settings that it does not read share one trace."""
     key = replace(search, max_tokens=None, min_tokens=0, max_length_ratio=None, min_length_ratio=0.0)
@@ -204,7 +217,24 @@ def _compiled_step(
             f"continues_word must have one value for each of {model.config.target_vocab_size} tokens, not "
             f"{word_mask.size}: use that of the model's tokenizer."
         )
-    return lambda state, memory, inputs: step(state, memory, inputs, word_mask)
+    return lambda state, memory, inputs: step(state, memory, inputs, word_mask, shortlist)
+
+
+def _select_output_rows(
+    model: Transformer, shortlist: Sequence[int] | np.ndarray | None, required_phrases: RequiredPhrases
+) -> Shortlist | None:
+    """Return the rows of the output layer for the tokens of a shortlist, with those that every target may need."""
+    if shortlist is None:
+        return None
+    ids, vocab_size = np.asarray(shortlist), model.config.target_vocab_size
+    if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or not ids.size):
+        raise ValueError(f"shortlist must be a list of token ids, not {short_repr(shortlist)}.")
+    required = [token for phrases in required_phrases for phrase in phrases for token in phrase]
+    ids = np.concatenate([ids, [*model.config.eos_ids, *required]]).astype(np.int64)
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"shortlist must be token ids from 0 to {vocab_size - 1}, not {wrong}: use the model's own.")
+    return model.shortlist(ids)
 
 
 def prefill(

@@ -17,6 +17,7 @@ from mlx_transformer.decoding.inputs import DecodingInputs
 from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits
 from mlx_transformer.decoding.sampling import sample, top_k
 from mlx_transformer.model.positions import constant_arange
+from mlx_transformer.model.shortlist import Shortlist
 from mlx_transformer.model.transformer import Memory, Transformer
 
 
@@ -59,11 +60,12 @@ def decode_step(
     memory: Memory,
     inputs: DecodingInputs,
     continues_word: mx.array,
+    shortlist: Shortlist | None,
 ) -> BeamState:
     """Extend every beam by one token and keep the best; see `generate_ids` for `scores` and `continues_word`."""
     batch, beams = state.tokens.shape
     cache = model.make_cache(list(state.cache), state.length)
-    logits = model.decode(state.tokens.reshape(-1, 1), memory, cache)[:, -1].astype(mx.float32)
+    logits = model.decode(state.tokens.reshape(-1, 1), memory, cache, shortlist=shortlist)[:, -1].astype(mx.float32)
     vocab, length = logits.shape[-1], cache.length
     processed, normalizer = process_logits(
         logits, search, model.config, inputs, state.history, length, normalize=scores or beams > 1

@@ -16,6 +16,7 @@ from mlx_transformer.decoding.batch_sizes import batch_sizes
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
 from mlx_transformer.decoding.inputs import max_target_tokens
+from mlx_transformer.decoding.shortlist import LexicalShortlist
 from mlx_transformer.inference.alignment import source_word_indices, token_indices, word_indices_of_ids
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
@@ -94,6 +95,7 @@ def generate(
     split_sentences: bool | None = ...,
     glossary: Mapping[str, str] | None = ...,
     protect: Sequence[str] | None = ...,
+    shortlist: LexicalShortlist | None = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> str: ...
@@ -113,6 +115,7 @@ def generate(
     split_sentences: bool | None = ...,
     glossary: Mapping[str, str] | None = ...,
     protect: Sequence[str] | None = ...,
+    shortlist: LexicalShortlist | None = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> list[str]: ...
@@ -131,6 +134,7 @@ def generate(
     split_sentences: bool | None = None,
     glossary: Mapping[str, str] | None = None,
     protect: Sequence[str] | None = None,
+    shortlist: LexicalShortlist | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[SearchOptions],
 ) -> str | list[str]:
@@ -153,6 +157,8 @@ def generate(
         protect: What targets must copy from their sources: keys of PROTECTED_PATTERNS, such as "urls" and "numbers", or
             regular expressions. None for URLs, addresses and placeholders, and for models that are known to translate
             also tags, paths, handles and symbols.
+        shortlist: Likely target tokens, of `read_shortlist`: each batch generates only those of its sources, which is
+            faster; a text may come out differently in another batch. None for the whole vocabulary.
         batch_tokens: See `generate_hypotheses`.
         **options: See `generate_hypotheses`.
 
@@ -167,7 +173,9 @@ def generate(
     prefix: dict[str, Any] = {"source_prefix": source_prefix}
     split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
     terms = {"glossary": glossary, "protect": protect if search.num_hypotheses == 1 else ()}
-    shared = prefix | terms | {"batch_tokens": batch_tokens, "scores": False, "return_errors": True}
+    shared = (
+        prefix | terms | {"shortlist": shortlist, "batch_tokens": batch_tokens, "scores": False, "return_errors": True}
+    )
     search_lines = partial(generate_hypotheses, model, tokenizer, search=search, **shared)
     results = (
         combine_hypotheses(paragraph, [best for best, *_ in rows])
@@ -192,6 +200,7 @@ def generate_hypotheses(
     target_prefix: PerLineText = None,
     glossary: Mapping[str, str] | None = None,
     protect: Sequence[str] | None = (),
+    shortlist: LexicalShortlist | None = None,
     batch_tokens: int = BATCH_TOKENS,
     alignment: AlignmentConfig | None = None,
     scores: bool = True,
@@ -215,6 +224,7 @@ def generate_hypotheses(
         target_prefix: Text that targets begin with, or one per line; None or blank for none.
         glossary: See `generate`. With terms, a line has one hypothesis, whose `missing_terms` are those it lacks.
         protect: See `generate`; nothing by default.
+        shortlist: See `generate`.
         batch_tokens: Maximum number of padded source positions x beams in a batch.
         alignment: How to align the hypotheses with their sources, in one more pass; None for no alignments.
         scores: Whether hypotheses have scores; if not, they are NaN, and greedy search is faster.
@@ -233,7 +243,8 @@ def generate_hypotheses(
     check_arguments(model.config, tokenizer, batch_tokens, alignment, source_language, target_language)
     rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
-    search_window = partial(_generate_window, model, tokenizer, scores, batch_tokens, rescore, empty)
+    search_batch = partial(_search_batch, model, tokenizer, scores, shortlist)
+    search_window = partial(_generate_window, model, tokenizer, search_batch, batch_tokens, rescore, empty)
     search_lines = partial(_generate_lines, model, tokenizer, source_prefix, search_window, search=search)
     require = partial(require_terms, search=search, source_prefix=source_prefix, alignment=alignment, scores=scores)
     terms = Terminology(glossary, choose_protected(protect, tokenizer.config))
@@ -252,6 +263,7 @@ def stream_generate(
     target_language: str | None = None,
     source_prefix: str | None = None,
     target_prefix: str | None = None,
+    shortlist: LexicalShortlist | None = None,
     line: int = 0,
     **options: Unpack[SearchOptions],
 ) -> Iterator[str]:
@@ -266,6 +278,7 @@ def stream_generate(
         target_language: See `generate_hypotheses`.
         source_prefix: See `generate_hypotheses`.
         target_prefix: See `generate_hypotheses`.
+        shortlist: See `generate`.
         line: Line number, which selects random numbers in sampling.
         **options: See `generate_hypotheses`.
 
@@ -286,7 +299,7 @@ def stream_generate(
             "A stream cannot have required_phrases: use generate_hypotheses with a beam_size of 2 or more."
         )
     if source.ids:
-        ids = stream_ids(model, search=search, **_search_arguments(model, [source], search))
+        ids = stream_ids(model, search=search, **_search_arguments(model, [source], search, shortlist))
         pieces = Detokenizer(tokenizer).stream(ids)
         with wired_memory():
             yield from uppercase_stream(pieces) if source.line.recase else pieces
@@ -319,7 +332,7 @@ def _generate_lines(
 def _generate_window(
     model: Transformer,
     tokenizer: Tokenizer,
-    scores: bool,
+    search_batch: Callable[[list[EncodedSource], SearchConfig], list[list[Hypothesis]]],
     batch_tokens: int,
     rescore: Rescore | None,
     empty: Hypothesis,
@@ -332,7 +345,7 @@ def _generate_window(
     sizes = batch_sizes(model, search.beam_size)
 
     def complete(batch: list[EncodedSource]) -> Iterator[list[Hypothesis]]:
-        rows = _search_batch(model, tokenizer, batch, search, scores)
+        rows = search_batch(batch, search)
         rows = rescore(batch, rows) if rescore else rows
         for source, row in zip(batch, rows, strict=True):
             texts = tokenizer.decode_batch(h.ids for h in row)
@@ -406,7 +419,12 @@ def _encode_lines(
 
 
 def _search_batch(
-    model: Transformer, tokenizer: Tokenizer, sources: list[EncodedSource], search: SearchConfig, scores: bool
+    model: Transformer,
+    tokenizer: Tokenizer,
+    scores: bool,
+    shortlist: LexicalShortlist | None,
+    sources: list[EncodedSource],
+    search: SearchConfig,
 ) -> list[list[Hypothesis]]:
     """Search sources as one batch, padded to a batch size that is compiled once by rows that end after one token.
 
@@ -414,7 +432,7 @@ def _search_batch(
     """
     num_padding = padded_batch_size(len(sources), batch_sizes(model, search.beam_size)) - len(sources)
     padded = sources + [sources[0]._replace(ids=[model.config.eos_id], phrases=())] * num_padding
-    arguments = _search_arguments(model, padded, search)
+    arguments = _search_arguments(model, padded, search, shortlist)
     arguments["max_tokens"][len(sources) :] = [1] * num_padding
     if any(source.phrases for source in sources):
         arguments["required_phrases"] = [source.phrases for source in padded]
@@ -427,18 +445,22 @@ def _search_batch(
     return rows[: len(sources)]
 
 
-def _search_arguments(model: Transformer, sources: list[EncodedSource], search: SearchConfig) -> dict[str, Any]:
+def _search_arguments(
+    model: Transformer, sources: list[EncodedSource], search: SearchConfig, shortlist: LexicalShortlist | None
+) -> dict[str, Any]:
     """Return the arguments of a search that differ from source to source."""
     config = model.config
     length = padded_length(max(len(source.ids) for source in sources), config.encoder.max_length)
+    ids = [source.ids for source in sources]
     forced = [source.start.first_id for source in sources if source.start.first_id is not None]
     return {
-        "source": pad_ids([source.ids for source in sources], length, config.pad_id),
+        "source": pad_ids(ids, length, config.pad_id),
         "max_tokens": [max_target_tokens(model, len(source.ids), search) for source in sources],
         "start_ids": [source.start.start_id for source in sources],
         "forced_bos_ids": forced or None,
         "prefix_ids": [source.prefix_ids for source in sources],
         "lines": [source.number for source in sources],
+        "shortlist": shortlist and shortlist.ids(ids, config.target_vocab_size, config.share_embeddings),
     }
 
 

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_reduce, tree_unflatten
 
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.attention import AttentionFunction, attention_with_dropout, scaled_dot_product_attention
-from mlx_transformer.model.compilation import CompiledFunctions
+from mlx_transformer.model.compilation import CompiledFunctions, with_arrays
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
 from mlx_transformer.model.kv_cache import CellCache, DecoderCache, KVCache
 from mlx_transformer.model.layers import ACTIVATIONS, NORMS, add_linear, embedding, fused_linear, linear
@@ -31,6 +32,7 @@ from mlx_transformer.model.positions import (
 )
 from mlx_transformer.model.process import check_process
 from mlx_transformer.model.recurrence import linear_recurrence
+from mlx_transformer.model.shortlist import Shortlist, expand_logits, select_rows
 from mlx_transformer.model.token_ids import check_embeddings, check_target_rows, check_token_ids
 from mlx_transformer.storage.checksums import WeightsSource
 
@@ -470,6 +472,7 @@ class Transformer(nn.Module):
         memory: Memory,
         cache: DecoderCache | None = None,
         attend: AttentionFunction = scaled_dot_product_attention,
+        shortlist: Shortlist | None = None,
     ) -> mx.array:
         """Predict the token that follows each target position.
 
@@ -479,15 +482,16 @@ class Transformer(nn.Module):
             memory: The result of `encode`.
             cache: Keys and values, or SSRU states, of the positions before `target`; updated in place.
             attend: The attention function, as in `encode`.
+            shortlist: The tokens that may be predicted, of the method `shortlist`; None for all.
 
         Returns:
-            Logits, (rows, target_length, target_vocab_size).
+            Logits, (rows, target_length, target_vocab_size); -inf for tokens that are not on the shortlist.
 
         Raises:
             ValueError: If a target is longer than the decoder has positions, an id is not in the vocabulary, or the
                 number of rows is not a multiple of the memory's.
         """
-        return self.logits(self._decode(target, memory, cache, attend))
+        return self.logits(self._decode(target, memory, cache, attend), shortlist)
 
     def _decode(
         self,
@@ -560,7 +564,26 @@ class Transformer(nn.Module):
             return self.output.weight, self.output.get("bias", self.get("output_bias"))
         return self._target_embedding.weight, self.get("output_bias")
 
-    def logits(self, hidden_states: mx.array) -> mx.array:
-        """Apply the output layer, (..., dims) -> (..., target_vocab_size)."""
-        logits = (self.output if "output" in self else self._target_embedding.as_linear)(hidden_states)
-        return logits + self.output_bias if "output_bias" in self else logits
+    def logits(self, hidden_states: mx.array, shortlist: Shortlist | None = None) -> mx.array:
+        """Apply the output layer, (..., dims) -> (..., target_vocab_size); see `decode` for `shortlist`."""
+        if shortlist is None:
+            return self._apply_output(hidden_states, self._output_arrays)
+        return expand_logits(self._apply_output(hidden_states, shortlist.rows), shortlist.columns)
+
+    def shortlist(self, ids: np.ndarray) -> Shortlist:
+        """Return the output layer's rows for some token ids, for `decode`; it computes with these only."""
+        return select_rows(self._output_arrays, ids, self.config.target_vocab_size)
+
+    @property
+    def _output_module(self) -> nn.Module:
+        return self.output if "output" in self else self._target_embedding
+
+    @property
+    def _output_arrays(self) -> dict[str, Any]:
+        bias = {"bias": self.output_bias} if "output_bias" in self else {}
+        return {"layer": self._output_module.parameters()} | bias
+
+    def _apply_output(self, hidden_states: mx.array, arrays: dict[str, Any]) -> mx.array:
+        layer = with_arrays(self._output_module, arrays["layer"])
+        logits = (layer if "output" in self else layer.as_linear)(hidden_states)
+        return logits + arrays["bias"] if "bias" in arrays else logits

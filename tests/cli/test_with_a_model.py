@@ -1,5 +1,6 @@
 """Commands with a small model: generate, convert and info."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from mlx.utils import tree_map
 from support.command_line import error_line
+from support.shortlist_files import shortlist_bytes
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main
@@ -41,6 +43,26 @@ def uncompiled():
 @pytest.mark.usefixtures("uncompiled")
 class TestWithAModel:
     """The same commands with a real, tiny, untrained model."""
+
+    @pytest.mark.parametrize("options", [(), ("--stream",), ("--beam-size", 3)])
+    def test_shortlist_limits_the_tokens_of_a_batch(self, folder, tmp_path, options):
+        model, tokenizer = mt.load(folder)
+        path = tmp_path / "lex.bin"
+        path.write_bytes(shortlist_bytes([[tokenizer.source_vocab_size - 1]], num_first=10))
+        arguments = ("generate", "--model", folder, "--max-tokens", 9, *options, LINES[0])
+        limited = self.invoke(*arguments, "--shortlist", path).stdout
+        search = dataclasses.replace(
+            model.search_defaults, beam_size=3 if "--beam-size" in options else 1, max_tokens=9
+        )
+        expected = mt.generate(model, tokenizer, LINES[0], search, shortlist=mt.read_shortlist(path))
+        assert limited == f"{expected}\n" != self.invoke(*arguments).stdout
+
+    def test_a_broken_shortlist_is_one_line(self, folder, tmp_path):
+        (tmp_path / "lex.bin").write_bytes(b"der the 0.5")
+        result = self.invoke("generate", "--model", folder, "--shortlist", tmp_path / "lex.bin", "a", status=1)
+        assert "a shortlist must be a binary one of Marian" in error_line(result)
+        result = self.invoke("generate", "--model", folder, "--shortlist", tmp_path / "none.bin", "a", status=1)
+        assert "none.bin" in error_line(result)
 
     @staticmethod
     def invoke(*arguments, stdin=None, status=0):
