@@ -157,8 +157,7 @@ def generate(
         protect: What targets must copy from their sources: keys of PROTECTED_PATTERNS, such as "urls" and "numbers", or
             regular expressions. None for URLs, addresses and placeholders, and for models that are known to translate
             also tags, paths, handles and symbols.
-        shortlist: Likely target tokens, of `read_shortlist`: each batch generates only those of its sources, which is
-            faster; a text may come out differently in another batch. None for the whole vocabulary.
+        shortlist: Likely target tokens, see `read_shortlist`: each batch generates those of its sources only.
         batch_tokens: See `generate_hypotheses`.
         **options: See `generate_hypotheses`.
 
@@ -172,10 +171,8 @@ def generate(
         search = replace(search, num_hypotheses=1)
     prefix: dict[str, Any] = {"source_prefix": source_prefix}
     split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
-    terms = {"glossary": glossary, "protect": protect if search.num_hypotheses == 1 else ()}
-    shared = (
-        prefix | terms | {"shortlist": shortlist, "batch_tokens": batch_tokens, "scores": False, "return_errors": True}
-    )
+    shared = prefix | {"glossary": glossary, "protect": protect if search.num_hypotheses == 1 else ()}
+    shared |= {"shortlist": shortlist, "batch_tokens": batch_tokens, "scores": False, "return_errors": True}
     search_lines = partial(generate_hypotheses, model, tokenizer, search=search, **shared)
     results = (
         combine_hypotheses(paragraph, [best for best, *_ in rows])
@@ -219,8 +216,7 @@ def generate_hypotheses(
         search: The search configuration; `model.search_defaults` if None.
         source_language: Language code of the lines, or one per line, for models that need one.
         target_language: Language code to generate, or one per line, for models that need one.
-        source_prefix: Text such as "summarize: " that is put before lines that do not begin with it; the model's own
-            prefix if None, no prefix if empty.
+        source_prefix: Text such as "summarize: " to put before lines without it; the model's own if None, none if "".
         target_prefix: Text that targets begin with, or one per line; None or blank for none.
         glossary: See `generate`. With terms, a line has one hypothesis, whose `missing_terms` are those it lacks.
         protect: See `generate`; nothing by default.

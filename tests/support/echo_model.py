@@ -66,6 +66,7 @@ def generate_hypotheses(
     batch_tokens=4096,
     glossary=None,
     protect=(),
+    shortlist=None,
     alignment=None,
     scores=True,
     token_scores=False,

@@ -19,7 +19,10 @@ MAX_SIZE = 2**26  # ten times the largest of Firefox's
 
 
 def read_shortlist(path: str | Path) -> LexicalShortlist:
-    """Read a lexical shortlist of Marian in its binary format (lex.s2t.bin).
+    """Read a lexical shortlist of Marian in its binary format (lex.s2t.bin), for `generate`.
+
+    Each batch then generates only the tokens that are likely for its sources, which is faster; a text may come out
+    differently in another batch.
 
     Raises:
         FileNotFoundError: If the file does not exist.
