@@ -152,8 +152,7 @@ def generate(
         split_sentences: Whether to generate from each sentence of a text on its own. None splits texts that are longer
             than what the model was trained on; sentences are numbered as lines in sampling.
         glossary: Source term -> target term, which targets must contain where their sources contain the source term,
-            as whole words in any case; those in capitals, such as US, only in capitals, and not in a text that is
-            all in capitals. `Terminology` and docs/generating.md have the rules.
+            as whole words in any case, but acronyms in capitals only. `Terminology` has the rules.
         protect: What targets must copy from their sources: keys of PROTECTED_PATTERNS, such as "urls" and "numbers", or
             regular expressions. None for URLs, addresses and placeholders, and for models that are known to translate
             also tags, paths, handles and symbols.
@@ -167,8 +166,7 @@ def generate(
     search = make_search(generate, model, search, options)
     _check_single_hypothesis(search, glossary=glossary)
     lines = make_source_lines(text, source_language, target_language, target_prefix)
-    if not search.temperature:
-        search = replace(search, num_hypotheses=1)
+    search = search if search.temperature else replace(search, num_hypotheses=1)
     prefix: dict[str, Any] = {"source_prefix": source_prefix}
     split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
     shared = prefix | {"glossary": glossary, "protect": protect if search.num_hypotheses == 1 else ()}
@@ -211,8 +209,7 @@ def generate_hypotheses(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        lines: Source texts, or a single one; blank ones and ones without tokens give one empty hypothesis. A SourceLine
-            brings its own languages and target prefix.
+        lines: Source texts, or one; blank ones give one empty hypothesis. A SourceLine has its own languages and prefix.
         search: The search configuration; `model.search_defaults` if None.
         source_language: Language code of the lines, or one per line, for models that need one.
         target_language: Language code to generate, or one per line, for models that need one.
@@ -226,8 +223,7 @@ def generate_hypotheses(
         scores: Whether hypotheses have scores; if not, they are NaN, and greedy search is faster.
         token_scores: Whether to return the log-probability of each token, from the same pass as alignments.
         first_line: Number of the first line; line numbers select random numbers in sampling.
-        return_errors: Whether a line without a result (not a string, unknown language, logits that are not finite, too
-            little memory) gives one hypothesis with an `error`; otherwise it raises an error after the results before.
+        return_errors: Whether a line without a result gives a hypothesis with an `error`, instead of raising it.
         **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
 
     Raises:
