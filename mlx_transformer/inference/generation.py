@@ -209,7 +209,7 @@ def generate_hypotheses(
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        lines: Source texts, or one; blank ones give one empty hypothesis. A SourceLine has its own languages and prefix.
+        lines: Source texts, or one; blank ones give an empty hypothesis. A SourceLine has languages of its own.
         search: The search configuration; `model.search_defaults` if None.
         source_language: Language code of the lines, or one per line, for models that need one.
         target_language: Language code to generate, or one per line, for models that need one.
