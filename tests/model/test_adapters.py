@@ -76,7 +76,7 @@ def adapted_model(adapter, model_config=WIDE, bits=None, seed=0):
 
 @kinds
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("settings", ["pre_norm", "unequal_stacks"])
+@pytest.mark.parametrize("settings", ["pre_norm", "unequal_stacks", "ssru"])
 def test_a_new_adapter_changes_no_bit(adapter, bits, settings):
     model = random_model(WIDE if bits else SETTINGS[settings])
     if bits:
@@ -356,3 +356,12 @@ def adapted_base(adapter, bits, use_dense):
     add_adapter(model, adapter)
     randomize(model)
     return model
+
+
+def test_attention_targets_include_the_projections_of_an_ssru():
+    model = random_model(SETTINGS["ssru"])
+    add_adapter(model, AdapterConfig(rank=2, alpha=4, targets=("attention",)))
+    names = {name.rpartition(".")[0] for name in adapter_arrays(model)}
+    ours = {f"decoder.layers.{i}.ssru.{name}_proj" for i in (0, 1) for name in ("input", "forget", "out")}
+    assert ours <= names
+    assert not any("feed_forward" in name for name in names)

@@ -186,3 +186,12 @@ class TestAttention:
         assert path.read_bytes().startswith(BEGINNINGS[ending])
         assert all(message.startswith("No installed font covers") for message in caplog.messages)
         assert len(caplog.messages) <= 1
+
+
+def test_a_decoder_with_an_ssru_has_no_panels_of_self_attention():
+    model, tokenizer, source, target = word_model(decoder_self_attention="ssru")
+    found = panels(attention_maps.attention_figure(model, tokenizer, source, target))
+    assert [name.partition("\n")[0] for name in found] == ["encoder self-attention", "cross-attention"]
+    message = "decoder has an SSRU instead of self-attention, so it has no attention weights of kind 'decoder': choose"
+    with pytest.raises(ValueError, match=message):
+        attention_maps.attention_figure(model, tokenizer, source, target, ["cross", "decoder"])

@@ -40,13 +40,13 @@ SOURCE = ["the", "cat", "sat", "</s>"]
 TARGET = ["<s>", "le", "chat", "</s>"]
 
 
-def word_model(source=SOURCE, target=TARGET, layers=2):
+def word_model(source=SOURCE, target=TARGET, layers=2, **changes):
     """A random model, its tokenizer and the ids of a source and a target, whose words may be anything."""
     words = dict.fromkeys(["<pad>", "</s>", "<s>", *source, *target])
     tokenizer = Tokenizer(WordVocabulary({word: i for i, word in enumerate(words)}, 0))
     shape = stack(num_layers=layers, max_length=500)
     sizes = {"source_vocab_size": len(words), "target_vocab_size": len(words)}
-    model = random_model(config(encoder=shape, decoder=shape, **sizes))
+    model = random_model(config(encoder=shape, decoder=shape, **sizes, **changes))
     return model, tokenizer, *([tokenizer.source.token_to_id(word) for word in side] for side in (source, target))
 
 

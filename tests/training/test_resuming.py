@@ -29,6 +29,7 @@ VARIANTS = [
     {"average_checkpoints": 2, "keep": 3, "schedule": "cosine"},
     {"compute_dtype": "float16", "recompute": True},
     {"attention_dropout": 0.1, "activation_dropout": 0.1, "patience": 1},
+    {"decoder_self_attention": "ssru", "recompute": True},
 ]
 # Resumes a run and kills itself at the n-th call of a function, or after some time.
 PROGRAM = """

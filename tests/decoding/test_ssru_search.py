@@ -1,0 +1,51 @@
+"""Searches with a recurrent decoder: its states follow their beams, whatever joins or leaves the batch."""
+
+import mlx.core as mx
+import pytest
+from support.reference_search import Teacher, check_equals_reference
+from support.tiny_models import SETTINGS, random_model, random_sources
+
+from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
+
+LENGTHS = (3, 7, 1, 5, 9)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return Teacher(random_model(SETTINGS["ssru"], gain=1.5))
+
+
+@pytest.fixture(scope="module")
+def sources(teacher):
+    return random_sources(teacher.model.config, LENGTHS)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_beam_search_equals_the_reference_search(teacher, sources, beam_size, length_penalty, tolerance):
+    search = SearchConfig(beam_size, beam_size, 9, 0, length_penalty, suppress_ids=(3,))
+    check_equals_reference(teacher, sources, search, tolerance)
+
+
+def test_sentences_that_leave_the_batch_and_caches_that_grow_change_nothing(teacher, sources, tolerance):
+    """After 4 and 8 steps the batch shrinks; after 16 the capacity doubles."""
+    search = SearchConfig(3, 1, 20, 0, suppress_ids=(1, 3))
+    lengths = check_equals_reference(teacher, sources, search, tolerance, limits=[2, 20, 3, 18, 4])
+    assert max(lengths) > 16 and min(lengths) <= 4
+
+
+def test_prefixes_of_several_tokens_equal_the_reference_search(teacher, sources, tolerance):
+    search = SearchConfig(3, 3, 8, 0)
+    prefixes = [[5, 6, 7], [4], [], [9, 9], [8, 7, 6, 5, 4]]
+    for rows in ([0], [0, 3, 4], range(5)):  # run at once up to the length of the shortest, then forced
+        check_equals_reference(
+            teacher, [sources[row] for row in rows], search, tolerance, prefixes=[prefixes[row] for row in rows]
+        )
+
+
+def test_a_stream_gives_the_greedy_target(teacher, sources):
+    source, search = mx.array([sources[4]]), SearchConfig(max_tokens=20, suppress_ids=(1, 3))
+    ((best,),) = generate_ids(teacher.model, source, search)
+    assert list(stream_ids(teacher.model, source, search)) == best.ids
+    assert len(best.ids) == 20
