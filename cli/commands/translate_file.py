@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mlx_transformer.cli.options import (
     target_language_option,
     task_option,
 )
-from mlx_transformer.cli.progress import activity
+from mlx_transformer.cli.progress import Bar, activity
 from mlx_transformer.cli.run_stats import memory_option
 from mlx_transformer.cli.terms import choose_terms, glossary_option, protect_option
 
@@ -87,22 +88,32 @@ def command(
     check_languages(tokenizer, *languages)
     defaults, prefix = select_task(network, task, source_prefix)
     activity.show(f"Translating {source}")
-    report = mt.translate_file(
-        network,
-        tokenizer,
-        source,
-        target,
-        search=search_config(defaults, {name: options.get(name) for name in SEARCH_OPTIONS}),
-        source_language=languages[0],
-        target_language=languages[1],
-        source_prefix=prefix,
-        split_sentences=options["split_sentences"],
-        sentence_language=options["sentence_language"],
-        glossary=options["glossary"],
-        protect=options["protect"],
-        batch_tokens=options["batch_tokens"],
-        overwrite=force,
-    )
+    with ExitStack() as stack:
+        bars: list[Bar] = []
+
+        def show_progress(done: int, known: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(activity.bar(known, "texts")))
+            bars[0].total = known
+            bars[0].update(done)
+
+        report = mt.translate_file(
+            network,
+            tokenizer,
+            source,
+            target,
+            search=search_config(defaults, {name: options.get(name) for name in SEARCH_OPTIONS}),
+            source_language=languages[0],
+            target_language=languages[1],
+            source_prefix=prefix,
+            split_sentences=options["split_sentences"],
+            sentence_language=options["sentence_language"],
+            glossary=options["glossary"],
+            protect=options["protect"],
+            batch_tokens=options["batch_tokens"],
+            overwrite=force,
+            progress=show_progress,
+        )
     activity.clear()
     click.echo(f"Texts translated: {report.texts}")
     for name, meaning in COUNTS.items():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack
 from mlx_transformer.documents.reading import decode_text
-from mlx_transformer.documents.translator import DocumentReport, Translator, make_translator
+from mlx_transformer.documents.translator import DocumentReport, Progress, Translator, make_translator
 from mlx_transformer.inference.search_options import make_search
 from mlx_transformer.messages import install_command, shorten
 from mlx_transformer.model.transformer import Transformer
@@ -137,6 +137,7 @@ def translate_document(
     protect: Sequence[str] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     document_language: str | None = None,
+    progress: Progress | None = None,
     **options: Unpack[SearchOptions],
 ) -> TranslatedDocument:
     """Translate the bytes of a document.
@@ -157,6 +158,8 @@ def translate_document(
         batch_tokens: See `generate_hypotheses`.
         document_language: What the document says its language is, such as fr; if None the target language, or the only
             one of the model.
+        progress: Called after each different text with the number of texts so far, and of those known so far, which are
+            those of the pages so far.
         **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
 
     Raises:
@@ -174,6 +177,7 @@ def translate_document(
         glossary=glossary,
         protect=protect,
         batch_tokens=batch_tokens,
+        progress=progress,
         language=document_language or _language_tag(target_language or tokenizer.config.only_languages[1]),
     )
     return run_translator(translator, data, name)

@@ -25,6 +25,8 @@ MAX_MARKUP = 500  # in one text; a text with more stays as it is
 ATOM = r"\{c+\d+\}"  # the placeholders of `mark_text`
 # Searches texts; the second argument says whether their words are aligned.
 SearchTexts = Callable[[Sequence[str], bool], Iterable[Hypothesis]]
+# Called after each text with the number of texts so far, and of those known so far.
+Progress = Callable[[int, int], object]
 
 
 @dataclass
@@ -58,8 +60,11 @@ class Translator:
         report: Counts.
     """
 
-    def __init__(self, search_texts: SearchTexts, language: str | None = None) -> None:
+    def __init__(
+        self, search_texts: SearchTexts, language: str | None = None, progress: Progress | None = None
+    ) -> None:
         self.search_texts, self.language, self.report = search_texts, language, DocumentReport()
+        self._progress, self._done, self._known = progress, 0, 0
 
     def translate_texts(self, texts: Iterable[str]) -> list[str]:
         """Translate texts; white space around them stays, and so do texts without letters."""
@@ -70,21 +75,26 @@ class Translator:
         contents = list(contents)
         marked = list(map(mark_text, contents))
         self.report.untouched += sum(each.num_inlines > MAX_MARKUP for each in marked)
+        keys = dict.fromkeys((each.text.strip(), bool(each.spans)) for each in marked if _is_translated(each))
+        self._known += len(keys)
         found: dict[tuple[str, bool], Hypothesis] = {}
         for aligned in (False, True):
-            texts = list(
-                dict.fromkeys(
-                    each.text.strip() for each in marked if bool(each.spans) == aligned and _is_translated(each)
-                )
-            )
-            if texts:
-                found |= zip([(text, aligned) for text in texts], self.search_texts(texts, aligned), strict=True)
+            if texts := [text for text, has_spans in keys if has_spans == aligned]:
+                hypotheses = self._count(self.search_texts(texts, aligned))
+                found |= zip([(text, aligned) for text in texts], hypotheses, strict=True)
         return [
             place_markup(each, found[key], self.report)
             if (key := (each.text.strip(), bool(each.spans))) in found
             else content
             for content, each in zip(contents, marked, strict=True)
         ]
+
+    def _count(self, hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
+        for hypothesis in hypotheses:
+            self._done += 1
+            if self._progress:
+                self._progress(self._done, self._known)
+            yield hypothesis
 
 
 def place_markup(marked: MarkedText, hypothesis: Hypothesis, report: DocumentReport) -> Content:
@@ -134,6 +144,7 @@ def make_translator(
     protect: Sequence[str] | None,
     batch_tokens: int,
     language: str | None,
+    progress: Progress | None,
 ) -> Translator:
     """Return a translator that searches with a model; see `translate_document` for the arguments."""
     if not search.temperature:
@@ -169,4 +180,4 @@ def make_translator(
         )
         return raise_first_error(results, lambda best: best.error, "Text")
 
-    return Translator(search_texts, language)
+    return Translator(search_texts, language, progress)

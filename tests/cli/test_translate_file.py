@@ -1,5 +1,8 @@
 """The command `translate-file`."""
 
+import io
+import re
+
 import pytest
 from click.testing import CliRunner
 from support.command_line import error_line
@@ -30,6 +33,22 @@ def test_long_subtitles_are_counted(tmp_path):
     source.write_text(f"1\n00:00:01,000 --> 00:00:02,000\n{'I love you and I know you. ' * 5}\n")
     result = run(source, target, "--max-tokens", "40")
     assert "Subtitles with more than two lines of 42 characters: 1\n" in result.stdout
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_bar_counts_the_texts(tmp_path, monkeypatch, width):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", str(width))
+    source, target = tmp_path / "a.txt", tmp_path / "b.txt"
+    source.write_text("I love you.\nGood morning!\nI love you.\n")
+    main(["translate-file", str(source), str(target)], standalone_mode=False)
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).replace("\r", "\n").splitlines()
+    lines = [line for line in lines if line.strip()]
+    assert lines[-1].startswith("2/2 texts ") and "100%" in lines[-1]
+    assert max(map(len, lines)) <= width
 
 
 @pytest.mark.parametrize(
