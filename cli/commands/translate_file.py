@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,6 @@ def command(
     defaults, prefix = select_task(network, task, source_prefix)
     activity.show(f"Translating {source}")
     with ExitStack() as stack:
-        bars: list[Bar] = []
-
-        def show_progress(done: int, known: int) -> None:
-            if not bars:
-                bars.append(stack.enter_context(activity.bar(known, "texts")))
-            bars[0].total = known
-            bars[0].update(done)
-
         report = mt.translate_file(
             network,
             tokenizer,
@@ -112,7 +105,7 @@ def command(
             protect=options["protect"],
             batch_tokens=options["batch_tokens"],
             overwrite=force,
-            progress=show_progress,
+            progress=progress_bar(stack),
         )
     activity.clear()
     click.echo(f"Texts translated: {report.texts}")
@@ -120,3 +113,16 @@ def command(
         if count := vars(report)[name]:
             click.echo(f"{meaning[0].upper()}{meaning[1:]}: {count}")
     click.echo(f"Document: {target}")
+
+
+def progress_bar(stack: ExitStack) -> Callable[[int, int], None]:
+    """Return a callback that draws a bar of texts on a terminal, from the first text to the end of the stack."""
+    bars: list[Bar] = []
+
+    def report(done: int, known: int) -> None:
+        if not bars:
+            bars.append(stack.enter_context(activity.bar(known, "texts")))
+        bars[0].total = known
+        bars[0].update(done)
+
+    return report
