@@ -2,7 +2,7 @@
 
     python -m benchmarks.ssru
 
-Random weights in the shape of Firefox's small students. The end token is suppressed, so that all targets are equally long.
+Random weights in the shape of Firefox's small students. The end token is suppressed, so all targets are equally long.
 """
 
 from collections.abc import Callable
