@@ -322,7 +322,9 @@ def vocabulary_facts(config: dict[str, Any]) -> str:
 def stack_facts(config: dict[str, Any], side: dict[str, Any]) -> str:
     """Format one stack."""
     norm = "pre-norm" if side["norm_first"] else "post-norm"
+    is_recurrent = side is config["decoder"] and config["decoder_self_attention"] == "ssru"
+    recurrence = ", SSRU instead of self-attention" if is_recurrent else ""
     return (
         f"{side['num_layers']} layers, {config['dims']} wide, {side['num_heads']} heads, feed-forward "
-        f"{side['mlp_dims']}, {norm}, {side['positions']} positions up to {side['max_length']}"
+        f"{side['mlp_dims']}, {norm}, {side['positions']} positions up to {side['max_length']}{recurrence}"
     )

@@ -57,6 +57,17 @@ class TestWithAModel:
         expected = mt.generate(model, tokenizer, LINES[0], search, shortlist=mt.read_shortlist(path))
         assert limited == f"{expected}\n" != self.invoke(*arguments).stdout
 
+    def test_info_names_an_ssru(self, folder, tmp_path):
+        model, tokenizer = mt.load(folder)
+        mt.save(
+            tmp_path / "ssru",
+            mt.Transformer(dataclasses.replace(model.config, decoder_self_attention="ssru")),
+            tokenizer,
+        )
+        lines = self.invoke("info", tmp_path / "ssru").stdout.splitlines()
+        assert [line.split()[0] for line in lines if "SSRU instead of self-attention" in line] == ["decoder"]
+        assert "SSRU" not in self.invoke("info", folder).stdout
+
     def test_a_broken_shortlist_is_one_line(self, folder, tmp_path):
         (tmp_path / "lex.bin").write_bytes(b"der the 0.5")
         result = self.invoke("generate", "--model", folder, "--shortlist", tmp_path / "lex.bin", "a", status=1)
