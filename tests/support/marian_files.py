@@ -3,6 +3,7 @@
 Written from Marian's documentation and what its files contain; the reference for its models.
 """
 
+import math
 import struct
 
 import numpy as np
@@ -227,7 +228,7 @@ def sigmoid(x):
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
     "swish": lambda x: x * sigmoid(x),
-    "gelu": lambda x: x * sigmoid(1.702 * x),  # Marian's approximation
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / 2**0.5)),  # the fork of Firefox: x * sigmoid(1.702 * x)
 }
 
 
