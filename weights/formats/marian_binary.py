@@ -56,11 +56,13 @@ def read_items(data: FileBytes) -> dict[str, MarianItem]:
         CheckpointError: If the file is damaged, or has tensors of other types.
     """
     version, count = NUMBER.unpack(_read(data, 0, 8))[0], NUMBER.unpack(_read(data, 8, 8))[0]
-    if version != VERSION or not 1 <= count <= MAX_ITEMS:
+    if version != VERSION:
         raise CheckpointError(
-            f"a binary file of Marian must have version {VERSION} and 1 to {MAX_ITEMS} items, not version "
-            f"{quote(version)} and {quote(count)} items"
+            f"a binary file of Marian must begin with version {VERSION} in 8 bytes, not with {quote(data[:8])}",
+            "check that it is Marian's .bin, neither compressed nor encrypted",
         )
+    if not 1 <= count <= MAX_ITEMS:
+        raise CheckpointError(f"a binary file of Marian must have 1 to {MAX_ITEMS} items, not {quote(count)}")
     headers = list(HEADER.iter_unpack(_read(data, 16, count * HEADER.size)))
     position = 16 + count * HEADER.size
     names = []
