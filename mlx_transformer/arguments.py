@@ -21,7 +21,7 @@ ACCEPTED = {int: numbers.Integral, float: numbers.Real, Path: os.PathLike}
 def check_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a public function that raises TypeError for an argument that is not of its annotated class.
 
-    Left to the function are texts, searches, and arguments with other annotations than classes.
+    Left to the function are texts, arrays, searches, and arguments with other annotations than classes.
     """
     signature = inspect.signature(function)
     names = [name for name, parameter in signature.parameters.items() if parameter.kind not in VARIADIC]
@@ -55,7 +55,7 @@ def _classes(kind: Any) -> tuple[type, ...]:
     parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     parts = tuple(os.PathLike if get_origin(part) is os.PathLike else part for part in parts)
     is_checkable = all(isinstance(part, type) and part is not Any and get_origin(part) is None for part in parts)
-    return parts if is_checkable else ()
+    return parts if is_checkable and not any(part.__module__ == "mlx.core" for part in parts) else ()
 
 
 def _describe(name: str, expected: tuple[type, ...], value: object, function: str) -> str:

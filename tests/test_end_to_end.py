@@ -214,9 +214,9 @@ def run(*arguments, status=0, stdin=""):
 
 
 def generate(folder, lines, *options):
-    """Run our command line with lines on standard input, which transformers does not split either."""
+    """Run our command line as transformers generates: it neither splits lines nor copies parts of them."""
     stdin = "".join(f"{line}\n" for line in lines)
-    printed = run("generate", "--model", folder, "--no-split-sentences", *options, stdin=stdin)
+    printed = run("generate", "--model", folder, "--no-split-sentences", "--protect", "none", *options, stdin=stdin)
     return printed.removesuffix("\n").split("\n")
 
 
@@ -332,7 +332,7 @@ def test_tasks(tmp_path, load_tokenizer):
     assert len(set(map(tuple, answers))) == len(answers), "each must make a difference"
     message = run("info", tmp_path / "ours")
     assert all(f"{name}: sources begin with {task['prefix']!r}" in message for name, task in TASKS.items())
-    error = run("generate", "--model", tmp_path / "ours", "--task", "sum", status=1, stdin="a\n")
+    error = run("generate", "--model", tmp_path / "ours", "--task", "sum", status=2, stdin="a\n")
     assert "--task must be one of summarization, translation_en_to_de, not 'sum'" in error
 
 

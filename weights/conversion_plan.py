@@ -199,7 +199,7 @@ def plan_conversion(
     fit = find_family(tensor_names, checkpoint, settings, family)
     encoder_alone = is_encoder_alone(fit, settings, embeds=pooling is not None)
     check_model(fit.names, tensor_names.values(), checkpoint, may_be_encoder=encoder_alone)
-    spec = FAMILIES[fit.family]
+    spec = adapted_family(fit, checkpoint)
     names = ParameterMap(checkpoint, spec, fit.names)
     guesses = add_tables_by_shape(names, fit) if spec.defaults else []
     check_required(names, fit, guesses, encoder_alone, rename or {})
@@ -224,6 +224,13 @@ def plan_conversion(
     assumptions = (*guesses, *find_assumptions(spec, defaults_used, names, config, layers))
     settings_read = from_settings if is_own_model else {}
     return ConversionPlan(fit.family, config, loaders, names, fit, settings_read, assumptions)
+
+
+def adapted_family(fit: Fit, checkpoint: Checkpoint) -> Family:
+    """Return the family of a checkpoint, adapted to its tensors."""
+    family = FAMILIES[fit.family]
+    shapes = {name: checkpoint.tensors[full].shape for name, full in fit.names.items()}
+    return family.adapt(family, shapes) if family.adapt is not None else family
 
 
 def check_required(

@@ -43,6 +43,7 @@ from mlx_transformer.weights.conversion_plan import (
 )
 from mlx_transformer.weights.families import FAMILIES
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, read_checkpoint
+from mlx_transformer.weights.formats.model_archive import unpacked
 from mlx_transformer.weights.formats.tensors import quote
 from mlx_transformer.weights.generation_config import (
     decoder_start_id,
@@ -56,6 +57,7 @@ from mlx_transformer.weights.source_config import (
     read_config,
     read_joeynmt_options,
     read_sibling_options,
+    read_yaml,
     training_options,
 )
 from mlx_transformer.weights.tokenizers.loading import read_tokenizer
@@ -200,8 +202,8 @@ def convert(
         if target is not None:
             model_folder.convert_model_folder(folder, target, dtype=dtype, quantize=quantize, overwrite=force)
         return None
-    with open_checkpoint(source, options) as checkpoint:
-        prepared = prepare_checkpoint(checkpoint, source, options)
+    with unpacked(source) as folder, open_checkpoint(folder, options) as checkpoint:
+        prepared = prepare_checkpoint(checkpoint, folder, options)
         model = prepared.build_model(quantize)
         stored = dtype_to_store(checkpoint, prepared.plan.config, dtype, allow_overflow)
         if target is not None:
@@ -317,16 +319,23 @@ def prepare_checkpoint(
     if unsupported := unsupported_settings(generation) if config else []:
         logger.warning("Unsupported generation settings are ignored: %s.", ", ".join(map(quote, unsupported)))
     rules = {} if config else FAMILIES[plan.family].search
-    values = {name: settings.get(rule) if isinstance(rule, str) else rule for name, rule in rules.items()}
+    values = {name: _search_value(rule, settings, plan.config) for name, rule in rules.items()}
     search = replace(search, **{name: value for name, value in values.items() if value is not None})
     tokenizer = read_tokenizer(source, plan, checkpoint.extras, search.forced_bos_id, vocabularies)
     tasks = task_configs(config, generation, plan.config)
     return PreparedCheckpoint(plan, search, tasks, tokenizer, tuple(checkpoint.other_weights))
 
 
+def _search_value(rule: Any, settings: dict[str, Any], config: ModelConfig) -> Any:
+    """Return the value of a search field by a rule of `Family.search`."""
+    if callable(rule):
+        return rule(settings, config)
+    return settings.get(rule) if isinstance(rule, str) else rule
+
+
 def read_settings(source: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the options of the training program, from the checkpoint itself rather than from files next to it."""
-    beside = read_sibling_options(source) | read_joeynmt_options(source)
+    beside = read_sibling_options(source) | read_joeynmt_options(source) | read_yaml(source, None, "decoder.yml")
     return beside | training_options(checkpoint.extras)
 
 

@@ -141,7 +141,7 @@ def expand_layers(names: dict[str, Source], layers: int) -> dict[str, list[Tenso
         name, *rest = source if isinstance(source, tuple) else (source,)
         if leaf and "{leaf}" not in name:
             name += f".{leaf}"
-        return [TensorSource(name.format(i=layer, leaf=leaf), *rest)]
+        return [TensorSource(name.format(i=layer, number=layer + 1, leaf=leaf), *rest)]
 
     sources: dict[str, list[TensorSource]] = {}
     for template, source in names.items():

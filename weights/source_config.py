@@ -7,6 +7,7 @@ from typing import Any
 from mlx_transformer.messages import shorten
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.weights.formats.containers import read_json
+from mlx_transformer.weights.formats.marian_npz import OPTIONS as MARIAN_OPTIONS
 from mlx_transformer.weights.formats.pickled_objects import to_plain
 from mlx_transformer.weights.formats.state_dicts import MODULE_SETTINGS
 
@@ -50,11 +51,16 @@ def read_yaml(path: Path, section: str | None = "model", name: str = "config.yam
         return {}
     if file.stat().st_size > MAX_YAML:
         raise ValueError(f"A {name} must have at most {MAX_YAML} bytes: {file} has more; check the file.")
+    return parse_options(file.read_bytes(), str(file), section)
+
+
+def parse_options(content: bytes, name: str, section: str | None = None) -> dict[str, Any]:
+    """Return the options in a YAML file, or in a section of it, flattened; errors call it `name`."""
     try:
-        data = _parse_yaml(file.read_bytes())
+        data = _parse_yaml(content)
     except (ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         # Values that do not fit their YAML tag raise all of these.
-        raise ValueError(f"{file} must be YAML: {shorten(str(error), 120)}.") from None
+        raise ValueError(f"{name} must be YAML: {shorten(str(error), 120)}.") from None
     options = data.get(section) if isinstance(data, dict) and section is not None else data
     return flatten_options(options) if isinstance(options, dict) else {}
 
@@ -131,6 +137,8 @@ def training_options(extras: dict[str, Any]) -> dict[str, Any]:
         if isinstance(options, dict):
             flat |= flatten_options(options)
     flat.pop("model_type", None)
+    if isinstance(text := flat.pop(MARIAN_OPTIONS, None), str):
+        flat |= parse_options(text.encode(), MARIAN_OPTIONS)
     return flat | {"vocab": to_plain(extras["vocab"])} if "vocab" in extras else flat
 
 

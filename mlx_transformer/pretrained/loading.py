@@ -22,7 +22,7 @@ from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 BUNDLED_MODEL = Path(weights.__file__).parent / "pretrained" / "en-fr"
 URL = re.compile(r"https?://(?:(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+))?")
-TORCH_PATTERNS = ("[!.]*.safetensors*", "[!.]*.bin*", "[!.]*.pt", "[!.]*.pth", "[!.]*.ckpt")
+TORCH_PATTERNS = ("[!.]*.safetensors*", "[!.]*.bin*", "[!.]*.pt", "[!.]*.pth", "[!.]*.ckpt", "[!.]*.npz")
 
 
 def load(

@@ -137,7 +137,8 @@ class TestAttentionCommand:
     def test_errors_are_one_line(self, invoke, tmp_path, monkeypatch, arguments, message):
         monkeypatch.chdir(tmp_path)
         given = arguments if "--output" in arguments else [*arguments, "--output", "a.png"]
-        assert message in error_line(invoke("attention", *given, status=1))
+        status = 2 if message.startswith("--task") else 1
+        assert message in error_line(invoke("attention", *given, status=status))
         assert list(tmp_path.iterdir()) == []
 
     def test_kinds_of_the_option_match_the_figure(self):

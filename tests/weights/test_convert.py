@@ -201,7 +201,7 @@ def run(*arguments):
 
 def test_convert_command(source, tmp_path):
     result = run("convert", source, tmp_path / "ours", "--dtype", "float16")
-    assert (result.exit_code, result.output) == (0, "")
+    assert (result.exit_code, result.stdout) == (0, "")
     assert mt.load_model(tmp_path / "ours").config.dims == DIMS
     again = run("convert", source, tmp_path / "ours")
     assert again.exit_code == 1 and "already exists" in again.output and len(again.output.splitlines()) == 1

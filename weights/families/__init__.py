@@ -14,6 +14,7 @@ from mlx_transformer.weights.families.huggingface import HUGGINGFACE_FAMILIES
 from mlx_transformer.weights.families.hyunwoongko import HYUNWOONGKO
 from mlx_transformer.weights.families.jadore import JADORE
 from mlx_transformer.weights.families.joeynmt import JOEYNMT
+from mlx_transformer.weights.families.marian import MARIAN
 from mlx_transformer.weights.families.opennmt import OPENNMT_PY
 from mlx_transformer.weights.families.spec import Family
 from mlx_transformer.weights.families.torch_nn import TORCH_NN
@@ -33,4 +34,5 @@ FAMILIES: dict[str, Family] = {
     "fairseq": FAIRSEQ,
     "opennmt-py": OPENNMT_PY,
     "joeynmt": JOEYNMT,
+    "marian-native": MARIAN,
 }

@@ -31,13 +31,14 @@ class Family:
         sinusoids: Computes the table of sinusoidal positions.
         ignored: Patterns of tensors that the model does not need.
         supported: Key -> its supported values; any other value is an error.
-        search: Field of SearchConfig -> its value, or as a string the key of its value; for checkpoints without
-            generation settings.
+        search: Field of SearchConfig -> its value, as a string the key of its value, or a function of the settings and
+            the model's configuration; for checkpoints without generation settings.
         defaults: Settings that a file cannot show, such as the activation, with the family's usual values or functions
             from the fields that tensors determine to them; those that nothing else determines are reported as
             assumptions.
         defaults_from: Where these values come from, such as "torch.nn.Transformer".
         source_specials: Special tokens around a source: "start", "end" or both.
+        adapt: Returns the family for a checkpoint whose tensors have these shapes; None for the same family.
     """
 
     names: NameTable
@@ -52,6 +53,7 @@ class Family:
     defaults: dict[str, Any] = field(default_factory=dict)
     defaults_from: str = ""
     source_specials: tuple[str, ...] = ()
+    adapt: Callable[["Family", dict[str, tuple[int, ...]]], "Family"] | None = None
 
     def default_values(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Return the values of `defaults`, from the fields that the tensors determine."""

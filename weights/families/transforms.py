@@ -66,12 +66,21 @@ def sinusoidal_halves(config: ModelConfig, stack: StackConfig) -> mx.array:
 
 
 def sinusoidal_after_padding(config: ModelConfig, stack: StackConfig) -> mx.array:
-    """Compute positions as fairseq does: tensor2tensor's sinusoids, numbered from pad_id + 1.
+    """Compute positions as fairseq does: tensor2tensor's sinusoids, numbered from pad_id + 1."""
+    return _tensor2tensor(config, stack, first=config.pad_id + 1)
+
+
+def sinusoidal_tensor2tensor(config: ModelConfig, stack: StackConfig) -> mx.array:
+    """Compute positions as tensor2tensor and Marian do, numbered from 0."""
+    return _tensor2tensor(config, stack, first=0)
+
+
+def _tensor2tensor(config: ModelConfig, stack: StackConfig, first: int) -> mx.array:
+    """Compute tensor2tensor's sinusoids, numbered from `first`.
 
     Sines fill the left half and cosines the right one; the last frequency is 1/10000. All is computed in float32.
     """
     half = config.dims // 2
-    first = config.pad_id + 1
     frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / max(half - 1, 1)))
     angles = np.arange(first, first + stack.max_length, dtype=np.float32)[:, None] * frequencies
     table = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)

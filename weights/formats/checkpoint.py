@@ -32,7 +32,7 @@ PREFERRED_FILES = (
     "pytorch_model.bin.index.json",
 )
 SHARD_NAME = re.compile(r"(.+)-0*[1-9]\d*-of-(?!0*1\.)\d+(\.[a-z]+)")  # one of several
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 DENSE = "Dense"  # the module of sentence-transformers with weights of its own
 MODULE_PATH = re.compile(r"[\w-]*")  # of a folder beside the weights
 MAX_INDEX = 2**24  # bytes, as of a safetensors header

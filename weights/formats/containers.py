@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.storage.files import parse_json
-from mlx_transformer.weights.formats import zip_archive
+from mlx_transformer.weights.formats import marian_npz, zip_archive
 from mlx_transformer.weights.formats.file_bytes import FileBytes
 from mlx_transformer.weights.formats.other_formats import (
     UNPACK,
@@ -39,6 +39,7 @@ from mlx_transformer.weights.formats.zip_archive import MemberData
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+CONVERT_ARCHIVE = "convert it by mlx-transformer convert, or unpack it"
 MAX_HEADER = 2**24  # bytes of JSON, a hundred times what a large model needs; parsed, it takes up to 20 times more
 MAX_UNPACKINGS, FREE_UNPACKED = 8, 2**24  # of compressed storages, if tensors use them in turn
 SAFETENSORS_DTYPES = {
@@ -101,7 +102,7 @@ class Container:
                 start, end = end, end + piece.size
                 first = piece.storage.start + piece.offset * ITEMSIZE[piece.dtype]
                 length = piece.extent * ITEMSIZE[piece.dtype]
-                data = self._read(tensor.storage.key, member, first, length)
+                data = self.read(tensor.storage.key, member, first, length)
                 values[start:end] = read_elements(piece, data, big_endian=self.big_endian)
         return array.view(mx.bfloat16) if tensor.dtype == "bfloat16" else array
 
@@ -110,7 +111,8 @@ class Container:
         self.unpacked = None
         self.data.close()
 
-    def _read(self, key: str, member: MemberData, start: int, length: int) -> bytes:
+    def read(self, key: str, member: MemberData, start: int, length: int) -> bytes:
+        """Read a part of a storage, which may be compressed."""
         if member.packed is None:
             return self.data[member.start + start : member.start + start + length]
         if self.unpacked is None or self.unpacked[0] != key:
@@ -179,6 +181,11 @@ def _read_container(container: Container) -> None:
 def _read_zip(container: Container) -> None:
     data = container.data
     members = zip_archive.read_directory(data)
+    if marian_npz.is_marian_npz(list(members)):
+        _read_marian_npz(container, members)
+        return
+    if any(name.endswith(".npz") for name in members):
+        raise CheckpointError("a zip file must come from torch.save, this is a folder of Marian", CONVERT_ARCHIVE)
     if (other := describe_members(members)) is not None:
         raise other.error("a zip file must come from torch.save, this is")
     pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -197,6 +204,15 @@ def _read_zip(container: Container) -> None:
         container.storages[key] = zip_archive.locate_member(data, members, f"{top}data/{key}")
     if sum(member.packed or member.size for member in container.storages.values()) > len(data):
         raise CheckpointError("the members of a zip file must not overlap")
+
+
+def _read_marian_npz(container: Container, members: dict[str, zip_archive.Member]) -> None:
+    container.storages = {name: zip_archive.locate_member(container.data, members, name) for name in members}
+    if sum(member.packed or member.size for member in container.storages.values()) > len(container.data):
+        raise CheckpointError("the members of a zip file must not overlap")
+    container.root = marian_npz.read_arrays(
+        container.path, container.storages, lambda name, size: container.read(name, container.storages[name], 0, size)
+    )
 
 
 def _read_legacy(container: Container) -> None:

@@ -100,9 +100,8 @@ OTHER_FORMATS = (
         "a model in Marian's own format",
         FROM_MARIAN,
         rb"\x01\0{7}.{,65000}special:model\.yml",
-        members=r"special:model\.yml\.npy$",
     ),
-    OtherFormat("a file of NumPy arrays", SAVE_WEIGHTS, rb"\x93NUMPY", ("*.npz", "*.npy"), r"\.npy$"),
+    OtherFormat("a file of NumPy arrays", SAVE_WEIGHTS, rb"\x93NUMPY", ("weights*.npz", "*.npy"), r"\.npy$"),
     OtherFormat(
         "a Flax model", FROM_FLAX, rb"[\x81-\x8f][\xa1-\xbf\xd9][ -~]{2}|\xde.{2}[\xa1-\xbf\xd9]", ("*.msgpack",)
     ),

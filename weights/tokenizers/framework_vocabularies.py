@@ -17,6 +17,7 @@ from mlx_transformer.weights.formats.pickled_objects import PickledObject, to_pl
 from mlx_transformer.weights.language_pairs import language_pair
 from mlx_transformer.weights.source_config import read_yaml
 from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
+from mlx_transformer.weights.tokenizers.marian_vocabularies import read_marian_vocabularies
 
 logger = logging.getLogger(__name__)
 FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -34,14 +35,19 @@ def read_framework_vocabularies(folder: Path, family: str, extras: dict[str, Any
 
     Args:
         folder: The checkpoint's folder.
-        family: "fairseq", "opennmt-py" or "joeynmt"; vocabularies of other families are not supported.
+        family: "fairseq", "opennmt-py", "joeynmt" or "marian-native"; others have none.
         extras: The content of the checkpoint file besides its tensors.
 
     Raises:
         ValueError: If a file is damaged, or it is unclear which side a file belongs to.
         FileNotFoundError: If a file that the checkpoint names is missing.
     """
-    read = {"fairseq": _read_fairseq, "opennmt-py": _read_opennmt, "joeynmt": _read_joeynmt}.get(family)
+    read = {
+        "fairseq": _read_fairseq,
+        "opennmt-py": _read_opennmt,
+        "joeynmt": _read_joeynmt,
+        "marian-native": read_marian_vocabularies,
+    }.get(family)
     return None if read is None else read(folder, extras)
 
 

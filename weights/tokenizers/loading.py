@@ -17,7 +17,7 @@ from mlx_transformer.weights.tokenizers.user_vocabularies import UserVocabularie
 
 # Families of translation models, which learned single sentences and leave out sentences of longer texts; few single
 # sentences have more tokens.
-SENTENCE_FAMILIES = ("marian", "m2m100")
+SENTENCE_FAMILIES = ("marian", "marian-native", "m2m100")
 MAX_SENTENCE_TOKENS = 100
 
 

@@ -72,10 +72,6 @@ FILES = {
     "GGML": (b"lmgg" + bytes(40), "a model of llama.cpp"),
     "npz": (arrays(w=np.ones(3)), "a file of NumPy arrays; save the weights"),
     "npy": (saved_by(np.save, np.ones(3)), "a file of NumPy arrays"),
-    "Marian": (
-        arrays(**{"encoder_Wemb": np.ones(3), "special:model.yml": np.frombuffer(b"type: transformer", "i1")}),
-        "a model in Marian's own format; convert it with transformers' convert_marian_to_pytorch",
-    ),
     "Marian's binary format": (marian_binary(), "a model in Marian's own format"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file of Keras or TensorFlow; use the model's torch weights"),
     "Keras": (

@@ -1,0 +1,151 @@
+"""Checkpoints of Marian itself, of type transformer.
+
+Matrices are stored transposed. The decoder begins with a vector of zeros, so that a row of zeros is added to the
+embeddings, for the start token and for padding; all tables get the same number of rows.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_transformer.config.model import ModelConfig
+from mlx_transformer.weights.families import transforms
+from mlx_transformer.weights.families.spec import FINAL_NORMS, OUTPUT_BIAS, STACKS, Family, NameTable, Source
+
+logger = logging.getLogger(__name__)
+MAX_LENGTH = 1024  # of models without a table of positions, which only bounds memory
+NEVER = -10_000.0  # the logit of a token that has no probability, within the range of float16
+UNK_ID = 1  # which Marian generates only if it is told to
+# Options of Marian's search without a counterpart, and their usual values.
+IGNORED_OPTIONS = {"word-penalty": 0, "skip-cost": False, "shortlist": [], "ensemble": []}
+TABLES = ("Wemb", "encoder_Wemb", "decoder_Wemb", "decoder_ff_logit_out_Wt")
+
+
+def _linear(layer: str, weight: str, bias: str) -> NameTable:
+    return {f"{layer}.weight": (weight, mx.transpose), f"{layer}.bias": (bias, transforms.flatten_bias)}
+
+
+def _norm(norm: str, *names: str) -> NameTable:
+    sources: dict[str, list[Source]] = {
+        leaf: [(f"{name}_ln_{end}", transforms.flatten_bias) for name in names]
+        for leaf, end in (("weight", "scale"), ("bias", "bias"))
+    }
+    return {f"{norm}.{leaf}": source for leaf, source in sources.items()}
+
+
+def _layer(stack: str) -> NameTable:
+    """Return the names of a layer; Marian counts layers from one."""
+    ours, theirs = f"{stack}.layers.{{i}}", f"{stack}_l{{number}}"
+    names: NameTable = {}
+    attentions = {"self_attention": "self"} | ({"cross_attention": "context"} if stack == "decoder" else {})
+    for attention, part in attentions.items():
+        for projection, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
+            prefix = f"{theirs}_{part}"
+            names |= _linear(f"{ours}.{attention}.{projection}_proj", f"{prefix}_W{letter}", f"{prefix}_b{letter}")
+        names |= _norm(f"{ours}.{attention}_residual.norm", f"{theirs}_{part}_Wo")
+    for projection, number in (("up", 1), ("down", 2)):
+        prefix = f"{theirs}_ffn"
+        names |= _linear(f"{ours}.feed_forward.{projection}_proj", f"{prefix}_W{number}", f"{prefix}_b{number}")
+    return names | _norm(f"{ours}.feed_forward_residual.norm", f"{theirs}_ffn_ffn")
+
+
+def pad_rows(array: mx.array, rows: int | None = None, value: float = 0.0) -> mx.array:
+    """Append rows of a value to a table, or values to a bias, up to a number of rows; one if None."""
+    count = 1 if rows is None else rows - array.shape[0]
+    return mx.pad(array, [(0, count), *[(0, 0)] * (array.ndim - 1)], constant_values=value)
+
+
+def marian_names(rows: int | None = None) -> NameTable:
+    """Return the names of all tensors; tables get a number of rows, one more than they have if None."""
+    pad: Callable[..., mx.array] = partial(pad_rows, rows=rows)
+    names: NameTable = {}
+    for stack in STACKS:
+        names |= _layer(stack) | _norm(f"{stack}.norm", f"{stack}_top")
+        names |= {
+            f"{stack}.embedding_norm.{leaf}": (f"{stack}_emb_ln_{end}_pre", transforms.flatten_bias)
+            for leaf, end in (("weight", "scale"), ("bias", "bias"))
+        }
+        names[f"{stack}.positions.weight"] = "Wpos"
+    return names | {
+        "source_embedding.weight": [("encoder_Wemb", pad), ("Wemb", pad)],
+        "target_embedding.weight": [("decoder_Wemb", pad), ("Wemb", pad)],
+        "output.weight": [
+            ("decoder_ff_logit_out_Wt", pad),
+            ("decoder_ff_logit_out_W", lambda array: pad(array.T)),
+        ],
+        # So that the added rows have no share of the probabilities.
+        "output.bias": ("decoder_ff_logit_out_b", lambda array: pad(array.flatten(), value=NEVER)),
+    }
+
+
+def with_equal_tables(family: Family, shapes: dict[str, tuple[int, ...]]) -> Family:
+    """Return the family for a checkpoint, whose vocabularies may have different sizes."""
+    sizes = {shapes[name][0] for name in TABLES if len(shapes.get(name, ())) == 2}
+    return replace(family, names=marian_names(max(sizes) + 1)) if len(sizes) > 1 else family
+
+
+def last_id(settings: dict[str, Any]) -> int:
+    """Return the id of the added row, which is padding and the start token."""
+    size: int = settings["tensors"]["target_vocab_size"]
+    return size - 1
+
+
+def suppressed_ids(settings: dict[str, Any], config: ModelConfig) -> tuple[int, ...]:
+    """Return the tokens that are never generated: added rows, and unknown words unless they are allowed."""
+    sizes = settings.get("dim-vocabs")
+    size = sizes[-1] if isinstance(sizes, list) and sizes and type(sizes[-1]) is int else config.start_id
+    added = range(min(size, config.start_id), config.target_vocab_size)
+    for name, usual in IGNORED_OPTIONS.items():
+        if (value := settings.get(name)) not in (None, usual):
+            logger.warning("Marian's option %s %s has no counterpart and is ignored.", name, value)
+    return (*added, *(() if settings.get("allow-unk") else (UNK_ID,)))
+
+
+MARIAN = Family(
+    marian_names(),
+    {
+        "num_heads": "transformer-heads",
+        "activation": ("transformer-ffn-activation", "swish", transforms.activation),
+        "max_length": lambda settings: settings["tensors"].get("encoder.max_length", MAX_LENGTH),
+        "pad_id": last_id,
+        "start_id": last_id,
+    },
+    constants={"norm_first": False, "eos_id": 0, "norm_eps": 1e-6},
+    presence=OUTPUT_BIAS
+    | FINAL_NORMS
+    | {
+        f"{stack}.{setting}": (f"{stack}.{parameter}.weight", present, absent)
+        for stack in STACKS
+        for setting, parameter, present, absent in (
+            ("embedding_norm", "embedding_norm", "after", "none"),
+            ("positions", "positions", "learned", "sinusoidal"),
+            ("scale_embeddings", "positions", False, True),
+        )
+    },
+    sinusoids=transforms.sinusoidal_tensor2tensor,
+    supported={
+        "type": ("transformer",),
+        "transformer-preprocess": ("", "d"),
+        "transformer-postprocess": ("dan", "an"),
+        "transformer-postprocess-top": ("", "n"),
+        "transformer-ffn-depth": (2,),
+        "transformer-decoder-ffn-depth": (0, 2),
+        "transformer-decoder-autoreg": ("self-attention",),
+        "transformer-no-projection": (False,),
+        "transformer-pool": (False,),
+        "transformer-tied-layers": ([],),
+        "lemma-dim-emb": (0,),
+        "ulr": (False,),
+    },
+    search={
+        "beam_size": lambda settings, _: settings.get("beam-size", 12),
+        "length_penalty": lambda settings, _: float(settings.get("normalize", 0)),  # true is 1
+        "max_length_ratio": lambda settings, _: settings.get("max-length-factor", 3),
+        "suppress_ids": suppressed_ids,
+    },
+    adapt=with_equal_tables,
+)
