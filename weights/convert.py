@@ -56,8 +56,8 @@ from mlx_transformer.weights.sentence_transformers import limit_text_length, rea
 from mlx_transformer.weights.source_config import (
     read_config,
     read_joeynmt_options,
+    read_marian_search_options,
     read_sibling_options,
-    read_yaml,
     training_options,
 )
 from mlx_transformer.weights.tokenizers.loading import read_tokenizer
@@ -335,7 +335,7 @@ def _search_value(rule: Any, settings: dict[str, Any], config: ModelConfig) -> A
 
 def read_settings(source: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the options of the training program, from the checkpoint itself rather than from files next to it."""
-    beside = read_sibling_options(source) | read_joeynmt_options(source) | read_yaml(source, None, "decoder.yml")
+    beside = read_sibling_options(source) | read_joeynmt_options(source) | read_marian_search_options(source)
     return beside | training_options(checkpoint.extras)
 
 

@@ -17,6 +17,7 @@ MAX_YAML = 2**17  # bytes of a config.yaml, twenty times the usual size; a megab
 MAX_DIGITS = 100  # of a number in it
 MAX_OPTIONS = 10_000
 OPTION_FILES = ("config.yaml", "config.json", "args.json", "hparams.json", "hparams.yaml")
+MARIAN_SEARCH_FILES = ("decoder.yml", "config.intgemm8bitalpha.yml")  # of OPUS-MT and of Firefox
 MAX_NAME = 1000
 
 # Where training programs store the model's options, the most reliable first.
@@ -101,6 +102,12 @@ def read_joeynmt_options(path: Path) -> dict[str, Any]:
     """Read the model options of a JoeyNMT config.yaml, and its search options prefixed with "testing_"."""
     model, testing = (read_yaml(path, section) for section in ("model", "testing"))
     return model and model | {f"testing_{key}": value for key, value in testing.items()}
+
+
+def read_marian_search_options(path: Path) -> dict[str, Any]:
+    """Read the options of Marian's decoder next to a checkpoint or in its folder."""
+    options = [read_yaml(path, None, name) for name in MARIAN_SEARCH_FILES]
+    return next(filter(None, options), {})
 
 
 def read_sibling_json(path: Path, name: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Checkpoints of Marian itself, of type transformer.
+"""Checkpoints of Marian itself, of type transformer, whose decoder may have SSRUs in place of self-attention.
 
 Matrices are stored transposed. The decoder begins with a vector of zeros, so that a row of zeros is added to the
 embeddings, for the start token and for padding; all tables get the same number of rows.
@@ -46,10 +46,14 @@ def _layer(stack: str) -> NameTable:
         for projection, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
             prefix = f"{theirs}_{part}"
             names |= _linear(f"{ours}.{attention}.{projection}_proj", f"{prefix}_W{letter}", f"{prefix}_b{letter}")
-        names |= _norm(f"{ours}.{attention}_residual.norm", f"{theirs}_{part}_Wo")
+        ends = [f"{part}_Wo", *(["rnn_ffn"] if part == "self" and stack == "decoder" else [])]
+        names |= _norm(f"{ours}.{attention}_residual.norm", *(f"{theirs}_{end}" for end in ends))
     for projection, number in (("up", 1), ("down", 2)):
         prefix = f"{theirs}_ffn"
         names |= _linear(f"{ours}.feed_forward.{projection}_proj", f"{prefix}_W{number}", f"{prefix}_b{number}")
+    if stack == "decoder":
+        names |= {f"{ours}.ssru.input_proj.weight": (f"{theirs}_rnn_W", mx.transpose)}
+        names |= _linear(f"{ours}.ssru.forget_proj", f"{theirs}_rnn_Wf", f"{theirs}_rnn_bf")
     return names | _norm(f"{ours}.feed_forward_residual.norm", f"{theirs}_ffn_ffn")
 
 
@@ -88,6 +92,19 @@ def with_equal_tables(family: Family, shapes: dict[str, tuple[int, ...]]) -> Fam
     return replace(family, names=marian_names(max(sizes) + 1)) if len(sizes) > 1 else family
 
 
+def decoder_self_attention(settings: dict[str, Any]) -> str:
+    """Return the first sublayer of decoder layers; ValueError for a recurrent one that is no plain SSRU."""
+    if settings.get("transformer-decoder-autoreg") != "rnn":
+        return "attention"
+    cell, has_norm = settings.get("dec-cell"), settings.get("layer-normalization")
+    if cell != "ssru" or has_norm:
+        what = f"dec-cell {cell}" + (" with layer-normalization" if has_norm else "")
+        raise ValueError(
+            f"A decoder with {what} cannot be converted: only ssru without layer-normalization is supported."
+        )
+    return "ssru"
+
+
 def last_id(settings: dict[str, Any]) -> int:
     """Return the id of the added row, which is padding and the start token."""
     size: int = settings["tensors"]["target_vocab_size"]
@@ -110,6 +127,7 @@ MARIAN = Family(
     {
         "num_heads": "transformer-heads",
         "activation": ("transformer-ffn-activation", "swish", transforms.activation),
+        "decoder_self_attention": decoder_self_attention,
         "max_length": lambda settings: settings["tensors"].get("encoder.max_length", MAX_LENGTH),
         "pad_id": last_id,
         "start_id": last_id,
@@ -134,7 +152,8 @@ MARIAN = Family(
         "transformer-postprocess-top": ("", "n"),
         "transformer-ffn-depth": (2,),
         "transformer-decoder-ffn-depth": (0, 2),
-        "transformer-decoder-autoreg": ("self-attention",),
+        "transformer-decoder-autoreg": ("self-attention", "rnn"),
+        "transformer-ffn-activation": ("relu", "swish"),  # Marian's gelu is an approximation of its own
         "transformer-no-projection": (False,),
         "transformer-pool": (False,),
         "transformer-tied-layers": ([],),
@@ -148,4 +167,5 @@ MARIAN = Family(
         "suppress_ids": suppressed_ids,
     },
     adapt=with_equal_tables,
+    ignored=("*_QuantMultA",),  # multipliers of inputs, for products of integers
 )

@@ -3,10 +3,12 @@
 Every size that a file claims is checked against the file before it is used.
 """
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.storage.files import parse_json
-from mlx_transformer.weights.formats import marian_npz, zip_archive
+from mlx_transformer.weights.formats import marian_binary, marian_npz, zip_archive
 from mlx_transformer.weights.formats.file_bytes import FileBytes
 from mlx_transformer.weights.formats.other_formats import (
     UNPACK,
@@ -74,6 +76,7 @@ class Container:
         big_endian: The byte order.
         unpacked: The key and bytes of the last compressed storage, for tensors that share it.
         num_unpacked: How many bytes were unpacked.
+        computed: Storage -> a function that reads its values, where they are stored in another form.
     """
 
     path: Path
@@ -83,6 +86,7 @@ class Container:
     big_endian: bool = False
     unpacked: tuple[str, bytes] | None = None
     num_unpacked: int = 0
+    computed: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
 
     def locate(self, storage: Storage) -> MemberData:
         """Return the position of a storage; CheckpointError if it claims more bytes than the file has."""
@@ -95,6 +99,9 @@ class Container:
     def load(self, tensor: Tensor) -> mx.array:
         """Read one tensor, a piece at a time to need little more memory than the tensor."""
         with add_path_to_errors(self.path), np.errstate(over="ignore", invalid="ignore"):
+            if (compute := self.computed.get(tensor.storage.key)) is not None:
+                values = compute().reshape(-1)[tensor.offset : tensor.offset + tensor.size]
+                return mx.array(values.reshape(tensor.shape))
             member = self.locate(tensor.storage)
             array = new_array(tensor)
             values, end = np.asarray(array).reshape(-1), 0  # a view of the array's memory, to write into it
@@ -161,7 +168,9 @@ def _read_container(container: Container) -> None:
     data, name = container.data, container.path.name
     if not len(data):
         raise CheckpointError("a checkpoint must not be empty")
-    if data[8:9] == b"{" and not is_text(data):
+    if data[:8] == marian_binary.START:  # before safetensors, whose header is longer than that
+        _read_marian_binary(container)
+    elif data[8:9] == b"{" and not is_text(data):
         _read_safetensors_header(container)
     elif data[:4] == b"PK\x03\x04":
         _read_zip(container)
@@ -213,6 +222,17 @@ def _read_marian_npz(container: Container, members: dict[str, zip_archive.Member
     container.root = marian_npz.read_arrays(
         container.path, container.storages, lambda name, size: container.read(name, container.storages[name], 0, size)
     )
+
+
+def _read_marian_binary(container: Container) -> None:
+    data, items = container.data, marian_binary.read_items(container.data)
+    container.root = {marian_binary.OPTIONS: marian_binary.read_options(data, items)}
+    for name, item in items.items():
+        if name != marian_binary.OPTIONS:
+            storage = Storage(name, "float32", math.prod(item.shape), file=container.path)
+            container.root[name] = make_tensor(storage, "float32", 0, item.shape, row_major(item.shape))
+            container.storages[name] = MemberData(item.start, storage.nbytes)
+            container.computed[name] = partial(marian_binary.read_values, data, name, item)
 
 
 def _read_legacy(container: Container) -> None:

@@ -14,6 +14,7 @@ from mlx_transformer.weights.formats.tensors import MAX_DIMENSION, CheckpointErr
 
 OPTIONS = "special:model.yml"  # the item with the model's options, text
 VERSION = 1
+START = b"\x01" + bytes(7)  # the version, and of no other format the beginning
 MAX_ITEMS = 20_000  # some twenty times those of a large model
 MAX_NAME, MAX_RANK = 1000, 8
 MAX_OPTIONS = 2**20  # bytes of text

@@ -1,5 +1,6 @@
 """Zip files of whole folders, as OPUS-MT publishes Marian's models: what a conversion needs is unpacked for it."""
 
+import errno
 import shutil
 import tempfile
 import zipfile
@@ -53,6 +54,10 @@ def unpacked(path: Path) -> Iterator[Path]:
         except DAMAGED as error:
             reason = quote(str(error))
             raise CheckpointError(f"a zip file must be complete: {reason}", "download it again", path) from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a position before the file
+                raise
+            raise CheckpointError("a zip file must be complete", "download it again", path) from None
         except CheckpointError as error:
             raise CheckpointError(error.problem, error.remedy, path) from None
         yield folder

@@ -34,7 +34,6 @@ class OtherFormat(NamedTuple):
 DOWNLOAD_AGAIN = "download the file itself, for example with `hf download`"
 FROM_TENSORFLOW = "use the model's torch weights, or make them by transformers 4: from_pretrained(..., from_tf=True)"
 FROM_FLAX = "use the model's torch weights, or make them by transformers 4: from_pretrained(..., from_flax=True)"
-FROM_MARIAN = "convert it with transformers' convert_marian_to_pytorch, or use the OPUS-MT model on the hub"
 USE_ORIGINAL = "convert the torch checkpoint that it was made from"
 FROM_OLD = "write its arrays to a torch checkpoint, or use a model of a toolkit on torch"
 SAVE_WEIGHTS = "save the weights with torch.save(model.state_dict(), ...)"
@@ -96,11 +95,7 @@ OTHER_FORMATS = (
         "a Core ML model", USE_ORIGINAL, rb"\x08[\x01-\x14]\x12.{1,2}\n", ("*.mlmodel", "*.mlpackage*", "Manifest.json")
     ),
     CTRANSLATE2,
-    OtherFormat(
-        "a model in Marian's own format",
-        FROM_MARIAN,
-        rb"\x01\0{7}.{,65000}special:model\.yml",
-    ),
+    OtherFormat("a lexical shortlist of Marian", "give it by generate --shortlist", names=("lex.*.bin",)),
     OtherFormat("a file of NumPy arrays", SAVE_WEIGHTS, rb"\x93NUMPY", ("weights*.npz", "*.npy"), r"\.npy$"),
     OtherFormat(
         "a Flax model", FROM_FLAX, rb"[\x81-\x8f][\xa1-\xbf\xd9][ -~]{2}|\xde.{2}[\xa1-\xbf\xd9]", ("*.msgpack",)

@@ -1,0 +1,103 @@
+"""Vocabularies beside Marian's models: lists of pieces with SentencePiece models, or SentencePiece models alone."""
+
+import json
+import re
+import zipfile
+
+import pytest
+import sentencepiece
+from click.testing import CliRunner
+from support.command_line import error_line
+from support.marian_files import STUDENT
+from support.marian_folders import OPUS_SEARCH, write_firefox_folder, write_opus_folder
+from support.texts import CORPUS
+
+import mlx_transformer as mt
+from mlx_transformer.cli import main
+from mlx_transformer.weights.tokenizers.marian_vocabularies import read_list
+
+TEXTS = [*CORPUS[:6], "a </s> b", ""]
+
+
+@pytest.fixture
+def opus(tmp_path):
+    """A folder of OPUS-MT, with its pieces."""
+    return tmp_path / "opus-mt-en-fr", write_opus_folder(tmp_path / "opus-mt-en-fr")
+
+
+def test_ids_are_those_of_the_list(opus):
+    folder, pieces = opus
+    model, tokenizer = mt.load(folder)
+    for name, encode in (("source", tokenizer.encode), ("target", tokenizer.encode_target)):
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{name}.spm"))
+        for text in TEXTS:
+            expected = [pieces.index(piece) for piece in processor.encode(text, out_type=str) if piece in pieces]
+            assert [i for i in encode(text) if i != 1] == [*(i for i in expected if i != 1), 0]
+    assert tokenizer.config.language_pair == ("en", "fr") and tokenizer.config.max_sentence_tokens
+    assert (model.search_defaults.beam_size, model.search_defaults.length_penalty) == (6, 1.0)
+
+
+def test_zip_files_and_weights_alone_give_the_same_texts(opus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, _ = opus
+    expected = mt.generate(*mt.load(folder), TEXTS[:3], max_tokens=6)
+    assert expected == mt.generate(*mt.load(folder / "opus.spm.npz"), TEXTS[:3], max_tokens=6)
+    with zipfile.ZipFile("eng-fra.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in folder.iterdir():
+            archive.write(path, f"models/{path.name}")
+        archive.writestr("../escape.yml", "a: 1")
+    result = CliRunner().invoke(main, ["convert", "eng-fra.zip", "converted"])
+    assert result.exit_code == 0, result.output
+    model, tokenizer = mt.load("converted")
+    assert mt.generate(model, tokenizer, TEXTS[:3], max_tokens=6) == expected
+    assert tokenizer.config.language_pair == ("en", "fr") and not (tmp_path.parent / "escape.yml").exists()
+    line = error_line(CliRunner().invoke(main, ["generate", "--model", "eng-fra.zip", "a"]))
+    assert "this is a folder of Marian; convert it by mlx-transformer convert" in line
+
+
+def test_a_student_of_firefox_has_one_vocabulary(tmp_path):
+    size = write_firefox_folder(tmp_path / "enfr", **STUDENT)
+    model, tokenizer = mt.load(tmp_path / "enfr")
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "enfr" / "vocab.enfr.spm"))
+    assert [tokenizer.encode(text) for text in TEXTS] == [[*processor.encode(text), 0] for text in TEXTS]
+    assert model.config.decoder_self_attention == "ssru" and model.config.target_vocab_size == size + 1
+    assert tokenizer.config.language_pair == ("en", "fr") and isinstance(mt.generate(model, tokenizer, "Hello."), str)
+    facts = json.loads(CliRunner().invoke(main, ["info", str(tmp_path / "enfr"), "--json"]).output)
+    assert facts["family"] == "marian-native"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "target.spm").unlink(), "needs source.spm and target.spm"),
+        (lambda folder: (folder / "opus.spm.vocab.yml").write_text("a: 0\nb: 2\n"), "must number its 2 pieces from 0"),
+        (lambda folder: (folder / "opus.spm.vocab.yml").write_text("a: &x 0\nb: *x\n"), "must be a list of pieces"),
+        (lambda folder: (folder / "opus.spm.vocab.yml").write_text("- a\n"), "must be a list of pieces with their ids"),
+        (lambda folder: (folder / "opus.spm.vocab.yml").write_text("a: [0]\n"), "must be a list of pieces"),
+        (lambda folder: (folder / "opus.spm.vocab.yml").write_text("a: 0\na: 1\n"), "must number its 1 pieces"),
+        (lambda folder: (folder / "source.spm").write_bytes(b"no model"), "source.spm|SentencePiece|sentencepiece"),
+        (lambda folder: (folder / "decoder.yml").write_text("a: [1, 2\n"), "decoder.yml must be YAML"),
+        (lambda folder: (folder / "other.npz").write_bytes(b"any"), "a folder must have one checkpoint"),
+    ],
+)
+def test_damaged_folders_are_one_line(opus, change, message):
+    folder, _ = opus
+    change(folder)
+    result = CliRunner().invoke(main, ["generate", "--model", str(folder), "a"])
+    assert result.exit_code == 1
+    assert re.search(message, error_line(result))
+
+
+def test_lists_are_read_without_their_values_growing(tmp_path):
+    path = tmp_path / "vocab.yml"
+    path.write_text("".join(f"'p{i}': {i}\n" for i in range(3)))
+    assert read_list(path) == {"p0": 0, "p1": 1, "p2": 2}
+    path.write_text("a: &x [0, 0]\nb: [*x, *x]\n")
+    with pytest.raises(ValueError, match="must be a list of pieces"):
+        read_list(path)
+
+
+def test_search_options_are_told(tmp_path, caplog):
+    write_opus_folder(tmp_path / "en-fr", OPUS_SEARCH | {"skip-cost": True})
+    mt.load(tmp_path / "en-fr")
+    assert "Marian's option skip-cost True has no counterpart and is ignored." in caplog.text
