@@ -54,6 +54,7 @@ def _layer(stack: str) -> NameTable:
     if stack == "decoder":
         names |= {f"{ours}.ssru.input_proj.weight": (f"{theirs}_rnn_W", mx.transpose)}
         names |= _linear(f"{ours}.ssru.forget_proj", f"{theirs}_rnn_Wf", f"{theirs}_rnn_bf")
+        names |= _linear(f"{ours}.ssru.out_proj", f"{theirs}_rnn_Wo", f"{theirs}_rnn_bo")
     return names | _norm(f"{ours}.feed_forward_residual.norm", f"{theirs}_ffn_ffn")
 
 
@@ -135,6 +136,7 @@ MARIAN = Family(
     constants={"norm_first": False, "eos_id": 0, "norm_eps": 1e-6},
     presence=OUTPUT_BIAS
     | FINAL_NORMS
+    | {"ssru_projection": ("decoder.layers.0.ssru.out_proj.weight", True, False)}
     | {
         f"{stack}.{setting}": (f"{stack}.{parameter}.weight", present, absent)
         for stack in STACKS
