@@ -50,11 +50,6 @@ def ctranslate2(spec):
     return struct.pack("<IH", 6, len(name)) + name + struct.pack("<II", 7, 2) + bytes(range(200))
 
 
-def marian_binary():
-    names = b"encoder_Wemb\0special:model.yml\0"
-    return struct.pack("<2Q", 1, 2) + struct.pack("<4Q", 13, 256, 2, 96) * 2 + names + bytes(100)
-
-
 def protobuf(field, content):
     return bytes([field << 3 | 2, len(content)]) + content
 
@@ -72,7 +67,6 @@ FILES = {
     "GGML": (b"lmgg" + bytes(40), "a model of llama.cpp"),
     "npz": (arrays(w=np.ones(3)), "a file of NumPy arrays; save the weights"),
     "npy": (saved_by(np.save, np.ones(3)), "a file of NumPy arrays"),
-    "Marian's binary format": (marian_binary(), "a model in Marian's own format"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file of Keras or TensorFlow; use the model's torch weights"),
     "Keras": (
         zipped(**{"metadata.json": "{}", "config.json": "{}", "model.weights.h5": b"\x89HDF"}),
