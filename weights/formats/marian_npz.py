@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def read_header(path: Path, member: str, data: MemberData, start: bytes) -> Tens
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, is_fortran, dtype = reader(stream, max_header_size=MAX_HEADER)
-    except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+    except (ValueError, LookupError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise CheckpointError(f"{quote(member)} must be an array of NumPy: {quote(str(error))}") from None
     if dtype.str not in DTYPES or (is_fortran and len(shape) > 1):
         order = " in Fortran's order" if is_fortran else ""
