@@ -17,7 +17,8 @@ PROTECTED_PATTERNS = {
     "tags": rf"</?[A-Za-z][\w:-]*(?:{ATTRIBUTE})*\s*/?>",
     "paths": r"(?<![\w/.:@-])(?:(?:~|\.{1,2})/|/[\w.+-]+/)[\w.+/-]*\w/?|(?<!\w)[A-Za-z]:\\[^\s<>\"|?*]*\w",
     "handles": r"(?<![\w@#/&.])[@#][^\W\d]\w+",
-    "symbols": rf"\d+(?:[.,]\d+)?\s?°(?:\s?[CF]\b)?|#\d+(?!\w)|[{SIGNS}]+",
+    "symbols": r"\d+(?:[.,]\d+)?\s?°(?:\s?[CF]\b)?|#\s?\d+(?!\w)"
+    rf"|[€£¥$]\s?\d+(?:[.,]\d+)*(?!\w)|(?<![\d.,])\d+(?:[.,]\d+)*\s?[€£¥]|[{SIGNS}]+",
     "numbers": r"(?<![\w.,:/-])[-−+]?\d+(?:[.,:/-]\d+)*(?!\w)",
 }
 DEFAULT_PROTECTED = ("urls", "addresses", "placeholders")

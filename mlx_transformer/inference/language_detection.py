@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any
 
+from mlx_transformer.messages import install_command
 from mlx_transformer.tokenization.texts import check_list, check_texts, string_error
 
 
@@ -68,7 +69,7 @@ def _load_identifier() -> Any:
         import langcodes  # noqa: F401
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
-        raise ValueError("Languages are detected by two packages: pip install py3langid langcodes.") from error
+        raise ValueError(f"Languages are detected by py3langid and langcodes: {install_command('detect')}.") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 

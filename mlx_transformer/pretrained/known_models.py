@@ -131,6 +131,8 @@ def known_models(
     Raises:
         ValueError: If a language or the task is unknown.
     """
+    for word in words:
+        check_type("A word", word, str)
     source = find_language("source_language", source_language)
     target = find_language("target_language", target_language)
     if task is not None:

@@ -60,8 +60,8 @@ class LibreTranslateAPI:
         if not is_installed():
             raise RequestError(
                 501,
-                "This server does not detect languages: give the source language, see /languages, or install py3langid "
-                "and langcodes where it runs.",
+                "This server does not detect languages: give the source language, see /languages, or install the extra "
+                "detect where it runs.",
             )
         ranked = await asyncio.to_thread(rank_language, text, self._store.sources(target))
         if ranked is None:

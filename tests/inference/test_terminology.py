@@ -36,7 +36,8 @@ class TestFinding:
             ("paths", r"Open C:\Users\x.txt now, and/or 1/2/3; he/she.", [r"C:\Users\x.txt"]),
             ("handles", "Ask @tom about #MLX, not a@b.example, #1 or C#.", ["@tom", "#MLX"]),
             ("symbols", "20°C, 5 ° and #1: ♪ © → 😀👍🏽 a < b", ["20°C", "5 °", "#1", "♪", "©", "→", "😀👍🏽", "<"]),
-            ("symbols", "$5 & 50% + 3 * (2/1) at 5 € - ok?", []),
+            ("symbols", "& 50% + 3 * (2/1) at 5 - ok?", []),
+            ("symbols", "# 5 for €5, $1,250.50 or 3.20 € each", ["# 5", "€5", "$1,250.50", "3.20 €"]),
             ("numbers", "12.50 and 555-1234, at 18:30 in A4: -5.", ["12.50", "555-1234", "18:30", "-5"]),
         ],
     )

@@ -84,6 +84,10 @@ class TestTable:
 
 
 class TestSearch:
+    def test_words_are_texts(self):
+        with pytest.raises(ValueError, match="A word must be str, not 5"):
+            mt.known_models(5)
+
     def test_a_pair_comes_before_multilingual_models(self):
         found = names(mt.known_models(source_language="fr", target_language="de"))
         assert found[0] == "Helsinki-NLP/opus-mt-fr-de" and "facebook/m2m100_418M" in found

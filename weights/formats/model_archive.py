@@ -1,6 +1,7 @@
-"""Zip files of whole folders, as OPUS-MT publishes Marian's models: what a conversion needs is unpacked for it."""
+"""Zip files of OPUS-MT and folders of .gz files, as Firefox has them: what a conversion needs is unpacked for it."""
 
 import errno
+import gzip
 import shutil
 import tempfile
 import zipfile
@@ -13,7 +14,16 @@ from mlx_transformer.weights.formats.tensors import CheckpointError, quote
 
 WEIGHTS = ".npz"
 SUFFIXES = (WEIGHTS, ".spm", ".yml", ".yaml")  # of files that are unpacked; scripts, texts and others are not
-DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, FileExistsError)
+# Errors of damaged files, also of a name that appears twice.
+DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    FileExistsError,
+    gzip.BadGzipFile,
+)
 MAX_MEMBERS = 10_000
 MAX_BYTES = 2**34
 MAX_RATIO, FREE_BYTES = 100, 2**20  # a member may unpack to 100 times its size, or to 1 MiB
@@ -32,28 +42,30 @@ def is_model_archive(path: Path) -> bool:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """Unpack a model's files from a zip file into a temporary folder; any other path is returned as it is.
+    """Unpack a model's files from a zip file, or a folder of .gz files, into a temporary folder; other paths stay.
 
-    The folder has the name of the zip file, which may tell the languages.
+    The folder has the name of the original, which may tell the languages.
 
     Raises:
         CheckpointError: If the file is damaged, has several models, or would unpack to too much.
     """
-    if not is_model_archive(path):
+    compressed = sorted(path.glob("*.gz")) if path.is_dir() else []
+    compressed = [file for file in compressed if file.stem.endswith((*SUFFIXES, ".bin"))]
+    if not compressed and not is_model_archive(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as root:
-        folder = Path(root) / (path.stem if path.stem.strip(".") else "model")
+        name = path.name if compressed else path.stem
+        folder = Path(root) / (name if name.strip(".") else "model")
         folder.mkdir()
         try:
-            with zipfile.ZipFile(path) as archive:
-                for member in choose_members(archive.infolist()):
-                    name = PurePosixPath(member.filename).name
-                    with archive.open(member) as source, (folder / name).open("xb") as file:
-                        shutil.copyfileobj(source, file)
+            if compressed:
+                _decompress(compressed, folder)
+            else:
+                _unpack_zip(path, folder)
         except DAMAGED as error:
             reason = quote(str(error))
-            raise CheckpointError(f"a zip file must be complete: {reason}", "download it again", path) from None
+            raise CheckpointError(f"packed files must be complete: {reason}", "download them again", path) from None
         except OSError as error:
             if error.errno != errno.EINVAL:  # a position before the file
                 raise
@@ -61,6 +73,27 @@ def unpacked(path: Path) -> Iterator[Path]:
         except CheckpointError as error:
             raise CheckpointError(error.problem, error.remedy, path) from None
         yield folder
+
+
+def _unpack_zip(path: Path, folder: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for member in choose_members(archive.infolist()):
+            with archive.open(member) as source, (folder / PurePosixPath(member.filename).name).open("xb") as file:
+                shutil.copyfileobj(source, file)
+
+
+def _decompress(files: list[Path], folder: Path) -> None:
+    """Decompress files; others of the model may stand beside them."""
+    for path in files[0].parent.iterdir():
+        if path.suffix in (*SUFFIXES, ".bin") and path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    for path in files:
+        limit = max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
+        with gzip.open(path) as source, (folder / path.stem).open("xb") as file:
+            while chunk := source.read(FREE_BYTES):
+                file.write(chunk)
+                if file.tell() > limit:
+                    raise CheckpointError(f"{quote(path.name)} must not unpack to more than {limit} bytes: a bomb?")
 
 
 def choose_members(members: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:

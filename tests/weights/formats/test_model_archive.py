@@ -1,5 +1,6 @@
 """Zip files of models: only what a conversion needs is unpacked, and hostile ones are refused in one line."""
 
+import gzip
 import io
 import zipfile
 
@@ -59,6 +60,27 @@ def test_hostile_archives(tmp_path, case):
             assert [each.name for each in folder.iterdir()] == ["a.npz"]
         return
     with pytest.raises(CheckpointError, match=message), unpacked(path):
+        pass
+
+
+def test_folders_of_compressed_files(tmp_path):
+    folder = tmp_path / "enfr"
+    folder.mkdir()
+    for name in ("model.enfr.intgemm.alphas.bin.gz", "vocab.enfr.spm.gz"):
+        (folder / name).write_bytes(gzip.compress(name.encode()))
+    (folder / "config.yml").write_text("beam-size: 1")
+    (folder / "README.md.gz").write_bytes(b"no gzip data")
+    with unpacked(folder) as plain:
+        assert plain.name == "enfr" and {path.name: path.read_bytes()[:5] for path in plain.iterdir()} == {
+            "model.enfr.intgemm.alphas.bin": b"model",
+            "vocab.enfr.spm": b"vocab",
+            "config.yml": b"beam-",
+        }
+    (folder / "vocab.enfr.spm.gz").write_bytes(b"no gzip data")
+    with pytest.raises(CheckpointError, match="packed files must be complete"), unpacked(folder):
+        pass
+    (folder / "vocab.enfr.spm.gz").write_bytes(gzip.compress(bytes(2**27)))
+    with pytest.raises(CheckpointError, match="must not unpack to more than"), unpacked(folder):
         pass
 
 
