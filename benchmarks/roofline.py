@@ -92,13 +92,18 @@ def step_bytes(config: ModelConfig, number_format: Format, workload: Workload) -
     stack = config.decoder
     projection_dims = stack.num_heads * (config.head_dims or config.dims // stack.num_heads)
     key_values = 2 * projection_dims * stack.num_layers * number_format.itemsize
+    rows = workload.batch * workload.beams
+    if config.decoder_self_attention == "ssru":  # one state for each row, in float32
+        self_state = rows * config.dims * stack.num_layers * 4
+    else:
+        self_state = rows * workload.length * key_values
     return {
         "layers": stack.num_layers * layer_bytes(config, number_format, projection_dims)
         + non_layer_bytes(config, number_format),
         "output": number_format.matrix_bytes(config.target_vocab_size * config.dims)
         + config.output_bias * config.target_vocab_size * number_format.itemsize,
         "cross keys and values": workload.batch * workload.source_length * key_values,
-        "self keys and values": workload.batch * workload.beams * workload.length * key_values,
+        "self keys and values": self_state,
     }
 
 
@@ -107,12 +112,18 @@ def layer_bytes(config: ModelConfig, number_format: Format, projection_dims: int
     dims, mlp = config.dims, config.decoder.mlp_dims
     out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
     num_inputs = 1 + config.gated_mlp
-    # Biases of query, key and value of self-attention, query of cross-attention, and both output projections.
-    vectors = 4 * config.attention_bias * projection_dims + 2 * out_bias * dims
+    # Biases of the query and output projection of cross-attention, then of self-attention or the SSRU.
+    vectors = config.attention_bias * projection_dims + out_bias * dims
+    matrices = 2 * number_format.matrix_bytes(dims * projection_dims)
+    if config.decoder_self_attention == "ssru":
+        vectors += (1 + config.ssru_projection) * dims
+        matrices += (2 + config.ssru_projection) * number_format.matrix_bytes(dims * dims)
+    else:
+        vectors += 3 * config.attention_bias * projection_dims + out_bias * dims
+        matrices += 4 * number_format.matrix_bytes(dims * projection_dims)
     vectors += config.mlp_bias * (num_inputs * mlp + dims)
     vectors += 3 * num_norm_weights(config)
     tables = config.decoder.bias_each_layer * num_relative_bias_weights(config)
-    matrices = 6 * number_format.matrix_bytes(dims * projection_dims)
     matrices += (num_inputs + 1) * number_format.matrix_bytes(dims * mlp)
     return matrices + (vectors + tables) * number_format.itemsize
 

@@ -119,7 +119,7 @@ def _make_item(name: str, code: int, shape: tuple[int, ...], start: int, size: i
         raise CheckpointError(
             f"tensor {quote(name)} must have one of the types {', '.join(TYPES.values())}, not "
             f"{PACKED_TYPES.get(code, quote(code))}",
-            "use the model in float32, or convert that with marian-conv --gemm-type intgemm8",
+            "use the model in float32, or convert that to intgemm8 with marian-conv",
         )
     kind = TYPES[code]
     nbytes = math.prod(shape) * np.dtype(DTYPES[kind]).itemsize + (MULTIPLIER.itemsize if kind in QUANTISED else 0)
