@@ -20,6 +20,7 @@ REPLACEABLE = re.compile(
 # French and Italian articles and the like at the end of a text: elided, or to be elided before a vowel.
 ELIDED = re.compile(r"\b(?:[cdjlmnst]|qu)['’]$", re.IGNORECASE)
 ELIDABLE = re.compile(r"\b(?:[cdjlmnst]e|que|l[ao]) $", re.IGNORECASE)
+PUNCTUATION = " \u00a0\u202f.!?…。！？"  # at the end of a sentence
 VOWELS = "aeiouhàâéèêëîïôœûü"
 
 Align = Callable[[Sequence[SourceLine], Sequence[str]], list[Score]]  # scores and aligns the target of each line
@@ -55,7 +56,8 @@ def _follows(source: str, term: Term) -> bool:
     """Whether markup belongs to the word before it: closing tags, and what stands directly behind a word only."""
     before, after = source[: term.start], source[term.start :]
     is_behind, is_in_front = (bool(re.match(WORD_CHARACTER, text)) for text in (before[-1:], after))
-    return term.target.startswith("</") or not after.strip() or (is_behind and not is_in_front)
+    is_last = not (re.search(WORD_CHARACTER, after) if is_symbol(term) else after.strip())
+    return term.target.startswith("</") or is_last or (is_behind and not is_in_front)
 
 
 def _with_space(source: str, term: Term) -> str:
@@ -71,8 +73,10 @@ def _markup_position(source: str, target: str, term: Term, pairs: Sequence[tuple
     """Return where markup stands in a target; -1 if its neighbour is not aligned."""
     before, after = source[: term.start], source[term.start :]
     follows = _follows(source, term)
-    if is_symbol(term) and not (before.strip() and after.strip()):
-        return len(target) if before.strip() else 0
+    if is_symbol(term) and not before.strip():
+        return 0
+    if is_symbol(term) and not re.search(WORD_CHARACTER, after):  # before the punctuation at the end, if it was there
+        return len(target.rstrip(PUNCTUATION)) if after.strip() else len(target)
     is_behind, is_in_front = (bool(re.match(WORD_CHARACTER, text)) for text in (before[-1:], after))
     neighbour = len(WORD.findall(before if follows else before + "x")) - 1
     target_words = [*WORD.finditer(target)]

@@ -307,6 +307,9 @@ def bundled():
             ("A → cat 😀", "Un chat", [(0, 0), (1, 1)], "Un → chat 😀"),
             ("A cat© sees", "Un chat voit", [(0, 0), (1, 1), (2, 2)], "Un chat© voit"),
             ("A © cat", "Un", [(0, 0)], "Un"),
+            ("A cat 😀.", "Un chat.", [(0, 0), (1, 1)], "Un chat 😀."),
+            ("A cat 😀!", "Un chat\u202f!", [], "Un chat 😀\u202f!"),
+            ("A cat. 😀", "Un chat.", [], "Un chat. 😀"),
         ],
     )
     def test_symbols_keep_their_spaces_and_the_ends_of_a_text(self, source, target, pairs, expected):
