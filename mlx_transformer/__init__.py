@@ -27,7 +27,7 @@ _MODULES = {
     "Tokenizer": "tokenization.tokenizer",
     "Hypothesis": "decoding.hypothesis",
     "generate_ids": "decoding.beam_search",
-    "LexicalShortlist": "decoding.shortlist",
+    "LexicalShortlist": "decoding.lexical_shortlist",
     "read_shortlist": "weights.formats.lexical_shortlist",
     "generate": "inference.generation",
     "generate_hypotheses": "inference.generation",

@@ -12,7 +12,7 @@ from .config.search import SearchOptions as SearchOptions
 from .config.training import TrainingConfig as TrainingConfig
 from .decoding.beam_search import generate_ids as generate_ids
 from .decoding.hypothesis import Hypothesis as Hypothesis
-from .decoding.shortlist import LexicalShortlist as LexicalShortlist
+from .decoding.lexical_shortlist import LexicalShortlist as LexicalShortlist
 from .documents.translation import TranslatedDocument as TranslatedDocument
 from .documents.translation import translate_document as translate_document
 from .documents.translation import translate_file as translate_file

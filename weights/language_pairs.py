@@ -1,6 +1,7 @@
-"""Languages of models for one pair, as files and names of checkpoints tell them."""
+"""Languages of Marian's models, as files, names and tags tell them."""
 
 import re
+from typing import Any
 
 from mlx_transformer.tokenization.languages import short_code
 
@@ -21,3 +22,12 @@ def pair_of_name(name: str) -> tuple[str, str] | None:
     """Return the languages of a checkpoint with a name such as opus-mt-en-fr; None for other names."""
     match = NAME.fullmatch(name)
     return language_pair(*match.groups()) if match else None
+
+
+def tag_fields(ids: dict[str, int]) -> dict[str, Any]:
+    """Return the fields of TokenizerConfig for target languages with tags such as ">>fra<<" among the pieces.
+
+    A model of one language needs no tag.
+    """
+    languages = {piece[2:-2]: i for piece, i in ids.items() if piece.startswith(">>") and piece.endswith("<<")}
+    return {"languages": languages, "target_language": "source"} if len(languages) > 1 else {}

@@ -7,7 +7,7 @@ from typing import Any
 from mlx_transformer.messages import shorten
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.weights.formats.containers import read_json
-from mlx_transformer.weights.formats.marian_npz import OPTIONS as MARIAN_OPTIONS
+from mlx_transformer.weights.formats.marian_binary import OPTIONS as MARIAN_OPTIONS
 from mlx_transformer.weights.formats.pickled_objects import to_plain
 from mlx_transformer.weights.formats.state_dicts import MODULE_SETTINGS
 

@@ -21,7 +21,7 @@ from mlx_transformer.cli.tables import print_fields, print_table, print_written_
 MAX_DETAILS = 20
 VOCABULARY_OPTIONS = ("tokenizer", "source_vocab", "target_vocab", "level", "lowercase", "source_specials")
 LARGE = 1 << 28  # bytes; smaller models need no progress bar
-ADAPTER_OPTIONS = "it takes no other options than --revision and, for one of PEFT, --force."
+ONLY_ADAPTERS = "--base converts an adapter: it takes no other options than --revision and, for one of PEFT, --force."
 
 
 @click.command("convert", cls=GroupedCommand, short_help="Convert a torch checkpoint to a model folder.")
@@ -118,7 +118,7 @@ def command(
     if base is not None:
         overwrite = options.pop("force")
         if destination is None or dry_run or quantize or settings or rename or any(options.values()):
-            raise click.UsageError(f"--base converts an adapter: {ADAPTER_OPTIONS}")
+            raise click.UsageError(ONLY_ADAPTERS)
         convert_adapter(source, destination, base, revision, overwrite)
         return
     tokenizer = parse_tokenizer(**{name: options.pop(name) for name in VOCABULARY_OPTIONS})

@@ -19,8 +19,7 @@ def split_accelerator(text: str) -> tuple[str, str, str]:
 def add_accelerator(text: str, mark: str, letter: str) -> str:
     """Return a label with an accelerator: before a word that begins with the same letter, else before the first letter.
 
-    A label without Latin letters gets the letter of the source in brackets, which
-    is the custom of Chinese, Japanese and Korean.
+    A label without Latin letters gets the letter of the source in brackets, as is usual in Chinese and Japanese.
     """
     if not mark:
         return text

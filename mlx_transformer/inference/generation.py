@@ -16,7 +16,7 @@ from mlx_transformer.decoding.batch_sizes import batch_sizes
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
 from mlx_transformer.decoding.inputs import max_target_tokens
-from mlx_transformer.decoding.shortlist import LexicalShortlist
+from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.inference.alignment import source_word_indices, token_indices, word_indices_of_ids
 from mlx_transformer.inference.batching import (
     READ_AHEAD,

@@ -560,9 +560,7 @@ class Transformer(nn.Module):
     @property
     def output_layer(self) -> tuple[mx.array, mx.array | None]:
         """The output layer's weight, (target_vocab_size, dims), and its bias."""
-        if "output" in self:
-            return self.output.weight, self.output.get("bias", self.get("output_bias"))
-        return self._target_embedding.weight, self.get("output_bias")
+        return self.output_module.weight, self.output_module.get("bias", self.get("output_bias"))
 
     def logits(self, hidden_states: mx.array, shortlist: Shortlist | None = None) -> mx.array:
         """Apply the output layer, (..., dims) -> (..., target_vocab_size); see `decode` for `shortlist`."""
@@ -575,15 +573,16 @@ class Transformer(nn.Module):
         return select_rows(self._output_arrays, ids, self.config.target_vocab_size)
 
     @property
-    def _output_module(self) -> nn.Module:
+    def output_module(self) -> nn.Module:
+        """The output layer, or the embeddings that it is tied to."""
         return self.output if "output" in self else self._target_embedding
 
     @property
     def _output_arrays(self) -> dict[str, Any]:
         bias = {"bias": self.output_bias} if "output_bias" in self else {}
-        return {"layer": self._output_module.parameters()} | bias
+        return {"layer": self.output_module.parameters()} | bias
 
     def _apply_output(self, hidden_states: mx.array, arrays: dict[str, Any]) -> mx.array:
-        layer = with_arrays(self._output_module, arrays["layer"])
+        layer = with_arrays(self.output_module, arrays["layer"])
         logits = (layer if "output" in self else layer.as_linear)(hidden_states)
         return logits + arrays["bias"] if "bias" in arrays else logits

@@ -29,8 +29,8 @@ def unchanged_source(model: Transformer) -> WeightsSource | None:
 
 def _sample_base(model: Transformer) -> bytes:
     """Return elements of each array of a model without its adapter; the same ones in any wider type."""
-    bases = base_modules(model) if model.adapter is not None else {}
-    added = model.adapter.untied if model.adapter is not None else {}
+    has_adapter = model.adapter is not None
+    bases, added = (base_modules(model), model.adapter.untied) if has_adapter else ({}, ())
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     changed = tuple(f"{path}." for path in (*bases, *added))
     arrays = {name: array for name, array in arrays.items() if not name.startswith(changed)}

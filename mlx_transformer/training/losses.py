@@ -47,21 +47,17 @@ def batch_loss(
     mask = (labels != model.config.pad_id).astype(mx.float32)
     hidden_states = model.hidden_states(source, target[:, :-1]).flatten(0, 1)
     if _has_frozen_output(model):
-        loss = frozen_cross_entropy(hidden_states, *_output_module(model), labels, mask, label_smoothing)
+        loss = frozen_cross_entropy(
+            hidden_states, model.output_module, model.output_layer[1], labels, mask, label_smoothing
+        )
     else:
         loss = chunked_cross_entropy(hidden_states, *model.output_layer, labels, mask, label_smoothing)
     return loss, mask.sum()
 
 
 def _has_frozen_output(model: Transformer) -> bool:
-    module, _ = _output_module(model)
-    return "output_bias" not in model.trainable_parameters() and not module.trainable_parameters()
-
-
-def _output_module(model: Transformer) -> tuple[nn.Module, mx.array | None]:
-    """Return the output layer, or the embeddings that it is tied to, and its bias."""
-    module = model[next(name for name in ("output", "target_embedding", "source_embedding") if name in model)]
-    return module, module.get("bias", model.get("output_bias"))
+    is_frozen = not model.output_module.trainable_parameters()
+    return is_frozen and "output_bias" not in model.trainable_parameters()
 
 
 def frozen_cross_entropy(

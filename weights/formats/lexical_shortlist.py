@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_transformer.decoding.shortlist import LexicalShortlist
+from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.storage.files import check_is_file
 from mlx_transformer.weights.formats.tensors import CheckpointError
 

@@ -140,10 +140,17 @@ def read_options(data: FileBytes, items: dict[str, MarianItem]) -> str:
             f"a binary file of Marian must have {OPTIONS}, at most {MAX_OPTIONS} bytes of text",
             "save the model with marian-conv, which adds it",
         )
+    return decode_options(data[item.start : item.start + item.nbytes])
+
+
+def decode_options(content: bytes) -> str:
+    """Return the text of options, which ends at a zero; CheckpointError if it is too long or no UTF-8."""
+    if len(content) > MAX_OPTIONS:
+        raise CheckpointError(f"{OPTIONS} must have at most {MAX_OPTIONS} bytes, not {len(content)}")
     try:
-        return data[item.start : item.start + item.nbytes].split(b"\0", 1)[0].decode()
+        return content.split(b"\0", 1)[0].decode()
     except UnicodeDecodeError:
-        raise CheckpointError(f"{OPTIONS} must be UTF-8") from None
+        raise CheckpointError(f"{OPTIONS} must be text in UTF-8") from None
 
 
 def read_values(data: FileBytes, name: str, item: MarianItem) -> np.ndarray:

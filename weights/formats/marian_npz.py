@@ -7,14 +7,13 @@ from tokenize import TokenError
 
 import numpy as np
 
+from mlx_transformer.weights.formats.marian_binary import OPTIONS, decode_options
 from mlx_transformer.weights.formats.tensors import CheckpointError, Storage, Tensor, make_tensor, quote, row_major
 from mlx_transformer.weights.formats.zip_archive import MemberData
 
-OPTIONS = "special:model.yml"
 SUFFIX = ".npy"
 DTYPES = {"<f4": "float32", "<f2": "float16", "|i1": "int8", "|u1": "uint8"}
 MAX_HEADER = 4096  # bytes of the description of an array
-MAX_OPTIONS = 2**20  # bytes
 
 ReadMember = Callable[[str, int], bytes]  # a member's first bytes, by its name and their number
 
@@ -41,7 +40,7 @@ def read_arrays(path: Path, members: dict[str, MemberData], read: ReadMember) ->
         if name == member or not name:
             raise CheckpointError(f"a .npz file must have arrays only, not {quote(member)}")
         tensor = read_header(path, member, data, read(member, min(data.size, MAX_HEADER)))
-        entries[name] = tensor if name != OPTIONS else _read_text(tensor, read(member, data.size))
+        entries[name] = tensor if name != OPTIONS else decode_options(read(member, data.size)[tensor.storage.start :])
     return entries
 
 
@@ -78,13 +77,3 @@ def read_header(path: Path, member: str, data: MemberData, start: bytes) -> Tens
             f"array {quote(name)} must have the {tensor.nbytes} bytes of its shape, not {storage.nbytes}"
         )
     return tensor
-
-
-def _read_text(tensor: Tensor, content: bytes) -> str:
-    if tensor.nbytes > MAX_OPTIONS:
-        raise CheckpointError(f"{OPTIONS} must have at most {MAX_OPTIONS} bytes, not {tensor.nbytes}")
-    text = content[tensor.storage.start :].split(b"\0", 1)[0]
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{OPTIONS} must be text in UTF-8") from None

@@ -8,7 +8,7 @@ from mlx_transformer.messages import short_names
 from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
 from mlx_transformer.weights.formats.tensors import quote
-from mlx_transformer.weights.language_pairs import language_pair, pair_of_name
+from mlx_transformer.weights.language_pairs import language_pair, pair_of_name, tag_fields
 from mlx_transformer.weights.source_config import read_yaml
 from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
 
@@ -32,18 +32,14 @@ def read_marian_vocabularies(folder: Path, extras: dict[str, Any]) -> LoadedVoca
     ids = [side.token_to_id(EOS) for side in sides]
     if None in ids or ids[0] != ids[1]:
         raise ValueError(f"The vocabularies in {folder} must have one id for {EOS}, not {ids[0]} and {ids[1]}.")
-    end = (ids[0],) if ids[0] is not None else ()
     fields: dict[str, Any] = {
         "before_source": (),
-        "after_source": end,
+        "after_source": (ids[0],),
         "before_target": (),
-        "after_target": end,
-        "skip_ids": end,
+        "after_target": (ids[0],),
+        "skip_ids": (ids[0],),
         "language_pair": pair_of_name(folder.name) or language_pair(*_pair_of_folder(folder)),
-    }
-    languages = {piece[2:-2]: i for piece, i in source.ids.items() if piece.startswith(">>") and piece.endswith("<<")}
-    if len(languages) > 1:
-        fields |= {"languages": languages, "target_language": "source"}
+    } | tag_fields(source.ids)
     return LoadedVocabularies(source, None if source == target else target, fields)
 
 

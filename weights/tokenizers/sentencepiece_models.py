@@ -13,7 +13,7 @@ from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
 from mlx_transformer.tokenization.vocabulary import StripRule
 from mlx_transformer.weights.formats.containers import read_json
-from mlx_transformer.weights.language_pairs import language_pair, pair_of_name
+from mlx_transformer.weights.language_pairs import language_pair, pair_of_name, tag_fields
 from mlx_transformer.weights.tokenizers.hf_files import (
     DEFAULT_TOKENS,
     FAIRSEQ_TOKENS,
@@ -113,9 +113,7 @@ def read_marian(folder: Path) -> LoadedVocabularies:
     else:  # the original decodes with the source model
         target = make_vocabulary(ids, "target.spm", source.model)
     fields = _config_fields(files, special)
-    languages = {piece[2:-2]: i for piece, i in ids.items() if piece.startswith(">>") and piece.endswith("<<")}
-    if len(languages) > 1:  # a model of one language needs no tag
-        fields |= {"languages": languages, "target_language": "source"}
+    fields |= tag_fields(ids)
     pair = language_pair(files.config.get("source_lang"), files.config.get("target_lang"))
     fields["language_pair"] = pair or pair_of_name(folder.name)
     return LoadedVocabularies(source, None if target == source else target, fields)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.shortlist_files import shortlist_bytes
 
-from mlx_transformer.decoding.shortlist import LexicalShortlist
+from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.weights.formats import lexical_shortlist
 from mlx_transformer.weights.formats.lexical_shortlist import hash_words, parse_shortlist, read_shortlist
 from mlx_transformer.weights.formats.tensors import CheckpointError

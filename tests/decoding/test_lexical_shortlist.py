@@ -10,7 +10,7 @@ from support.tiny_models import SETTINGS, config, padded, random_model, random_s
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
-from mlx_transformer.decoding.shortlist import LexicalShortlist
+from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.model import shortlist as model_shortlist
 from mlx_transformer.model.quantization import quantize_weights
 from mlx_transformer.model.transformer import Transformer
