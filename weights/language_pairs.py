@@ -5,7 +5,7 @@ from typing import Any
 
 from mlx_transformer.tokenization.languages import short_code
 
-NAME = re.compile(r"opus-mt-([a-z]+)-([a-z]+)")
+NAME = re.compile(r"(?:opus-mt-)?([a-z]+)-([a-z]+)")
 
 
 def language_pair(source: object, target: object) -> tuple[str, str] | None:
@@ -19,7 +19,7 @@ def language_pair(source: object, target: object) -> tuple[str, str] | None:
 
 
 def pair_of_name(name: str) -> tuple[str, str] | None:
-    """Return the languages of a checkpoint with a name such as opus-mt-en-fr; None for other names."""
+    """Return the languages of a checkpoint with a name such as opus-mt-en-fr or eng-fra; None for other names."""
     match = NAME.fullmatch(name)
     return language_pair(*match.groups()) if match else None
 

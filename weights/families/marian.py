@@ -21,7 +21,7 @@ MAX_LENGTH = 1024  # of models without a table of positions, which only bounds m
 NEVER = -10_000.0  # the logit of a token that has no probability, within the range of float16
 UNK_ID = 1  # which Marian generates only if it is told to
 # Options of Marian's search without a counterpart, and their usual values.
-IGNORED_OPTIONS = {"word-penalty": 0, "skip-cost": False, "shortlist": [], "ensemble": []}
+IGNORED_OPTIONS = {"word-penalty": 0, "skip-cost": False}
 TABLES = ("Wemb", "encoder_Wemb", "decoder_Wemb", "decoder_ff_logit_out_Wt")
 
 

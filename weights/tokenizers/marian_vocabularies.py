@@ -38,15 +38,15 @@ def read_marian_vocabularies(folder: Path, extras: dict[str, Any]) -> LoadedVoca
         "before_target": (),
         "after_target": (ids[0],),
         "skip_ids": (ids[0],),
-        "language_pair": pair_of_name(folder.name) or language_pair(*_pair_of_folder(folder)),
+        "language_pair": pair_of_name(folder.name) or _pair_of_files(folder),
     } | tag_fields(source.ids)
     return LoadedVocabularies(source, None if source == target else target, fields)
 
 
-def _pair_of_folder(folder: Path) -> list[str]:
-    """Return the languages of folders that are called enfr or eng-fra, as those of Firefox and OPUS-MT are."""
-    match = re.fullmatch(r"([a-z]{2})([a-z]{2})|([a-z]{2,3})-([a-z]{2,3})", folder.name)
-    return [code for code in match.groups() if code] if match else ["", ""]
+def _pair_of_files(folder: Path) -> tuple[str, str] | None:
+    """Return the languages in names such as vocab.enfr.spm, as Firefox has them; None without such files."""
+    matches = (re.fullmatch(r"\w*vocab\.([a-z]{2})([a-z]{2})\.spm", path.name) for path in folder.glob("*vocab.*.spm"))
+    return next((language_pair(*match.groups()) for match in matches if match), None)
 
 
 def _read_lists(folder: Path) -> list[SentencePieceVocabulary] | None:

@@ -37,6 +37,16 @@ def test_ids_are_those_of_the_list(opus):
     assert (model.search_defaults.beam_size, model.search_defaults.length_penalty) == (6, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [("en-fr", ("en", "fr")), ("eng-fra", ("en", "fr")), ("opus-mt-en-fr", ("en", "fr")), ("my-model", None)]
+    + [(name, None) for name in ("best", "last", "opus", "mul-en")],
+)
+def test_names_of_folders_tell_languages_only_if_they_are_a_pair(tmp_path, name, pair):
+    write_opus_folder(tmp_path / name)
+    assert mt.load(tmp_path / name)[1].config.language_pair == pair
+
+
 def test_zip_files_and_weights_alone_give_the_same_texts(opus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder, _ = opus
@@ -55,9 +65,11 @@ def test_zip_files_and_weights_alone_give_the_same_texts(opus, tmp_path, monkeyp
     assert "this is a folder of Marian; convert it by mlx-transformer convert" in line
 
 
-def test_a_student_of_firefox_has_one_vocabulary(tmp_path):
+def test_a_student_of_firefox_has_one_vocabulary(tmp_path, caplog):
     size = write_firefox_folder(tmp_path / "enfr", **STUDENT)
+    (tmp_path / "enfr" / "config.intgemm8bitalpha.yml").write_text("beam-size: 1\nshortlist: [lex.s2t.bin, 50, 50]\n")
     model, tokenizer = mt.load(tmp_path / "enfr")
+    assert not caplog.records and model.search_defaults.beam_size == 1
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "enfr" / "vocab.enfr.spm"))
     assert [tokenizer.encode(text) for text in TEXTS] == [[*processor.encode(text), 0] for text in TEXTS]
     assert model.config.decoder_self_attention == "ssru" and model.config.target_vocab_size == size + 1
