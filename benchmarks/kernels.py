@@ -19,7 +19,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlx_transformer as mt
-from mlx_transformer.decoding import beam_search
+from mlx_transformer.decoding import running_search
 from mlx_transformer.model import exponential
 
 VIEW_PRIMITIVES = {"AsStrided", "Broadcast", "BroadcastAxes", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice"}
@@ -144,11 +144,11 @@ def split_by_layer(
 @contextmanager
 def count_host_reads() -> Iterator[Counter[str] | None]:
     """Count the "reads" from the device and the "steps" of a search; yield None if it has no `to_host`."""
-    if "to_host" not in vars(beam_search):
+    if "to_host" not in vars(running_search):
         yield None
         return
     counts: Counter[str] = Counter()
-    read, issue = beam_search.to_host, mx.async_eval
+    read, issue = running_search.to_host, mx.async_eval
 
     def counted_read(*arguments: Any, **options: Any) -> Any:
         counts["reads"] += 1
@@ -158,7 +158,7 @@ def count_host_reads() -> Iterator[Counter[str] | None]:
         counts["steps"] += 1
         issue(*arrays)
 
-    with patch.object(beam_search, "to_host", counted_read), patch.object(mx, "async_eval", counted_step):
+    with patch.object(running_search, "to_host", counted_read), patch.object(mx, "async_eval", counted_step):
         yield counts
 
 

@@ -277,7 +277,7 @@ def host_reads(shape_name: str, options: Options) -> Result:
         with kernels.count_host_reads() as counts:
             outputs = system.generate(source, beams, options.tokens)
         if counts is None:
-            return Result("- Skipped: decoding.beam_search has no function `to_host`.\n", [], [])
+            return Result("- Skipped: decoding.running_search has no function `to_host`.\n", [], [])
         tokens = sum(map(len, outputs))
         row = {
             "setting": describe_setting(beams, batch),

@@ -11,10 +11,10 @@ import mlx.core as mx
 import numpy as np
 
 from benchmarks.peers import Ours
-from mlx_transformer.decoding import beam_search
+from mlx_transformer.decoding import running_search
 
 FIRST_STEP = 5  # the first step measured: the encoder runs before it
-MIN_TOKENS = FIRST_STEP + beam_search.STEPS_PER_STOP_TEST + 1
+MIN_TOKENS = FIRST_STEP + running_search.STEPS_PER_STOP_TEST + 1
 
 
 class Timestamps(NamedTuple):
@@ -39,7 +39,7 @@ def record_steps(wait: bool) -> Iterator[Timestamps]:
         wait: Whether to wait for the end of each step, so that it runs alone; a search works ahead of the device.
     """
     times = Timestamps([], [], [])
-    issue, read = mx.eval if wait else mx.async_eval, beam_search.to_host
+    issue, read = mx.eval if wait else mx.async_eval, running_search.to_host
 
     def timed_issue(*arrays: Any) -> None:
         times.issued.append(perf_counter())
@@ -53,7 +53,7 @@ def record_steps(wait: bool) -> Iterator[Timestamps]:
         times.waits[-1] += perf_counter() - started
         return result
 
-    with patch.object(mx, "async_eval", timed_issue), patch.object(beam_search, "to_host", timed_read):
+    with patch.object(mx, "async_eval", timed_issue), patch.object(running_search, "to_host", timed_read):
         yield times
 
 
@@ -66,7 +66,7 @@ def milliseconds_per_step(times: Timestamps) -> dict[str, float]:
     if len(times.issued) < MIN_TOKENS:
         raise ValueError(f"A profile needs at least {MIN_TOKENS} steps: there are {len(times.issued)}.")
     issued, returned, waits = (np.array(values[FIRST_STEP:]) for values in times)
-    steps = slice(0, (len(issued) - 1) // beam_search.STEPS_PER_STOP_TEST * beam_search.STEPS_PER_STOP_TEST)
+    steps = slice(0, (len(issued) - 1) // running_search.STEPS_PER_STOP_TEST * running_search.STEPS_PER_STOP_TEST)
     parts = {
         "wall": np.diff(issued),
         "build": issued[1:] - returned[:-1] - waits[:-1],

@@ -6,6 +6,7 @@ not measured them, but `benchmarks.mac` does, on any chip.
 """
 
 import re
+from collections.abc import Sequence
 
 import mlx.core as mx
 
@@ -32,3 +33,8 @@ def vector_batch_size(model: Transformer, beams: int) -> int:
 def batch_sizes(model: Transformer, beams: int) -> tuple[int, ...]:
     """Return the sizes that batches are padded to, increasing: powers of two, and the `vector_batch_size`."""
     return tuple(sorted({*POWERS, vector_batch_size(model, beams)} - {0}))
+
+
+def padded_batch_size(count: int, sizes: Sequence[int] = POWERS) -> int:
+    """Round a batch size up to one of few, so that few shapes are compiled; one beyond the largest stays."""
+    return next((size for size in sizes if size >= count), count)

@@ -28,11 +28,12 @@ class BeamState(NamedTuple):
 
     Attributes:
         cache: Keys and values, or SSRU states, of each decoder layer; rows are batch x beams.
-        length: Number of target tokens in the cache, int32 scalar.
+        length: Number of positions in the cache, int32 scalar.
+        starts: The position at which the target of each row begins, int32 (rows, 1); (1, 1), zero, if all begin at 0.
         tokens: The last token of each beam, uint32 (batch, beams), bank by bank.
         scores: Sum of log-probabilities of each beam, best first in its bank; -inf for an unused beam, (batch, beams).
-        history: Start token and generated tokens of each beam, uint32 (rows, capacity + 1); width 0 if no logits
-            processor reads it.
+        history: Start token and generated tokens of each beam, uint32 (rows, capacity + 1), wherever its target begins;
+            width 0 if no logits processor reads it.
         backpointers: The backpointer of each beam at each position, uint32 (capacity, batch, beams).
         finished_backpointers: The last backpointer of each finished hypothesis, uint32 (batch, beam_size).
         finished_lengths: Number of tokens, including prefix and end token, (batch, beam_size).
@@ -42,6 +43,7 @@ class BeamState(NamedTuple):
 
     cache: list[mx.array]
     length: mx.array
+    starts: mx.array
     tokens: mx.array
     scores: mx.array
     history: mx.array
@@ -64,11 +66,11 @@ def decode_step(
 ) -> BeamState:
     """Extend every beam by one token and keep the best; see `generate_ids` for `scores` and `continues_word`."""
     batch, beams = state.tokens.shape
-    cache = model.make_cache(list(state.cache), state.length)
+    cache = model.make_cache(list(state.cache), state.length, state.starts)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache, shortlist=shortlist)[:, -1].astype(mx.float32)
-    vocab, length = logits.shape[-1], cache.length
+    vocab, lengths = logits.shape[-1], cache.length - state.starts
     processed, normalizer = process_logits(
-        logits, search, model.config, inputs, state.history, length, normalize=scores or beams > 1
+        logits, search, model.config, inputs, state.history, lengths, normalize=scores or beams > 1
     )
     if continues_word.size and beams > search.beam_size:
         last = mx.take(state.backpointers, mx.maximum(state.length - 1, 0), axis=0)
@@ -76,12 +78,12 @@ def decode_step(
     if search.is_beam_search:
         totals, backpointers = expand_beams(search, model.config, state, inputs, processed, normalizer)
     else:
-        totals, backpointers = extend_each_beam(search, state, inputs, processed, normalizer, length)
+        totals, backpointers = extend_each_beam(search, state, inputs, processed, normalizer, lengths)
 
-    max_new_tokens = inputs.max_new_tokens.reshape(batch, beams)[:, :1]
-    generated = length - inputs.prefix_lengths.reshape(batch, beams)[:, :1]
+    max_new_tokens = inputs.max_new_tokens[::beams]
+    generated = lengths[::beams] - inputs.prefix_lengths[::beams]
     ended = (is_end_token(backpointers % vocab, model.config) & (generated > 0)) | (generated >= max_new_tokens)
-    state = _add_finished(search, state, totals, backpointers, ended, length, generated)
+    state = _add_finished(search, state, totals, backpointers, ended, lengths[::beams], generated)
     totals = mx.where(ended, NEG_INF, totals)
     if search.is_beam_search:
         # The best unfinished candidates of each bank, still in order of their scores.
@@ -97,10 +99,14 @@ def decode_step(
     tokens, history = backpointers % vocab, state.history
     if search.reads_history:
         history = history if not search.is_beam_search else mx.take(history, parents, axis=0)
-        history = mx.where(constant_arange(history.shape[1]) == length, tokens.reshape(-1, 1), history)
+        history = mx.where(constant_arange(history.shape[1]) == lengths, tokens.reshape(-1, 1), history)
+    starts = state.starts
+    if starts.shape[0] > 1:  # a target that is final stays within the decoder's positions
+        starts = mx.where(mx.repeat(done, beams)[:, None], cache.length, starts)
     return state._replace(
         cache=[mx.take(layer, parents, axis=0) for layer in cache.layers] if search.is_beam_search else cache.layers,
-        length=length,
+        length=cache.length,
+        starts=starts,
         tokens=tokens,
         scores=totals,
         history=history,
@@ -147,15 +153,15 @@ def extend_each_beam(
     inputs: DecodingInputs,
     scores: mx.array,
     normalizer: mx.array,
-    length: mx.array,
+    lengths: mx.array,
 ) -> tuple[mx.array, mx.array]:
     """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, beams)."""
     (batch, beams), vocab = state.scores.shape, scores.shape[-1]
     if search.temperature:
-        tokens = sample(scores, search, inputs.keys, length)
+        tokens = sample(scores, search, inputs.keys, lengths)
     elif search.alternatives:
         num_forced = mx.maximum(inputs.prefix_lengths, int(search.forced_bos_id is not None))
-        is_first = length - num_forced == 1
+        is_first = lengths - num_forced == 1
         rank = mx.where(is_first, (constant_arange(batch * beams) % beams)[:, None], 0)
         tokens = mx.take_along_axis(top_k(scores, beams)[1], rank, axis=1)
     else:
@@ -171,14 +177,14 @@ def _add_finished(
     totals: mx.array,
     backpointers: mx.array,
     ended: mx.array,
-    length: mx.array,
+    lengths: mx.array,
     generated: mx.array,
 ) -> BeamState:
     """Add candidates of the last bank that ended to the finished hypotheses; in beam search, keep the best of both."""
     beams, first = search.beam_size, totals.shape[1] - totals.shape[1] * search.beam_size // state.tokens.shape[1]
     totals, backpointers, ended = (array[:, first:][:, :beams] for array in (totals, backpointers, ended))
     scores = totals / mx.maximum(generated, 1).astype(mx.float32) ** search.length_penalty
-    lengths = mx.broadcast_to(length, backpointers.shape)
+    lengths = mx.broadcast_to(lengths, backpointers.shape)
     if not search.is_beam_search:
         newly_finished = ended & (totals > NEG_INF)
         return state._replace(

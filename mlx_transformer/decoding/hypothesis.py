@@ -54,7 +54,9 @@ class NoHypothesisError(TextError):
         self.hypotheses = hypotheses
 
 
-def backtrace(backpointers: np.ndarray, last: np.ndarray, lengths: np.ndarray, vocab: int) -> np.ndarray:
+def backtrace(
+    backpointers: np.ndarray, last: np.ndarray, lengths: np.ndarray, vocab: int, starts: np.ndarray
+) -> np.ndarray:
     """Follow backpointers from the last token of each finished hypothesis to its first.
 
     Args:
@@ -62,10 +64,13 @@ def backtrace(backpointers: np.ndarray, last: np.ndarray, lengths: np.ndarray, v
         last: The backpointer at which each hypothesis finished, (batch, hypotheses).
         lengths: Number of tokens of each hypothesis, (batch, hypotheses).
         vocab: Size of the vocabulary.
+        starts: The step at which the hypotheses of each row begin, (batch,).
 
     Returns:
         Token ids, (batch, hypotheses, steps); entries beyond a hypothesis' length are undefined.
     """
+    steps = np.minimum(starts + np.arange(len(backpointers))[:, None], len(backpointers) - 1)
+    backpointers = np.take_along_axis(backpointers, steps[..., None], axis=0)
     ids = np.zeros((*last.shape, len(backpointers)), np.int64)
     current = last
     for step in reversed(range(len(backpointers))):

@@ -52,11 +52,11 @@ def make_decoding_inputs(
     prefixes: list[list[int]],
     lines: list[int] | None,
     required_phrases: RequiredPhrases | None = None,
-) -> tuple[DecodingInputs, int]:
+) -> tuple[DecodingInputs, list[int]]:
     """Validate the arguments of `generate_ids`, other than `source`, and fill in defaults.
 
     Returns:
-        The inputs, and the maximum length of any target, prefix included.
+        The inputs, and the maximum length of each target, prefix included.
 
     Raises:
         ValueError: If an argument does not have one value for each source, or a value is out of range.
@@ -97,7 +97,7 @@ def make_decoding_inputs(
     beams = required_ids.shape[0] // batch
     by_row = {name: mx.repeat(array, beams, axis=0) for name, array in by_sentence.items()}
     rows = DecodingInputs(**by_row, required_ids=required_ids, in_phrase=in_phrase)
-    return rows, max(n + len(prefix) for n, prefix in zip(max_new_tokens, prefixes, strict=True))
+    return rows, [n + len(prefix) for n, prefix in zip(max_new_tokens, prefixes, strict=True)]
 
 
 def _required_of_each_row(

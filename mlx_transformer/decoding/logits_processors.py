@@ -1,7 +1,7 @@
 """Logits processors, with the rules and the order of transformers 5.
 
 They run inside the compiled decode step, so everything is array code. A history has a fixed capacity; its first
-`length` tokens are filled, beginning with the start token.
+`lengths` tokens are filled, beginning with the start token.
 """
 
 import functools
@@ -25,7 +25,7 @@ def process_logits(
     config: ModelConfig,
     inputs: DecodingInputs,
     history: mx.array,
-    length: mx.array,
+    lengths: mx.array,
     normalize: bool = True,
 ) -> tuple[mx.array, mx.array]:
     """Apply all logits processors of a search.
@@ -36,7 +36,7 @@ def process_logits(
         config: The model configuration.
         inputs: Per-sentence settings.
         history: Start token and generated tokens, (rows, capacity + 1); width 0 if no processor reads it.
-        length: Number of tokens in the history, an int32 scalar.
+        lengths: Number of tokens in each row of the history, int32 (rows or 1, 1).
         normalize: Whether log-probabilities are needed; the normalizer is zero if not.
 
     Returns:
@@ -44,28 +44,28 @@ def process_logits(
         computed for the whole vocabulary here, because only the best few are needed.
     """
     if search.repetition_penalty != 1 and not search.is_beam_search:
-        logits = repetition_penalty(logits, search.repetition_penalty, history, length)
+        logits = repetition_penalty(logits, search.repetition_penalty, history, lengths)
     scores, normalizer = logits, logsumexp(logits) if normalize else mx.zeros((logits.shape[0], 1))
     if search.repetition_penalty != 1 and search.is_beam_search:
-        scores = repetition_penalty(logits - normalizer, search.repetition_penalty, history, length)
+        scores = repetition_penalty(logits - normalizer, search.repetition_penalty, history, lengths)
         normalizer = mx.zeros_like(normalizer)
     if search.no_repeat_ngram_size:
         scores = mask_tokens(
-            scores, *ngram_continuations(history, length, history, length, search.no_repeat_ngram_size)
+            scores, *ngram_continuations(history, lengths, history, lengths, search.no_repeat_ngram_size)
         )
     if search.source_no_repeat_ngram_size:
         source_length = mx.array(inputs.source.shape[1])
         size = search.source_no_repeat_ngram_size
-        scores = mask_tokens(scores, *ngram_continuations(inputs.source, source_length, history, length, size))
+        scores = mask_tokens(scores, *ngram_continuations(inputs.source, source_length, history, lengths, size))
     for size in sorted({len(word) for word in search.bad_words} - {1}):
         words = mx.array([word for word in search.bad_words if len(word) == size])
-        scores = mask_tokens(scores, *matched_bad_words(history, length, words))
+        scores = mask_tokens(scores, *matched_bad_words(history, lengths, words))
     scores = suppress_tokens(scores, [word[0] for word in search.bad_words if len(word) == 1])
     tokens = constant_arange(scores.shape[-1])
-    generated = length - inputs.prefix_lengths
+    generated = lengths - inputs.prefix_lengths
     scores = mx.where(is_end_token(tokens, config) & (generated < inputs.min_new_tokens), NEG_INF, scores)
     if search.forced_bos_id is not None:
-        scores = mx.where(length == 1, force_token(tokens, inputs.first_ids, normalizer), scores)
+        scores = mx.where(lengths == 1, force_token(tokens, inputs.first_ids, normalizer), scores)
     if search.forced_eos_id is not None:
         scores = mx.where(
             generated == inputs.max_new_tokens, force_token(tokens, search.forced_eos_id, normalizer), scores
@@ -74,7 +74,7 @@ def process_logits(
     if search.renormalize and normalize:
         normalizer = logsumexp(scores)
     if inputs.prefix_ids.shape[1]:
-        prefix_token = mx.take(inputs.prefix_ids, mx.minimum(length, inputs.prefix_ids.shape[1])[None] - 1, axis=1)
+        prefix_token = take_column(inputs.prefix_ids, mx.minimum(lengths, inputs.prefix_ids.shape[1]) - 1)
         scores = mx.where(generated < 1, force_token(tokens, prefix_token, normalizer), scores)
     return scores, normalizer
 
@@ -96,16 +96,16 @@ def force_token(tokens: mx.array, token: mx.array | int, normalizer: mx.array) -
     return mx.where(tokens == token, normalizer, NEG_INF)
 
 
-def repetition_penalty(scores: mx.array, penalty: float, history: mx.array, length: mx.array) -> mx.array:
+def repetition_penalty(scores: mx.array, penalty: float, history: mx.array, lengths: mx.array) -> mx.array:
     """Lower the scores of tokens that occur in the history (Keskar et al. 2019, section 4.1).
 
     Args:
         scores: Log-probabilities or logits, (rows, vocab).
         penalty: Factor of negative scores; positive scores are divided by it.
         history: See `process_logits`.
-        length: See `process_logits`.
+        lengths: See `process_logits`.
     """
-    filled = constant_arange(history.shape[1]) < length
+    filled = constant_arange(history.shape[1]) < lengths
     penalized = mx.where(scores < 0, scores * penalty, scores / penalty)
     return mx.where(token_mask(scores, history, mx.broadcast_to(filled, history.shape)), penalized, scores)
 
@@ -124,21 +124,26 @@ def token_mask(logprobs: mx.array, tokens: mx.array, mask: mx.array) -> mx.array
     return marks[:, :vocab]
 
 
-def previous_token(history: mx.array, length: mx.array, back: int) -> mx.array:
+def take_column(array: mx.array, columns: mx.array) -> mx.array:
+    """Return the value in one column of each row, (rows, 1); `columns` is (rows or 1, 1)."""
+    return mx.take_along_axis(array, mx.broadcast_to(columns, (array.shape[0], 1)), axis=1)
+
+
+def previous_token(history: mx.array, lengths: mx.array, back: int) -> mx.array:
     """Return the token `back` places from the end of the history, 1 for the last, (rows, 1)."""
-    return mx.take(history, mx.maximum(length - back, 0)[None], axis=1)
+    return take_column(history, mx.maximum(lengths - back, 0))
 
 
 def ngram_continuations(
-    text: mx.array, filled: mx.array, history: mx.array, length: mx.array, size: int
+    text: mx.array, filled: mx.array, history: mx.array, lengths: mx.array, size: int
 ) -> tuple[mx.array, mx.array]:
     """Find the tokens that would complete an n-gram of a text after the last n - 1 tokens of the history.
 
     Args:
         text: Token ids, (rows, text_length): the history itself, or the source.
-        filled: Number of valid tokens of the text, a scalar.
+        filled: Number of valid tokens of the text, a scalar or (rows or 1, 1).
         history: See `process_logits`.
-        length: See `process_logits`.
+        lengths: See `process_logits`.
         size: The n of the n-grams.
 
     Returns:
@@ -149,17 +154,17 @@ def ngram_continuations(
         return text, mx.zeros(text.shape, mx.bool_)
     windows = text.shape[1] - size + 1
     matches = mx.broadcast_to(
-        (constant_arange(windows) + size <= filled) & (length >= size - 1), (text.shape[0], windows)
+        (constant_arange(windows) + size <= filled) & (lengths >= size - 1), (text.shape[0], windows)
     )
     for i in range(size - 1):
-        matches = matches & (text[:, i : i + windows] == previous_token(history, length, size - 1 - i))
+        matches = matches & (text[:, i : i + windows] == previous_token(history, lengths, size - 1 - i))
     return text[:, size - 1 :], matches
 
 
-def matched_bad_words(history: mx.array, length: mx.array, words: mx.array) -> tuple[mx.array, mx.array]:
+def matched_bad_words(history: mx.array, lengths: mx.array, words: mx.array) -> tuple[mx.array, mx.array]:
     """Return the last token of each word, all of one size, and whether its other tokens match the history's end."""
     shape, size = (history.shape[0], words.shape[0]), words.shape[1]
-    matches = mx.broadcast_to(length >= size, shape)
+    matches = mx.broadcast_to(lengths >= size, shape)
     for i in range(size - 1):
-        matches = matches & (words[:, i] == previous_token(history, length, size - 1 - i))
+        matches = matches & (words[:, i] == previous_token(history, lengths, size - 1 - i))
     return mx.broadcast_to(words[:, -1], shape), matches

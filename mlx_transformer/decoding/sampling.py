@@ -47,14 +47,14 @@ def _chunk_maxima(values: mx.array) -> mx.array:
     return mx.concatenate([maxima, values[:, length:].max(axis=-1, keepdims=True)], axis=1)
 
 
-def sample(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.array) -> mx.array:
+def sample(scores: mx.array, search: SearchConfig, keys: mx.array, lengths: mx.array) -> mx.array:
     """Sample one token per row, with temperature, top-k, top-p and min-p.
 
     Args:
         scores: Log-probabilities up to a constant, (rows, vocab).
         search: The search configuration.
         keys: A random key for each row, uint32 (rows, 2), the same for all beams of a sentence.
-        length: Number of preceding tokens, an int32 scalar; key, beam and length determine the sample.
+        lengths: Number of preceding tokens, int32 (rows or 1, 1); key, beam and length determine the sample.
 
     Returns:
         Token ids, uint32 (rows, 1).
@@ -65,7 +65,7 @@ def sample(scores: mx.array, search: SearchConfig, keys: mx.array, length: mx.ar
     scores = scores / search.temperature
     scores = mx.where(scores < _threshold(scores, search), NEG_INF, scores)
     beams = constant_arange(rows) % search.beam_size
-    counters = mx.stack([length * MAX_BEAM_SIZE + beams, mx.zeros_like(beams)], axis=1).astype(mx.uint32)
+    counters = mx.stack([lengths[:, 0] * MAX_BEAM_SIZE + beams, mx.zeros_like(beams)], axis=1).astype(mx.uint32)
     noise = mx.vmap(lambda key: mx.random.gumbel((vocab,), key=key))(keys ^ counters)
     return mx.argmax(scores + noise, axis=-1, keepdims=True)
 

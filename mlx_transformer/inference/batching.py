@@ -136,11 +136,6 @@ def padded_length(length: int, max_length: int) -> int:
     return min(-(-length // multiple) * multiple, max_length)
 
 
-def padded_batch_size(count: int, sizes: Sequence[int] = POWERS) -> int:
-    """Round a batch size up to one of few, so that few shapes are compiled."""
-    return next((size for size in sizes if size >= count), count)
-
-
 def pad_ids(rows: list[list[int]], length: int, pad_id: int) -> mx.array:
     """Pad token ids on the right, int32 (rows, length)."""
     return mx.array([ids + [pad_id] * (length - len(ids)) for ids in rows], mx.int32)

@@ -11,13 +11,12 @@ import numpy as np
 
 from mlx_transformer.config.model import ModelConfig, Pooling, PoolingConfig
 from mlx_transformer.config.search import BATCH_TOKENS
-from mlx_transformer.decoding.batch_sizes import batch_sizes
+from mlx_transformer.decoding.batch_sizes import batch_sizes, padded_batch_size
 from mlx_transformer.inference.batching import (
     READ_AHEAD,
     encode_sources,
     encode_truncated,
     pad_ids,
-    padded_batch_size,
     padded_length,
     reorder,
     run_batches,

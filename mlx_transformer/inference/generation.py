@@ -25,7 +25,6 @@ from mlx_transformer.inference.batching import (
     encode_sources,
     encode_truncated,
     pad_ids,
-    padded_batch_size,
     padded_length,
     reorder,
     run_batches,
@@ -418,23 +417,18 @@ def _search_batch(
     sources: list[EncodedSource],
     search: SearchConfig,
 ) -> list[list[Hypothesis]]:
-    """Search sources as one batch, padded to a batch size that is compiled once by rows that end after one token.
-
-    A source without a hypothesis gets one with an error.
-    """
-    num_padding = padded_batch_size(len(sources), batch_sizes(model, search.beam_size)) - len(sources)
-    padded = sources + [sources[0]._replace(ids=[model.config.eos_id], phrases=())] * num_padding
-    arguments = _search_arguments(model, padded, search, shortlist)
-    arguments["max_tokens"][len(sources) :] = [1] * num_padding
+    """Search sources as one batch; a source without a hypothesis gets one with an error."""
+    arguments = _search_arguments(model, sources, search, shortlist)
     if any(source.phrases for source in sources):
-        arguments["required_phrases"] = [source.phrases for source in padded]
+        arguments["required_phrases"] = [source.phrases for source in sources]
         arguments["continues_word"] = continues_word(tokenizer)
     try:
-        rows = generate_ids(model, search=search, scores=scores, **arguments)
+        return generate_ids(
+            model, search=search, scores=scores, sizes=batch_sizes(model, search.beam_size), **arguments
+        )
     except NoHypothesisError as error:
         failed = [_failed_hypothesis(f"Search found no hypothesis: {error.reason}.")]
-        rows = [row or failed for row in error.hypotheses]
-    return rows[: len(sources)]
+        return [row or failed for row in error.hypotheses]
 
 
 def _search_arguments(

@@ -14,6 +14,7 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import BATCH_TOKENS
 from mlx_transformer.config.tokenizer import AUTO
+from mlx_transformer.decoding.batch_sizes import padded_batch_size
 from mlx_transformer.inference.alignment import (
     WordIndices,
     align,
@@ -28,7 +29,6 @@ from mlx_transformer.inference.batching import (
     encode_targets,
     encode_truncated,
     pad_ids,
-    padded_batch_size,
     padded_length,
     reorder,
     run_batches,

@@ -9,6 +9,15 @@ from mlx_transformer.model.positions import constant_arange
 from mlx_transformer.model.recurrence import linear_recurrence
 
 
+def fit(array: mx.array, axis: int, size: int, first: int = 0, value: int = 0) -> mx.array:
+    """Return `size` entries of an axis from `first` on, with padding of a value at the end if there are fewer."""
+    if (first, size) == (0, array.shape[axis]):
+        return array
+    kept = array[(slice(None),) * axis + (slice(first, first + size),)]
+    missing = size - kept.shape[axis]
+    return mx.pad(kept, [(0, missing if i == axis else 0) for i in range(array.ndim)], constant_values=value)
+
+
 class KVCache:
     """Preallocated keys and values of the decoder's self-attention.
 
@@ -17,11 +26,13 @@ class KVCache:
             beams. One array per layer needs one update and one gather a step, and with keys and values on axis 2 fused
             attention reads both without a copy.
         length: Number of filled positions, an int32 scalar on the device, so that one compiled trace serves every step.
+        starts: The position at which the sequence of each row begins, int32 (rows, 1); (1, 1), zero, if all begin at 0.
     """
 
-    def __init__(self, layers: list[mx.array], length: mx.array) -> None:
+    def __init__(self, layers: list[mx.array], length: mx.array, starts: mx.array | None = None) -> None:
         self.layers = layers
         self.length = length
+        self.starts = mx.zeros((1, 1), mx.int32) if starts is None else starts
 
     @property
     def capacity(self) -> int:
@@ -33,15 +44,15 @@ class KVCache:
         self.layers[layer] = mx.slice_update(self.layers[layer], key_values, self.length, axes=(3,))
         return self.layers[layer]
 
-    def grow(self, positions: int) -> None:
-        """Make room for more positions."""
-        padding = [(0, 0), (0, 0), (0, 0), (0, positions), (0, 0)]
-        self.layers = [mx.pad(layer, padding) for layer in self.layers]
+    def resize(self, first: int, capacity: int) -> None:
+        """Keep the positions from `first` on, with room for `capacity` positions; `length` and `starts` stay."""
+        self.layers = [fit(layer, 3, capacity, first) for layer in self.layers]
 
     def mask(self, queries: int) -> mx.array | str:
-        """Return the causal mask of the next `queries` positions, (1, 1, queries, capacity)."""
-        positions = self.length + constant_arange(queries)
-        return (constant_arange(self.capacity) <= positions[:, None])[None, None]
+        """Return the causal mask of the next `queries` positions, (rows or 1, 1, queries, capacity)."""
+        keys, positions = constant_arange(self.capacity), self.length + constant_arange(queries)
+        mask = (keys <= positions[:, None])[None, None]
+        return mask if self.starts.shape[0] == 1 else mask & (keys >= self.starts[:, None, None])
 
 
 class CellCache:
@@ -50,11 +61,13 @@ class CellCache:
     Attributes:
         layers: The state of each decoder layer, float32 (rows, dims); rows are sentences x beams.
         length: Number of positions so far, an int32 scalar on the device.
+        starts: See `KVCache`; the state of a row that begins is zero.
     """
 
-    def __init__(self, layers: list[mx.array], length: mx.array) -> None:
+    def __init__(self, layers: list[mx.array], length: mx.array, starts: mx.array | None = None) -> None:
         self.layers = layers
         self.length = length
+        self.starts = mx.zeros((1, 1), mx.int32) if starts is None else starts
 
     def update_and_fetch(self, layer: int, gates: mx.array) -> mx.array:
         """Run a layer's recurrence over the next positions, keep the last state, and return the states of all."""
@@ -62,7 +75,7 @@ class CellCache:
         self.layers[layer] = cells[:, -1]
         return cells
 
-    def grow(self, positions: int) -> None:
+    def resize(self, first: int, capacity: int) -> None:
         """Do nothing: any number of positions has room."""
 
     def mask(self, queries: int) -> str:

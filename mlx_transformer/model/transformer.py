@@ -305,7 +305,7 @@ class Stack(nn.Module):
         """
         check_embeddings(embeddings, self.dims)
         start, length = 0 if cache is None else cache.length, embeddings.shape[1]
-        states = [self.embed(embeddings, start)]
+        states = [self.embed(embeddings, 0 if cache is None else start - cache.starts)]
         if mask is None:
             mask = "causal" if self.is_decoder else full_mask(length)
         masks = self.masks(mask if cache is None else cache.mask(length), start, length)
@@ -319,7 +319,7 @@ class Stack(nn.Module):
         return [*states[:-1], self.normalize(states[-1])]
 
     def embed(self, embeddings: mx.array, start: mx.array | int = 0) -> mx.array:
-        """Scale token embeddings and add the positions from `start` on, (rows, length, dims)."""
+        """Scale token embeddings and add the positions from `start` on, one or (rows, 1); (rows, length, dims)."""
         x = embeddings * self.scale
         if "embedding_norm" in self and self.norm_before_positions:
             x = self.embedding_norm(x)
@@ -516,10 +516,10 @@ class Transformer(nn.Module):
             layers = [mx.zeros(shape, self.dtype) for _ in self.decoder.layers]
         return self.make_cache(layers, mx.array(0, mx.int32))
 
-    def make_cache(self, layers: list[mx.array], length: mx.array) -> DecoderCache:
-        """Return the decoder's cache with these arrays, one for each layer, of `length` positions."""
+    def make_cache(self, layers: list[mx.array], length: mx.array, starts: mx.array | None = None) -> DecoderCache:
+        """Return the decoder's cache with these arrays, one for each layer, of `length` positions; see `KVCache`."""
         kind = CellCache if self.config.decoder_self_attention == "ssru" else KVCache
-        return kind(layers, length)
+        return kind(layers, length, starts)
 
     @property
     def num_parameters(self) -> int:

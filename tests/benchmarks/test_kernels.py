@@ -9,7 +9,7 @@ import pytest
 from support.tiny_models import config, padded, random_model, random_sources, stack
 
 from benchmarks import kernels
-from mlx_transformer.decoding import beam_search
+from mlx_transformer.decoding import running_search
 
 
 def test_kernels_of_a_graph_exclude_views():
@@ -62,13 +62,13 @@ def test_step_kernels_cover_exactly_one_step(beams):
 
 
 def test_host_reads_and_steps_are_counted(monkeypatch):
-    monkeypatch.setattr(beam_search, "to_host", lambda *arrays: arrays)
+    monkeypatch.setattr(running_search, "to_host", lambda *arrays: arrays)
     with kernels.count_host_reads() as counts:
-        beam_search.to_host(mx.array(1))
+        running_search.to_host(mx.array(1))
         mx.async_eval(mx.array(1))
         mx.async_eval(mx.array(1))
     assert counts == Counter(reads=1, steps=2)
-    monkeypatch.delattr(beam_search, "to_host")
+    monkeypatch.delattr(running_search, "to_host")
     with kernels.count_host_reads() as counts:
         assert counts is None
 

@@ -6,8 +6,7 @@ from support.tiny_models import config, random_model, stack
 
 import mlx_transformer as mt
 from mlx_transformer.config.model import QuantizationConfig
-from mlx_transformer.decoding import batch_sizes
-from mlx_transformer.inference import generation
+from mlx_transformer.decoding import batch_sizes, running_search
 from mlx_transformer.model.quantization import quantize_weights
 
 
@@ -53,13 +52,13 @@ def test_three_sentences_with_four_beams_are_not_padded_to_sixteen_rows(monkeypa
     tokenizer = mt.Tokenizer.train(texts * 3, texts * 3, 300)
     size = tokenizer.source_vocab_size
     model = random_model(config(source_vocab_size=size, target_vocab_size=size))
-    rows, search = [], generation.generate_ids
+    rows, prefill = [], running_search.prefill
 
-    def counting(model, source, **others):
-        rows.append(source.shape[0])
-        return search(model, source, **others)
+    def counting(*arguments):
+        rows.append((batch := prefill(*arguments)).state.done.size)
+        return batch
 
-    monkeypatch.setattr(generation, "generate_ids", counting)
+    monkeypatch.setattr(running_search, "prefill", counting)
     mt.generate(model, tokenizer, texts, beam_size=4, max_tokens=3)
     model.set_dtype(mx.float16)
     mt.generate(model, tokenizer, texts, beam_size=4, max_tokens=3)

@@ -15,7 +15,7 @@ from support.tiny_models import SETTINGS, config, padded, random_model, random_s
 
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding import beam_search, logits_processors
+from mlx_transformer.decoding import beam_search, logits_processors, running_search
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import NoHypothesisError
 from mlx_transformer.model.fused_projections import fuse_projections
@@ -673,14 +673,14 @@ def test_batches_shrink_to_the_rows_of_vector_kernels_without_changing_results(b
     sources, limits = random_sources(model.config, [3, 12, 5, 9, 4, 6], seed=5), [3, 22, 4, 3, 13, 13]
     search = SearchConfig(beam_size=beam_size, suppress_ids=(1,))
     alone = search_alone(model, sources, search, limits)
-    sizes, compact = [], beam_search.compact_batch
+    sizes, select = [], running_search.select_sentences
 
-    def counting(batch, state, surviving, beams):
-        sizes.append(len(surviving))
-        return compact(batch, state, surviving, beams)
+    def counting(batches, sentences):
+        sizes.append(len(sentences))
+        return select(batches, sentences)
 
-    monkeypatch.setattr(beam_search, "compact_batch", counting)
-    monkeypatch.setattr(beam_search, "vector_batch_size", lambda model, beams: 5)
+    monkeypatch.setattr(running_search, "select_sentences", counting)
+    monkeypatch.setattr(running_search, "vector_batch_size", lambda model, beams: 5)
     results = generate_ids(model, padded(sources, model.config), search, limits)
     assert_same(results, alone, tolerance)
     assert sizes == [5, 1]  # without vector kernels [3, 1]
@@ -704,7 +704,7 @@ def test_batches_shrink_to_the_rows_of_vector_kernels_without_changing_results(b
 )
 def test_surviving_rows(unfinished, rows, vector_size, expected):
     finished = np.arange(rows) % rows >= unfinished
-    surviving = beam_search.surviving_rows(np.random.default_rng(0).permutation(finished), vector_size)
+    surviving = running_search.surviving_rows(np.random.default_rng(0).permutation(finished), vector_size)
     assert len(surviving) == len(set(surviving.tolist())) == expected
 
 
@@ -976,5 +976,5 @@ def test_a_step_has_ended_before_the_next_one_begins_on_a_cpu(model, sources, mo
     """A step that is still running would hold its cache, and the next one would copy it."""
     ended, evaluate = [], mx.eval
     monkeypatch.setattr(mx, "eval", lambda *arrays: ended.append(arrays) or evaluate(*arrays))
-    beam_search.start_step((x := mx.ones(3) + 1,))
+    running_search.start_step((x := mx.ones(3) + 1,))
     assert len(ended) == 1 and ended[0][0][0] is x

@@ -27,7 +27,12 @@ def test_backtrace_recovers_the_tokens_of_every_hypothesis(batch, beams, vocab, 
             living = [ids for _, ids in extended]
         finished[row] += [(0, 0, ())]  # as where there is none yet
     lengths, last = (np.array([[entry[i] for entry in row] for row in finished]) for i in (0, 1))
-    results = backtrace(backpointers, last, lengths, vocab)
+    # Each row begins at a step of its own.
+    starts = rng.integers(0, 5, batch)
+    later = np.stack(
+        [np.roll(np.pad(backpointers[:, row], [(0, 5), (0, 0)]), n, axis=0) for row, n in enumerate(starts)], 1
+    )
+    results = backtrace(later, last, lengths, vocab, starts)[..., :steps]
     assert results.shape == (*last.shape, steps)
     for row, entries in enumerate(finished):
         for k, (length, _, ids) in enumerate(entries):

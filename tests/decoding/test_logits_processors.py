@@ -131,7 +131,9 @@ def test_processors_equal_plain_loops(rules, prefixed, compiled, tolerance):
     else:
         mx.disable_compile()
     changed = 0
-    for length in range(1, CAPACITY + 1):
+    every = [[length] * ROWS for length in range(1, CAPACITY + 1)]
+    every += [np.roll(np.arange(1, CAPACITY + 1), shift)[:ROWS] for shift in range(CAPACITY)]  # each row another one
+    for lengths in every:
         logits = rng.standard_normal((ROWS, VOCAB)) * 2
         logprobs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         results = np.array(
@@ -139,13 +141,13 @@ def test_processors_equal_plain_loops(rules, prefixed, compiled, tolerance):
                 mx.array(logits.astype(np.float32)),
                 inputs,
                 mx.array(history.astype(np.int32)),
-                mx.array(length, mx.int32),
+                mx.array(lengths, mx.int32)[:, None],
             )
         )
         expected = [
             plain(row, search, read.tolist(), past[:length].tolist(), limit, token, prefix)
-            for row, read, past, limit, token, prefix in zip(
-                logprobs, source, history, limits, first, prefixes, strict=True
+            for row, read, past, length, limit, token, prefix in zip(
+                logprobs, source, history, lengths, limits, first, prefixes, strict=True
             )
         ]
         np.testing.assert_allclose(results, expected, atol=tolerance(1e-5))

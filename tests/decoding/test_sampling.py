@@ -77,7 +77,7 @@ def test_tokens_are_sampled_with_their_probability(filters):
     expected = probabilities(scores, **filters) * draws
     search = SearchConfig(beams, beams, **filters)
     key = mx.repeat(random_keys(0, range(draws // beams)), beams, axis=0)
-    samples = sample(mx.broadcast_to(mx.array(scores), (draws, 12)), search, key, mx.array(3))
+    samples = sample(mx.broadcast_to(mx.array(scores), (draws, 12)), search, key, mx.array([[3]]))
     assert (samples.shape, samples.dtype) == ((draws, 1), mx.uint32)
     counts = np.bincount(np.array(samples)[:, 0], minlength=12)
     possible = expected > 0
@@ -95,7 +95,7 @@ def drawable(scores, search, monkeypatch):
     columns = []
     for token in range(vocab):
         spike = mx.where(mx.arange(vocab) == token, 1e6, 0.0)
-        tokens = sample(mx.array(scores), search, mx.zeros((rows, 2), mx.uint32), mx.array(1))
+        tokens = sample(mx.array(scores), search, mx.zeros((rows, 2), mx.uint32), mx.array([[1]]))
         columns.append(np.array(tokens)[:, 0] == token)
     return np.array(columns).T
 
@@ -139,7 +139,7 @@ def test_samples_do_not_depend_on_other_rows():
 
     def drawn(rows, lines):
         key = mx.repeat(random_keys(5, lines), beams, axis=0)
-        return sample(mx.take(scores, mx.array(list(rows)), axis=0), search, key, mx.array(2)).flatten().tolist()
+        return sample(mx.take(scores, mx.array(list(rows)), axis=0), search, key, mx.array([[2]])).flatten().tolist()
 
     full = drawn(range(len(lines) * beams), lines)
     for i, line in enumerate(lines):
@@ -155,6 +155,6 @@ def test_every_seed_line_position_and_hypothesis_has_its_own_noise():
     drawn = []
     for seed, position in itertools.product(seeds, positions):
         key = mx.repeat(random_keys(seed, lines), beams, axis=0)
-        drawn += sample(mx.zeros((len(key), vocab)), search, key, mx.array(position)).flatten().tolist()
+        drawn += sample(mx.zeros((len(key), vocab)), search, key, mx.array([[position]])).flatten().tolist()
     assert len(drawn) == len(seeds) * len(positions) * len(lines) * beams == 320
     assert len(set(drawn)) > 310

@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from mlx_transformer.model.kv_cache import KVCache
 
@@ -32,3 +33,24 @@ def test_cache_mask_is_causal():
     assert mask.dtype == mx.bool_
     assert mask.shape == (1, 1, 3, 6)
     assert mask[0, 0].tolist() == expected
+
+
+def test_cache_mask_begins_at_the_start_of_each_row():
+    cache = empty_cache(capacity=6)
+    cache.length, cache.starts = mx.array(3, mx.int32), mx.array([[0], [2]])
+    mask = cache.mask(2)
+    assert mask.shape == (2, 1, 2, 6)
+    assert mask[:, 0].tolist() == [
+        [[start <= key <= 3 + query for key in range(6)] for query in range(2)] for start in (0, 2)
+    ]
+
+
+@pytest.mark.parametrize(("first", "capacity"), [(0, 9), (2, 4), (2, 3), (1, 9), (0, 6)])
+def test_resizing_keeps_the_positions_from_the_first_on(first, capacity):
+    cache = empty_cache(capacity=6)
+    written = cache.update_and_fetch(0, mx.random.normal((2, 3, 2, 6, 4)))
+    cache.resize(first, capacity)
+    assert cache.capacity == capacity
+    kept = min(6 - first, capacity)
+    np.testing.assert_array_equal(cache.layers[0][:, :, :, :kept], written[:, :, :, first : first + kept])
+    assert not cache.layers[0][:, :, :, kept:].any().item()

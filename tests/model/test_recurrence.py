@@ -90,7 +90,7 @@ def test_cache_holds_one_state_of_constant_size():
     gates = random_gates(12)
     cache = CellCache([mx.zeros((2, 5)), mx.zeros((2, 5))], mx.array(0, mx.int32))
     pieces = [cache.update_and_fetch(1, piece) for piece in mx.split(gates, [1, 5, 6], axis=1)]
-    cache.grow(100)
+    cache.resize(3, 100)
     np.testing.assert_allclose(mx.concatenate(pieces, axis=1), step_by_step(gates), rtol=0, atol=2e-6)
     assert cache.layers[1].shape == (2, 5)
     assert not cache.layers[0].any()

@@ -47,8 +47,8 @@ def cached_logits(model, target, memory, pieces, capacity):
     start = 0
     for length in pieces:
         if start + length > capacity:
-            cache.grow(capacity)
             capacity *= 2
+            cache.resize(0, capacity)
         logits.append(model.decode(target[:, start : start + length], memory, cache))
         start += length
     assert cache.length.item() == target.shape[1]
