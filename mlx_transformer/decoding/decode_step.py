@@ -68,7 +68,7 @@ def decode_step(
     batch, beams = state.tokens.shape
     cache = model.make_cache(list(state.cache), state.length, state.starts)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache, shortlist=shortlist)[:, -1].astype(mx.float32)
-    vocab, lengths = logits.shape[-1], cache.length - state.starts
+    vocab, lengths = logits.shape[-1], cache.lengths
     processed, normalizer = process_logits(
         logits, search, model.config, inputs, state.history, lengths, normalize=scores or beams > 1
     )

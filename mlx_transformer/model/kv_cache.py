@@ -1,7 +1,6 @@
-"""What the decoder keeps from step to step: keys and values of self-attention, or cell states of the SSRU.
+"""What the decoder keeps from step to step: keys and values of self-attention, or cell states of the SSRU."""
 
-Both kinds of cache have one array for each layer, with a row for each beam, and the same methods.
-"""
+from abc import ABC, abstractmethod
 
 import mlx.core as mx
 
@@ -18,14 +17,12 @@ def fit(array: mx.array, axis: int, size: int, first: int = 0, value: int = 0) -
     return mx.pad(kept, [(0, missing if i == axis else 0) for i in range(array.ndim)], constant_values=value)
 
 
-class KVCache:
-    """Preallocated keys and values of the decoder's self-attention.
+class DecoderCache(ABC):
+    """What the decoder's layers keep of the positions so far.
 
     Attributes:
-        layers: Keys and values of each decoder layer, (rows, num_heads, 2, capacity, head_dims); rows are sentences x
-            beams. One array per layer needs one update and one gather a step, and with keys and values on axis 2 fused
-            attention reads both without a copy.
-        length: Number of filled positions, an int32 scalar on the device, so that one compiled trace serves every step.
+        layers: An array for each decoder layer, with a row for each beam of each sentence.
+        length: Number of positions so far, an int32 scalar on the device, so that one compiled trace serves every step.
         starts: The position at which the sequence of each row begins, int32 (rows, 1); (1, 1), zero, if all begin at 0.
     """
 
@@ -33,6 +30,31 @@ class KVCache:
         self.layers = layers
         self.length = length
         self.starts = mx.zeros((1, 1), mx.int32) if starts is None else starts
+
+    @property
+    def lengths(self) -> mx.array:
+        """Number of positions of the sequence of each row, int32 (rows, 1), or (1, 1) for all."""
+        return self.length.reshape(1, 1) if self.starts.shape[0] == 1 else self.length - self.starts
+
+    @abstractmethod
+    def update_and_fetch(self, layer: int, update: mx.array) -> mx.array:
+        """Add what a layer keeps of the next positions; return what it attends to."""
+
+    @abstractmethod
+    def resize(self, first: int, capacity: int) -> None:
+        """Keep the positions from `first` on, with room for `capacity` positions; `length` and `starts` stay."""
+
+    @abstractmethod
+    def mask(self, queries: int) -> mx.array | str:
+        """Return the causal mask of the next `queries` positions."""
+
+
+class KVCache(DecoderCache):
+    """Preallocated keys and values of the decoder's self-attention.
+
+    Its layers are (rows, num_heads, 2, capacity, head_dims). One array per layer needs one update and one gather a
+    step, and with keys and values on axis 2 fused attention reads both without a copy.
+    """
 
     @property
     def capacity(self) -> int:
@@ -45,7 +67,7 @@ class KVCache:
         return self.layers[layer]
 
     def resize(self, first: int, capacity: int) -> None:
-        """Keep the positions from `first` on, with room for `capacity` positions; `length` and `starts` stay."""
+        """Slice or pad the layers."""
         self.layers = [fit(layer, 3, capacity, first) for layer in self.layers]
 
     def mask(self, queries: int) -> mx.array | str:
@@ -55,19 +77,11 @@ class KVCache:
         return mask if self.starts.shape[0] == 1 else mask & (keys >= self.starts[:, None, None])
 
 
-class CellCache:
-    """The last cell states of the decoder's SSRU sublayers: of one size, however many positions there were.
+class CellCache(DecoderCache):
+    """The last cell states of the decoder's SSRU sublayers, zero where a sequence begins.
 
-    Attributes:
-        layers: The state of each decoder layer, float32 (rows, dims); rows are sentences x beams.
-        length: Number of positions so far, an int32 scalar on the device.
-        starts: See `KVCache`; the state of a row that begins is zero.
+    Its layers are float32 (rows, dims), however many positions there were.
     """
-
-    def __init__(self, layers: list[mx.array], length: mx.array, starts: mx.array | None = None) -> None:
-        self.layers = layers
-        self.length = length
-        self.starts = mx.zeros((1, 1), mx.int32) if starts is None else starts
 
     def update_and_fetch(self, layer: int, gates: mx.array) -> mx.array:
         """Run a layer's recurrence over the next positions, keep the last state, and return the states of all."""
@@ -81,6 +95,3 @@ class CellCache:
     def mask(self, queries: int) -> str:
         """Return the mask of any number of positions, which a recurrence does not need."""
         return "causal"
-
-
-DecoderCache = KVCache | CellCache

@@ -305,7 +305,7 @@ class Stack(nn.Module):
         """
         check_embeddings(embeddings, self.dims)
         start, length = 0 if cache is None else cache.length, embeddings.shape[1]
-        states = [self.embed(embeddings, 0 if cache is None else start - cache.starts)]
+        states = [self.embed(embeddings, 0 if cache is None else cache.lengths)]
         if mask is None:
             mask = "causal" if self.is_decoder else full_mask(length)
         masks = self.masks(mask if cache is None else cache.mask(length), start, length)
