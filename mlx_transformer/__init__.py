@@ -29,6 +29,7 @@ _MODULES = {
     "generate_ids": "decoding.beam_search",
     "LexicalShortlist": "decoding.lexical_shortlist",
     "read_shortlist": "weights.formats.lexical_shortlist",
+    "Engine": "inference.engine",
     "generate": "inference.generation",
     "generate_hypotheses": "inference.generation",
     "stream_generate": "inference.generation",

@@ -20,6 +20,7 @@ from .documents.translator import DocumentReport as DocumentReport
 from .inference.attention_weights import AttentionWeights as AttentionWeights
 from .inference.attention_weights import attention_ids as attention_ids
 from .inference.embedding import embed as embed
+from .inference.engine import Engine as Engine
 from .inference.evaluation import Evaluation as Evaluation
 from .inference.evaluation import evaluate as evaluate
 from .inference.generation import generate as generate

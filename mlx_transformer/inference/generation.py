@@ -29,6 +29,7 @@ from mlx_transformer.inference.batching import (
     reorder,
     run_batches,
 )
+from mlx_transformer.inference.engine import Engine, check_engine, run_in
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.required_terms import require_terms
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
@@ -95,6 +96,7 @@ def generate(
     glossary: Mapping[str, str] | None = ...,
     protect: Sequence[str] | None = ...,
     shortlist: LexicalShortlist | None = ...,
+    engine: Engine | None = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> str: ...
@@ -115,6 +117,7 @@ def generate(
     glossary: Mapping[str, str] | None = ...,
     protect: Sequence[str] | None = ...,
     shortlist: LexicalShortlist | None = ...,
+    engine: Engine | None = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> list[str]: ...
@@ -134,6 +137,7 @@ def generate(
     glossary: Mapping[str, str] | None = None,
     protect: Sequence[str] | None = None,
     shortlist: LexicalShortlist | None = None,
+    engine: Engine | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[SearchOptions],
 ) -> str | list[str]:
@@ -156,6 +160,8 @@ def generate(
             regular expressions. None for URLs, addresses and placeholders, and for models that are known to translate
             also tags, paths, handles and symbols.
         shortlist: Likely target tokens, see `read_shortlist`: each batch generates those of its sources only.
+        engine: The `Engine` of the model, for calls of several threads: their texts share batches. None to run the
+            model in this thread.
         batch_tokens: See `generate_hypotheses`.
         **options: See `generate_hypotheses`.
 
@@ -169,7 +175,13 @@ def generate(
     prefix: dict[str, Any] = {"source_prefix": source_prefix}
     split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
     shared = prefix | {"glossary": glossary, "protect": protect if search.num_hypotheses == 1 else ()}
-    shared |= {"shortlist": shortlist, "batch_tokens": batch_tokens, "scores": False, "return_errors": True}
+    shared |= {
+        "shortlist": shortlist,
+        "engine": engine,
+        "batch_tokens": batch_tokens,
+        "scores": False,
+        "return_errors": True,
+    }
     search_lines = partial(generate_hypotheses, model, tokenizer, search=search, **shared)
     results = (
         combine_hypotheses(paragraph, [best for best, *_ in rows])
@@ -195,6 +207,7 @@ def generate_hypotheses(
     glossary: Mapping[str, str] | None = None,
     protect: Sequence[str] | None = (),
     shortlist: LexicalShortlist | None = None,
+    engine: Engine | None = None,
     batch_tokens: int = BATCH_TOKENS,
     alignment: AlignmentConfig | None = None,
     scores: bool = True,
@@ -217,6 +230,7 @@ def generate_hypotheses(
         glossary: See `generate`. With terms, a line has one hypothesis, whose `missing_terms` are those it lacks.
         protect: See `generate`; nothing by default.
         shortlist: See `generate`.
+        engine: See `generate`.
         batch_tokens: Maximum number of padded source positions x beams in a batch.
         alignment: How to align the hypotheses with their sources, in one more pass; None for no alignments.
         scores: Whether hypotheses have scores; if not, they are NaN, and greedy search is faster.
@@ -232,12 +246,16 @@ def generate_hypotheses(
     search = make_search(generate_hypotheses, model, search, options)
     _check_single_hypothesis(search, glossary=glossary, protect=protect)
     check_arguments(model.config, tokenizer, batch_tokens, alignment, source_language, target_language)
-    rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
+    check_engine(engine, model)
+    rescore = (
+        partial(_rescore, model, tokenizer, alignment, engine, batch_tokens) if alignment or token_scores else None
+    )
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
-    search_batch = partial(_search_batch, model, tokenizer, scores, shortlist)
+    search_batch = partial(_search_batch, model, tokenizer, scores, shortlist, engine)
     search_window = partial(_generate_window, model, tokenizer, search_batch, batch_tokens, rescore, empty)
     search_lines = partial(_generate_lines, model, tokenizer, source_prefix, search_window, search=search)
     require = partial(require_terms, search=search, source_prefix=source_prefix, alignment=alignment, scores=scores)
+    require = partial(require, engine=engine)
     terms = Terminology(glossary, choose_protected(protect, tokenizer.config))
     unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
     results = require(search_lines, model, tokenizer, terms)(unprefixed, first_line=first_line)
@@ -414,6 +432,7 @@ def _search_batch(
     tokenizer: Tokenizer,
     scores: bool,
     shortlist: LexicalShortlist | None,
+    engine: Engine | None,
     sources: list[EncodedSource],
     search: SearchConfig,
 ) -> list[list[Hypothesis]]:
@@ -454,6 +473,7 @@ def _rescore(
     model: Transformer,
     tokenizer: Tokenizer,
     alignment: AlignmentConfig | None,
+    engine: Engine | None,
     batch_tokens: int,
     sources: list[EncodedSource],
     hypotheses: list[list[Hypothesis]],
@@ -465,7 +485,7 @@ def _rescore(
         for hypothesis in row
         if not hypothesis.error
     ]
-    scores = score_pairs(model, pairs, alignment, batch_tokens)
+    scores = run_in(engine, partial(score_pairs, model, pairs, alignment, batch_tokens))
     return [[h if h.error else _with_score(h, next(scores)) for h in row] for row in hypotheses]
 
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.inference.engine import Engine, run_in
 from mlx_transformer.inference.scoring import Score, score
 from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
 from mlx_transformer.inference.term_insertion import (
@@ -69,6 +70,7 @@ def require_terms(
     source_prefix: str | None = None,
     alignment: AlignmentConfig | None = None,
     scores: bool = True,
+    engine: Engine | None = None,
 ) -> Generate:
     """Return a function like `generate` whose hypotheses contain the terms of their sources.
 
@@ -81,6 +83,7 @@ def require_terms(
         source_prefix: See `generate_hypotheses`.
         alignment: How to align words; the default alignment if None.
         scores: Whether changed hypotheses have scores; NaN if not.
+        engine: See `generate`.
 
     Returns:
         A function that yields one hypothesis for each line with terms. `missing_terms` holds those that the hypothesis
@@ -89,7 +92,10 @@ def require_terms(
     search = search or model.search_defaults
     constrained_search = make_constrained_search(search)
     length_penalty = search.length_penalty
-    score_lines = partial(score, model, tokenizer, source_prefix=source_prefix, return_errors=True)
+
+    def score_lines(*texts: Sequence[Any], alignment: AlignmentConfig | None) -> Iterator[Score]:
+        options: dict[str, Any] = {"source_prefix": source_prefix, "alignment": alignment, "return_errors": True}
+        return run_in(engine, partial(score, model, tokenizer, *texts, **options))
 
     def align(lines: Sequence[SourceLine], targets: Sequence[str]) -> list[Score]:
         return list(score_lines(lines, targets, alignment=AlignmentConfig(cover_source=True)))

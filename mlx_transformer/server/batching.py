@@ -1,7 +1,7 @@
-"""Batches across requests: two threads for each model run the sentences that wait for it, those that fit together.
+"""Batches across requests: threads that tokenize the sentences that wait for a model, search and complete them.
 
-One thread runs batches of any requests. While it is busy with a request that is not small, the other one runs small
-batches of small requests, so that a short sentence that arrives meanwhile does not wait for the end of a large batch.
+Their searches share the batches of the model's `Engine`. One thread takes sentences of any requests, the others those
+of small ones, so that a short sentence that arrives meanwhile joins a search of many at once.
 """
 
 import heapq
@@ -18,6 +18,7 @@ from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.settings import RETRY_AFTER, RequestError
 
 SMALL_SHARE = 16  # a small request, and a small batch, has at most this part of the positions of a large batch
+SMALL_THREADS = 16
 
 
 class Work(NamedTuple):
@@ -56,7 +57,7 @@ class WorkerClosedError(Exception):
 
 
 class BatchWorker:
-    """Runs sentences on one model, in two threads of its own.
+    """Runs sentences on one model, in threads of its own.
 
     Sentences take turns: the first ones of a new request go before the later ones of a long request.
     """
@@ -68,27 +69,29 @@ class BatchWorker:
         batch_positions: int,
         max_queue: int,
         metrics: Metrics,
+        small_threads: int = SMALL_THREADS,
     ) -> None:
         """Start the threads.
 
         Args:
             name: Name of the model in metrics.
             run: Yields the result of each line, in order; it also gets the index of the first line in its request. It
-                runs in both threads at once.
+                runs in all threads at once.
             batch_positions: Maximum number of source positions x beams in a large batch.
             max_queue: Maximum number of sentences that wait; an empty queue takes any request.
             metrics: Metrics to update.
+            small_threads: Number of threads for small requests alone.
         """
         self._run, self._max_queue, self._metrics = run, max_queue, metrics
         self._waiting = metrics.waiting.labels(name)
         self._jobs: list[Job] = []
         self._batches = self._submitted = 0
-        self._closed = self._is_busy = False  # busy: with a request that is not small
+        self._closed = False
         self._changed = threading.Condition()
         self._small = batch_positions // SMALL_SHARE
         self._threads = [
             threading.Thread(target=self._loop, args=options, name=f"batches of {name}", daemon=True)
-            for options in ((batch_positions, False), (self._small, True))
+            for options in ((batch_positions, False), *[(self._small, True)] * small_threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -150,10 +153,9 @@ class BatchWorker:
 
         Args:
             batch_positions: Maximum number of positions in the batch.
-            only_small: Whether sentences of other than small requests are left to the other thread.
+            only_small: Whether sentences of other than small requests are left to the first thread.
         """
         with self._changed:
-            self._is_busy &= only_small
             self._changed.wait_for(lambda: self._closed or self._has_jobs(only_small))
             batch: list[Job] = []
             others: list[Job] = []
@@ -170,16 +172,13 @@ class BatchWorker:
                     positions += job.positions
             for job in others:
                 heapq.heappush(self._jobs, job)
-            if not only_small and any(not job.is_small for job in batch):
-                self._is_busy = True
-                self._changed.notify_all()
             self._batches += 1
             self._waiting.set(len(self._jobs))
             return batch
 
     def _has_jobs(self, only_small: bool) -> bool:
         """Whether a thread has something to do."""
-        return any(job.is_small for job in self._jobs) and self._is_busy if only_small else bool(self._jobs)
+        return any(job.is_small or not only_small for job in self._jobs)
 
     def _complete(self, jobs: list[Job]) -> None:
         """Run a batch; every job gets its result as soon as it is there, or the error of the batch."""

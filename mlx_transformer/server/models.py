@@ -15,6 +15,7 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, change_search
 from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.inference.embedding import choose_pooling, embed_lines
+from mlx_transformer.inference.engine import Engine, run_in
 from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.sentence_splitting import Paragraph, split_line
 from mlx_transformer.inference.source_lines import SourceLine
@@ -133,13 +134,14 @@ class CountedLine(NamedTuple):
 
 
 class LoadedModel:
-    """A model in memory, with the thread that runs it."""
+    """A model in memory, with the threads that run it."""
 
     def __init__(self, name: ModelName, model: Transformer, tokenizer: Tokenizer, max_queue: int, metrics: Metrics):
         self.model, self.tokenizer = model, tokenizer
         self.languages = Languages.of(name.pair, tokenizer)
         self._sentence_language = name.pair[0] if name.pair else None
         self.num_bytes = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
+        self._engine = Engine(model)
         self._worker = BatchWorker(name.name, self._run, BATCH_TOKENS, max_queue, metrics)
 
     def split(self, line: SourceLine) -> Paragraph:
@@ -175,14 +177,15 @@ class LoadedModel:
         return CountedLine(line, min(len(ids), self.model.config.encoder.max_length))
 
     def close(self) -> None:
-        """Finish the sentences that wait, and end the thread."""
+        """Finish the sentences that wait, and end the threads."""
         self._worker.close()
+        self._engine.close()
 
     def _run(self, work: Work, lines: list[SourceLine], first_line: int) -> Iterator[Any]:
         """Yield the hypotheses of each line, or its embedding."""
         if work.search is None:
             pooling = choose_pooling(self.model.config, None, None)
-            return embed_lines(self.model, self.tokenizer, lines, pooling)
+            return run_in(self._engine, partial(embed_lines, self.model, self.tokenizer, lines, pooling))
         return generate_hypotheses(
             self.model,
             self.tokenizer,
@@ -190,6 +193,7 @@ class LoadedModel:
             work.search,
             protect=work.protect,
             alignment=work.alignment,
+            engine=self._engine,
             scores=False,
             first_line=first_line,
             return_errors=True,

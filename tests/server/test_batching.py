@@ -26,7 +26,7 @@ class Recorder:
         self.batches = []
         self.started, self.release = threading.Semaphore(0), threading.Semaphore(0)
         self.metrics = Metrics()
-        self.worker = BatchWorker("test", self.run, batch_positions, max_queue, self.metrics)
+        self.worker = BatchWorker("test", self.run, batch_positions, max_queue, self.metrics, small_threads=0)
 
     def run(self, work, lines, first_line):
         self.started.release()

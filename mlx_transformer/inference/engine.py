@@ -1,0 +1,275 @@
+"""One thread that runs a model for many: sentences of all threads share batches, which they join and leave."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig
+from mlx_transformer.decoding.batch_sizes import batch_sizes
+from mlx_transformer.decoding.beam_search import check_hypotheses, compile_step, select_output_rows
+from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.decoding.inputs import RequiredPhrases
+from mlx_transformer.decoding.running_search import RunningSearch
+from mlx_transformer.inference.batching import pad_ids
+from mlx_transformer.model.token_ids import check_token_ids
+from mlx_transformer.model.transformer import Transformer
+
+Result = TypeVar("Result")
+Rows = list[list[Hypothesis]]
+
+
+@dataclass
+class Request:
+    """The sources of one call.
+
+    Attributes:
+        hypotheses: The hypotheses of each source that has left the search.
+        num_unfinished: Number of sources that have not.
+        future: Gets the hypotheses of all sources.
+    """
+
+    hypotheses: Rows
+    num_unfinished: int
+    future: Future[Rows] = field(default_factory=Future)
+
+
+class WaitingSource(NamedTuple):
+    """A source that has not joined a search yet.
+
+    Attributes:
+        request: Its request.
+        row: Its place in the request.
+        ids: Its token ids, with padding.
+        settings: Its values of the arguments of `generate_ids` that have one for each source.
+    """
+
+    request: Request
+    row: int
+    ids: list[int]
+    settings: dict[str, Any]
+
+
+class EngineClosedError(RuntimeError):
+    """The engine takes no more calls."""
+
+
+class SharedSearch:
+    """A search that the sources of all requests with the same settings join."""
+
+    def __init__(self, start: Callable[[], RunningSearch], beam_size: int, batch_tokens: int, pad_id: int) -> None:
+        """Make a search without sources.
+
+        Args:
+            start: Makes the running search, in the engine's thread.
+            beam_size: Number of beams.
+            batch_tokens: Maximum number of source positions x beams.
+            pad_id: The padding of sources.
+        """
+        self._start, self._max_positions, self._pad_id = start, batch_tokens // beam_size, pad_id
+        self.waiting: deque[WaitingSource] = deque()
+        self._running: RunningSearch | None = None
+        self._joined: dict[int, WaitingSource] = {}  # by key
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no source waits or is being searched."""
+        return not self.waiting and not self._joined
+
+    def step(self) -> None:
+        """Let sources join, run to the next stop test, and complete the requests that are finished."""
+        try:
+            self._running = self._running or self._start()
+            self._admit(self._running)
+            for key, hypotheses in self._running.run().items():
+                self._finish(self._joined.pop(key), hypotheses)
+        except Exception as error:
+            self.fail(error)
+            self._running = None
+
+    def fail(self, error: Exception) -> None:
+        """End all requests with an error."""
+        for source in (*self._joined.values(), *self.waiting):
+            if not source.request.future.done():
+                source.request.future.set_exception(error)
+        self._joined.clear()
+        self.waiting.clear()
+
+    def _finish(self, source: WaitingSource, hypotheses: list[Hypothesis]) -> None:
+        request = source.request
+        request.hypotheses[source.row] = hypotheses
+        request.num_unfinished -= 1
+        if not request.num_unfinished and not request.future.done():
+            request.future.set_result(request.hypotheses)
+
+    def _admit(self, running: RunningSearch) -> None:
+        """Let as many of the waiting sources join as there is room for."""
+        chosen: list[WaitingSource] = []
+        length = 0
+        while self.waiting:
+            length = max(length, len(self.waiting[0].ids))
+            size = running.num_unfinished + len(chosen)
+            if size and (size + 1) * length > self._max_positions:
+                break
+            chosen.append(self.waiting.popleft())
+        if not chosen:
+            return
+        try:
+            self._add(running, chosen)
+        except ValueError:  # of one request: the others shall not suffer
+            for request in {id(source.request): source.request for source in chosen}.values():
+                sources = [source for source in chosen if source.request is request]
+                try:
+                    self._add(running, sources)
+                except ValueError as error:
+                    request.future.set_exception(error)
+
+    def _add(self, running: RunningSearch, sources: list[WaitingSource]) -> None:
+        length = max(len(source.ids) for source in sources)
+        settings = {name: [source.settings[name] for source in sources] for name in sources[0].settings}
+        keys = running.add(pad_ids([source.ids for source in sources], length, self._pad_id), **settings)
+        self._joined |= zip(keys, sources, strict=True)
+
+
+class Engine:
+    """Runs a model in a thread of its own, for any number of other threads.
+
+    Pass it to `generate` and `generate_hypotheses`. Sentences with the same search configuration share a batch: those
+    of another call join while it runs, and finished ones leave it ("continuous batching"). Use it as a context manager,
+    or close it.
+    """
+
+    def __init__(self, model: Transformer, batch_tokens: int = BATCH_TOKENS) -> None:
+        """Start the thread.
+
+        Args:
+            model: The model, in evaluation mode.
+            batch_tokens: Maximum number of source positions x beams in a batch.
+        """
+        self.model, self._batch_tokens = model, batch_tokens
+        self._changed = threading.Condition()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._searches: dict[Any, SharedSearch] = {}
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take no more calls; return when all are done."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Call a function in the engine's thread, between steps of searches, and return its result.
+
+        Raises:
+            EngineClosedError: If the engine is closed.
+            Exception: What the function raises.
+        """
+        future: Future[Result] = Future()
+
+        def call() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._submit(lambda: self._calls.append(call))
+        return future.result()
+
+    def generate_ids(
+        self,
+        source: mx.array,
+        search: SearchConfig | None = None,
+        *,
+        scores: bool = True,
+        required_phrases: RequiredPhrases | None = None,
+        continues_word: np.ndarray | None = None,
+        shortlist: Sequence[int] | np.ndarray | None = None,
+        **settings: list[Any] | None,
+    ) -> list[list[Hypothesis]]:
+        """Search for the targets of sources, in a batch with those of other threads; see `generate_ids`.
+
+        Sources with required phrases or a shortlist share no batch with those of other calls.
+        """
+        check_token_ids("source", source, self.model.config.source_vocab_size)
+        search, rows = search or self.model.search_defaults, np.array(source).tolist()
+        if not rows:
+            return []
+        given = {"lines": list(range(len(rows)))} | {name: values for name, values in settings.items() if values}
+        for name, values in given.items():
+            if len(values) != len(rows):
+                raise ValueError(f"{name} must have {len(rows)} values, one for each source, not {len(values)}.")
+        is_shared = required_phrases is None and shortlist is None
+        if required_phrases is not None:
+            given["required_phrases"] = required_phrases
+        request = Request([[] for _ in rows], len(rows))
+        columns = zip(*given.values(), strict=True)
+        sources = [
+            WaitingSource(request, row, ids, dict(zip(given, values, strict=True)))
+            for row, (ids, values) in enumerate(zip(rows, columns, strict=True))
+        ]
+        is_forced = "forced_bos_ids" in given
+        key = (search, scores, tuple(given)) if is_shared else object()
+
+        def start() -> RunningSearch:
+            output_rows = select_output_rows(self.model, shortlist, required_phrases or [])
+            step = compile_step(self.model, search, scores, is_forced, continues_word, output_rows)
+            return RunningSearch(self.model, search, step, batch_sizes(self.model, search.beam_size))
+
+        def submit() -> None:
+            if key not in self._searches:
+                limit = self._batch_tokens if is_shared else len(rows) * len(rows[0]) * search.beam_size
+                self._searches[key] = SharedSearch(start, search.beam_size, limit, self.model.config.pad_id)
+            self._searches[key].waiting.extend(sources)
+
+        self._submit(submit)
+        return check_hypotheses(request.future.result(), scores)
+
+    def _submit(self, change: Callable[[], None]) -> None:
+        with self._changed:
+            if self._closed:
+                raise EngineClosedError("An engine takes no calls after it is closed: make another one.")
+            change()
+            self._changed.notify_all()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._calls or self._searches)
+                if not self._calls and not self._searches:
+                    return
+                calls, searches = list(self._calls), list(self._searches.values())
+                self._calls.clear()
+            for call in calls:
+                call()
+            for search in searches:
+                search.step()
+            with self._changed:
+                self._searches = {key: search for key, search in self._searches.items() if not search.is_idle}
+            if not self._searches:
+                mx.clear_cache()  # buffers of shapes that may not occur again
+
+
+def check_engine(engine: Engine | None, model: Transformer) -> None:
+    """Raise ValueError for an engine that runs another model."""
+    if engine is not None and engine.model is not model:
+        raise ValueError("engine must be that of the model: make one with Engine(model).")
+
+
+def run_in(engine: Engine | None, function: Callable[[], Iterator[Result]]) -> Iterator[Result]:
+    """Return the results of a function; with an engine, all of them are computed there first."""
+    return function() if engine is None else iter(engine.run(lambda: list(function())))
