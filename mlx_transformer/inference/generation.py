@@ -442,9 +442,10 @@ def _search_batch(
         arguments["required_phrases"] = [source.phrases for source in sources]
         arguments["continues_word"] = continues_word(tokenizer)
     try:
-        return generate_ids(
-            model, search=search, scores=scores, sizes=batch_sizes(model, search.beam_size), **arguments
-        )
+        if engine:
+            return engine.generate_ids(search=search, scores=scores, **arguments)
+        sizes = batch_sizes(model, search.beam_size)
+        return generate_ids(model, search=search, scores=scores, sizes=sizes, **arguments)
     except NoHypothesisError as error:
         failed = [_failed_hypothesis(f"Search found no hypothesis: {error.reason}.")]
         return [row or failed for row in error.hypotheses]
