@@ -4,7 +4,8 @@
 
 The texts are 64 short sentences; every client has one open connection and sends its next text when it has the
 answer to the last one. Memory is the resident memory of the server, at the beginning and the end of each row. A second
-table has the latency of a short sentence while a client translates a list of long texts.
+table has requests that arrive at random times, so many a second, whether or not others have their answers. A third one
+has the latency of a short sentence while a client translates a list of long texts.
 """
 
 import http.client
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
@@ -40,6 +42,8 @@ TEXTS = [f"{subject} {predicate}" for subject in SUBJECTS for predicate in PREDI
 LONG_TEXTS = [f"{first} {second}" for first, second in itertools.pairwise(TEXTS)] * 2
 SHORT_TEXT = "Where is the station?"
 HEADER = ["clients", "requests", "errors", "other answers", "requests/s", "median", "95 %", "sentences/batch", "memory"]
+ARRIVAL_RATES = (5, 10, 20)
+ARRIVAL_HEADER = ["arrivals/s", "requests", "errors", "other answers", "median", "95 %", "sentences/batch"]
 LATENCY_HEADER = ["long request", "short texts meanwhile", "alone", "median", "95 %"]
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
@@ -135,6 +139,30 @@ def load_row(server: Server, expected: dict[str, str], num_clients: int, seconds
     ]
 
 
+def arrivals_row(server: Server, expected: dict[str, str], rate: float, seconds: float) -> list[object]:
+    """Return what requests that arrive at random got, and how long after their arrival."""
+    random = np.random.default_rng(0)
+    arrivals = np.cumsum(random.exponential(1 / rate, int(rate * seconds)))
+    texts = random.choice(TEXTS, len(arrivals))
+    before, start = server.batches(), time.perf_counter()
+
+    def request(arrival: float, text: str) -> tuple[float, str | None]:
+        time.sleep(max(start + arrival - time.perf_counter(), 0))
+        with closing(server.connect()) as connection:
+            answer = translate(connection, text)
+        return time.perf_counter() - start - arrival, answer
+
+    with ThreadPoolExecutor(len(arrivals)) as executor:
+        results = list(executor.map(request, arrivals, texts))
+    sentences, batches = (after - first for after, first in zip(server.batches(), before, strict=True))
+    median, most = np.percentile([elapsed for elapsed, _ in results], [50, 95])
+    others = sum(answer not in (None, expected[text]) for (_, answer), text in zip(results, texts, strict=True))
+    return [
+        *(f"{rate:g}", len(results), sum(answer is None for _, answer in results), others),
+        *(f"{median * 1000:.0f} ms", f"{most * 1000:.0f} ms", round(sentences / max(batches, 1), 1)),
+    ]
+
+
 def measure_short(connection: http.client.HTTPConnection) -> float:
     """Return the seconds of a short text."""
     start = time.perf_counter()
@@ -160,23 +188,24 @@ def latency_table() -> str:
     return markdown_table(LATENCY_HEADER, [[f"{elapsed:.1f} s", len(times), *figures]])
 
 
-def load_table(num_clients: int, seconds: float) -> str:
-    """Return the row of one client and that of many."""
+def load_tables(num_clients: int, seconds: float) -> str:
+    """Return the rows of one client and of many, and those of requests that arrive at random."""
     with running_server() as server:
         with closing(server.connect()) as connection:
             expected = {text: translate(connection, text) or "" for text in TEXTS}
         load_row(server, expected, num_clients, seconds / 10)  # compiles the shapes of large batches
         rows = [load_row(server, expected, count, seconds) for count in (1, num_clients)]
-    return markdown_table(HEADER, rows)
+        arrivals = [arrivals_row(server, expected, rate, seconds) for rate in ARRIVAL_RATES]
+    return f"{markdown_table(HEADER, rows)}\n{markdown_table(ARRIVAL_HEADER, arrivals)}"
 
 
 @click.command()
 @click.option("--clients", default=64, show_default=True, help="Number of clients at once.")
 @click.option("--seconds", default=60.0, show_default=True, help="Seconds of each row.")
 def main(clients: int, seconds: float) -> None:
-    """Load a server and print two tables."""
+    """Load a server and print three tables."""
     click.echo(conditions(clients=clients, seconds=f"{seconds:g}", model="bundled"))
-    click.echo(load_table(clients, seconds))
+    click.echo(load_tables(clients, seconds))
     click.echo(latency_table())
 
 
