@@ -15,6 +15,7 @@ from mlx_transformer.model.quantization import quantization_of
 from mlx_transformer.model.transformer import Transformer
 
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+HALVES = (24, 48, 96, 192, 384)  # a batch that sentences join and leave is rarely full
 
 # First generation of Apple's GPUs (M1 is 13, M3 is 15) -> the most rows that kernels for few rows take.
 HALF_PRECISION_ROWS = {13: 1, 15: 15}
@@ -30,9 +31,13 @@ def vector_batch_size(model: Transformer, beams: int) -> int:
     return max((rows for first, rows in limits.items() if first <= int(generation[1])), default=0) // beams
 
 
-def batch_sizes(model: Transformer, beams: int) -> tuple[int, ...]:
-    """Return the sizes that batches are padded to, increasing: powers of two, and the `vector_batch_size`."""
-    return tuple(sorted({*POWERS, vector_batch_size(model, beams)} - {0}))
+def batch_sizes(model: Transformer, beams: int, joinable: bool = False) -> tuple[int, ...]:
+    """Return the sizes that batches are padded to, increasing: powers of two, and the `vector_batch_size`.
+
+    There are more of them for batches that sentences join while they are decoded.
+    """
+    sizes = {*POWERS, *(HALVES if joinable else ()), vector_batch_size(model, beams)}
+    return tuple(sorted(sizes - {0}))
 
 
 def padded_batch_size(count: int, sizes: Sequence[int] = POWERS) -> int:

@@ -121,12 +121,12 @@ class SharedSearch:
             return
         try:
             self._add(running, chosen)
-        except ValueError:  # of one request: the others shall not suffer
+        except Exception:  # of one request: the others shall not suffer
             for request in {id(source.request): source.request for source in chosen}.values():
                 sources = [source for source in chosen if source.request is request]
                 try:
                     self._add(running, sources)
-                except ValueError as error:
+                except Exception as error:
                     request.future.set_exception(error)
 
     def _add(self, running: RunningSearch, sources: list[WaitingSource]) -> None:
@@ -151,6 +151,7 @@ class Engine:
             model: The model, in evaluation mode.
             batch_tokens: Maximum number of source positions x beams in a batch.
         """
+        mx.eval(model.parameters())  # what is computed lazily belongs to this thread
         self.model, self._batch_tokens = model, batch_tokens
         self._changed = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
@@ -228,7 +229,7 @@ class Engine:
         def start() -> RunningSearch:
             output_rows = select_output_rows(self.model, shortlist, required_phrases or [])
             step = compile_step(self.model, search, scores, is_forced, continues_word, output_rows)
-            return RunningSearch(self.model, search, step, batch_sizes(self.model, search.beam_size))
+            return RunningSearch(self.model, search, step, batch_sizes(self.model, search.beam_size, joinable=True))
 
         def submit() -> None:
             if key not in self._searches:

@@ -1,0 +1,240 @@
+"""Texts of several threads share a running search, and have the results that they have alone."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from support.texts import CORPUS
+from support.tiny_models import config, padded, random_model, random_sources, stack
+
+import mlx_transformer as mt
+from mlx_transformer.config.alignment import AlignmentConfig
+from mlx_transformer.decoding import running_search
+from mlx_transformer.decoding.hypothesis import NoHypothesisError
+from mlx_transformer.inference.engine import Engine, EngineClosedError
+
+SEARCHES = [mt.SearchConfig(), mt.SearchConfig(3, 2, length_penalty=0.6), mt.SearchConfig(temperature=0.9, seed=4)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return mt.Tokenizer.train(CORPUS, CORPUS, 300)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    size = tokenizer.source_vocab_size
+    model = random_model(
+        config(source_vocab_size=size, target_vocab_size=size, output_bias=True, decoder=stack(max_length=64)),
+        gain=2,
+        eos_bias=3,
+        seed=1,
+    )
+    model.search_defaults = mt.SearchConfig(max_tokens=20)
+    return model
+
+
+@pytest.fixture
+def engine(model):
+    with Engine(model) as engine:
+        yield engine
+
+
+def record_batches(monkeypatch):
+    """Return a list that gets the number of sentences of each step of a running search."""
+    sizes, start = [], running_search.start_step
+    monkeypatch.setattr(running_search, "start_step", lambda state: (sizes.append(len(state.tokens)), start(state))[1])
+    return sizes
+
+
+class Gate:
+    """Holds an engine's thread until it is opened."""
+
+    def __init__(self, engine):
+        self._opened, entered = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=engine.run, args=(lambda: (entered.set(), self._opened.wait(30)),))
+        self._thread.start()
+        assert entered.wait(10)
+
+    def open(self):
+        self._opened.set()
+        self._thread.join()
+
+
+def waiting(engine):
+    return sum(len(search.waiting) for search in engine._searches.values())
+
+
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("search", SEARCHES, ids=["greedy", "beam", "sampling"])
+def test_texts_of_many_threads_give_what_they_give_alone(model, tokenizer, engine, search, monkeypatch):
+    search = replace(search, max_tokens=20)
+    texts = [CORPUS[n % len(CORPUS)] for n in range(40)]
+    expected = [mt.generate(model, tokenizer, text, search) for text in texts]
+    sizes = record_batches(monkeypatch)
+    with ThreadPoolExecutor(40) as executor:
+        results = list(executor.map(lambda text: mt.generate(model, tokenizer, text, search, engine=engine), texts))
+    assert results == expected and len(set(results)) > 5
+    assert max(sizes) > 4
+
+
+def test_a_sentence_joins_a_search_that_runs(model, engine, monkeypatch):
+    """It has its result before the end of the search that it joined."""
+    sources = random_sources(model.config, [5, 9, 4], seed=2)
+    never = mt.SearchConfig(suppress_ids=(model.config.eos_id,))
+    alone = mt.generate_ids(model, padded(sources[2:], model.config), never, [4])
+    steps, start, running = [], running_search.start_step, threading.Event()
+
+    def slow(state):
+        steps.append(len(state.tokens))
+        running.set()
+        time.sleep(0.02)
+        start(state)
+
+    monkeypatch.setattr(running_search, "start_step", slow)
+    with ThreadPoolExecutor(1) as executor:
+        long = executor.submit(engine.generate_ids, padded(sources[:2], model.config), never, max_tokens=[60, 60])
+        assert running.wait(10)
+        assert (
+            engine.generate_ids(padded(sources[2:], model.config), never, max_tokens=[4])[0][0].ids == alone[0][0].ids
+        )
+        assert not long.done()
+        assert [len(hypotheses[0].ids) for hypotheses in long.result()] == [60, 60]
+    assert 2 < max(steps) <= 4 and len(steps) <= 61, "one search, not one after the other"
+
+
+def test_other_searches_run_at_the_same_time(model, engine, monkeypatch):
+    source = padded(random_sources(model.config, [5], seed=2), model.config)
+    steps, start = [], running_search.start_step
+    monkeypatch.setattr(running_search, "start_step", lambda state: (steps.append(state.tokens.shape[1]), start(state)))
+    gate = Gate(engine)
+    with ThreadPoolExecutor(2) as executor:
+        never = (model.config.eos_id,)
+        futures = [
+            executor.submit(engine.generate_ids, source, mt.SearchConfig(beams, suppress_ids=never), max_tokens=[20])
+            for beams in (1, 3)
+        ]
+        wait_until(lambda: waiting(engine) == 2)
+        gate.open()
+        results = [future.result() for future in futures]
+    assert [len(result[0]) for result in results] == [1, 1]
+    first, last = ([index for index, beams in enumerate(steps) if beams == each] for each in (1, 3))
+    assert min(last) < max(first) and min(first) < max(last), "their steps alternate"
+
+
+def test_a_batch_has_a_limit_of_positions(model, monkeypatch):
+    sizes = record_batches(monkeypatch)
+    sources = random_sources(model.config, [9] * 12, seed=2)
+    expected = mt.generate_ids(model, padded(sources, model.config), mt.SearchConfig(2), [12] * 12)
+    sizes.clear()
+    with Engine(model, batch_tokens=9 * 2 * 4) as engine:
+        results = engine.generate_ids(padded(sources, model.config), mt.SearchConfig(2), max_tokens=[12] * 12)
+    assert [[h.ids for h in row] for row in results] == [[h.ids for h in row] for row in expected]
+    assert max(sizes) == 4
+
+
+def test_an_error_of_one_request_is_not_one_of_others(model, engine):
+    source = padded(random_sources(model.config, [5, 4], seed=2), model.config)
+    gate = Gate(engine)
+    with ThreadPoolExecutor(2) as executor:
+        good = executor.submit(engine.generate_ids, source, max_tokens=[9, 9])
+        wait_until(lambda: waiting(engine) == 2)
+        bad = executor.submit(engine.generate_ids, source, max_tokens=[9, 0])
+        wait_until(lambda: waiting(engine) == 4)
+        gate.open()
+        with pytest.raises(ValueError, match="max_tokens must be"):
+            bad.result()
+        assert good.result() == mt.generate_ids(model, source, max_tokens=[9, 9])
+    with pytest.raises(ValueError, match="max_tokens must have 2 values, one for each source, not 1"):
+        engine.generate_ids(source, max_tokens=[9])
+    with pytest.raises(ValueError, match="source must be"):
+        engine.generate_ids(mx.array([[10**6]]))
+    assert engine.generate_ids(source[:0]) == []
+
+
+@pytest.mark.parametrize("function", ["start_step", "prefill"])
+def test_a_failure_of_the_device_ends_its_requests_only(model, engine, function, monkeypatch):
+    source = padded(random_sources(model.config, [5, 4], seed=2), model.config)
+    original = vars(running_search)[function]
+
+    def fail(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(running_search, function, fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.generate_ids(source)
+    monkeypatch.setattr(running_search, function, original)
+    assert engine.generate_ids(source, max_tokens=[9, 9]) == mt.generate_ids(model, source, max_tokens=[9, 9])
+
+
+def test_a_source_without_a_hypothesis(tokenizer):
+    size = tokenizer.source_vocab_size
+    model = random_model(config(source_vocab_size=size, target_vocab_size=size, output_bias=True))
+    model.output_bias[3] = np.nan
+    with Engine(model) as engine:
+        with pytest.raises(NoHypothesisError):
+            engine.generate_ids(mx.array([[4, 5, 1]]))
+        with pytest.raises(ValueError, match="the model's logits are not finite"):
+            mt.generate(model, tokenizer, CORPUS[0], engine=engine)
+
+
+def test_alignments_scores_glossaries_and_shortlists(model, tokenizer, engine):
+    texts = CORPUS[:4]
+    for options in (
+        {"alignment": AlignmentConfig(), "token_scores": True},
+        {"glossary": {CORPUS[0].split()[0]: "zebra"}},
+        {"target_prefix": "The"},
+    ):
+        search = mt.SearchConfig(2, max_tokens=20)
+        expected = list(mt.generate_hypotheses(model, tokenizer, texts, search, **options))
+        results = list(mt.generate_hypotheses(model, tokenizer, texts, search, engine=engine, **options))
+        assert [[h.text for h in row] for row in results] == [[h.text for h in row] for row in expected]
+        assert [[h.alignment for h in row] for row in results] == [[h.alignment for h in row] for row in expected]
+    source = padded(random_sources(model.config, [5, 4], seed=2), model.config)
+    shortlists = [list(range(4, 60)), list(range(60, 120)), None]
+    gate = Gate(engine)
+    with ThreadPoolExecutor(3) as executor:
+        options = [{"max_tokens": [9, 9], "shortlist": shortlist} for shortlist in shortlists]
+        futures = [executor.submit(engine.generate_ids, source, **each) for each in options]
+        wait_until(lambda: waiting(engine) == 6)
+        gate.open()
+        for future, each in zip(futures, options, strict=True):
+            assert future.result(30) == mt.generate_ids(model, source, **each)
+
+
+def test_functions_run_in_the_thread_of_the_engine(engine):
+    assert engine.run(lambda: threading.current_thread().name) == "engine"
+    with pytest.raises(KeyError, match="a bug"):
+        engine.run(lambda: {}["a bug"])
+
+
+def test_closing_finishes_what_waits_and_refuses_more(model):
+    engine = Engine(model)
+    source = padded(random_sources(model.config, [5], seed=2), model.config)
+    gate = Gate(engine)
+    with ThreadPoolExecutor(2) as executor:
+        future = executor.submit(engine.generate_ids, source, max_tokens=[9])
+        wait_until(lambda: waiting(engine) == 1)
+        closing = executor.submit(engine.close)
+        wait_until(lambda: engine._closed)
+        with pytest.raises(EngineClosedError, match="takes no calls after it is closed"):
+            engine.generate_ids(source)
+        gate.open()
+        assert future.result() == mt.generate_ids(model, source, max_tokens=[9])
+        closing.result()
+
+
+def test_an_engine_of_another_model_is_refused(model, tokenizer, engine):
+    other = random_model(model.config, seed=2)
+    with pytest.raises(ValueError, match="engine must be that of the model"):
+        mt.generate(other, tokenizer, "No.", engine=engine)
