@@ -38,6 +38,18 @@ class Request:
     num_unfinished: int
     future: Future[Rows] = field(default_factory=Future)
 
+    def finish(self, row: int, hypotheses: list[Hypothesis]) -> None:
+        """Take the hypotheses of a source."""
+        self.hypotheses[row] = hypotheses
+        self.num_unfinished -= 1
+        if not self.num_unfinished and not self.future.done():
+            self.future.set_result(self.hypotheses)
+
+    def fail(self, error: Exception) -> None:
+        """End with an error, unless it has ended."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 class WaitingSource(NamedTuple):
     """A source that has not joined a search yet.
@@ -81,31 +93,24 @@ class SharedSearch:
         """Whether no source waits or is being searched."""
         return not self.waiting and not self._joined
 
-    def step(self) -> None:
-        """Let sources join, run to the next stop test, and complete the requests that are finished."""
+    def step(self) -> int:
+        """Let sources join, run to the next stop test, and complete finished requests; return the size of the batch."""
         try:
             self._running = self._running or self._start()
             self._admit(self._running)
+            size = len(self._joined)
             for key, hypotheses in self._running.run().items():
-                self._finish(self._joined.pop(key), hypotheses)
+                source = self._joined.pop(key)
+                source.request.finish(source.row, hypotheses)
         except Exception as error:
-            self.fail(error)
-            self._running = None
-
-    def fail(self, error: Exception) -> None:
-        """End all requests with an error."""
-        for source in (*self._joined.values(), *self.waiting):
-            if not source.request.future.done():
-                source.request.future.set_exception(error)
-        self._joined.clear()
-        self.waiting.clear()
-
-    def _finish(self, source: WaitingSource, hypotheses: list[Hypothesis]) -> None:
-        request = source.request
-        request.hypotheses[source.row] = hypotheses
-        request.num_unfinished -= 1
-        if not request.num_unfinished and not request.future.done():
-            request.future.set_result(request.hypotheses)
+            self._running, sources = None, list(self._joined.values())
+            while self.waiting:
+                sources.append(self.waiting.popleft())
+            for source in sources:
+                source.request.fail(error)
+            self._joined.clear()
+            return 0
+        return size
 
     def _admit(self, running: RunningSearch) -> None:
         """Let as many of the waiting sources join as there is room for."""
@@ -127,7 +132,7 @@ class SharedSearch:
                 try:
                     self._add(running, sources)
                 except Exception as error:
-                    request.future.set_exception(error)
+                    request.fail(error)
 
     def _add(self, running: RunningSearch, sources: list[WaitingSource]) -> None:
         length = max(len(source.ids) for source in sources)
@@ -144,15 +149,18 @@ class Engine:
     or close it.
     """
 
-    def __init__(self, model: Transformer, batch_tokens: int = BATCH_TOKENS) -> None:
+    def __init__(
+        self, model: Transformer, batch_tokens: int = BATCH_TOKENS, observe: Callable[[int], object] | None = None
+    ) -> None:
         """Start the thread.
 
         Args:
             model: The model, in evaluation mode.
             batch_tokens: Maximum number of source positions x beams in a batch.
+            observe: Called with the number of sentences in a batch, again and again while it is searched.
         """
         mx.eval(model.parameters())  # what is computed lazily belongs to this thread
-        self.model, self._batch_tokens = model, batch_tokens
+        self.model, self._batch_tokens, self._observe = model, batch_tokens, observe
         self._changed = threading.Condition()
         self._calls: deque[Callable[[], None]] = deque()
         self._searches: dict[Any, SharedSearch] = {}
@@ -258,7 +266,9 @@ class Engine:
             for call in calls:
                 call()
             for search in searches:
-                search.step()
+                size = search.step()
+                if self._observe:
+                    self._observe(size)
             with self._changed:
                 self._searches = {key: search for key, search in self._searches.items() if not search.is_idle}
             if not self._searches:

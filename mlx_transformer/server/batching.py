@@ -82,7 +82,7 @@ class BatchWorker:
             metrics: Metrics to update.
             small_threads: Number of threads for small requests alone.
         """
-        self._run, self._max_queue, self._metrics = run, max_queue, metrics
+        self._run, self._max_queue = run, max_queue
         self._waiting = metrics.waiting.labels(name)
         self._jobs: list[Job] = []
         self._batches = self._submitted = 0
@@ -145,7 +145,6 @@ class BatchWorker:
         while batch := self._next_batch(batch_positions, only_small):
             jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if jobs:
-                self._metrics.batch_sizes.observe(len(jobs))
                 self._complete(jobs)
 
     def _next_batch(self, batch_positions: int, only_small: bool) -> list[Job]:

@@ -12,7 +12,7 @@ class Metrics:
     Attributes:
         requests: Finished requests, by path and status.
         seconds: Seconds that requests took, by path.
-        batch_sizes: Numbers of sentences of the batches that models ran.
+        batch_sizes: Numbers of sentences in batches, again and again while they are searched.
         waiting: Sentences that wait for a model, by model.
         models: Models in memory.
         model_bytes: Bytes of their weights.

@@ -141,7 +141,7 @@ class LoadedModel:
         self.languages = Languages.of(name.pair, tokenizer)
         self._sentence_language = name.pair[0] if name.pair else None
         self.num_bytes = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
-        self._engine = Engine(model)
+        self._engine = Engine(model, observe=metrics.batch_sizes.observe)
         self._worker = BatchWorker(name.name, self._run, BATCH_TOKENS, max_queue, metrics)
 
     def split(self, line: SourceLine) -> Paragraph:
