@@ -144,9 +144,9 @@ class SharedSearch:
 class Engine:
     """Runs a model in a thread of its own, for any number of other threads.
 
-    Pass it to `generate` and `generate_hypotheses`. Sentences with the same search configuration share a batch: those
-    of another call join while it runs, and finished ones leave it ("continuous batching"). Use it as a context manager,
-    or close it.
+    While it is open, `generate` and `generate_hypotheses` use it. Sentences with the same search configuration share a
+    batch: those of another call join while it runs, and finished ones leave it ("continuous batching"). Use it as a
+    context manager, or close it.
     """
 
     def __init__(
@@ -158,7 +158,12 @@ class Engine:
             model: The model, in evaluation mode.
             batch_tokens: Maximum number of source positions x beams in a batch.
             observe: Called with the number of sentences in a batch, again and again while it is searched.
+
+        Raises:
+            ValueError: If the model has an engine.
         """
+        if model.engine:
+            raise ValueError("A model can have one engine: close the other one first.")
         mx.eval(model.parameters())  # what is computed lazily belongs to this thread
         self.model, self._batch_tokens, self._observe = model, batch_tokens, observe
         self._changed = threading.Condition()
@@ -167,6 +172,7 @@ class Engine:
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
+        model.engine = self
 
     def __enter__(self) -> "Engine":
         return self
@@ -180,6 +186,7 @@ class Engine:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self.model.engine = None
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Call a function in the engine's thread, between steps of searches, and return its result.
@@ -275,12 +282,6 @@ class Engine:
                 mx.clear_cache()  # buffers of shapes that may not occur again
 
 
-def check_engine(engine: Engine | None, model: Transformer) -> None:
-    """Raise ValueError for an engine that runs another model."""
-    if engine is not None and engine.model is not model:
-        raise ValueError("engine must be that of the model: make one with Engine(model).")
-
-
-def run_in(engine: Engine | None, function: Callable[[], Iterator[Result]]) -> Iterator[Result]:
-    """Return the results of a function; with an engine, all of them are computed there first."""
-    return function() if engine is None else iter(engine.run(lambda: list(function())))
+def run_in_engine(model: Transformer, function: Callable[[], Iterator[Result]]) -> Iterator[Result]:
+    """Return the results of a function; if the model has an engine, all of them are computed there first."""
+    return iter(model.engine.run(lambda: list(function()))) if model.engine else function()

@@ -29,10 +29,10 @@ from mlx_transformer.inference.batching import (
     reorder,
     run_batches,
 )
-from mlx_transformer.inference.engine import Engine, check_engine, run_in
+from mlx_transformer.inference.engine import run_in_engine
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.required_terms import require_terms
-from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score_pairs
+from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score, score_pairs
 from mlx_transformer.inference.search_options import make_search
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
 from mlx_transformer.inference.source_lines import (
@@ -96,7 +96,6 @@ def generate(
     glossary: Mapping[str, str] | None = ...,
     protect: Sequence[str] | None = ...,
     shortlist: LexicalShortlist | None = ...,
-    engine: Engine | None = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> str: ...
@@ -117,7 +116,6 @@ def generate(
     glossary: Mapping[str, str] | None = ...,
     protect: Sequence[str] | None = ...,
     shortlist: LexicalShortlist | None = ...,
-    engine: Engine | None = ...,
     batch_tokens: int = ...,
     **options: Unpack[SearchOptions],
 ) -> list[str]: ...
@@ -137,7 +135,6 @@ def generate(
     glossary: Mapping[str, str] | None = None,
     protect: Sequence[str] | None = None,
     shortlist: LexicalShortlist | None = None,
-    engine: Engine | None = None,
     batch_tokens: int = BATCH_TOKENS,
     **options: Unpack[SearchOptions],
 ) -> str | list[str]:
@@ -160,8 +157,6 @@ def generate(
             regular expressions. None for URLs, addresses and placeholders, and for models that are known to translate
             also tags, paths, handles and symbols.
         shortlist: Likely target tokens, see `read_shortlist`: each batch generates those of its sources only.
-        engine: The `Engine` of the model, for calls of several threads: their texts share batches. None to run the
-            model in this thread.
         batch_tokens: See `generate_hypotheses`.
         **options: See `generate_hypotheses`.
 
@@ -175,13 +170,7 @@ def generate(
     prefix: dict[str, Any] = {"source_prefix": source_prefix}
     split = partial(split_line, model=model, tokenizer=tokenizer, split_sentences=split_sentences, **prefix)
     shared = prefix | {"glossary": glossary, "protect": protect if search.num_hypotheses == 1 else ()}
-    shared |= {
-        "shortlist": shortlist,
-        "engine": engine,
-        "batch_tokens": batch_tokens,
-        "scores": False,
-        "return_errors": True,
-    }
+    shared |= {"shortlist": shortlist, "batch_tokens": batch_tokens, "scores": False, "return_errors": True}
     search_lines = partial(generate_hypotheses, model, tokenizer, search=search, **shared)
     results = (
         combine_hypotheses(paragraph, [best for best, *_ in rows])
@@ -207,7 +196,6 @@ def generate_hypotheses(
     glossary: Mapping[str, str] | None = None,
     protect: Sequence[str] | None = (),
     shortlist: LexicalShortlist | None = None,
-    engine: Engine | None = None,
     batch_tokens: int = BATCH_TOKENS,
     alignment: AlignmentConfig | None = None,
     scores: bool = True,
@@ -230,7 +218,6 @@ def generate_hypotheses(
         glossary: See `generate`. With terms, a line has one hypothesis, whose `missing_terms` are those it lacks.
         protect: See `generate`; nothing by default.
         shortlist: See `generate`.
-        engine: See `generate`.
         batch_tokens: Maximum number of padded source positions x beams in a batch.
         alignment: How to align the hypotheses with their sources, in one more pass; None for no alignments.
         scores: Whether hypotheses have scores; if not, they are NaN, and greedy search is faster.
@@ -246,19 +233,15 @@ def generate_hypotheses(
     search = make_search(generate_hypotheses, model, search, options)
     _check_single_hypothesis(search, glossary=glossary, protect=protect)
     check_arguments(model.config, tokenizer, batch_tokens, alignment, source_language, target_language)
-    check_engine(engine, model)
-    rescore = (
-        partial(_rescore, model, tokenizer, alignment, engine, batch_tokens) if alignment or token_scores else None
-    )
+    rescore = partial(_rescore, model, tokenizer, alignment, batch_tokens) if alignment or token_scores else None
     empty = replace(EMPTY_HYPOTHESIS, token_scores=[] if rescore else None, alignment=[] if alignment else None)
-    search_batch = partial(_search_batch, model, tokenizer, scores, shortlist, engine)
+    search_batch = partial(_search_batch, model, tokenizer, scores, shortlist)
     search_window = partial(_generate_window, model, tokenizer, search_batch, batch_tokens, rescore, empty)
     search_lines = partial(_generate_lines, model, tokenizer, source_prefix, search_window, search=search)
-    require = partial(require_terms, search=search, source_prefix=source_prefix, alignment=alignment, scores=scores)
-    require = partial(require, engine=engine)
+    score_lines = partial(_score_lines, model, tokenizer, source_prefix)
     terms = Terminology(glossary, choose_protected(protect, tokenizer.config))
-    unprefixed = make_source_lines(lines, source_language, target_language, target_prefix)
-    results = require(search_lines, model, tokenizer, terms)(unprefixed, first_line=first_line)
+    run = require_terms(search_lines, score_lines, terms, search=search, alignment=alignment, scores=scores)
+    results = run(make_source_lines(lines, source_language, target_language, target_prefix), first_line=first_line)
     return results if return_errors else raise_first_error(results, _error_of, "Line", first_line + 1)
 
 
@@ -432,7 +415,6 @@ def _search_batch(
     tokenizer: Tokenizer,
     scores: bool,
     shortlist: LexicalShortlist | None,
-    engine: Engine | None,
     sources: list[EncodedSource],
     search: SearchConfig,
 ) -> list[list[Hypothesis]]:
@@ -442,8 +424,8 @@ def _search_batch(
         arguments["required_phrases"] = [source.phrases for source in sources]
         arguments["continues_word"] = continues_word(tokenizer)
     try:
-        if engine:
-            return engine.generate_ids(search=search, scores=scores, **arguments)
+        if model.engine:
+            return model.engine.generate_ids(search=search, scores=scores, **arguments)
         sizes = batch_sizes(model, search.beam_size)
         return generate_ids(model, search=search, scores=scores, sizes=sizes, **arguments)
     except NoHypothesisError as error:
@@ -474,7 +456,6 @@ def _rescore(
     model: Transformer,
     tokenizer: Tokenizer,
     alignment: AlignmentConfig | None,
-    engine: Engine | None,
     batch_tokens: int,
     sources: list[EncodedSource],
     hypotheses: list[list[Hypothesis]],
@@ -486,8 +467,16 @@ def _rescore(
         for hypothesis in row
         if not hypothesis.error
     ]
-    scores = run_in(engine, partial(score_pairs, model, pairs, alignment, batch_tokens))
+    scores = run_in_engine(model, partial(score_pairs, model, pairs, alignment, batch_tokens))
     return [[h if h.error else _with_score(h, next(scores)) for h in row] for row in hypotheses]
+
+
+def _score_lines(
+    model: Transformer, tokenizer: Tokenizer, source_prefix: str | None, *texts: Any, **options: Any
+) -> Iterator[Score]:
+    """Score targets; a pair that has no score gives one with an error."""
+    options |= {"source_prefix": source_prefix, "return_errors": True}
+    return run_in_engine(model, partial(score, model, tokenizer, *texts, **options))
 
 
 def _with_score(hypothesis: Hypothesis, score: Score) -> Hypothesis:

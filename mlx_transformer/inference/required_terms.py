@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.inference.engine import Engine, run_in
-from mlx_transformer.inference.scoring import Score, score
+from mlx_transformer.inference.scoring import Score
 from mlx_transformer.inference.source_lines import SourceLine, is_in_capitals
 from mlx_transformer.inference.term_insertion import (
     Align,
@@ -37,8 +36,6 @@ from mlx_transformer.inference.terminology import (
     occurrences,
     whole_words,
 )
-from mlx_transformer.model.transformer import Transformer
-from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 # Texts that models copy, and that suit most sentences. Each try begins with the next one.
 STAND_INS = ("26", "Boston", "47", "Tom", "1998", "Mary")
@@ -50,6 +47,7 @@ SEARCHED_TOGETHER = 16  # lines that lack terms
 MAX_WAITING = 128  # lines that are held back for such lines
 
 Generate = Callable[..., Iterator[list[Hypothesis]]]  # `generate_hypotheses` with all arguments but the lines
+ScoreLines = Callable[..., Iterator[Score]]  # `score` with all arguments but lines, targets and alignment
 
 
 class LineWithTerms(NamedTuple):
@@ -62,47 +60,35 @@ class LineWithTerms(NamedTuple):
 
 def require_terms(
     generate: Generate,
-    model: Transformer,
-    tokenizer: Tokenizer,
+    score_lines: ScoreLines,
     terminology: Terminology,
     *,
-    search: SearchConfig | None = None,
-    source_prefix: str | None = None,
+    search: SearchConfig,
     alignment: AlignmentConfig | None = None,
     scores: bool = True,
-    engine: Engine | None = None,
 ) -> Generate:
     """Return a function like `generate` whose hypotheses contain the terms of their sources.
 
     Args:
         generate: `generate_hypotheses` with these arguments and others, but without lines.
-        model: The model.
-        tokenizer: Its tokenizer.
+        score_lines: Scores lines and their targets, and aligns them.
         terminology: The terms.
-        search: The search configuration; `model.search_defaults` if None.
-        source_prefix: See `generate_hypotheses`.
+        search: The search configuration.
         alignment: How to align words; the default alignment if None.
         scores: Whether changed hypotheses have scores; NaN if not.
-        engine: See `generate`.
 
     Returns:
         A function that yields one hypothesis for each line with terms. `missing_terms` holds those that the hypothesis
         lacks all the same. Scores of changed hypotheses count their target prefix.
     """
-    search = search or model.search_defaults
     constrained_search = make_constrained_search(search)
-    length_penalty = search.length_penalty
-
-    def score_lines(*texts: Sequence[Any], alignment: AlignmentConfig | None) -> Iterator[Score]:
-        options: dict[str, Any] = {"source_prefix": source_prefix, "alignment": alignment, "return_errors": True}
-        return run_in(engine, partial(score, model, tokenizer, *texts, **options))
 
     def align(lines: Sequence[SourceLine], targets: Sequence[str]) -> list[Score]:
         return list(score_lines(lines, targets, alignment=AlignmentConfig(cover_source=True)))
 
     def rescore(lines: Sequence[SourceLine], bests: Sequence[Hypothesis]) -> Iterator[Hypothesis]:
         results = score_lines(lines, [best.text or "" for best in bests], alignment=alignment)
-        changed = (_with_score(*each, length_penalty) for each in zip(bests, results, strict=True))
+        changed = (_with_score(*each, search.length_penalty) for each in zip(bests, results, strict=True))
         return changed if scores else (replace(best, score=math.nan) for best in changed)
 
     def complete(lines: Sequence[LineWithTerms], again: Generate) -> Iterator[list[Hypothesis]]:

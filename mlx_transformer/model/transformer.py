@@ -359,6 +359,7 @@ class Transformer(nn.Module):
         tasks: TaskConfigs by name, for checkpoints that were trained for several tasks.
         weights_source: Where the weights were read from; None for a new model.
         adapter: The adapter that was added; see `mlx_transformer.model.adapters`.
+        engine: The engine that runs the model for several threads; see `mlx_transformer.inference.engine`.
     """
 
     def __init__(self, config: ModelConfig, search_defaults: SearchConfig | None = None) -> None:
@@ -380,6 +381,7 @@ class Transformer(nn.Module):
             self.projection = linear(config.dims, config.pooling.projection_dims, config.pooling.projection_bias)
         self.weights_source: WeightsSource | None = None
         self.adapter: Any = None
+        self.engine: Any = None
         self._compiled = CompiledFunctions()
         object.__setattr__(self, "tasks", {})  # a plain attribute: nn.Module would take a dict for a submodule
 
@@ -394,10 +396,10 @@ class Transformer(nn.Module):
             self[name].recompute = recompute
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_compiled"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_compiled", "engine")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _compiled=CompiledFunctions())  # a copy compiles anew
+        self.__dict__.update(state, _compiled=CompiledFunctions(), engine=None)  # a copy compiles anew
 
     def __call__(self, source: mx.array, target: mx.array) -> mx.array:
         """Predict every next target token from the source and the preceding target tokens (teacher forcing).

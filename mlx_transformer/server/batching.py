@@ -83,7 +83,7 @@ class BatchWorker:
             small_threads: Number of threads for small requests alone.
         """
         self._run, self._max_queue = run, max_queue
-        self._waiting = metrics.waiting.labels(name)
+        self._waiting, self._sentences = metrics.waiting.labels(name), metrics.sentences
         self._jobs: list[Job] = []
         self._batches = self._submitted = 0
         self._closed = False
@@ -145,6 +145,7 @@ class BatchWorker:
         while batch := self._next_batch(batch_positions, only_small):
             jobs = [job for job in batch if job.future.set_running_or_notify_cancel()]
             if jobs:
+                self._sentences.inc(len(jobs))
                 self._complete(jobs)
 
     def _next_batch(self, batch_positions: int, only_small: bool) -> list[Job]:

@@ -15,7 +15,7 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, change_search
 from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.inference.embedding import choose_pooling, embed_lines
-from mlx_transformer.inference.engine import Engine, run_in
+from mlx_transformer.inference.engine import Engine, run_in_engine
 from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.sentence_splitting import Paragraph, split_line
 from mlx_transformer.inference.source_lines import SourceLine
@@ -185,7 +185,7 @@ class LoadedModel:
         """Yield the hypotheses of each line, or its embedding."""
         if work.search is None:
             pooling = choose_pooling(self.model.config, None, None)
-            return run_in(self._engine, partial(embed_lines, self.model, self.tokenizer, lines, pooling))
+            return run_in_engine(self.model, partial(embed_lines, self.model, self.tokenizer, lines, pooling))
         return generate_hypotheses(
             self.model,
             self.tokenizer,
@@ -193,7 +193,6 @@ class LoadedModel:
             work.search,
             protect=work.protect,
             alignment=work.alignment,
-            engine=self._engine,
             scores=False,
             first_line=first_line,
             return_errors=True,

@@ -1,5 +1,6 @@
 """Texts of several threads share a running search, and have the results that they have alone."""
 
+import copy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -77,13 +78,13 @@ def wait_until(condition):
 
 
 @pytest.mark.parametrize("search", SEARCHES, ids=["greedy", "beam", "sampling"])
-def test_texts_of_many_threads_give_what_they_give_alone(model, tokenizer, engine, search, monkeypatch):
+def test_texts_of_many_threads_give_what_they_give_alone(model, tokenizer, search, monkeypatch):
     search = replace(search, max_tokens=20)
     texts = [CORPUS[n % len(CORPUS)] for n in range(40)]
     expected = [mt.generate(model, tokenizer, text, search) for text in texts]
     sizes = record_batches(monkeypatch)
-    with ThreadPoolExecutor(40) as executor:
-        results = list(executor.map(lambda text: mt.generate(model, tokenizer, text, search, engine=engine), texts))
+    with Engine(model), ThreadPoolExecutor(40) as executor:
+        results = list(executor.map(lambda text: mt.generate(model, tokenizer, text, search), texts))
     assert results == expected and len(set(results)) > 5
     assert max(sizes) > 4
 
@@ -185,10 +186,10 @@ def test_a_source_without_a_hypothesis(tokenizer):
         with pytest.raises(NoHypothesisError):
             engine.generate_ids(mx.array([[4, 5, 1]]))
         with pytest.raises(ValueError, match="the model's logits are not finite"):
-            mt.generate(model, tokenizer, CORPUS[0], engine=engine)
+            mt.generate(model, tokenizer, CORPUS[0])
 
 
-def test_alignments_scores_glossaries_and_shortlists(model, tokenizer, engine):
+def test_alignments_scores_and_glossaries(model, tokenizer):
     texts = CORPUS[:4]
     for options in (
         {"alignment": AlignmentConfig(), "token_scores": True},
@@ -197,9 +198,13 @@ def test_alignments_scores_glossaries_and_shortlists(model, tokenizer, engine):
     ):
         search = mt.SearchConfig(2, max_tokens=20)
         expected = list(mt.generate_hypotheses(model, tokenizer, texts, search, **options))
-        results = list(mt.generate_hypotheses(model, tokenizer, texts, search, engine=engine, **options))
+        with Engine(model):
+            results = list(mt.generate_hypotheses(model, tokenizer, texts, search, **options))
         assert [[h.text for h in row] for row in results] == [[h.text for h in row] for row in expected]
         assert [[h.alignment for h in row] for row in results] == [[h.alignment for h in row] for row in expected]
+
+
+def test_shortlists_share_no_batch(model, engine):
     source = padded(random_sources(model.config, [5, 4], seed=2), model.config)
     shortlists = [list(range(4, 60)), list(range(60, 120)), None]
     gate = Gate(engine)
@@ -234,7 +239,9 @@ def test_closing_finishes_what_waits_and_refuses_more(model):
         closing.result()
 
 
-def test_an_engine_of_another_model_is_refused(model, tokenizer, engine):
-    other = random_model(model.config, seed=2)
-    with pytest.raises(ValueError, match="engine must be that of the model"):
-        mt.generate(other, tokenizer, "No.", engine=engine)
+def test_a_model_has_one_engine_and_its_copies_have_none(model, engine):
+    with pytest.raises(ValueError, match="A model can have one engine: close the other one first"):
+        Engine(model)
+    assert model.engine is engine and copy.deepcopy(model).engine is None
+    engine.close()
+    assert model.engine is None

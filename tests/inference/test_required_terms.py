@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 
@@ -230,17 +229,14 @@ class TestKeeping:
         assert result.text == "Le minet voit {name}."
 
 
-UNUSED_MODEL = SimpleNamespace(search_defaults=SearchConfig())
-
-
-@pytest.fixture
-def same_scores(monkeypatch):
+def require(generate):
     """All targets have the same score; their first word is aligned with that of the source."""
     fake = scores([(0, 0)])
-    monkeypatch.setattr(required_terms, "score", lambda model, tokenizer, *lines, **options: iter(fake(*lines)))
+    same = lambda *lines, **options: iter(fake(*lines))  # noqa: E731
+    return required_terms.require_terms(generate, same, Terminology(), search=SearchConfig())
 
 
-def test_only_lines_with_missing_terms_are_searched_again(same_scores):
+def test_only_lines_with_missing_terms_are_searched_again():
     """Order is kept, options reach all searches, and scores and alignments are those of the new text."""
     seen = []
 
@@ -249,7 +245,7 @@ def test_only_lines_with_missing_terms_are_searched_again(same_scores):
             seen.append((line.text, options["first_line"], options["return_errors"]))
             yield [hypothesis(line.text.replace("{b}", ""), token_scores=[-3.0])]
 
-    run = required_terms.require_terms(generate, UNUSED_MODEL, None, Terminology())
+    run = require(generate)
     rows = list(run(map(SourceLine, ["a", "see {b}", "c"]), first_line=7, return_errors=True))
     assert [row[0].text for row in rows] == ["a", "see {b}", "c"]
     assert seen[3] == ("see 26", 8, True) and len(seen) == 6
@@ -257,16 +253,14 @@ def test_only_lines_with_missing_terms_are_searched_again(same_scores):
     assert (changed.ids, changed.score, changed.token_scores, changed.alignment) == ([1], -0.5, [-1.0] * 2, [(0, 0)])
 
 
-def test_lines_wait_only_for_a_few_others(same_scores):
+def test_lines_wait_only_for_a_few_others():
     def lines():
         for number in range(1000):
             taken.append(number)
             yield SourceLine("a {b}" if number == 3 else "a")
 
     taken = []
-    run = required_terms.require_terms(
-        lambda lines, **_: ([hypothesis("a")] for _ in lines), UNUSED_MODEL, None, Terminology()
-    )
+    run = require(lambda lines, **_: ([hypothesis("a")] for _ in lines))
     results = run(lines())
     for needed in (1, 2, 3, 131, 131):
         next(results)
@@ -274,7 +268,7 @@ def test_lines_wait_only_for_a_few_others(same_scores):
 
 
 @pytest.mark.parametrize(("count", "batches"), [(3, 1), (16, 1), (17, 2), (40, 3)])
-def test_lines_that_lack_copies_are_searched_together(same_scores, count, batches):
+def test_lines_that_lack_copies_are_searched_together(count, batches):
     searched = []
 
     def generate(lines, **options):
@@ -282,7 +276,7 @@ def test_lines_that_lack_copies_are_searched_together(same_scores, count, batche
         searched.append(len(lines))
         yield from ([hypothesis(line.text.replace("{b}", ""))] for line in lines)
 
-    run = required_terms.require_terms(generate, UNUSED_MODEL, None, Terminology())
+    run = require(generate)
     texts = [f"{n} sees {{b}}" if n % 2 else f"{n} sleeps" for n in range(2 * count)]
     assert [row[0].text for row in run(map(SourceLine, texts))] == texts
     assert searched[0] == 2 * count and len(searched) == 1 + batches and sum(searched[1:]) == 3 * count
@@ -291,7 +285,7 @@ def test_lines_that_lack_copies_are_searched_together(same_scores, count, batche
 def test_failed_lines_stay_failed():
     failed = hypothesis("", error="broken", finish_reason="error")
 
-    run = required_terms.require_terms(lambda lines, **_: ([failed] for _ in lines), UNUSED_MODEL, None, Terminology())
+    run = require(lambda lines, **_: ([failed] for _ in lines))
     assert list(run([SourceLine("{a}")])) == [[failed]]
 
 

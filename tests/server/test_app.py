@@ -159,7 +159,7 @@ def test_an_answer_that_takes_too_long_is_given_up(bundled):
             stream = client.post(CHAT, {"messages": [USER], "stream": True})
             assert stream.status == 200 and b"0.3 seconds" in stream.body and b"[DONE]" not in stream.body
         client.wait_for("waiting_sentences", 0)
-        assert client.metric("batch_sentences_sum") == 1
+        assert client.metric("sentences_total") == 1
 
 
 def test_a_request_that_does_not_arrive_is_given_up(bundled):
@@ -183,7 +183,7 @@ def test_the_sentences_of_a_client_that_leaves_are_dropped(bundled, fields):
             client.wait_for("request_seconds_count", 1, "/v1/completions")
         assert first.result().status == 200
         client.wait_for("waiting_sentences", 0)
-        assert client.metric("batch_sentences_sum") == 1
+        assert client.metric("sentences_total") == 1
 
 
 def test_a_failure_of_the_server_is_500_without_its_reason(bundled):

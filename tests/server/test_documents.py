@@ -107,7 +107,7 @@ def test_texts_of_files_wait_in_the_queue_and_share_batches(bundled):
             refused = upload(client)
             assert refused.status == 503 and int(refused.headers["retry-after"]) > 0
         assert [future.result().status for future in (first, texts, file)] == [200, 200, 200]
-        assert (client.metric("batch_sentences_count"), client.metric("batch_sentences_sum")) == (3, 4)
+        assert client.metric("sentences_total") == 4
         assert fetch(client, file.result()).body == mt.translate_document(*bundled, SUBTITLES, "film.srt").data
 
 
@@ -136,4 +136,4 @@ def test_the_texts_of_a_file_that_takes_too_long_are_dropped(bundled):
             assert client.translate("Good morning!").status == 504
             assert upload(client).status == 504
         client.wait_for("waiting_sentences", 0)
-        assert client.metric("batch_sentences_sum") == 1
+        assert client.metric("sentences_total") == 1

@@ -1,5 +1,6 @@
 """Models by name and language pair; loaded on demand, the least recently used unloaded beyond a limit of memory."""
 
+import copy
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -41,7 +42,8 @@ class Size:
 
     def load(self, name):
         self.loads.append(name)
-        return self.loaded
+        model, tokenizer = self.loaded
+        return copy.copy(model), tokenizer
 
 
 @pytest.mark.parametrize(

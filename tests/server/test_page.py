@@ -98,7 +98,8 @@ def test_requests_of_the_page_share_batches_and_the_queue(bundled):
             refused = client.post("/page/translate", {"text": "Hello."})
             assert refused.status == 503 and int(refused.headers["retry-after"]) > 0
         answers = [future.result()["text"] for future in (first, *waiting)]
-        assert client.metric("batch_sentences_count") == 2
+        assert client.metric("sentences_total") == 4
+        assert client.metric("batch_sentences_sum") > client.metric("batch_sentences_count")
     assert answers[:3] == mt.generate(*bundled, ["Good morning!", "Hello.", "I love you."])
     assert answers[3] == mt.generate(*bundled, TIRED, target_prefix="Je me sens")
 

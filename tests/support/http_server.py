@@ -1,5 +1,6 @@
 """A server of the package on a free port of loopback, in a thread, and a client of the standard library for it."""
 
+import copy
 import http.client
 import json
 import re
@@ -101,7 +102,12 @@ def serve(load_model, names=("bundled",), memory_limit=None, small_batches=True,
 def _serve(load_model, names, memory_limit, settings):
     metrics = Metrics()
     parsed = [ModelName.parse(name) for name in names]
-    store = ModelStore(parsed, metrics, memory_limit, settings.max_queue, load_model)
+
+    def load_copy(name):
+        model, tokenizer = load_model(name)
+        return copy.copy(model), tokenizer  # a model has one engine
+
+    store = ModelStore(parsed, metrics, memory_limit, settings.max_queue, load_copy)
     config = uvicorn.Config(create_app(store, settings, metrics), log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
