@@ -35,7 +35,7 @@ def main() -> None:
     """Serve the bundled model and write the picture."""
     bundled = mt.load()
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,  # Chromium may still write
         serve(lambda name: bundled) as client,
         open_browser(folder) as browser,
     ):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.browser import CHROMIUM, open_browser
-from support.http_server import serve
+from support.http_server import hold_batches, serve
 from support.paths import ROOT
 from support.tiny_models import config, random_model
 
@@ -169,6 +169,41 @@ def test_everything_works_by_the_keyboard(page):
     assert page.evaluate(f"{WORDS}.indexOf({FOCUSED})") == -1  # the words are one stop
 
 
+def test_keys_with_modifiers_belong_to_the_browser(page):
+    type_text(page, TIRED)
+    page.press("Tab", "Tab")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight", modifiers=2)  # Control
+    assert page.evaluate(f"{FOCUSED}.textContent") == "Je"
+
+
+def test_text_from_right_to_left_is_marked_where_it_stands(page):
+    type_text(page, "שלום עולם\nGood morning!")
+    hebrew, english = (f"mirror.querySelectorAll('span')[{number}].getBoundingClientRect()" for number in (0, 2))
+    assert page.evaluate(f"innerWidth / 2 - {hebrew}.right") < 50  # the first word is at the right of its pane
+    assert page.evaluate(f"{english}.left") < 50
+    styles = "['direction', 'unicodeBidi', 'textAlign'].map(name => getComputedStyle(pane)[name])"
+    source, mirror = page.evaluate(f"[source, mirror].map(pane => {styles})")
+    assert source == mirror == ["rtl", "plaintext", "start"]
+
+
+def test_arrow_keys_follow_the_direction_of_the_text(page):
+    type_text(page, TIRED)
+    page.evaluate("target.dir = 'rtl'")
+    page.press("Tab", "Tab", "ArrowLeft")
+    assert page.evaluate(f"{FOCUSED}.textContent") == "suis"
+    page.press("ArrowRight")
+    assert page.evaluate(f"{FOCUSED}.textContent") == "Je"
+
+
+def test_a_slow_server_is_waited_for_visibly(page, client):
+    status = "document.querySelector('#status').textContent"
+    with hold_batches(client):
+        page.type(TIRED)
+        page.wait(f"{status} == 'Translating …'")
+    page.wait(FRESH)
+    assert page.evaluate(status) == ""
+
+
 def test_the_result_is_copied(page, browser, client):
     browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     type_text(page, f"Good morning!\n{TIRED}")
@@ -225,6 +260,27 @@ def test_one_pair_of_languages_is_named_and_several_are_chosen(browser, bundled)
         assert browser.evaluate(choices) == [] and text_of(browser, "#source-title") == "Text"
         type_text(browser, TIRED)
         assert text_of(browser) == TRANSLATED
+
+
+def test_chosen_languages_are_remembered(browser, bundled):
+    with serve(lambda name: bundled, ("en-fr=a", "en-de=b", "fr-en=c")) as client:
+        open_page(browser, client)
+        values = "[...document.querySelectorAll('select')].map(select => select.value)"
+        assert browser.evaluate(values) == ["en", "fr"]
+        target = "document.querySelector('#target-language')"
+        browser.evaluate(f"{target}.value = 'de', {target}.dispatchEvent(new Event('change'))")
+        open_page(browser, client)
+        assert browser.evaluate(values) == ["en", "de"]
+
+
+def test_the_first_target_is_the_language_of_the_browser(browser, bundled):
+    with serve(lambda name: bundled, ("en-fr=a", "de-fr=b", "de-en=c", "en-de=d")) as client:
+        values = "[...document.querySelectorAll('select')].map(select => select.value)"
+        for agent, expected in (("de-AT,fr", ["en", "de"]), ("en-US", ["en", "fr"]), ("fr", ["en", "fr"])):
+            browser.call("Emulation.setUserAgentOverride", userAgent="", acceptLanguage=agent)
+            open_page(browser, client)
+            assert browser.evaluate(values) == expected
+        browser.call("Emulation.setUserAgentOverride", userAgent="", acceptLanguage="en")
 
 
 def test_the_languages_of_a_multilingual_model_are_listed_once(browser):

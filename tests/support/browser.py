@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import count
 
 NAMES = (
-    *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
+    *("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome", "google-chrome-stable"),
     "/Applications/Chromium.app/Contents/MacOS/Chromium",
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )

@@ -1,6 +1,7 @@
 // The page of mlx-transformer serve. Text of people and models is only ever inserted as text, never as HTML.
 
 const DELAY = 300; // milliseconds without typing before a text is translated
+const SLOW = 1000; // milliseconds after which the page says that it waits
 const NUM_ALTERNATIVES = 8;
 const SPACE = /([ \t\n\v\f\r]+)/; // what separates words in alignments
 
@@ -23,6 +24,7 @@ async function translate(fields) {
   if (element.key.value) headers.Authorization = `Bearer ${element.key.value}`;
   const [from, to] = selects.map((select) => select.value || undefined);
   const body = JSON.stringify({ source: from, target: to, ...fields });
+  const slow = setTimeout(() => show("Translating …"), SLOW);
   try {
     const response = await fetch("/page/translate", { method: "POST", headers, body, signal });
     const answer = await response.json();
@@ -33,7 +35,14 @@ async function translate(fields) {
     if (signal.aborted) return null;
     show(error instanceof TypeError ? "The server does not answer." : error.message, true);
     return null;
+  } finally {
+    clearTimeout(slow);
   }
+}
+
+function stopRequest() {
+  request?.abort();
+  show("");
 }
 
 function show(message, isError = false) {
@@ -45,12 +54,11 @@ function show(message, isError = false) {
 
 function changeText(delay = DELAY) {
   clearTimeout(timer);
-  request?.abort();
+  stopRequest();
   closeAlternatives();
   mirror.textContent = `${source.value}\n`;
   for (const piece of pieces) piece.words.source = [];
   target.classList.add("stale");
-  show("");
   timer = setTimeout(translateSource, delay);
 }
 
@@ -156,6 +164,7 @@ function makeOption(option, piece, number) {
   item.setAttribute("role", "option");
   item.setAttribute("aria-selected", "false");
   item.tabIndex = -1;
+  item.dir = "auto";
   item.textContent = option.text.split(SPACE).slice(2 * number).join("") || "(end)";
   item.addEventListener("click", () => {
     chosen.set(keyOf(piece), option);
@@ -208,16 +217,34 @@ function withoutLongForms(codes) {
   );
 }
 
-/** Fill a chooser, and keep what was chosen; a single language is only named. */
+/** Fill a chooser, and keep what was chosen, now or last time; a single language is only named. */
 function fill(select, codes) {
   const distinct = withoutLongForms(codes);
   const options = distinct.map((code) => new Option(nameOf(code), code));
   options.sort((a, b) => a.text.localeCompare(b.text));
-  const previous = select.value;
+  const own = navigator.languages.map((code) => code.split("-")[0]);
+  const usual = select === selects[1] ? own : own.includes("en") ? [] : ["en"];
+  const wanted = [select.value, rememberedLanguage(select), ...usual, distinct[0]];
   select.replaceChildren(...options);
-  select.value = previous;
-  if (select.selectedIndex < 0) select.value = distinct[0];
+  select.value = wanted.find((code) => distinct.includes(code));
   select.hidden = options.length < 2;
+}
+
+/** Return the language that was chosen on the last visit, if the browser keeps it. */
+function rememberedLanguage(select) {
+  try {
+    return localStorage.getItem(select.id);
+  } catch {
+    return null;
+  }
+}
+
+function rememberLanguage(select) {
+  try {
+    localStorage.setItem(select.id, select.value);
+  } catch {
+    // Browsers may forbid it.
+  }
 }
 
 function changeLanguages() {
@@ -243,6 +270,11 @@ async function start() {
 
 // Events
 
+/** Whether a key belongs to the browser, such as Alt and an arrow, which lead to other pages. */
+function hasModifier(event) {
+  return event.altKey || event.ctrlKey || event.metaKey;
+}
+
 source.addEventListener("input", () => changeText());
 source.addEventListener("pointermove", (event) => {
   const under = document.elementsFromPoint(event.clientX, event.clientY);
@@ -260,16 +292,19 @@ target.addEventListener("click", (event) => {
   if (word && getSelection().isCollapsed) openAlternatives(word);
 });
 target.addEventListener("keydown", (event) => {
+  if (hasModifier(event)) return;
   const words = targetWords();
   const index = words.indexOf(event.target);
-  const next = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: words.length - 1 }[event.key];
+  const step = getComputedStyle(target).direction === "rtl" ? -1 : 1;
+  const next = { ArrowRight: index + step, ArrowLeft: index - step, Home: 0, End: words.length - 1 }[event.key];
   if (event.key === "Enter" || event.key === " ") openAlternatives(event.target);
-  else if (event.key === "Escape") request?.abort();
+  else if (event.key === "Escape") stopRequest();
   else if (next === undefined) return;
   else if (words[next]) focusWord(words[next]);
   event.preventDefault();
 });
 alternatives.addEventListener("keydown", (event) => {
+  if (hasModifier(event)) return;
   const options = [...alternatives.children];
   const index = options.indexOf(event.target);
   const next = { ArrowDown: index + 1, ArrowUp: index - 1, Home: 0, End: options.length - 1 }[event.key];
@@ -284,8 +319,12 @@ alternatives.addEventListener("focusout", (event) => {
   closeAlternatives();
   highlight();
 });
-selects[0].addEventListener("change", changeLanguages);
-selects[1].addEventListener("change", changeLanguages);
+for (const select of selects) {
+  select.addEventListener("change", () => {
+    rememberLanguage(select);
+    changeLanguages();
+  });
+}
 element.key.addEventListener("change", () => changeText(0));
 element.copy.addEventListener("click", async () => {
   const text = pieces.map((piece) => piece.text).join("");
