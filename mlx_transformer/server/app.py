@@ -47,6 +47,7 @@ def create_app(store: ModelStore, settings: ServerSettings, metrics: Metrics) ->
         "/translate": libretranslate.translate,
         "/translate_file": documents.translate_file,
         "/detect": libretranslate.detect,
+        "/suggest": libretranslate.suggest,
         "/v1/chat/completions": openai.chat_completions,
         "/v1/completions": openai.completions,
         "/v1/embeddings": openai.embeddings,

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mlx_transformer.config.alignment import AlignmentConfig
+from mlx_transformer.config.tokenizer import AUTO
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.documents.translation import run_translator
 from mlx_transformer.documents.translator import ATOM, Translator
@@ -21,6 +22,7 @@ from mlx_transformer.inference.line_errors import raise_first_error
 from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
 from mlx_transformer.inference.source_lines import make_source_lines
 from mlx_transformer.server.batching import Work
+from mlx_transformer.server.detection import detect
 from mlx_transformer.server.fields import Fields
 from mlx_transformer.server.models import CountedLine, LoadedModel, ModelStore
 from mlx_transformer.server.settings import RequestError
@@ -29,6 +31,7 @@ DOCUMENTS_AT_ONCE = 2  # others wait, so that threads remain for other requests
 TEXTS_AT_ONCE = 256  # of a document in the queue
 WAIT_FOR_ROOM = 1.0  # seconds until a document that has begun tries a full queue again
 MAX_DOCUMENTS = 16  # translated documents that are kept; the oldest goes first
+Choice = tuple[str, str | None, str | None]  # the name of a model, and its own codes of the languages
 
 
 class TranslatedFile(NamedTuple):
@@ -41,8 +44,20 @@ class TranslatedFile(NamedTuple):
 class QueuedSearch:
     """Searches the texts of a document by the queue of a model, a part at a time, so that others find room."""
 
-    def __init__(self, store: ModelStore, name: str, source_language: str | None, target_language: str | None) -> None:
-        self._store, self._name, self._languages = store, name, (source_language, target_language)
+    def __init__(self, store: ModelStore, source: str, target: str) -> None:
+        """Choose a model.
+
+        Args:
+            store: The models.
+            source: A source language, or AUTO to detect that of the first texts.
+            target: The target language.
+
+        Raises:
+            RequestError: If no model translates the languages.
+        """
+        self._store, self._target = store, target
+        is_detected = source == AUTO and store.sources(target)
+        self._choice: Choice | None = None if is_detected else store.find(source, target)
         self._futures: list[Future[list[Hypothesis]]] = []
         self._has_begun = self._is_cancelled = False
 
@@ -51,11 +66,13 @@ class QueuedSearch:
 
         Raises:
             CancelledError: If `cancel` was called.
-            RequestError: If the queue is full at the beginning; later parts wait for room.
+            RequestError: If the queue is full at the beginning; later parts wait for room. If the language of the texts
+                cannot be detected.
             ValueError: If a text has no result.
         """
+        self._choice = choice = self._choice or self._choose(texts)
         parts = (texts[start : start + TEXTS_AT_ONCE] for start in range(0, len(texts), TEXTS_AT_ONCE))
-        results = chain.from_iterable(self._search(part, aligned) for part in parts)
+        results = chain.from_iterable(self._search(choice, part, aligned) for part in parts)
         return raise_first_error(results, lambda best: best.error, "Text")
 
     def cancel(self) -> None:
@@ -64,24 +81,31 @@ class QueuedSearch:
         for future in self._futures:
             future.cancel()
 
-    def _search(self, texts: Sequence[str], aligned: bool) -> Iterator[Hypothesis]:
+    def _choose(self, texts: Sequence[str]) -> Choice:
+        """Return the model for the language of texts."""
+        detection = detect(" ".join(texts), self._store.sources(self._target))
+        return self._store.find(detection.language, self._target)
+
+    def _search(self, choice: Choice, texts: Sequence[str], aligned: bool) -> Iterator[Hypothesis]:
+        name, source, target = choice
+
         def prepare(loaded: LoadedModel) -> tuple[list[Paragraph], list[CountedLine], Work]:
-            paragraphs = list(map(loaded.split, make_source_lines(texts, *self._languages)))
+            paragraphs = list(map(loaded.split, make_source_lines(texts, source, target)))
             lines = [each.line._replace(text=sentence) for each in paragraphs for sentence in each.sentences]
             alignment = AlignmentConfig(cover_source=True) if aligned else None
             return paragraphs, list(map(loaded.count, lines)), loaded.make_work({}, alignment, copied=(ATOM,))
 
-        paragraphs, _, self._futures = self._submit(prepare)
+        paragraphs, _, self._futures = self._submit(name, prepare)
         remaining = iter(self._futures)
         for paragraph in paragraphs:
             yield combine_hypotheses(paragraph, [next(remaining).result()[0] for _ in paragraph.sentences])
 
-    def _submit(self, prepare: Any) -> Any:
+    def _submit(self, name: str, prepare: Any) -> Any:
         while True:
             if self._is_cancelled:
                 raise CancelledError
             try:
-                submitted = self._store.submit(self._name, prepare)
+                submitted = self._store.submit(name, prepare)
                 self._has_begun = True
                 return submitted
             except RequestError:
@@ -101,7 +125,7 @@ class DocumentAPI:
     async def translate_file(self, fields: Fields) -> JSONResponse:
         """Translate the file of a form, and return the address of the result."""
         file, target = fields.file("file"), fields.required_text("target")
-        search = QueuedSearch(self._store, *self._store.find(fields.required_text("source"), target))
+        search = QueuedSearch(self._store, fields.required_text("source"), target)
         token, translated = secrets.token_urlsafe(24), PurePath(file.name)
         async with self._slots:
             try:

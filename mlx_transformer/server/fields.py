@@ -117,7 +117,7 @@ class Fields:
 
 
 async def read_fields(request: Request, settings: ServerSettings) -> Fields:
-    """Read and parse the body of a request.
+    """Read and parse the body of a request; parameters of the address are fields too, unless the body is JSON.
 
     Raises:
         RequestError: If it is too large, or neither JSON nor a form.
@@ -128,11 +128,13 @@ async def read_fields(request: Request, settings: ServerSettings) -> Fields:
         if len(body) > settings.max_body:
             raise RequestError(413, f"A request must have at most {settings.max_body:,} bytes: send several requests.")
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    query, values = request.scope["query_string"], None
     if kind == "multipart/form-data":
         values = await asyncio.to_thread(_parse_multipart, request.headers["content-type"], bytes(body))
-        return Fields(values, settings, is_form=True, base_url=str(request.base_url))
-    if kind == "application/x-www-form-urlencoded":
-        return Fields(_parse_form(bytes(body)), settings, is_form=True)
+    elif kind == "application/x-www-form-urlencoded" or (query and not body):
+        values = _parse_form(bytes(body))
+    if values is not None:
+        return Fields(values | _parse_form(query), settings, is_form=True, base_url=str(request.base_url))
     if kind != "application/json" and not kind.endswith("+json"):
         raise RequestError(415, f"A request must be JSON or a URL-encoded form, not {short_repr(kind)}: {SEND}.")
     return Fields(_parse_json(bytes(body)), settings)

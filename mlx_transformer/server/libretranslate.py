@@ -1,17 +1,18 @@
 """The API of LibreTranslate: texts and HTML by language codes."""
 
 import asyncio
-from typing import Any
+from typing import Any, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from mlx_transformer.config.tokenizer import AUTO
+from mlx_transformer.documents.content import has_letters
 from mlx_transformer.documents.translation import ENDINGS
-from mlx_transformer.inference.language_detection import is_installed, rank_language
 from mlx_transformer.messages import short_repr
+from mlx_transformer.server.detection import Detection, detect
 from mlx_transformer.server.fields import Fields
-from mlx_transformer.server.language_names import NAMES
+from mlx_transformer.server.language_codes import distinct_codes, language_name
 from mlx_transformer.server.models import ModelStore
 from mlx_transformer.server.settings import RequestError, ServerSettings
 from mlx_transformer.server.translation import all_results, submit_texts
@@ -19,8 +20,8 @@ from mlx_transformer.server.translation import all_results, submit_texts
 MAX_ALTERNATIVES = 10
 
 
-def _detection(language: str, probability: float) -> dict[str, Any]:
-    return {"confidence": round(100 * probability, 1), "language": language}
+def _format(detection: Detection) -> dict[str, Any]:
+    return {"confidence": round(100 * detection.probability, 1), "language": detection.language}
 
 
 class LibreTranslateAPI:
@@ -36,57 +37,56 @@ class LibreTranslateAPI:
         if (kind := fields.text("format") or "text") not in ("text", "html"):
             raise RequestError(400, f"format must be text or html, not {short_repr(kind)}.")
         count = fields.integer("alternatives", 0, MAX_ALTERNATIVES) or 0
-        is_detected = source == AUTO and bool(self._store.sources(target))
-        detected = await self._detect(" ".join(texts), target) if is_detected else None
-        name, *codes = self._store.find(detected[0] if detected else source, target)
+        is_list = isinstance(fields.get("q"), list)
+        answer: dict[str, Any] = {}
+        if source == AUTO and (sources := self._store.sources(target)):
+            detection = await asyncio.to_thread(detect, " ".join(texts), sources)
+            answer["detectedLanguage"] = [_format(detection)] * len(texts) if is_list else _format(detection)
+            if not any(map(has_letters, texts)):  # they are in no language
+                if count:
+                    answer["alternatives"] = [[] for _ in texts] if is_list else []
+                return JSONResponse(answer | {"translatedText": fields.get("q")})
+            source = detection.language
+        name, *codes = self._store.find(source, target)
         options = {"num_hypotheses": count + 1} if count else {}
         pending = await submit_texts(self._store, name, texts, (codes[0], codes[1]), options, kind == "html")
         results = await all_results(pending, count + 1)
         rows = [list(dict.fromkeys(result.text for result in row)) for row in results]  # different texts
-        is_list = isinstance(fields.get("q"), list)
-        answer: dict[str, Any] = {"translatedText": [best for best, *_ in rows] if is_list else rows[0][0]}
-        if detected:
-            answer["detectedLanguage"] = _detection(*detected)
+        answer["translatedText"] = [best for best, *_ in rows] if is_list else rows[0][0]
         if count:
             answer["alternatives"] = [others for _, *others in rows] if is_list else rows[0][1:]
         return JSONResponse(answer)
 
     async def detect(self, fields: Fields) -> JSONResponse:
         """Detect the language of a text, among those that the models read."""
-        return JSONResponse([_detection(*await self._detect(fields.required_text("q"), None))])
+        text = fields.required_text("q")
+        return JSONResponse([_format(await asyncio.to_thread(detect, text, self._store.sources()))])
 
-    async def _detect(self, text: str, target: str | None) -> tuple[str, float]:
-        """Return the language of a text, among those that a model translates to a target, with its probability."""
-        if not is_installed():
-            raise RequestError(
-                501,
-                "This server does not detect languages: give the source language, see /languages, or install the extra "
-                "detect where it runs.",
-            )
-        ranked = await asyncio.to_thread(rank_language, text, self._store.sources(target))
-        if ranked is None:
-            raise RequestError(400, "The language of the text cannot be detected: give it as source, see /languages.")
-        return ranked
+    async def suggest(self, fields: Fields) -> NoReturn:
+        """Refuse a better translation, as LibreTranslate does where nobody collects them."""
+        raise RequestError(403, "Suggestions are disabled on this server.")
 
     async def languages(self, request: Request) -> JSONResponse:
-        """Return the source languages with their targets."""
+        """Return all languages, each with the targets of texts in it."""
         targets: dict[str, dict[str, None]] = {}
         for languages in self._store.languages.values():
-            for source in languages.sources:
-                others = dict.fromkeys(target for target in languages.targets if target != source)
+            codes = distinct_codes(languages.targets)
+            for source in distinct_codes(languages.sources) if codes else ():
+                others = dict.fromkeys(code for code in codes if code != source)
                 targets.setdefault(source, {}).update(others)
-        known = [
-            {"code": source, "name": NAMES.get(source, source), "targets": list(codes)}
-            for source, codes in targets.items()
-            if codes
-        ]
-        return JSONResponse(known)
+            for code in codes:
+                targets.setdefault(code, {})
+        return JSONResponse(
+            [{"code": code, "name": language_name(code), "targets": list(others)} for code, others in targets.items()]
+        )
 
     async def frontend_settings(self, request: Request) -> JSONResponse:
         """Return what LibreTranslate's clients ask for before they show a form."""
         has_keys = bool(self._settings.api_keys)
-        first = next((pair for pair in self._store.languages.values() if pair.sources and pair.targets), None)
-        source, target = (next(iter(first.sources)), next(iter(first.targets))) if first else ("", "")
+        pairs = (
+            (a, b) for each in self._store.languages.values() for a in each.sources for b in each.targets if a != b
+        )
+        source, target = next(pairs, ("", ""))
         return JSONResponse(
             {
                 "charLimit": self._settings.max_characters,
@@ -97,8 +97,8 @@ class LibreTranslateAPI:
                 "filesTranslation": True,
                 "supportedFilesFormat": list(ENDINGS),
                 "language": {
-                    "source": {"code": source, "name": NAMES.get(source, source)},
-                    "target": {"code": target, "name": NAMES.get(target, target)},
+                    "source": {"code": source, "name": language_name(source)},
+                    "target": {"code": target, "name": language_name(target)},
                 },
             }
         )

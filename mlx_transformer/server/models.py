@@ -3,7 +3,7 @@
 import gc
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -23,13 +23,12 @@ from mlx_transformer.messages import short_names, short_repr
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained.loading import load
 from mlx_transformer.server.batching import BatchWorker, Work, WorkerClosedError
+from mlx_transformer.server.language_codes import Codes, client_codes, distinct_codes, find_code
 from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.settings import RequestError
-from mlx_transformer.tokenization.languages import short_code
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 Item = TypeVar("Item")
-Codes = dict[str, str | None]  # codes that clients use -> the model's own, None where it takes none
 NAMED_PAIR = re.compile(r"([a-z]{2,3})-([a-z]{2,3})=(.+)")
 
 
@@ -69,7 +68,7 @@ class Languages(NamedTuple):
         """Return the languages of a model: a pair that the caller names, or those that its tokenizer knows."""
         config = tokenizer.config
         pair = pair or config.language_pair
-        known = short_codes(config.languages)
+        known = client_codes(config.languages)
         takes_source, takes_target = config.source_language != "none", config.target_language != "none"
         sources = known if takes_source else dict.fromkeys(pair[:1] if pair else known)
         targets = known if takes_target else dict.fromkeys(pair[1:] if pair else ())
@@ -108,22 +107,6 @@ def _resolve(role: str, code: str | None, known: Codes, is_needed: bool) -> str 
         return known[key]
     remedy = f"one of {short_names(known)}" if known else "left out, because this model takes none"
     raise RequestError(400, f"{role}_language must be {remedy}, not {short_repr(code)}.")
-
-
-def short_codes(codes: Iterable[str]) -> Codes:
-    """Map codes to themselves, and before them short codes, such as fr for fra_Latn, that stand for only one."""
-    codes = list(codes)
-    shorts: dict[str, list[str]] = {}
-    for code in codes:
-        shorts.setdefault(short_code(code), []).append(code)
-    own: Codes = {short: names[0] for short, names in shorts.items() if len(names) == 1}
-    return own | {code: code for code in codes}
-
-
-def find_code(code: str, known: Iterable[str]) -> str | None:
-    """Return a known code: the same in any case, or that of the language without script and region."""
-    folded = {name.casefold(): name for name in known}
-    return folded.get(code.casefold()) or folded.get(short_code(code))
 
 
 class CountedLine(NamedTuple):
@@ -348,7 +331,7 @@ class ModelStore:
 
     def sources(self, target: str | None = None) -> list[str]:
         """Return the source languages of the models, or of those that translate to a target."""
-        codes = dict.fromkeys(code for languages in self.languages.values() for code in languages.sources)
+        codes = dict.fromkeys(code for each in self.languages.values() for code in distinct_codes(each.sources))
         if target is None:
             return list(codes)
         return [code for code in codes if any(each.find(code, target) for each in self.languages.values())]

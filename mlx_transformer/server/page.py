@@ -16,7 +16,11 @@ from mlx_transformer.server.models import ModelStore
 from mlx_transformer.server.translation import submit_texts
 
 STATIC = Path(__file__).parent / "static"
-STATIC_PATHS = {"/": "index.html"} | {f"/page/{name}": name for name in ("page.css", "page.js", "icon.svg")}
+STATIC_PATHS = {
+    "/": "index.html",
+    "/spec": "spec.json",  # of LibreTranslate's API
+    **{f"/page/{name}": name for name in ("page.css", "page.js", "icon.svg")},
+}
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",

@@ -7,14 +7,70 @@ import pytest
 import mlx_transformer as mt
 
 TEXT = "Where is the station?"
+BOUNDARY = "----boundary"
 JSON = {"Content_Type": "application/json"}
 FORM = {"Content_Type": "application/x-www-form-urlencoded"}
+MULTIPART = {"Content_Type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
 def post(client, body, **headers):
     answer = client.request("POST", "/translate", body, **headers)
     assert answer.status == 200, answer.body
     return answer.json
+
+
+def multipart(fields):
+    """A form as FormData of browsers and curl -F send it."""
+    parts = (f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items())
+    return "".join(f"--{BOUNDARY}\r\n{part}" for part in parts).encode() + f"--{BOUNDARY}--\r\n".encode()
+
+
+def test_the_page_of_libretranslate(client, bundled):
+    """It needs all targets among the codes, and takes its first choice from the settings."""
+    languages = {row["code"]: row for row in client.get("/languages").json}
+    assert all(target in languages for row in languages.values() for target in row["targets"])
+    chosen = client.get("/frontend/settings").json["language"]
+    assert chosen["target"]["code"] in languages[chosen["source"]["code"]]["targets"]
+    fields = {"q": TEXT, "source": "en", "target": "fr", "format": "text", "alternatives": 3, "api_key": ""}
+    answer = post(client, multipart(fields), **MULTIPART)
+    assert answer["translatedText"] == mt.generate(*bundled, TEXT) and len(answer["alternatives"]) == 3
+    refused = client.request("POST", "/suggest", multipart({"q": TEXT, "s": "Où ?"}), **MULTIPART)
+    assert refused.status == 403 and "error" in refused.json
+
+
+def test_libretranslate_sh(client, bundled):
+    fields = {"q": TEXT, "source": "en", "target": "fr"}
+    assert post(client, multipart(fields), **MULTIPART) == {"translatedText": mt.generate(*bundled, TEXT)}
+
+
+def test_libretranslate_mcp(client, bundled):
+    fields = {"q": TEXT, "source": "en", "target": "fr", "alternatives": "3"}
+    answer = post(client, urlencode(fields), **FORM)
+    assert answer["translatedText"] == mt.generate(*bundled, TEXT) and len(answer["alternatives"]) == 3
+
+
+def test_translate_you(client, bundled):
+    """Its fields are parameters of the address, and the body is empty."""
+    fields = {"q": TEXT, "source": "en", "target": "fr", "api_key": "", "format": "text", "alternatives": 3}
+    answer = client.request("POST", f"/translate?{urlencode(fields)}", b"")
+    assert answer.json["translatedText"] == mt.generate(*bundled, TEXT) and len(answer.json["alternatives"]) == 3
+
+
+def test_discourse(client):
+    """It asks for both languages among the codes, and translates the HTML of a post."""
+    assert {"en", "fr"} <= {row["code"] for row in client.get("/languages").json}
+    fields = {"q": f"<p>{TEXT}</p>", "source": "en", "target": "fr", "format": "html", "api_key": ""}
+    assert post(client, urlencode(fields), **FORM) == {"translatedText": "<p>Où est la gare ?</p>"}
+
+
+def test_libretranslate_for_php(client, bundled):
+    """Its GET requests have a body, and the text whose language it detects is a parameter of the address."""
+    assert client.request("GET", "/languages", multipart({}), **MULTIPART).json[1]["code"] == "fr"
+    fields = {"q": TEXT, "format": "html", "source": "en", "target": "fr"}
+    assert post(client, multipart(fields), **MULTIPART) == {"translatedText": mt.generate(*bundled, TEXT)}
+    pytest.importorskip("py3langid", reason="the library that detects languages is not installed")
+    answer = client.request("POST", f"/detect?{urlencode({'q': TEXT})}", multipart({}), **MULTIPART)
+    assert answer.json[0]["language"] == "en"
 
 
 def test_subtitle_edit(client, bundled):

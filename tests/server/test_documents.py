@@ -44,6 +44,20 @@ def test_a_file_is_translated_and_fetched(client, bundled):
     assert file.headers["content-disposition"] == "attachment; filename*=UTF-8''film_fr.srt"
 
 
+def test_the_language_of_a_file_is_detected(client, bundled):
+    pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
+    file = fetch(client, upload(client, source="auto"))
+    assert file.body == mt.translate_document(*bundled, SUBTITLES, "film.srt").data
+    assert fetch(client, upload(client, "a.txt", b"12:30\n", source="auto")).body == b"12:30\n"
+    assert upload(client, source="auto", target="de").status == 400
+    with serve(lambda name: bundled, names=["qaa-fr=a"]) as other:
+        answer = upload(other, source="auto")
+        assert answer.status == 400 and "cannot be detected" in answer.json["error"]
+    with serve(lambda name: bundled, names=["de-fr=a", "en-fr=b"]) as other:
+        assert fetch(other, upload(other, source="auto")).body == file.body
+        assert other.metric("batch_sentences_count", 'model="b"') == 1
+
+
 @pytest.mark.parametrize("data", [b"\r\n--not the boundary\r\nI love you.\r\n\r\n", b"I love you.", b""])
 def test_the_bytes_of_a_file_arrive_as_they_are(client, bundled, data):
     file = fetch(client, upload(client, "a.txt", data))

@@ -1,12 +1,13 @@
 """LibreTranslate's API: its own client, forms and JSON, HTML, and answers equal to those of the library."""
 
 import re
+from urllib.parse import urlencode
 
 import pytest
 from support.http_server import serve
 
 import mlx_transformer as mt
-from mlx_transformer.server import libretranslate
+from mlx_transformer.server import detection as server_detection
 
 TEXTS = ["Good morning!", "Where is the station?", "I love you."]
 LONG = "The house is small. It rains a lot today. She reads a book in the garden.  " * 10 + "He left."
@@ -98,8 +99,48 @@ def test_codes_may_have_regions(client, code):
     assert client.translate("Good morning!", source=code).status == 200
 
 
+def test_fields_may_be_parameters_of_the_address(client, bundled):
+    expected = {"translatedText": mt.generate(*bundled, "Good morning!")}
+    query = "q=Good+morning%21&source=en&target=fr"
+    assert client.request("POST", f"/translate?{query}").json == expected
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    assert client.request("POST", "/translate?source=en&target=fr", "q=Good+morning%21", **form).json == expected
+    answer = client.post(f"/translate?{query}", {})  # JSON
+    assert answer.status == 400 and "missing q" in answer.json["error"]
+    assert client.request("POST", "/translate?q=%ff").status == 400
+
+
+def test_suggestions_are_refused_as_by_libretranslate(client):
+    answer = client.post("/suggest", {"q": "Hello", "s": "Salut", "source": "en", "target": "fr"})
+    assert (answer.status, answer.json) == (403, {"error": "Suggestions are disabled on this server."})
+
+
+def test_the_specification_is_of_what_the_server_answers(client):
+    spec = client.get("/spec").json
+    assert spec["swagger"] == "2.0" and client.post("/spec", {}).status == 405
+    form = {"Content_Type": "application/x-www-form-urlencoded"}
+    for path, ((method, operation),) in ((path, methods.items()) for path, methods in spec["paths"].items()):
+        parameters = [
+            spec["parameters"][each["$ref"].split("/")[-1]] if "$ref" in each else each
+            for each in operation.get("parameters", [])
+        ]
+        examples = {each["name"]: each["x-example"] for each in parameters if "x-example" in each}
+        required = {each["name"] for each in parameters if each.get("required")}
+        for name in required - ({"q"} if path == "/translate" else set()):  # its text may be empty
+            answer = client.request(method.upper(), path, urlencode(examples | {name: ""}), **form)
+            assert answer.status == 400 and "missing" in answer.json["error"]
+        answer = client.request(method.upper(), path, urlencode(examples), **form)
+        if required <= set(examples) and answer.status != 501:  # without a file and the extra detect
+            schema = operation["responses"]["200"]["schema"]
+            assert answer.status == 200 and isinstance(answer.json, list) is (schema["type"] == "array")
+            assert "properties" not in schema or set(answer.json) <= set(schema["properties"])
+
+
 def test_languages_and_settings(client):
-    assert client.get("/languages").json == [{"code": "en", "name": "English", "targets": ["fr"]}]
+    assert client.get("/languages").json == [
+        {"code": "en", "name": "English", "targets": ["fr"]},
+        {"code": "fr", "name": "French", "targets": []},  # clients look targets up among the codes
+    ]
     settings = client.get("/frontend/settings").json
     assert settings["charLimit"] == 20_000 and settings["keyRequired"] is False
     assert settings["filesTranslation"] and ".srt" in settings["supportedFilesFormat"]
@@ -122,12 +163,34 @@ def test_languages_are_detected(client):
     assert other["language"] == "en" and other["confidence"] < 20  # the only one that the model reads
     answer = client.translate("Where is the station?", source="auto").json
     assert answer == {"translatedText": "Où est la gare ?", "detectedLanguage": detection}
-    answer = client.translate("12:30", source="auto")
-    assert answer.status == 400 and "cannot be detected" in answer.json["error"]
+    answer = client.translate(["Where is the station?", "I love you."], source="auto", alternatives=1).json
+    assert [each["language"] for each in answer["detectedLanguage"]] == ["en", "en"]
+    assert answer["translatedText"][0] == "Où est la gare ?"
+
+
+def test_texts_without_letters_are_in_no_language_and_stay(client):
+    pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
+    none = {"confidence": 0.0, "language": "en"}
+    assert client.post("/detect", {"q": "12:30"}).json == [none]
+    answer = client.translate("12:30", source="auto").json
+    assert answer == {"translatedText": "12:30", "detectedLanguage": none}
+    answer = client.translate(["12:30", "♪"], source="auto", alternatives=1).json
+    assert answer == {
+        "translatedText": ["12:30", "♪"],
+        "detectedLanguage": [none, none],
+        "alternatives": [[], []],
+    }
+
+
+def test_a_language_that_cannot_be_detected(bundled):
+    pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
+    with serve(lambda name: bundled, names=["qaa-fr=a"]) as client:
+        for answer in (client.post("/detect", {"q": "Hello"}), client.translate("Hello", source="auto")):
+            assert answer.status == 400 and "cannot be detected" in answer.json["error"]
 
 
 def test_detection_needs_packages(client, monkeypatch):
-    monkeypatch.setattr(libretranslate, "is_installed", lambda: False)
+    monkeypatch.setattr(server_detection, "is_installed", lambda: False)
     for answer in (client.post("/detect", {"q": "Hello"}), client.translate("Hello", source="auto")):
         assert answer.status == 501 and "does not detect languages" in answer.json["error"]
 
@@ -136,7 +199,7 @@ def test_libretranslatepy_is_answered(client, bundled):
     libretranslatepy = pytest.importorskip("libretranslatepy", reason="the client libretranslatepy is not installed")
     api = libretranslatepy.LibreTranslateAPI(client.url)
     assert api.translate("Where is the station?", "en", "fr") == mt.generate(*bundled, "Where is the station?")
-    assert [language["code"] for language in api.languages()] == ["en"]
+    assert [language["code"] for language in api.languages()] == ["en", "fr"]
 
 
 def test_libretranslatepy_has_a_key(bundled):

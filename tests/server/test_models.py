@@ -63,10 +63,12 @@ def test_models_are_named_with_or_without_their_languages(text, name, pair):
 def test_codes_of_a_multilingual_model(multilingual):
     _, tokenizer = multilingual
     languages = Languages.of(None, tokenizer)
-    assert list(languages.sources) == ["en", "fr", *CODES]
+    assert list(languages.sources) == ["en", "fr", "zh-Hans", "zh-Hant", *CODES]
     assert languages.find("en", "fr-FR") == ("eng_Latn", "fra_Latn")
-    assert languages.find("eng_Latn", "zho_hant") == ("eng_Latn", "zho_Hant")
-    assert languages.find("en", "zho") is None  # two of them
+    for code in ("zho_hant", "zh-Hant", "ZH_HANT", "zh-TW", "zt"):
+        assert languages.find("eng_Latn", code) == ("eng_Latn", "zho_Hant")
+    for code in ("zh", "zho", "cmn", "zh-cn", "zh-Hans", "zh-SG"):
+        assert languages.find("en", code) == ("eng_Latn", "zho_Hans")
     assert languages.find("en", "de") is None
     assert languages.resolve("en", "zho_Hans") == ("eng_Latn", "zho_Hans")
     with pytest.raises(RequestError, match=r"source_language must be one of en, .*, not None"):
@@ -84,7 +86,10 @@ def test_a_multilingual_model_is_served(multilingual):
         refused = client.post("/v1/completions", {"prompt": "ab cde"})
         assert refused.status == 400 and "source_language must be one of en" in refused.json["error"]["message"]
         english = next(row for row in client.get("/languages").json if row["code"] == "en")
-        assert english["targets"] == ["fr", *CODES]
+        assert english["targets"] == ["fr", "zh-Hans", "zh-Hant"]
+        assert english["name"] == "English"
+        chosen = client.get("/frontend/settings").json["language"]
+        assert (chosen["source"]["code"], chosen["target"]["code"]) == ("en", "fr")
 
 
 def test_the_first_model_for_a_pair_answers():
@@ -96,7 +101,8 @@ def test_the_first_model_for_a_pair_answers():
         answer = client.post("/v1/completions", {"prompt": "ab cde", "model": "two"})
         assert answer.json["choices"][0]["text"] == mt.generate(*models["two"], "ab cde")
         assert client.translate("ab", source="de", target="fr").status == 400
-        assert [row["code"] for row in client.get("/languages").json] == ["en", "de"]
+        targets = {row["code"]: row["targets"] for row in client.get("/languages").json}
+        assert targets == {"en": ["fr"], "fr": [], "de": ["en"]}
 
 
 def test_a_model_is_named_once():

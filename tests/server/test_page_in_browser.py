@@ -291,7 +291,7 @@ def test_the_languages_of_a_multilingual_model_are_listed_once(browser):
     with serve(lambda name: (model, tokenizer), ["many"]) as client:
         open_page(browser, client)
         names = browser.evaluate("[...document.querySelectorAll('#source-language option')].map(o => o.text)")
-        assert names == ["Chinese", "English", "French", "Portuguese", "Swahili", "Traditional Chinese"]
+        assert names == ["Chinese (simplified)", "Chinese (traditional)", "English", "French", "Portuguese", "Swahili"]
         browser.type("a b c")
         browser.wait(f"{FRESH} || document.querySelector('#status').textContent.length > 0")
         assert browser.evaluate("document.querySelector('#status').textContent") == ""

@@ -191,42 +191,19 @@ function closeAlternatives() {
 
 // Languages
 
-/** Return the locale of a code, without a script that goes without saying: fr for fra_Latn; null if there is none. */
-function localeOf(code) {
-  try {
-    const locale = new Intl.Locale(code.replace("_XX", "").replaceAll("_", "-"));
-    const short = locale.minimize();
-    return short.toString() === short.language ? short : locale;
-  } catch {
-    return null;
-  }
-}
-
 function nameOf(code) {
-  const locale = localeOf(code);
-  return locale ? new Intl.DisplayNames("en", { type: "language" }).of(locale.toString()) : code;
-}
-
-/** Leave out codes such as fra_Latn beside fr, its short form. */
-function withoutLongForms(codes) {
-  const groups = new Map();
-  const languageOf = (code) => localeOf(code)?.language ?? code;
-  for (const code of codes) groups.set(languageOf(code), [...(groups.get(languageOf(code)) ?? []), code]);
-  return [...groups.values()].flatMap((group) =>
-    group.length === 2 && !group[0].includes("_") ? group.slice(0, 1) : group,
-  );
+  return languages.find((language) => language.code === code)?.name ?? code;
 }
 
 /** Fill a chooser, and keep what was chosen, now or last time; a single language is only named. */
 function fill(select, codes) {
-  const distinct = withoutLongForms(codes);
-  const options = distinct.map((code) => new Option(nameOf(code), code));
+  const options = codes.map((code) => new Option(nameOf(code), code));
   options.sort((a, b) => a.text.localeCompare(b.text));
   const own = navigator.languages.map((code) => code.split("-")[0]);
   const usual = select === selects[1] ? own : own.includes("en") ? [] : ["en"];
-  const wanted = [select.value, rememberedLanguage(select), ...usual, distinct[0]];
+  const wanted = [select.value, rememberedLanguage(select), ...usual, codes[0]];
   select.replaceChildren(...options);
-  select.value = wanted.find((code) => distinct.includes(code));
+  select.value = wanted.find((code) => codes.includes(code));
   select.hidden = options.length < 2;
 }
 
@@ -253,7 +230,7 @@ function changeLanguages() {
   selects.forEach((select, side) => {
     const title = element[side ? "target-title" : "source-title"];
     if (languages.length) title.textContent = select.hidden ? nameOf(select.value) : side ? "To" : "From";
-    (side ? target : source).lang = localeOf(select.value)?.toString() ?? "";
+    (side ? target : source).lang = select.value;
   });
   changeText(0);
 }
@@ -264,7 +241,8 @@ async function start() {
   );
   languages = known;
   element["key-field"].hidden = !settings.keyRequired;
-  if (languages.length) fill(selects[0], languages.map((language) => language.code));
+  const sources = languages.filter((language) => language.targets.length).map((language) => language.code);
+  if (sources.length) fill(selects[0], sources);
   changeLanguages();
 }
 
