@@ -80,6 +80,11 @@ dtype_option = click.option(
     show_default="the best for the device",
     help="Data type to compute in.",
 )
+shortlist_option = click.option(
+    "--shortlist",
+    metavar="FILE",
+    help="Marian's binary lexical shortlist (lex.*.bin): generate only tokens that are likely for a batch.",
+)
 overflow_option = click.option(
     "--allow-overflow", is_flag=True, help="Allow --dtype float16 for models whose activations overflow it (T5)."
 )

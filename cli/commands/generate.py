@@ -33,6 +33,7 @@ from mlx_transformer.cli.options import (
     search_options,
     select_task,
     sentence_language_option,
+    shortlist_option,
     source_language_option,
     split_option,
     target_language_option,
@@ -93,11 +94,6 @@ format_options = (
     click.option("--json", "as_json", is_flag=True, help="JSON lines in and out; see below."),
     click.option("--input-format", type=FORMAT, show_default="text, with --json json", help="Format of input lines."),
     click.option("--output-format", type=FORMAT, show_default="text, with --json json", help="Format of results."),
-)
-shortlist_option = click.option(
-    "--shortlist",
-    metavar="FILE",
-    help="Marian's binary lexical shortlist (lex.*.bin): generate only tokens that are likely for a batch.",
 )
 strict_option = click.option(
     "--strict", is_flag=True, help="Treat sources that are too long for the model as errors instead of truncating them."

@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
+import mlx_transformer as mt
 from mlx_transformer.cli.completion import complete_model
 from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.options import dtype_option
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.run_stats import MemorySize
+from mlx_transformer.messages import short_names, short_repr
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 GRACE = 5  # seconds beyond the timeout of a request, after which a server that stops waits no longer
@@ -33,6 +35,13 @@ GRACE = 5  # seconds beyond the timeout of a request, after which a server that 
         show_default="the bundled English-French model",
         help="Model folder, torch checkpoint, or owner/name on the hub; repeatable. SOURCE-TARGET=MODEL, such as "
         "en-de=runs/best, gives the languages of a model for one pair.",
+    ),
+    click.option(
+        "--shortlist",
+        "shortlists",
+        metavar="[MODEL=]FILE",
+        multiple=True,
+        help="Lexical shortlist of a model, see generate; with several models MODEL=FILE, with MODEL as in --model.",
     ),
     click.option(
         "--memory-limit",
@@ -81,6 +90,7 @@ GRACE = 5  # seconds beyond the timeout of a request, after which a server that 
 )
 def command(
     models: tuple[str, ...],
+    shortlists: tuple[str, ...],
     memory_limit: int | None,
     dtype: str | None,
     host: str,
@@ -106,7 +116,7 @@ def command(
         settings = ServerSettings(**limits, api_keys=keys, hosts=hosts, cors_origins=cors_origins)
         if not is_local and not keys:
             activity.print_line(f"Warning: anyone who reaches {host} may use the server: give --api-key.", err=True)
-        run(listener, models or (None,), settings, memory_limit, dtype)
+        run(listener, models or (None,), shortlists, settings, memory_limit, dtype)
 
 
 def read_keys(path: str | None) -> list[str]:
@@ -135,9 +145,24 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
+def read_shortlists(names: list[str], texts: tuple[str, ...]) -> dict[str, mt.LexicalShortlist]:
+    """Return the shortlists of models by their names; each is given as MODEL=FILE, or as FILE of the only model."""
+    paths: dict[str, str] = {}
+    for text in texts:
+        prefix = max((f"{name}=" for name in names if text.startswith(f"{name}=")), key=len, default="")
+        name = prefix[:-1] if prefix or len(names) > 1 else names[0]
+        if not name or name in paths:
+            raise ValueError(
+                f"--shortlist must be MODEL=FILE, once for a model of {short_names(names)}, not {short_repr(text)}."
+            )
+        paths[name] = text.removeprefix(prefix)
+    return {name: mt.read_shortlist(path) for name, path in paths.items()}
+
+
 def run(
     listener: socket.socket,
     names: tuple[str | None, ...],
+    shortlists: tuple[str, ...],
     settings: Any,
     memory_limit: int | None,
     dtype: str | None,
@@ -150,9 +175,11 @@ def run(
     from mlx_transformer.server.metrics import Metrics
     from mlx_transformer.server.models import ModelName, ModelStore
 
+    models = [ModelName.parse(name) for name in names]
+    of_models = read_shortlists([model.name for model in models], shortlists)
     metrics = Metrics()
     store = ModelStore(
-        [ModelName.parse(name) for name in names],
+        [model._replace(shortlist=of_models.get(model.name)) for model in models],
         metrics,
         memory_limit,
         settings.max_queue,

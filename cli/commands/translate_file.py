@@ -26,6 +26,7 @@ from mlx_transformer.cli.options import (
     search_config,
     select_task,
     sentence_language_option,
+    shortlist_option,
     single_search_options,
     source_language_option,
     split_option,
@@ -57,7 +58,7 @@ COUNTS = {
 @option_group("Terms", glossary_option, protect_option)
 @single_search_options
 @sampling_options
-@option_group("Performance", batch_option, memory_option, dtype_option, overflow_option)
+@option_group("Performance", shortlist_option, batch_option, memory_option, dtype_option, overflow_option)
 def command(
     source: str,
     target: str,
@@ -68,6 +69,7 @@ def command(
     allow_overflow: bool,
     source_prefix: str | None,
     task: str | None,
+    shortlist: str | None,
     force: bool,
     **options: Any,
 ) -> None:
@@ -83,6 +85,7 @@ def command(
     from mlx_transformer.documents.translation import check_files
 
     check_files(Path(source), Path(target), force)
+    tokens = mt.read_shortlist(shortlist) if shortlist is not None else None
     options = choose_terms(options | {"num_hypotheses": None, "stream": False})
     network, tokenizer = load_with_tokenizer(model, dtype, revision, allow_overflow, adapter)
     languages = options["source_language"], options["target_language"]
@@ -104,6 +107,7 @@ def command(
             glossary=options["glossary"],
             protect=options["protect"],
             batch_tokens=options["batch_tokens"],
+            shortlist=tokens,
             overwrite=force,
             progress=progress_bar(stack),
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOptions, Unpack
+from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.documents.reading import decode_text
 from mlx_transformer.documents.translator import DocumentReport, Progress, Translator, make_translator
 from mlx_transformer.inference.search_options import make_search
@@ -136,6 +137,7 @@ def translate_document(
     glossary: Mapping[str, str] | None = None,
     protect: Sequence[str] | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    shortlist: LexicalShortlist | None = None,
     document_language: str | None = None,
     progress: Progress | None = None,
     **options: Unpack[SearchOptions],
@@ -156,8 +158,8 @@ def translate_document(
         glossary: See `generate`.
         protect: See `generate`.
         batch_tokens: See `generate_hypotheses`.
-        document_language: What the document says its language is, such as fr; if None the target language, or the only
-            one of the model.
+        shortlist: See `generate`.
+        document_language: What the document says its language is, such as fr; None for the target language.
         progress: Called after each different text with the number of texts so far, and of those known so far, which are
             those of the pages so far.
         **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
@@ -177,6 +179,7 @@ def translate_document(
         glossary=glossary,
         protect=protect,
         batch_tokens=batch_tokens,
+        shortlist=shortlist,
         progress=progress,
         language=document_language or _language_tag(target_language or tokenizer.config.only_languages[1]),
     )

@@ -12,6 +12,7 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.decoding.hypothesis import Hypothesis
+from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.documents.content import Content, has_letters, write
 from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text
 from mlx_transformer.inference.generation import generate_hypotheses
@@ -143,6 +144,7 @@ def make_translator(
     glossary: Mapping[str, str] | None,
     protect: Sequence[str] | None,
     batch_tokens: int,
+    shortlist: LexicalShortlist | None,
     language: str | None,
     progress: Progress | None,
 ) -> Translator:
@@ -168,6 +170,7 @@ def make_translator(
             glossary=glossary,
             protect=[ATOM, *choose_protected(protect, tokenizer.config)],
             batch_tokens=batch_tokens,
+            shortlist=shortlist,
             alignment=AlignmentConfig(cover_source=True) if aligned else None,
             scores=False,
             return_errors=True,

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import BATCH_TOKENS, change_search
 from mlx_transformer.config.terminology import choose_protected
+from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.inference.embedding import choose_pooling, embed_lines
 from mlx_transformer.inference.engine import Engine, run_in_engine
 from mlx_transformer.inference.generation import generate_hypotheses
@@ -33,10 +34,11 @@ NAMED_PAIR = re.compile(r"([a-z]{2,3})-([a-z]{2,3})=(.+)")
 
 
 class ModelName(NamedTuple):
-    """A model to serve: its name or path, and the pair of languages that the caller names, if any."""
+    """A model to serve: its name or path, the pair of languages that the caller names, and its shortlist, if any."""
 
     name: str
     pair: tuple[str, str] | None = None
+    shortlist: LexicalShortlist | None = None
 
     @classmethod
     def parse(cls, text: str | None) -> "ModelName":
@@ -123,6 +125,9 @@ class LoadedModel:
         self.model, self.tokenizer = model, tokenizer
         self.languages = Languages.of(name.pair, tokenizer)
         self._sentence_language = name.pair[0] if name.pair else None
+        if (shortlist := name.shortlist) is not None:
+            shortlist.ids([], model.config.target_vocab_size, shared=False)  # ValueError if it is of another model
+        self._shortlist = shortlist
         self.num_bytes = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
         self._engine = Engine(model, observe=metrics.batch_sizes.observe)
         self._worker = BatchWorker(name.name, self._run, BATCH_TOKENS, max_queue, metrics)
@@ -176,6 +181,7 @@ class LoadedModel:
             work.search,
             protect=work.protect,
             alignment=work.alignment,
+            shortlist=self._shortlist,
             scores=False,
             first_line=first_line,
             return_errors=True,

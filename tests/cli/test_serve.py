@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing, contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,9 @@ from click.testing import CliRunner
 from support.command_line import error_line
 from support.paths import ROOT
 
+import mlx_transformer as mt
 from mlx_transformer.cli import main
+from mlx_transformer.cli.commands.serve import read_shortlists
 
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 FIELDS = {"source": "en", "target": "fr"}
@@ -119,12 +122,27 @@ def test_a_port_in_use_is_named():
         (["--port", "0", "--max-body", "many"], "many"),
         (["--port", "0", "--timeout", "0"], "--timeout"),
         (["--port", "70000"], "--port"),
+        (["--port", "0", "--shortlist", "{empty}.none"], "empty.none"),
+        (["--port", "0", "--shortlist", "{empty}"], "a shortlist must be a binary one of Marian"),
+        (["--port", "0", "--shortlist", "a.bin", "--shortlist", "b.bin"], "once for a model of bundled, not 'b.bin'"),
+        (
+            ["--port", "0", "--model", "a", "--model", "b", "--shortlist", "x.bin"],
+            "MODEL=FILE, once for a model of a, b",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(tmp_path, arguments, words):
     (tmp_path / "empty").write_text("\n")
     line = error_line(run(*(argument.format(empty=tmp_path / "empty") for argument in arguments)))
     assert words in line
+
+
+def test_shortlists_are_those_of_the_models_that_they_name(monkeypatch):
+    monkeypatch.setattr(mt, "read_shortlist", str)
+    read = partial(read_shortlists, ["a", "a=b", "c"])
+    assert read(("a=x", "a=b=y=z")) == {"a": "x", "a=b": "y=z"}
+    assert read_shortlists(["a"], ("x=y",)) == read_shortlists(["a"], ("a=x=y",)) == {"a": "x=y"}
+    assert read(()) == {}
 
 
 def test_without_the_extra_its_installation_is_named(monkeypatch):

@@ -57,6 +57,20 @@ class TestWithAModel:
         expected = mt.generate(model, tokenizer, LINES[0], search, shortlist=mt.read_shortlist(path))
         assert limited == f"{expected}\n" != self.invoke(*arguments).stdout
 
+    def test_a_document_is_translated_with_a_shortlist(self, folder, tmp_path):
+        model, tokenizer = mt.load(folder)
+        path, source, target = tmp_path / "lex.bin", tmp_path / "a.txt", tmp_path / "b.txt"
+        path.write_bytes(shortlist_bytes([[tokenizer.source_vocab_size - 1]], num_first=10))
+        source.write_text(LINES[0])
+        arguments = ("translate-file", "--force", "--model", folder, "--max-tokens", 9, source, target)
+        self.invoke(*arguments, "--shortlist", path)
+        limited = target.read_text()
+        assert limited == mt.generate(model, tokenizer, LINES[0], max_tokens=9, shortlist=mt.read_shortlist(path))
+        self.invoke(*arguments)
+        assert target.read_text() != limited
+        result = self.invoke(*arguments, "--shortlist", tmp_path / "none.bin", status=1)
+        assert "none.bin" in error_line(result)
+
     def test_info_names_an_ssru(self, folder, tmp_path):
         model, tokenizer = mt.load(folder)
         mt.save(

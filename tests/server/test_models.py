@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 from support.http_server import hold_batches, serve
+from support.shortlist_files import shortlist_bytes
 from support.tiny_models import config, random_model
 
 import mlx_transformer as mt
 from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.models import Languages, ModelName, ModelStore
 from mlx_transformer.server.settings import RequestError
+from mlx_transformer.weights.formats.lexical_shortlist import parse_shortlist
 
 WORDS = ["ab cde fg hijk l mno"] * 3
 CODES = ["eng_Latn", "fra_Latn", "zho_Hans", "zho_Hant"]
@@ -90,6 +92,22 @@ def test_a_multilingual_model_is_served(multilingual):
         assert english["name"] == "English"
         chosen = client.get("/frontend/settings").json["language"]
         assert (chosen["source"]["code"], chosen["target"]["code"]) == ("en", "fr")
+
+
+def test_models_have_shortlists_of_their_own():
+    model, tokenizer = make_model(1)
+    shortlist = parse_shortlist(shortlist_bytes([[tokenizer.source_vocab_size - 1]], num_first=10))
+    names = [ModelName("one", ("en", "fr"), shortlist), ModelName("two", ("fr", "en"))]
+    with serve(lambda name: (model, tokenizer), names=names) as client:
+        limited, whole = (client.translate("ab cde", source=s, target=t).json for s, t in (("en", "fr"), ("fr", "en")))
+    assert limited["translatedText"] == mt.generate(model, tokenizer, "ab cde", shortlist=shortlist)
+    assert whole["translatedText"] == mt.generate(model, tokenizer, "ab cde") != limited["translatedText"]
+
+
+def test_a_shortlist_of_another_model_is_refused_at_the_start():
+    shortlist = parse_shortlist(shortlist_bytes([[100_000]]))
+    with pytest.raises(ValueError, match="must have tokens of the model's vocabulary"):
+        ModelStore([ModelName("one", None, shortlist)], Metrics(), load_model=lambda name: make_model(1))
 
 
 def test_the_first_model_for_a_pair_answers():

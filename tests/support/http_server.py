@@ -101,7 +101,7 @@ def serve(load_model, names=("bundled",), memory_limit=None, small_batches=True,
 
 def _serve(load_model, names, memory_limit, settings):
     metrics = Metrics()
-    parsed = [ModelName.parse(name) for name in names]
+    parsed = [name if isinstance(name, ModelName) else ModelName.parse(name) for name in names]
 
     def load_copy(name):
         model, tokenizer = load_model(name)
