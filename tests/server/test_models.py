@@ -94,6 +94,13 @@ def test_a_multilingual_model_is_served(multilingual):
         assert (chosen["source"]["code"], chosen["target"]["code"]) == ("en", "fr")
 
 
+def test_languages_are_detected_as_listed(multilingual):
+    pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
+    with serve(lambda name: multilingual, names=["many"]) as client:
+        (detection,) = client.post("/detect", {"q": "Where is the station?"}).json
+    assert detection["language"] == "en"
+
+
 def test_models_have_shortlists_of_their_own():
     model, tokenizer = make_model(1)
     shortlist = parse_shortlist(shortlist_bytes([[tokenizer.source_vocab_size - 1]], num_first=10))
