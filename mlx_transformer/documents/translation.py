@@ -160,8 +160,7 @@ def translate_document(
         batch_tokens: See `generate_hypotheses`.
         shortlist: See `generate`.
         document_language: What the document says its language is, such as fr; None for the target language.
-        progress: Called after each different text with the number of texts so far, and of those known so far, which are
-            those of the pages so far.
+        progress: Called after each different text with the number of texts so far, and of those in the pages so far.
         **options: Fields of the search configuration to change, such as `beam_size=4`; see `SearchConfig`.
 
     Raises:
