@@ -152,8 +152,7 @@ def translate_document(
         search: See `generate_hypotheses`.
         source_language: Language code of the text, for models that need one.
         target_language: Language code to generate, for models that need one.
-        source_prefix: See `generate_hypotheses`.
-        split_sentences: See `generate`.
+        source_prefix, split_sentences: See `generate`.
         sentence_language: Language whose rules split sentences; the source language if None.
         glossary: See `generate`.
         protect: See `generate`.
