@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 # Tags of HTML inside a sentence.
@@ -11,6 +13,7 @@ INLINE_TAGS = frozenset(
     "time tt u wbr".split()
 )
 ATOMS = frozenset("code kbd math samp svg var".split())  # inside a sentence they are copied as a word
+LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 MAX_NESTING = 100  # inline markup in inline markup; deeper tags are placed one by one
 
 
@@ -20,12 +23,14 @@ class Inline(NamedTuple):
     Attributes:
         key: What the format needs to write it.
         content: The text in it, with further markup; empty for markup without text.
-        is_atom: Whether it is a word of its sentence that is copied, such as code; its content is in the key.
+        is_atom: Whether it is a word of its sentence that is copied, such as code.
+        is_break: Whether it ends a line, so that the texts before and behind it are translated apart.
     """
 
     key: Any
     content: tuple[str | Inline, ...] = ()
     is_atom: bool = False
+    is_break: bool = False
 
 
 Content = tuple[str | Inline, ...]
@@ -55,11 +60,39 @@ def has_letters(text: str) -> bool:
     return any(map(str.isalpha, text))
 
 
+def find_texts(content: Content) -> Iterator[Content]:
+    """Yield the texts of a content, which are separated by line breaks, also in markup."""
+    for is_text, parts in groupby(content, _is_text):
+        if is_text:
+            yield tuple(parts)
+        else:
+            for part in parts:
+                yield from find_texts(part.content if isinstance(part, Inline) else ())
+
+
+def replace_texts(content: Content, texts: Iterator[Content]) -> Content:
+    """Return a content with the next ones of other texts in the place of its own."""
+    new: list[str | Inline] = []
+    for is_text, parts in groupby(content, _is_text):
+        if is_text:
+            new += next(texts)
+        else:
+            new += (
+                part._replace(content=replace_texts(part.content, texts)) for part in parts if isinstance(part, Inline)
+            )
+    return tuple(new)
+
+
+def _is_text(part: str | Inline) -> bool:
+    """Whether a part has no line break."""
+    return isinstance(part, str) or part.is_atom or (not part.is_break and all(map(_is_text, part.content)))
+
+
 def nest(pieces: Iterable[str | Inline | Opening | Closing]) -> Content:
     """Pair opening and closing tags; a tag without a partner becomes markup without content.
 
     Returns:
-        The content; the keys of pairs are their two tags.
+        The content; the keys of pairs are their two tags. Elements in ATOMS are atoms.
     """
     stack: list[tuple[Opening | None, list[str | Inline]]] = [(None, [])]
     for piece in pieces:
@@ -75,7 +108,8 @@ def nest(pieces: Iterable[str | Inline | Opening | Closing]) -> Content:
             while stack[-1][0] is not None and stack[-1][0].name != piece.name:
                 _unpair(stack)
             opening, inner = stack.pop()
-            stack[-1][1].append(Inline((opening.markup if opening else "", piece.markup), tuple(inner)))
+            is_atom = piece.name.lower() in ATOMS
+            stack[-1][1].append(Inline((opening.markup if opening else "", piece.markup), tuple(inner), is_atom))
         else:
             content.append(Inline((piece.markup, "")))
     while len(stack) > 1:

@@ -22,6 +22,7 @@ W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 WRAPPERS = (f"{W}hyperlink", f"{W}ins", f"{W}smartTag")
 IGNORED = (f"{W}proofErr", f"{W}lastRenderedPageBreak")
 BREAKS = (f"{W}tab", f"{W}br", f"{W}cr", f"{W}ptab")  # end a text
+PARSER: dict[str, Any] = {"resolve_entities": False, "no_network": True, "huge_tree": False, "strip_cdata": False}
 CONTROLS = re.compile("[\x00-\x1f]")  # cannot stand in XML
 
 
@@ -65,7 +66,7 @@ def parse_xml(data: bytes, name: str) -> Any:
     if b"<!DOCTYPE" in data:
         raise ValueError(no_dtd)
     try:
-        root = etree.fromstring(data, etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False))
+        root = etree.fromstring(data, etree.XMLParser(**PARSER))
     except etree.XMLSyntaxError as error:
         raise ValueError(f"{name} must be XML: {error}; save the document again.") from None
     if root.getroottree().docinfo.doctype:  # in another encoding

@@ -9,7 +9,7 @@ from mlx_transformer.documents.html import translate_xhtml
 from mlx_transformer.documents.reading import decode_text
 from mlx_transformer.documents.translator import Translator
 
-PAGES = (".xhtml", ".html", ".htm")
+PAGES = (".xhtml", ".html", ".htm", ".ncx")  # the last one is the table of contents of EPUB 2
 
 
 def translate_epub(data: bytes, name: str, translator: Translator) -> bytes:

@@ -59,9 +59,9 @@ def _set_language(catalogue: polib.POFile, language: str) -> None:
 
 
 def _translate_texts(texts: list[str], translator: Translator) -> Iterator[str]:
-    """Yield the translation of each text, line by line, with its tags and its accelerator."""
+    """Yield the translation of each text, between line ends and tabs, with its tags and its accelerator."""
     labels = [split_accelerator(text) for text in texts]
-    lines = [text.split("\n") for text, *_ in labels]
-    contents = iter(translator.translate_contents(parse_tags(line) for each in lines for line in each))
-    translated = ("\n".join(write(next(contents)) for _ in each) for each in lines)
+    parts = [re.split("([\n\t]+)", text) for text, *_ in labels]
+    contents = iter(translator.translate_contents(parse_tags(part) for each in parts for part in each))
+    translated = ("".join(write(next(contents)) for _ in each) for each in parts)
     return (add_accelerator(text, *accelerator) for text, (_, *accelerator) in zip(translated, labels, strict=True))

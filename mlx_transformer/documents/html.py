@@ -21,7 +21,7 @@ MAX_DEPTH = 250  # tags in tags
 # At the end of a page; for each, html.parser reads to the end, which takes quadratic time.
 MAX_UNCLOSED = 100
 UNCLOSED = {"<": ">", "<!--": "-->", "<![": "]>"}
-ATTRIBUTES = ("alt", "title", "placeholder")
+ATTRIBUTES = ("alt", "title", "placeholder", "aria-label")
 SKIPPED = frozenset("iframe object pre script style template textarea".split())
 DTD = re.compile(r"<!DOCTYPE[^>\[]*\[|<!ENTITY", re.IGNORECASE)
 ENTITY = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)[A-Za-z]\w*;")
@@ -104,9 +104,9 @@ def _is_translated(tag: Tag) -> bool:
 
 
 def _is_inline(node: PageElement) -> bool:
-    """Whether a node is part of a sentence: text, or a tag without blocks and line breaks in it."""
+    """Whether a node is part of a sentence: text, a comment, or a tag without blocks and line breaks in it."""
     if not isinstance(node, Tag):
-        return type(node) is NavigableString
+        return type(node) in (NavigableString, Comment)
     if node.name in ATOMS:
         return True
     return node.name in INLINE_TAGS and all(each.name in INLINE_TAGS | ATOMS for each in node.find_all(True))
@@ -120,10 +120,18 @@ def _find_runs(tag: Tag) -> Iterator[list[PageElement]]:
             run.append(child)
             continue
         if any(has_letters(node.get_text()) for node in run):
-            yield run
+            yield _trim(run)
         run = []
         if isinstance(child, Tag) and child.name not in SKIPPED and _is_translated(child):
             yield from _find_runs(child)
+
+
+def _trim(run: list[PageElement]) -> list[PageElement]:
+    """Leave out comments and white space at the ends of a run."""
+    kept = [
+        i for i, node in enumerate(run) if isinstance(node, Tag) or (type(node) is NavigableString and node.strip())
+    ]
+    return run[kept[0] : kept[-1] + 1]
 
 
 def _read(nodes: list[PageElement]) -> Content:
@@ -131,8 +139,7 @@ def _read(nodes: list[PageElement]) -> Content:
     content: list[str | Inline] = []
     for node in nodes:
         if not isinstance(node, Tag):
-            if not isinstance(node, Comment):
-                content.append(SPACE.sub(" ", str(node)))
+            content.append(Inline(node) if isinstance(node, Comment) else SPACE.sub(" ", str(node)))
         elif node.name in ATOMS or not _is_translated(node):
             content.append(Inline(node, is_atom=True))
         else:
@@ -158,11 +165,11 @@ def _replace_runs(changed: list[tuple[list[PageElement], Content]]) -> None:
 
 def _surround(run: list[PageElement], nodes: list[PageElement]) -> list[PageElement]:
     """Give new nodes the white space around the old ones."""
-    ends = [str(node) if isinstance(node, NavigableString) else "" for node in (run[0], run[-1])]
+    ends = [str(node) if type(node) is NavigableString else "" for node in (run[0], run[-1])]
     before, after = LEADING.findall(ends[0])[0], TRAILING.findall(ends[1])[0]
-    if before and isinstance(nodes[0], NavigableString):
+    if before and type(nodes[0]) is NavigableString:
         nodes[0] = NavigableString(before + nodes[0].lstrip(" "))
-    if after and isinstance(nodes[-1], NavigableString):
+    if after and type(nodes[-1]) is NavigableString:
         nodes[-1] = NavigableString(nodes[-1].rstrip(" ") + after)
     return nodes
 
@@ -174,7 +181,7 @@ def _write(content: Content) -> list[PageElement]:
         if isinstance(part, str):
             nodes.append(NavigableString(part))
             continue
-        if not part.is_atom:
+        if not part.is_atom and isinstance(part.key, Tag):
             children = _write(part.content)
             part.key.clear()
             part.key.extend(children)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-from mlx_transformer.documents.content import Closing, Content, Inline, Opening, nest, write
+from mlx_transformer.documents.content import LINE_BREAK, Closing, Content, Inline, Opening, nest, write
 from mlx_transformer.documents.subtitles import TAG
 from mlx_transformer.documents.translator import Translator
 
 FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
 LABEL = re.compile(r"\[[ xX]\]\s+|\[\^[^\]\s]+\]:\s+")  # of a task, of a footnote
-FOOTNOTE = re.compile(r"(\[\^[^\]\s]+\])")
+# What stays in a text: notes and attributes as markup, names of emoji as words.
+KEPT = re.compile(r"([ \t]*(?:\[\^[^\]\s]+\]|\{[#.:][^{}]*\}))|(?<![\w:]):[a-z][\w+-]*:(?!\w)")
+FORMULA = re.compile(r"\$\$[^$]+\$\$|\$(?!\s)[^$]*[^\s$]\$(?!\d)")  # of TeX
+DEFINITION = re.compile(r":[ \t]+")  # of a term, on a line of its own
 # What would be read as Markdown in a text: anywhere, and at its beginning.
 SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])|~(?=~)|&(?=#?\w+;)")
 SPECIAL_START = re.compile(r"\A(\d*)(?=[-+>#=~]|(?<=\d)[.)]\s)")
 EMPHASIS = ("strong", "em", "s")
 VOID = ("img", "wbr")
-LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 def translate_markdown(text: str, name: str, translator: Translator) -> str:
@@ -66,11 +69,23 @@ class _Passage(NamedTuple):
 
 def _find_inline_tokens(text: str) -> list[Token]:
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    parser.inline.ruler.before("escape", "formula", _read_formula)
     vars(parser).update(validateLink=lambda url: True, normalizeLink=str, normalizeLinkText=str)
     tokens = parser.parse(text)
     for opening, token in pairwise(tokens):
         token.meta["in_table"] = opening.type in ("th_open", "td_open")
-    return [token for token in tokens if token.type == "inline" and token.map and token.content]
+    tokens = [token for token in tokens if token.type == "inline" and token.map and token.content]
+    return [token for token in tokens if not FORMULA.fullmatch(token.content)]
+
+
+def _read_formula(state: StateInline, silent: bool) -> bool:
+    """Read a formula between dollar signs, a rule of the parser."""
+    if not (match := FORMULA.match(state.src, state.pos)):
+        return False
+    if not silent:
+        state.push("formula", "", 0).content = match[0]
+    state.pos = match.end()
+    return True
 
 
 def _find_passages(tokens: list[Token], lines: list[str], alt_texts: Mapping[int, str]) -> Iterator[_Passage]:
@@ -90,12 +105,18 @@ def _find_passages(tokens: list[Token], lines: list[str], alt_texts: Mapping[int
 
 
 def _split(token: Token, alt_texts: Mapping[int, str]) -> Iterator[_Part]:
-    """Split a passage at its hard line breaks."""
+    """Split a passage at its hard line breaks, and before definitions."""
     first = line = 0
     label = match[0] if (match := LABEL.match(token.content)) else ""
     pieces: list[str | Inline | Opening | Closing] = []
     link: Token | None = None
-    for child in token.children or ():
+    children = token.children or []
+    for child, following in zip_longest(children, children[1:]):
+        if child.type == "softbreak" and following and (match := DEFINITION.match(following.content)):
+            yield _Part(first, line, label, nest(pieces))
+            line += 1
+            first, label, pieces = line, match[0], []
+            continue
         if child.type == "hardbreak" or (child.type == "html_inline" and LINE_BREAK.fullmatch(child.content)):
             yield _Part(first, line, label, nest(pieces), child.content)
             line += child.type == "hardbreak"
@@ -114,6 +135,8 @@ def _read(token: Token, link: Token | None, alt_texts: Mapping[int, str]) -> Ite
     kind, _, end = token.type.rpartition("_")
     if token.type == "softbreak":
         yield " "
+    elif token.type == "formula":
+        yield Inline((token.content, ""), is_atom=True)
     elif token.type == "code_inline":
         space = " " if "`" in (token.content[:1], token.content[-1:]) else ""
         yield Inline((f"{token.markup}{space}{token.content}{space}{token.markup}", ""), is_atom=True)
@@ -140,8 +163,12 @@ def _read(token: Token, link: Token | None, alt_texts: Mapping[int, str]) -> Ite
     ):
         yield Inline((f"<{token.content}>", ""), is_atom=True)
     else:
-        for number, part in enumerate(FOOTNOTE.split(token.content)):
-            yield Inline((part, "")) if number % 2 else part
+        position = 0
+        for match in KEPT.finditer(token.content):
+            yield token.content[position : match.start()]
+            yield Inline((match[0], ""), is_atom=match[1] is None)
+            position = match.end()
+        yield token.content[position:]
 
 
 def _escape(text: str) -> str:

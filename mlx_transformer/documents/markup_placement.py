@@ -12,6 +12,8 @@ from mlx_transformer.inference.term_insertion import REPLACEABLE
 from mlx_transformer.inference.terminology import WORD_CHARACTER
 
 Interval = tuple[int, int]  # of characters
+SENTENCE_END = re.compile("""[.!?…。！？][)\\]'"’”»]?\\Z""")
+PHRASE_END = re.compile("""(?<=[^\\s([{])[.!?…,;:。！？][)\\]'"’”»]?\\Z""")
 
 
 class Span(NamedTuple):
@@ -22,12 +24,14 @@ class Span(NamedTuple):
         start: Where its text begins.
         end: Where its text ends.
         children: The spans in it, in order.
+        is_fixed: Whether its content is none of the text, and stays.
     """
 
     inline: Inline
     start: int
     end: int
     children: tuple[Span, ...] = ()
+    is_fixed: bool = False
 
 
 class MarkedText(NamedTuple):
@@ -47,14 +51,17 @@ class MarkedText(NamedTuple):
 
 
 def mark_text(content: Content) -> MarkedText:
-    """Separate a content into text and spans; atoms, and markup around numbers and signs, become placeholders."""
+    """Separate a content into text and spans; atoms, and markup around numbers and signs, become placeholders.
+
+    Behind the end of a sentence or phrase they are left out of the text, as the number of a note is: "It rains.[1]".
+    """
     raw, letter = plain_text(content), "c"
     while f"{{{letter}" in raw:
         letter += "c"
     atoms: dict[str, Inline] = {}
     num_spans = 0
 
-    def mark(content: Content, start: int) -> tuple[str, tuple[Span, ...]]:
+    def mark(content: Content, start: int, before: str) -> tuple[str, tuple[Span, ...]]:
         nonlocal num_spans
         text, spans = "", []
         for part in content:
@@ -62,19 +69,32 @@ def mark_text(content: Content) -> MarkedText:
             if isinstance(part, str):
                 text += part
                 continue
+            if _is_fixed(part) and PHRASE_END.search(before + text):
+                num_spans += 1
+                spans.append(Span(part, position, position, is_fixed=True))
+                continue
             if _is_fixed(part):
                 name = f"{{{letter}{len(atoms) + 1}}}"
                 atoms[name] = part
                 text += name
                 continue
             num_spans += 1
-            inner, children = mark(part.content, position)
+            inner, children = mark(part.content, position, (before + text)[-2:])
             text += inner
             spans.append(Span(part, position, position + len(inner), children))
         return text, tuple(spans)
 
-    text, spans = mark(content, 0)
+    text, spans = mark(content, 0, "")
     return MarkedText(text, spans, atoms, len(atoms) + num_spans)
+
+
+def split_tail(content: Content) -> tuple[Content, Content]:
+    """Return a content without the markup behind its last sentence that is copied, such as the number of a note."""
+    end = len(content)
+    while end and (_is_fixed(part) if isinstance(part := content[end - 1], Inline) else not part.strip()):
+        end -= 1
+    is_sentence = SENTENCE_END.search(plain_text(content[:end]).rstrip())
+    return (content[:end], content[end:]) if is_sentence else (content, ())
 
 
 def _is_fixed(part: Inline) -> bool:
@@ -109,7 +129,8 @@ class MarkupPlacement:
     def place(self) -> Content:
         """Return the target with the markup of the source."""
         whole = 0, len(self.source.text)
-        return self._place_spans(self.source.spans, whole, (0, len(self.target)))
+        content = self._place_spans(self.source.spans, whole, (0, len(self.target)))
+        return (*content, *self.atoms.values())
 
     def _place_spans(self, spans: Sequence[Span], source: Interval, target: Interval) -> Content:
         """Return a part of the target with the spans of a part of the source."""
@@ -120,11 +141,19 @@ class MarkupPlacement:
         content: list[str | Inline] = []
         position = target[0]
         for (start, end), span in sorted(placed, key=lambda each: each[0]):
-            start, end = max(start, position), max(end, position)
+            start, end = (max(self._outside_atoms(edge), position) for edge in (start, end))
             inner = self._place_spans(span.children, (span.start, span.end), (start, end))
-            content += [*self._text(position, start), span.inline._replace(content=inner)]
+            inline = span.inline if span.is_fixed else span.inline._replace(content=inner)
+            content += [*self._text(position, start), inline]
             position = end
         return (*content, *self._text(position, target[1]))
+
+    def _outside_atoms(self, position: int) -> int:
+        """Return a position in the target, or the end of the placeholder that it is in."""
+        starts = ((self.target.rfind(name, 0, position + len(name) - 1), name) for name in self.source.atoms)
+        return next(
+            (start + len(name) for start, name in starts if 0 <= start < position < start + len(name)), position
+        )
 
     def _text(self, start: int, end: int) -> Content:
         """Return a part of the target with its atoms, each at its first placeholder only."""
@@ -207,9 +236,16 @@ class MarkupPlacement:
         follows = not text[position - 1].isspace()
         words = [i for i, (start, _) in enumerate(self.source_words) if start < position] if follows else []
         words = words[-1:] or [i for i, (start, _) in enumerate(self.source_words) if start >= position][:1]
-        edges = [self.target_words[j][follows] for i, j in self.pairs if i in words]
+        intervals = [self.target_words[j] for i, j in self.pairs if i in words]
+        if follows and not re.match(rf"\s|{WORD_CHARACTER}", text[position]):  # before the punctuation of a word
+            intervals = [(start, self._end_of_word(start, end)) for start, end in intervals]
+        edges = [interval[follows] for interval in intervals]
         edges = [edge for edge in edges if target[0] <= edge <= target[1]]
         if not edges:
             self.num_unplaced += 1
         edge = (max if follows else min)(edges, default=target[1])
         return edge, edge
+
+    def _end_of_word(self, start: int, end: int) -> int:
+        """Return the end of an interval of the target without the punctuation there."""
+        return max((word.end() for word in REPLACEABLE.finditer(self.target, start, end)), default=end)

@@ -7,14 +7,15 @@ import html
 import re
 from collections.abc import Callable, Iterator
 
-from mlx_transformer.documents.content import Closing, Content, Inline, Opening, nest, plain_text, write
+from mlx_transformer.documents.content import LINE_BREAK, Closing, Content, Inline, Opening, nest, plain_text, write
 from mlx_transformer.documents.translator import Translator
 
 LINE_LENGTH = 42  # characters, as most guidelines for subtitles ask for
 MAX_LINES = 2
 TIMES = re.compile(r"\s*(?:\d+:)?\d+:\d+[.,]\d+\s*-->")
 TAG = re.compile(r"(<(/?)([A-Za-z]\w*)[^<>]*>|<[\d:.]+>|\{\\[^{}]*\})")  # the last one as in ASS, such as {\an8}
-SPEAKER = re.compile(r"\s*[-–—]\s*(?=\S)")  # a line of another speaker begins with a dash
+# A line of another speaker begins with a dash or with a name in capitals: "MARY: On the table."
+SPEAKER = re.compile(r"\s*(?:[-–—]\s*|[A-ZÀ-ÖØ-Þ][A-ZÀ-ÖØ-Þ\d .'’#-]*:\s+)(?=\S)")
 SOUND = re.compile(r"\s*(?:\[[^\]]*\]|\([^)]*\))\s*")  # what is heard beside speech, on a line of its own
 
 
@@ -68,7 +69,7 @@ def _find_cues(lines: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _sentences_of(lines: list[str]) -> list[str]:
-    """Join the lines of a cue, except at dashes, which begin the text of a speaker, and around sounds in brackets."""
+    """Join the lines of a cue, except where another speaker begins, and around sounds in brackets."""
     sentences: list[str] = []
     starts = True
     for line in lines:
@@ -82,7 +83,7 @@ def _sentences_of(lines: list[str]) -> list[str]:
 
 
 def _split_edges(text: str) -> tuple[str, str, str]:
-    """Split off the dash at the beginning of a text, with its space, or the brackets around a sound."""
+    """Split off the dash or name at the beginning of a text, with its space, or the brackets around a sound."""
     if SOUND.fullmatch(text):
         return text[0], text[1:-1], text[-1]
     match = SPEAKER.match(text)
@@ -96,7 +97,9 @@ def parse_tags(text: str, unescape: Callable[[str], str] = str) -> Content:
     for match in TAG.finditer(text):
         pieces.append(unescape(text[position : match.start()]))
         markup, slash, name = match[0], match[2], match[3]
-        if not name or markup.endswith("/>"):
+        if LINE_BREAK.fullmatch(markup):
+            pieces.append(Inline((markup, ""), is_break=True))
+        elif not name or markup.endswith("/>"):
             pieces.append(Inline((markup, "")))
         else:
             pieces.append(Closing(name, markup) if slash else Opening(name, markup))

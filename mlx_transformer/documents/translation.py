@@ -152,7 +152,8 @@ def translate_document(
         search: See `generate_hypotheses`.
         source_language: Language code of the text, for models that need one.
         target_language: Language code to generate, for models that need one.
-        source_prefix, split_sentences: See `generate`.
+        source_prefix: See `generate_hypotheses`.
+        split_sentences: See `generate`.
         sentence_language: Language whose rules split sentences; the source language if None.
         glossary: See `generate`.
         protect: See `generate`.
@@ -169,8 +170,7 @@ def translate_document(
         model,
         tokenizer,
         search=make_search(translate_document, model, search, options),
-        source_language=source_language,
-        target_language=target_language,
+        languages=(source_language, target_language),
         source_prefix=source_prefix,
         split_sentences=split_sentences,
         sentence_language=sentence_language,

@@ -13,8 +13,8 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
-from mlx_transformer.documents.content import Content, has_letters, write
-from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text
+from mlx_transformer.documents.content import Content, find_texts, has_letters, replace_texts, write
+from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text, split_tail
 from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.line_errors import raise_first_error
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
@@ -72,9 +72,15 @@ class Translator:
         return [write(content) for content in self.translate_contents([(text,) for text in texts])]
 
     def translate_contents(self, contents: Iterable[Content]) -> list[Content]:
-        """Translate contents, and place their markup; contents without letters stay."""
+        """Translate contents, and place their markup; contents without letters stay, and so do line breaks."""
         contents = list(contents)
-        marked = list(map(mark_text, contents))
+        texts = iter(self._translate([text for content in contents for text in find_texts(content)]))
+        return [replace_texts(content, texts) for content in contents]
+
+    def _translate(self, contents: list[Content]) -> list[Content]:
+        """Return contents without line breaks in the target language."""
+        parts = [split_tail(content) for content in contents]
+        marked = [mark_text(text) for text, _ in parts]
         self.report.untouched += sum(each.num_inlines > MAX_MARKUP for each in marked)
         keys = dict.fromkeys((each.text.strip(), bool(each.spans)) for each in marked if _is_translated(each))
         self._known += len(keys)
@@ -84,10 +90,10 @@ class Translator:
                 hypotheses = self._count(self.search_texts(texts, aligned))
                 found |= zip([(text, aligned) for text in texts], hypotheses, strict=True)
         return [
-            place_markup(each, found[key], self.report)
+            (*place_markup(each, found[key], self.report), *tail)
             if (key := (each.text.strip(), bool(each.spans))) in found
-            else content
-            for content, each in zip(contents, marked, strict=True)
+            else (*text, *tail)
+            for (text, tail), each in zip(parts, marked, strict=True)
         ]
 
     def _count(self, hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:
@@ -136,8 +142,7 @@ def make_translator(
     tokenizer: Tokenizer,
     *,
     search: SearchConfig,
-    source_language: str | None,
-    target_language: str | None,
+    languages: tuple[str | None, str | None],
     source_prefix: str | None,
     split_sentences: bool | None,
     sentence_language: str | None,
@@ -176,7 +181,7 @@ def make_translator(
             return_errors=True,
             **prefix,
         )
-        lines = make_source_lines(texts, source_language, target_language)
+        lines = make_source_lines(texts, *languages)
         results = (
             combine_hypotheses(paragraph, [best for best, *_ in rows])
             for paragraph, rows in generate_paragraphs(map(split, lines), generate)

@@ -17,6 +17,7 @@ NAMESPACES = {
     "urn:oasis:names:tc:xliff:document:2.0": ("segment", "trgLang"),
 }
 PAIRED = ("g", "mrk", "pc", "sub")  # elements with text; all others stand for one place
+COPIED = ("ph", "x")  # of these, those that stand for a value unless they have a type, as those of markup do
 
 
 def translate_xliff(data: bytes, name: str, translator: Translator) -> bytes:
@@ -32,14 +33,16 @@ def translate_xliff(data: bytes, name: str, translator: Translator) -> bytes:
     for (element, source), content in zip(units, targets, strict=True):
         target = element.find(f"{{{namespace}}}target")
         if target is None:
+            previous = source if (segments := element.find(f"{{{namespace}}}seg-source")) is None else segments
             target = etree.Element(f"{{{namespace}}}target")
-            source.addnext(target)
-            target.tail, source.tail = source.tail, target.tail or source.tail
+            previous.addnext(target)
+            target.tail, previous.tail = previous.tail, target.tail or previous.tail
         _write(target, content)
     for holder in holders:
         if translator.language and not holder.get(language):
             holder.set(language, translator.language)
-    return etree.tostring(root.getroottree(), xml_declaration=True, encoding="UTF-8")
+    end = b"\n" if data.endswith(b"\n") else b""
+    return etree.tostring(root.getroottree(), xml_declaration=True, encoding="UTF-8") + end
 
 
 def _untranslated(root: Any, unit: str, prefix: str) -> Iterator[tuple[Any, Any]]:
@@ -56,9 +59,12 @@ def _read(element: Any) -> Content:
     """Return the text of an element with its inline elements."""
     parts: list[str | Inline] = [element.text or ""]
     for child in element:
-        is_paired = isinstance(child.tag, str) and etree.QName(child).localname in PAIRED
-        content = _read(child) if is_paired else ()
-        parts += [Inline(child, content if plain_text(content) else ()), child.tail or ""]
+        name = etree.QName(child).localname if isinstance(child.tag, str) else ""
+        content = _read(child) if name in PAIRED else ()
+        kinds = [child.get(attribute) for attribute in ("ctype", "type", "subType")]
+        is_value = name in COPIED and (not any(kinds) or "xlf:var" in kinds)
+        is_break = not {"lb", "xlf:lb"}.isdisjoint(kinds)
+        parts += [Inline(child, content if plain_text(content) else (), is_value, is_break), child.tail or ""]
     return tuple(part for part in parts if part)
 
 

@@ -142,8 +142,11 @@ def test_text_boxes_are_translated_where_they_are():
 def test_books():
     page = '<?xml version="1.0" encoding="utf-8"?>\n<html xmlns="http://www.w3.org/1999/xhtml"><p>one&nbsp;<i>two</i></p></html>'
     source = pack({"mimetype": "application/epub+zip", "OEBPS/a.xhtml": page, "OEBPS/a.css": "p {}"})
+    contents = '<!DOCTYPE ncx PUBLIC "-//NISO//DTD ncx 2005-1//EN" "ncx-2005-1.dtd">\n<ncx><text>one</text></ncx>'
+    source = pack(unpack(source) | {"OEBPS/toc.ncx": contents})
     result = unpack(translate_epub(source, "a.epub", make_fake()))
-    assert list(result) == ["mimetype", "OEBPS/a.xhtml", "OEBPS/a.css"]
+    assert list(result) == ["mimetype", "OEBPS/a.xhtml", "OEBPS/a.css", "OEBPS/toc.ncx"]
+    assert result["OEBPS/toc.ncx"].decode().endswith(contents.replace("one", "ONE"))
     assert result["OEBPS/a.xhtml"].decode() == page.replace("one&nbsp;", "ONE\N{NO-BREAK SPACE}").replace("two", "TWO")
 
 

@@ -57,6 +57,14 @@ def test_untranslated_entries_are_filled(num_plurals, forms):
             assert vars(after)[field] == vars(before)[field]
 
 
+def test_line_breaks_and_tabs_are_between_texts():
+    seen = []
+    entry = 'msgid "one two<br/>three\\tfour five\\n"\nmsgstr ""\n'
+    text = translate_po(HEADER.format(2) + entry, "a.po", make_fake(backwards=True, seen=seen))
+    assert polib.pofile(text)[0].msgstr == "TWO ONE<br/>THREE\tFIVE FOUR\n"
+    assert seen == ["one two", "three", "four five"]
+
+
 def test_tags_stay_and_changed_placeholders_make_an_entry_fuzzy():
     source = 'msgid "<b>one</b> %s of %d"\nmsgstr ""\n'
     entry = polib.pofile(translate_po(source, "a.po", make_fake()))[0]

@@ -56,6 +56,21 @@ def test_a_block_is_one_sentence():
     assert translator.report.texts == 1
 
 
+def test_comments_stay_inside_sentences():
+    page = "<p>one<!-- a --> two <b>three <!-- b -->four</b><!-- c --> </p><p><!-- d --> five</p><p><!--e--></p>"
+    seen = []
+    assert translate_html(page, "a.html", make_fake(seen=seen)) == (
+        "<p>ONE<!-- a --> TWO <b>THREE <!-- b -->FOUR</b><!-- c --> </p><p><!-- d --> FIVE</p><p><!--e--></p>"
+    )
+    assert sorted(seen) == ["five", "one two three four"]
+
+
+def test_marks_of_notes_stay_behind_their_sentences():
+    page = '<p>It rains.<sup><a href="#n">1</a></sup> Go. <a href="#r">↩</a></p>'
+    text = translate_html(page, "a.html", make_fake())
+    assert text == '<p>IT RAINS.<sup><a href="#n">1</a></sup> GO. <a href="#r">↩</a></p>'
+
+
 def test_the_language_of_the_page_is_set():
     page = '<html lang="en" xml:lang="en"><body><p lang="la">et</p></body></html>'
     text = translate_html(page, "a.html", make_fake(language="fr"))

@@ -55,7 +55,7 @@ html stays
 
 def test_only_text_changes():
     source = PAGE.lower().replace("head\n", "Head\n")
-    expected = PAGE.replace("TOO,\nAND", "TOO, AND").replace("Head", "HEAD")
+    expected = PAGE.replace("TOO,\nAND", "TOO, AND").replace("Head", "HEAD").replace("<kbd>INLINE<", "<kbd>inline<")
     translator = make_fake()
     assert translate_markdown(source, "a.md", translator) == expected
     assert translator.report.untouched == translator.report.unplaced_tags == 0
@@ -97,6 +97,23 @@ def test_translations_that_look_like_markdown_are_escaped(target):
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
     assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
     assert [child.content for child in tokens[1].children if child.content] == [target.upper()]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# one two {#id .c}", "# TWO ONE {#id .c}"),
+        ("one two [^1]", "TWO ONE [^1]"),
+        (r"one $\{a_b\} * c*d$ two", r"TWO $\{a_b\} * c*d$ ONE"),
+        ("$$\na * b\n$$", "$$\na * b\n$$"),
+        ("it costs $5 or $10 now", "NOW $10 OR $5 COSTS IT"),
+        ("one :tada: two 10:30:45", "10:30:45 TWO :tada: ONE"),
+        ("press <kbd>a</kbd> now", "NOW <kbd>a</kbd> PRESS"),
+        ("term one\n: its two\n  lines\n: another one", "ONE TERM\n: LINES TWO ITS\n: ONE ANOTHER"),
+    ],
+)
+def test_what_other_dialects_have_stays(text, expected):
+    assert translate_markdown(text, "a.md", make_fake(backwards=True)) == expected
 
 
 def test_windows_line_ends_stay():

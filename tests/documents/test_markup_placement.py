@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mlx_transformer.documents.content import Closing, Inline, Opening, nest, plain_text, write
-from mlx_transformer.documents.markup_placement import MarkupPlacement, mark_text
+from mlx_transformer.documents.markup_placement import MarkupPlacement, mark_text, split_tail
 from mlx_transformer.documents.subtitles import parse_tags
 
 
@@ -52,6 +52,13 @@ def place(source, target, pairs):
             [(0, 0)],
             "<b>A</b>\N{NO-BREAK SPACE}[<i>B</i>]",
         ),
+        # Before punctuation, and behind a phrase, as the number of a note.
+        ("it <b>rained<x/></b>, so", "il pleuvait, donc", [(0, 0), (1, 1), (2, 2)], "il <b>pleuvait<x/></b>, donc"),
+        ("go<x/>, now", "va, va", [(0, 0), (1, 1)], "va<x/>, va"),
+        ("It rains.<sup>1</sup> Go.", "Il pleut. Va.", [(0, 0), (1, 1), (2, 2)], "Il pleut.<sup>1</sup> Va."),
+        ("“Go!”<sup>1</sup> Now", "« Va ! » Oui", [(0, 3), (1, 4)], "« Va ! »<sup>1</sup> Oui"),
+        # A placeholder is never cut in two.
+        ("a <b>car</b><kbd>x</kbd> b", "une auto{c1} b", [(0, 0), (1, 1), (2, 2)], "une <b>auto<kbd>x</kbd></b> b"),
         ("the Mont<b>real</b> team", "le Montreal club", [(0, 0), (1, 1), (2, 2)], "le Mont<b>real</b> club"),
     ],
 )
@@ -82,10 +89,43 @@ def test_no_alignment_loses_markup_or_text():
         assert tags_of(placed) == tags_of(content)
 
 
+def test_no_target_loses_copies():
+    """Random targets with placeholders anywhere, also in words: each copy is there once."""
+    generator = random.Random(1)
+    for _ in range(300):
+        pieces = []
+        for name in generator.sample("abcdefgh", 5):
+            copy = Inline((f"<{name}/>", ""), is_atom=True)
+            pieces += [Opening(name, f"<{name}>"), copy, generator.choice([f"w{name}", ". ", " "]), copy, " v"]
+            pieces += [Closing(generator.choice("abcdefgh"), "</>")][generator.random() < 0.5 :]
+        content = nest(pieces)
+        marked = mark_text(content)
+        target = "".join(
+            generator.choice(["", "x", ".", " "]) + name
+            for name in generator.sample([*marked.atoms], k=len(marked.atoms))
+        )
+        pairs = [(generator.randrange(12), generator.randrange(8)) for _ in range(generator.randrange(12))]
+        placed = MarkupPlacement(marked, target, pairs).place()
+        assert tags_of(placed) == tags_of(content)
+
+
 def test_numbers_in_markup_and_code_are_words():
     marked = mark_text(parse_tags("It costs <b>5</b> euros"))
     assert marked.text == "It costs {c1} euros"
     assert write(MarkupPlacement(marked, "{c1} euros {c1}", []).place()) == "<b>5</b> euros "
+
+
+def test_elements_of_code_are_words_with_their_text():
+    marked = mark_text(parse_tags("Press <kbd>Ctrl</kbd>+<KBD>C &amp;</KBD> now"))
+    assert marked.text == "Press {c1}+{c2} now"
+    assert write(MarkupPlacement(marked, "{c2} {c1}", []).place()) == "<KBD>C &amp;</KBD> <kbd>Ctrl</kbd>"
+
+
+def test_copies_behind_the_last_sentence_are_no_part_of_it():
+    note = Inline(("[1]", ""), is_atom=True)
+    assert split_tail(("It rains. ", note, " ")) == (("It rains. ",), (note, " "))
+    for content in (("It rains ", note), (note,), (note, " It rains."), ()):
+        assert split_tail(content) == (content, ())
 
 
 def test_markup_around_code_alone_is_copied_with_it():

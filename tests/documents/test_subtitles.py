@@ -59,6 +59,24 @@ def test_dashes_and_sounds_are_kept_apart_from_speech():
     assert translate_srt(f"{times}– one\n", "a.srt", make_fake()) == f"{times}– ONE\n"
 
 
+def test_names_of_speakers_stay():
+    times = "1\n00:00:01,000 --> 00:00:02,000\n"
+    seen = []
+    text = translate_srt(f"{times}MARY-ANN: one\ntwo\nDR. NO: three\nNote: four\n", "a.srt", make_fake(seen=seen))
+    assert text == f"{times}MARY-ANN: ONE TWO\nDR. NO: THREE NOTE: FOUR\n"
+    assert seen == ["one two", "three Note: four"]
+
+
+@pytest.mark.parametrize("tag", ["<br>", "<br/>", "<BR />"])
+def test_line_breaks_stay_between_their_texts(tag):
+    times = "1\n00:00:01,000 --> 00:00:02,000\n"
+    seen = []
+    make = make_fake(backwards=True, seen=seen)
+    text = translate_srt(f"{times}one two{tag}<i>three{tag} four five</i> six\n", "a.srt", make)
+    assert text == f"{times}TWO ONE{tag}<i>THREE{tag} FIVE FOUR</i> SIX\n"
+    assert seen == ["one two", "three", "four five", "six"]
+
+
 def test_vtt_keeps_notes_styles_and_settings():
     text = translate_vtt(VTT, "a.vtt", make_fake())
     assert text == VTT.replace("you &amp; me", "YOU &amp; ME").replace("here", "HERE").replace("\ntwo", "\nTWO")

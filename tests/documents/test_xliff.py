@@ -74,6 +74,27 @@ def test_inline_elements_follow_their_words():
     assert without_namespaces(target).startswith("CAR") and '<g id="1">RED</g>' in without_namespaces(target)
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('one two<x id="1" ctype="lb"/>three four', 'TWO ONE<x id="1" ctype="lb"/>FOUR THREE'),
+        ('one <ph id="1" type="fmt" subType="xlf:lb"/>two', 'ONE <ph id="1" type="fmt" subType="xlf:lb"/>TWO'),
+        ('Hello <ph id="1">{0}</ph> you', 'YOU <ph id="1">{0}</ph> HELLO'),
+        ('<x id="1" ctype="x-b"/>one two', '<x id="1" ctype="x-b"/>TWO ONE'),
+    ],
+)
+def test_line_breaks_and_values_stay_in_place(source, expected):
+    root = translate(OLD.replace("empty", source), backwards=True)
+    assert without_namespaces(texts(root, "target")[2]) == expected
+
+
+def test_targets_stand_behind_segments_and_sources_keep_their_cdata():
+    unit = "<source>one <![CDATA[<two>]]></source><seg-source>one</seg-source>"
+    text = translate_xliff(OLD.replace("<source>12</source>", unit).encode(), "a.xliff", make_fake()).decode()
+    assert "<source>one <![CDATA[<two>]]></source><seg-source>one</seg-source><target>" in text
+    assert text.endswith("</xliff>\n")
+
+
 def test_only_targets_are_new():
     for source in (OLD, NEW):
         old, new = etree.fromstring(source.encode()), translate(source)
