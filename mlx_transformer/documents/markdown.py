@@ -19,7 +19,8 @@ FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
 LABEL = re.compile(r"\[[ xX]\]\s+|\[\^[^\]\s]+\]:\s+")  # of a task, of a footnote
 # What stays in a text: notes and attributes as markup, names of emoji as words.
 KEPT = re.compile(r"([ \t]*(?:\[\^[^\]\s]+\]|\{[#.:][^{}]*\}))|(?<![\w:]):[a-z][\w+-]*:(?!\w)")
-FORMULA = re.compile(r"\$\$[^$]+\$\$|\$(?!\s)[^$]*[^\s$]\$(?!\d)")  # of TeX
+FORMULA = re.compile(r"\$\$[^$\n]+\$\$|\$(?!\s)[^$\n]*[^\s$]\$(?!\d)")  # of TeX
+FORMULA_BLOCK = re.compile(r"\$\$[^$]+\$\$")
 DEFINITION = re.compile(r":[ \t]+")  # of a term, on a line of its own
 # What would be read as Markdown in a text: anywhere, and at its beginning.
 SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])|~(?=~)|&(?=#?\w+;)")
@@ -75,7 +76,7 @@ def _find_inline_tokens(text: str) -> list[Token]:
     for opening, token in pairwise(tokens):
         token.meta["in_table"] = opening.type in ("th_open", "td_open")
     tokens = [token for token in tokens if token.type == "inline" and token.map and token.content]
-    return [token for token in tokens if not FORMULA.fullmatch(token.content)]
+    return [token for token in tokens if not FORMULA_BLOCK.fullmatch(token.content)]
 
 
 def _read_formula(state: StateInline, silent: bool) -> bool:

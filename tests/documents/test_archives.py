@@ -34,10 +34,11 @@ def make_document():
 
 
 def pack(entries):
+    """The bytes of an archive, which are the same at any time: they are in the names of tests."""
     output = io.BytesIO()
-    with zipfile.ZipFile(output, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(output, "w") as archive:
         for name, content in entries.items():
-            archive.writestr(name, content)
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return output.getvalue()
 
 

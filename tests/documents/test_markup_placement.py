@@ -4,7 +4,16 @@ import random
 
 import pytest
 
-from mlx_transformer.documents.content import Closing, Inline, Opening, nest, plain_text, write
+from mlx_transformer.documents.content import (
+    Closing,
+    Inline,
+    Opening,
+    find_texts,
+    nest,
+    plain_text,
+    replace_texts,
+    write,
+)
 from mlx_transformer.documents.markup_placement import MarkupPlacement, mark_text, split_tail
 from mlx_transformer.documents.subtitles import parse_tags
 
@@ -57,6 +66,7 @@ def place(source, target, pairs):
         ("go<x/>, now", "va, va", [(0, 0), (1, 1)], "va<x/>, va"),
         ("It rains.<sup>1</sup> Go.", "Il pleut. Va.", [(0, 0), (1, 1), (2, 2)], "Il pleut.<sup>1</sup> Va."),
         ("“Go!”<sup>1</sup> Now", "« Va ! » Oui", [(0, 3), (1, 4)], "« Va ! »<sup>1</sup> Oui"),
+        ("Hi.<b><sup>1</sup> Go</b>", "Salut. Va", [(0, 0), (1, 1)], "Salut. <b><sup>1</sup>Va</b>"),
         # A placeholder is never cut in two.
         ("a <b>car</b><kbd>x</kbd> b", "une auto{c1} b", [(0, 0), (1, 1), (2, 2)], "une <b>auto<kbd>x</kbd></b> b"),
         ("the Mont<b>real</b> team", "le Montreal club", [(0, 0), (1, 1), (2, 2)], "le Mont<b>real</b> club"),
@@ -119,6 +129,13 @@ def test_elements_of_code_are_words_with_their_text():
     marked = mark_text(parse_tags("Press <kbd>Ctrl</kbd>+<KBD>C &amp;</KBD> now"))
     assert marked.text == "Press {c1}+{c2} now"
     assert write(MarkupPlacement(marked, "{c2} {c1}", []).place()) == "<KBD>C &amp;</KBD> <kbd>Ctrl</kbd>"
+
+
+def test_texts_are_between_line_breaks_that_are_not_in_code():
+    content = parse_tags("one <code>two<br>three</code> <i>four<br> five</i>")
+    assert [plain_text(text) for text in find_texts(content)] == ["one twothree ", "four", " five"]
+    new = replace_texts(content, iter([("1",), ("2",), ("3",)]))
+    assert write(new) == "1<i>2<br>3</i>"
 
 
 def test_copies_behind_the_last_sentence_are_no_part_of_it():

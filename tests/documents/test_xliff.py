@@ -80,6 +80,7 @@ def test_inline_elements_follow_their_words():
         ('one two<x id="1" ctype="lb"/>three four', 'TWO ONE<x id="1" ctype="lb"/>FOUR THREE'),
         ('one <ph id="1" type="fmt" subType="xlf:lb"/>two', 'ONE <ph id="1" type="fmt" subType="xlf:lb"/>TWO'),
         ('Hello <ph id="1">{0}</ph> you', 'YOU <ph id="1">{0}</ph> HELLO'),
+        ('Hi <ph id="1" type="ui" subType="xlf:var"/> you', 'YOU <ph id="1" type="ui" subType="xlf:var"/> HI'),
         ('<x id="1" ctype="x-b"/>one two', '<x id="1" ctype="x-b"/>TWO ONE'),
     ],
 )
