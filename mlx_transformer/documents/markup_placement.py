@@ -12,6 +12,7 @@ from mlx_transformer.inference.term_insertion import REPLACEABLE
 from mlx_transformer.inference.terminology import WORD_CHARACTER
 
 Interval = tuple[int, int]  # of characters
+NOTHING = r"(?!)"  # matches nowhere
 SENTENCE_END = re.compile("""[.!?…。！？][)\\]'"’”»]?\\Z""")
 PHRASE_END = re.compile("""(?<=[^\\s([{])[.!?…,;:。！？][)\\]'"’”»]?\\Z""")
 
@@ -125,6 +126,8 @@ class MarkupPlacement:
         self.target_words = [word.span() for word in WORD.finditer(target)]
         self.pairs = [(i, j) for i, j in pairs if i < len(self.source_words) and j < len(self.target_words)]
         self.atoms = dict(source.atoms)
+        self.pattern = re.compile(f"({'|'.join(map(re.escape, source.atoms)) or NOTHING})")
+        self.placeholders = [match.span() for match in self.pattern.finditer(target)]
 
     def place(self) -> Content:
         """Return the target with the markup of the source."""
@@ -136,7 +139,9 @@ class MarkupPlacement:
         """Return a part of the target with the spans of a part of the source."""
         placed: list[tuple[Interval, Span]] = []
         for span in spans:
-            interval = self._covered(span, source, target) or self._locate(span, target, [each for each, _ in placed])
+            interval = self._covered(span, source, target) or self._locate(
+                span, source, target, [each for each, _ in placed]
+            )
             placed.append((interval, span))
         content: list[str | Inline] = []
         position = target[0]
@@ -150,19 +155,13 @@ class MarkupPlacement:
 
     def _outside_atoms(self, position: int) -> int:
         """Return a position in the target, or the end of the placeholder that it is in."""
-        starts = ((self.target.rfind(name, 0, position + len(name) - 1), name) for name in self.source.atoms)
-        return next(
-            (start + len(name) for start, name in starts if 0 <= start < position < start + len(name)), position
-        )
+        return next((end for start, end in self.placeholders if start < position < end), position)
 
     def _text(self, start: int, end: int) -> Content:
         """Return a part of the target with its atoms, each at its first placeholder only."""
-        if not self.source.atoms:
-            return (self.target[start:end],) if start < end else ()
-        pattern = f"({'|'.join(map(re.escape, self.source.atoms))})"
         parts = (
             self.atoms.pop(part, "") if part in self.source.atoms else part
-            for part in re.split(pattern, self.target[start:end])
+            for part in self.pattern.split(self.target[start:end])
         )
         return tuple(part for part in parts if part)
 
@@ -172,11 +171,11 @@ class MarkupPlacement:
         rest = text[source[0] : span.start] + text[span.end : source[1]]
         return target if not rest.strip() and text[span.start : span.end].strip() else None
 
-    def _locate(self, span: Span, target: Interval, taken: Sequence[Interval]) -> Interval:
+    def _locate(self, span: Span, source: Interval, target: Interval, taken: Sequence[Interval]) -> Interval:
         """Return where a span stands in a part of the target, outside of what others have taken."""
         words = [i for i, (start, end) in enumerate(self.source_words) if start < span.end and end > span.start]
         if not self.source.text[span.start : span.end].strip():
-            return self._neighbour(span.start, target)
+            return self._neighbour(span.start, source, target)
         own = {j for i, j in self.pairs if i in words}
         foreign = {j for i, j in self.pairs if i not in words} - own
         best: tuple[int, int, int] | None = None  # sum, minus the first word, minus the last one
@@ -226,12 +225,12 @@ class MarkupPlacement:
         match = re.compile(f"{start_edge}{inner}{end_edge}", re.IGNORECASE).search(self.target, start, end)
         return match.span() if match else None
 
-    def _neighbour(self, position: int, target: Interval) -> Interval:
+    def _neighbour(self, position: int, source: Interval, target: Interval) -> Interval:
         """Return where markup without text stands: behind what it follows, or before the word that it precedes."""
         text = self.source.text
-        if not text[position:].strip():
+        if not text[position : source[1]].strip():
             return target[1], target[1]
-        if not text[:position].strip():
+        if not text[source[0] : position].strip():
             return target[0], target[0]
         follows = not text[position - 1].isspace()
         words = [i for i, (start, _) in enumerate(self.source_words) if start < position] if follows else []
