@@ -1,6 +1,7 @@
 """Translation of files: LibreTranslate's POST /translate_file, and the address at which the result waits."""
 
 import asyncio
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -141,6 +142,7 @@ class DocumentAPI:
         """Return a translated document."""
         if (file := self._files.get(request.path_params["token"])) is None:
             raise RequestError(404, "There is no such file, or it is too old: translate the document again.")
-        disposition = f"attachment; filename*=UTF-8''{quote(file.name)}"
+        plain = re.sub(r"[^ !#-\[\]-~]", "_", file.name)  # for clients that do not know filename*, such as curl
+        disposition = f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(file.name)}"
         headers = {"Content-Disposition": disposition, "X-Content-Type-Options": "nosniff"}
         return Response(file.data, media_type="application/octet-stream", headers=headers)

@@ -41,7 +41,13 @@ def test_a_file_is_translated_and_fetched(client, bundled):
     file = fetch(client, answer)
     assert file.body == mt.translate_document(*bundled, SUBTITLES, "film.srt").data
     assert "Où est la gare ?".encode() in file.body and b"00:00:04,000 --> 00:00:05,000" in file.body
-    assert file.headers["content-disposition"] == "attachment; filename*=UTF-8''film_fr.srt"
+    assert file.headers["content-disposition"] == "attachment; filename=\"film_fr.srt\"; filename*=UTF-8''film_fr.srt"
+
+
+def test_any_name_of_a_file_is_one_header(client):
+    disposition = fetch(client, upload(client, 'é "x"\\.txt', b"I love you.")).headers["content-disposition"]
+    assert disposition.startswith('attachment; filename="') and disposition.count('"') == 2
+    assert disposition.isascii() and "%C3%A9" in disposition
 
 
 def test_the_language_of_a_file_is_detected(client, bundled):
