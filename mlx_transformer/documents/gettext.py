@@ -44,7 +44,8 @@ def translate_po(text: str, name: str, translator: Translator) -> str:
             entry.msgstr = targets[0]
         if any(ORDERED.findall(old) != ORDERED.findall(new) for old, new in zip(source, targets, strict=True)):
             entry.flags.append("fuzzy")
-    return str(catalogue)
+    result = str(catalogue)
+    return result if text.startswith("#") else result.removeprefix("#\n")  # polib begins with a comment
 
 
 def _set_language(catalogue: polib.POFile, language: str) -> None:

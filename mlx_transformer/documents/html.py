@@ -120,18 +120,10 @@ def _find_runs(tag: Tag) -> Iterator[list[PageElement]]:
             run.append(child)
             continue
         if any(has_letters(node.get_text()) for node in run):
-            yield _trim(run)
+            yield run
         run = []
         if isinstance(child, Tag) and child.name not in SKIPPED and _is_translated(child):
             yield from _find_runs(child)
-
-
-def _trim(run: list[PageElement]) -> list[PageElement]:
-    """Leave out comments and white space at the ends of a run."""
-    kept = [
-        i for i, node in enumerate(run) if isinstance(node, Tag) or (type(node) is NavigableString and node.strip())
-    ]
-    return run[kept[0] : kept[-1] + 1]
 
 
 def _read(nodes: list[PageElement]) -> Content:

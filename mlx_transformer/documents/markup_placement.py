@@ -89,17 +89,39 @@ def mark_text(content: Content) -> MarkedText:
     return MarkedText(text, spans, atoms, len(atoms) + num_spans)
 
 
-def split_tail(content: Content) -> tuple[Content, Content]:
-    """Return a content without the markup behind its last sentence that is copied, such as the number of a note."""
-    end = len(content)
-    while end and (_is_fixed(part) if isinstance(part := content[end - 1], Inline) else not part.strip()):
+def split_edges(content: Content) -> tuple[Content, Content, Content]:
+    """Return the markup before the text of a content, the text, and the markup behind it.
+
+    That is markup around nothing, and, behind the last sentence, what is copied, such as the number of a note.
+    """
+    start, end = 0, len(content)
+    while start < end and _is_empty(content[start]):
+        start += 1
+    while start < end and _is_empty(content[end - 1]):
         end -= 1
-    is_sentence = SENTENCE_END.search(plain_text(content[:end]).rstrip())
-    return (content[:end], content[end:]) if is_sentence else (content, ())
+    sentence_end = end
+    while sentence_end > start and (_is_empty(part := content[sentence_end - 1]) or _is_fixed(part)):
+        sentence_end -= 1
+    if SENTENCE_END.search(plain_text(content[start:sentence_end]).rstrip()):
+        end = sentence_end
+    while start and isinstance(content[start - 1], str):  # white space belongs to the text
+        start -= 1
+    while end < len(content) and isinstance(content[end], str):
+        end += 1
+    return content[:start], content[start:end], content[end:]
 
 
-def _is_fixed(part: Inline) -> bool:
+def _is_empty(part: str | Inline) -> bool:
+    """Whether a part is white space, or markup around nothing."""
+    if isinstance(part, str):
+        return not part.strip()
+    return not plain_text(part.content).strip() and not _is_fixed(part)
+
+
+def _is_fixed(part: str | Inline) -> bool:
     """Whether markup is copied as a word: an atom, or markup around atoms, numbers and signs alone."""
+    if isinstance(part, str):
+        return False
     text = plain_text(part.content)
     if part.is_atom or has_letters(text):
         return part.is_atom
@@ -149,9 +171,19 @@ class MarkupPlacement:
             start, end = (max(self._outside_atoms(edge), position) for edge in (start, end))
             inner = self._place_spans(span.children, (span.start, span.end), (start, end))
             inline = span.inline if span.is_fixed else span.inline._replace(content=inner)
-            content += [*self._text(position, start), inline]
+            is_between = start == end and source[0] < span.start == span.end < source[1]
+            before, after = self._spaces(span.start, start) if is_between else ("", "")
+            content += [*self._text(position, start), before, inline, after]
             position = end
-        return (*content, *self._text(position, target[1]))
+        content += self._text(position, target[1])
+        return tuple(part for part in content if part)
+
+    def _spaces(self, position: int, edge: int) -> tuple[str, str]:
+        """Return the white space that is missing at an edge of the target where the source has it on both sides."""
+        places = (self.source.text, position), (self.target, edge)
+        sides = [(text[:place][-1:].isspace(), text[place:][:1].isspace()) for text, place in places]
+        is_apart = all(sides[0]) and 0 < edge < len(self.target)
+        return " " * (is_apart and not sides[1][0]), " " * (is_apart and not sides[1][1])
 
     def _outside_atoms(self, position: int) -> int:
         """Return a position in the target, or the end of the placeholder that it is in."""

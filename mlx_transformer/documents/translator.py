@@ -14,7 +14,7 @@ from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.documents.content import Content, find_texts, has_letters, replace_texts, write
-from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text, split_tail
+from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text, split_edges
 from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.line_errors import raise_first_error
 from mlx_transformer.inference.sentence_splitting import combine_hypotheses, generate_paragraphs, split_line
@@ -79,8 +79,8 @@ class Translator:
 
     def _translate(self, contents: list[Content]) -> list[Content]:
         """Return contents without line breaks in the target language."""
-        parts = [split_tail(content) for content in contents]
-        marked = [mark_text(text) for text, _ in parts]
+        parts = [split_edges(content) for content in contents]
+        marked = [mark_text(text) for _, text, _ in parts]
         self.report.untouched += sum(each.num_inlines > MAX_MARKUP for each in marked)
         keys = dict.fromkeys((each.text.strip(), bool(each.spans)) for each in marked if _is_translated(each))
         self._known += len(keys)
@@ -90,10 +90,10 @@ class Translator:
                 hypotheses = self._count(self.search_texts(texts, aligned))
                 found |= zip([(text, aligned) for text in texts], hypotheses, strict=True)
         return [
-            (*place_markup(each, found[key], self.report), *tail)
+            (*head, *place_markup(each, found[key], self.report), *tail)
             if (key := (each.text.strip(), bool(each.spans))) in found
-            else (*text, *tail)
-            for (text, tail), each in zip(parts, marked, strict=True)
+            else (*head, *text, *tail)
+            for (head, text, tail), each in zip(parts, marked, strict=True)
         ]
 
     def _count(self, hypotheses: Iterable[Hypothesis]) -> Iterator[Hypothesis]:

@@ -57,6 +57,12 @@ def test_untranslated_entries_are_filled(num_plurals, forms):
             assert vars(after)[field] == vars(before)[field]
 
 
+def test_a_catalogue_without_a_comment_gets_none():
+    source = HEADER.format(2).partition("\n")[2] + 'msgid "one"\nmsgstr ""\n'
+    assert translate_po(source, "a.po", make_fake()).startswith('msgid ""\n')
+    assert translate_po(f"#\n{source}", "a.po", make_fake()).startswith("#\nmsgid")
+
+
 def test_line_breaks_and_tabs_are_between_texts():
     seen = []
     entry = 'msgid "one two<br/>three\\tfour five\\n"\nmsgstr ""\n'

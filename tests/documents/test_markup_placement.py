@@ -14,7 +14,7 @@ from mlx_transformer.documents.content import (
     replace_texts,
     write,
 )
-from mlx_transformer.documents.markup_placement import MarkupPlacement, mark_text, split_tail
+from mlx_transformer.documents.markup_placement import MarkupPlacement, mark_text, split_edges
 from mlx_transformer.documents.subtitles import parse_tags
 
 
@@ -61,6 +61,8 @@ def place(source, target, pairs):
             [(0, 0)],
             "<b>A</b>\N{NO-BREAK SPACE}[<i>B</i>]",
         ),
+        ("is <img/> large", "est grand", [(0, 0), (1, 1)], "est <img/> grand"),
+        ("is <a><img/></a> large", "est grand", [(0, 0), (1, 1)], "est <a><img/></a> grand"),
         # Before punctuation, and behind a phrase, as the number of a note.
         ("it <b>rained<x/></b>, so", "il pleuvait, donc", [(0, 0), (1, 1), (2, 2)], "il <b>pleuvait<x/></b>, donc"),
         ("go<x/>, now", "va, va", [(0, 0), (1, 1)], "va<x/>, va"),
@@ -140,9 +142,17 @@ def test_texts_are_between_line_breaks_that_are_not_in_code():
 
 def test_copies_behind_the_last_sentence_are_no_part_of_it():
     note = Inline(("[1]", ""), is_atom=True)
-    assert split_tail(("It rains. ", note, " ")) == (("It rains. ",), (note, " "))
+    assert split_edges(("It rains. ", note, " ")) == ((), ("It rains. ",), (note, " "))
     for content in (("It rains ", note), (note,), (note, " It rains."), ()):
-        assert split_tail(content) == (content, ())
+        assert split_edges(content) == ((), content, ())
+
+
+def test_markup_around_nothing_at_the_edges_is_no_part_of_a_text():
+    image, link = Inline("<img>"), Inline("<a>", (Inline("<img>"),))
+    content = (image, " ", link, " one ", image, " two. ", image, " ", link, " ")
+    assert split_edges(content) == (content[:3], content[3:6], content[6:])
+    assert split_edges((image, "one", image)) == ((image,), ("one",), (image,))
+    assert split_edges((image, " ")) in [((image,), (" ",), ()), ((image, " "), (), ())]
 
 
 def test_markup_around_code_alone_is_copied_with_it():

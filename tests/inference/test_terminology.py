@@ -22,8 +22,8 @@ class TestFinding:
             ("addresses", "Ask jo.doe+x@mail.example.org.", ["jo.doe+x@mail.example.org"]),
             (
                 "placeholders",
-                "{name}, {{x}} ${y} %s %(n)d %1$s 50% done {}",
-                "{name} {{x}} ${y} %s %(n)d %1$s {}".split(),
+                "{name}, {{x}} ${y} %{z} #{r} %s %(n)d %1$s 50% done 5%% {}",
+                "{name} {{x}} ${y} %{z} #{r} %s %(n)d %1$s %% {}".split(),
             ),
             ("tags", 'A <b class="x">word</b> < 3 and > 2', ['<b class="x">', "</b>"]),
             (
