@@ -104,10 +104,6 @@ def split_edges(content: Content) -> tuple[Content, Content, Content]:
         sentence_end -= 1
     if SENTENCE_END.search(plain_text(content[start:sentence_end]).rstrip()):
         end = sentence_end
-    while start and isinstance(content[start - 1], str):  # white space belongs to the text
-        start -= 1
-    while end < len(content) and isinstance(content[end], str):
-        end += 1
     return content[:start], content[start:end], content[end:]
 
 
