@@ -22,6 +22,7 @@ MAX_DEPTH = 250  # tags in tags
 MAX_UNCLOSED = 100
 UNCLOSED = {"<": ">", "<!--": "-->", "<![": "]>"}
 ATTRIBUTES = ("alt", "title", "placeholder", "aria-label")
+BUTTONS = ("submit", "button", "reset")  # types of input whose value is shown on them
 SKIPPED = frozenset("iframe object pre script style template textarea".split())
 DTD = re.compile(r"<!DOCTYPE[^>\[]*\[|<!ENTITY", re.IGNORECASE)
 ENTITY = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)[A-Za-z]\w*;")
@@ -186,7 +187,7 @@ def _translate_attributes(soup: BeautifulSoup, translator: Translator) -> None:
     places = [
         (tag, name)
         for tag in soup.find_all(True)
-        for name in ATTRIBUTES
+        for name in (*ATTRIBUTES, *(("value",) if tag.name == "input" and tag.get("type") in BUTTONS else ()))
         if has_letters(str(tag.get(name, "")))
         and _is_translated(tag)
         and not tag.find_parent(lambda other: other.name in SKIPPED or not _is_translated(other))

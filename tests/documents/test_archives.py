@@ -144,9 +144,13 @@ def test_books():
     page = '<?xml version="1.0" encoding="utf-8"?>\n<html xmlns="http://www.w3.org/1999/xhtml"><p>one&nbsp;<i>two</i></p></html>'
     source = pack({"mimetype": "application/epub+zip", "OEBPS/a.xhtml": page, "OEBPS/a.css": "p {}"})
     contents = '<!DOCTYPE ncx PUBLIC "-//NISO//DTD ncx 2005-1//EN" "ncx-2005-1.dtd">\n<ncx><text>one</text></ncx>'
-    source = pack(unpack(source) | {"OEBPS/toc.ncx": contents})
+    package = "<package><dc:title>one</dc:title><dc:language id='a'>en-GB</dc:language></package>"
+    source = pack(unpack(source) | {"OEBPS/toc.ncx": contents, "OEBPS/a.opf": package})
     result = unpack(translate_epub(source, "a.epub", make_fake()))
-    assert list(result) == ["mimetype", "OEBPS/a.xhtml", "OEBPS/a.css", "OEBPS/toc.ncx"]
+    assert list(result) == ["mimetype", "OEBPS/a.xhtml", "OEBPS/a.css", "OEBPS/toc.ncx", "OEBPS/a.opf"]
+    assert result["OEBPS/a.opf"].decode() == package
+    named = unpack(translate_epub(source, "a.epub", make_fake(language="fr")))
+    assert named["OEBPS/a.opf"].decode() == package.replace("en-GB", "fr")
     assert result["OEBPS/toc.ncx"].decode().endswith(contents.replace("one", "ONE"))
     assert result["OEBPS/a.xhtml"].decode() == page.replace("one&nbsp;", "ONE\N{NO-BREAK SPACE}").replace("two", "TWO")
 

@@ -69,6 +69,9 @@ def test_marks_of_notes_stay_behind_their_sentences():
     page = '<p>It rains.<sup><a href="#n">1</a></sup> Go. <a href="#r">↩</a></p>'
     text = translate_html(page, "a.html", make_fake())
     assert text == '<p>IT RAINS.<sup><a href="#n">1</a></sup> GO. <a href="#r">↩</a></p>'
+    buttons = '<input type="submit" value="a b"><input value="a b"><input type="checkbox" value="a b">'
+    text = translate_html(buttons, "a.html", make_fake())
+    assert text == buttons.replace("a b", "A B", 1)
     page = '<p aria-label="a b">It rains. <a href="#r">↩</a></p>'
     text = translate_html(page, "a.html", make_fake(backwards=True))
     assert text == '<p aria-label="B A">RAINS. IT <a href="#r">↩</a></p>'
