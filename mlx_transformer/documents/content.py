@@ -14,6 +14,8 @@ INLINE_TAGS = frozenset(
 )
 ATOMS = frozenset("code kbd math samp svg var".split())  # inside a sentence they are copied as a word
 LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+MARKS = r"[\s\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]+"  # white space, and marks of direction
+EDGES = re.compile(rf"\A{MARKS}|(?<!{MARKS[:-1]}){MARKS}\Z")
 MAX_NESTING = 100  # inline markup in inline markup; deeper tags are placed one by one
 
 
@@ -53,6 +55,11 @@ class Closing(NamedTuple):
 def plain_text(content: Content) -> str:
     """Return the text of a content without its markup."""
     return "".join(part if isinstance(part, str) else plain_text(part.content) for part in content)
+
+
+def strip_edges(text: str) -> str:
+    """Return a text without the white space and the marks of direction around it."""
+    return EDGES.sub("", text)
 
 
 def has_letters(text: str) -> bool:

@@ -13,7 +13,7 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
-from mlx_transformer.documents.content import Content, find_texts, has_letters, replace_texts, write
+from mlx_transformer.documents.content import Content, find_texts, has_letters, replace_texts, strip_edges, write
 from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text, split_edges
 from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.line_errors import raise_first_error
@@ -82,7 +82,7 @@ class Translator:
         parts = [split_edges(content) for content in contents]
         marked = [mark_text(text) for _, text, _ in parts]
         self.report.untouched += sum(each.num_inlines > MAX_MARKUP for each in marked)
-        keys = dict.fromkeys((each.text.strip(), bool(each.spans)) for each in marked if _is_translated(each))
+        keys = dict.fromkeys((strip_edges(each.text), bool(each.spans)) for each in marked if _is_translated(each))
         self._known += len(keys)
         found: dict[tuple[str, bool], Hypothesis] = {}
         for aligned in (False, True):
@@ -91,7 +91,7 @@ class Translator:
                 found |= zip([(text, aligned) for text in texts], hypotheses, strict=True)
         return [
             (*head, *place_markup(each, found[key], self.report), *tail)
-            if (key := (each.text.strip(), bool(each.spans))) in found
+            if (key := (strip_edges(each.text), bool(each.spans))) in found
             else (*head, *text, *tail)
             for (head, text, tail), each in zip(parts, marked, strict=True)
         ]
@@ -109,7 +109,7 @@ def place_markup(marked: MarkedText, hypothesis: Hypothesis, report: DocumentRep
 
     Copies that the text lacks are appended.
     """
-    source = marked.text.strip()
+    source = strip_edges(marked.text)
     before, _, after = marked.text.partition(source)
     target = (hypothesis.text or "").strip()
     copies = [term for term in hypothesis.missing_terms if term in source]
