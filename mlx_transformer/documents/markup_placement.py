@@ -221,7 +221,8 @@ class MarkupPlacement:
         if best is None:
             for j in sorted(own):  # another span may have taken a part of the word
                 same = self._find_text(span, *self.target_words[j])
-                if same and not any(same[0] < other[1] and same[1] > other[0] for other in (*taken, (0, target[0]))):
+                others = (*taken, (0, target[0]), (target[1], len(self.target)))
+                if same and not any(same[0] < other[1] and same[1] > other[0] for other in others):
                     return same
             self.num_unplaced += 1
             return target[1], target[1]

@@ -1,13 +1,16 @@
 """Pages: only text and the attributes that readers see change."""
 
+import random
 import re
 import time
+from collections import Counter
 
 import pytest
 from support.fake_translator import make_fake
 
 from mlx_transformer.documents.html import translate_html, translate_xhtml
 
+MARKUP = re.compile("<!--.*?-->|<[^>]*>")
 PAGE = """\
 <!DOCTYPE html>
 <html lang="en" class="a b">
@@ -63,6 +66,30 @@ def test_comments_stay_inside_sentences():
         "<p>ONE<!-- a --> TWO <b>THREE <!-- b -->FOUR</b><!-- c --> </p><p><!-- d --> FIVE</p><p><!--e--></p>"
     )
     assert sorted(seen) == ["five", "one two three four"]
+
+
+def random_markup(generator, depth=0):
+    parts = []
+    for _ in range(generator.randrange(1, 5)):
+        name = generator.choice("b em span sup code kbd".split())
+        inner = random_markup(generator, depth + 1) if depth < 4 else "x"
+        words = [
+            f"{word}{space}" for word in ("one", "two,", "three.", "4", "six!", "{x}", "&amp;") for space in (" ", "")
+        ]
+        element = f"<{name}>{inner}</{name}>"
+        parts.append(generator.choice([*words, *["<br>", '<img src="x">', "<!-- c -->"], *[element] * 5]))
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("options", [{}, {"backwards": True}, {"aligned": False}])
+def test_no_page_loses_markup_or_text(options):
+    generator = random.Random(2)
+    for _ in range(300):
+        page = f"<p>{random_markup(generator)}</p>"
+        result = translate_html(page, "a.html", make_fake(**options))
+        assert Counter(MARKUP.findall(result)) == Counter(MARKUP.findall(page))
+        old, new = (sorted("".join(MARKUP.sub("", text).upper().split())) for text in (page, result))
+        assert new == old
 
 
 def test_marks_of_notes_stay_behind_their_sentences():
