@@ -49,13 +49,12 @@ def translate_markdown(text: str, name: str, translator: Translator) -> str:
 
 
 class _Part(NamedTuple):
-    """A text up to a line break: its first and last line in its passage, its label, and the tag that breaks it."""
+    """A text up to the end of a line: its first and last line in its passage, and its label."""
 
     first: int
     last: int
     label: str
     content: Content
-    tag: str = ""
 
 
 class _Passage(NamedTuple):
@@ -118,9 +117,9 @@ def _split(token: Token, alt_texts: Mapping[int, str]) -> Iterator[_Part]:
             line += 1
             first, label, pieces = line, match[0], []
             continue
-        if child.type == "hardbreak" or (child.type == "html_inline" and LINE_BREAK.fullmatch(child.content)):
-            yield _Part(first, line, label, nest(pieces), child.content)
-            line += child.type == "hardbreak"
+        if child.type == "hardbreak":
+            yield _Part(first, line, label, nest(pieces))
+            line += 1
             first, label, pieces = line, "", []
             continue
         line += child.type == "softbreak"
@@ -143,6 +142,8 @@ def _read(token: Token, link: Token | None, alt_texts: Mapping[int, str]) -> Ite
         yield Inline((f"{token.markup}{space}{token.content}{space}{token.markup}", ""), is_atom=True)
     elif token.type == "image":
         yield Inline((f"![{_escape(alt_texts[id(token)])}]{_target(token, 'src')}", ""))
+    elif token.type == "html_inline" and LINE_BREAK.fullmatch(token.content):
+        yield Inline((token.content, ""), is_break=True)
     elif token.type == "html_inline" and (tag := TAG.fullmatch(token.content)) and tag[3]:
         is_single = token.content.endswith("/>") or tag[3].lower() in VOID
         kinds = Opening(tag[3], token.content), Closing(tag[3], token.content)
@@ -203,15 +204,13 @@ def _replace(passage: _Passage, targets: list[Content], lines: list[str]) -> Non
     if targets == [part.content for part in passage.parts] and not passage.has_images:
         return
     written: list[str] = []
-    tag = ""
     for part, target in zip(passage.parts, targets, strict=True):
         before = lines[passage.line + part.first][: passage.columns[part.first][0]]
         last, (start, end) = lines[passage.line + part.last], passage.columns[part.last]
         is_broken = part is not passage.parts[-1] and last[start:end].endswith("\\")
         text = write(_without_empty_emphasis(target), _escape).strip()
-        text = SPECIAL_START.sub(r"\1\\", text) if target and isinstance(target[0], str) else text
+        begins = next((piece for piece in target if not isinstance(piece, str) or piece.strip()), None)
+        text = SPECIAL_START.sub(r"\1\\", text) if isinstance(begins, str) else text
         text = text.replace("|", r"\|") if passage.in_table else text
-        before = written.pop() if tag else before + part.label
-        written.append(before + text + (part.tag or "\\" * is_broken + last[end:]))
-        tag = part.tag
+        written.append(before + part.label + text + "\\" * is_broken + last[end:])
     lines[passage.line : passage.line + len(passage.columns)] = written

@@ -12,6 +12,7 @@ from mlx_transformer.inference.term_insertion import REPLACEABLE
 from mlx_transformer.inference.terminology import WORD_CHARACTER
 
 Interval = tuple[int, int]  # of characters
+PLACEHOLDER = re.compile(r"\{[^{}\s]*\}")  # those of atoms, and of the text itself
 NOTHING = r"(?!)"  # matches nowhere
 SENTENCE_END = re.compile("""[.!?…。！？][)\\]'"’”»]?\\Z""")
 PHRASE_END = re.compile("""(?<=[^\\s([{])[.!?…,;:。！？][)\\]'"’”»]?\\Z""")
@@ -145,7 +146,7 @@ class MarkupPlacement:
         self.pairs = [(i, j) for i, j in pairs if i < len(self.source_words) and j < len(self.target_words)]
         self.atoms = dict(source.atoms)
         self.pattern = re.compile(f"({'|'.join(map(re.escape, source.atoms)) or NOTHING})")
-        self.placeholders = [match.span() for match in self.pattern.finditer(target)]
+        self.placeholders = [match.span() for match in PLACEHOLDER.finditer(target)]
 
     def place(self) -> Content:
         """Return the target with the markup of the source."""
@@ -164,7 +165,7 @@ class MarkupPlacement:
         content: list[str | Inline] = []
         position = target[0]
         for (start, end), span in sorted(placed, key=lambda each: each[0]):
-            start, end = (max(self._outside_atoms(edge), position) for edge in (start, end))
+            start, end = (max(self._outside_placeholders(edge), position) for edge in (start, end))
             inner = self._place_spans(span.children, (span.start, span.end), (start, end))
             inline = span.inline if span.is_fixed else span.inline._replace(content=inner)
             is_between = start == end and source[0] < span.start == span.end < source[1]
@@ -181,7 +182,7 @@ class MarkupPlacement:
         is_apart = all(sides[0]) and 0 < edge < len(self.target)
         return " " * (is_apart and not sides[1][0]), " " * (is_apart and not sides[1][1])
 
-    def _outside_atoms(self, position: int) -> int:
+    def _outside_placeholders(self, position: int) -> int:
         """Return a position in the target, or the end of the placeholder that it is in."""
         return next((end for start, end in self.placeholders if start < position < end), position)
 

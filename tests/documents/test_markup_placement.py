@@ -71,6 +71,7 @@ def place(source, target, pairs):
         ("Hi.<b><sup>1</sup> Go</b>", "Salut. Va", [(0, 0), (1, 1)], "Salut. <b><sup>1</sup>Va</b>"),
         # A placeholder is never cut in two.
         ("a <b>car</b><kbd>x</kbd> b", "une auto{c1} b", [(0, 0), (1, 1), (2, 2)], "une <b>auto<kbd>x</kbd></b> b"),
+        ("say <b>hi</b>{name} now", "dire salut{name} la", [(0, 0), (1, 1), (2, 2)], "dire <b>salut{name}</b> la"),
         ("the Mont<b>real</b> team", "le Montreal club", [(0, 0), (1, 1), (2, 2)], "le Mont<b>real</b> club"),
     ],
 )
