@@ -120,6 +120,10 @@ def test_what_other_dialects_have_stays(text, expected):
     assert translate_markdown(text, "a.md", make_fake(backwards=True)) == expected
 
 
+def test_markup_at_the_beginning_is_not_escaped():
+    assert translate_markdown("~~![x](u) one~~", "a.md", make_fake()).startswith("~~![X](u)")
+
+
 def test_windows_line_ends_stay():
     assert translate_markdown("# one\r\n\r\ntwo\r\n", "a.md", make_fake()) == "# ONE\r\n\r\nTWO\r\n"
 
