@@ -83,7 +83,7 @@ class BatchWorker:
             small_threads: Number of threads for small requests alone.
         """
         self._run, self._max_queue = run, max_queue
-        self._waiting, self._sentences = metrics.waiting.labels(name), metrics.sentences
+        self._waiting, self._sentences = metrics.waiting.labels(name), metrics.sentences.labels(name)
         self._jobs: list[Job] = []
         self._batches = self._submitted = 0
         self._closed = False

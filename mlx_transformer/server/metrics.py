@@ -12,7 +12,7 @@ class Metrics:
     Attributes:
         requests: Finished requests, by path and status.
         seconds: Seconds that requests took, by path.
-        sentences: Sentences that models have begun.
+        sentences: Sentences that models have begun, by model.
         batch_sizes: Numbers of sentences in batches, again and again while they are searched.
         waiting: Sentences that wait for a model, by model.
         models: Models in memory.
@@ -24,7 +24,7 @@ class Metrics:
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(f"{PREFIX}_requests", "Finished requests.", ["path", "status"], registry=registry)
         self.seconds = Histogram(f"{PREFIX}_request_seconds", "Seconds of requests.", ["path"], registry=registry)
-        self.sentences = Counter(f"{PREFIX}_sentences", "Sentences begun.", registry=registry)
+        self.sentences = Counter(f"{PREFIX}_sentences", "Sentences begun.", ["model"], registry=registry)
         self.batch_sizes = Histogram(
             f"{PREFIX}_batch_sentences", "Sentences of batches.", buckets=BATCH_SIZES, registry=registry
         )
