@@ -58,8 +58,8 @@ def request(port, method, path, fields=None):
         return response.status, response.read().decode()
 
 
-def num_batches(port):
-    return re.search(r"batch_sentences_count (\S+)", request(port, "GET", "/metrics")[1])[1]
+def num_sentences(port):
+    return re.search(r"_sentences_total{.*} (\S+)", request(port, "GET", "/metrics")[1])[1]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
@@ -69,11 +69,11 @@ def test_a_signal_ends_the_server_after_what_runs(number, status):
     with running_server() as server:
         # MLX compiles kernels for the CPU by system(3), during which SIGINT is ignored.
         request(server.port, "POST", "/translate", fields)
-        before = num_batches(server.port)
+        before = num_sentences(server.port)
         answers = []
         thread = threading.Thread(target=lambda: answers.append(request(server.port, "POST", "/translate", fields)))
         thread.start()
-        while num_batches(server.port) == before:
+        while num_sentences(server.port) == before:
             pass
         server.process.send_signal(number)
         while True:
