@@ -23,7 +23,7 @@ from mlx_transformer.inference.line_errors import raise_first_error
 from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
 from mlx_transformer.inference.source_lines import make_source_lines
 from mlx_transformer.server.batching import Work
-from mlx_transformer.server.detection import detect
+from mlx_transformer.server.detection import detect_source
 from mlx_transformer.server.fields import Fields
 from mlx_transformer.server.models import CountedLine, LoadedModel, ModelStore
 from mlx_transformer.server.settings import RequestError
@@ -84,7 +84,7 @@ class QueuedSearch:
 
     def _choose(self, texts: Sequence[str]) -> Choice:
         """Return the model for the language of texts."""
-        detection = detect(" ".join(texts), self._store.sources(self._target))
+        detection = detect_source(" ".join(texts), self._store.sources(self._target), self._target)
         return self._store.find(detection.language, self._target)
 
     def _search(self, choice: Choice, texts: Sequence[str], aligned: bool) -> Iterator[Hypothesis]:

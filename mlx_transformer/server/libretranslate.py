@@ -10,9 +10,9 @@ from mlx_transformer.config.tokenizer import AUTO
 from mlx_transformer.documents.content import has_letters
 from mlx_transformer.documents.translation import ENDINGS
 from mlx_transformer.messages import short_repr
-from mlx_transformer.server.detection import Detection, detect
+from mlx_transformer.server.detection import Detection, detect, detect_source
 from mlx_transformer.server.fields import Fields
-from mlx_transformer.server.language_codes import distinct_codes, language_name
+from mlx_transformer.server.language_codes import distinct_codes, is_same_language, language_name
 from mlx_transformer.server.models import ModelStore
 from mlx_transformer.server.settings import RequestError, ServerSettings
 from mlx_transformer.server.translation import all_results, submit_texts
@@ -39,14 +39,15 @@ class LibreTranslateAPI:
         count = fields.integer("alternatives", 0, MAX_ALTERNATIVES) or 0
         is_list = isinstance(fields.get("q"), list)
         answer: dict[str, Any] = {}
+        has_language = True
         if source == AUTO and (sources := self._store.sources(target)):
-            detection = await asyncio.to_thread(detect, " ".join(texts), sources)
+            detection = await asyncio.to_thread(detect_source, " ".join(texts), sources, target)
             answer["detectedLanguage"] = [_format(detection)] * len(texts) if is_list else _format(detection)
-            if not any(map(has_letters, texts)):  # they are in no language
-                if count:
-                    answer["alternatives"] = [[] for _ in texts] if is_list else []
-                return JSONResponse(answer | {"translatedText": fields.get("q")})
-            source = detection.language
+            source, has_language = detection.language, any(map(has_letters, texts))
+        if not has_language or is_same_language(source, target):
+            if count:
+                answer["alternatives"] = [[] for _ in texts] if is_list else []
+            return JSONResponse(answer | {"translatedText": fields.get("q")})
         name, *codes = self._store.find(source, target)
         options = {"num_hypotheses": count + 1} if count else {}
         pending = await submit_texts(self._store, name, texts, (codes[0], codes[1]), options, kind == "html")

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from concurrent.futures import Future
 from functools import partial
 from html import escape, unescape
-from itertools import groupby, islice
+from itertools import groupby, islice, takewhile
 from typing import Any, NamedTuple, TypeVar
 
 from mlx_transformer.config.alignment import AlignmentConfig
@@ -87,22 +87,35 @@ def html_pieces(text: str) -> list[Piece]:
 
 
 def _is_inline(piece: HtmlPiece) -> bool:
-    return piece.is_text or piece.name in INLINE_TAGS or (piece.is_untranslated and piece.name in ATOMS)
+    is_atom = piece.is_untranslated and piece.name in ATOMS
+    return piece.is_text or piece.name in INLINE_TAGS or is_atom or piece.text.startswith("<!--")
+
+
+def _has_no_text(piece: HtmlPiece) -> bool:
+    """Whether a piece is white space, a comment or an empty element."""
+    return not piece.text.strip(SPACES) if piece.is_text else piece.name in VOID or not piece.name
 
 
 def _inline_pieces(run: list[HtmlPiece]) -> list[Piece]:
     """Cut text with inline markup, which is one line, unless it has too much markup."""
     if len(run) == 1 or not any(piece.is_text and has_letters(unescape(piece.text)) for piece in run):
         return [each for piece in run for each in _text_pieces(piece)]
-    before, after = "", ""
+    first = len([*takewhile(_has_no_text, run)])
+    last = len(run) - len([*takewhile(_has_no_text, reversed(run))])
+    before, after = (["".join(piece.text for piece in part)] for part in (run[:first], run[last:]))
+    run = run[first:last]
     if run[0].is_text:
-        before, run[0] = _split_space(run[0], str.lstrip)
+        space, run[0] = _split_space(run[0], str.lstrip)
+        before.append(space)
     if run[-1].is_text:
-        after, run[-1] = _split_space(run[-1], str.rstrip)
+        space, run[-1] = _split_space(run[-1], str.rstrip)
+        after.insert(0, space)
     marked = mark_text(nest(_read_run(run)))
     if marked.num_inlines > MAX_MARKUP:
-        return [Piece(before), *(each for piece in run for each in _text_pieces(piece)), Piece(after)]
-    return [Piece(before), Piece(marked.text.strip(), is_source=True, markup=marked), Piece(after)]
+        inner = [each for piece in run for each in _text_pieces(piece)]
+    else:
+        inner = [Piece(marked.text.strip(), is_source=True, markup=marked)]
+    return [*map(Piece, before), *inner, *map(Piece, after)]
 
 
 def _split_space(piece: HtmlPiece, strip: Callable[[str, str], str]) -> tuple[str, HtmlPiece]:
@@ -131,7 +144,7 @@ def _read_run(run: Iterable[HtmlPiece]) -> Iterator[str | Inline | Opening | Clo
 def _read_piece(piece: HtmlPiece) -> str | Inline | Opening | Closing:
     if piece.is_text:
         return WHITE_SPACE.sub(" ", unescape(piece.text))
-    if piece.name in VOID or piece.text.endswith("/>"):
+    if piece.name in VOID or not piece.name or piece.text.endswith("/>"):
         return Inline((piece.text, ""))
     return (Closing if piece.is_closing else Opening)(piece.name, piece.text)
 

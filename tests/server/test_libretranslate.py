@@ -148,7 +148,7 @@ def test_languages_and_settings(client):
     assert client.get("/health").json == {"status": "ok"}
 
 
-@pytest.mark.parametrize(("source", "target"), [("fr", "en"), ("en", "de"), ("auto", "de"), ("en", "en")])
+@pytest.mark.parametrize(("source", "target"), [("fr", "en"), ("en", "de"), ("auto", "de")])
 def test_unknown_languages_are_answered_with_what_the_models_do(client, source, target):
     answer = client.translate("Hello", source=source, target=target)
     assert answer.status == 400 and "\n" not in answer.json["error"]
@@ -212,3 +212,34 @@ def test_libretranslatepy_has_a_key(bundled):
             assert answer.status == 403 and "API key" in answer.json["error"]
         assert client.translate("Good morning!", api_key=1).status == 400
         assert client.get("/frontend/settings").json["keyRequired"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "is_same"),
+    [
+        ("Je t'aime beaucoup, mon amour.", "auto", True),
+        ("Je t'aime beaucoup, mon amour.", "fr", True),
+        ("I love you.", "auto", False),
+        ("Image", "auto", False),  # both languages have the word
+    ],
+)
+def test_a_text_in_the_target_language_stays_as_it_is(client, text, source, is_same):
+    pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
+    answer = client.translate(text, source=source, alternatives=1).json
+    assert (answer["translatedText"] == text) == is_same
+    assert bool(answer["alternatives"]) != is_same
+    assert client.translate([text], source=source).json["translatedText"] == [answer["translatedText"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('<p><img src="a.png"> I love you.</p>', '<p><img src="a.png"> Je t\'aime.</p>'),
+        ("<p>I love you. <img src=x></p>", "<p>Je t'aime. <img src=x></p>"),
+        ("<p>I <!-- c -->love <b>you</b>.</p>", "<p>Je <!-- c -->t'<b>aime</b>.</p>"),
+        ("<p><!--c-->I love you.<!--d--></p>", "<p><!--c-->Je t'aime.<!--d--></p>"),
+        ("<!-- nur --><p> <b> </b> </p>", "<!-- nur --><p> <b> </b> </p>"),
+    ],
+)
+def test_comments_and_empty_elements_of_html_do_not_cut_sentences(client, text, expected):
+    assert client.translate(text, format="html").json["translatedText"] == expected
