@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,7 @@ def convert(
         if target is not None:
             model_folder.convert_model_folder(folder, target, dtype=dtype, quantize=quantize, overwrite=force)
         return None
-    with unpacked(source) as folder, open_checkpoint(folder, options) as checkpoint:
+    with open_checkpoint(source, options) as (checkpoint, folder):
         prepared = prepare_checkpoint(checkpoint, folder, options)
         model = prepared.build_model(quantize)
         stored = dtype_to_store(checkpoint, prepared.plan.config, dtype, allow_overflow)
@@ -249,14 +250,16 @@ def load(
         ValueError: If the checkpoint is damaged or its family is unknown.
     """
     options = CheckpointOptions(family, rename, ignore, settings, weights, tokenizer)
-    with model_folder.preserve_random_state(), open_checkpoint(source, options) as checkpoint:
-        prepared = prepare_checkpoint(checkpoint, Path(source), options)
+    with model_folder.preserve_random_state(), open_checkpoint(source, options) as (checkpoint, folder):
+        prepared = prepare_checkpoint(checkpoint, folder, options)
         warn_of_assumptions(source, prepared.report())
         model = prepared.build_model(quantize)
         computed = compute_dtype(dtype, stored_dtype(checkpoint), prepared.plan.config, allow_overflow)
         prepared.plan.fill(model, computed)
         prepare_for_inference(model, computed, allow_overflow=allow_overflow)
-        record_source(model, WeightsSource(Path(source), tuple(checkpoint.files)))
+        # Unpacked files are gone later.
+        checksum = None if folder == Path(source) else combine_checksums(list(file_checksums(checkpoint).values()))
+        record_source(model, WeightsSource(Path(source), tuple(checkpoint.files), checksum))
     return model, prepared.tokenizer
 
 
@@ -278,16 +281,24 @@ def check_folder_conversion(
         check_dtype(parse_dtype(dtype), model_folder.read_config(folder).model, allow_overflow)
 
 
-def open_checkpoint(source: str | Path, options: CheckpointOptions = DEFAULT_OPTIONS) -> Checkpoint:
+@contextmanager
+def open_checkpoint(
+    source: str | Path, options: CheckpointOptions = DEFAULT_OPTIONS
+) -> Iterator[tuple[Checkpoint, Path]]:
     """Open a checkpoint; one whose config.json rules out a conversion is refused first, as its weights may be missing.
+
+    Returns:
+        The checkpoint and its path: `source`, or the temporary folder that a packed one was unpacked to.
 
     Raises:
         FileNotFoundError: If it does not exist.
         ValueError: If it is damaged or not supported.
     """
-    if options.family is None:
-        check_convertible(read_config(Path(source)))
-    return read_checkpoint(source, options.weights)
+    with unpacked(Path(source)) as path:
+        if options.family is None:
+            check_convertible(read_config(path))
+        with read_checkpoint(path, options.weights) as checkpoint:
+            yield checkpoint, path
 
 
 def prepare_checkpoint(
@@ -411,7 +422,7 @@ def _write_weights(new: Path, plan: ConversionPlan, dtype: mx.Dtype, report: Pro
     safetensors.write_streamed(new / "model.safetensors", shapes, dtype, read_pieces)
 
 
-def file_checksums(checkpoint: Checkpoint, stop: threading.Event) -> dict[str, str]:
+def file_checksums(checkpoint: Checkpoint, stop: threading.Event | None = None) -> dict[str, str]:
     """Return the SHA-256 of each file of a checkpoint by its name; once `stop` is set, they are abandoned."""
     return {path.name: sha256_of(path, stop) for path in checkpoint.files}
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mlx_transformer.weights.convert import ConversionReport, open_checkpoint, prepare_checkpoint, read_settings
 from mlx_transformer.weights.formats.checkpoint import Checkpoint, Tensor, read_checkpoint
+from mlx_transformer.weights.formats.model_archive import unpacked
 from mlx_transformer.weights.recognition import LAYER_NUMBER, fit_families, rename_tensors
 from mlx_transformer.weights.source_config import read_config
 
@@ -13,8 +14,8 @@ MAX_FAMILIES = 5
 
 def inspect_checkpoint(source: str | Path) -> tuple[list[str], ConversionReport]:
     """Return the dtypes of a checkpoint's tensors and what a conversion would assume, without reading their values."""
-    with open_checkpoint(source) as checkpoint:
-        report = prepare_checkpoint(checkpoint, Path(source)).report()
+    with open_checkpoint(source) as (checkpoint, path):
+        report = prepare_checkpoint(checkpoint, path).report()
         return sorted({tensor.dtype for tensor in checkpoint.tensors.values()}), report
 
 
@@ -25,12 +26,12 @@ def inspect_tensors(source: str | Path) -> dict[str, Any]:
         FileNotFoundError: If it does not exist.
         ValueError: If it cannot be read.
     """
-    with read_checkpoint(source) as checkpoint:
+    with unpacked(Path(source)) as path, read_checkpoint(path) as checkpoint:
         return {
-            "files": [str(path) for path in checkpoint.files],
+            "files": [str(file).replace(str(path), str(source)) for file in checkpoint.files],
             "tensors": group_tensors(checkpoint.tensors),
             "other_weights": checkpoint.other_weights,
-            "settings": read_config(Path(source)) or unique_settings(read_settings(Path(source), checkpoint)),
+            "settings": read_config(path) or unique_settings(read_settings(path, checkpoint)),
             "families": family_facts(checkpoint),
         }
 

@@ -28,7 +28,7 @@ def write_opus_folder(folder, search=OPUS_SEARCH):
 
 def write_firefox_folder(folder, **options):
     """Write a student in 8 bits and its vocabulary."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     content = train_sentencepiece(**MARIAN_IDS)
     (folder / "vocab.enfr.spm").write_bytes(content)
     size = len(list_pieces(content))

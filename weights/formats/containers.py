@@ -41,7 +41,6 @@ from mlx_transformer.weights.formats.zip_archive import MemberData
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-CONVERT_ARCHIVE = "convert it by mlx-transformer convert, or unpack it"
 MAX_HEADER = 2**24  # bytes of JSON, a hundred times what a large model needs; parsed, it takes up to 20 times more
 MAX_UNPACKINGS, FREE_UNPACKED = 8, 2**24  # of compressed storages, if tensors use them in turn
 SAFETENSORS_DTYPES = {
@@ -193,8 +192,6 @@ def _read_zip(container: Container) -> None:
     if marian_npz.is_marian_npz(list(members)):
         _read_marian_npz(container, members)
         return
-    if any(name.endswith(".npz") for name in members):
-        raise CheckpointError("a zip file must come from torch.save, this is a folder of Marian", CONVERT_ARCHIVE)
     if (other := describe_members(members)) is not None:
         raise other.error("a zip file must come from torch.save, this is")
     pickled = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]

@@ -1,7 +1,8 @@
-"""Zip files of OPUS-MT and folders of .gz files, as Firefox has them: what a conversion needs is unpacked for it."""
+"""Zip files of OPUS-MT and folders of .gz or .zst files, as Firefox has them: the model's files are unpacked."""
 
 import errno
 import gzip
+import importlib
 import shutil
 import tempfile
 import zipfile
@@ -9,11 +10,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from mlx_transformer.weights.formats.tensors import CheckpointError, quote
 
 WEIGHTS = ".npz"
 SUFFIXES = (WEIGHTS, ".spm", ".yml", ".yaml")  # of files that are unpacked; scripts, texts and others are not
+FOLDER_SUFFIXES = (*SUFFIXES, ".bin")  # of files that are decompressed in a folder
+COMPRESSED = (".gz", ".zst")
+ZSTD_MODULES = ("compression.zstd", "backports.zstd")  # the standard library from Python 3.14 on; the same for others
 # Errors of damaged files, also of a name that appears twice.
 DAMAGED = (
     zipfile.BadZipFile,
@@ -42,15 +47,14 @@ def is_model_archive(path: Path) -> bool:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """Unpack a model's files from a zip file, or a folder of .gz files, into a temporary folder; other paths stay.
+    """Unpack a model's files from a zip file, or a folder of compressed files, into a temporary folder; others stay.
 
-    The folder has the name of the original, which may tell the languages.
+    The folder has the name of the original, which may tell the languages. Errors while it is used name the original.
 
     Raises:
         CheckpointError: If the file is damaged, has several models, or would unpack to too much.
     """
-    compressed = sorted(path.glob("*.gz")) if path.is_dir() else []
-    compressed = [file for file in compressed if file.stem.endswith((*SUFFIXES, ".bin"))]
+    compressed = find_compressed(path)
     if not compressed and not is_model_archive(path):
         yield path
         return
@@ -59,20 +63,36 @@ def unpacked(path: Path) -> Iterator[Path]:
         folder = Path(root) / (name if name.strip(".") else "model")
         folder.mkdir()
         try:
-            if compressed:
-                _decompress(compressed, folder)
-            else:
-                _unpack_zip(path, folder)
-        except DAMAGED as error:
-            reason = quote(str(error))
-            raise CheckpointError(f"packed files must be complete: {reason}", "download them again", path) from None
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a position before the file
-                raise
-            raise CheckpointError("a zip file must be complete", "download it again", path) from None
-        except CheckpointError as error:
-            raise CheckpointError(error.problem, error.remedy, path) from None
-        yield folder
+            _unpack(path, compressed, folder)
+            yield folder
+        except ValueError as error:
+            error.args = (str(error).replace(str(folder), str(path)),)
+            raise
+
+
+def find_compressed(folder: Path) -> list[Path]:
+    """Return the compressed files of a model in a folder, without those that were decompressed beside them."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    packed = (file for file in files if file.suffix in COMPRESSED and file.stem.endswith(FOLDER_SUFFIXES))
+    return [file for file in packed if not file.with_suffix("").exists()]
+
+
+def _unpack(path: Path, compressed: list[Path], folder: Path) -> None:
+    """Unpack a zip file, or compressed files of a folder, into another folder."""
+    try:
+        if compressed:
+            _decompress(compressed, folder)
+        else:
+            _unpack_zip(path, folder)
+    except DAMAGED as error:
+        reason = quote(str(error))
+        raise CheckpointError(f"packed files must be complete: {reason}", "download them again", path) from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a position before the file
+            raise
+        raise CheckpointError("a zip file must be complete", "download it again", path) from None
+    except CheckpointError as error:
+        raise CheckpointError(error.problem, error.remedy, path) from None
 
 
 def _unpack_zip(path: Path, folder: Path) -> None:
@@ -85,15 +105,46 @@ def _unpack_zip(path: Path, folder: Path) -> None:
 def _decompress(files: list[Path], folder: Path) -> None:
     """Decompress files; others of the model may stand beside them."""
     for path in files[0].parent.iterdir():
-        if path.suffix in (*SUFFIXES, ".bin") and path.is_file():
+        if path.suffix in FOLDER_SUFFIXES and path.is_file():
             shutil.copyfile(path, folder / path.name)
     for path in files:
         limit = max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
-        with gzip.open(path) as source, (folder / path.stem).open("xb") as file:
+        with open_compressed(path) as source, (folder / path.stem).open("xb") as file:
             while chunk := source.read(FREE_BYTES):
                 file.write(chunk)
                 if file.tell() > limit:
                     raise CheckpointError(f"{quote(path.name)} must not unpack to more than {limit} bytes: a bomb?")
+
+
+@contextmanager
+def open_compressed(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    """Open a .gz or .zst file to read what it unpacks to.
+
+    Raises:
+        CheckpointError: If nothing reads .zst files, or such a file is damaged.
+    """
+    if path.suffix == ".gz":
+        with gzip.open(path) as file:
+            yield file
+        return
+    zstd = _import_zstd()
+    try:
+        with zstd.open(path) as file:
+            yield file
+    except zstd.ZstdError as error:
+        raise CheckpointError(f"packed files must be complete: {quote(str(error))}", "download them again") from None
+
+
+def _import_zstd() -> Any:
+    for name in ZSTD_MODULES:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            pass
+    raise CheckpointError(
+        ".zst files need Python 3.14 or the package backports.zstd",
+        "install that (pip install backports.zstd), or decompress them (zstd -d)",
+    )
 
 
 def choose_members(members: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:

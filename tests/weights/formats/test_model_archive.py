@@ -2,6 +2,8 @@
 
 import gzip
 import io
+import random
+import sys
 import zipfile
 
 import pytest
@@ -82,6 +84,39 @@ def test_folders_of_compressed_files(tmp_path):
     (folder / "vocab.enfr.spm.gz").write_bytes(gzip.compress(bytes(2**27)))
     with pytest.raises(CheckpointError, match="must not unpack to more than"), unpacked(folder):
         pass
+
+
+def test_decompressed_files_are_preferred(tmp_path):
+    for name, content in (("model.bin", b"new"), ("vocab.spm", b"new")):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"old"))
+    with unpacked(tmp_path) as plain:
+        assert plain == tmp_path
+    (tmp_path / "vocab.spm").unlink()
+    with unpacked(tmp_path) as plain:
+        assert {path.name: path.read_bytes() for path in plain.iterdir()} == {"model.bin": b"new", "vocab.spm": b"old"}
+
+
+def test_zst_files_without_a_library_are_named(tmp_path, monkeypatch):
+    (tmp_path / "model.bin.zst").write_bytes(b"any")
+    monkeypatch.setattr(model_archive, "ZSTD_MODULES", ("backports.missing",))
+    with pytest.raises(CheckpointError, match=r"need Python 3.14 or .* backports.zstd; install"), unpacked(tmp_path):
+        pass
+
+
+def test_zst_files(tmp_path):
+    zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    content = random.Random(0).randbytes(2**21)
+    (tmp_path / "model.bin.zst").write_bytes(zstd.compress(content[: 2**20]) + zstd.compress(content[2**20 :]))
+    with unpacked(tmp_path) as plain:
+        assert (plain / "model.bin").read_bytes() == content
+    damaged = (zstd.compress(content)[:-9], b"no zstd data", zstd.compress(content)[:50] + bytes(50))
+    for data, message in [(data, "packed files must be complete") for data in damaged] + [
+        (zstd.compress(bytes(2**27)), "must not unpack to more than")
+    ]:
+        (tmp_path / "model.bin.zst").write_bytes(data)
+        with pytest.raises(CheckpointError, match=message), unpacked(tmp_path):
+            pass
 
 
 def test_too_many_or_too_large_members(tmp_path, monkeypatch):

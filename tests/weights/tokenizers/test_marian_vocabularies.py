@@ -1,5 +1,6 @@
 """Vocabularies beside Marian's models: lists of pieces with SentencePiece models, or SentencePiece models alone."""
 
+import gzip
 import json
 import re
 import zipfile
@@ -61,8 +62,36 @@ def test_zip_files_and_weights_alone_give_the_same_texts(opus, tmp_path, monkeyp
     model, tokenizer = mt.load("converted")
     assert mt.generate(model, tokenizer, TEXTS[:3], max_tokens=6) == expected
     assert tokenizer.config.language_pair == ("en", "fr") and not (tmp_path.parent / "escape.yml").exists()
-    line = error_line(CliRunner().invoke(main, ["generate", "--model", "eng-fra.zip", "a"]))
-    assert "this is a folder of Marian; convert it by mlx-transformer convert" in line
+    packed, tokenizer = mt.load("eng-fra.zip")
+    assert mt.generate(packed, tokenizer, TEXTS[:3], max_tokens=6) == expected
+    assert tokenizer.config.language_pair == ("en", "fr")
+    assert packed.weights_source.sha256() == model.weights_source.sha256()  # an adapter of one fits the other
+    result = CliRunner().invoke(main, ["generate", "--model", "eng-fra.zip", "--max-tokens", "6", TEXTS[0]])
+    assert result.output == f"{expected[0]}\n"
+
+
+def test_info_reads_zip_files(opus, tmp_path):
+    folder, pieces = opus
+    path = tmp_path / "en-fr.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in folder.iterdir():
+            archive.write(member, member.name)
+    facts = json.loads(CliRunner().invoke(main, ["info", str(path), "--json"]).output)
+    assert (facts["folder"], facts["family"], facts["language_pair"]) == (str(path), "marian-native", ["en", "fr"])
+    assert facts["config"]["source_vocab_size"] == len(pieces) + 1
+    facts = json.loads(CliRunner().invoke(main, ["info", str(path), "--tensors", "--json"]).output)
+    assert facts["files"] == [str(path / "opus.spm.npz")] and facts["settings"]["beam-size"] == 6
+
+
+def test_errors_name_the_zip_file_and_not_where_it_was_unpacked(opus, tmp_path):
+    folder, _ = opus
+    (folder / "target.spm").unlink()
+    path = tmp_path / "en-fr.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in folder.iterdir():
+            archive.write(member, member.name)
+    for command in (["generate", "--model", str(path), "a"], ["convert", str(path), str(tmp_path / "new")]):
+        assert f"needs source.spm and target.spm, which {path} lacks" in error_line(CliRunner().invoke(main, command))
 
 
 def test_a_student_of_firefox_has_one_vocabulary(tmp_path, caplog):
@@ -76,6 +105,17 @@ def test_a_student_of_firefox_has_one_vocabulary(tmp_path, caplog):
     assert tokenizer.config.language_pair == ("en", "fr") and isinstance(mt.generate(model, tokenizer, "Hello."), str)
     facts = json.loads(CliRunner().invoke(main, ["info", str(tmp_path / "enfr"), "--json"]).output)
     assert facts["family"] == "marian-native"
+
+
+def test_compressed_files_of_firefox_are_loaded(tmp_path):
+    write_firefox_folder(tmp_path / "plain" / "enfr", **STUDENT)
+    expected = mt.generate(*mt.load(tmp_path / "plain" / "enfr"), TEXTS[:3], max_tokens=6)
+    (tmp_path / "enfr").mkdir()
+    for path in (tmp_path / "plain" / "enfr").iterdir():
+        (tmp_path / "enfr" / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    model, tokenizer = mt.load(tmp_path / "enfr")
+    assert mt.generate(model, tokenizer, TEXTS[:3], max_tokens=6) == expected
+    assert tokenizer.config.language_pair == ("en", "fr")
 
 
 @pytest.mark.parametrize(
