@@ -21,9 +21,19 @@ from benchmarks.conditions import conditions
 from mlx_transformer.weights import convert
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from support.marian_files import EOS, SEPARATE, STUDENT, MarianModel, MarianReference, write_bin, write_npz
+from support.marian_files import (
+    EOS,
+    OLD_PRE_NORM,
+    PRE_NORM,
+    SEPARATE,
+    STUDENT,
+    MarianModel,
+    MarianReference,
+    write_bin,
+    write_npz,
+)
 
-DECODERS = {"transformer": {}, "SSRU": STUDENT}
+DECODERS = {"post-norm": {}, "pre-norm": PRE_NORM, "pre-norm before 1.11": OLD_PRE_NORM, "SSRU": STUDENT}
 VOCABULARIES = {"shared": {}, "separate": SEPARATE}
 FORMATS = {".npz, float32": None, ".bin, float32": 32, ".bin, 8 bits": 8}
 BEAMS = (1, 4, 8)

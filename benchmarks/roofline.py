@@ -112,15 +112,16 @@ def layer_bytes(config: ModelConfig, number_format: Format, projection_dims: int
     dims, mlp = config.dims, config.decoder.mlp_dims
     out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
     num_inputs = 1 + config.gated_mlp
+    has_output = config.attention_projection
     # Biases of the query and output projection of cross-attention, then of self-attention or the SSRU.
-    vectors = config.attention_bias * projection_dims + out_bias * dims
-    matrices = 2 * number_format.matrix_bytes(dims * projection_dims)
+    vectors = config.attention_bias * projection_dims + has_output * out_bias * dims
+    matrices = (1 + has_output) * number_format.matrix_bytes(dims * projection_dims)
     if config.decoder_self_attention == "ssru":
         vectors += (1 + config.ssru_projection) * dims
         matrices += (2 + config.ssru_projection) * number_format.matrix_bytes(dims * dims)
     else:
-        vectors += 3 * config.attention_bias * projection_dims + out_bias * dims
-        matrices += 4 * number_format.matrix_bytes(dims * projection_dims)
+        vectors += 3 * config.attention_bias * projection_dims + has_output * out_bias * dims
+        matrices += (3 + has_output) * number_format.matrix_bytes(dims * projection_dims)
     vectors += config.mlp_bias * (num_inputs * mlp + dims)
     vectors += 3 * num_norm_weights(config)
     tables = config.decoder.bias_each_layer * num_relative_bias_weights(config)

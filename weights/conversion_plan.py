@@ -199,7 +199,7 @@ def plan_conversion(
     fit = find_family(tensor_names, checkpoint, settings, family)
     encoder_alone = is_encoder_alone(fit, settings, embeds=pooling is not None)
     check_model(fit.names, tensor_names.values(), checkpoint, may_be_encoder=encoder_alone)
-    spec = adapted_family(fit, checkpoint)
+    spec = adapted_family(fit, settings, checkpoint)
     names = ParameterMap(checkpoint, spec, fit.names)
     guesses = add_tables_by_shape(names, fit) if spec.defaults else []
     check_required(names, fit, guesses, encoder_alone, rename or {})
@@ -226,11 +226,11 @@ def plan_conversion(
     return ConversionPlan(fit.family, config, loaders, names, fit, settings_read, assumptions)
 
 
-def adapted_family(fit: Fit, checkpoint: Checkpoint) -> Family:
-    """Return the family of a checkpoint, adapted to its tensors."""
+def adapted_family(fit: Fit, settings: dict[str, Any], checkpoint: Checkpoint) -> Family:
+    """Return the family of a checkpoint, adapted to its settings and tensors."""
     family = FAMILIES[fit.family]
     shapes = {name: checkpoint.tensors[full].shape for name, full in fit.names.items()}
-    return family.adapt(family, shapes) if family.adapt is not None else family
+    return family.adapt(family, settings, shapes) if family.adapt is not None else family
 
 
 def check_required(
@@ -317,8 +317,10 @@ def fields_from_config(family: Family, settings: dict[str, Any], skip: Iterable[
     """Translate a checkpoint's settings into fields of ModelConfig and StackConfig, except those to skip."""
     for key, supported in family.supported.items():
         if settings.get(key) not in (None, *supported):
+            allowed = " or ".join(map(short_repr, supported))
             raise ValueError(
-                f"A checkpoint with {key} {short_repr(settings[key])} cannot be converted: this is not supported."
+                f"A checkpoint with {key} {short_repr(settings[key])} cannot be converted: it must be {allowed}; "
+                "choose another model."
             )
     values = {}
     for name, rule in family.fields.items():

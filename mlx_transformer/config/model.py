@@ -26,6 +26,8 @@ class StackConfig:
         num_heads: Number of attention heads.
         mlp_dims: Width of the feed-forward network.
         norm_first: Normalise before each sublayer (pre-norm) instead of after the residual sum (post-norm).
+        norm_queries_only: Pre-norm self-attention normalises only its queries, not its keys and values (Marian before
+            1.11).
         final_norm: Normalise once more after the last layer.
         positions: "sinusoidal" (fixed) or "learned" (trained) position embeddings, "relative" attention biases by
             bucketed distance (T5, mT5, umT5), or "none".
@@ -43,6 +45,7 @@ class StackConfig:
     num_heads: int
     mlp_dims: int
     norm_first: bool = False
+    norm_queries_only: bool = False
     final_norm: bool = False
     positions: Literal["sinusoidal", "learned", "relative", "none"] = "sinusoidal"
     max_length: int = 512
@@ -57,6 +60,8 @@ class StackConfig:
         check_types(self)
         check_positive(self, "num_layers", "num_heads", "mlp_dims", "max_length", "num_buckets", "max_distance")
         check_at_most(self, STACK_LIMITS)
+        if self.norm_queries_only and not self.norm_first:
+            raise ValueError("norm_queries_only needs norm_first: set that to true, or leave it out.")
         if self.positions == "relative" and (self.num_buckets < 4 or self.num_buckets % 2):
             raise ValueError(f"num_buckets must be even and at least 4, not {self.num_buckets}.")
         if self.positions == "relative" and self.max_distance <= self.num_buckets // 2:
@@ -114,6 +119,7 @@ class ModelConfig:
         attention_bias: The attention projections have biases.
         attention_out_bias: The output projection of attention has a bias; None for the value of attention_bias
             (OpenNMT-py).
+        attention_projection: Attention has an output projection; false for Marian's transformer-no-projection.
         attention_scale: Factor of the query-key products; None for head_dims ** -0.5 (T5 uses 1).
         mlp_bias: The feed-forward networks have biases.
         gated_mlp: The feed-forward networks have an activated gate (T5 v1.1, mT5).
@@ -147,6 +153,7 @@ class ModelConfig:
     ssru_projection: bool = False
     attention_bias: bool = True
     attention_out_bias: bool | None = None
+    attention_projection: bool = True
     attention_scale: float | None = None
     mlp_bias: bool = True
     gated_mlp: bool = False
@@ -154,7 +161,7 @@ class ModelConfig:
     norm_bias: bool = True
     norm_eps: float = 1e-5
     logit_scale: float = 1.0
-    activation: Literal["relu", "gelu", "gelu_tanh", "silu", "tanh"] = "relu"
+    activation: Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"] = "relu"
     overflows_float16: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.0
@@ -197,6 +204,11 @@ class ModelConfig:
                 )
             if self.head_dims is None and self.dims % stack.num_heads:
                 raise ValueError(f"num_heads must divide dims: {stack.num_heads} does not divide {self.dims}.")
+            if not self.attention_projection and self.head_dims not in (None, self.dims // stack.num_heads):
+                raise ValueError(
+                    "Attention without an output projection must be as wide as dims: set head_dims to "
+                    f"{self.dims // stack.num_heads}, or attention_projection to true."
+                )
         if self.share_embeddings and self.source_vocab_size != self.target_vocab_size:
             raise ValueError(
                 "Shared embeddings need vocabularies of one size: "

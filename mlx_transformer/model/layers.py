@@ -10,10 +10,17 @@ from mlx.utils import tree_map
 
 from mlx_transformer.model.exponential import silu
 
+
+def quick_gelu(x: mx.array) -> mx.array:
+    """Return x * sigmoid(1.702 * x), an approximation of GELU (Hendrycks and Gimpel 2016), elementwise."""
+    return silu(1.702 * x) * (1 / 1.702)
+
+
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "relu": nn.relu,
     "gelu": nn.gelu,
     "gelu_tanh": nn.gelu_approx,
+    "quick_gelu": quick_gelu,
     "silu": silu,
     "tanh": mx.tanh,
 }
@@ -51,8 +58,13 @@ def linear(input_dims: int, output_dims: int, bias: bool) -> nn.Linear:
     return layer
 
 
-def add_linear(layer: nn.Module, x: mx.array, shortcut: mx.array | None) -> mx.array:
-    """Return layer(x) and add a shortcut, if there is one: as part of the matrix product where MLX can do so."""
+def add_linear(layer: nn.Module | None, x: mx.array, shortcut: mx.array | None) -> mx.array:
+    """Return layer(x) and add a shortcut, if there is one: as part of the matrix product where MLX can do so.
+
+    Without a layer, x itself takes the place of layer(x).
+    """
+    if layer is None:
+        return x if shortcut is None else shortcut + x
     if shortcut is None:
         return cast(mx.array, layer(x))
     if isinstance(layer, nn.QuantizedLinear):

@@ -62,7 +62,8 @@ class Attention(nn.Module):
         out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
         self.query_proj = linear(config.dims, width, config.attention_bias)
         self.key_value_proj = fused_linear(config.dims, width, config.attention_bias, count=2)
-        self.out_proj = linear(width, config.dims, out_bias)
+        if config.attention_projection:
+            self.out_proj = linear(width, config.dims, out_bias)
 
     def split_heads(self, x: mx.array, batch: int) -> mx.array:
         """(rows, length, width) -> (batch, num_heads, rows / batch x length, head_dims)."""
@@ -89,7 +90,7 @@ class Attention(nn.Module):
         queries = self.split_heads(self.query_proj(x), batch=key_values.shape[0])
         keys, values = (part.squeeze(2) for part in mx.split(key_values, 2, axis=2))
         heads = attend(queries, keys, values, scale=self.scale, mask=mask).swapaxes(1, 2).reshape(*x.shape[:2], -1)
-        return add_linear(self.out_proj, heads, shortcut)
+        return add_linear(self.get("out_proj"), heads, shortcut)
 
     def attend(
         self, queries: mx.array, keys: mx.array, values: mx.array | None = None, mask: mx.array | str | None = None
@@ -131,10 +132,7 @@ class SSRU(nn.Module):
 
     def __call__(self, cells: mx.array, shortcut: mx.array | None = None) -> mx.array:
         """Return the output for the cell states, (rows, length, dims), added to a shortcut, if there is one."""
-        outputs = nn.relu(cells)
-        if "out_proj" in self:
-            return add_linear(self.out_proj, outputs, shortcut)
-        return outputs if shortcut is None else shortcut + outputs
+        return add_linear(self.get("out_proj"), nn.relu(cells), shortcut)
 
 
 class FeedForward(nn.Module):
@@ -198,6 +196,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, stack: StackConfig, is_decoder: bool) -> None:
         super().__init__()
+        self.norm_queries_only = stack.norm_queries_only
         if is_decoder and config.decoder_self_attention == "ssru":
             self.ssru = SSRU(config)
         else:
@@ -228,9 +227,10 @@ class Layer(nn.Module):
             attend: The attention function, called for self-attention and then for cross-attention.
         """
 
-        def self_attention(x: mx.array, shortcut: mx.array | None = None) -> mx.array:
-            key_values = (update_cache or identity)(self.self_attention.key_values(x))
-            return self.self_attention(x, key_values, mask, attend, shortcut)
+        def self_attention(inputs: mx.array, shortcut: mx.array | None = None) -> mx.array:
+            keys = x if self.norm_queries_only else inputs
+            key_values = (update_cache or identity)(self.self_attention.key_values(keys))
+            return self.self_attention(inputs, key_values, mask, attend, shortcut)
 
         def ssru(x: mx.array, shortcut: mx.array | None = None) -> mx.array:
             cells = (update_cache or linear_recurrence)(self.ssru.gates(x))

@@ -31,6 +31,7 @@ OPTIONS = {
     "transformer-train-positions": False,
     "transformer-train-position-embeddings": False,
     "transformer-no-projection": False,
+    "transformer-rnn-projection": False,
     "transformer-tied-layers": [],
     "transformer-guided-alignment-layer": "last",
     "layer-normalization": False,
@@ -43,6 +44,13 @@ OPTIONS = {
     "version": "v1.9.14; 1d4bbcb 2020-05-05 16:07:41 +0100",
 }
 STUDENT = {"transformer-decoder-autoreg": "rnn", "dec-cell": "ssru", "transformer-ffn-activation": "relu"}
+PRE_NORM = {
+    "transformer-preprocess": "nd",
+    "transformer-postprocess": "da",
+    "transformer-postprocess-top": "n",
+    "version": "v1.11.0; f00d062 2022-02-08 08:39:24 -0800",
+}
+OLD_PRE_NORM = PRE_NORM | {"version": "v1.10.0; 6f6d4846 2021-02-06 15:35:16 -0800"}  # of queries only
 SEPARATE = {"tied-embeddings-all": False, "tied-embeddings": True, "dim-vocabs": [40, 56]}
 
 
@@ -117,6 +125,9 @@ class MarianModel:
             self._make_matrix(f"{name}_rnn_W", dims, dims, 2)
             self._make_matrix(f"{name}_rnn_Wf", dims, dims, 2)
             self.tensors[f"{name}_rnn_bf"] = self._normal(1, dims) * 0.5
+            if self.options["transformer-rnn-projection"]:
+                self._make_matrix(f"{name}_rnn_Wo", dims, dims)
+                self.tensors[f"{name}_rnn_bo"] = self._normal(1, dims) * 0.1
             self._make_norms(f"{name}_rnn", self.options["transformer-preprocess"], "_pre")
             self._make_norms(f"{name}_rnn_ffn", self.options["transformer-postprocess"], "")
         else:
@@ -228,7 +239,8 @@ def sigmoid(x):
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
     "swish": lambda x: x * sigmoid(x),
-    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / 2**0.5)),  # the fork of Firefox: x * sigmoid(1.702 * x)
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / 2**0.5)),
+    "old gelu": lambda x: x * sigmoid(1.702 * x),  # until version 1.12.2
 }
 
 
@@ -247,6 +259,7 @@ class MarianReference:
     def __init__(self, options, tensors, alphas=None):
         self.options, self.alphas, self.ranges = options, alphas, {}
         self.tensors = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
+        self.version = tuple(map(int, options["version"].split(";")[0].split()[0].lstrip("v").split(".")))
 
     def encode(self, source):
         """Return the encoder's output for source ids that end with EOS, (length, dims)."""
@@ -345,7 +358,8 @@ class MarianReference:
 
     def _attention(self, name, x, memory, mask):
         heads, inputs = self.options["transformer-heads"], self._before(f"{name}_Wo", x)
-        memory = inputs if memory is None else memory
+        if memory is None:  # until version 1.10 a pre-norm was that of the queries only
+            memory = inputs if self.version >= (1, 11) else x
         queries, keys, values = (
             self._linear(part, f"{name}_W{letter}", f"{name}_b{letter}").reshape(len(part), heads, -1).swapaxes(0, 1)
             for letter, part in zip("qkv", (inputs, memory, memory), strict=True)
@@ -365,10 +379,14 @@ class MarianReference:
         for value, gate in zip(values, gates, strict=True):
             cell = gate * cell + (1 - gate) * value
             outputs.append(np.maximum(cell, 0))
-        return self._after(f"{name}_ffn", np.array(outputs), x)
+        outputs = np.array(outputs)
+        if self.options["transformer-rnn-projection"]:
+            outputs = self._linear(outputs, f"{name}_Wo", f"{name}_bo")
+        return self._after(f"{name}_ffn", outputs, x)
 
     def _feed_forward(self, name, x):
-        activation = ACTIVATIONS[self.options["transformer-ffn-activation"]]
+        activation = self.options["transformer-ffn-activation"]
+        activation = ACTIVATIONS["old gelu" if activation == "gelu" and self.version < (1, 12, 3) else activation]
         result, depth = self._before(f"{name}_ffn", x), self.options["transformer-ffn-depth"]
         for number in range(1, depth + 1):
             result = self._linear(result, f"{name}_W{number}", f"{name}_b{number}")

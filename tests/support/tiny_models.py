@@ -55,6 +55,12 @@ SETTINGS = {
         decoder_self_attention="ssru",
         ssru_projection=True,
     ),
+    "queries_only": config(
+        encoder=stack(norm_first=True, norm_queries_only=True, final_norm=True),
+        decoder=stack(norm_first=True, norm_queries_only=True, final_norm=True, num_layers=2),
+        attention_projection=False,
+        activation="quick_gelu",
+    ),
     "odd_ones": config(
         encoder=stack(positions="none", embedding_norm="after", residual_scale=1.3, final_norm=True),
         decoder=stack(

@@ -5,6 +5,7 @@ embeddings, for the start token and for padding; all tables get the same number 
 """
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlx_transformer.config.model import ModelConfig
+from mlx_transformer.config.model import STACK_LIMITS, ModelConfig
+from mlx_transformer.messages import short_repr
 from mlx_transformer.weights.families import transforms
 from mlx_transformer.weights.families.spec import FINAL_NORMS, OUTPUT_BIAS, STACKS, Family, NameTable, Source
 
@@ -22,6 +24,8 @@ NEVER = -10_000.0  # the logit of a token that has no probability, within the ra
 UNK_ID = 1  # which Marian generates only if it is told to
 # Options of Marian's search without a counterpart, and their usual values.
 IGNORED_OPTIONS = {"word-penalty": 0, "skip-cost": False}
+FIRST_PRE_NORM = (1, 11, 0)  # the version from which pre-norm self-attention normalises keys and values too
+FIRST_EXACT_GELU = (1, 12, 3)
 TABLES = ("Wemb", "encoder_Wemb", "decoder_Wemb", "decoder_ff_logit_out_Wt")
 
 
@@ -30,27 +34,28 @@ def _linear(layer: str, weight: str, bias: str) -> NameTable:
 
 
 def _norm(norm: str, *names: str) -> NameTable:
+    """Return the names of a normalisation after a sublayer, or before it."""
     sources: dict[str, list[Source]] = {
-        leaf: [(f"{name}_ln_{end}", transforms.flatten_bias) for name in names]
+        leaf: [(f"{name}_ln_{end}{time}", transforms.flatten_bias) for name in names for time in ("", "_pre")]
         for leaf, end in (("weight", "scale"), ("bias", "bias"))
     }
     return {f"{norm}.{leaf}": source for leaf, source in sources.items()}
 
 
-def _layer(stack: str) -> NameTable:
+def _layer(stack: str, index: int | str = "{i}", number: int | str = "{number}") -> NameTable:
     """Return the names of a layer; Marian counts layers from one."""
-    ours, theirs = f"{stack}.layers.{{i}}", f"{stack}_l{{number}}"
+    ours, theirs = f"{stack}.layers.{index}", f"{stack}_l{number}"
     names: NameTable = {}
     attentions = {"self_attention": "self"} | ({"cross_attention": "context"} if stack == "decoder" else {})
     for attention, part in attentions.items():
         for projection, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
             prefix = f"{theirs}_{part}"
             names |= _linear(f"{ours}.{attention}.{projection}_proj", f"{prefix}_W{letter}", f"{prefix}_b{letter}")
-        ends = [f"{part}_Wo", *(["rnn_ffn"] if part == "self" and stack == "decoder" else [])]
+        ends = [f"{part}_Wo", *(["rnn_ffn", "rnn"] if part == "self" and stack == "decoder" else [])]
         names |= _norm(f"{ours}.{attention}_residual.norm", *(f"{theirs}_{end}" for end in ends))
-    for projection, number in (("up", 1), ("down", 2)):
+    for projection, end in (("up", 1), ("down", 2)):
         prefix = f"{theirs}_ffn"
-        names |= _linear(f"{ours}.feed_forward.{projection}_proj", f"{prefix}_W{number}", f"{prefix}_b{number}")
+        names |= _linear(f"{ours}.feed_forward.{projection}_proj", f"{prefix}_W{end}", f"{prefix}_b{end}")
     if stack == "decoder":
         names |= {f"{ours}.ssru.input_proj.weight": (f"{theirs}_rnn_W", mx.transpose)}
         names |= _linear(f"{ours}.ssru.forget_proj", f"{theirs}_rnn_Wf", f"{theirs}_rnn_bf")
@@ -87,10 +92,85 @@ def marian_names(rows: int | None = None) -> NameTable:
     }
 
 
-def with_equal_tables(family: Family, shapes: dict[str, tuple[int, ...]]) -> Family:
-    """Return the family for a checkpoint, whose vocabularies may have different sizes."""
-    sizes = {shapes[name][0] for name in TABLES if len(shapes.get(name, ())) == 2}
-    return replace(family, names=marian_names(max(sizes) + 1)) if len(sizes) > 1 else family
+def adapt(family: Family, settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Family:
+    """Return the family for a checkpoint whose vocabularies have different sizes, or whose decoder has tied layers.
+
+    Raises:
+        ValueError: If a vocabulary is factored, or the tied layers are not one for each layer.
+    """
+    tables = {name: shapes[name][0] for name in TABLES if len(shapes.get(name, ())) == 2}
+    check_vocabularies(settings, tables)
+    names = marian_names(max(tables.values()) + 1) if len(set(tables.values())) > 1 else dict(family.names)
+    for index, number in enumerate(tied_layers(settings)):
+        names |= _layer("decoder", index, number)
+    return replace(family, names=names)
+
+
+def check_vocabularies(settings: dict[str, Any], tables: dict[str, int]) -> None:
+    """Raise ValueError if a vocabulary has more words than its table has rows, because words have factors."""
+    sizes = settings.get("dim-vocabs")
+    numbers = [size for size in sizes if type(size) is int] if isinstance(sizes, list) else []
+    if numbers and tables and max(numbers) > max(tables.values()):
+        raise ValueError(
+            f"A checkpoint with {max(numbers)} words and {max(tables.values())} embeddings has a factored vocabulary, "
+            "which is not supported: choose a model with a SentencePiece vocabulary."
+        )
+
+
+def tied_layers(settings: dict[str, Any]) -> list[int]:
+    """Return the number of the layer whose weights each decoder layer has; none if all have their own."""
+    numbers, depth = settings.get("transformer-tied-layers") or [], settings.get("dec-depth")
+    if not isinstance(numbers, list) or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"transformer-tied-layers must be numbers of layers, not {short_repr(numbers)}: correct them.")
+    if numbers and (len(numbers) != depth or depth > STACK_LIMITS["num_layers"]):
+        raise ValueError(
+            f"transformer-tied-layers must be one for each of the {short_repr(depth)} decoder layers, not "
+            f"{len(numbers)}: correct them."
+        )
+    return numbers
+
+
+def operations(settings: dict[str, Any], name: str) -> str:
+    """Return the operations of transformer-preprocess, -postprocess or -postprocess-top, without dropout."""
+    value = settings.get(f"transformer-{name}")
+    return "".join(letter for letter in str("" if value is None else value) if letter != "d")
+
+
+def norm_first(settings: dict[str, Any]) -> bool:
+    """Return whether layers are pre-norm; ValueError for norms elsewhere and for highway connections."""
+    before, after, top = (operations(settings, name) for name in ("preprocess", "postprocess", "postprocess-top"))
+    if (before, after) not in (("", "an"), ("n", "a")) or top not in ("", "n"):
+        raise ValueError(
+            f"A checkpoint with transformer-preprocess {short_repr(before)}, -postprocess {short_repr(after)} and "
+            f"-postprocess-top {short_repr(top)} cannot be converted: the first two must be '' and 'an' or 'n' and "
+            "'a', the last one '' or 'n'; choose another model."
+        )
+    return before == "n"
+
+
+def version(settings: dict[str, Any], option: str) -> tuple[int, ...]:
+    """Return the version of Marian that trained a model, on which the meaning of an option depends."""
+    text = settings.get("version")
+    match = re.match(r"v?(\d{1,4})\.(\d{1,4})\.(\d{1,4})", text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(
+            f"A checkpoint with {option} needs Marian's version among its options, such as v1.12.0, not "
+            f"{short_repr(text)}: use the file that Marian wrote."
+        )
+    return tuple(map(int, match.groups()))
+
+
+def norm_queries_only(settings: dict[str, Any]) -> bool:
+    """Return whether self-attention normalises its queries only."""
+    return norm_first(settings) and version(settings, "transformer-preprocess n") < FIRST_PRE_NORM
+
+
+def activation(settings: dict[str, Any]) -> str:
+    """Return the activation; gelu was first an approximation."""
+    name = settings.get("transformer-ffn-activation") or "swish"
+    if name == "gelu" and version(settings, "transformer-ffn-activation gelu") < FIRST_EXACT_GELU:
+        return "quick_gelu"
+    return transforms.activation(name)
 
 
 def decoder_self_attention(settings: dict[str, Any]) -> str:
@@ -127,16 +207,24 @@ MARIAN = Family(
     marian_names(),
     {
         "num_heads": "transformer-heads",
-        "activation": ("transformer-ffn-activation", "swish", transforms.activation),
+        "activation": activation,
+        "norm_first": norm_first,
+        "encoder.norm_queries_only": norm_queries_only,
+        "decoder.norm_queries_only": lambda settings: (
+            decoder_self_attention(settings) == "attention" and norm_queries_only(settings)
+        ),
         "decoder_self_attention": decoder_self_attention,
         "max_length": lambda settings: settings["tensors"].get("encoder.max_length", MAX_LENGTH),
         "pad_id": last_id,
         "start_id": last_id,
     },
-    constants={"norm_first": False, "eos_id": 0, "norm_eps": 1e-6},
+    constants={"eos_id": 0, "norm_eps": 1e-6},
     presence=OUTPUT_BIAS
     | FINAL_NORMS
-    | {"ssru_projection": ("decoder.layers.0.ssru.out_proj.weight", True, False)}
+    | {
+        "attention_projection": ("encoder.layers.0.self_attention.out_proj.weight", True, False),
+        "ssru_projection": ("decoder.layers.0.ssru.out_proj.weight", True, False),
+    }
     | {
         f"{stack}.{setting}": (f"{stack}.{parameter}.weight", present, absent)
         for stack in STACKS
@@ -149,16 +237,14 @@ MARIAN = Family(
     sinusoids=transforms.sinusoidal_tensor2tensor,
     supported={
         "type": ("transformer",),
-        "transformer-preprocess": ("", "d"),
-        "transformer-postprocess": ("dan", "an"),
-        "transformer-postprocess-top": ("", "n"),
+        "right-left": (False,),
         "transformer-ffn-depth": (2,),
         "transformer-decoder-ffn-depth": (0, 2),
         "transformer-decoder-autoreg": ("self-attention", "rnn"),
-        "transformer-ffn-activation": ("relu", "swish"),  # Marian's gelu is an approximation of its own
-        "transformer-no-projection": (False,),
+        "transformer-ffn-activation": ("relu", "swish", "gelu"),
         "transformer-pool": (False,),
-        "transformer-tied-layers": ([],),
+        "transformer-disable-position-embeddings": (False,),
+        "transformer-attention-mask": ("default",),
         "lemma-dim-emb": (0,),
         "ulr": (False,),
     },
@@ -168,6 +254,6 @@ MARIAN = Family(
         "max_length_ratio": lambda settings, _: settings.get("max-length-factor", 3),
         "suppress_ids": suppressed_ids,
     },
-    adapt=with_equal_tables,
+    adapt=adapt,
     ignored=("*_QuantMultA",),  # multipliers of inputs, for products of integers
 )

@@ -38,7 +38,8 @@ class Family:
             assumptions.
         defaults_from: Where these values come from, such as "torch.nn.Transformer".
         source_specials: Special tokens around a source: "start", "end" or both.
-        adapt: Returns the family for a checkpoint whose tensors have these shapes; None for the same family.
+        adapt: Returns the family for a checkpoint with these settings, whose tensors have these shapes; None for the
+            same family.
     """
 
     names: NameTable
@@ -53,7 +54,7 @@ class Family:
     defaults: dict[str, Any] = field(default_factory=dict)
     defaults_from: str = ""
     source_specials: tuple[str, ...] = ()
-    adapt: Callable[["Family", dict[str, tuple[int, ...]]], "Family"] | None = None
+    adapt: Callable[["Family", dict[str, Any], dict[str, tuple[int, ...]]], "Family"] | None = None
 
     def default_values(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """Return the values of `defaults`, from the fields that the tensors determine."""

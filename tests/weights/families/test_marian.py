@@ -6,7 +6,18 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from support.marian_files import EOS, SEPARATE, STUDENT, UNK, MarianModel, MarianReference, write_bin, write_npz
+from support.marian_files import (
+    EOS,
+    OLD_PRE_NORM,
+    PRE_NORM,
+    SEPARATE,
+    STUDENT,
+    UNK,
+    MarianModel,
+    MarianReference,
+    write_bin,
+    write_npz,
+)
 
 import mlx_transformer as mt
 from mlx_transformer.weights import convert
@@ -22,7 +33,17 @@ VARIANTS = {
     "learned positions": {"transformer-train-positions": True},
     "normalised embeddings": {"transformer-postprocess-emb": "nd"},
     "final norms": {"transformer-postprocess-top": "n"},
+    "pre-norm": PRE_NORM,
+    "pre-norm without dropout and final norms": PRE_NORM | {"transformer-postprocess": "a"},
+    "pre-norm of queries only": OLD_PRE_NORM,
+    "exact gelu": {"transformer-ffn-activation": "gelu", "version": "v1.12.3; a 2023-03-01 13:48:09 +0000"},
+    "approximated gelu": {"transformer-ffn-activation": "gelu", "version": "v1.12.2"},
+    "tied layers": {"dec-depth": 4, "transformer-tied-layers": [1, 1, 2, 1]},
+    "no projection": {"transformer-no-projection": True},
     "student": STUDENT,
+    "pre-norm student": STUDENT | PRE_NORM | {"version": "v1.9.56"},
+    "student with tied layers and a projection": STUDENT
+    | {"transformer-tied-layers": [1, 1], "transformer-rnn-projection": True},
     "student with two vocabularies": STUDENT | SEPARATE,
 }
 FORMATS = {"npz": None, "float32 bin": None, "8 bits": 8, "16 bits": 16}
@@ -104,13 +125,12 @@ def test_options_of_the_search(tmp_path, caplog):
     [
         ("type", "s2s"),
         ("type", "amun"),
-        ("transformer-preprocess", "n"),
-        ("transformer-postprocess", "dhn"),
         ("transformer-decoder-autoreg", "average-attention"),
-        ("transformer-ffn-activation", "gelu"),
+        ("transformer-ffn-activation", "prelu"),
         ("transformer-ffn-depth", 3),
-        ("transformer-tied-layers", [1, 1]),
-        ("transformer-no-projection", True),
+        ("transformer-attention-mask", "alibi"),
+        ("transformer-disable-position-embeddings", True),
+        ("right-left", True),
         ("lemma-dim-emb", 32),
         ("ulr", True),
     ],
@@ -118,7 +138,29 @@ def test_options_of_the_search(tmp_path, caplog):
 def test_what_is_not_supported_is_named(tmp_path, option, value):
     model = MarianModel()
     model.options |= {option: value}
-    with pytest.raises(ValueError, match=f"A checkpoint with {option} .* cannot be converted"):
+    with pytest.raises(ValueError, match=f"A checkpoint with {option} .* cannot be converted: it must be .*; choose"):
+        convert.load(write_npz(tmp_path / "model.npz", model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transformer-preprocess": "n"}, "the first two must be '' and 'an' or 'n' and 'a'"),
+        ({"transformer-postprocess": "dhn"}, "-postprocess 'hn' .* choose another model"),
+        ({"transformer-postprocess": "dar"}, "-postprocess 'ar' .* choose another model"),
+        ({"transformer-postprocess-top": "a"}, "-postprocess-top 'a' .* the last one '' or 'n'"),
+        (PRE_NORM | {"version": 1.9}, "transformer-preprocess n needs Marian's version .* such as v1.12.0, not 1.9"),
+        ({"transformer-ffn-activation": "gelu", "version": "new"}, "gelu needs Marian's version"),
+        ({"transformer-tied-layers": [1]}, "must be one for each of the 2 decoder layers, not 1"),
+        ({"transformer-tied-layers": ["x", "y"]}, "must be numbers of layers, not"),
+        ({"dec-depth": 10**6, "transformer-tied-layers": [1] * 10**4}, "must be one for each of the 1000000 decoder"),
+        ({"dim-vocabs": [48, 3000]}, "3000 words and 48 embeddings has a factored vocabulary"),
+    ],
+)
+def test_options_that_cannot_be_converted_are_one_line(tmp_path, changes, message):
+    model = MarianModel()
+    model.options |= changes
+    with pytest.raises(ValueError, match=message):
         convert.load(write_npz(tmp_path / "model.npz", model))
 
 
