@@ -251,7 +251,7 @@ def setting_phrase(name: str, value: Any, tokens: dict[int, str]) -> str:
     ids = value if isinstance(value, list | tuple) else [value]
     if name not in TOKEN_SETTINGS or not ids or ids == [None]:
         return f"{name.replace('_', ' ')} {setting_text(value)}"
-    names = [f"{tokens[i]} (id {i})" if i in tokens else f"id {i}" for i in ids[:MAX_LISTED]]
+    names = [f"{tokens[i]} (id {i})" if tokens.get(i) else f"id {i}" for i in ids[:MAX_LISTED]]
     return f"{TOKEN_SETTINGS[name]} {', '.join(names)}{more_than(list(ids), MAX_LISTED)}"
 
 

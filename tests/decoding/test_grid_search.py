@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -37,10 +38,12 @@ def contains(ids, phrases):
 PHRASES = ([[3]], [[4, 5]], [[5, 4], [6]], [[6, 6]], [], [[3, 4, 5]])
 
 
-@pytest.mark.parametrize("length_penalty", [0, 1, -1])
-@pytest.mark.parametrize("early_stopping", [False, "never"])
-def test_a_wide_grid_equals_brute_force(length_penalty, early_stopping, tolerance):
-    model = random_model(SMALL, eos_bias=0.5, seed=3)
+@pytest.mark.parametrize(
+    ("decoder", "length_penalty", "early_stopping"),
+    [("attention", penalty, stop) for penalty in (0, 1, -1) for stop in (False, "never")] + [("ssru", 1, False)],
+)
+def test_a_wide_grid_equals_brute_force(decoder, length_penalty, early_stopping, tolerance):
+    model = random_model(replace(SMALL, decoder_self_attention=decoder), eos_bias=0.5, seed=3)
     teacher, limit = Teacher(model), 4
     sources = random_sources(model.config, [5] * len(PHRASES))
     search = SearchConfig(140, 140, limit, 0, length_penalty, early_stopping, suppress_ids=(0, 2))

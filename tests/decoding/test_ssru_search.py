@@ -3,7 +3,7 @@
 import mlx.core as mx
 import pytest
 from support.reference_search import Teacher, check_equals_reference
-from support.tiny_models import SETTINGS, random_model, random_sources
+from support.tiny_models import SETTINGS, padded, random_model, random_sources
 
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
@@ -42,6 +42,26 @@ def test_prefixes_of_several_tokens_equal_the_reference_search(teacher, sources,
         check_equals_reference(
             teacher, [sources[row] for row in rows], search, tolerance, prefixes=[prefixes[row] for row in rows]
         )
+
+
+@pytest.mark.parametrize(
+    ("search", "phrases"),
+    [
+        (SearchConfig(3, 3, 9, temperature=1.0, seed=5), None),
+        (SearchConfig(3, 3, 9, alternatives=True), None),
+        (SearchConfig(2, 2, 9), [[[5, 6]], [], [[4], [7]], [[9]], [[8, 8, 8]]]),
+    ],
+    ids=["sampling", "alternatives", "required phrases"],
+)
+def test_other_searches_do_not_depend_on_the_batch(teacher, sources, search, phrases):
+    model = teacher.model
+    together = generate_ids(model, padded(sources, model.config), search, required_phrases=phrases)
+    for row, source in enumerate(sources):
+        needed = phrases and [phrases[row]]
+        (alone,) = generate_ids(model, mx.array([source]), search, lines=[row], required_phrases=needed)
+        assert [hypothesis.ids for hypothesis in together[row]] == [hypothesis.ids for hypothesis in alone]
+    texts = {tuple(hypothesis.ids) for hypotheses in together for hypothesis in hypotheses}
+    assert len(texts) > 4
 
 
 def test_a_stream_gives_the_greedy_target(teacher, sources):

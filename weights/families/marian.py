@@ -20,7 +20,8 @@ from mlx_transformer.weights.families.spec import FINAL_NORMS, OUTPUT_BIAS, STAC
 
 logger = logging.getLogger(__name__)
 MAX_LENGTH = 1024  # of models without a table of positions, which only bounds memory
-NEVER = -10_000.0  # the logit of a token that has no probability, within the range of float16
+# The logit of a token that has no probability, within the range of float16; label smoothing adds a share of it.
+NEVER = -1000.0
 UNK_ID = 1  # which Marian generates only if it is told to
 # Options of Marian's search without a counterpart, and their usual values.
 IGNORED_OPTIONS = {"word-penalty": 0, "skip-cost": False}

@@ -20,6 +20,7 @@ from support.marian_files import (
 )
 
 import mlx_transformer as mt
+from mlx_transformer.training.losses import batch_loss
 from mlx_transformer.weights import convert
 
 VARIANTS = {
@@ -106,6 +107,16 @@ def test_tokens_that_marian_never_generates_are_suppressed(tmp_path):
     model, _ = converted(tmp_path, "npz", VARIANTS["a smaller target vocabulary"])
     assert sorted(model.search_defaults.suppress_ids) == [UNK, *range(40, 57)]
     assert (model.config.eos_id, model.config.start_id, model.config.pad_id) == (EOS, 56, 56)
+
+
+def test_added_rows_hardly_change_the_loss_with_label_smoothing(tmp_path):
+    """The smoothed loss has the mean of all logits, so that rows without a probability must not outweigh the others."""
+    model, _ = converted(tmp_path, "npz", STUDENT | {"dim-vocabs": [8000, 8000]})
+    source, target = mx.array([SOURCES[0]]), mx.array([[model.config.start_id, *TARGETS[0]]])
+    losses = [batch_loss(model, source, target, smoothing)[0].item() / len(TARGETS[0]) for smoothing in (0.0, 0.1)]
+    logits = np.array(model(source, target[:, :-1]))[..., :-1]  # without the added row
+    labels = np.take_along_axis(logits, np.array(TARGETS[0])[None, :, None], axis=2)[..., 0]
+    assert abs(losses[1] - losses[0] - 0.1 * (labels - logits.mean(-1)).mean()) < 0.02
 
 
 def test_options_of_the_search(tmp_path, caplog):

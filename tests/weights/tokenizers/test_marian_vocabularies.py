@@ -105,6 +105,8 @@ def test_a_student_of_firefox_has_one_vocabulary(tmp_path, caplog):
     assert tokenizer.config.language_pair == ("en", "fr") and isinstance(mt.generate(model, tokenizer, "Hello."), str)
     facts = json.loads(CliRunner().invoke(main, ["info", str(tmp_path / "enfr"), "--json"]).output)
     assert facts["family"] == "marian-native"
+    shown = " ".join(CliRunner().invoke(main, ["info", str(tmp_path / "enfr")]).output.split())
+    assert f"never generates id {size}, <unk> (id 1)" in shown
 
 
 def test_compressed_files_of_firefox_are_loaded(tmp_path):
