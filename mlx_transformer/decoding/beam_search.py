@@ -72,7 +72,7 @@ def generate_ids(
     if not source.shape[0]:
         return []
     search = search or model.search_defaults
-    rows = select_output_rows(model, shortlist, required_phrases or [])
+    rows = select_output_rows(model, shortlist, search, required_phrases, forced_bos_ids, prefix_ids)
     step = compile_step(model, search, scores, forced_bos_ids is not None, continues_word, rows)
     running = RunningSearch(model, search, step, sizes)
     keys = running.add(source, max_tokens, start_ids, forced_bos_ids, prefix_ids, lines, required_phrases)
@@ -116,7 +116,7 @@ def stream_ids(
     length = len(prefixes[0])
     target = first_tokens(model.config, start_ids, prefixes, length)
     memory, inputs, state = prefill(model, search, source, inputs, target, cache_capacity(length + 1), 1)
-    rows = select_output_rows(model, shortlist, [])
+    rows = select_output_rows(model, shortlist, search, None, forced_bos_ids, prefix_ids)
     step = compile_step(model, search, scores=False, forced=forced_bos_ids is not None, shortlist=rows)
     yield from prefixes[0]
     previous = None
@@ -157,7 +157,12 @@ def compile_step(
 
 
 def select_output_rows(
-    model: Transformer, shortlist: Sequence[int] | np.ndarray | None, required_phrases: RequiredPhrases
+    model: Transformer,
+    shortlist: Sequence[int] | np.ndarray | None,
+    search: SearchConfig,
+    required_phrases: RequiredPhrases | None = None,
+    forced_bos_ids: list[int] | None = None,
+    prefix_ids: list[list[int]] | None = None,
 ) -> Shortlist | None:
     """Return the rows of the output layer for the tokens of a shortlist, with those that every target may need."""
     if shortlist is None:
@@ -165,9 +170,12 @@ def select_output_rows(
     ids, vocab_size = np.asarray(shortlist), model.config.target_vocab_size
     if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or not ids.size):
         raise ValueError(f"shortlist must be a list of token ids, not {short_repr(shortlist)}.")
-    required = [token for phrases in required_phrases for phrase in phrases for token in phrase]
+    required = [token for phrases in required_phrases or [] for phrase in phrases for token in phrase]
     ids = np.concatenate([ids, [*model.config.eos_ids, *required]]).astype(np.int64)
     if ids.min() < 0 or ids.max() >= vocab_size:
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise ValueError(f"shortlist must be token ids from 0 to {vocab_size - 1}, not {wrong}: use the model's own.")
-    return model.shortlist(ids)
+    forced = {search.forced_bos_id, search.forced_eos_id, *(forced_bos_ids or [])}
+    forced |= {token for prefix in prefix_ids or [] for token in prefix}
+    tokens = [token for token in forced if token is not None and token in range(vocab_size)]  # others are errors later
+    return model.shortlist(ids, tokens)

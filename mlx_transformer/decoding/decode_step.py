@@ -14,10 +14,10 @@ from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.grid_search import end_words, enter_next_bank
 from mlx_transformer.decoding.inputs import DecodingInputs
-from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits
+from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits, vocab_size
 from mlx_transformer.decoding.sampling import sample, top_k
 from mlx_transformer.model.positions import constant_arange
-from mlx_transformer.model.shortlist import Shortlist
+from mlx_transformer.model.shortlist import Shortlist, columns_to_ids
 from mlx_transformer.model.transformer import Memory, Transformer
 
 
@@ -68,17 +68,17 @@ def decode_step(
     batch, beams = state.tokens.shape
     cache = model.make_cache(list(state.cache), state.length, state.starts)
     logits = model.decode(state.tokens.reshape(-1, 1), memory, cache, shortlist=shortlist)[:, -1].astype(mx.float32)
-    vocab, lengths = logits.shape[-1], cache.lengths
+    vocab, lengths = model.config.target_vocab_size, cache.lengths
     processed, normalizer = process_logits(
-        logits, search, model.config, inputs, state.history, lengths, normalize=scores or beams > 1
+        logits, search, model.config, inputs, state.history, lengths, scores or beams > 1, shortlist
     )
     if continues_word.size and beams > search.beam_size:
         last = mx.take(state.backpointers, mx.maximum(state.length - 1, 0), axis=0)
-        processed = end_words(processed, last, inputs, continues_word, beams // search.beam_size)
+        processed = end_words(processed, last, inputs, continues_word, beams // search.beam_size, shortlist)
     if search.is_beam_search:
-        totals, backpointers = expand_beams(search, model.config, state, inputs, processed, normalizer)
+        totals, backpointers = expand_beams(search, model.config, state, inputs, processed, normalizer, shortlist)
     else:
-        totals, backpointers = extend_each_beam(search, state, inputs, processed, normalizer, lengths)
+        totals, backpointers = extend_each_beam(search, state, inputs, processed, normalizer, lengths, shortlist)
 
     max_new_tokens = inputs.max_new_tokens[::beams]
     generated = lengths[::beams] - inputs.prefix_lengths[::beams]
@@ -122,6 +122,7 @@ def expand_beams(
     inputs: DecodingInputs,
     scores: mx.array,
     normalizer: mx.array,
+    shortlist: Shortlist | None,
 ) -> tuple[mx.array, mx.array]:
     """Return the best continuations over all beams of a bank.
 
@@ -131,15 +132,16 @@ def expand_beams(
     Returns:
         Sums of log-probabilities and backpointers, (batch, banks x candidates), best first in each bank.
     """
-    (batch, beams), vocab = state.scores.shape, scores.shape[-1]
+    (batch, beams), vocab = state.scores.shape, vocab_size(scores, shortlist)
     banks, candidates = beams // search.beam_size, (1 + len(config.eos_ids)) * search.beam_size
     staying = scores if banks == 1 else mx.where(inputs.in_phrase, NEG_INF, scores)
-    values, tokens = top_k(staying, candidates)
+    values, columns = top_k(staying, candidates)
+    tokens = columns_to_ids(columns, shortlist)
     totals = (values - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
     backpointers = tokens.reshape(batch, beams, -1) + vocab * constant_arange(beams, np.uint32)[:, None]
     totals, backpointers = totals.reshape(batch * banks, -1), backpointers.reshape(batch * banks, -1)
     if banks > 1:
-        entering = enter_next_bank(state.scores, scores, normalizer, inputs, banks)
+        entering = enter_next_bank(state.scores, scores, normalizer, inputs, banks, shortlist)
         totals = mx.concatenate([totals, entering[0]], axis=1)
         backpointers = mx.concatenate([backpointers, entering[1]], axis=1)
     totals, order = top_k(totals, candidates)
@@ -154,19 +156,21 @@ def extend_each_beam(
     scores: mx.array,
     normalizer: mx.array,
     lengths: mx.array,
+    shortlist: Shortlist | None,
 ) -> tuple[mx.array, mx.array]:
     """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, beams)."""
-    (batch, beams), vocab = state.scores.shape, scores.shape[-1]
+    (batch, beams), vocab = state.scores.shape, vocab_size(scores, shortlist)
     if search.temperature:
-        tokens = sample(scores, search, inputs.keys, lengths)
+        columns = sample(scores, search, inputs.keys, lengths, shortlist)
     elif search.alternatives:
         num_forced = mx.maximum(inputs.prefix_lengths, int(search.forced_bos_id is not None))
         is_first = lengths - num_forced == 1
         rank = mx.where(is_first, (constant_arange(batch * beams) % beams)[:, None], 0)
-        tokens = mx.take_along_axis(top_k(scores, beams)[1], rank, axis=1)
+        columns = mx.take_along_axis(top_k(scores, beams)[1], rank, axis=1)
     else:
-        tokens = mx.argmax(scores, axis=-1, keepdims=True)
-    logprobs = mx.take_along_axis(scores, tokens, axis=1) - normalizer
+        columns = mx.argmax(scores, axis=-1, keepdims=True)
+    logprobs = mx.take_along_axis(scores, columns, axis=1) - normalizer
+    tokens = columns_to_ids(columns, shortlist)
     backpointers = tokens.reshape(batch, beams) + vocab * constant_arange(beams, np.uint32)
     return state.scores + logprobs.reshape(batch, beams), backpointers
 

@@ -15,6 +15,7 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.inputs import DecodingInputs
 from mlx_transformer.model.exponential import logsumexp
 from mlx_transformer.model.positions import constant_arange
+from mlx_transformer.model.shortlist import Shortlist, columns_to_ids, ids_to_columns
 
 NEG_INF = -float("inf")
 
@@ -27,41 +28,43 @@ def process_logits(
     history: mx.array,
     lengths: mx.array,
     normalize: bool = True,
+    shortlist: Shortlist | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Apply all logits processors of a search.
 
     Args:
-        logits: float32 (rows, vocab).
+        logits: float32 (rows, columns), one column for each token of the vocabulary or for each row of the shortlist.
         search: The search configuration.
         config: The model configuration.
         inputs: Per-sentence settings.
         history: Start token and generated tokens, (rows, capacity + 1); width 0 if no processor reads it.
         lengths: Number of tokens in each row of the history, int32 (rows or 1, 1).
         normalize: Whether log-probabilities are needed; the normalizer is zero if not.
+        shortlist: The tokens of the columns; None for all tokens in their order.
 
     Returns:
-        Scores, (rows, vocab), and a normalizer, (rows, 1). Scores minus normalizer are log-probabilities; they are not
-        computed for the whole vocabulary here, because only the best few are needed.
+        Scores, (rows, columns), and a normalizer, (rows, 1). Scores minus normalizer are log-probabilities; they are
+        not computed for the whole vocabulary here, because only the best few are needed.
     """
     if search.repetition_penalty != 1 and not search.is_beam_search:
-        logits = repetition_penalty(logits, search.repetition_penalty, history, lengths)
+        logits = repetition_penalty(logits, search.repetition_penalty, history, lengths, shortlist)
     scores, normalizer = logits, logsumexp(logits) if normalize else mx.zeros((logits.shape[0], 1))
     if search.repetition_penalty != 1 and search.is_beam_search:
-        scores = repetition_penalty(logits - normalizer, search.repetition_penalty, history, lengths)
+        scores = repetition_penalty(logits - normalizer, search.repetition_penalty, history, lengths, shortlist)
         normalizer = mx.zeros_like(normalizer)
     if search.no_repeat_ngram_size:
-        scores = mask_tokens(
-            scores, *ngram_continuations(history, lengths, history, lengths, search.no_repeat_ngram_size)
-        )
+        size = search.no_repeat_ngram_size
+        scores = mask_tokens(scores, *ngram_continuations(history, lengths, history, lengths, size), shortlist)
     if search.source_no_repeat_ngram_size:
         source_length = mx.array(inputs.source.shape[1])
         size = search.source_no_repeat_ngram_size
-        scores = mask_tokens(scores, *ngram_continuations(inputs.source, source_length, history, lengths, size))
+        matches = ngram_continuations(inputs.source, source_length, history, lengths, size)
+        scores = mask_tokens(scores, *matches, shortlist)
     for size in sorted({len(word) for word in search.bad_words} - {1}):
         words = mx.array([word for word in search.bad_words if len(word) == size])
-        scores = mask_tokens(scores, *matched_bad_words(history, lengths, words))
-    scores = suppress_tokens(scores, [word[0] for word in search.bad_words if len(word) == 1])
-    tokens = constant_arange(scores.shape[-1])
+        scores = mask_tokens(scores, *matched_bad_words(history, lengths, words), shortlist)
+    scores = suppress_tokens(scores, [word[0] for word in search.bad_words if len(word) == 1], shortlist)
+    tokens = columns_to_ids(constant_arange(scores.shape[-1]), shortlist)
     generated = lengths - inputs.prefix_lengths
     scores = mx.where(is_end_token(tokens, config) & (generated < inputs.min_new_tokens), NEG_INF, scores)
     if search.forced_bos_id is not None:
@@ -70,7 +73,7 @@ def process_logits(
         scores = mx.where(
             generated == inputs.max_new_tokens, force_token(tokens, search.forced_eos_id, normalizer), scores
         )
-    scores = suppress_tokens(scores, [config.pad_id, *search.suppress_ids])
+    scores = suppress_tokens(scores, [config.pad_id, *search.suppress_ids], shortlist)
     if search.renormalize and normalize:
         normalizer = logsumexp(scores)
     if inputs.prefix_ids.shape[1]:
@@ -84,11 +87,17 @@ def is_end_token(tokens: mx.array, config: ModelConfig) -> mx.array:
     return functools.reduce(operator.or_, [tokens == token for token in config.eos_ids])
 
 
-def suppress_tokens(scores: mx.array, tokens: list[int]) -> mx.array:
+def suppress_tokens(scores: mx.array, tokens: list[int], shortlist: Shortlist | None = None) -> mx.array:
     """Set the scores of tokens to -inf in all rows; ids outside the vocabulary are ignored."""
     if not tokens:
         return scores
-    return mx.where(mx.array(np.isin(np.arange(scores.shape[-1]), tokens)), NEG_INF, scores)
+    mask = mx.array(np.isin(np.arange(vocab_size(scores, shortlist)), tokens))
+    return mx.where(mask if shortlist is None else mx.take(mask, shortlist.ids), NEG_INF, scores)
+
+
+def vocab_size(scores: mx.array, shortlist: Shortlist | None) -> int:
+    """Return the number of tokens of the vocabulary, of which scores may have the columns of a shortlist only."""
+    return scores.shape[-1] if shortlist is None else shortlist.columns.shape[0]
 
 
 def force_token(tokens: mx.array, token: mx.array | int, normalizer: mx.array) -> mx.array:
@@ -96,32 +105,37 @@ def force_token(tokens: mx.array, token: mx.array | int, normalizer: mx.array) -
     return mx.where(tokens == token, normalizer, NEG_INF)
 
 
-def repetition_penalty(scores: mx.array, penalty: float, history: mx.array, lengths: mx.array) -> mx.array:
+def repetition_penalty(
+    scores: mx.array, penalty: float, history: mx.array, lengths: mx.array, shortlist: Shortlist | None = None
+) -> mx.array:
     """Lower the scores of tokens that occur in the history (Keskar et al. 2019, section 4.1).
 
     Args:
-        scores: Log-probabilities or logits, (rows, vocab).
+        scores: Log-probabilities or logits, (rows, columns).
         penalty: Factor of negative scores; positive scores are divided by it.
         history: See `process_logits`.
         lengths: See `process_logits`.
+        shortlist: See `process_logits`.
     """
     filled = constant_arange(history.shape[1]) < lengths
     penalized = mx.where(scores < 0, scores * penalty, scores / penalty)
-    return mx.where(token_mask(scores, history, mx.broadcast_to(filled, history.shape)), penalized, scores)
+    mask = token_mask(scores, history, mx.broadcast_to(filled, history.shape), shortlist)
+    return mx.where(mask, penalized, scores)
 
 
-def mask_tokens(logprobs: mx.array, tokens: mx.array, mask: mx.array) -> mx.array:
+def mask_tokens(logprobs: mx.array, tokens: mx.array, mask: mx.array, shortlist: Shortlist | None = None) -> mx.array:
     """Set the scores of `tokens`, (rows, number), to -inf where `mask`, a boolean of the same shape, is True."""
-    return mx.where(token_mask(logprobs, tokens, mask), NEG_INF, logprobs)
+    return mx.where(token_mask(logprobs, tokens, mask, shortlist), NEG_INF, logprobs)
 
 
-def token_mask(logprobs: mx.array, tokens: mx.array, mask: mx.array) -> mx.array:
-    """Return a mask over the vocabulary, bool (rows, vocab), of those `tokens` for which `mask` is True."""
-    rows, vocab = logprobs.shape
-    # All others mark an extra column behind the vocabulary; MLX does not check bounds.
-    columns = mx.where(mask & (tokens >= 0) & (tokens < vocab), tokens, vocab)
-    marks = mx.put_along_axis(mx.zeros((rows, vocab + 1), mx.bool_), columns, mx.array(True), axis=1)
-    return marks[:, :vocab]
+def token_mask(logprobs: mx.array, tokens: mx.array, mask: mx.array, shortlist: Shortlist | None = None) -> mx.array:
+    """Return a mask over the columns, bool (rows, columns), of those `tokens` for which `mask` is True."""
+    rows, width = logprobs.shape
+    is_token = mask & (tokens >= 0) & (tokens < vocab_size(logprobs, shortlist))
+    # All others mark an extra column behind the last; MLX does not check bounds.
+    columns = mx.where(is_token, ids_to_columns(mx.where(is_token, tokens, 0), shortlist), width)
+    marks = mx.put_along_axis(mx.zeros((rows, width + 1), mx.bool_), columns, mx.array(True), axis=1)
+    return marks[:, :width]
 
 
 def take_column(array: mx.array, columns: mx.array) -> mx.array:

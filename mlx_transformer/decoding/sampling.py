@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.search import MAX_BEAM_SIZE, SearchConfig
-from mlx_transformer.decoding.logits_processors import NEG_INF
+from mlx_transformer.decoding.logits_processors import NEG_INF, vocab_size
 from mlx_transformer.model.positions import constant_arange
+from mlx_transformer.model.shortlist import Shortlist
 
 CHUNK_SIZE = 64  # values per chunk in `top_k`: about as many chunks of 8,000 to 32,000 values as candidates from 8
 
@@ -47,26 +48,32 @@ def _chunk_maxima(values: mx.array) -> mx.array:
     return mx.concatenate([maxima, values[:, length:].max(axis=-1, keepdims=True)], axis=1)
 
 
-def sample(scores: mx.array, search: SearchConfig, keys: mx.array, lengths: mx.array) -> mx.array:
+def sample(
+    scores: mx.array, search: SearchConfig, keys: mx.array, lengths: mx.array, shortlist: Shortlist | None = None
+) -> mx.array:
     """Sample one token per row, with temperature, top-k, top-p and min-p.
 
     Args:
-        scores: Log-probabilities up to a constant, (rows, vocab).
+        scores: Log-probabilities up to a constant, (rows, columns).
         search: The search configuration.
         keys: A random key for each row, uint32 (rows, 2), the same for all beams of a sentence.
-        lengths: Number of preceding tokens, int32 (rows or 1, 1); key, beam and length determine the sample.
+        lengths: Number of preceding tokens, int32 (rows or 1, 1); key, beam and length determine the random number of
+            each token of the vocabulary.
+        shortlist: The tokens of the columns; None for all tokens in their order.
 
     Returns:
-        Token ids, uint32 (rows, 1).
+        Columns, uint32 (rows, 1).
 
     Source: Gumbel-max trick (Gumbel 1954; Maddison et al. 2014).
     """
-    rows, vocab = scores.shape
+    rows, vocab = scores.shape[0], vocab_size(scores, shortlist)
     scores = scores / search.temperature
     scores = mx.where(scores < _threshold(scores, search), NEG_INF, scores)
     beams = constant_arange(rows) % search.beam_size
     counters = mx.stack([lengths[:, 0] * MAX_BEAM_SIZE + beams, mx.zeros_like(beams)], axis=1).astype(mx.uint32)
     noise = mx.vmap(lambda key: mx.random.gumbel((vocab,), key=key))(keys ^ counters)
+    if shortlist is not None:
+        noise = mx.take(noise, shortlist.ids, axis=1)
     return mx.argmax(scores + noise, axis=-1, keepdims=True)
 
 

@@ -242,7 +242,8 @@ class Engine:
         key = (search, scores, tuple(given)) if is_shared else object()
 
         def start() -> RunningSearch:
-            output_rows = select_output_rows(self.model, shortlist, required_phrases or [])
+            forced = {name: given[name] for name in ("forced_bos_ids", "prefix_ids") if name in given}
+            output_rows = select_output_rows(self.model, shortlist, search, required_phrases, **forced)
             step = compile_step(self.model, search, scores, is_forced, continues_word, output_rows)
             return RunningSearch(self.model, search, step, batch_sizes(self.model, search.beam_size, joinable=True))
 

@@ -1,5 +1,6 @@
 """Output layers restricted to some tokens (Jean et al. 2015), so that a decode step multiplies by fewer rows."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -14,25 +15,45 @@ class Shortlist(NamedTuple):
 
     Attributes:
         rows: The arrays of the output layer and of an output bias, with these rows only.
-        columns: The index of each token among the rows, int32 (vocab,); the number of rows for all other tokens.
+        ids: The token of each row, uint32 (rows,); no token has two rows.
+        columns: The row of each token, which is its column in the logits, int32 (vocab,); the number of rows for tokens
+            without one.
+        is_listed: Whether a row's token may be generated without being forced, bool (rows,).
     """
 
     rows: dict[str, Any]
+    ids: mx.array
     columns: mx.array
+    is_listed: mx.array
 
 
-def select_rows(arrays: dict[str, Any], ids: np.ndarray, vocab_size: int) -> Shortlist:
-    """Return the shortlist of tokens, from the arrays of an output layer, quantised or not."""
+def select_rows(arrays: dict[str, Any], ids: np.ndarray, forced_ids: Sequence[int], vocab_size: int) -> Shortlist:
+    """Return the shortlist of tokens.
+
+    Args:
+        arrays: The arrays of an output layer, quantised or not.
+        ids: The tokens that may be generated.
+        forced_ids: Tokens of which a search may force one, whatever its probability.
+        vocab_size: Number of tokens.
+    """
     ids = np.unique(ids)
-    num_rows = min(-(-len(ids) // ROW_MULTIPLE) * ROW_MULTIPLE, vocab_size)
+    tokens = np.concatenate([ids, np.setdiff1d(np.array(forced_ids, np.int64), ids)])
+    num_rows = min(-(-len(tokens) // ROW_MULTIPLE) * ROW_MULTIPLE, vocab_size)
+    is_other = np.ones(vocab_size, np.bool_)
+    is_other[tokens] = False
+    tokens = np.concatenate([tokens, np.flatnonzero(is_other)[: num_rows - len(tokens)]])
     columns = np.full(vocab_size, num_rows, np.int32)
-    columns[ids] = np.arange(len(ids))
-    indices = mx.array(np.pad(ids, (0, num_rows - len(ids)), mode="edge"), mx.uint32)
+    columns[tokens] = np.arange(num_rows)
+    indices = mx.array(tokens, mx.uint32)
     rows = tree_map(lambda array: mx.take(array, indices, axis=0), arrays)
-    return Shortlist(rows, mx.array(columns))
+    return Shortlist(rows, indices, mx.array(columns), mx.arange(num_rows) < len(ids))
 
 
-def expand_logits(logits: mx.array, columns: mx.array) -> mx.array:
-    """Return logits of the whole vocabulary, -inf for tokens without a row, (..., rows) -> (..., vocab)."""
-    absent = mx.full((*logits.shape[:-1], 1), -float("inf"), logits.dtype)
-    return mx.take(mx.concatenate([logits, absent], axis=-1), columns, axis=-1)
+def columns_to_ids(columns: mx.array, shortlist: Shortlist | None) -> mx.array:
+    """Return the tokens of columns of the logits; without a shortlist each token has its own column."""
+    return columns if shortlist is None else mx.take(shortlist.ids, columns)
+
+
+def ids_to_columns(ids: mx.array, shortlist: Shortlist | None) -> mx.array:
+    """Return the columns of tokens in the logits; without a shortlist each token has its own column."""
+    return ids if shortlist is None else mx.take(shortlist.columns, ids)

@@ -7,7 +7,7 @@ and generation run the same code.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -32,7 +32,7 @@ from mlx_transformer.model.positions import (
 )
 from mlx_transformer.model.process import check_process
 from mlx_transformer.model.recurrence import linear_recurrence
-from mlx_transformer.model.shortlist import Shortlist, expand_logits, select_rows
+from mlx_transformer.model.shortlist import Shortlist, select_rows
 from mlx_transformer.model.token_ids import check_embeddings, check_target_rows, check_token_ids
 from mlx_transformer.storage.checksums import WeightsSource
 
@@ -487,7 +487,8 @@ class Transformer(nn.Module):
             shortlist: The tokens that may be predicted, of the method `shortlist`; None for all.
 
         Returns:
-            Logits, (rows, target_length, target_vocab_size); -inf for tokens that are not on the shortlist.
+            Logits, (rows, target_length, target_vocab_size). With a shortlist they have a column for each of its rows,
+            -inf in rows that are not listed.
 
         Raises:
             ValueError: If a target is longer than the decoder has positions, an id is not in the vocabulary, or the
@@ -568,11 +569,14 @@ class Transformer(nn.Module):
         """Apply the output layer, (..., dims) -> (..., target_vocab_size); see `decode` for `shortlist`."""
         if shortlist is None:
             return self._apply_output(hidden_states, self._output_arrays)
-        return expand_logits(self._apply_output(hidden_states, shortlist.rows), shortlist.columns)
+        return mx.where(shortlist.is_listed, self._apply_output(hidden_states, shortlist.rows), -float("inf"))
 
-    def shortlist(self, ids: np.ndarray) -> Shortlist:
-        """Return the output layer's rows for some token ids, for `decode`; it computes with these only."""
-        return select_rows(self._output_arrays, ids, self.config.target_vocab_size)
+    def shortlist(self, ids: np.ndarray, forced_ids: Sequence[int] = ()) -> Shortlist:
+        """Return the output layer's rows for some token ids, for `decode`; it computes with these only.
+
+        Rows for `forced_ids` are added, whose logits are -inf unless they are among the ids.
+        """
+        return select_rows(self._output_arrays, ids, forced_ids, self.config.target_vocab_size)
 
     @property
     def output_module(self) -> nn.Module:

@@ -25,8 +25,17 @@ SEARCHES = {
     "sampled": {"temperature": 1.0, "top_p": 0.9, "beam_size": 3, "num_hypotheses": 3},
     "alternatives": {"alternatives": True, "beam_size": 3, "num_hypotheses": 3},
     "forced": {"beam_size": 2, "forced_bos_id": 9},
+    "forced ends": {"beam_size": 3, "forced_eos_id": 10, "min_tokens": 4},
+    "bad words": {"beam_size": 3, "bad_words": ((11,), (14, 15), (4, 4), (9, 3)), "source_no_repeat_ngram_size": 2},
+    "greedy penalties": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 1},
     "renormalised": {"beam_size": 3, "renormalize": True, "suppress_ids": (8,)},
 }
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch):
+    """Otherwise all tokens of these small vocabularies had rows."""
+    monkeypatch.setattr(model_shortlist, "ROW_MULTIPLE", 4)
 
 
 @pytest.fixture(params=["post_norm", "learned_positions", "ssru"], scope="module")
@@ -68,7 +77,7 @@ def test_search_equals_one_over_masked_logits(model, source, name, monkeypatch):
     expected = masked_search(model, source, IDS, monkeypatch, search=search)
     results = generate_ids(model, source, search, shortlist=IDS)
     assert_equal(results, expected)
-    allowed = {*IDS, *model.config.eos_ids, search.forced_bos_id}
+    allowed = {*IDS, *model.config.eos_ids, search.forced_bos_id, search.forced_eos_id}
     assert {token for row in results for h in row for token in h.ids} <= allowed
     assert [[h.ids for h in row] for row in results] != [
         [h.ids for h in row] for row in generate_ids(model, source, search)
@@ -85,7 +94,9 @@ def test_prefixes_need_not_be_on_the_list(model, source, monkeypatch):
 
 def test_required_phrases_are_added_to_the_list(model, source, monkeypatch):
     phrases = [[[9, 10]], [], [[12]]]
+    continues_word = np.isin(np.arange(model.config.target_vocab_size), [7, 8, 15])
     arguments = {"search": SearchConfig(beam_size=4, max_tokens=8), "required_phrases": phrases}
+    arguments["continues_word"] = continues_word
     expected = masked_search(model, source, [*IDS, 9, 10, 12], monkeypatch, **arguments)
     results = generate_ids(model, source, **arguments, shortlist=IDS)
     assert_equal(results, expected)
@@ -103,14 +114,14 @@ def test_quantised_output_rows_are_those_of_the_whole_layer(bits):
     model = random_model(config(dims=32, encoder=stack(mlp_dims=32), decoder=stack(mlp_dims=32)))
     quantize_weights(model, QuantizationConfig(bits, group_size=32))
     hidden = mx.random.normal((3, 2, 32))
-    logits, expected = model.logits(hidden, model.shortlist(np.array(IDS))), model.logits(hidden)
-    np.testing.assert_allclose(logits[..., IDS], expected[..., IDS], rtol=0, atol=1e-5)
-    others = [token for token in range(19) if token not in IDS]
-    assert (logits[..., others] == -float("inf")).all()
+    shortlist = model.shortlist(np.array(IDS), [4, 9])
+    logits, expected = model.logits(hidden, shortlist), model.logits(hidden)
+    np.testing.assert_allclose(logits[..., shortlist.columns[IDS]], expected[..., IDS], rtol=0, atol=1e-5)
+    others = [column for column in range(logits.shape[-1]) if shortlist.ids[column].item() not in IDS]
+    assert len(others) == 1 and (logits[..., others] == -float("inf")).all()
 
 
-def test_only_the_rows_of_the_list_are_multiplied(monkeypatch):
-    monkeypatch.setattr(model_shortlist, "ROW_MULTIPLE", 4)
+def test_only_the_rows_of_the_list_are_multiplied():
     for name in ("post_norm", "learned_positions"):
         model = random_model(SETTINGS[name])
         rows = model.shortlist(np.array([*IDS, 4])).rows

@@ -17,6 +17,7 @@ from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.decoding import running_search
 from mlx_transformer.decoding.hypothesis import NoHypothesisError
 from mlx_transformer.inference.engine import Engine, EngineClosedError
+from mlx_transformer.model import shortlist as model_shortlist
 
 SEARCHES = [mt.SearchConfig(), mt.SearchConfig(3, 2, length_penalty=0.6), mt.SearchConfig(temperature=0.9, seed=4)]
 
@@ -215,6 +216,16 @@ def test_shortlists_share_no_batch(model, engine):
         gate.open()
         for future, each in zip(futures, options, strict=True):
             assert future.result(30) == mt.generate_ids(model, source, **each)
+
+
+def test_prefixes_need_not_be_on_a_shortlist(model, engine, monkeypatch):
+    monkeypatch.setattr(model_shortlist, "ROW_MULTIPLE", 4)
+    source = padded(random_sources(model.config, [5, 4], seed=2), model.config)
+    prefixes = [[90, 91], [92]]
+    arguments = {"prefix_ids": prefixes, "max_tokens": [5, 5], "shortlist": list(range(4, 60))}
+    results = engine.generate_ids(source, **arguments)
+    assert results == mt.generate_ids(model, source, **arguments)
+    assert [row[0].ids[: len(prefix)] for row, prefix in zip(results, prefixes, strict=True)] == prefixes
 
 
 def test_functions_run_in_the_thread_of_the_engine(engine):
