@@ -11,6 +11,7 @@ import numpy as np
 
 from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
 from mlx_transformer.storage.files import check_is_file
+from mlx_transformer.weights.formats.model_archive import COMPRESSED, open_compressed
 from mlx_transformer.weights.formats.tensors import CheckpointError
 
 HEADER = struct.Struct("<6Q")
@@ -19,7 +20,7 @@ MAX_SIZE = 2**26  # ten times the largest of Firefox's
 
 
 def read_shortlist(path: str | Path) -> LexicalShortlist:
-    """Read a lexical shortlist of Marian in its binary format (lex.s2t.bin), for `generate`.
+    """Read a lexical shortlist of Marian in its binary format (lex.s2t.bin, also .gz or .zst), for `generate`.
 
     Each batch then generates only the tokens that are likely for its sources, which is faster; a text may come out
     differently in another batch.
@@ -32,22 +33,22 @@ def read_shortlist(path: str | Path) -> LexicalShortlist:
     if not path.exists():
         raise FileNotFoundError(f"There is no shortlist {path}: check the path.")
     check_is_file(path)
-    if (size := path.stat().st_size) > MAX_SIZE:
-        raise CheckpointError(
-            f"a shortlist must have at most {MAX_SIZE} bytes, not {size}", "check whether it is another file", path
-        )
     try:
-        return parse_shortlist(path.read_bytes())
+        with open_compressed(path) if path.suffix in COMPRESSED else path.open("rb") as file:
+            content = file.read(MAX_SIZE + 1)
+        return parse_shortlist(content)
     except CheckpointError as error:
         raise CheckpointError(error.problem, error.remedy, path) from None
 
 
 def parse_shortlist(content: bytes) -> LexicalShortlist:
     """Parse the bytes of a binary shortlist; see `read_shortlist`."""
+    if len(content) > MAX_SIZE:
+        raise CheckpointError(f"a shortlist must have at most {MAX_SIZE} bytes", "check whether it is another file")
     if len(content) < HEADER.size or content[:8] != HEADER.pack(MAGIC, 0, 0, 0, 0, 0)[:8]:
         raise CheckpointError(
             "a shortlist must be a binary one of Marian, this file does not begin like one",
-            "decompress it if it ends in .gz or .zst, convert a text file with marian-conv, or copy it again",
+            "name it .gz or .zst if it is compressed, convert a text file with marian-conv, or copy it again",
         )
     _, checksum, num_first, _, num_offsets, num_tokens = HEADER.unpack_from(content)
     if (size := HEADER.size + 8 * num_offsets + 4 * num_tokens) != len(content):

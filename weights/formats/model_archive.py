@@ -27,7 +27,6 @@ DAMAGED = (
     RuntimeError,
     EOFError,
     FileExistsError,
-    gzip.BadGzipFile,
 )
 MAX_MEMBERS = 10_000
 MAX_BYTES = 2**34
@@ -107,13 +106,15 @@ def _decompress(files: list[Path], folder: Path) -> None:
     for path in files[0].parent.iterdir():
         if path.suffix in FOLDER_SUFFIXES and path.is_file():
             shutil.copyfile(path, folder / path.name)
+    remaining = MAX_BYTES
     for path in files:
-        limit = max(FREE_BYTES, MAX_RATIO * path.stat().st_size)
+        limit = min(remaining, max(FREE_BYTES, MAX_RATIO * path.stat().st_size))
         with open_compressed(path) as source, (folder / path.stem).open("xb") as file:
             while chunk := source.read(FREE_BYTES):
                 file.write(chunk)
                 if file.tell() > limit:
                     raise CheckpointError(f"{quote(path.name)} must not unpack to more than {limit} bytes: a bomb?")
+            remaining -= file.tell()
 
 
 @contextmanager
@@ -121,17 +122,14 @@ def open_compressed(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
     """Open a .gz or .zst file to read what it unpacks to.
 
     Raises:
-        CheckpointError: If nothing reads .zst files, or such a file is damaged.
+        CheckpointError: If nothing reads .zst files, or the file is damaged.
     """
-    if path.suffix == ".gz":
-        with gzip.open(path) as file:
-            yield file
-        return
-    zstd = _import_zstd()
+    zstd = None if path.suffix == ".gz" else _import_zstd()
+    open_file, damage = (gzip.open, gzip.BadGzipFile) if zstd is None else (zstd.open, zstd.ZstdError)
     try:
-        with zstd.open(path) as file:
+        with open_file(path) as file:
             yield file
-    except zstd.ZstdError as error:
+    except (damage, zlib.error, EOFError) as error:
         raise CheckpointError(f"packed files must be complete: {quote(str(error))}", "download them again") from None
 
 

@@ -86,8 +86,20 @@ def test_other_paths_are_refused(tmp_path, monkeypatch):
         read_shortlist(tmp_path)
     (tmp_path / "lex.bin").write_bytes(VALID)
     monkeypatch.setattr(lexical_shortlist, "MAX_SIZE", len(VALID) - 1)
-    with pytest.raises(CheckpointError, match=f"must have at most {len(VALID) - 1} bytes, not {len(VALID)}"):
-        read_shortlist(tmp_path / "lex.bin")
+    (tmp_path / "lex.bin.gz").write_bytes(gzip.compress(VALID))
+    for name in ("lex.bin", "lex.bin.gz"):
+        with pytest.raises(CheckpointError, match=f"{name}: a shortlist must have at most {len(VALID) - 1} bytes"):
+            read_shortlist(tmp_path / name)
+
+
+def test_compressed_files_are_read(tmp_path):
+    path = tmp_path / "lex.bin.gz"
+    path.write_bytes(gzip.compress(VALID))
+    assert read_shortlist(path).targets.tolist() == [10, 20, 12, 13, 40]
+    for content in (VALID, gzip.compress(VALID)[:-9], gzip.compress(VALID)[:30] + bytes(20)):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="lex.bin.gz: packed files must be complete"):
+            read_shortlist(path)
 
 
 def test_random_damage_gives_a_list_or_an_error():

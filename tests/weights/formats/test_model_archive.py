@@ -97,6 +97,14 @@ def test_decompressed_files_are_preferred(tmp_path):
         assert {path.name: path.read_bytes() for path in plain.iterdir()} == {"model.bin": b"new", "vocab.spm": b"old"}
 
 
+def test_decompressed_files_have_a_limit_together(tmp_path, monkeypatch):
+    for name in ("a.bin.gz", "b.bin.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(bytes(100)))
+    monkeypatch.setattr(model_archive, "MAX_BYTES", 150)
+    with pytest.raises(CheckpointError, match="'b.bin.gz' must not unpack to more than 50 bytes"), unpacked(tmp_path):
+        pass
+
+
 def test_zst_files_without_a_library_are_named(tmp_path, monkeypatch):
     (tmp_path / "model.bin.zst").write_bytes(b"any")
     monkeypatch.setattr(model_archive, "ZSTD_MODULES", ("backports.missing",))
