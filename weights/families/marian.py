@@ -204,6 +204,12 @@ def suppressed_ids(settings: dict[str, Any], config: ModelConfig) -> tuple[int, 
     return (*added, *(() if settings.get("allow-unk") else (UNK_ID,)))
 
 
+def length_penalty(settings: dict[str, Any], config: ModelConfig) -> Any:
+    """Return the exponent of the length; true is 1. A value that is no number is refused as a search setting."""
+    value = settings.get("normalize") or 0
+    return float(value) if isinstance(value, int | float) else value
+
+
 MARIAN = Family(
     marian_names(),
     {
@@ -251,7 +257,7 @@ MARIAN = Family(
     },
     search={
         "beam_size": lambda settings, _: settings.get("beam-size", 12),
-        "length_penalty": lambda settings, _: float(settings.get("normalize", 0)),  # true is 1
+        "length_penalty": length_penalty,
         "max_length_ratio": lambda settings, _: settings.get("max-length-factor", 3),
         "suppress_ids": suppressed_ids,
     },

@@ -1,6 +1,7 @@
 """Models of Marian in its own formats give the scores and the beams of a plain numpy forward pass."""
 
 import logging
+import random
 from dataclasses import replace
 
 import mlx.core as mx
@@ -9,12 +10,14 @@ import pytest
 from support.marian_files import (
     EOS,
     OLD_PRE_NORM,
+    OPTIONS,
     PRE_NORM,
     SEPARATE,
     STUDENT,
     UNK,
     MarianModel,
     MarianReference,
+    options_yaml,
     write_bin,
     write_npz,
 )
@@ -165,6 +168,7 @@ def test_what_is_not_supported_is_named(tmp_path, option, value):
         ({"transformer-tied-layers": [1]}, "must be one for each of the 2 decoder layers, not 1"),
         ({"transformer-tied-layers": ["x", "y"]}, "must be numbers of layers, not"),
         ({"dec-depth": 10**6, "transformer-tied-layers": [1] * 10**4}, "must be one for each of the 1000000 decoder"),
+        ({"normalize": [1, 1]}, "length_penalty must be .*, not"),
         ({"dim-vocabs": [48, 3000]}, "3000 words and 48 embeddings has a factored vocabulary"),
     ],
 )
@@ -181,3 +185,28 @@ def test_other_recurrent_decoders_are_named(tmp_path, changes):
     model.options |= changes
     with pytest.raises(ValueError, match="only ssru without layer-normalization"):
         convert.load(write_npz(tmp_path / "model.npz", model))
+
+
+ODD_VALUES = (
+    *("[]", "{}", "true", "~", "-1", "0", "1.5", "1e9", "99999999999999999999", "abc", "''", "[1, 2]", "[a]", "[[1]]"),
+    *("{a: 1}", "n", "da", "rnn", "[1, 1]", "[0, 0]", "[1, true]", ".nan", "2020-01-01", "&a [*a]", "v1.12", "gelu"),
+)
+
+
+@pytest.mark.slow
+def test_options_with_odd_values_end_in_one_line(tmp_path):
+    chance, outcomes = random.Random(0), []
+    names = [*OPTIONS, "dec-depth", "dim-vocabs", "transformer-tied-layers", "beam-size", "normalize", "allow-unk"]
+    for _ in range(1000):
+        model = MarianModel(chance.choice([{}, STUDENT, PRE_NORM, SEPARATE]))
+        odd = {name: chance.choice(ODD_VALUES) for name in chance.sample(names, chance.randint(1, 3))}
+        options = options_yaml({name: value for name, value in model.options.items() if name not in odd})
+        text = options + "".join(f"{name}: {value}\n" for name, value in odd.items())
+        content = np.frombuffer(text.encode() + b"\0", np.int8)
+        np.savez(tmp_path / "model.npz", **model.tensors, **{"special:model.yml": content})
+        try:
+            convert.load(tmp_path / "model.npz")
+        except ValueError as error:
+            assert "\n" not in str(error)
+            outcomes.append(error)
+    assert 300 < len(outcomes) < 900
