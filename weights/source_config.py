@@ -17,7 +17,8 @@ MAX_YAML = 2**17  # bytes of a config.yaml, twenty times the usual size; a megab
 MAX_DIGITS = 100  # of a number in it
 MAX_OPTIONS = 10_000
 OPTION_FILES = ("config.yaml", "config.json", "args.json", "hparams.json", "hparams.yaml")
-MARIAN_SEARCH_FILES = ("decoder.yml", "config.intgemm8bitalpha.yml")  # of OPUS-MT and of Firefox
+# Of OPUS-MT, of Firefox, and of Marian itself beside each of its files.
+MARIAN_SEARCH_FILES = ("decoder.yml", "config.intgemm8bitalpha.yml", "*.npz.decoder.yml")
 MAX_NAME = 1000
 
 # Where training programs store the model's options, the most reliable first.
@@ -105,8 +106,10 @@ def read_joeynmt_options(path: Path) -> dict[str, Any]:
 
 
 def read_marian_search_options(path: Path) -> dict[str, Any]:
-    """Read the options of Marian's decoder next to a checkpoint or in its folder."""
-    options = [read_yaml(path, None, name) for name in MARIAN_SEARCH_FILES]
+    """Read the options of Marian's decoder next to a checkpoint or in its folder: its own ones, or the first ones."""
+    folder = path if path.is_dir() else path.parent
+    names = [file.name for pattern in MARIAN_SEARCH_FILES for file in sorted(folder.glob(pattern))]
+    options = (read_yaml(path, None, name) for name in (f"{path.name}.decoder.yml", *names))
     return next(filter(None, options), {})
 
 

@@ -53,7 +53,10 @@ ADAPTER = OtherFormat(
 TRAINING_STATE = OtherFormat(
     "the state of a training, without weights",
     "give the path of the weights",
-    names=("training_args.*", "optimizer.*", "optimizer_[0-9]*", "scheduler.*", "scaler.*", "rng_state*"),
+    names=(
+        *("training_args.*", "optimizer.*", "optimizer_[0-9]*", "*.optimizer.npz", "scheduler.*", "scaler.*"),
+        "rng_state*",
+    ),
 )
 CTRANSLATE2 = OtherFormat(
     "a CTranslate2 model",

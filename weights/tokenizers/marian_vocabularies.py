@@ -9,7 +9,7 @@ from mlx_transformer.storage.files import read_bytes
 from mlx_transformer.tokenization.sentencepiece_vocabulary import SentencePieceVocabulary, load_sentencepiece
 from mlx_transformer.weights.formats.tensors import quote
 from mlx_transformer.weights.language_pairs import language_pair, pair_of_name, tag_fields
-from mlx_transformer.weights.source_config import read_yaml
+from mlx_transformer.weights.source_config import read_marian_search_options
 from mlx_transformer.weights.tokenizers.loaded_vocabularies import LoadedVocabularies
 
 MAX_BYTES = 2**24  # of a list of pieces, ten times the usual size
@@ -65,13 +65,19 @@ def _read_lists(folder: Path) -> list[SentencePieceVocabulary] | None:
     return [source, target]
 
 
+def _named_files(folder: Path) -> list[Path]:
+    """Return the vocabulary of each side that decoder.yml names; none if they are not in the folder."""
+    names = read_marian_search_options(folder).get("vocabs")
+    if not isinstance(names, list) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+        return []
+    paths = [folder / Path(name).name for name in names]
+    return paths if all(path.is_file() for path in paths) else []
+
+
 def _list_files(folder: Path) -> list[Path]:
     """Return the list of pieces of each side, by decoder.yml if there is one; none without lists."""
-    names = read_yaml(folder, None, "decoder.yml").get("vocabs")
-    if isinstance(names, list) and len(names) == 2 and all(isinstance(name, str) for name in names):
-        paths = [folder / Path(name).name for name in names]
-        if all(path.suffix != ".spm" and path.exists() for path in paths):
-            return paths
+    if (paths := _named_files(folder)) and all(path.suffix != ".spm" for path in paths):
+        return paths
     found = sorted(path for pattern in ("*vocab*.yml", "*vocab*.yaml") for path in folder.glob(pattern))
     if len(found) > 2:
         names = short_names(path.name for path in found)
@@ -110,6 +116,8 @@ def read_list(path: Path) -> dict[str, int]:
 
 def _read_own_vocabularies(folder: Path) -> list[SentencePieceVocabulary] | None:
     """Read SentencePiece models that are vocabularies themselves, one for both sides or one for each."""
+    if (named := _named_files(folder)) and all(path.suffix == ".spm" for path in named):
+        return [_make_vocabulary(None, read_bytes(path)) for path in named]
     for patterns in OWN_VOCABULARIES:
         files = [sorted(folder.glob(pattern)) for pattern in patterns]
         if all(len(paths) == 1 for paths in files):

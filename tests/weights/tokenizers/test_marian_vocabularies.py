@@ -9,9 +9,10 @@ import pytest
 import sentencepiece
 from click.testing import CliRunner
 from support.command_line import error_line
-from support.marian_files import STUDENT
-from support.marian_folders import OPUS_SEARCH, write_firefox_folder, write_opus_folder
+from support.marian_files import SEPARATE, STUDENT, MarianModel, options_yaml, write_npz
+from support.marian_folders import MARIAN_IDS, OPUS_SEARCH, write_firefox_folder, write_opus_folder
 from support.texts import CORPUS
+from support.tiny_sentencepiece_tokenizers import ENGLISH, OTHERS, list_pieces, train_sentencepiece
 
 import mlx_transformer as mt
 from mlx_transformer.cli import main
@@ -118,6 +119,28 @@ def test_compressed_files_of_firefox_are_loaded(tmp_path):
     model, tokenizer = mt.load(tmp_path / "enfr")
     assert mt.generate(model, tokenizer, TEXTS[:3], max_tokens=6) == expected
     assert tokenizer.config.language_pair == ("en", "fr")
+
+
+def test_folders_of_a_training_are_loaded(tmp_path):
+    """Marian saves the optimizer, and options that name the vocabularies, beside a model."""
+    contents = [train_sentencepiece(lines, **MARIAN_IDS) for lines in (ENGLISH, OTHERS)]
+    for language, content in zip(("xx", "aa"), contents, strict=True):
+        (tmp_path / f"vocab.{language}.spm").write_bytes(content)
+    sizes = [len(list_pieces(content)) for content in contents]
+    write_npz(tmp_path / "model.npz", MarianModel(SEPARATE | {"dim-vocabs": sizes}))
+    for suffix in (".optimizer.npz", ".progress.yml", ".yml"):
+        (tmp_path / f"model.npz{suffix}").write_bytes(b"any")
+    vocabularies = {"models": ["/x/model.npz"], "vocabs": ["/x/vocab.xx.spm", "/x/vocab.aa.spm"]}
+    (tmp_path / "model.npz.decoder.yml").write_text(options_yaml(vocabularies | OPUS_SEARCH))
+    (tmp_path / "old.npz.decoder.yml").write_text(options_yaml(vocabularies | {"beam-size": 3}))
+    for path, beams in ((tmp_path, 6), (tmp_path / "model.npz", 6)):
+        model, tokenizer = mt.load(path)
+        assert model.search_defaults.beam_size == beams
+        for encode, content in ((tokenizer.encode, contents[0]), (tokenizer.encode_target, contents[1])):
+            processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+            assert encode(TEXTS[0]) == [*processor.encode(TEXTS[0]), 0]
+    (tmp_path / "model.npz").rename(tmp_path / "old.npz")
+    assert mt.load(tmp_path / "old.npz")[0].search_defaults.beam_size == 3
 
 
 @pytest.mark.parametrize(
