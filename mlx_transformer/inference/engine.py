@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig
 from mlx_transformer.decoding.batch_sizes import batch_sizes
-from mlx_transformer.decoding.beam_search import check_hypotheses, compile_step, select_output_rows
+from mlx_transformer.decoding.beam_search import check_hypotheses, compile_step, generate_ids, select_output_rows
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.decoding.inputs import RequiredPhrases
 from mlx_transformer.decoding.running_search import RunningSearch
@@ -195,6 +195,8 @@ class Engine:
             EngineClosedError: If the engine is closed.
             Exception: What the function raises.
         """
+        if threading.current_thread() is self._thread:
+            return function()
         future: Future[Result] = Future()
 
         def call() -> None:
@@ -221,6 +223,13 @@ class Engine:
 
         Sources with required phrases or a shortlist share no batch with those of other calls.
         """
+        if threading.current_thread() is self._thread:  # it cannot wait for itself
+            options: dict[str, Any] = {
+                "required_phrases": required_phrases,
+                "continues_word": continues_word,
+                **settings,
+            }
+            return generate_ids(self.model, source, search, scores=scores, shortlist=shortlist, **options)
         check_token_ids("source", source, self.model.config.source_vocab_size)
         search, rows = search or self.model.search_defaults, np.array(source).tolist()
         if not rows:

@@ -234,6 +234,12 @@ def test_functions_run_in_the_thread_of_the_engine(engine):
         engine.run(lambda: {}["a bug"])
 
 
+def test_a_function_in_the_engine_may_generate(model, tokenizer):
+    expected = mt.generate(model, tokenizer, CORPUS[0])
+    with Engine(model) as engine:
+        assert engine.run(lambda: mt.generate(model, tokenizer, CORPUS[0])) == expected
+
+
 def test_closing_finishes_what_waits_and_refuses_more(model):
     engine = Engine(model)
     source = padded(random_sources(model.config, [5], seed=2), model.config)
