@@ -238,6 +238,10 @@ def test_a_function_in_the_engine_may_generate(model, tokenizer):
     expected = mt.generate(model, tokenizer, CORPUS[0])
     with Engine(model) as engine:
         assert engine.run(lambda: mt.generate(model, tokenizer, CORPUS[0])) == expected
+        aligned = engine.run(
+            lambda: [*mt.generate_hypotheses(model, tokenizer, CORPUS[0], alignment=AlignmentConfig())]
+        )
+    assert aligned[0][0].text == expected and aligned[0][0].alignment is not None
 
 
 def test_closing_finishes_what_waits_and_refuses_more(model):
