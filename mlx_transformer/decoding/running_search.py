@@ -1,8 +1,8 @@
 """A search that sentences join while it runs, and leave when they are final (Yu et al. 2022, "continuous batching").
 
 All sentences share the positions of one cache. The target of a sentence that joins begins at the next position, and
-attends to the positions from there on, so that a result does not depend on the other sentences. When half of a batch
-is free, it shrinks.
+attends to the positions from there on, so that a result does not depend on the other sentences. A batch shrinks when
+those that are left fit a smaller size.
 """
 
 from collections.abc import Callable, Sequence
@@ -159,11 +159,12 @@ class RunningSearch:
         return hypotheses
 
     def _shrink(self) -> None:
-        """Drop places that are free, if half of them are."""
+        """Drop places that are free, if the others fit a smaller batch."""
         is_free = self._places.keys == FREE
         if is_free.all():
             return
-        surviving = surviving_rows(is_free, vector_batch_size(self._model, self._batch.state.tokens.shape[1]))
+        vector_size = vector_batch_size(self._model, self._batch.state.tokens.shape[1])
+        surviving = surviving_rows(is_free, self._sizes or halves(len(is_free), vector_size))
         if len(surviving) < len(is_free):
             self._fit_cache()
             self._select([self._batch], self._places, surviving)
@@ -212,16 +213,14 @@ def to_host(*arrays: mx.array) -> list[np.ndarray]:
     return [np.array(array) for array in arrays]
 
 
-def surviving_rows(finished: np.ndarray, vector_size: int) -> np.ndarray:
-    """Return the unfinished rows of a batch, and finished ones to fill up a half, a quarter, ... of its size.
+def halves(size: int, vector_size: int) -> list[int]:
+    """Return a batch size, its half, quarter, ..., and the `vector_batch_size`, increasing."""
+    return sorted({vector_size, *(size >> shift for shift in range(size.bit_length()))} - {0})
 
-    A batch may also shrink to `vector_size`, see `vector_batch_size`, before half of it has finished.
-    """
-    size, unfinished = len(finished), np.count_nonzero(~finished)
-    if unfinished <= vector_size < size:
-        size = vector_size
-    while 2 * unfinished <= size:
-        size //= 2
+
+def surviving_rows(finished: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Return the unfinished rows of a batch, and finished ones to fill up one of some sizes, which increase."""
+    size = padded_batch_size(int(np.count_nonzero(~finished)), sizes)
     return np.argsort(finished, kind="stable")[:size]
 
 

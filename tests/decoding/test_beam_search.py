@@ -670,7 +670,7 @@ def test_finished_sentences_leave_the_batch_without_changing_results(kind, monke
 @pytest.mark.parametrize("beam_size", [1, 3])
 def test_batches_shrink_to_the_rows_of_vector_kernels_without_changing_results(beam_size, monkeypatch, tolerance):
     model = leaving_model(eos_bias=-2)
-    sources, limits = random_sources(model.config, [3, 12, 5, 9, 4, 6], seed=5), [3, 22, 4, 3, 13, 13]
+    sources, limits = random_sources(model.config, [3, 12, 5, 9, 4, 6], seed=5), [3, 22, 9, 9, 13, 13]
     search = SearchConfig(beam_size=beam_size, suppress_ids=(1,))
     alone = search_alone(model, sources, search, limits)
     sizes, select = [], running_search.select_sentences
@@ -704,7 +704,8 @@ def test_batches_shrink_to_the_rows_of_vector_kernels_without_changing_results(b
 )
 def test_surviving_rows(unfinished, rows, vector_size, expected):
     finished = np.arange(rows) % rows >= unfinished
-    surviving = running_search.surviving_rows(np.random.default_rng(0).permutation(finished), vector_size)
+    sizes = running_search.halves(rows, vector_size)
+    surviving = running_search.surviving_rows(np.random.default_rng(0).permutation(finished), sizes)
     assert len(surviving) == len(set(surviving.tolist())) == expected
 
 
