@@ -55,9 +55,9 @@ SOURCES = [[5, 7, 9, 3, EOS], [11, 2, 4, EOS], [8, 20, 6, 6, 19, 3, 12, EOS], [3
 TARGETS = [[4, 8, 2, 6, EOS], [3, 3, EOS], [7, EOS], [17, 22, EOS]]
 
 
-def converted(folder, name, options, seed=0):
+def converted(folder, name, options, seed=1):
     """Write a model in a format, and return the converted one and its reference."""
-    model = MarianModel(options, seed)
+    model = MarianModel(options, seed, gain=1.0)  # larger ones magnify rounding errors
     if name == "npz":
         path, tensors = write_npz(folder / "model.npz", model), model.tensors
     else:
