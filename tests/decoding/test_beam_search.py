@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from support.reference_search import CLOSE, Teacher, check_equals_reference, reference_search, with_end
+from support.searches import RULES, SEARCHES
 from support.tiny_models import SETTINGS, config, padded, random_model, random_sources, stack
 
 from mlx_transformer.config.model import QuantizationConfig
@@ -601,24 +602,6 @@ def test_prefix_must_be_shorter_than_the_position_table(model, sources):
 def test_arguments_are_validated_by_generate_and_stream(model, sources, begin, changes, message):
     with pytest.raises(ValueError, match=message):
         begin(model, padded(sources[:1], model.config), SearchConfig(max_tokens=3), **changes)
-
-
-RULES = {
-    "no_repeat_ngram_size": 4,
-    "source_no_repeat_ngram_size": 2,
-    "repetition_penalty": 1.2,
-    "bad_words": ((3, 4), (5,)),
-    "min_length_ratio": 2.0,
-}
-SEARCHES = {
-    "greedy": SearchConfig(),
-    "beam": SearchConfig(3, 3, length_penalty=0.6),
-    "sampling": SearchConfig(3, 2, temperature=0.7, top_k=6, top_p=0.95, seed=3),
-    "alternatives": SearchConfig(3, 3, alternatives=True),
-    "greedy with rules": SearchConfig(**RULES),
-    "beam with rules": SearchConfig(3, 3, **RULES),
-    "sampling with rules": SearchConfig(3, 3, temperature=1.0, min_p=0.02, **RULES),
-}
 
 
 def search_alone(model, sources, search, limits=None, prefixes=None, columns=0):
