@@ -67,9 +67,9 @@ def backtrace(
         starts: The step at which the hypotheses of each row begin, (batch,).
 
     Returns:
-        Token ids, (batch, hypotheses, steps); entries beyond a hypothesis' length are undefined.
+        Token ids, (batch, hypotheses, longest); entries beyond a hypothesis' length are undefined.
     """
-    steps = np.minimum(starts + np.arange(len(backpointers))[:, None], len(backpointers) - 1)
+    steps = np.minimum(starts + np.arange(lengths.max())[:, None], len(backpointers) - 1)
     backpointers = np.take_along_axis(backpointers, steps[..., None], axis=0)
     ids = np.zeros((*last.shape, len(backpointers)), np.int64)
     current = last

@@ -31,14 +31,14 @@ from mlx_transformer.model.transformer import Memory, Transformer
 
 DecodeStep = Callable[[BeamState, Memory, DecodingInputs], BeamState]
 STEPS_PER_STOP_TEST = 4  # a stop test makes the host wait for the device
-FREE = -1  # the key of a place that no sentence has
+FREE = -1  # the key of a slot that no sentence has
 
 
-class Places(NamedTuple):
-    """What the host knows of the places in a batch, each array (batch,).
+class Slots(NamedTuple):
+    """What the host knows of the slots in a batch, each array (batch,).
 
     Attributes:
-        keys: The key of the sentence that has a place; FREE if none has it. It is computed all the same.
+        keys: The key of the sentence that has a slot; FREE if none has it. It is computed all the same.
         starts: The position in the cache at which its target begins.
         ends: The position at which it is final at the latest.
         source_lengths: Its padded source length.
@@ -50,15 +50,19 @@ class Places(NamedTuple):
     source_lengths: np.ndarray
 
     @classmethod
-    def of(cls, keys: Sequence[int], start: int, limits: Sequence[int], source_length: int, size: int) -> "Places":
-        """Return the places of sentences whose targets have at most `limits` tokens, and free ones up to `size`."""
+    def of(cls, keys: Sequence[int], start: int, limits: Sequence[int], source_length: int, size: int) -> "Slots":
+        """Return the slots of sentences whose targets have at most `limits` tokens, and free ones up to `size`."""
         free = [FREE] * (size - len(keys))
         ends = [start + limit for limit in limits] + free
         return cls(*map(np.array, ([*keys, *free], [start] * size, ends, [source_length] * size)))
 
 
 class RunningSearch:
-    """A search over sentences that may join it while it runs."""
+    """A search over sentences that may join it while it runs.
+
+    Attributes:
+        sizes: The sizes that batches are padded to, increasing; none for batches of any size.
+    """
 
     def __init__(self, model: Transformer, search: SearchConfig, step: DecodeStep, sizes: Sequence[int] = ()) -> None:
         """Make a search without sentences.
@@ -67,18 +71,24 @@ class RunningSearch:
             model: The model, in evaluation mode.
             search: The search configuration.
             step: Its compiled decode step.
-            sizes: The sizes that batches are padded to, increasing; none for batches of any size.
+            sizes: See the class.
         """
-        self._model, self._search, self._step, self._sizes = model, search, step, sizes
-        self._places = Places(*[np.zeros(0, np.int64)] * 4)
+        self.sizes = sizes
+        self._model, self._search, self._step = model, search, step
+        self._slots = Slots(*[np.zeros(0, np.int64)] * 4)
         self._batch: ActiveBatch
         self._prefixes: dict[int, list[int]] = {}  # by key
         self._position = self._num_added = self._num_steps = 0
 
     @property
+    def source_length(self) -> int:
+        """The longest padded source of those that are not final, 0 if all are."""
+        return int(self._slots.source_lengths[self._slots.keys != FREE].max(initial=0))
+
+    @property
     def num_unfinished(self) -> int:
         """Number of sentences that are not final."""
-        return int(np.count_nonzero(self._places.keys != FREE))
+        return int(np.count_nonzero(self._slots.keys != FREE))
 
     def add(
         self,
@@ -103,22 +113,24 @@ class RunningSearch:
             self._fit_cache()
         else:
             self._position, self._num_steps = prefilled, 0
-        size, capacity = padded_batch_size(count, self._sizes), cache_capacity(self._position + 1)
+        size, capacity = padded_batch_size(count, self.sizes), cache_capacity(self._position + 1)
         batch = prefill(self._model, self._search, source, inputs, target, capacity, size)
         keys, start = range(self._num_added, self._num_added + count), self._position - prefilled
-        places = Places.of(keys, start, limits, source.shape[1], size)
+        slots = Slots.of(keys, start, limits, source.shape[1], size)
         self._num_added += count
         self._prefixes |= zip(keys, prefixes, strict=True)
         if is_running:
-            self._join(batch, places)
+            self._join(batch, slots)
         else:
-            self._batch, self._places = batch, places
+            self._batch, self._slots = batch, slots
         return list(keys)
 
     def run(self) -> dict[int, list[Hypothesis]]:
         """Run steps up to the next stop test; return the hypotheses of the sentences that are final, by key."""
+        if not self.num_unfinished:
+            return {}
         self._shrink()
-        while self._position < max(self._places.ends[self._places.keys != FREE], default=0):
+        while self._position < max(self._slots.ends[self._slots.keys != FREE], default=0):
             if self._position == len(self._batch.state.backpointers):
                 self._fit_cache()
             before = self._batch.state._replace(cache=[])  # a reference to the cache would force a copy
@@ -131,11 +143,11 @@ class RunningSearch:
             if self._num_steps % STEPS_PER_STOP_TEST == 1 < self._num_steps:
                 (finished,) = to_host(before.done)
                 return self._leave(finished, before)
-        return self._leave(np.ones(len(self._places.keys), np.bool_), self._batch.state)
+        return self._leave(np.ones(len(self._slots.keys), np.bool_), self._batch.state)
 
     def _leave(self, finished: np.ndarray, state: BeamState) -> dict[int, list[Hypothesis]]:
-        """Free the places of finished sentences; return their hypotheses by key."""
-        keys, starts, vocab = self._places.keys, self._places.starts, self._model.config.target_vocab_size
+        """Free the slots of finished sentences; return their hypotheses by key."""
+        keys, starts, vocab = self._slots.keys, self._slots.starts, self._model.config.target_vocab_size
         rows = np.flatnonzero(finished & (keys != FREE))
         if not rows.size:
             return {}
@@ -159,38 +171,36 @@ class RunningSearch:
         return hypotheses
 
     def _shrink(self) -> None:
-        """Drop places that are free, if the others fit a smaller batch."""
-        is_free = self._places.keys == FREE
-        if is_free.all():
-            return
+        """Drop slots that are free, if the others fit a smaller batch."""
+        is_free = self._slots.keys == FREE
         vector_size = vector_batch_size(self._model, self._batch.state.tokens.shape[1])
-        surviving = surviving_rows(is_free, self._sizes or halves(len(is_free), vector_size))
+        surviving = surviving_rows(is_free, self.sizes or halves(len(is_free), vector_size))
         if len(surviving) < len(is_free):
             self._fit_cache()
-            self._select([self._batch], self._places, surviving)
+            self._select([self._batch], self._slots, surviving)
 
-    def _join(self, newcomers: ActiveBatch, places: Places) -> None:
+    def _join(self, newcomers: ActiveBatch, slots: Slots) -> None:
         """Join the sentences of another batch with those that are unfinished."""
-        joined = Places(*map(np.concatenate, zip(self._places, places, strict=True)))
+        joined = Slots(*map(np.concatenate, zip(self._slots, slots, strict=True)))
         unfinished = np.flatnonzero(joined.keys != FREE)
-        size = padded_batch_size(len(unfinished), self._sizes)
+        size = padded_batch_size(len(unfinished), self.sizes)
         chosen = unfinished[np.arange(size) % len(unfinished)]
         self._select([self._batch, newcomers], joined, chosen)
-        self._places.keys[len(unfinished) :] = FREE
+        self._slots.keys[len(unfinished) :] = FREE
 
     def _fit_cache(self) -> None:
         """Drop the positions before the first unfinished target, and make room for the next one."""
-        keys, starts, ends, source_lengths = self._places
+        keys, starts, ends, source_lengths = self._slots
         first = int(starts[keys != FREE].min())
         self._position -= first
-        self._places = Places(keys, starts - first, ends - first, source_lengths)
+        self._slots = Slots(keys, starts - first, ends - first, source_lengths)
         state = resize_state(self._model, self._batch.state, first, cache_capacity(self._position + 1))
         self._batch = self._batch._replace(state=state)
 
-    def _select(self, batches: Sequence[ActiveBatch], places: Places, chosen: np.ndarray) -> None:
-        """Go on with some places of several batches."""
-        self._places = Places(*(array[chosen] for array in places))
-        keys, starts, _, source_lengths = self._places
+    def _select(self, batches: Sequence[ActiveBatch], slots: Slots, chosen: np.ndarray) -> None:
+        """Go on with some slots of several batches."""
+        self._slots = Slots(*(array[chosen] for array in slots))
+        keys, starts, _, source_lengths = self._slots
         is_free = keys == FREE
         lengths = int(source_lengths[~is_free].max()), max(batch.inputs.prefix_ids.shape[1] for batch in batches)
         resized = [resize_sources(batch, *lengths, self._model.config.pad_id) for batch in batches]

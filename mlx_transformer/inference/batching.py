@@ -111,6 +111,7 @@ def run_batches(
     run: Callable[[list[Item]], Iterable[Result]],
     failed: Callable[[Item, str], Result],
     *limits: Any,
+    keep_buffers: bool = False,
 ) -> Iterator[tuple[int, Result]]:
     """Run items in batches of similar length; yield the result of each with its index, as soon as it is available.
 
@@ -120,12 +121,14 @@ def run_batches(
         run: Returns the result of each item of a batch.
         failed: See `bisect_on_error`.
         *limits: See `batch_by_length`.
+        keep_buffers: Whether another thread may need the buffers that a batch leaves in MLX's cache.
     """
     indices = list(items)
     for batch in batch_by_length([length(items[i]) for i in indices], *limits):
         chosen = [indices[i] for i in batch]
         yield from zip(chosen, bisect_on_error(run, [items[i] for i in chosen], failed), strict=True)
-        mx.clear_cache()  # buffers of shapes that may not occur again
+        if not keep_buffers:
+            mx.clear_cache()  # buffers of shapes that may not occur again
 
 
 def padded_length(length: int, max_length: int) -> int:

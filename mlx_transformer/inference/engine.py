@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig
-from mlx_transformer.decoding.batch_sizes import batch_sizes
+from mlx_transformer.decoding.batch_sizes import batch_sizes, padded_batch_size
 from mlx_transformer.decoding.beam_search import check_hypotheses, compile_step, generate_ids, select_output_rows
 from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.decoding.inputs import RequiredPhrases
+from mlx_transformer.decoding.inputs import RequiredPhrases, check_search
 from mlx_transformer.decoding.running_search import RunningSearch
 from mlx_transformer.inference.batching import pad_ids
 from mlx_transformer.model.token_ids import check_token_ids
@@ -45,7 +46,7 @@ class Request:
         if not self.num_unfinished and not self.future.done():
             self.future.set_result(self.hypotheses)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End with an error, unless it has ended."""
         if not self.future.done():
             self.future.set_exception(error)
@@ -102,26 +103,33 @@ class SharedSearch:
             for key, hypotheses in self._running.run().items():
                 source = self._joined.pop(key)
                 source.request.finish(source.row, hypotheses)
-        except Exception as error:
-            self._running, sources = None, list(self._joined.values())
-            while self.waiting:
-                sources.append(self.waiting.popleft())
-            for source in sources:
-                source.request.fail(error)
-            self._joined.clear()
+        except BaseException as error:
+            self._running = None
+            self.fail(error)
             return 0
         return size
+
+    def fail(self, error: BaseException) -> None:
+        """End all requests with an error."""
+        sources = list(self._joined.values())
+        self._joined.clear()
+        while self.waiting:
+            sources.append(self.waiting.popleft())
+        for source in sources:
+            source.request.fail(error)
 
     def _admit(self, running: RunningSearch) -> None:
         """Let as many of the waiting sources join as there is room for."""
         chosen: list[WaitingSource] = []
-        length = 0
+        length = running.source_length
         while self.waiting:
             length = max(length, len(self.waiting[0].ids))
             size = running.num_unfinished + len(chosen)
-            if size and (size + 1) * length > self._max_positions:
+            if size and padded_batch_size(size + 1, running.sizes) * length > self._max_positions:
                 break
-            chosen.append(self.waiting.popleft())
+            source = self.waiting.popleft()
+            if not source.request.future.done():  # another source of it has failed
+                chosen.append(source)
         if not chosen:
             return
         try:
@@ -146,7 +154,7 @@ class Engine:
 
     While it is open, `generate` and `generate_hypotheses` use it. Sentences with the same search configuration share a
     batch: those of another call join while it runs, and finished ones leave it ("continuous batching"). Use it as a
-    context manager, or close it.
+    context manager, or close it: until then its thread keeps the model.
     """
 
     def __init__(
@@ -167,7 +175,7 @@ class Engine:
         mx.eval(model.parameters())  # what is computed lazily belongs to this thread
         self.model, self._batch_tokens, self._observe = model, batch_tokens, observe
         self._changed = threading.Condition()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._searches: dict[Any, SharedSearch] = {}
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -181,12 +189,19 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Take no more calls; return when all are done."""
+        """Leave the model to other threads, take no more calls, and return when all are done.
+
+        Raises:
+            RuntimeError: In a function that the engine runs.
+        """
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("An engine cannot be closed by a function that it runs: close it in another thread.")
+        if self.model.engine is self:
+            self.model.engine = None
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
-        self.model.engine = None
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Call a function in the engine's thread, between steps of searches, and return its result.
@@ -198,14 +213,7 @@ class Engine:
         if threading.current_thread() is self._thread:
             return function()
         future: Future[Result] = Future()
-
-        def call() -> None:
-            try:
-                future.set_result(function())
-            except Exception as error:
-                future.set_exception(error)
-
-        self._submit(lambda: self._calls.append(call))
+        self._submit(lambda: self._calls.append((future, function)))
         return future.result()
 
     def generate_ids(
@@ -222,6 +230,11 @@ class Engine:
         """Search for the targets of sources, in a batch with those of other threads; see `generate_ids`.
 
         Sources with required phrases or a shortlist share no batch with those of other calls.
+
+        Raises:
+            EngineClosedError: If the engine is closed.
+            NoHypothesisError: See `generate_ids`.
+            ValueError: See `generate_ids`.
         """
         if threading.current_thread() is self._thread:  # it cannot wait for itself
             options: dict[str, Any] = {
@@ -232,6 +245,7 @@ class Engine:
             return generate_ids(self.model, source, search, scores=scores, shortlist=shortlist, **options)
         check_token_ids("source", source, self.model.config.source_vocab_size)
         search, rows = search or self.model.search_defaults, np.array(source).tolist()
+        check_search(search, self.model.config)
         if not rows:
             return []
         given = {"lines": list(range(len(rows)))} | {name: values for name, values in settings.items() if values}
@@ -266,6 +280,7 @@ class Engine:
         return check_hypotheses(request.future.result(), scores)
 
     def _submit(self, change: Callable[[], None]) -> None:
+        mx.eval(self.model.parameters())  # what this thread has changed lazily, the engine could not compute
         with self._changed:
             if self._closed:
                 raise EngineClosedError("An engine takes no calls after it is closed: make another one.")
@@ -273,25 +288,56 @@ class Engine:
             self._changed.notify_all()
 
     def _loop(self) -> None:
-        while True:
+        try:
+            while self._run_once():
+                pass
+        finally:  # nobody shall wait for a thread that has ended
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._calls or self._searches)
-                if not self._calls and not self._searches:
-                    return
-                calls, searches = list(self._calls), list(self._searches.values())
-                self._calls.clear()
-            for call in calls:
-                call()
-            for search in searches:
-                size = search.step()
-                if self._observe:
-                    self._observe(size)
-            with self._changed:
-                self._searches = {key: search for key, search in self._searches.items() if not search.is_idle}
-            if not self._searches:
-                mx.clear_cache()  # buffers of shapes that may not occur again
+                self._closed = True
+            error = EngineClosedError("The engine has ended because of an error: make another one.")
+            for future, _ in self._calls:
+                future.set_exception(error)
+            for search in self._searches.values():
+                search.fail(error)
+
+    def _run_once(self) -> bool:
+        """Wait for something to do, and do it; return whether there may be more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._calls or self._searches)
+            if not self._calls and not self._searches:
+                return False
+            calls, searches = list(self._calls), list(self._searches.values())
+            self._calls.clear()
+        for future, function in calls:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+        for search in searches:
+            size = search.step()
+            if self._observe:
+                self._observe(size)
+        with self._changed:
+            self._searches = {key: search for key, search in self._searches.items() if not search.is_idle}
+        if not self._searches:
+            mx.clear_cache()  # buffers of shapes that may not occur again
+        return True
+
+
+def search_ids(model: Transformer, **arguments: Any) -> list[list[Hypothesis]]:
+    """Call `generate_ids`, in the engine of the model if it has one."""
+    engine: Engine | None = model.engine
+    if engine is not None:
+        with suppress(EngineClosedError):  # it was closed meanwhile
+            return engine.generate_ids(**arguments)
+    search = arguments["search"]
+    return generate_ids(model, sizes=batch_sizes(model, search.beam_size), **arguments)
 
 
 def run_in_engine(model: Transformer, function: Callable[[], Iterator[Result]]) -> Iterator[Result]:
     """Return the results of a function; if the model has an engine, all of them are computed there first."""
-    return iter(model.engine.run(lambda: list(function()))) if model.engine else function()
+    engine: Engine | None = model.engine
+    if engine is not None:
+        with suppress(EngineClosedError):
+            return iter(engine.run(lambda: list(function())))
+    return function()

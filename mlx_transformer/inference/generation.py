@@ -13,7 +13,7 @@ from mlx_transformer.config.search import BATCH_TOKENS, SearchConfig, SearchOpti
 from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.config.tokenizer import MIN_SOURCE_TOKENS
 from mlx_transformer.decoding.batch_sizes import batch_sizes
-from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
+from mlx_transformer.decoding.beam_search import stream_ids
 from mlx_transformer.decoding.hypothesis import Hypothesis, NoHypothesisError
 from mlx_transformer.decoding.inputs import max_target_tokens
 from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
@@ -29,7 +29,7 @@ from mlx_transformer.inference.batching import (
     reorder,
     run_batches,
 )
-from mlx_transformer.inference.engine import run_in_engine
+from mlx_transformer.inference.engine import run_in_engine, search_ids
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.required_terms import require_terms
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score, score_pairs
@@ -362,6 +362,7 @@ def _generate_window(
                 complete,
                 lambda _, error: [_failed_hypothesis(error)],
                 *(max_length, max_positions, sizes),
+                keep_buffers=model.engine is not None,
             )
 
     return reorder(results())
@@ -424,10 +425,7 @@ def _search_batch(
         arguments["required_phrases"] = [source.phrases for source in sources]
         arguments["continues_word"] = continues_word(tokenizer)
     try:
-        if model.engine:
-            return model.engine.generate_ids(search=search, scores=scores, **arguments)
-        sizes = batch_sizes(model, search.beam_size)
-        return generate_ids(model, search=search, scores=scores, sizes=sizes, **arguments)
+        return search_ids(model, search=search, scores=scores, **arguments)
     except NoHypothesisError as error:
         failed = [_failed_hypothesis(f"Search found no hypothesis: {error.reason}.")]
         return [row or failed for row in error.hypotheses]

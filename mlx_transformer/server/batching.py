@@ -22,12 +22,12 @@ SMALL_THREADS = 16
 
 
 class Work(NamedTuple):
-    """What a model does with a sentence; only sentences with the same work share a batch.
+    """What a model does with a sentence; only sentences with the same work are submitted together.
 
     Attributes:
         search: How to generate; None to embed.
-        request: A request whose sentences share no batch with those of others, because samples depend on their number
-            in the batch; None for any request.
+        request: A request whose sentences are submitted without those of others, because samples depend on their
+            number among them; None for any request.
         alignment: How to align words, which takes one more pass; None for no alignments.
         protect: Kinds of text to copy, and regular expressions of it; None for the default ones.
     """

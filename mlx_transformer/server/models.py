@@ -129,7 +129,8 @@ class LoadedModel:
             shortlist.ids([], model.config.target_vocab_size, shared=False)  # ValueError if it is of another model
         self._shortlist = shortlist
         self.num_bytes = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
-        self._engine = Engine(model, observe=metrics.batch_sizes.observe)
+        # Twice as many positions as a group of sentences, so that others find room beside a large one.
+        self._engine = Engine(model, 2 * BATCH_TOKENS, metrics.batch_sizes.observe)
         self._worker = BatchWorker(name.name, self._run, BATCH_TOKENS, max_queue, metrics)
 
     def split(self, line: SourceLine) -> Paragraph:

@@ -41,7 +41,7 @@ def run_all(model, search, sources, limits, prefixes, joins, sizes=(), forced=No
             )
             added += count
         results |= running.run()
-        batch_sizes.append(len(running._places.keys))
+        batch_sizes.append(len(running._slots.keys))
         test += 1
     assert len(set(keys)) == len(sources)
     return [results[key] for key in keys], batch_sizes
@@ -154,6 +154,7 @@ def test_arguments_are_checked_before_anything_joins():
     model = random_model(SMALL, gain=2, eos_bias=1, seed=1)
     search = SearchConfig()
     running = RunningSearch(model, search, compile_step(model, search, True, False))
+    assert running.run() == {} and running.source_length == 0
     source = padded(random_sources(model.config, [3, 5]), model.config)
     keys = running.add(source, [9, 9])
     for wrong in ({"max_tokens": [0, 3]}, {"start_ids": [1]}, {"start_ids": [1, 99]}, {"prefix_ids": [[3]]}):
@@ -165,7 +166,7 @@ def test_arguments_are_checked_before_anything_joins():
     assert [results[key] for key in keys] == generate_ids(model, source, search, [9, 9])
 
 
-def test_places_that_are_free_stay_within_the_decoder_s_positions():
+def test_slots_that_are_free_stay_within_the_decoder_s_positions():
     """MLX does not check bounds."""
     model = random_model(config(output_bias=True, decoder=stack(max_length=40)), gain=2, eos_bias=-99, seed=1)
     search = SearchConfig()

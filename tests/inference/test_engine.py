@@ -1,6 +1,8 @@
 """Texts of several threads share a running search, and have the results that they have alone."""
 
 import copy
+import gc
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 from support.texts import CORPUS
 from support.tiny_models import config, padded, random_model, random_sources, stack
 
@@ -145,6 +148,43 @@ def test_a_batch_has_a_limit_of_positions(model, monkeypatch):
     assert max(sizes) == 4
 
 
+def test_sources_that_run_count_in_the_limit_of_positions(model, monkeypatch):
+    """All sources are padded to the longest one."""
+    shapes, start = [], running_search.start_step
+    sources = random_sources(model.config, [36, *[4] * 8], seed=2)
+    monkeypatch.setattr(running_search, "start_step", lambda state: (shapes.append(len(state.tokens)), start(state)))
+    never = mt.SearchConfig(suppress_ids=(model.config.eos_id,))
+    with Engine(model, batch_tokens=36 * 4) as engine, ThreadPoolExecutor(2) as executor:
+        gate = Gate(engine)
+        long = executor.submit(engine.generate_ids, padded(sources[:1], model.config), never, max_tokens=[40])
+        wait_until(lambda: waiting(engine) == 1)
+        short = executor.submit(engine.generate_ids, padded(sources[1:], model.config), never, max_tokens=[5] * 8)
+        wait_until(lambda: waiting(engine) == 9)
+        gate.open()
+        assert len(long.result(30)) == 1 and len(short.result(30)) == 8
+    assert max(shapes) == 4
+
+
+def test_sources_of_a_request_that_has_failed_do_not_join(model, monkeypatch):
+    joined, prefill = [], running_search.prefill
+    monkeypatch.setattr(
+        running_search, "prefill", lambda *arguments: (joined.append(arguments[2].shape[0]), prefill(*arguments))[1]
+    )
+    source = padded(random_sources(model.config, [5] * 6, seed=2), model.config)
+    with Engine(model, batch_tokens=5 * 2) as engine, ThreadPoolExecutor(2) as executor:
+        gate = Gate(engine)
+        bad = executor.submit(engine.generate_ids, source, max_tokens=[0, 9, 9, 9, 9, 9])
+        wait_until(lambda: waiting(engine) == 6)
+        one = padded(random_sources(model.config, [5], seed=2), model.config)
+        good = executor.submit(engine.generate_ids, one, max_tokens=[9])
+        wait_until(lambda: waiting(engine) == 7)
+        gate.open()
+        with pytest.raises(ValueError, match="max_tokens must be"):
+            bad.result(30)
+        assert len(good.result(30)) == 1
+    assert joined == [1]
+
+
 def test_an_error_of_one_request_is_not_one_of_others(model, engine):
     source = padded(random_sources(model.config, [5, 4], seed=2), model.config)
     gate = Gate(engine)
@@ -242,6 +282,66 @@ def test_a_function_in_the_engine_may_generate(model, tokenizer):
             lambda: [*mt.generate_hypotheses(model, tokenizer, CORPUS[0], alignment=AlignmentConfig())]
         )
     assert aligned[0][0].text == expected and aligned[0][0].alignment is not None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("broken", ["function", "observe"])
+def test_nobody_waits_for_an_engine_whose_thread_has_ended(model, tokenizer, broken):
+    expected = mt.generate(model, tokenizer, CORPUS[0])
+    observe = (lambda size: 1 / 0) if broken == "observe" else None
+    with Engine(model, observe=observe) as engine:
+        if broken == "function":
+            with pytest.raises(SystemExit):
+                engine.run(lambda: sys.exit(1))
+        assert mt.generate(model, tokenizer, CORPUS[0]) == expected
+        assert mt.generate(model, tokenizer, CORPUS[0]) == expected
+
+
+def test_calls_go_on_without_an_engine_that_is_closed(model, tokenizer):
+    expected = mt.generate(model, tokenizer, CORPUS[0])
+    end = time.monotonic() + 1.5
+
+    def generate(_):
+        texts = set()
+        while time.monotonic() < end:
+            texts.add(mt.generate(model, tokenizer, CORPUS[0]))
+        return texts
+
+    with ThreadPoolExecutor(3) as executor:
+        results = [executor.submit(generate, number) for number in range(3)]
+        while time.monotonic() < end:
+            with Engine(model):
+                time.sleep(0.01)
+        assert [result.result(30) for result in results] == [{expected}] * 3
+
+
+def test_closing_again_leaves_a_newer_engine_alone(model):
+    old = Engine(model)
+    old.close()
+    with Engine(model) as engine:
+        old.close()
+        assert model.engine is engine
+        with pytest.raises(RuntimeError, match="cannot be closed by a function that it runs"):
+            engine.run(engine.close)
+        assert model.engine is engine
+
+
+def test_weights_that_change_while_an_engine_is_open(model, tokenizer):
+    changed = copy.deepcopy(model)
+    with Engine(changed):
+        before = mt.generate(changed, tokenizer, CORPUS[0])
+        changed.update(tree_map(lambda array: array * 0.5, changed.parameters()))  # lazily, in this thread
+        after = mt.generate(changed, tokenizer, CORPUS[0])
+    assert before == mt.generate(model, tokenizer, CORPUS[0]) and after == mt.generate(changed, tokenizer, CORPUS[0])
+
+
+def test_an_idle_engine_holds_no_batch(model, engine):
+    source = padded(random_sources(model.config, [5, 4], seed=2), model.config)
+    engine.generate_ids(source, max_tokens=[9, 9])
+    wait_until(lambda: not engine._searches)
+    time.sleep(0.1)
+    gc.collect()
+    assert not any(isinstance(each, running_search.RunningSearch) for each in gc.get_objects())
 
 
 def test_closing_finishes_what_waits_and_refuses_more(model):

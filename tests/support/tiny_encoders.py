@@ -12,10 +12,10 @@ MAX_TOKENS = 20
 TEXTS = [*CORPUS[:12], "", " ".join(CORPUS[:4])]  # one that is blank, one that is truncated
 
 
-def encoder_model(name, settings=None):
+def encoder_model(name, settings=None, gain=1.0):
     """Return the encoder of a model of a family, in the class that transformers has for an encoder alone."""
     transformers = pytest.importorskip("transformers")
-    model = torch_model(name, settings=settings)
+    model = torch_model(name, settings=settings, gain=gain)
     kind = type(model).__name__.removesuffix("ForConditionalGeneration")
     if not kind.endswith("T5"):
         return model.get_encoder()
@@ -51,7 +51,7 @@ def write_sentence_transformer(folder, settings, pooling, dense=None, normalize=
     """
     import torch
 
-    encoder_model("t5", settings | {"vocab_size": write_tokenizer(folder)}).save_pretrained(folder)
+    encoder_model("t5", settings | {"vocab_size": write_tokenizer(folder)}, gain=0.5).save_pretrained(folder)
     kinds = ["Transformer", "Pooling", *["Dense"] * (dense is not None), *["Normalize"] * normalize]
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}

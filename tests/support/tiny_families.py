@@ -114,10 +114,11 @@ def required_settings(name):
     return {key: value for key, value in MODELS[name][1].items() if key in REQUIRED and key not in OPTIONAL}
 
 
-def torch_model(name, seed=0, settings=None, generation=None):
+def torch_model(name, seed=0, settings=None, generation=None, gain=1.0):
     """Return a transformers model with random weights, biases and norms.
 
-    Its settings and generation settings default to those in MODELS.
+    Its settings and generation settings default to those in MODELS. `gain` is a factor of matrices inside layers: those
+    of wide models magnify rounding errors.
     """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -138,8 +139,7 @@ def torch_model(name, seed=0, settings=None, generation=None):
         for key, value in model.named_parameters():
             if "embed_positions" in key and not value.requires_grad:
                 continue
-            # Wider products of the same deviation would magnify rounding errors.
-            deviation = 0.6 if value.shape[0] in sizes and value.ndim == 2 else 0.35 * (16 / config.hidden_size) ** 0.5
+            deviation = 0.6 if value.shape[0] in sizes and value.ndim == 2 else 0.35 * gain
             if key.endswith("Attention.q.weight"):
                 deviation /= 4  # these products are not scaled: larger values would magnify rounding errors
             norm = key.endswith("norm.weight")
