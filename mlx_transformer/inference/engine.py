@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,6 +66,21 @@ class WaitingSource(NamedTuple):
     row: int
     ids: list[int]
     settings: dict[str, Any]
+
+
+def make_request(
+    rows: list[list[int]], settings: Mapping[str, list[Any] | None]
+) -> tuple[Request, list[WaitingSource]]:
+    """Return a request and its sources, with the settings that are given and their line numbers."""
+    given = {"lines": list(range(len(rows)))} | {name: values for name, values in settings.items() if values}
+    for name, values in given.items():
+        if len(values) != len(rows):
+            raise ValueError(f"{name} must have {len(rows)} values, one for each source, not {len(values)}.")
+    request, columns = Request([[] for _ in rows], len(rows)), zip(*given.values(), strict=True)
+    return request, [
+        WaitingSource(request, row, ids, dict(zip(given, values, strict=True)))
+        for row, (ids, values) in enumerate(zip(rows, columns, strict=True))
+    ]
 
 
 class EngineClosedError(RuntimeError):
@@ -248,25 +263,16 @@ class Engine:
         check_search(search, self.model.config)
         if not rows:
             return []
-        given = {"lines": list(range(len(rows)))} | {name: values for name, values in settings.items() if values}
-        for name, values in given.items():
-            if len(values) != len(rows):
-                raise ValueError(f"{name} must have {len(rows)} values, one for each source, not {len(values)}.")
         is_shared = required_phrases is None and shortlist is None
         if required_phrases is not None:
-            given["required_phrases"] = required_phrases
-        request = Request([[] for _ in rows], len(rows))
-        columns = zip(*given.values(), strict=True)
-        sources = [
-            WaitingSource(request, row, ids, dict(zip(given, values, strict=True)))
-            for row, (ids, values) in enumerate(zip(rows, columns, strict=True))
-        ]
-        is_forced = "forced_bos_ids" in given
-        key = (search, scores, tuple(given)) if is_shared else object()
+            settings["required_phrases"] = list(required_phrases)
+        request, sources = make_request(rows, settings)
+        forced = {name: settings.get(name) for name in ("forced_bos_ids", "prefix_ids")}
+        key = (search, scores, tuple(sources[0].settings)) if is_shared else object()
 
         def start() -> RunningSearch:
-            forced = {name: given[name] for name in ("forced_bos_ids", "prefix_ids") if name in given}
             output_rows = select_output_rows(self.model, shortlist, search, required_phrases, **forced)
+            is_forced = bool(forced["forced_bos_ids"])
             step = compile_step(self.model, search, scores, is_forced, continues_word, output_rows)
             return RunningSearch(self.model, search, step, batch_sizes(self.model, search.beam_size, joinable=True))
 
