@@ -341,7 +341,7 @@ def test_an_idle_engine_holds_no_batch(model, engine):
     wait_until(lambda: not engine._searches)
     time.sleep(0.1)
     gc.collect()
-    assert not any(isinstance(each, running_search.RunningSearch) for each in gc.get_objects())
+    assert not any(type(each) is running_search.RunningSearch for each in gc.get_objects())
 
 
 def test_closing_finishes_what_waits_and_refuses_more(model):

@@ -16,7 +16,7 @@ from mlx_transformer.config.tokenizer import TokenizerConfig
 from mlx_transformer.decoding.batch_sizes import POWERS
 from mlx_transformer.decoding.beam_search import generate_ids
 from mlx_transformer.decoding.inputs import max_target_tokens
-from mlx_transformer.inference import generation
+from mlx_transformer.inference import engine, generation
 from mlx_transformer.inference.batching import SourceLine, encode_sources, encode_truncated
 from mlx_transformer.inference.generation import generate, generate_hypotheses, stream_generate
 from mlx_transformer.model.transformer import Transformer
@@ -87,7 +87,7 @@ def shapes(monkeypatch):
         seen[source.shape] += 1
         return generate_ids(model, source, search, **asked)
 
-    monkeypatch.setattr(generation, "generate_ids", counting)
+    monkeypatch.setattr(engine, "generate_ids", counting)
     return seen
 
 
@@ -293,7 +293,7 @@ class TestBatches:
             assert len(max_tokens) == source.shape[0]
             return [[generation.EMPTY_HYPOTHESIS]] * source.shape[0]
 
-        monkeypatch.setattr(generation, "generate_ids", nothing)
+        monkeypatch.setattr(engine, "generate_ids", nothing)
         lines = make_lines(3000, longest=60)
         assert len(list(generate_hypotheses(model, tokenizer, lines, GREEDY, batch_tokens=1024))) == 3000
         lengths = {length for _, length in shapes}

@@ -12,7 +12,7 @@ import mlx_transformer as mt
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.tokenizer import TokenizerConfig
-from mlx_transformer.inference import generation, scoring
+from mlx_transformer.inference import engine, scoring
 from mlx_transformer.inference.line_errors import bisect_on_error
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.tokenization.hf_vocabulary import HFVocabulary
@@ -120,14 +120,14 @@ def test_prefix_that_fills_the_limit_is_an_error_of_its_line(model, tokenizer):
 @pytest.mark.parametrize("error", [RuntimeError("[malloc] Unable to allocate 8 bytes."), MemoryError()])
 def test_line_that_exceeds_memory_is_its_own_error(model, tokenizer, monkeypatch, error):
     expected = generate(model, tokenizer, ["ab cde", "l mno", "fg"])
-    search = generation.generate_ids
+    search = engine.generate_ids
 
     def limited(model, source, **arguments):
         if max(map(len, arguments["prefix_ids"])) > 4 or source.shape[0] > 2:
             raise error
         return search(model, source, **arguments)
 
-    monkeypatch.setattr(generation, "generate_ids", limited)
+    monkeypatch.setattr(engine, "generate_ids", limited)
     results = generate(model, tokenizer, ["ab cde", "hijk", "l mno", "fg"], target_prefix=[None, "ab " * 9, None, None])
     assert [h.error for h, *_ in results] == [None, "It does not fit in memory: shorten or split it.", None, None]
     assert [results[0], *results[2:]] == [without_scores(row) for row in expected]
@@ -144,7 +144,7 @@ def test_errors_that_concern_no_line_are_raised_at_once(model, tokenizer, monkey
     ):
         with pytest.raises(ValueError, match=message):
             generate(model, tokenizer, LINES, **options)
-    monkeypatch.setattr(generation, "generate_ids", broken)
+    monkeypatch.setattr(engine, "generate_ids", broken)
     errors = [RuntimeError("a bug"), ValueError("a bug")]
     for error in errors[::-1]:
         with pytest.raises(type(error), match="a bug"):
