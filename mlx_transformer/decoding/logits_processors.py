@@ -1,7 +1,7 @@
 """Logits processors, with the rules and the order of transformers 5.
 
-They run inside the compiled decode step, so everything is array code. A history has a fixed capacity; its first
-`lengths` tokens are filled, beginning with the start token.
+They run inside the compiled decode step, so everything is array code. A history has a fixed capacity; the first
+tokens of each row are filled, as many as `lengths` says, beginning with the start token.
 """
 
 import functools

@@ -149,7 +149,7 @@ class SharedSearch:
             return
         try:
             self._add(running, chosen)
-        except Exception:  # of one request: the others shall not suffer
+        except Exception:  # one request is wrong: add each on its own
             for request in {id(source.request): source.request for source in chosen}.values():
                 sources = [source for source in chosen if source.request is request]
                 try:
@@ -187,7 +187,7 @@ class Engine:
         """
         if model.engine:
             raise ValueError("A model can have one engine: close the other one first.")
-        mx.eval(model.parameters())  # what is computed lazily belongs to this thread
+        mx.eval(model.parameters())  # another thread cannot compute what this one has made lazily
         self.model, self._batch_tokens, self._observe = model, batch_tokens, observe
         self._changed = threading.Condition()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
@@ -251,7 +251,7 @@ class Engine:
             NoHypothesisError: See `generate_ids`.
             ValueError: See `generate_ids`.
         """
-        if threading.current_thread() is self._thread:  # it cannot wait for itself
+        if threading.current_thread() is self._thread:  # a thread cannot wait for itself
             options: dict[str, Any] = {
                 "required_phrases": required_phrases,
                 "continues_word": continues_word,
@@ -286,7 +286,7 @@ class Engine:
         return check_hypotheses(request.future.result(), scores)
 
     def _submit(self, change: Callable[[], None]) -> None:
-        mx.eval(self.model.parameters())  # what this thread has changed lazily, the engine could not compute
+        mx.eval(self.model.parameters())  # another thread cannot compute what this one has changed lazily
         with self._changed:
             if self._closed:
                 raise EngineClosedError("An engine takes no calls after it is closed: make another one.")
@@ -297,7 +297,7 @@ class Engine:
         try:
             while self._run_once():
                 pass
-        finally:  # nobody shall wait for a thread that has ended
+        finally:  # callers must not wait for a thread that has ended
             with self._changed:
                 self._closed = True
             error = EngineClosedError("The engine has ended because of an error: make another one.")
@@ -330,7 +330,7 @@ class Engine:
         return True
 
 
-def search_ids(model: Transformer, **arguments: Any) -> list[list[Hypothesis]]:
+def generate_ids_in_engine(model: Transformer, **arguments: Any) -> list[list[Hypothesis]]:
     """Call `generate_ids`, in the engine of the model if it has one."""
     engine: Engine | None = model.engine
     if engine is not None:

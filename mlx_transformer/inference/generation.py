@@ -29,7 +29,7 @@ from mlx_transformer.inference.batching import (
     reorder,
     run_batches,
 )
-from mlx_transformer.inference.engine import run_in_engine, search_ids
+from mlx_transformer.inference.engine import generate_ids_in_engine, run_in_engine
 from mlx_transformer.inference.line_errors import bisect_on_error, raise_first_error
 from mlx_transformer.inference.required_terms import require_terms
 from mlx_transformer.inference.scoring import EncodedPair, Score, check_arguments, score, score_pairs
@@ -425,7 +425,7 @@ def _search_batch(
         arguments["required_phrases"] = [source.phrases for source in sources]
         arguments["continues_word"] = continues_word(tokenizer)
     try:
-        return search_ids(model, search=search, scores=scores, **arguments)
+        return generate_ids_in_engine(model, search=search, scores=scores, **arguments)
     except NoHypothesisError as error:
         failed = [_failed_hypothesis(f"Search found no hypothesis: {error.reason}.")]
         return [row or failed for row in error.hypotheses]

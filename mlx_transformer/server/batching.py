@@ -18,7 +18,7 @@ from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.settings import RETRY_AFTER, RequestError
 
 SMALL_SHARE = 16  # a small request, and a small batch, has at most this part of the positions of a large batch
-SMALL_THREADS = 16
+SMALL_THREADS = 16  # for each model: they wait for its engine most of the time
 
 
 class Work(NamedTuple):

@@ -232,8 +232,11 @@ class TestKeeping:
 def require(generate):
     """All targets have the same score; their first word is aligned with that of the source."""
     fake = scores([(0, 0)])
-    same = lambda *lines, **options: iter(fake(*lines))  # noqa: E731
-    return required_terms.require_terms(generate, same, Terminology(), search=SearchConfig())
+
+    def score_lines(*lines, **options):
+        return iter(fake(*lines))
+
+    return required_terms.require_terms(generate, score_lines, Terminology(), search=SearchConfig())
 
 
 def test_only_lines_with_missing_terms_are_searched_again():
