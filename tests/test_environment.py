@@ -1,6 +1,7 @@
-"""Settings of MLX in the environment, with a stand-in for a Mac."""
+"""Settings of MLX in the environment, with a stand-in for a Mac, and of the C library."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -76,3 +77,31 @@ def test_limits_are_set_before_mlx_is_imported():
     variables = {name: value for name, value in os.environ.items() if name not in COMMAND_BUFFER_LIMITS}
     result = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", *COMMAND_BUFFER_LIMITS.values()]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_threads_share_an_arena_of_malloc(is_shared):
+    program = (
+        "import ctypes, threading\n"
+        "from mlx_transformer.environment import share_malloc_arena\n"
+        f"{is_shared} and share_malloc_arena()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.fdopen.restype = ctypes.c_void_p\n"
+        "allocated = threading.Barrier(5)\n"
+        "for _ in range(4):\n"
+        "    threading.Thread(target=lambda: (libc.malloc(10000), allocated.wait())).start()\n"
+        "allocated.wait()\n"
+        "file = ctypes.c_void_p(libc.fdopen(1, b'w'))\n"
+        "libc.malloc_info(0, file), libc.fflush(file)"
+    )
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    result = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
+    assert (result.stdout.count("<heap ") == 1) is is_shared
+
+
+@pytest.mark.parametrize("system", ["darwin", "linux"])
+def test_other_c_libraries_are_left_alone(monkeypatch, system):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    environment.share_malloc_arena()

@@ -16,6 +16,7 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.options import dtype_option
 from mlx_transformer.cli.progress import activity
 from mlx_transformer.cli.run_stats import MemorySize
+from mlx_transformer.environment import share_malloc_arena
 from mlx_transformer.messages import short_names, short_repr
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
@@ -108,6 +109,7 @@ def command(
     """
     from mlx_transformer.server.settings import ServerSettings
 
+    share_malloc_arena()  # before there are threads
     activity.show("Starting")
     keys = (*api_keys, *read_keys(api_key_file))
     with listen(host, port) as listener:

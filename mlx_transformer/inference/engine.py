@@ -21,6 +21,7 @@ from mlx_transformer.inference.batching import pad_ids
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
+STOP_TESTS_PER_CLEARING = 50  # of MLX's buffers: each time buffers must be allocated again
 Result = TypeVar("Result")
 Rows = list[list[Hypothesis]]
 
@@ -69,7 +70,7 @@ class WaitingSource(NamedTuple):
 
 
 def make_request(
-    rows: list[list[int]], settings: Mapping[str, list[Any] | None]
+    rows: list[list[int]], settings: Mapping[str, Sequence[Any] | None]
 ) -> tuple[Request, list[WaitingSource]]:
     """Return a request and its sources, with the settings that are given and their line numbers."""
     given = {"lines": list(range(len(rows)))} | {name: values for name, values in settings.items() if values}
@@ -192,7 +193,7 @@ class Engine:
         self._changed = threading.Condition()
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._searches: dict[Any, SharedSearch] = {}
-        self._closed = False
+        self._num_rounds, self._closed = 0, False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
         model.engine = self
@@ -235,12 +236,15 @@ class Engine:
         self,
         source: mx.array,
         search: SearchConfig | None = None,
-        *,
+        max_tokens: list[int] | None = None,
+        start_ids: list[int] | None = None,
+        forced_bos_ids: list[int] | None = None,
+        prefix_ids: list[list[int]] | None = None,
+        lines: list[int] | None = None,
         scores: bool = True,
         required_phrases: RequiredPhrases | None = None,
         continues_word: np.ndarray | None = None,
         shortlist: Sequence[int] | np.ndarray | None = None,
-        **settings: list[Any] | None,
     ) -> list[list[Hypothesis]]:
         """Search for the targets of sources, in a batch with those of other threads; see `generate_ids`.
 
@@ -251,29 +255,31 @@ class Engine:
             NoHypothesisError: See `generate_ids`.
             ValueError: See `generate_ids`.
         """
+        settings: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "start_ids": start_ids,
+            "forced_bos_ids": forced_bos_ids,
+            "prefix_ids": prefix_ids,
+            "lines": lines,
+            "required_phrases": required_phrases,
+        }
         if threading.current_thread() is self._thread:  # a thread cannot wait for itself
-            options: dict[str, Any] = {
-                "required_phrases": required_phrases,
-                "continues_word": continues_word,
-                **settings,
-            }
-            return generate_ids(self.model, source, search, scores=scores, shortlist=shortlist, **options)
+            options: dict[str, Any] = {"scores": scores, "continues_word": continues_word, "shortlist": shortlist}
+            return generate_ids(self.model, source, search, **settings, **options)
         check_token_ids("source", source, self.model.config.source_vocab_size)
         search, rows = search or self.model.search_defaults, np.array(source).tolist()
         check_search(search, self.model.config)
         if not rows:
             return []
         is_shared = required_phrases is None and shortlist is None
-        if required_phrases is not None:
-            settings["required_phrases"] = list(required_phrases)
         request, sources = make_request(rows, settings)
-        forced = {name: settings.get(name) for name in ("forced_bos_ids", "prefix_ids")}
         key = (search, scores, tuple(sources[0].settings)) if is_shared else object()
 
         def start() -> RunningSearch:
-            output_rows = select_output_rows(self.model, shortlist, search, required_phrases, **forced)
-            is_forced = bool(forced["forced_bos_ids"])
-            step = compile_step(self.model, search, scores, is_forced, continues_word, output_rows)
+            output_rows = select_output_rows(
+                self.model, shortlist, search, required_phrases, forced_bos_ids, prefix_ids
+            )
+            step = compile_step(self.model, search, scores, bool(forced_bos_ids), continues_word, output_rows)
             return RunningSearch(self.model, search, step, batch_sizes(self.model, search.beam_size, joinable=True))
 
         def submit() -> None:
@@ -325,7 +331,8 @@ class Engine:
                 self._observe(size)
         with self._changed:
             self._searches = {key: search for key, search in self._searches.items() if not search.is_idle}
-        if not self._searches:
+        self._num_rounds += 1
+        if not self._searches or self._num_rounds % STOP_TESTS_PER_CLEARING == 0:
             mx.clear_cache()  # buffers of shapes that may not occur again
         return True
 

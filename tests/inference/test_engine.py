@@ -19,6 +19,7 @@ import mlx_transformer as mt
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.decoding import running_search
 from mlx_transformer.decoding.hypothesis import NoHypothesisError
+from mlx_transformer.inference import engine as engine_module
 from mlx_transformer.inference.engine import Engine, EngineClosedError
 from mlx_transformer.model import shortlist as model_shortlist
 
@@ -91,6 +92,16 @@ def test_texts_of_many_threads_give_what_they_give_alone(model, tokenizer, searc
         results = list(executor.map(lambda text: mt.generate(model, tokenizer, text, search), texts))
     assert results == expected and len(set(results)) > 5
     assert max(sizes) > 4
+
+
+def test_buffers_are_freed_while_the_engine_is_busy(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(engine_module, "STOP_TESTS_PER_CLEARING", 3)
+    clearings, clear_cache = [], mx.clear_cache
+    monkeypatch.setattr(mx, "clear_cache", lambda: (clearings.append(engine._searches), clear_cache()))
+    search = mt.SearchConfig(max_tokens=60, suppress_ids=(model.config.eos_id,))
+    with Engine(model) as engine:
+        mt.generate(model, tokenizer, CORPUS[0], search)
+    assert sum(map(bool, clearings)) >= 3
 
 
 def test_a_sentence_joins_a_search_that_runs(model, engine, monkeypatch):
