@@ -45,6 +45,7 @@ VARIANTS = {
     "normalised embeddings, final norms": {"transformer-postprocess-emb": "nd", "transformer-postprocess-top": "n"},
     "tied layers": {"dec-depth": 4, "transformer-tied-layers": [1, 1, 2, 1]},
     "no projection": {"transformer-no-projection": True},
+    "deep feed-forward networks": {"transformer-ffn-depth": 4, "transformer-decoder-ffn-depth": 3},
     "pre-norm": PRE_NORM | NEW,
     "SSRU": STUDENT,
     "SSRU with a projection": STUDENT | {"transformer-rnn-projection": True},

@@ -122,10 +122,12 @@ def layer_bytes(config: ModelConfig, number_format: Format, projection_dims: int
     else:
         vectors += 3 * config.attention_bias * projection_dims + has_output * out_bias * dims
         matrices += (3 + has_output) * number_format.matrix_bytes(dims * projection_dims)
-    vectors += config.mlp_bias * (num_inputs * mlp + dims)
+    num_hidden = config.decoder.mlp_layers - 2
+    vectors += config.mlp_bias * ((num_inputs + num_hidden) * mlp + dims)
     vectors += 3 * num_norm_weights(config)
     tables = config.decoder.bias_each_layer * num_relative_bias_weights(config)
     matrices += (num_inputs + 1) * number_format.matrix_bytes(dims * mlp)
+    matrices += num_hidden * number_format.matrix_bytes(mlp * mlp)
     return matrices + (vectors + tables) * number_format.itemsize
 
 

@@ -444,7 +444,7 @@ def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
     """
     largest = max((size for tensor in checkpoint.tensors.values() for size in tensor.shape), default=0)
     limits = {name: largest for name in ("dims", "head_dims", "num_heads", "mlp_dims")}
-    limits["num_layers"] = len(checkpoint.tensors)
+    limits |= dict.fromkeys(("num_layers", "mlp_layers"), len(checkpoint.tensors))
     for values in (config, *config.stacks.values()):
         for name, limit in limits.items():
             if (vars(values).get(name) or 0) > limit:

@@ -324,7 +324,8 @@ def stack_facts(config: dict[str, Any], side: dict[str, Any]) -> str:
     norm = "pre-norm" if side["norm_first"] else "post-norm"
     is_recurrent = side is config["decoder"] and config["decoder_self_attention"] == "ssru"
     recurrence = ", SSRU instead of self-attention" if is_recurrent else ""
+    mlp = f"{side['mlp_dims']}" + (f" in {side['mlp_layers']} layers" if side["mlp_layers"] != 2 else "")
     return (
         f"{side['num_layers']} layers, {config['dims']} wide, {side['num_heads']} heads, feed-forward "
-        f"{side['mlp_dims']}, {norm}, {side['positions']} positions up to {side['max_length']}{recurrence}"
+        f"{mlp}, {norm}, {side['positions']} positions up to {side['max_length']}{recurrence}"
     )

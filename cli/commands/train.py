@@ -24,8 +24,8 @@ GROUPS = {
     "Data": ("train", "valid", "source_prefix", "max_length", "skip_bad_lines"),
     "Run": ("output", "steps", "resume", "seed", "log_every", "keep"),
     "Model": (
-        *("init", "freeze", "preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first"),
-        *("activation", "decoder_self_attention", "vocab_size", "shared_vocabulary"),
+        *("init", "freeze", "preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "mlp_layers", "num_heads"),
+        *("norm_first", "activation", "decoder_self_attention", "vocab_size", "shared_vocabulary"),
     ),
     "Adapter (LoRA)": ("lora_rank", *ADAPTER_OPTIONS),
     "Optimisation": (

@@ -3,12 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_transformer.config.serialization import check_at_most, check_padding, check_positive, check_shares, check_types
+from mlx_transformer.config.serialization import (
+    check_at_least,
+    check_at_most,
+    check_padding,
+    check_positive,
+    check_shares,
+    check_types,
+)
 
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 # Far above any real model: a file that claims more would only exhaust memory.
-STACK_LIMITS = {"num_layers": 1000, "num_heads": 1024, "mlp_dims": 2**17, "max_length": 2**22}
+STACK_LIMITS = {"num_layers": 1000, "num_heads": 1024, "mlp_dims": 2**17, "mlp_layers": 100, "max_length": 2**22}
 
 STACK_LIMITS |= {"num_buckets": 2**12, "max_distance": 2**16}
 
@@ -25,6 +32,7 @@ class StackConfig:
         num_layers: Number of layers.
         num_heads: Number of attention heads.
         mlp_dims: Width of the feed-forward network.
+        mlp_layers: Number of linear layers of the feed-forward network, at least 2 (Marian's transformer-ffn-depth).
         norm_first: Normalise before each sublayer (pre-norm) instead of after the residual sum (post-norm).
         norm_queries_only: Pre-norm self-attention normalises only its queries, not its keys and values (Marian before
             1.11).
@@ -44,6 +52,7 @@ class StackConfig:
     num_layers: int
     num_heads: int
     mlp_dims: int
+    mlp_layers: int = 2
     norm_first: bool = False
     norm_queries_only: bool = False
     final_norm: bool = False
@@ -59,6 +68,7 @@ class StackConfig:
     def __post_init__(self) -> None:
         check_types(self)
         check_positive(self, "num_layers", "num_heads", "mlp_dims", "max_length", "num_buckets", "max_distance")
+        check_at_least(self, {"mlp_layers": 2})
         check_at_most(self, STACK_LIMITS)
         if self.norm_queries_only and not self.norm_first:
             raise ValueError("norm_queries_only needs norm_first: set that to true, or leave it out.")
@@ -204,6 +214,11 @@ class ModelConfig:
                 )
             if self.head_dims is None and self.dims % stack.num_heads:
                 raise ValueError(f"num_heads must divide dims: {stack.num_heads} does not divide {self.dims}.")
+            if self.gated_mlp and stack.mlp_layers != 2:
+                raise ValueError(
+                    f"Gated feed-forward networks have two layers: set mlp_layers to 2, not {stack.mlp_layers}, or "
+                    "gated_mlp to false."
+                )
             if not self.attention_projection and self.head_dims not in (None, self.dims // stack.num_heads):
                 raise ValueError(
                     "Attention without an output projection must be as wide as dims: set head_dims to "

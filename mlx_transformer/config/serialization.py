@@ -103,6 +103,13 @@ def _fits_64_bits(value: Any) -> bool:
     return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
+def check_at_least(config: Any, limits: dict[str, int]) -> None:
+    """Raise ValueError for a named field below its limit."""
+    for name, limit in limits.items():
+        if vars(config)[name] < limit:
+            raise ValueError(f"{name} must be at least {limit}, not {short_repr(vars(config)[name])}.")
+
+
 def check_at_most(config: Any, limits: dict[str, int]) -> None:
     """Raise ValueError for a named field above its limit."""
     for name, limit in limits.items():

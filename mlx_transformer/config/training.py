@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_transformer.config.adapter import AdapterConfig
-from mlx_transformer.config.serialization import check_positive, check_shares, check_types
+from mlx_transformer.config.serialization import check_at_least, check_positive, check_shares, check_types
 from mlx_transformer.messages import is_unicode, short_repr
 
 # A corpus spec or several, or pairs of source and target in memory.
@@ -22,9 +22,8 @@ FREEZABLE_PARTS = {
 }
 # Options of a new model, which fine-tuning takes from the initial model instead.
 NEW_MODEL_OPTIONS = (
-    *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
-    "decoder_self_attention",
-    *("vocab_size", "shared_vocabulary"),
+    *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "mlp_layers", "num_heads", "norm_first"),
+    *("activation", "decoder_self_attention", "vocab_size", "shared_vocabulary"),
 )
 
 # Options of an adapter, beside its rank.
@@ -67,6 +66,7 @@ class TrainingConfig:
         decoder_layers: Number of decoder layers; by default the same as the encoder's.
         dims: Model width; by default the preset's.
         mlp_dims: Width of the feed-forward networks; by default the preset's.
+        mlp_layers: Number of linear layers of the feed-forward networks, at least 2.
         num_heads: Number of attention heads; by default one per 64 of the model width.
         norm_first: Normalise before each sublayer (pre-norm), which trains more easily, instead of after it.
         activation: Activation function of the feed-forward networks.
@@ -140,6 +140,7 @@ class TrainingConfig:
     decoder_layers: int | None = None
     dims: int | None = None
     mlp_dims: int | None = None
+    mlp_layers: int = 2
     num_heads: int | None = None
     norm_first: bool = True
     activation: Literal["relu", "gelu", "silu"] = "relu"
@@ -251,6 +252,7 @@ class TrainingConfig:
         for name in ("num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads"):
             if vars(self)[name] is not None:
                 check_positive(self, name)
+        check_at_least(self, {"mlp_layers": 2})
         size = self.size
         if size.dims % size.heads:
             raise ValueError(f"num_heads must divide dims: {size.heads} does not divide {size.dims}.")

@@ -138,6 +138,7 @@ class SSRU(nn.Module):
 class FeedForward(nn.Module):
     """Position-wise feed-forward network: two linear layers and an activation (Vaswani et al. 2017, section 3.3).
 
+    Deeper networks have further linear layers in between, each followed by the activation.
     The gated variant multiplies the up-projection by an activated gate (Shazeer 2020, "GLU Variants Improve
     Transformer").
     """
@@ -147,18 +148,23 @@ class FeedForward(nn.Module):
         if config.gated_mlp:
             self.gate_proj = linear(config.dims, stack.mlp_dims, config.mlp_bias)
         self.up_proj = linear(config.dims, stack.mlp_dims, config.mlp_bias)
+        if stack.mlp_layers > 2:
+            sizes = [stack.mlp_dims] * (stack.mlp_layers - 2)
+            self.hidden_projs = [linear(size, size, config.mlp_bias) for size in sizes]
         self.down_proj = linear(stack.mlp_dims, config.dims, config.mlp_bias)
         self.activation = config.activation
         self.dropout = config.activation_dropout
 
     def __call__(self, x: mx.array, shortcut: mx.array | None = None) -> mx.array:
         """Transform each position, (rows, length, dims), and add a shortcut."""
-        activation = ACTIVATIONS[self.activation]
+        activation, dropout_rate = ACTIVATIONS[self.activation], self.dropout if self.training else 0.0
         if "gate_proj" in self:
             inner = activation(self.gate_proj(x)) * self.up_proj(x)
         else:
             inner = activation(self.up_proj(x))
-        return add_linear(self.down_proj, dropout(inner, self.dropout) if self.training else inner, shortcut)
+        for projection in self.get("hidden_projs", []):
+            inner = activation(projection(dropout(inner, dropout_rate)))
+        return add_linear(self.down_proj, dropout(inner, dropout_rate), shortcut)
 
 
 class Residual(nn.Module):

@@ -128,6 +128,7 @@ def new_model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfi
         num_layers=size.layers,
         num_heads=size.heads,
         mlp_dims=size.mlp_dims,
+        mlp_layers=config.mlp_layers,
         norm_first=config.norm_first,
         final_norm=config.norm_first,
         # One more position than tokens in the longest sentence, for the decoder's start token.

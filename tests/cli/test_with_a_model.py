@@ -82,6 +82,14 @@ class TestWithAModel:
         assert shown.count("sinusoidal positions up to 40, SSRU instead of self-attention") == 1
         assert "SSRU" not in self.invoke("info", folder).stdout
 
+    def test_info_names_the_depth_of_deep_feed_forward_networks(self, folder, tmp_path):
+        model, tokenizer = mt.load(folder)
+        decoder = dataclasses.replace(model.config.decoder, mlp_layers=3)
+        mt.save(tmp_path / "deep", mt.Transformer(dataclasses.replace(model.config, decoder=decoder)), tokenizer)
+        shown = " ".join(self.invoke("info", tmp_path / "deep").stdout.split())
+        assert shown.count(" in 3 layers, ") == 1
+        assert " in 2 layers" not in shown
+
     def test_a_broken_shortlist_is_one_line(self, folder, tmp_path):
         (tmp_path / "lex.bin").write_bytes(b"der the 0.5")
         result = self.invoke("generate", "--model", folder, "--shortlist", tmp_path / "lex.bin", "a", status=1)

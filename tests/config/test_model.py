@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from support.configs import MODEL, QUANTIZATION, STACK
 
-from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.config.model import STACK_LIMITS, ModelConfig, StackConfig
 
 
 @pytest.mark.parametrize(
@@ -14,10 +14,8 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
     [
         *[(STACK, {name: 0}, f"{name} must be more than 0, not 0") for name in ("num_layers", "num_heads", "mlp_dims")],
         (STACK, {"num_layers": 1001}, "num_layers must be at most 1000, not 1001"),
-        *[
-            (STACK, {name: 10**12}, f"{name} must be at most [0-9]+, not 1000000000000")
-            for name in ("num_layers", "num_heads", "mlp_dims", "max_length", "num_buckets", "max_distance")
-        ],
+        *[(STACK, {name: 10**12}, f"{name} must be at most [0-9]+, not 1000000000000") for name in STACK_LIMITS],
+        (STACK, {"mlp_layers": 1}, "mlp_layers must be at least 2, not 1"),
         (STACK, {"max_length": -1}, "max_length must be more than 0, not -1"),
         *[
             (MODEL, {name: 10**12}, f"{name} must be at most [0-9]+, not 1000000000000")
@@ -42,6 +40,11 @@ from mlx_transformer.config.model import ModelConfig, StackConfig
         (MODEL, {"eos_id": 0}, "pad_id must differ from eos_id, .* both are 0; set pad_id to a token that no text"),
         (MODEL, {"extra_eos_ids": (3, 400)}, "extra_eos_ids must be a token id from 0 to 399, not 400"),
         (MODEL, {"extra_eos_ids": (3, 0)}, "extra_eos_ids must not contain pad_id 0, which is never generated"),
+        (
+            MODEL,
+            {"gated_mlp": True, "decoder": replace(STACK, mlp_layers=3)},
+            "Gated feed-forward networks have two layers: set mlp_layers to 2, not 3, or gated_mlp to false",
+        ),
         (MODEL, {"attention_dropout": 1}, "attention_dropout must be at least 0 and below 1, not 1"),
         (QUANTIZATION, {"bits": 0}, "bits must be one of 4, 8, not 0"),
         (QUANTIZATION, {"group_size": -1}, "group_size must be one of 32, 64, 128, not -1"),

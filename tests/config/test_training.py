@@ -59,6 +59,7 @@ from mlx_transformer.config.training import NEW_MODEL_OPTIONS, PRESETS, ModelSiz
         ({"train": ()}, "at least one training and one validation corpus"),
         ({"valid": ()}, "one validation corpus: set train and valid"),
         ({"batch_tokens": 100}, "batch_tokens must be at least max_length.*100 is less than 256"),
+        ({"mlp_layers": 1}, "mlp_layers must be at least 2, not 1"),
         ({"seed": -1}, "seed must be at least 0 and below 2\\*\\*32, not -1"),
         ({"seed": 1 << 32}, "seed must be at least 0 and below 2\\*\\*32, not 4294967296"),
         ({"bleu_sentences": -1}, "bleu_sentences must not be negative: -1"),
@@ -82,8 +83,8 @@ def test_fine_tuning_cannot_change_the_model():
         with pytest.raises(ValueError, match=f"{name} cannot be changed in fine-tuning: leave it out with init"):
             replace(TRAINING, init="it", **{name: other.get(name, 4)})
     assert {*NEW_MODEL_OPTIONS} == {
-        *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "num_heads", "norm_first", "activation"),
-        *("decoder_self_attention", "vocab_size", "shared_vocabulary"),
+        *("preset", "num_layers", "decoder_layers", "dims", "mlp_dims", "mlp_layers", "num_heads", "norm_first"),
+        *("activation", "decoder_self_attention", "vocab_size", "shared_vocabulary"),
     }
 
 

@@ -76,7 +76,7 @@ def adapted_model(adapter, model_config=WIDE, bits=None, seed=0):
 
 @kinds
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("settings", ["pre_norm", "unequal_stacks", "ssru"])
+@pytest.mark.parametrize("settings", ["pre_norm", "unequal_stacks", "ssru", "queries_only"])
 def test_a_new_adapter_changes_no_bit(adapter, bits, settings):
     model = random_model(WIDE if bits else SETTINGS[settings])
     if bits:
@@ -365,3 +365,14 @@ def test_attention_targets_include_the_projections_of_an_ssru():
     ours = {f"decoder.layers.{i}.ssru.{name}_proj" for i in (0, 1) for name in ("input", "forget", "out")}
     assert ours <= names
     assert not any("feed_forward" in name for name in names)
+
+
+def test_mlp_targets_include_the_layers_of_deep_feed_forward_networks():
+    adapter = AdapterConfig(rank=2, alpha=4, targets=("mlp",), dora=True)
+    model = adapted_model(adapter, SETTINGS["queries_only"])
+    layers = {"up_proj", "hidden_projs.0", "hidden_projs.1", "down_proj"}
+    names = {name.rpartition(".")[0] for name in adapter_arrays(model)}
+    assert {f"decoder.layers.1.feed_forward.{layer}" for layer in layers} <= names
+    expected = logits(model)
+    fuse_adapter(model)
+    assert np.abs(expected - logits(model)).max() < 1e-4

@@ -11,8 +11,9 @@ from mlx.utils import tree_flatten
 from support.tiny_models import SETTINGS, config, padded, random_model, random_sources, random_targets, stack
 
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.model import transformer
 from mlx_transformer.model.fused_projections import fuse_projections, split_projections
-from mlx_transformer.model.transformer import Memory, Transformer, sinusoidal_positions
+from mlx_transformer.model.transformer import FeedForward, Memory, Transformer, sinusoidal_positions
 
 LENGTHS = (3, 7, 5)
 
@@ -257,6 +258,20 @@ def test_model_without_biases_has_no_bias_parameter(model):
     names = dict(tree_flatten(Transformer(dataclasses.replace(model.config, **biasless)).parameters()))
     # The gates of an SSRU and its output projection always have biases, as in Marian.
     assert not [name for name in names if name.endswith("bias") and ".ssru." not in name]
+
+
+def test_deep_feed_forward_networks_activate_and_drop_after_each_layer_but_the_last(monkeypatch, close):
+    monkeypatch.setattr(transformer, "dropout", lambda x, rate: x / (1 - rate))  # so that each one can be counted
+    network = FeedForward(config(activation_dropout=0.75), stack(mlp_layers=4))
+    names = {f"x.{name}" for name, _ in tree_flatten(network.parameters())}
+    assert names == linear_names("x", "up_proj", "hidden_projs.0", "hidden_projs.1", "down_proj")
+    x = inner = mx.random.normal((2, 3, 16))
+    for layer in (network.up_proj, *network.hidden_projs):
+        inner = mx.maximum(inner @ layer.weight.T, 0)
+    expected = inner @ network.down_proj.weight.T
+    close(network(x), expected * 4**3)
+    network.eval()
+    close(network(x), expected)
 
 
 def test_search_defaults_are_stored():

@@ -21,7 +21,9 @@ OPTIONS = {
     "dec-cell": "gru",
     "transformer-heads": 4,
     "transformer-dim-ffn": 128,
+    "transformer-decoder-dim-ffn": 0,
     "transformer-ffn-depth": 2,
+    "transformer-decoder-ffn-depth": 0,
     "transformer-ffn-activation": "swish",
     "transformer-preprocess": "",
     "transformer-postprocess": "dan",
@@ -65,6 +67,11 @@ def options_yaml(options):
         return f'"{option}"' if option == "" or ":" in str(option) else str(option)
 
     return "".join(f"{key}: {value(option)}\n" for key, option in sorted(options.items()))
+
+
+def stack_option(options, stack, name):
+    """Return an option of a stack: zero in the decoder means that of the encoder."""
+    return (options[f"transformer-decoder-{name}"] if stack == "decoder" else 0) or options[f"transformer-{name}"]
 
 
 class MarianModel:
@@ -120,7 +127,7 @@ class MarianModel:
             self.tensors["Wpos"] = self._normal(self.options["max-length"], self._dims) * 0.5
 
     def _make_layer(self, stack, name):
-        dims, ffn = self._dims, self.options["transformer-dim-ffn"]
+        dims, ffn = self._dims, stack_option(self.options, stack, "dim-ffn")
         if stack == "decoder" and self.ssru:
             self._make_matrix(f"{name}_rnn_W", dims, dims, 2)
             self._make_matrix(f"{name}_rnn_Wf", dims, dims, 2)
@@ -134,7 +141,7 @@ class MarianModel:
             self._make_attention(f"{name}_self")
         if stack == "decoder":
             self._make_attention(f"{name}_context")
-        sizes = [dims, *[ffn] * (self.options["transformer-ffn-depth"] - 1), dims]
+        sizes = [dims, *[ffn] * (stack_option(self.options, stack, "ffn-depth") - 1), dims]
         for number, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
             self._make_matrix(f"{name}_ffn_W{number}", rows, columns)
             self.tensors[f"{name}_ffn_b{number}"] = self._normal(1, columns) * 0.1
@@ -387,7 +394,7 @@ class MarianReference:
     def _feed_forward(self, name, x):
         activation = self.options["transformer-ffn-activation"]
         activation = ACTIVATIONS["old gelu" if activation == "gelu" and self.version < (1, 12, 3) else activation]
-        result, depth = self._before(f"{name}_ffn", x), self.options["transformer-ffn-depth"]
+        result, depth = self._before(f"{name}_ffn", x), stack_option(self.options, name.split("_")[0], "ffn-depth")
         for number in range(1, depth + 1):
             result = self._linear(result, f"{name}_W{number}", f"{name}_b{number}")
             result = activation(result) if number < depth else result

@@ -56,8 +56,8 @@ SETTINGS = {
         ssru_projection=True,
     ),
     "queries_only": config(
-        encoder=stack(norm_first=True, norm_queries_only=True, final_norm=True),
-        decoder=stack(norm_first=True, norm_queries_only=True, final_norm=True, num_layers=2),
+        encoder=stack(norm_first=True, norm_queries_only=True, final_norm=True, mlp_layers=3),
+        decoder=stack(norm_first=True, norm_queries_only=True, final_norm=True, num_layers=2, mlp_layers=4),
         attention_projection=False,
         activation="quick_gelu",
     ),

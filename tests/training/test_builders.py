@@ -11,12 +11,12 @@ def test_new_model_config_follows_the_options(options):
     tokenizer = Tokenizer.train(["ab"], ["cd"], 261, shared=False)
     rates = {"dropout": 0.1, "attention_dropout": 0.2, "activation_dropout": 0.3}
     sizes = {"num_layers": 2, "decoder_layers": 1, "num_heads": 2, "activation": "gelu", "norm_first": False}
-    model = new_model_config(dataclasses.replace(options, **rates, **sizes), tokenizer)
+    model = new_model_config(dataclasses.replace(options, **rates, **sizes, mlp_layers=3), tokenizer)
     assert {name: vars(model)[name] for name in rates} == rates
     assert (model.dims, model.activation, model.share_embeddings) == (64, "gelu", False)
     for stack, layers in ((model.encoder, 2), (model.decoder, 1)):
         assert (stack.num_layers, stack.num_heads, stack.mlp_dims) == (layers, 2, 32)
-        assert (stack.norm_first, stack.final_norm) == (False, False)
+        assert (stack.norm_first, stack.final_norm, stack.mlp_layers) == (False, False, 3)
 
 
 def test_separate_vocabularies_are_learned_from_their_own_sides(options, tmp_path):

@@ -45,7 +45,9 @@ def digest_of_conversion(torch, name, folder):
     assert config["model"].pop("decoder_self_attention") == "attention"  # only models of Marian's own have others
     assert config["model"].pop("ssru_projection") is False
     assert config["model"].pop("attention_projection") is True
-    assert not any(config["model"][stack].pop("norm_queries_only") for stack in ("encoder", "decoder"))
+    for stack in ("encoder", "decoder"):
+        assert config["model"][stack].pop("norm_queries_only") is False
+        assert config["model"][stack].pop("mlp_layers") == 2
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for key, array in sorted(mx.load(str(folder / "converted" / "model.safetensors")).items()):
         digest.update(key.encode() + np.array(array.astype(mx.float32)).tobytes())

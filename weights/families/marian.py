@@ -43,8 +43,8 @@ def _norm(norm: str, *names: str) -> NameTable:
     return {f"{norm}.{leaf}": source for leaf, source in sources.items()}
 
 
-def _layer(stack: str, index: int | str = "{i}", number: int | str = "{number}") -> NameTable:
-    """Return the names of a layer; Marian counts layers from one."""
+def _layer(stack: str, depth: int = 2, index: int | str = "{i}", number: int | str = "{number}") -> NameTable:
+    """Return the names of a layer, with feed-forward networks of this depth; Marian counts layers from one."""
     ours, theirs = f"{stack}.layers.{index}", f"{stack}_l{number}"
     names: NameTable = {}
     attentions = {"self_attention": "self"} | ({"cross_attention": "context"} if stack == "decoder" else {})
@@ -54,9 +54,9 @@ def _layer(stack: str, index: int | str = "{i}", number: int | str = "{number}")
             names |= _linear(f"{ours}.{attention}.{projection}_proj", f"{prefix}_W{letter}", f"{prefix}_b{letter}")
         ends = [f"{part}_Wo", *(["rnn_ffn", "rnn"] if part == "self" and stack == "decoder" else [])]
         names |= _norm(f"{ours}.{attention}_residual.norm", *(f"{theirs}_{end}" for end in ends))
-    for projection, end in (("up", 1), ("down", 2)):
-        prefix = f"{theirs}_ffn"
-        names |= _linear(f"{ours}.feed_forward.{projection}_proj", f"{prefix}_W{end}", f"{prefix}_b{end}")
+    projections = ["up_proj", *(f"hidden_projs.{i}" for i in range(depth - 2)), "down_proj"]
+    for end, projection in enumerate(projections, 1):
+        names |= _linear(f"{ours}.feed_forward.{projection}", f"{theirs}_ffn_W{end}", f"{theirs}_ffn_b{end}")
     if stack == "decoder":
         names |= {f"{ours}.ssru.input_proj.weight": (f"{theirs}_rnn_W", mx.transpose)}
         names |= _linear(f"{ours}.ssru.forget_proj", f"{theirs}_rnn_Wf", f"{theirs}_rnn_bf")
@@ -70,12 +70,15 @@ def pad_rows(array: mx.array, rows: int | None = None, value: float = 0.0) -> mx
     return mx.pad(array, [(0, count), *[(0, 0)] * (array.ndim - 1)], constant_values=value)
 
 
-def marian_names(rows: int | None = None) -> NameTable:
-    """Return the names of all tensors; tables get a number of rows, one more than they have if None."""
+def marian_names(rows: int | None = None, depths: dict[str, int] | None = None) -> NameTable:
+    """Return the names of all tensors; tables get a number of rows, one more than they have if None.
+
+    `depths` are the numbers of layers of each stack's feed-forward networks; two if None.
+    """
     pad: Callable[..., mx.array] = partial(pad_rows, rows=rows)
     names: NameTable = {}
     for stack in STACKS:
-        names |= _layer(stack) | _norm(f"{stack}.norm", f"{stack}_top")
+        names |= _layer(stack, (depths or {}).get(stack, 2)) | _norm(f"{stack}.norm", f"{stack}_top")
         names |= {
             f"{stack}.embedding_norm.{leaf}": (f"{stack}_emb_ln_{end}_pre", transforms.flatten_bias)
             for leaf, end in (("weight", "scale"), ("bias", "bias"))
@@ -94,16 +97,21 @@ def marian_names(rows: int | None = None) -> NameTable:
 
 
 def adapt(family: Family, settings: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Family:
-    """Return the family for a checkpoint whose vocabularies have different sizes, or whose decoder has tied layers.
+    """Return the family for a checkpoint with its names of tensors.
+
+    They depend on the sizes of its vocabularies, the depths of its feed-forward networks, and on tied layers.
 
     Raises:
-        ValueError: If a vocabulary is factored, or the tied layers are not one for each layer.
+        ValueError: If a vocabulary is factored, a depth is not supported, or the tied layers are not one for each
+            layer.
     """
     tables = {name: shapes[name][0] for name in TABLES if len(shapes.get(name, ())) == 2}
     check_vocabularies(settings, tables)
-    names = marian_names(max(tables.values()) + 1) if len(set(tables.values())) > 1 else dict(family.names)
+    rows = max(tables.values()) + 1 if len(set(tables.values())) > 1 else None
+    depths = {stack: mlp_layers(settings, stack) for stack in STACKS}
+    names = marian_names(rows, depths)
     for index, number in enumerate(tied_layers(settings)):
-        names |= _layer("decoder", index, number)
+        names |= _layer("decoder", depths["decoder"], index, number)
     return replace(family, names=names)
 
 
@@ -129,6 +137,20 @@ def tied_layers(settings: dict[str, Any]) -> list[int]:
             f"{len(numbers)}: correct them."
         )
     return numbers
+
+
+def mlp_layers(settings: dict[str, Any], stack: str) -> int:
+    """Return the number of layers of a stack's feed-forward networks: zero in the decoder is that of the encoder."""
+    option, limit = "transformer-ffn-depth", STACK_LIMITS["mlp_layers"]
+    if stack == "decoder" and settings.get("transformer-decoder-ffn-depth"):
+        option = "transformer-decoder-ffn-depth"
+    depth = 2 if settings.get(option) is None else settings[option]
+    if type(depth) is not int or not 2 <= depth <= limit:
+        raise ValueError(
+            f"A checkpoint with {option} {short_repr(depth)} cannot be converted: it must be a number from 2 to "
+            f"{limit}; choose another model."
+        )
+    return depth
 
 
 def operations(settings: dict[str, Any], name: str) -> str:
@@ -216,6 +238,7 @@ MARIAN = Family(
         "num_heads": "transformer-heads",
         "activation": activation,
         "norm_first": norm_first,
+        **{f"{stack}.mlp_layers": partial(mlp_layers, stack=stack) for stack in STACKS},
         "encoder.norm_queries_only": norm_queries_only,
         "decoder.norm_queries_only": lambda settings: (
             decoder_self_attention(settings) == "attention" and norm_queries_only(settings)
@@ -245,8 +268,6 @@ MARIAN = Family(
     supported={
         "type": ("transformer",),
         "right-left": (False,),
-        "transformer-ffn-depth": (2,),
-        "transformer-decoder-ffn-depth": (0, 2),
         "transformer-decoder-autoreg": ("self-attention", "rnn"),
         "transformer-ffn-activation": ("relu", "swish", "gelu"),
         "transformer-pool": (False,),

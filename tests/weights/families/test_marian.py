@@ -33,6 +33,11 @@ VARIANTS = {
     "no tied tables": {"tied-embeddings-all": False, "dim-vocabs": [40, 48]},
     "shared embeddings, output of its own": {"tied-embeddings-all": False, "tied-embeddings-src": True},
     "unequal depths": {"enc-depth": 3, "dec-depth": 1},
+    "deep feed-forward networks": {"transformer-ffn-depth": 4},
+    "other feed-forward networks in the decoder": STUDENT
+    | {"transformer-ffn-depth": 3, "transformer-decoder-ffn-depth": 2, "transformer-decoder-dim-ffn": 96},
+    "deeper feed-forward networks in the decoder": PRE_NORM
+    | {"transformer-decoder-ffn-depth": 3, "transformer-tied-layers": [1, 1]},
     "relu": {"transformer-ffn-activation": "relu"},
     "learned positions": {"transformer-train-positions": True},
     "normalised embeddings": {"transformer-postprocess-emb": "nd"},
@@ -141,7 +146,10 @@ def test_options_of_the_search(tmp_path, caplog):
         ("type", "amun"),
         ("transformer-decoder-autoreg", "average-attention"),
         ("transformer-ffn-activation", "prelu"),
-        ("transformer-ffn-depth", 3),
+        ("transformer-ffn-depth", 1),
+        ("transformer-ffn-depth", 101),
+        ("transformer-decoder-ffn-depth", 1),
+        ("transformer-decoder-ffn-depth", "three"),
         ("transformer-attention-mask", "alibi"),
         ("transformer-disable-position-embeddings", True),
         ("right-left", True),
