@@ -9,7 +9,8 @@ import struct
 import numpy as np
 
 EOS, UNK = 0, 1  # Marian's ids in SentencePiece vocabularies
-LN_EPS = 1e-6
+NORM_EPS = 1e-6
+NORMS = {"n": "ln", "r": "rms"}  # operation -> what its tensors are called
 OPTIONS = {
     "type": "transformer",
     "dim-emb": 64,
@@ -54,6 +55,9 @@ PRE_NORM = {
 }
 OLD_PRE_NORM = PRE_NORM | {"version": "v1.10.0; 6f6d4846 2021-02-06 15:35:16 -0800"}  # of queries only
 SEPARATE = {"tied-embeddings-all": False, "tied-embeddings": True, "dim-vocabs": [40, 56]}
+
+
+RMS_NORM = {"transformer-postprocess": "dar", "transformer-postprocess-emb": "r", "transformer-postprocess-top": "r"}
 
 
 def options_yaml(options):
@@ -160,12 +164,13 @@ class MarianModel:
         self.tensors[name] = self._normal(rows, columns) * scale
 
     def _make_norms(self, name, operations, suffix):
-        if "n" in operations:
+        for operation in set(operations) & {"n", "r"}:
             scale = 1 + self._normal(1, self._dims) * 0.1
             if name.startswith("decoder") and name.endswith(("ffn_ffn", "top")) and not suffix:
                 scale *= 3 * np.sign(self._normal(1, self._dims))  # otherwise the model repeats its input
-            self.tensors[f"{name}_ln_scale{suffix}"] = scale
-            self.tensors[f"{name}_ln_bias{suffix}"] = self._normal(1, self._dims) * 0.1
+            self.tensors[f"{name}_{NORMS[operation]}_scale{suffix}"] = scale
+            if operation == "n":
+                self.tensors[f"{name}_ln_bias{suffix}"] = self._normal(1, self._dims) * 0.1
 
     def _normal(self, rows, columns):
         return self._random.standard_normal((rows, columns), dtype=np.float32)
@@ -338,10 +343,11 @@ class MarianReference:
 
     def _process(self, name, operations, x, shortcut, suffix=""):
         for operation in operations:
-            if operation == "n":
-                x = x - x.mean(-1, keepdims=True)
-                x = x / np.sqrt((x**2).mean(-1, keepdims=True) + LN_EPS)
-                x = x * self.tensors[f"{name}_ln_scale{suffix}"] + self.tensors[f"{name}_ln_bias{suffix}"]
+            if operation in NORMS:
+                x = x - x.mean(-1, keepdims=True) if operation == "n" else x
+                x = x / np.sqrt((x**2).mean(-1, keepdims=True) + NORM_EPS)
+                x = x * self.tensors[f"{name}_{NORMS[operation]}_scale{suffix}"]
+                x = x + self.tensors[f"{name}_ln_bias{suffix}"] if operation == "n" else x
             elif operation == "a":
                 x = x + shortcut
         return x

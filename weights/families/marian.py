@@ -36,9 +36,9 @@ def _linear(layer: str, weight: str, bias: str) -> NameTable:
 
 def _norm(norm: str, *names: str) -> NameTable:
     """Return the names of a normalisation after a sublayer, or before it."""
+    ends = {"weight": ("ln_scale", "ln_scale_pre", "rms_scale", "rms_scale_pre"), "bias": ("ln_bias", "ln_bias_pre")}
     sources: dict[str, list[Source]] = {
-        leaf: [(f"{name}_ln_{end}{time}", transforms.flatten_bias) for name in names for time in ("", "_pre")]
-        for leaf, end in (("weight", "scale"), ("bias", "bias"))
+        leaf: [(f"{name}_{end}", transforms.flatten_bias) for name in names for end in ends[leaf]] for leaf in ends
     }
     return {f"{norm}.{leaf}": source for leaf, source in sources.items()}
 
@@ -78,11 +78,8 @@ def marian_names(rows: int | None = None, depths: dict[str, int] | None = None) 
     pad: Callable[..., mx.array] = partial(pad_rows, rows=rows)
     names: NameTable = {}
     for stack in STACKS:
-        names |= _layer(stack, (depths or {}).get(stack, 2)) | _norm(f"{stack}.norm", f"{stack}_top")
-        names |= {
-            f"{stack}.embedding_norm.{leaf}": (f"{stack}_emb_ln_{end}_pre", transforms.flatten_bias)
-            for leaf, end in (("weight", "scale"), ("bias", "bias"))
-        }
+        names |= _layer(stack, (depths or {}).get(stack, 2))
+        names |= _norm(f"{stack}.norm", f"{stack}_top") | _norm(f"{stack}.embedding_norm", f"{stack}_emb")
         names[f"{stack}.positions.weight"] = "Wpos"
     return names | {
         "source_embedding.weight": [("encoder_Wemb", pad), ("Wemb", pad)],
@@ -154,21 +151,37 @@ def mlp_layers(settings: dict[str, Any], stack: str) -> int:
 
 
 def operations(settings: dict[str, Any], name: str) -> str:
-    """Return the operations of transformer-preprocess, -postprocess or -postprocess-top, without dropout."""
+    """Return the operations of transformer-preprocess, -postprocess, -postprocess-emb or -postprocess-top.
+
+    Dropout is left out.
+    """
     value = settings.get(f"transformer-{name}")
     return "".join(letter for letter in str("" if value is None else value) if letter != "d")
+
+
+def norm_kind(settings: dict[str, Any]) -> str:
+    """Return the kind of normalisation; ValueError if there is more than one."""
+    names = ("preprocess", "postprocess", "postprocess-emb", "postprocess-top")
+    letters = {letter for name in names for letter in operations(settings, name)}
+    if {"n", "r"} <= letters:
+        raise ValueError(
+            "A checkpoint with layer normalisation (n) and RMSNorm (r) cannot be converted: all norms must be of one "
+            "kind; choose another model."
+        )
+    return "rms" if "r" in letters else "layer"
 
 
 def norm_first(settings: dict[str, Any]) -> bool:
     """Return whether layers are pre-norm; ValueError for norms elsewhere and for highway connections."""
     before, after, top = (operations(settings, name) for name in ("preprocess", "postprocess", "postprocess-top"))
-    if (before, after) not in (("", "an"), ("n", "a")) or top not in ("", "n"):
+    letter = "r" if norm_kind(settings) == "rms" else "n"
+    if (before, after) not in (("", f"a{letter}"), (letter, "a")) or top not in ("", letter):
         raise ValueError(
             f"A checkpoint with transformer-preprocess {short_repr(before)}, -postprocess {short_repr(after)} and "
-            f"-postprocess-top {short_repr(top)} cannot be converted: the first two must be '' and 'an' or 'n' and "
-            "'a', the last one '' or 'n'; choose another model."
+            f"-postprocess-top {short_repr(top)} cannot be converted: the first two must be '' and 'a{letter}' or "
+            f"'{letter}' and 'a', the last one '' or '{letter}'; choose another model."
         )
-    return before == "n"
+    return before == letter
 
 
 def version(settings: dict[str, Any], option: str) -> tuple[int, ...]:
@@ -237,6 +250,8 @@ MARIAN = Family(
     {
         "num_heads": "transformer-heads",
         "activation": activation,
+        "norm": norm_kind,
+        "norm_bias": lambda settings: norm_kind(settings) == "layer",
         "norm_first": norm_first,
         **{f"{stack}.mlp_layers": partial(mlp_layers, stack=stack) for stack in STACKS},
         "encoder.norm_queries_only": norm_queries_only,

@@ -12,6 +12,7 @@ from support.marian_files import (
     OLD_PRE_NORM,
     OPTIONS,
     PRE_NORM,
+    RMS_NORM,
     SEPARATE,
     STUDENT,
     UNK,
@@ -45,6 +46,8 @@ VARIANTS = {
     "pre-norm": PRE_NORM,
     "pre-norm without dropout and final norms": PRE_NORM | {"transformer-postprocess": "a"},
     "pre-norm of queries only": OLD_PRE_NORM,
+    "RMSNorm": RMS_NORM,
+    "RMSNorm before sublayers": {"transformer-preprocess": "rd", "transformer-postprocess": "da", "version": "v1.12.0"},
     "exact gelu": {"transformer-ffn-activation": "gelu", "version": "v1.12.3; a 2023-03-01 13:48:09 +0000"},
     "approximated gelu": {"transformer-ffn-activation": "gelu", "version": "v1.12.2"},
     "tied layers": {"dec-depth": 4, "transformer-tied-layers": [1, 1, 2, 1]},
@@ -53,6 +56,7 @@ VARIANTS = {
     "pre-norm student": STUDENT | PRE_NORM | {"version": "v1.9.56"},
     "student with tied layers and a projection": STUDENT
     | {"transformer-tied-layers": [1, 1], "transformer-rnn-projection": True},
+    "student with RMSNorm": STUDENT | {"transformer-postprocess": "dar"},
     "student with two vocabularies": STUDENT | SEPARATE,
 }
 FORMATS = {"npz": None, "float32 bin": None, "8 bits": 8, "16 bits": 16}
@@ -169,7 +173,9 @@ def test_what_is_not_supported_is_named(tmp_path, option, value):
     [
         ({"transformer-preprocess": "n"}, "the first two must be '' and 'an' or 'n' and 'a'"),
         ({"transformer-postprocess": "dhn"}, "-postprocess 'hn' .* choose another model"),
-        ({"transformer-postprocess": "dar"}, "-postprocess 'ar' .* choose another model"),
+        ({"transformer-postprocess": "dar", "transformer-preprocess": "r"}, "-postprocess 'ar' .* '' and 'ar' or 'r'"),
+        (RMS_NORM | {"transformer-postprocess-top": "n"}, "all norms must be of one kind; choose"),
+        ({"transformer-postprocess-emb": "r"}, "layer normalisation .n. and RMSNorm .r. cannot be converted"),
         ({"transformer-postprocess-top": "a"}, "-postprocess-top 'a' .* the last one '' or 'n'"),
         (PRE_NORM | {"version": 1.9}, "transformer-preprocess n needs Marian's version .* such as v1.12.0, not 1.9"),
         ({"transformer-ffn-activation": "gelu", "version": "new"}, "gelu needs Marian's version"),
