@@ -25,6 +25,7 @@ from mlx_transformer.weights import convert
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from support.marian_files import (
+    AVERAGE,
     EOS,
     OLD_PRE_NORM,
     PRE_NORM,
@@ -52,6 +53,8 @@ VARIANTS = {
     "SSRU": STUDENT,
     "SSRU with a projection": STUDENT | {"transformer-rnn-projection": True},
     "pre-norm SSRU": STUDENT | PRE_NORM | NEW,
+    "average attention": AVERAGE,
+    "average attention, the mean alone": AVERAGE | {"transformer-aan-depth": 1, "transformer-aan-nogate": True},
 }
 DECODERS = {"post-norm": {}, "pre-norm": PRE_NORM, "pre-norm before 1.11": OLD_PRE_NORM, "SSRU": STUDENT}
 VOCABULARIES = {"shared": {}, "separate": SEPARATE}

@@ -93,10 +93,10 @@ def step_bytes(config: ModelConfig, number_format: Format, workload: Workload) -
     projection_dims = stack.num_heads * (config.head_dims or config.dims // stack.num_heads)
     key_values = 2 * projection_dims * stack.num_layers * number_format.itemsize
     rows = workload.batch * workload.beams
-    if config.decoder_self_attention == "ssru":  # one state for each row, in float32
-        self_state = rows * config.dims * stack.num_layers * 4
-    else:
+    if config.decoder_self_attention == "attention":
         self_state = rows * workload.length * key_values
+    else:  # one state for each row, in float32, of which that of average attention has a count
+        self_state = rows * (config.dims + (config.average_attention is not None)) * stack.num_layers * 4
     return {
         "layers": stack.num_layers * layer_bytes(config, number_format, projection_dims)
         + non_layer_bytes(config, number_format),
@@ -109,26 +109,34 @@ def step_bytes(config: ModelConfig, number_format: Format, workload: Workload) -
 
 def layer_bytes(config: ModelConfig, number_format: Format, projection_dims: int) -> int:
     """Return the bytes of a decoder layer without the projections of cross-attention that are used once per source."""
-    dims, mlp = config.dims, config.decoder.mlp_dims
+    dims, stack, average = config.dims, config.decoder, config.average_attention
     out_bias = config.attention_bias if config.attention_out_bias is None else config.attention_out_bias
-    num_inputs = 1 + config.gated_mlp
     has_output = config.attention_projection
-    # Biases of the query and output projection of cross-attention, then of self-attention or the SSRU.
+    # Biases of the query and output projection of cross-attention, then of self-attention or its alternative.
     vectors = config.attention_bias * projection_dims + has_output * out_bias * dims
     matrices = (1 + has_output) * number_format.matrix_bytes(dims * projection_dims)
     if config.decoder_self_attention == "ssru":
         vectors += (1 + config.ssru_projection) * dims
         matrices += (2 + config.ssru_projection) * number_format.matrix_bytes(dims * dims)
+    elif average is not None:
+        weights, biases = mlp_sizes(dims, average.mlp_dims, average.mlp_layers) if average.mlp_dims else (0, 0)
+        vectors += config.mlp_bias * biases + 2 * average.gated * dims
+        matrices += number_format.matrix_bytes(weights + 2 * average.gated * dims * dims)
     else:
         vectors += 3 * config.attention_bias * projection_dims + has_output * out_bias * dims
         matrices += (3 + has_output) * number_format.matrix_bytes(dims * projection_dims)
-    num_hidden = config.decoder.mlp_layers - 2
-    vectors += config.mlp_bias * ((num_inputs + num_hidden) * mlp + dims)
+    weights, biases = mlp_sizes(dims, stack.mlp_dims, stack.mlp_layers, num_inputs=1 + config.gated_mlp)
+    vectors += config.mlp_bias * biases
     vectors += 3 * num_norm_weights(config)
-    tables = config.decoder.bias_each_layer * num_relative_bias_weights(config)
-    matrices += (num_inputs + 1) * number_format.matrix_bytes(dims * mlp)
-    matrices += num_hidden * number_format.matrix_bytes(mlp * mlp)
+    tables = stack.bias_each_layer * num_relative_bias_weights(config)
+    matrices += number_format.matrix_bytes(weights)
     return matrices + (vectors + tables) * number_format.itemsize
+
+
+def mlp_sizes(dims: int, width: int, num_layers: int, num_inputs: int = 1) -> tuple[int, int]:
+    """Return the numbers of weights and of biases of a feed-forward network."""
+    num_hidden = num_layers - 2
+    return ((num_inputs + 1) * dims + num_hidden * width) * width, (num_inputs + num_hidden) * width + dims
 
 
 def non_layer_bytes(config: ModelConfig, number_format: Format) -> int:

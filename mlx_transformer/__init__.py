@@ -19,6 +19,7 @@ _MODULES = {
     "ModelConfig": "config.model",
     "StackConfig": "config.model",
     "PoolingConfig": "config.model",
+    "AverageAttentionConfig": "config.model",
     "SearchConfig": "config.search",
     "SearchOptions": "config.search",
     "AlignmentConfig": "config.alignment",

@@ -4,6 +4,7 @@ from .checkpoints.adapter_folder import save_adapter as save_adapter
 from .checkpoints.model_folder import save as save
 from .config.adapter import AdapterConfig as AdapterConfig
 from .config.alignment import AlignmentConfig as AlignmentConfig
+from .config.model import AverageAttentionConfig as AverageAttentionConfig
 from .config.model import ModelConfig as ModelConfig
 from .config.model import PoolingConfig as PoolingConfig
 from .config.model import StackConfig as StackConfig

@@ -322,10 +322,11 @@ def vocabulary_facts(config: dict[str, Any]) -> str:
 def stack_facts(config: dict[str, Any], side: dict[str, Any]) -> str:
     """Format one stack."""
     norm = "pre-norm" if side["norm_first"] else "post-norm"
-    is_recurrent = side is config["decoder"] and config["decoder_self_attention"] == "ssru"
-    recurrence = ", SSRU instead of self-attention" if is_recurrent else ""
+    alternatives = {"ssru": "SSRU", "average": "average attention"} if side is config["decoder"] else {}
+    alternative = alternatives.get(config["decoder_self_attention"])
+    sublayer = f", {alternative} instead of self-attention" if alternative else ""
     mlp = f"{side['mlp_dims']}" + (f" in {side['mlp_layers']} layers" if side["mlp_layers"] != 2 else "")
     return (
         f"{side['num_layers']} layers, {config['dims']} wide, {side['num_heads']} heads, feed-forward "
-        f"{mlp}, {norm}, {side['positions']} positions up to {side['max_length']}{recurrence}"
+        f"{mlp}, {norm}, {side['positions']} positions up to {side['max_length']}{sublayer}"
     )

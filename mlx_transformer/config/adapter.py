@@ -7,7 +7,10 @@ from typing import Literal
 from mlx_transformer.config.serialization import check_positive, check_shares, check_types
 
 # Name of a group of linear layers -> patterns of their names.
-TARGET_GROUPS = {"attention": ("self_attention.*", "ssru.*", "cross_attention.*"), "mlp": ("feed_forward.*",)}
+TARGET_GROUPS = {
+    "attention": ("self_attention.*", "ssru.*", "average_attention.*", "cross_attention.*"),
+    "mlp": ("feed_forward.*",),
+}
 # Name of a part to train in full -> its modules.
 SAVED_PARTS = {"embeddings": ("source_embedding", "target_embedding"), "output": ("output",)}
 ALL_LAYERS = -1  # in files, as mlx-lm has it

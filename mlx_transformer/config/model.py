@@ -21,6 +21,8 @@ STACK_LIMITS |= {"num_buckets": 2**12, "max_distance": 2**16}
 
 MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 2**17, "head_dims": 2**17}
 
+Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"]
+
 MAX_POSITIONS = 2**24  # max_length x dims of a position table: 16384 positions of 1024, 64 MiB
 
 
@@ -110,6 +112,30 @@ class PoolingConfig:
 
 
 @dataclass(frozen=True)
+class AverageAttentionConfig:
+    """Average attention, which can replace self-attention in the decoder; see `AverageAttention`.
+
+    Attributes:
+        mlp_dims: Width of the feed-forward network of the mean; None for the mean itself.
+        mlp_layers: Number of linear layers of this network, at least 2.
+        activation: Its activation function.
+        gated: The input and the result of the network are weighted by gates.
+    """
+
+    mlp_dims: int | None = None
+    mlp_layers: int = 2
+    activation: Activation = "relu"
+    gated: bool = True
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.mlp_dims is not None:
+            check_positive(self, "mlp_dims")
+        check_at_least(self, {"mlp_layers": 2})
+        check_at_most(self, {name: STACK_LIMITS[name] for name in ("mlp_dims", "mlp_layers")})
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Configuration of an encoder-decoder Transformer, or of an encoder alone.
 
@@ -123,9 +149,11 @@ class ModelConfig:
         share_embeddings: Source and target share one embedding table.
         tie_output: The output layer uses the target embedding table as its weight.
         output_bias: The output layer has a bias.
-        decoder_self_attention: The first sublayer of decoder layers: "attention", or "ssru", the simpler simple
-            recurrent unit of small, fast models (Kim et al. 2019; Marian's transformer-decoder-autoreg rnn).
+        decoder_self_attention: The first sublayer of decoder layers: "attention"; "ssru", the simpler simple recurrent
+            unit of small, fast models (Kim et al. 2019; Marian's transformer-decoder-autoreg rnn); or "average", the
+            average attention of earlier ones (Zhang et al. 2018).
         ssru_projection: The SSRU has an output projection (Marian's transformer-rnn-projection).
+        average_attention: Configuration of average attention; None without it.
         attention_bias: The attention projections have biases.
         attention_out_bias: The output projection of attention has a bias; None for the value of attention_bias
             (OpenNMT-py).
@@ -159,8 +187,9 @@ class ModelConfig:
     share_embeddings: bool = True
     tie_output: bool = True
     output_bias: bool = False
-    decoder_self_attention: Literal["attention", "ssru"] = "attention"
+    decoder_self_attention: Literal["attention", "ssru", "average"] = "attention"
     ssru_projection: bool = False
+    average_attention: AverageAttentionConfig | None = None
     attention_bias: bool = True
     attention_out_bias: bool | None = None
     attention_projection: bool = True
@@ -171,7 +200,7 @@ class ModelConfig:
     norm_bias: bool = True
     norm_eps: float = 1e-5
     logit_scale: float = 1.0
-    activation: Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"] = "relu"
+    activation: Activation = "relu"
     overflows_float16: bool = False
     dropout: float = 0.1
     attention_dropout: float = 0.0
@@ -235,23 +264,29 @@ class ModelConfig:
                 "output_bias to false."
             )
         check_shares(self, "dropout", "attention_dropout", "activation_dropout")
-        self._check_ssru()
+        self._check_decoder_self_attention()
         self._check_tokens()
         if self.norm == "rms" and self.norm_bias:
             raise ValueError("norm 'rms' has no bias: set norm_bias to false.")
         if self.norm == "deviation" and not self.norm_bias:
             raise ValueError("norm 'deviation' has a bias: set norm_bias to true.")
 
-    def _check_ssru(self) -> None:
-        if self.decoder_self_attention == "attention":
-            if self.ssru_projection:
-                raise ValueError("ssru_projection needs decoder_self_attention 'ssru': set it, or leave it out.")
-        elif self.decoder is None:
-            raise ValueError("decoder_self_attention 'ssru' needs a decoder, but the model has none: leave it out.")
-        elif self.decoder.positions == "relative":
+    def _check_decoder_self_attention(self) -> None:
+        kind = self.decoder_self_attention
+        if self.ssru_projection and kind != "ssru":
+            raise ValueError("ssru_projection needs decoder_self_attention 'ssru': set it, or leave it out.")
+        if (self.average_attention is not None) != (kind == "average"):
             raise ValueError(
-                "decoder_self_attention 'ssru' has no relative positions: set the decoder's positions to sinusoidal, "
-                "learned or none."
+                "average_attention belongs to decoder_self_attention 'average': set both, or leave both out."
+            )
+        if kind == "attention":
+            return
+        if self.decoder is None:
+            raise ValueError(f"decoder_self_attention {kind!r} needs a decoder, but the model has none: leave it out.")
+        if self.decoder.positions == "relative":
+            raise ValueError(
+                f"decoder_self_attention {kind!r} has no relative positions: set the decoder's positions to "
+                "sinusoidal, learned or none."
             )
 
     def _check_tokens(self) -> None:

@@ -70,8 +70,8 @@ class TrainingConfig:
         num_heads: Number of attention heads; by default one per 64 of the model width.
         norm_first: Normalise before each sublayer (pre-norm), which trains more easily, instead of after it.
         activation: Activation function of the feed-forward networks.
-        decoder_self_attention: First sublayer of the decoder's layers: attention, or the recurrent unit ssru, which
-            makes generation faster.
+        decoder_self_attention: First sublayer of the decoder's layers: attention, or one that makes generation faster,
+            the recurrent unit ssru or average, which attends to all earlier positions alike.
         vocab_size: Maximum size of the subword vocabulary.
         shared_vocabulary: Share one vocabulary and one embedding table between source and target.
         steps: Number of optimizer updates.
@@ -144,7 +144,7 @@ class TrainingConfig:
     num_heads: int | None = None
     norm_first: bool = True
     activation: Literal["relu", "gelu", "silu"] = "relu"
-    decoder_self_attention: Literal["attention", "ssru"] = "attention"
+    decoder_self_attention: Literal["attention", "ssru", "average"] = "attention"
     vocab_size: int = 8000
     shared_vocabulary: bool = True
     steps: int = 10_000

@@ -27,7 +27,7 @@ class BeamState(NamedTuple):
     Hypotheses are stored as backpointers: parent beam x vocab + token.
 
     Attributes:
-        cache: Keys and values, or SSRU states, of each decoder layer; rows are batch x beams.
+        cache: Keys and values, or states of a recurrence, of each decoder layer; rows are batch x beams.
         length: Number of positions in the cache, int32 scalar.
         starts: The position at which the target of each row begins, int32 (rows, 1); (1, 1), zero, if all begin at 0.
         tokens: The last token of each beam, uint32 (batch, beams), bank by bank.

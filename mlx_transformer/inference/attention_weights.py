@@ -17,7 +17,7 @@ class AttentionWeights(NamedTuple):
     Attributes:
         encoder: Encoder self-attention, (batch, num_heads, source_length, source_length).
         decoder: Decoder self-attention, (rows, num_heads, target_length, target_length); empty if the decoder has an
-            SSRU instead.
+            SSRU or average attention instead.
         cross: Cross-attention, (rows, num_heads, target_length, source_length).
     """
 
@@ -50,7 +50,7 @@ def attention_ids(model: Transformer, source: mx.array, target: mx.array) -> Att
 
 def split_decoder_weights(model: Transformer, weights: list[mx.array]) -> tuple[list[mx.array], list[mx.array]]:
     """Return the weights of self-attention and of cross-attention among those that a pass of the decoder recorded."""
-    if model.config.decoder_self_attention == "ssru":
+    if model.config.decoder_self_attention != "attention":
         return [], weights
     return weights[::2], weights[1::2]  # a layer calls self-attention, then cross-attention
 

@@ -32,7 +32,7 @@ class TextAttention(NamedTuple):
         target_tokens: The tokens of the target, from the start token to the end token.
         encoder: Encoder self-attention, (num_heads, source tokens, source tokens).
         decoder: Decoder self-attention, (num_heads, target tokens - 1, target tokens - 1); empty if the decoder has an
-            SSRU instead.
+            SSRU or average attention instead.
         cross: Cross-attention, (num_heads, target tokens - 1, source tokens).
     """
 

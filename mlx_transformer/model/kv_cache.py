@@ -1,11 +1,14 @@
-"""What the decoder keeps from step to step: keys and values of self-attention, or cell states of the SSRU."""
+"""What the decoder keeps from step to step: keys and values of self-attention, or the states of a recurrence."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import mlx.core as mx
 
 from mlx_transformer.model.positions import constant_arange
-from mlx_transformer.model.recurrence import linear_recurrence
+from mlx_transformer.model.recurrence import linear_recurrence, running_sums
+
+Recurrence = Callable[[mx.array, mx.array | None], mx.array]  # inputs of positions, the state before -> their states
 
 
 def fit(array: mx.array, axis: int, size: int, first: int = 0, value: int = 0) -> mx.array:
@@ -83,11 +86,13 @@ class CellCache(DecoderCache):
     Its layers are float32 (rows, dims), however many positions there were.
     """
 
-    def update_and_fetch(self, layer: int, gates: mx.array) -> mx.array:
+    recurrence: Recurrence = staticmethod(linear_recurrence)
+
+    def update_and_fetch(self, layer: int, inputs: mx.array) -> mx.array:
         """Run a layer's recurrence over the next positions, keep the last state, and return the states of all."""
-        cells = linear_recurrence(gates, self.layers[layer])
-        self.layers[layer] = cells[:, -1]
-        return cells
+        states = self.recurrence(inputs, self.layers[layer])
+        self.layers[layer] = states[:, -1]
+        return states
 
     def resize(self, first: int, capacity: int) -> None:
         """Do nothing: any number of positions has room."""
@@ -95,3 +100,12 @@ class CellCache(DecoderCache):
     def mask(self, queries: int) -> str:
         """Return the mask of any number of positions, which a recurrence does not need."""
         return "causal"
+
+
+class SumCache(CellCache):
+    """The last sums of the decoder's average attention and their counts, float32 (rows, dims + 1)."""
+
+    recurrence: Recurrence = staticmethod(running_sums)
+
+
+CACHES: dict[str, type[DecoderCache]] = {"attention": KVCache, "ssru": CellCache, "average": SumCache}

@@ -1,4 +1,4 @@
-"""The linear recurrence of gated recurrent units without a matrix in their loop, for all positions at once."""
+"""Recurrences without a matrix in their loop, for all positions at once: of the SSRU and of average attention."""
 
 import mlx.core as mx
 
@@ -26,6 +26,21 @@ def linear_recurrence(gates: mx.array, state: mx.array | None = None) -> mx.arra
         cells, forget = cells + forget * _shift(cells, span), forget * _shift(forget, span)
         span *= 2
     return cells
+
+
+def running_sums(x: mx.array, state: mx.array | None = None) -> mx.array:
+    """Sum the inputs of all positions so far, and count them.
+
+    Args:
+        x: Inputs, (rows, length, dims).
+        state: The preceding sums and their count, float32 (rows, dims + 1); zero if None.
+
+    Returns:
+        The sums at each position, followed by their count, float32 (rows, length, dims + 1).
+    """
+    counted = mx.concatenate([x.astype(mx.float32), mx.ones((*x.shape[:2], 1))], axis=2)
+    sums = mx.cumsum(counted, axis=1)
+    return sums if state is None else sums + state[:, None]
 
 
 def _shift(x: mx.array, distance: int) -> mx.array:

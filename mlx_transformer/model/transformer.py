@@ -1,13 +1,14 @@
 """The encoder-decoder Transformer of Vaswani et al. 2017, "Attention Is All You Need" (d2l.ai, chapter 11).
 
-This file holds the whole network. Attention (or SSRU), FeedForward and Residual form a Layer, layers form a Stack, and
-two stacks with their embeddings form a Transformer. Memory is the encoded source that the decoder attends to. Training
-and generation run the same code.
+This file holds the whole network. Attention (or SSRU, or AverageAttention), FeedForward and Residual form a Layer,
+layers form a Stack, and two stacks with their embeddings form a Transformer. Memory is the encoded source that the
+decoder attends to. Training and generation run the same code.
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -15,12 +16,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_reduce, tree_unflatten
 
-from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.config.model import AverageAttentionConfig, ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.model.attention import AttentionFunction, attention_with_dropout, scaled_dot_product_attention
 from mlx_transformer.model.compilation import CompiledFunctions, with_arrays
 from mlx_transformer.model.dropout import dropout, grad_checkpoint
-from mlx_transformer.model.kv_cache import CellCache, DecoderCache, KVCache
+from mlx_transformer.model.kv_cache import CACHES, DecoderCache
 from mlx_transformer.model.layers import ACTIVATIONS, NORMS, add_linear, embedding, fused_linear, linear
 from mlx_transformer.model.masks import causal_mask, full_mask, padding_mask
 from mlx_transformer.model.positions import (
@@ -31,7 +32,7 @@ from mlx_transformer.model.positions import (
     sinusoidal_positions,
 )
 from mlx_transformer.model.process import check_process
-from mlx_transformer.model.recurrence import linear_recurrence
+from mlx_transformer.model.recurrence import linear_recurrence, running_sums
 from mlx_transformer.model.shortlist import Shortlist, select_rows
 from mlx_transformer.model.token_ids import check_embeddings, check_target_rows, check_token_ids
 from mlx_transformer.storage.checksums import WeightsSource
@@ -167,6 +168,32 @@ class FeedForward(nn.Module):
         return add_linear(self.down_proj, dropout(inner, dropout_rate), shortcut)
 
 
+class AverageAttention(nn.Module):
+    """Average attention (Zhang et al. 2018): a decoder sublayer instead of self-attention.
+
+    It attends to all positions so far alike: the mean of their inputs passes through a feed-forward network. The result
+    and the input of the position itself are summed by gates, of which each depends on what it weights (Marian).
+    """
+
+    def __init__(self, config: ModelConfig, stack: StackConfig, average: AverageAttentionConfig) -> None:
+        super().__init__()
+        if average.mlp_dims is not None:
+            mlp = replace(stack, mlp_dims=average.mlp_dims, mlp_layers=average.mlp_layers)
+            self.network = FeedForward(replace(config, activation=average.activation, gated_mlp=False), mlp)
+        if average.gated:
+            self.input_gate = linear(config.dims, config.dims, bias=True)
+            self.mean_gate = linear(config.dims, config.dims, bias=True)
+
+    def __call__(self, x: mx.array, sums: mx.array, shortcut: mx.array | None = None) -> mx.array:
+        """Return the output for inputs, (rows, length, dims), and their `running_sums`, added to a shortcut."""
+        mean = (sums[..., :-1] / sums[..., -1:]).astype(x.dtype)
+        if "network" in self:
+            mean = self.network(mean)
+        if "mean_gate" in self:
+            mean = mx.sigmoid(self.input_gate(x)) * x + mx.sigmoid(self.mean_gate(mean)) * mean
+        return mean if shortcut is None else shortcut + mean
+
+
 class Residual(nn.Module):
     """Residual connection around a sublayer, with dropout and pre- or post-normalisation."""
 
@@ -198,13 +225,18 @@ def identity(key_values: mx.array) -> mx.array:
 
 
 class Layer(nn.Module):
-    """Self-attention or an SSRU, cross-attention (decoder only) and a feed-forward network, each with a residual."""
+    """Self-attention (or an alternative), cross-attention and a feed-forward network, each with a residual.
+
+    Only decoder layers have cross-attention, or an SSRU or average attention instead of self-attention.
+    """
 
     def __init__(self, config: ModelConfig, stack: StackConfig, is_decoder: bool) -> None:
         super().__init__()
         self.norm_queries_only = stack.norm_queries_only
         if is_decoder and config.decoder_self_attention == "ssru":
             self.ssru = SSRU(config)
+        elif is_decoder and config.average_attention is not None:
+            self.average_attention = AverageAttention(config, stack, config.average_attention)
         else:
             self.self_attention = Attention(config, stack)
         self.self_attention_residual = Residual(config, stack)
@@ -227,8 +259,8 @@ class Layer(nn.Module):
         Args:
             x: (rows, length, dims).
             mask: Self-attention mask: boolean, an additive bias, or "causal".
-            update_cache: Takes the keys and values of x, returns those of all positions so far; with an SSRU, takes the
-                gates of x and returns its cell states. None without a cache.
+            update_cache: Takes the keys and values of x, returns those of all positions so far; with an SSRU or average
+                attention, takes the inputs of its recurrence and returns the states. None without a cache.
             memory: Keys, values and mask for cross-attention; None in the encoder.
             attend: The attention function, called for self-attention and then for cross-attention.
         """
@@ -242,7 +274,11 @@ class Layer(nn.Module):
             cells = (update_cache or linear_recurrence)(self.ssru.gates(x))
             return self.ssru(cells.astype(x.dtype), shortcut)
 
-        x = self.self_attention_residual(x, ssru if "ssru" in self else self_attention)
+        def average_attention(x: mx.array, shortcut: mx.array | None = None) -> mx.array:
+            return self.average_attention(x, (update_cache or running_sums)(x), shortcut)
+
+        sublayer = ssru if "ssru" in self else average_attention if "average_attention" in self else self_attention
+        x = self.self_attention_residual(x, sublayer)
         if memory is not None:
             attention = functools.partial(self.cross_attention, key_values=memory[0], mask=memory[1], attend=attend)
             x = self.cross_attention_residual(x, attention)
@@ -288,8 +324,8 @@ class Stack(nn.Module):
             mask: Self-attention mask, True at allowed keys, (rows or 1, 1, length or 1, length), or "causal". By
                 default all keys in an encoder, "causal" in a decoder.
             memory: The encoded sources, for a decoder.
-            cache: Keys and values, or SSRU states, of the positions before `embeddings`; updated in place. Its mask
-                replaces `mask`.
+            cache: Keys and values, or states of a recurrence, of the positions before `embeddings`; updated in place.
+                Its mask replaces `mask`.
             attend: The attention function.
 
         Returns:
@@ -488,7 +524,7 @@ class Transformer(nn.Module):
             target: Token ids, int32 (rows, target_length). The number of rows is a multiple of the memory's batch, with
                 the rows of one sentence (its beams) adjacent. With a cache, only the tokens that it does not hold yet.
             memory: The result of `encode`.
-            cache: Keys and values, or SSRU states, of the positions before `target`; updated in place.
+            cache: Keys and values, or states of a recurrence, of the positions before `target`; updated in place.
             attend: The attention function, as in `encode`.
             shortlist: The tokens that may be predicted, of the method `shortlist`; None for all.
 
@@ -518,8 +554,9 @@ class Transformer(nn.Module):
     def new_cache(self, rows: int, capacity: int) -> DecoderCache:
         """Create an empty cache for `rows` sequences of up to `capacity` tokens."""
         num_heads = self.config.require_decoder().num_heads
-        if self.config.decoder_self_attention == "ssru":
-            layers = [mx.zeros((rows, self.config.dims)) for _ in self.decoder.layers]
+        if self.config.decoder_self_attention != "attention":
+            size = self.config.dims + (self.config.decoder_self_attention == "average")
+            layers = [mx.zeros((rows, size)) for _ in self.decoder.layers]
         else:
             shape = (rows, num_heads, 2, capacity, self.decoder.layers[0].self_attention.head_dims)
             layers = [mx.zeros(shape, self.dtype) for _ in self.decoder.layers]
@@ -527,8 +564,7 @@ class Transformer(nn.Module):
 
     def make_cache(self, layers: list[mx.array], length: mx.array, starts: mx.array | None = None) -> DecoderCache:
         """Return the decoder's cache with these arrays, one for each layer, of `length` positions; see `KVCache`."""
-        kind = CellCache if self.config.decoder_self_attention == "ssru" else KVCache
-        return kind(layers, length, starts)
+        return CACHES[self.config.decoder_self_attention](layers, length, starts)
 
     @property
     def num_parameters(self) -> int:

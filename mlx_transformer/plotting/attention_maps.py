@@ -135,8 +135,8 @@ def attention_figure(
     ]
     if missing := [kind for kind in kinds if kind not in available]:
         raise ValueError(
-            f"This model's decoder has an SSRU instead of self-attention, so it has no attention weights of kind "
-            f"{missing[0]!r}: choose {' or '.join(available)}."
+            f"This model's decoder has no self-attention, so it has no attention weights of kind {missing[0]!r}: "
+            f"choose {' or '.join(available)}."
         )
     weights = attention_ids(model, mx.array([source], mx.int32), mx.array([target[:-1]], mx.int32))
     selected = [kind for kind in available if kind in (kinds or available)]

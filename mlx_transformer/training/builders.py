@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_transformer.checkpoints import model_folder
 from mlx_transformer.checkpoints.adapter_folder import check_base, read_adapter_config, with_base
 from mlx_transformer.config.adapter import AdapterConfig
-from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.config.model import AverageAttentionConfig, ModelConfig, StackConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.training import FREEZABLE_PARTS, TrainingConfig
 from mlx_transformer.data.parallel_corpus import ParallelCorpora
@@ -134,6 +134,9 @@ def new_model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfi
         # One more position than tokens in the longest sentence, for the decoder's start token.
         max_length=config.max_length + 1,
     )
+    average = None
+    if config.decoder_self_attention == "average":
+        average = AverageAttentionConfig(size.mlp_dims, activation=config.activation)
     return ModelConfig(
         source_vocab_size=tokenizer.source_vocab_size,
         target_vocab_size=tokenizer.target_vocab_size,
@@ -142,6 +145,7 @@ def new_model_config(config: TrainingConfig, tokenizer: Tokenizer) -> ModelConfi
         decoder=replace(encoder, num_layers=size.decoder_layers),
         share_embeddings=tokenizer.shared,
         decoder_self_attention=config.decoder_self_attention,
+        average_attention=average,
         activation=config.activation,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,

@@ -33,7 +33,7 @@ def test_step_bytes_of_quantised_weights_equal_the_sizes_of_the_arrays(bits, gat
     assert roofline.loaded_bytes(model) == {part: sizes[part] for part in ("layers", "output")}
 
 
-@pytest.mark.parametrize("name", ["post_norm", "unequal_stacks"])
+@pytest.mark.parametrize("name", ["post_norm", "unequal_stacks", "ssru", "average"])
 def test_step_bytes_of_keys_and_values_equal_the_sizes_of_the_arrays(name):
     model, workload = random_model(SETTINGS[name]), Workload(batch=3, beams=2, source_length=7, length=16)
     sizes = roofline.step_bytes(model.config, roofline.FORMATS["float32"], workload)

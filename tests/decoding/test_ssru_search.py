@@ -1,4 +1,7 @@
-"""Searches with a recurrent decoder: its states follow their beams, whatever joins or leaves the batch."""
+"""Searches with a recurrent decoder: its states follow their beams, whatever joins or leaves the batch.
+
+They are those of SSRUs, or of average attention.
+"""
 
 import mlx.core as mx
 import pytest
@@ -11,9 +14,9 @@ from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 LENGTHS = (3, 7, 1, 5, 9)
 
 
-@pytest.fixture(scope="module")
-def teacher():
-    return Teacher(random_model(SETTINGS["ssru"], gain=1.5))
+@pytest.fixture(scope="module", params=["ssru", "average"])
+def teacher(request):
+    return Teacher(random_model(SETTINGS[request.param], gain=1.5))
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_shapes_and_row_sums(model, source, target, close):
     for name, size in sizes.items():
         stack = config.encoder if name == "encoder" else config.decoder
         layers = getattr(found, name)
-        num_layers = 0 if name == "decoder" and config.decoder_self_attention == "ssru" else stack.num_layers
+        num_layers = 0 if name == "decoder" and config.decoder_self_attention != "attention" else stack.num_layers
         assert [layer.shape for layer in layers] == [(len(LENGTHS), stack.num_heads, *size)] * num_layers
         for layer in layers:
             assert layer.dtype == mx.float32 and layer.min().item() >= 0
@@ -122,7 +122,7 @@ def test_custom_attention_function_gets_all_arguments(model, source, target):
     memory = model.encode(source, attend=counting)
     assert len(calls) == model.config.encoder.num_layers
     logits = model.decode(target, memory, attend=counting)
-    per_layer = 1 if model.config.decoder_self_attention == "ssru" else 2
+    per_layer = 2 if model.config.decoder_self_attention == "attention" else 1
     assert len(calls) == model.config.encoder.num_layers + per_layer * model.config.decoder.num_layers
     assert mx.array_equal(logits, model(source, target))
 

@@ -76,7 +76,7 @@ def adapted_model(adapter, model_config=WIDE, bits=None, seed=0):
 
 @kinds
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("settings", ["pre_norm", "unequal_stacks", "ssru", "queries_only"])
+@pytest.mark.parametrize("settings", ["pre_norm", "unequal_stacks", "ssru", "average", "queries_only"])
 def test_a_new_adapter_changes_no_bit(adapter, bits, settings):
     model = random_model(WIDE if bits else SETTINGS[settings])
     if bits:
@@ -358,12 +358,18 @@ def adapted_base(adapter, bits, use_dense):
     return model
 
 
-def test_attention_targets_include_the_projections_of_an_ssru():
-    model = random_model(SETTINGS["ssru"])
+@pytest.mark.parametrize(
+    ("settings", "targets"),
+    [
+        ("ssru", ["ssru.input_proj", "ssru.forget_proj", "ssru.out_proj"]),
+        ("average", [f"average_attention.{name}" for name in ("network.up_proj", "input_gate", "mean_gate")]),
+    ],
+)
+def test_attention_targets_include_what_replaces_self_attention(settings, targets):
+    model = random_model(SETTINGS[settings])
     add_adapter(model, AdapterConfig(rank=2, alpha=4, targets=("attention",)))
     names = {name.rpartition(".")[0] for name in adapter_arrays(model)}
-    ours = {f"decoder.layers.{i}.ssru.{name}_proj" for i in (0, 1) for name in ("input", "forget", "out")}
-    assert ours <= names
+    assert {f"decoder.layers.{i}.{target}" for i in (0, 1) for target in targets} <= names
     assert not any("feed_forward" in name for name in names)
 
 

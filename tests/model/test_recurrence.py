@@ -1,4 +1,4 @@
-"""The linear recurrence of the SSRU: equal to the loop over positions, with its gradients, at any length."""
+"""The recurrences of the SSRU and of average attention: equal to loops over positions, at any length."""
 
 import dataclasses
 
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from support.tiny_models import SETTINGS, padded, random_model, random_sources, random_targets
 
-from mlx_transformer.config.model import ModelConfig
-from mlx_transformer.model.kv_cache import CellCache
-from mlx_transformer.model.recurrence import linear_recurrence
+from mlx_transformer.config.model import AverageAttentionConfig, ModelConfig
+from mlx_transformer.model.kv_cache import CellCache, SumCache
+from mlx_transformer.model.recurrence import linear_recurrence, running_sums
 from mlx_transformer.model.transformer import SSRU
 
 LENGTHS = (1, 2, 3, 7, 8, 33, 1024)
@@ -96,8 +96,42 @@ def test_cache_holds_one_state_of_constant_size():
     assert not cache.layers[0].any()
 
 
-def test_low_precision_keeps_the_state_in_float32():
-    model = random_model(SETTINGS["ssru"])
+def test_sums_of_pieces_equal_those_of_all_positions_at_once():
+    x = mx.random.normal((2, 12, 5), key=mx.random.key(6))
+    cache = SumCache([mx.zeros((2, 6))], mx.array(0, mx.int32))
+    pieces = [cache.update_and_fetch(0, piece) for piece in mx.split(x, [1, 5, 6], axis=1)]
+    sums = np.concatenate(pieces, axis=1)
+    np.testing.assert_allclose(sums, running_sums(x), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(sums[..., :5], np.cumsum(x, axis=1), rtol=0, atol=2e-6)
+    assert (sums[..., 5] == np.arange(1, 13)).all() and cache.layers[0].shape == (2, 6)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("mlp_dims", [None, 20])
+def test_average_attention_equals_a_plain_numpy_pass(gated, mlp_dims):
+    average = AverageAttentionConfig(mlp_dims, activation="tanh", gated=gated)
+    layer = random_model(dataclasses.replace(SETTINGS["average"], average_attention=average))
+    layer = layer.decoder.layers[1].average_attention
+    inputs = mx.random.normal((3, 20, 16), key=mx.random.key(5))
+    x = np.array(inputs, np.float64)
+
+    def apply(module, x):
+        return x @ np.array(module.weight, np.float64).T + np.array(module.bias)
+
+    y = np.cumsum(x, axis=1) / np.arange(1, 21)[:, None]
+    if mlp_dims:
+        y = apply(layer.network.down_proj, np.tanh(apply(layer.network.up_proj, y)))
+    if gated:
+        gates = apply(layer.input_gate, x), apply(layer.mean_gate, y)
+        y = x / (1 + np.exp(-gates[0])) + y / (1 + np.exp(-gates[1]))
+    np.testing.assert_allclose(layer(inputs, running_sums(inputs)), y, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(layer(inputs, running_sums(inputs), inputs), x + y, rtol=0, atol=3e-6)
+    assert (len(layer), "network" in layer) == (2 * gated + (mlp_dims is not None), mlp_dims is not None)
+
+
+@pytest.mark.parametrize("name", ["ssru", "average"])
+def test_low_precision_keeps_the_state_in_float32(name):
+    model = random_model(SETTINGS[name])
     model.set_dtype(mx.float16)
     cache = model.new_cache(2, 4)
     source, target = padded(random_sources(model.config, [4, 4]), model.config), random_targets(model.config, 2, 3)
@@ -125,7 +159,12 @@ def test_gates_keep_a_state_over_the_whole_target():
             {"decoder": dataclasses.replace(SETTINGS["ssru"].decoder, positions="relative")},
             "decoder_self_attention 'ssru' has no relative positions: set the decoder's positions to",
         ),
-        ({"decoder_self_attention": "aan"}, "decoder_self_attention must be one of 'attention', 'ssru', not 'aan'"),
+        (
+            {"decoder_self_attention": "aan"},
+            "must be one of 'attention', 'ssru', 'average', not 'aan'",
+        ),
+        ({"average_attention": AverageAttentionConfig()}, "average_attention belongs to .* 'average': set both, or"),
+        ({"decoder_self_attention": "average", "ssru_projection": False}, "average_attention belongs to .*: set both"),
     ],
 )
 def test_what_does_not_fit_an_ssru_is_refused(changes, message):

@@ -19,6 +19,7 @@ from support.plots import (
     word_model,
 )
 
+from mlx_transformer.config.model import AverageAttentionConfig
 from mlx_transformer.plotting import attention_maps, figures
 from mlx_transformer.plotting import fonts as fonts_module
 
@@ -188,10 +189,17 @@ class TestAttention:
         assert len(caplog.messages) <= 1
 
 
-def test_a_decoder_with_an_ssru_has_no_panels_of_self_attention():
-    model, tokenizer, source, target = word_model(decoder_self_attention="ssru")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decoder_self_attention": "ssru"},
+        {"decoder_self_attention": "average", "average_attention": AverageAttentionConfig()},
+    ],
+)
+def test_a_decoder_without_self_attention_has_no_panels_of_it(options):
+    model, tokenizer, source, target = word_model(**options)
     found = panels(attention_maps.attention_figure(model, tokenizer, source, target))
     assert [name.partition("\n")[0] for name in found] == ["encoder self-attention", "cross-attention"]
-    message = "decoder has an SSRU instead of self-attention, so it has no attention weights of kind 'decoder': choose"
+    message = "decoder has no self-attention, so it has no attention weights of kind 'decoder': choose"
     with pytest.raises(ValueError, match=message):
         attention_maps.attention_figure(model, tokenizer, source, target, ["cross", "decoder"])

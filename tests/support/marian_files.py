@@ -26,6 +26,10 @@ OPTIONS = {
     "transformer-ffn-depth": 2,
     "transformer-decoder-ffn-depth": 0,
     "transformer-ffn-activation": "swish",
+    "transformer-dim-aan": 96,
+    "transformer-aan-depth": 2,
+    "transformer-aan-activation": "swish",
+    "transformer-aan-nogate": False,
     "transformer-preprocess": "",
     "transformer-postprocess": "dan",
     "transformer-postprocess-emb": "d",
@@ -47,6 +51,7 @@ OPTIONS = {
     "version": "v1.9.14; 1d4bbcb 2020-05-05 16:07:41 +0100",
 }
 STUDENT = {"transformer-decoder-autoreg": "rnn", "dec-cell": "ssru", "transformer-ffn-activation": "relu"}
+AVERAGE = {"transformer-decoder-autoreg": "average-attention"}
 PRE_NORM = {
     "transformer-preprocess": "nd",
     "transformer-postprocess": "da",
@@ -141,16 +146,30 @@ class MarianModel:
                 self.tensors[f"{name}_rnn_bo"] = self._normal(1, dims) * 0.1
             self._make_norms(f"{name}_rnn", self.options["transformer-preprocess"], "_pre")
             self._make_norms(f"{name}_rnn_ffn", self.options["transformer-postprocess"], "")
+        elif stack == "decoder" and self.options["transformer-decoder-autoreg"] == "average-attention":
+            self._make_average_attention(f"{name}_aan")
         else:
             self._make_attention(f"{name}_self")
         if stack == "decoder":
             self._make_attention(f"{name}_context")
-        sizes = [dims, *[ffn] * (stack_option(self.options, stack, "ffn-depth") - 1), dims]
-        for number, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
-            self._make_matrix(f"{name}_ffn_W{number}", rows, columns)
-            self.tensors[f"{name}_ffn_b{number}"] = self._normal(1, columns) * 0.1
+        self._make_feed_forward(f"{name}_ffn", ffn, stack_option(self.options, stack, "ffn-depth"))
         self._make_norms(f"{name}_ffn_ffn", self.options["transformer-preprocess"], "_pre")
         self._make_norms(f"{name}_ffn_ffn", self.options["transformer-postprocess"], "")
+
+    def _make_feed_forward(self, name, width, depth):
+        sizes = [self._dims, *[width] * (depth - 1), self._dims]
+        for number, (rows, columns) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+            self._make_matrix(f"{name}_W{number}", rows, columns)
+            self.tensors[f"{name}_b{number}"] = self._normal(1, columns) * 0.1
+
+    def _make_average_attention(self, name):
+        if self.options["transformer-aan-depth"] > 1:
+            self._make_feed_forward(name, self.options["transformer-dim-aan"], self.options["transformer-aan-depth"])
+        for gate in "" if self.options["transformer-aan-nogate"] else "if":
+            self._make_matrix(f"{name}_W{gate}", self._dims, self._dims, 2)
+            self.tensors[f"{name}_b{gate}"] = self._normal(1, self._dims) * 0.5
+        self._make_norms(f"{name}_ffn", self.options["transformer-preprocess"], "_pre")
+        self._make_norms(f"{name}_ffn", self.options["transformer-postprocess"], "")
 
     def _make_attention(self, name):
         for part in "qkv" if self.options["transformer-no-projection"] else "qkvo":
@@ -293,6 +312,8 @@ class MarianReference:
         for number in self.options["transformer-tied-layers"] or range(1, depth + 1):
             if self.options["transformer-decoder-autoreg"] == "rnn":
                 x = self._ssru(f"decoder_l{number}_rnn", x)
+            elif self.options["transformer-decoder-autoreg"] == "average-attention":
+                x = self._average_attention(f"decoder_l{number}_aan", x)
             else:
                 x = self._attention(f"decoder_l{number}_self", x, None, causal)
             x = self._attention(f"decoder_l{number}_context", x, encoded, None)
@@ -397,11 +418,24 @@ class MarianReference:
             outputs = self._linear(outputs, f"{name}_Wo", f"{name}_bo")
         return self._after(f"{name}_ffn", outputs, x)
 
+    def _average_attention(self, name, x):
+        inputs = np.cumsum(x, axis=0) / np.arange(1, len(x) + 1)[:, None]
+        result, depth = self._before(f"{name}_ffn", inputs), self.options["transformer-aan-depth"]
+        if depth > 1:
+            result = self._network(name, result, depth, self.options["transformer-aan-activation"])
+        if not self.options["transformer-aan-nogate"]:
+            input_gate = sigmoid(self._linear(x, f"{name}_Wi", f"{name}_bi"))
+            result = input_gate * x + sigmoid(self._linear(result, f"{name}_Wf", f"{name}_bf")) * result
+        return self._after(f"{name}_ffn", result, x)
+
     def _feed_forward(self, name, x):
-        activation = self.options["transformer-ffn-activation"]
+        inputs, depth = self._before(f"{name}_ffn", x), stack_option(self.options, name.split("_")[0], "ffn-depth")
+        result = self._network(name, inputs, depth, self.options["transformer-ffn-activation"])
+        return self._after(f"{name}_ffn", result, x)
+
+    def _network(self, name, result, depth, activation):
         activation = ACTIVATIONS["old gelu" if activation == "gelu" and self.version < (1, 12, 3) else activation]
-        result, depth = self._before(f"{name}_ffn", x), stack_option(self.options, name.split("_")[0], "ffn-depth")
         for number in range(1, depth + 1):
             result = self._linear(result, f"{name}_W{number}", f"{name}_b{number}")
             result = activation(result) if number < depth else result
-        return self._after(f"{name}_ffn", result, x)
+        return result

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_transformer.config.model import ModelConfig, StackConfig
+from mlx_transformer.config.model import AverageAttentionConfig, ModelConfig, StackConfig
 from mlx_transformer.model.fused_projections import fuse_projections, split_projections
 from mlx_transformer.model.transformer import Transformer
 
@@ -54,6 +54,11 @@ SETTINGS = {
         decoder=stack(num_layers=2, positions="none"),
         decoder_self_attention="ssru",
         ssru_projection=True,
+    ),
+    "average": config(
+        decoder=stack(num_layers=2),
+        decoder_self_attention="average",
+        average_attention=AverageAttentionConfig(mlp_dims=20, mlp_layers=3, activation="silu"),
     ),
     "queries_only": config(
         encoder=stack(norm_first=True, norm_queries_only=True, final_norm=True, mlp_layers=3),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from mlx_transformer.config.model import AverageAttentionConfig
 from mlx_transformer.data.parallel_corpus import ParallelCorpora
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 from mlx_transformer.training.builders import build_model_and_tokenizer, new_model_config
@@ -17,6 +18,14 @@ def test_new_model_config_follows_the_options(options):
     for stack, layers in ((model.encoder, 2), (model.decoder, 1)):
         assert (stack.num_layers, stack.num_heads, stack.mlp_dims) == (layers, 2, 32)
         assert (stack.norm_first, stack.final_norm, stack.mlp_layers) == (False, False, 3)
+
+
+def test_average_attention_has_networks_like_those_of_the_layers(options):
+    tokenizer = Tokenizer.train(["ab"], ["cd"], 261)
+    average = dataclasses.replace(options, decoder_self_attention="average", activation="silu")
+    model = new_model_config(average, tokenizer)
+    assert model.average_attention == AverageAttentionConfig(32, 2, "silu", gated=True)
+    assert new_model_config(options, tokenizer).average_attention is None
 
 
 def test_separate_vocabularies_are_learned_from_their_own_sides(options, tmp_path):

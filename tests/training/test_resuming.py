@@ -30,6 +30,7 @@ VARIANTS = [
     {"compute_dtype": "float16", "recompute": True},
     {"attention_dropout": 0.1, "activation_dropout": 0.1, "patience": 1},
     {"decoder_self_attention": "ssru", "recompute": True},
+    {"decoder_self_attention": "average", "mlp_layers": 3},
 ]
 # Resumes a run and kills itself at the n-th call of a function, or after some time.
 PROGRAM = """

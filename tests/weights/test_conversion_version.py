@@ -44,6 +44,7 @@ def digest_of_conversion(torch, name, folder):
     assert config["model"].pop("pooling") is None  # only folders of sentence-transformers have it
     assert config["model"].pop("decoder_self_attention") == "attention"  # only models of Marian's own have others
     assert config["model"].pop("ssru_projection") is False
+    assert config["model"].pop("average_attention") is None
     assert config["model"].pop("attention_projection") is True
     for stack in ("encoder", "decoder"):
         assert config["model"][stack].pop("norm_queries_only") is False

@@ -1,4 +1,4 @@
-"""Checkpoints of Marian itself, of type transformer, whose decoder may have SSRUs in place of self-attention.
+"""Checkpoints of Marian itself, of type transformer, whose decoder may have SSRUs or average attention.
 
 Matrices are stored transposed. The decoder begins with a vector of zeros, so that a row of zeros is added to the
 embeddings, for the start token and for padding; all tables get the same number of rows.
@@ -27,6 +27,8 @@ UNK_ID = 1  # which Marian generates only if it is told to
 IGNORED_OPTIONS = {"word-penalty": 0, "skip-cost": False}
 FIRST_PRE_NORM = (1, 11, 0)  # the version from which pre-norm self-attention normalises keys and values too
 FIRST_EXACT_GELU = (1, 12, 3)
+ACTIVATIONS = ("relu", "swish", "gelu")
+AVERAGE = "average-attention"  # a value of transformer-decoder-autoreg
 TABLES = ("Wemb", "encoder_Wemb", "decoder_Wemb", "decoder_ff_logit_out_Wt")
 
 
@@ -43,8 +45,17 @@ def _norm(norm: str, *names: str) -> NameTable:
     return {f"{norm}.{leaf}": source for leaf, source in sources.items()}
 
 
-def _layer(stack: str, depth: int = 2, index: int | str = "{i}", number: int | str = "{number}") -> NameTable:
-    """Return the names of a layer, with feed-forward networks of this depth; Marian counts layers from one."""
+def _feed_forward(network: str, prefix: str, depth: int) -> NameTable:
+    """Return the names of a feed-forward network."""
+    projections = ["up_proj", *(f"hidden_projs.{i}" for i in range(depth - 2)), "down_proj"]
+    names: NameTable = {}
+    for end, projection in enumerate(projections, 1):
+        names |= _linear(f"{network}.{projection}", f"{prefix}_W{end}", f"{prefix}_b{end}")
+    return names
+
+
+def _layer(stack: str, depths: dict[str, int], index: int | str = "{i}", number: int | str = "{number}") -> NameTable:
+    """Return the names of a layer; Marian counts layers from one. See `marian_names` for `depths`."""
     ours, theirs = f"{stack}.layers.{index}", f"{stack}_l{number}"
     names: NameTable = {}
     attentions = {"self_attention": "self"} | ({"cross_attention": "context"} if stack == "decoder" else {})
@@ -52,15 +63,17 @@ def _layer(stack: str, depth: int = 2, index: int | str = "{i}", number: int | s
         for projection, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
             prefix = f"{theirs}_{part}"
             names |= _linear(f"{ours}.{attention}.{projection}_proj", f"{prefix}_W{letter}", f"{prefix}_b{letter}")
-        ends = [f"{part}_Wo", *(["rnn_ffn", "rnn"] if part == "self" and stack == "decoder" else [])]
+        ends = [f"{part}_Wo", *(["rnn_ffn", "rnn", "aan_ffn"] if part == "self" and stack == "decoder" else [])]
         names |= _norm(f"{ours}.{attention}_residual.norm", *(f"{theirs}_{end}" for end in ends))
-    projections = ["up_proj", *(f"hidden_projs.{i}" for i in range(depth - 2)), "down_proj"]
-    for end, projection in enumerate(projections, 1):
-        names |= _linear(f"{ours}.feed_forward.{projection}", f"{theirs}_ffn_W{end}", f"{theirs}_ffn_b{end}")
+    names |= _feed_forward(f"{ours}.feed_forward", f"{theirs}_ffn", depths.get(stack, 2))
     if stack == "decoder":
         names |= {f"{ours}.ssru.input_proj.weight": (f"{theirs}_rnn_W", mx.transpose)}
         names |= _linear(f"{ours}.ssru.forget_proj", f"{theirs}_rnn_Wf", f"{theirs}_rnn_bf")
         names |= _linear(f"{ours}.ssru.out_proj", f"{theirs}_rnn_Wo", f"{theirs}_rnn_bo")
+        average = f"{ours}.average_attention"
+        names |= _feed_forward(f"{average}.network", f"{theirs}_aan", depths.get(AVERAGE, 2))
+        names |= _linear(f"{average}.input_gate", f"{theirs}_aan_Wi", f"{theirs}_aan_bi")
+        names |= _linear(f"{average}.mean_gate", f"{theirs}_aan_Wf", f"{theirs}_aan_bf")
     return names | _norm(f"{ours}.feed_forward_residual.norm", f"{theirs}_ffn_ffn")
 
 
@@ -70,15 +83,15 @@ def pad_rows(array: mx.array, rows: int | None = None, value: float = 0.0) -> mx
     return mx.pad(array, [(0, count), *[(0, 0)] * (array.ndim - 1)], constant_values=value)
 
 
-def marian_names(rows: int | None = None, depths: dict[str, int] | None = None) -> NameTable:
+def marian_names(depths: dict[str, int], rows: int | None = None) -> NameTable:
     """Return the names of all tensors; tables get a number of rows, one more than they have if None.
 
-    `depths` are the numbers of layers of each stack's feed-forward networks; two if None.
+    `depths` are the numbers of layers of feed-forward networks, of each stack and of AVERAGE; two where there is none.
     """
     pad: Callable[..., mx.array] = partial(pad_rows, rows=rows)
     names: NameTable = {}
     for stack in STACKS:
-        names |= _layer(stack, (depths or {}).get(stack, 2))
+        names |= _layer(stack, depths)
         names |= _norm(f"{stack}.norm", f"{stack}_top") | _norm(f"{stack}.embedding_norm", f"{stack}_emb")
         names[f"{stack}.positions.weight"] = "Wpos"
     return names | {
@@ -106,9 +119,11 @@ def adapt(family: Family, settings: dict[str, Any], shapes: dict[str, tuple[int,
     check_vocabularies(settings, tables)
     rows = max(tables.values()) + 1 if len(set(tables.values())) > 1 else None
     depths = {stack: mlp_layers(settings, stack) for stack in STACKS}
-    names = marian_names(rows, depths)
+    if settings.get("transformer-decoder-autoreg") == AVERAGE:
+        depths[AVERAGE] = network_depth(settings, "transformer-aan-depth", least=1)
+    names = marian_names(depths, rows)
     for index, number in enumerate(tied_layers(settings)):
-        names |= _layer("decoder", depths["decoder"], index, number)
+        names |= _layer("decoder", depths, index, number)
     return replace(family, names=names)
 
 
@@ -136,18 +151,23 @@ def tied_layers(settings: dict[str, Any]) -> list[int]:
     return numbers
 
 
-def mlp_layers(settings: dict[str, Any], stack: str) -> int:
-    """Return the number of layers of a stack's feed-forward networks: zero in the decoder is that of the encoder."""
-    option, limit = "transformer-ffn-depth", STACK_LIMITS["mlp_layers"]
-    if stack == "decoder" and settings.get("transformer-decoder-ffn-depth"):
-        option = "transformer-decoder-ffn-depth"
-    depth = 2 if settings.get(option) is None else settings[option]
-    if type(depth) is not int or not 2 <= depth <= limit:
+def network_depth(settings: dict[str, Any], option: str, least: int = 2) -> int:
+    """Return the number of layers of a feed-forward network, which an option gives."""
+    depth, limit = settings.get(option), STACK_LIMITS["mlp_layers"]
+    if depth is None:
+        return 2
+    if type(depth) is not int or not least <= depth <= limit:
         raise ValueError(
-            f"A checkpoint with {option} {short_repr(depth)} cannot be converted: it must be a number from 2 to "
+            f"A checkpoint with {option} {short_repr(depth)} cannot be converted: it must be a number from {least} to "
             f"{limit}; choose another model."
         )
     return depth
+
+
+def mlp_layers(settings: dict[str, Any], stack: str) -> int:
+    """Return the number of layers of a stack's feed-forward networks: zero in the decoder is that of the encoder."""
+    option = "transformer-decoder-ffn-depth"
+    return network_depth(settings, option if stack == "decoder" and settings.get(option) else "transformer-ffn-depth")
 
 
 def operations(settings: dict[str, Any], name: str) -> str:
@@ -201,16 +221,18 @@ def norm_queries_only(settings: dict[str, Any]) -> bool:
     return norm_first(settings) and version(settings, "transformer-preprocess n") < FIRST_PRE_NORM
 
 
-def activation(settings: dict[str, Any]) -> str:
-    """Return the activation; gelu was first an approximation."""
-    name = settings.get("transformer-ffn-activation") or "swish"
-    if name == "gelu" and version(settings, "transformer-ffn-activation gelu") < FIRST_EXACT_GELU:
+def activation(settings: dict[str, Any], option: str = "transformer-ffn-activation") -> str:
+    """Return the activation that an option gives; gelu was first an approximation."""
+    name = settings.get(option) or "swish"
+    if name == "gelu" and version(settings, f"{option} gelu") < FIRST_EXACT_GELU:
         return "quick_gelu"
     return transforms.activation(name)
 
 
 def decoder_self_attention(settings: dict[str, Any]) -> str:
     """Return the first sublayer of decoder layers; ValueError for a recurrent one that is no plain SSRU."""
+    if average_attention(settings) is not None:
+        return "average"
     if settings.get("transformer-decoder-autoreg") != "rnn":
         return "attention"
     cell, has_norm = settings.get("dec-cell"), settings.get("layer-normalization")
@@ -220,6 +242,33 @@ def decoder_self_attention(settings: dict[str, Any]) -> str:
             f"A decoder with {what} cannot be converted: only ssru without layer-normalization is supported."
         )
     return "ssru"
+
+
+def average_attention(settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of average attention, None without it; ValueError where other layers than ours have it.
+
+    Marian takes the mean before a pre-norm, and leaves out the last layer of a network that is as wide as the model.
+    """
+    if settings.get("transformer-decoder-autoreg") != AVERAGE:
+        return None
+    width = 2048 if settings.get("transformer-dim-aan") is None else settings["transformer-dim-aan"]
+    depth = network_depth(settings, "transformer-aan-depth", least=1)
+    if norm_first(settings):
+        raise ValueError(
+            f"A decoder with {AVERAGE} and transformer-preprocess {operations(settings, 'preprocess')} cannot be "
+            "converted: average attention is supported in post-norm layers; choose another model."
+        )
+    if depth > 1 and width == settings["tensors"].get("dims"):
+        raise ValueError(
+            f"A decoder with {AVERAGE} and transformer-dim-aan {width} cannot be converted: its network must have "
+            "another width than the model; choose another model."
+        )
+    return {
+        "mlp_dims": width if depth > 1 else None,
+        "mlp_layers": max(depth, 2),
+        "activation": activation(settings, "transformer-aan-activation"),
+        "gated": not settings.get("transformer-aan-nogate"),
+    }
 
 
 def last_id(settings: dict[str, Any]) -> int:
@@ -246,7 +295,7 @@ def length_penalty(settings: dict[str, Any], config: ModelConfig) -> Any:
 
 
 MARIAN = Family(
-    marian_names(),
+    marian_names({}),
     {
         "num_heads": "transformer-heads",
         "activation": activation,
@@ -259,6 +308,7 @@ MARIAN = Family(
             decoder_self_attention(settings) == "attention" and norm_queries_only(settings)
         ),
         "decoder_self_attention": decoder_self_attention,
+        "average_attention": average_attention,
         "max_length": lambda settings: settings["tensors"].get("encoder.max_length", MAX_LENGTH),
         "pad_id": last_id,
         "start_id": last_id,
@@ -283,8 +333,9 @@ MARIAN = Family(
     supported={
         "type": ("transformer",),
         "right-left": (False,),
-        "transformer-decoder-autoreg": ("self-attention", "rnn"),
-        "transformer-ffn-activation": ("relu", "swish", "gelu"),
+        "transformer-decoder-autoreg": ("self-attention", "rnn", AVERAGE),
+        "transformer-ffn-activation": ACTIVATIONS,
+        "transformer-aan-activation": ACTIVATIONS,
         "transformer-pool": (False,),
         "transformer-disable-position-embeddings": (False,),
         "transformer-attention-mask": ("default",),

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from support.marian_files import (
+    AVERAGE,
     EOS,
     OLD_PRE_NORM,
     OPTIONS,
@@ -52,6 +53,11 @@ VARIANTS = {
     "approximated gelu": {"transformer-ffn-activation": "gelu", "version": "v1.12.2"},
     "tied layers": {"dec-depth": 4, "transformer-tied-layers": [1, 1, 2, 1]},
     "no projection": {"transformer-no-projection": True},
+    "average attention": AVERAGE,
+    "average attention without gates": AVERAGE
+    | {"transformer-aan-nogate": True, "transformer-aan-depth": 3, "transformer-aan-activation": "relu"},
+    "the mean alone": AVERAGE | {"transformer-aan-nogate": True, "transformer-aan-depth": 1} | SEPARATE,
+    "gates without a network": AVERAGE | {"transformer-aan-depth": 1, "transformer-tied-layers": [1, 1]},
     "student": STUDENT,
     "pre-norm student": STUDENT | PRE_NORM | {"version": "v1.9.56"},
     "student with tied layers and a projection": STUDENT
@@ -98,7 +104,7 @@ def test_scores_and_beams_are_those_of_the_reference(tmp_path, name, variant, to
     assert len(texts) > 3  # outputs vary
 
 
-@pytest.mark.parametrize("variant", ["two vocabularies", "student"])
+@pytest.mark.parametrize("variant", ["two vocabularies", "student", "average attention"])
 def test_padding_in_a_batch_has_no_influence(tmp_path, variant):
     model, _ = converted(tmp_path, "npz", VARIANTS[variant])
     rows = [source + [model.config.pad_id] * (8 - len(source)) for source in SOURCES]
@@ -148,7 +154,8 @@ def test_options_of_the_search(tmp_path, caplog):
     [
         ("type", "s2s"),
         ("type", "amun"),
-        ("transformer-decoder-autoreg", "average-attention"),
+        ("transformer-decoder-autoreg", "mean"),
+        ("transformer-aan-activation", "sigmoid"),
         ("transformer-ffn-activation", "prelu"),
         ("transformer-ffn-depth", 1),
         ("transformer-ffn-depth", 101),
@@ -182,6 +189,10 @@ def test_what_is_not_supported_is_named(tmp_path, option, value):
         ({"transformer-tied-layers": [1]}, "must be one for each of the 2 decoder layers, not 1"),
         ({"transformer-tied-layers": ["x", "y"]}, "must be numbers of layers, not"),
         ({"dec-depth": 10**6, "transformer-tied-layers": [1] * 10**4}, "must be one for each of the 1000000 decoder"),
+        (AVERAGE | {"transformer-aan-depth": 0}, "transformer-aan-depth 0 cannot be .* a number from 1 to 100"),
+        (AVERAGE | {"transformer-dim-aan": 64}, "transformer-dim-aan 64 cannot be .* another width than the model"),
+        (AVERAGE | {"transformer-dim-aan": "wide"}, "mlp_dims must be .*, not 'wide'"),
+        (AVERAGE | PRE_NORM, "average-attention and transformer-preprocess n cannot be .* in post-norm layers"),
         ({"normalize": [1, 1]}, "length_penalty must be .*, not"),
         ({"dim-vocabs": [48, 3000]}, "3000 words and 48 embeddings has a factored vocabulary"),
     ],
@@ -212,7 +223,7 @@ def test_options_with_odd_values_end_in_one_line(tmp_path):
     chance, outcomes = random.Random(0), []
     names = [*OPTIONS, "dec-depth", "dim-vocabs", "transformer-tied-layers", "beam-size", "normalize", "allow-unk"]
     for _ in range(1000):
-        model = MarianModel(chance.choice([{}, STUDENT, PRE_NORM, SEPARATE]))
+        model = MarianModel(chance.choice([{}, STUDENT, AVERAGE, PRE_NORM, SEPARATE]))
         odd = {name: chance.choice(ODD_VALUES) for name in chance.sample(names, chance.randint(1, 3))}
         options = options_yaml({name: value for name, value in model.options.items() if name not in odd})
         text = options + "".join(f"{name}: {value}\n" for name, value in odd.items())
