@@ -49,6 +49,10 @@ VARIANTS = {
     "tied layers": {"dec-depth": 4, "transformer-tied-layers": [1, 1, 2, 1]},
     "no projection": {"transformer-no-projection": True},
     "deep feed-forward networks": {"transformer-ffn-depth": 4, "transformer-decoder-ffn-depth": 3},
+    "no positions, no bias of the output layer": {
+        "transformer-disable-position-embeddings": True,
+        "output-omit-bias": True,
+    },
     "pre-norm": PRE_NORM | NEW,
     "SSRU": STUDENT,
     "SSRU with a projection": STUDENT | {"transformer-rnn-projection": True},

@@ -21,7 +21,7 @@ STACK_LIMITS |= {"num_buckets": 2**12, "max_distance": 2**16}
 
 MODEL_LIMITS = {"source_vocab_size": 2**24, "target_vocab_size": 2**24, "dims": 2**17, "head_dims": 2**17}
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "tanh"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"]
 
 MAX_POSITIONS = 2**24  # max_length x dims of a position table: 16384 positions of 1024, 64 MiB
 

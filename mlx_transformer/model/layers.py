@@ -22,6 +22,7 @@ ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "gelu_tanh": nn.gelu_approx,
     "quick_gelu": quick_gelu,
     "silu": silu,
+    "sigmoid": mx.sigmoid,
     "tanh": mx.tanh,
 }
 

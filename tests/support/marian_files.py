@@ -37,6 +37,7 @@ OPTIONS = {
     "transformer-decoder-autoreg": "self-attention",
     "transformer-train-positions": False,
     "transformer-train-position-embeddings": False,
+    "transformer-disable-position-embeddings": False,
     "transformer-no-projection": False,
     "transformer-rnn-projection": False,
     "transformer-tied-layers": [],
@@ -47,6 +48,7 @@ OPTIONS = {
     "tied-embeddings-all": True,
     "max-length": 100,
     "skip": False,
+    "output-omit-bias": False,
     "ulr": False,
     "version": "v1.9.14; 1d4bbcb 2020-05-05 16:07:41 +0100",
 }
@@ -129,9 +131,9 @@ class MarianModel:
                 self.tensors[name] = self._normal(size, self._dims) / self._dims**0.5
         if not (self.options["tied-embeddings-all"] or self.options["tied-embeddings"]):
             self.tensors["decoder_ff_logit_out_Wt"] = self._normal(target, self._dims) * 3 / self._dims**0.5
-        bias = self._normal(1, target) * 0.5
-        bias[0, EOS] += 3
-        self.tensors["decoder_ff_logit_out_b"] = bias
+        if not self.options["output-omit-bias"]:
+            self.tensors["decoder_ff_logit_out_b"] = self._normal(1, target) * 0.5
+            self.tensors["decoder_ff_logit_out_b"][0, EOS] += 3
         if self.options["transformer-train-positions"]:
             self.tensors["Wpos"] = self._normal(self.options["max-length"], self._dims) * 0.5
 
@@ -269,6 +271,7 @@ def sigmoid(x):
 
 ACTIVATIONS = {
     "relu": lambda x: np.maximum(x, 0),
+    "sigmoid": sigmoid,
     "swish": lambda x: x * sigmoid(x),
     "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / 2**0.5)),
     "old gelu": lambda x: x * sigmoid(1.702 * x),  # until version 1.12.2
@@ -321,7 +324,7 @@ class MarianReference:
         x = self._process("decoder_top", self.options["transformer-postprocess-top"], x, bottom)
         output = self.tensors.get("decoder_ff_logit_out_Wt", self.tensors[name])
         x = self._round(x, name if output is self.tensors[name] else "decoder_ff_logit_out_Wt")
-        return log_softmax(x @ output.T + self.tensors["decoder_ff_logit_out_b"])
+        return log_softmax(x @ output.T + self.tensors.get("decoder_ff_logit_out_b", 0))
 
     def search(self, source, beam_size=1, normalize=0.0, word_penalty=0.0, max_length_factor=3.0, *, allow_unk=False):
         """Return finished hypotheses as (normalised score, ids without EOS), best first.
@@ -353,7 +356,9 @@ class MarianReference:
 
     def _embed(self, vectors, stack):
         dims, length = vectors.shape[1], len(vectors)
-        if self.options["transformer-train-positions"]:
+        if self.options["transformer-disable-position-embeddings"]:
+            x = vectors
+        elif self.options["transformer-train-positions"]:
             table = self.tensors["Wpos"]
             x = vectors + table[np.minimum(np.arange(length), len(table) - 1)]
         else:

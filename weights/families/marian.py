@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlx_transformer.config.model import STACK_LIMITS, ModelConfig
 from mlx_transformer.messages import short_repr
 from mlx_transformer.weights.families import transforms
-from mlx_transformer.weights.families.spec import FINAL_NORMS, OUTPUT_BIAS, STACKS, Family, NameTable, Source
+from mlx_transformer.weights.families.spec import FINAL_NORMS, STACKS, Family, NameTable, Source
 
 logger = logging.getLogger(__name__)
 MAX_LENGTH = 1024  # of models without a table of positions, which only bounds memory
@@ -27,7 +27,7 @@ UNK_ID = 1  # which Marian generates only if it is told to
 IGNORED_OPTIONS = {"word-penalty": 0, "skip-cost": False}
 FIRST_PRE_NORM = (1, 11, 0)  # the version from which pre-norm self-attention normalises keys and values too
 FIRST_EXACT_GELU = (1, 12, 3)
-ACTIVATIONS = ("relu", "swish", "gelu")
+ACTIVATIONS = ("relu", "swish", "gelu", "sigmoid")
 AVERAGE = "average-attention"  # a value of transformer-decoder-autoreg
 TABLES = ("Wemb", "encoder_Wemb", "decoder_Wemb", "decoder_ff_logit_out_Wt")
 
@@ -83,6 +83,11 @@ def pad_rows(array: mx.array, rows: int | None = None, value: float = 0.0) -> mx
     return mx.pad(array, [(0, count), *[(0, 0)] * (array.ndim - 1)], constant_values=value)
 
 
+def make_bias(table: mx.array, rows: int | None = None) -> mx.array:
+    """Return the bias of an output layer without one: zero, but in the rows that are added to its table."""
+    return pad_rows(mx.zeros(table.shape[0]), rows, NEVER)
+
+
 def marian_names(depths: dict[str, int], rows: int | None = None) -> NameTable:
     """Return the names of all tensors; tables get a number of rows, one more than they have if None.
 
@@ -124,6 +129,8 @@ def adapt(family: Family, settings: dict[str, Any], shapes: dict[str, tuple[int,
     names = marian_names(depths, rows)
     for index, number in enumerate(tied_layers(settings)):
         names |= _layer("decoder", depths, index, number)
+    if settings.get("output-omit-bias"):  # the added rows need one nevertheless
+        names["output.bias"] = [(table, partial(make_bias, rows=rows)) for table in reversed(TABLES)]
     return replace(family, names=names)
 
 
@@ -271,6 +278,11 @@ def average_attention(settings: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
+def without_positions(settings: dict[str, Any], value: Any) -> Any:
+    """Return the value of a setting for a model without positions, None for others."""
+    return value if settings.get("transformer-disable-position-embeddings") else None
+
+
 def last_id(settings: dict[str, Any]) -> int:
     """Return the id of the added row, which is padding and the start token."""
     size: int = settings["tensors"]["target_vocab_size"]
@@ -309,13 +321,14 @@ MARIAN = Family(
         ),
         "decoder_self_attention": decoder_self_attention,
         "average_attention": average_attention,
+        "positions": partial(without_positions, value="none"),
+        "scale_embeddings": partial(without_positions, value=False),
         "max_length": lambda settings: settings["tensors"].get("encoder.max_length", MAX_LENGTH),
         "pad_id": last_id,
         "start_id": last_id,
     },
-    constants={"eos_id": 0, "norm_eps": 1e-6},
-    presence=OUTPUT_BIAS
-    | FINAL_NORMS
+    constants={"eos_id": 0, "norm_eps": 1e-6, "output_bias": True},
+    presence=FINAL_NORMS
     | {
         "attention_projection": ("encoder.layers.0.self_attention.out_proj.weight", True, False),
         "ssru_projection": ("decoder.layers.0.ssru.out_proj.weight", True, False),
@@ -337,7 +350,7 @@ MARIAN = Family(
         "transformer-ffn-activation": ACTIVATIONS,
         "transformer-aan-activation": ACTIVATIONS,
         "transformer-pool": (False,),
-        "transformer-disable-position-embeddings": (False,),
+        "transformer-disable-position-embeddings": (False, True),
         "transformer-attention-mask": ("default",),
         "lemma-dim-emb": (0,),
         "ulr": (False,),

@@ -40,6 +40,9 @@ VARIANTS = {
     | {"transformer-ffn-depth": 3, "transformer-decoder-ffn-depth": 2, "transformer-decoder-dim-ffn": 96},
     "deeper feed-forward networks in the decoder": PRE_NORM
     | {"transformer-decoder-ffn-depth": 3, "transformer-tied-layers": [1, 1]},
+    "no bias of the output layer, two vocabularies": SEPARATE | {"output-omit-bias": True},
+    "no positions": {"transformer-disable-position-embeddings": True, "output-omit-bias": True},
+    "sigmoid": {"transformer-ffn-activation": "sigmoid"},
     "relu": {"transformer-ffn-activation": "relu"},
     "learned positions": {"transformer-train-positions": True},
     "normalised embeddings": {"transformer-postprocess-emb": "nd"},
@@ -137,6 +140,13 @@ def test_added_rows_hardly_change_the_loss_with_label_smoothing(tmp_path):
     assert abs(losses[1] - losses[0] - 0.1 * (labels - logits.mean(-1)).mean()) < 0.02
 
 
+def test_a_missing_bias_is_an_error_unless_the_model_has_none(tmp_path):
+    model = MarianModel()
+    del model.tensors["decoder_ff_logit_out_b"]
+    with pytest.raises(ValueError, match="1 missing .output_bias"):
+        convert.load(write_npz(tmp_path / "model.npz", model))
+
+
 def test_options_of_the_search(tmp_path, caplog):
     write_npz(tmp_path / "model.npz", MarianModel())
     lines = "beam-size: 6\nnormalize: 0.6\nmax-length-factor: 2\nallow-unk: true\nword-penalty: 0.2\n"
@@ -155,14 +165,14 @@ def test_options_of_the_search(tmp_path, caplog):
         ("type", "s2s"),
         ("type", "amun"),
         ("transformer-decoder-autoreg", "mean"),
-        ("transformer-aan-activation", "sigmoid"),
+        ("transformer-aan-activation", "tanh"),
         ("transformer-ffn-activation", "prelu"),
         ("transformer-ffn-depth", 1),
         ("transformer-ffn-depth", 101),
         ("transformer-decoder-ffn-depth", 1),
         ("transformer-decoder-ffn-depth", "three"),
         ("transformer-attention-mask", "alibi"),
-        ("transformer-disable-position-embeddings", True),
+        ("transformer-disable-position-embeddings", "both"),
         ("right-left", True),
         ("lemma-dim-emb", 32),
         ("ulr", True),
