@@ -445,7 +445,7 @@ def check_sizes(config: ModelConfig, checkpoint: Checkpoint) -> None:
     largest = max((size for tensor in checkpoint.tensors.values() for size in tensor.shape), default=0)
     limits = {name: largest for name in ("dims", "head_dims", "num_heads", "mlp_dims")}
     limits |= dict.fromkeys(("num_layers", "mlp_layers"), len(checkpoint.tensors))
-    for values in (config, *config.stacks.values()):
+    for values in filter(None, (config, *config.stacks.values(), config.average_attention)):
         for name, limit in limits.items():
             if (vars(values).get(name) or 0) > limit:
                 raise ConversionError(f"{name} {vars(values)[name]} does not fit the checkpoint's tensors: check it.")

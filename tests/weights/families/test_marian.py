@@ -201,6 +201,7 @@ def test_what_is_not_supported_is_named(tmp_path, option, value):
         ({"dec-depth": 10**6, "transformer-tied-layers": [1] * 10**4}, "must be one for each of the 1000000 decoder"),
         (AVERAGE | {"transformer-aan-depth": 0}, "transformer-aan-depth 0 cannot be .* a number from 1 to 100"),
         (AVERAGE | {"transformer-dim-aan": 64}, "transformer-dim-aan 64 cannot be .* another width than the model"),
+        (AVERAGE | {"transformer-dim-aan": 2**17}, "mlp_dims 131072 does not fit the checkpoint's tensors"),
         (AVERAGE | {"transformer-dim-aan": "wide"}, "mlp_dims must be .*, not 'wide'"),
         (AVERAGE | PRE_NORM, "average-attention and transformer-preprocess n cannot be .* in post-norm layers"),
         ({"normalize": [1, 1]}, "length_penalty must be .*, not"),
