@@ -24,8 +24,10 @@ FORMULA_BLOCK = re.compile(r"\$\$[^$]+\$\$")
 DEFINITION = re.compile(r":[ \t]+")  # of a term, on a line of its own
 # What would be read as Markdown in a text: anywhere, and at its beginning.
 SPECIAL = re.compile(r"[\\`*\[\]<]|(?<![^\W_])_|_(?![^\W_])|~(?=~)|&(?=#?\w+;)")
-SPECIAL_START = re.compile(r"\A(\d*)(?=[-+>#=~]|(?<=\d)[.)]\s)")
+SPECIAL_START = re.compile(r"\A(\d*)(?=[-+>#=]|(?<=\d)[.)]\s)")
 EMPHASIS = ("strong", "em", "s")
+HARD_BREAK = "\0"  # until the end of its line is written; files that have it are refused
+PAIRED_SIGNS = ("*", "_", "**", "__", "~~")
 VOID = ("img", "wbr")
 
 
@@ -49,10 +51,9 @@ def translate_markdown(text: str, name: str, translator: Translator) -> str:
 
 
 class _Part(NamedTuple):
-    """A text up to the end of a line: its first and last line in its passage, and its label."""
+    """A text up to the end of a line, with its label; its lines are the first and last ones between hard breaks."""
 
-    first: int
-    last: int
+    lines: list[tuple[int, int]]
     label: str
     content: Content
 
@@ -105,29 +106,29 @@ def _find_passages(tokens: list[Token], lines: list[str], alt_texts: Mapping[int
 
 
 def _split(token: Token, alt_texts: Mapping[int, str]) -> Iterator[_Part]:
-    """Split a passage at its hard line breaks, and before definitions."""
+    """Split a passage before definitions."""
     first = line = 0
     label = match[0] if (match := LABEL.match(token.content)) else ""
+    finished: list[tuple[int, int]] = []
     pieces: list[str | Inline | Opening | Closing] = []
     link: Token | None = None
     children = token.children or []
     for child, following in zip_longest(children, children[1:]):
-        if child.type == "softbreak" and following and (match := DEFINITION.match(following.content)):
-            yield _Part(first, line, label, nest(pieces))
+        is_end = child.type == "softbreak" and child.level == 0 and following is not None
+        if is_end and (match := DEFINITION.match(following.content)):
+            yield _Part([*finished, (first, line)], label, nest(pieces))
             line += 1
-            first, label, pieces = line, match[0], []
+            first, label, finished, pieces = line, match[0], [], []
             continue
         if child.type == "hardbreak":
-            yield _Part(first, line, label, nest(pieces))
-            line += 1
-            first, label, pieces = line, "", []
-            continue
-        line += child.type == "softbreak"
+            finished.append((first, line))
+            first = line + 1
+        line += child.type in ("softbreak", "hardbreak")
         link = child if child.type == "link_open" else link
         if label and not pieces:
             child.content = child.content.removeprefix(label.rstrip()).lstrip()
         pieces += _read(child, link, alt_texts)
-    yield _Part(first, line, label, nest(pieces))
+    yield _Part([*finished, (first, line)], label, nest(pieces))
 
 
 def _read(token: Token, link: Token | None, alt_texts: Mapping[int, str]) -> Iterator[str | Inline | Opening | Closing]:
@@ -135,6 +136,8 @@ def _read(token: Token, link: Token | None, alt_texts: Mapping[int, str]) -> Ite
     kind, _, end = token.type.rpartition("_")
     if token.type == "softbreak":
         yield " "
+    elif token.type == "hardbreak":
+        yield Inline((HARD_BREAK, ""), is_break=True)
     elif token.type == "formula":
         yield Inline((token.content, ""), is_atom=True)
     elif token.type == "code_inline":
@@ -195,22 +198,24 @@ def _without_empty_emphasis(content: Content) -> Content:
     return tuple(
         part
         for part in parts
-        if isinstance(part, str) or part.content or part.key[0] not in ("*", "_", "**", "__", "~~")
+        if isinstance(part, str) or part.content or part.key[0] not in PAIRED_SIGNS or part.key[0] != part.key[1]
     )
 
 
 def _replace(passage: _Passage, targets: list[Content], lines: list[str]) -> None:
-    """Write the contents of a passage, each on one line, with what is before and behind them on their lines."""
+    """Write the contents of a passage, with what is before and behind them on their lines."""
     if targets == [part.content for part in passage.parts] and not passage.has_images:
         return
     written: list[str] = []
     for part, target in zip(passage.parts, targets, strict=True):
-        before = lines[passage.line + part.first][: passage.columns[part.first][0]]
-        last, (start, end) = lines[passage.line + part.last], passage.columns[part.last]
-        is_broken = part is not passage.parts[-1] and last[start:end].endswith("\\")
-        text = write(_without_empty_emphasis(target), _escape).strip()
-        begins = next((piece for piece in target if not isinstance(piece, str) or piece.strip()), None)
-        text = SPECIAL_START.sub(r"\1\\", text) if isinstance(begins, str) else text
-        text = text.replace("|", r"\|") if passage.in_table else text
-        written.append(before + part.label + text + "\\" * is_broken + last[end:])
+        label = part.label
+        texts = write(_without_empty_emphasis(target), _escape).split(HARD_BREAK)
+        for (first, last), text in zip(part.lines, texts, strict=True):
+            before, (start, end) = lines[passage.line + first][: passage.columns[first][0]], passage.columns[last]
+            end_line = lines[passage.line + last]
+            is_broken = (first, last) != part.lines[-1] and end_line[start:end].endswith("\\")
+            text = SPECIAL_START.sub(r"\1\\", text.strip())
+            text = text.replace("|", r"\|") if passage.in_table else text
+            written.append(before + label + text + "\\" * is_broken + end_line[end:])
+            label = ""
     lines[passage.line : passage.line + len(passage.columns)] = written

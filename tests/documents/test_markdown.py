@@ -113,11 +113,22 @@ def test_translations_that_look_like_markdown_are_escaped(target):
         ("![x](u) ~~one~~ two", "![X](u) TWO ~~ONE~~"),
         ("*a* one\n\n~~![x](u)one~~ two", "ONE *A*\n\nTWO ~~![X](u)ONE~~"),
         ("press <kbd>a</kbd> now", "NOW <kbd>a</kbd> PRESS"),
+        ("**one two\\\nthree** four", "**TWO ONE\\\nTHREE** FOUR"),
+        ("> *one two  \n> three\n> four* five", "> *TWO ONE  \n> FOUR THREE* FIVE"),
+        ("- [one **two\\\n  three**](u) four", "- [ONE **TWO\\\n  THREE**](u) FOUR"),
+        ("**\\\none** two", "**\\\nONE** TWO"),
+        ("*one\n: two* three", "THREE *TWO : ONE*"),
         ("term one\n: its two\n  lines\n: another one", "ONE TERM\n: LINES TWO ITS\n: ONE ANOTHER"),
     ],
 )
 def test_what_other_dialects_have_stays(text, expected):
     assert translate_markdown(text, "a.md", make_fake(backwards=True)) == expected
+
+
+def test_every_line_behind_a_hard_break_is_escaped_at_its_beginning():
+    translator = make_fake()
+    translator.search_texts = lambda texts, aligned: make_fake().search_texts(["# x"] * len(texts), aligned)
+    assert translate_markdown("*one\\\ntwo*\\\nthree", "a.md", translator) == "*# X\\\n\\# X*\\\n\\# X"
 
 
 def test_markup_at_the_beginning_is_not_escaped():
@@ -126,6 +137,10 @@ def test_markup_at_the_beginning_is_not_escaped():
 
 def test_windows_line_ends_stay():
     assert translate_markdown("# one\r\n\r\ntwo\r\n", "a.md", make_fake()) == "# ONE\r\n\r\nTWO\r\n"
+
+
+def test_emphasis_that_overlaps_a_tag_stays():
+    assert translate_markdown("<b>**one</b> two** three", "a.md", make_fake()) == "<b>**ONE</b> TWO** THREE"
 
 
 def test_emphasis_of_nothing_is_left_out():
