@@ -17,14 +17,14 @@ from starlette.responses import JSONResponse, Response
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.tokenizer import AUTO
 from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.documents.translation import run_translator
+from mlx_transformer.documents.translation import find_format, run_translator
 from mlx_transformer.documents.translator import ATOM, Translator
 from mlx_transformer.inference.line_errors import raise_first_error
 from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
 from mlx_transformer.inference.source_lines import make_source_lines
 from mlx_transformer.server.batching import Work
 from mlx_transformer.server.detection import detect_source
-from mlx_transformer.server.fields import Fields
+from mlx_transformer.server.fields import Fields, UploadedFile
 from mlx_transformer.server.models import CountedLine, LoadedModel, ModelStore
 from mlx_transformer.server.settings import RequestError
 
@@ -42,6 +42,10 @@ class TranslatedFile(NamedTuple):
     data: bytes
 
 
+class SameLanguageError(Exception):
+    """The texts of a document are in the target language."""
+
+
 class QueuedSearch:
     """Searches the texts of a document by the queue of a model, a part at a time, so that others find room."""
 
@@ -55,7 +59,10 @@ class QueuedSearch:
 
         Raises:
             RequestError: If no model translates the languages.
+            SameLanguageError: If they are the same.
         """
+        if store.is_same_language(source, target):
+            raise SameLanguageError
         self._store, self._target = store, target
         is_detected = source == AUTO and store.sources(target)
         self._choice: Choice | None = None if is_detected else store.find(source, target)
@@ -69,6 +76,7 @@ class QueuedSearch:
             CancelledError: If `cancel` was called.
             RequestError: If the queue is full at the beginning; later parts wait for room. If the language of the texts
                 cannot be detected.
+            SameLanguageError: If it is the target language.
             ValueError: If a text has no result.
         """
         self._choice = choice = self._choice or self._choose(texts)
@@ -85,6 +93,8 @@ class QueuedSearch:
     def _choose(self, texts: Sequence[str]) -> Choice:
         """Return the model for the language of texts."""
         detection = detect_source(" ".join(texts), self._store.sources(self._target), self._target)
+        if self._store.is_same_language(detection.language, self._target):
+            raise SameLanguageError
         return self._store.find(detection.language, self._target)
 
     def _search(self, choice: Choice, texts: Sequence[str], aligned: bool) -> Iterator[Hypothesis]:
@@ -126,17 +136,26 @@ class DocumentAPI:
     async def translate_file(self, fields: Fields) -> JSONResponse:
         """Translate the file of a form, and return the address of the result."""
         file, target = fields.file("file"), fields.required_text("target")
-        search = QueuedSearch(self._store, fields.required_text("source"), target)
+        try:
+            data = await self._translate(file, fields.required_text("source"), target)
+        except SameLanguageError:
+            data = file.data
         token, translated = secrets.token_urlsafe(24), PurePath(file.name)
+        self._files[token] = TranslatedFile(f"{translated.stem}_{target}{translated.suffix}", data)
+        for oldest in list(self._files)[:-MAX_DOCUMENTS]:
+            del self._files[oldest]
+        return JSONResponse({"translatedFileUrl": f"{fields.base_url}download_file/{token}"})
+
+    async def _translate(self, file: UploadedFile, source: str, target: str) -> bytes:
+        """Return a document in the target language."""
+        find_format(file.name)
+        search = QueuedSearch(self._store, source, target)
         async with self._slots:
             try:
                 document = await asyncio.to_thread(run_translator, Translator(search, target), file.data, file.name)
             finally:
                 search.cancel()
-        self._files[token] = TranslatedFile(f"{translated.stem}_{target}{translated.suffix}", document.data)
-        for oldest in list(self._files)[:-MAX_DOCUMENTS]:
-            del self._files[oldest]
-        return JSONResponse({"translatedFileUrl": f"{fields.base_url}download_file/{token}"})
+        return document.data
 
     async def download_file(self, request: Request) -> Response:
         """Return a translated document."""

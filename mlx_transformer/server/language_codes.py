@@ -49,12 +49,6 @@ def find_code(code: str, known: Iterable[str]) -> str | None:
     return next((tags[each] for each in (tag, alias, base, ALIASES.get(base)) if each in tags), None)
 
 
-def is_same_language(code: str, other: str) -> bool:
-    """Whether two codes name the same language, script and region, in any spelling."""
-    tag, other_tag = _tag(code), _tag(other)
-    return ALIASES.get(tag, tag) == ALIASES.get(other_tag, other_tag)
-
-
 def language_name(code: str) -> str:
     """Return the name of a language, with its script or region if the code has one; the code if it is unknown."""
     base, others = _split(code)

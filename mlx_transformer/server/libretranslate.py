@@ -12,7 +12,7 @@ from mlx_transformer.documents.translation import ENDINGS
 from mlx_transformer.messages import short_repr
 from mlx_transformer.server.detection import Detection, detect, detect_source
 from mlx_transformer.server.fields import Fields
-from mlx_transformer.server.language_codes import distinct_codes, is_same_language, language_name
+from mlx_transformer.server.language_codes import distinct_codes, language_name
 from mlx_transformer.server.models import ModelStore
 from mlx_transformer.server.settings import RequestError, ServerSettings
 from mlx_transformer.server.translation import all_results, submit_texts
@@ -44,7 +44,7 @@ class LibreTranslateAPI:
             detection = await asyncio.to_thread(detect_source, " ".join(texts), sources, target)
             answer["detectedLanguage"] = [_format(detection)] * len(texts) if is_list else _format(detection)
             source, has_language = detection.language, any(map(has_letters, texts))
-        if not has_language or is_same_language(source, target):
+        if not has_language or self._store.is_same_language(source, target):
             if count:
                 answer["alternatives"] = [[] for _ in texts] if is_list else []
             return JSONResponse(answer | {"translatedText": fields.get("q")})

@@ -64,6 +64,17 @@ def test_the_language_of_a_file_is_detected(client, bundled):
         assert other.metric("sentences_total", 'model="b"') > 0 == other.metric("sentences_total", 'model="a"')
 
 
+def test_a_file_in_the_target_language_stays(client):
+    page = b"<p>ONE <b>two</b><p>three"
+    for codes in ({"source": "fr"}, {"source": "fr_FR"}, {"target": "en-GB"}):
+        assert fetch(client, upload(client, "a.html", page, **codes)).body == page
+    assert upload(client, "film.exe", b"MZ", source="fr").status == 400
+    assert upload(client, "a.html", page, source="xx", target="xx").status == 400
+    pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
+    french = "Où est la gare ?\n\nJe ne sais pas où elle habite.\n".encode()
+    assert fetch(client, upload(client, "a.txt", french, source="auto")).body == french
+
+
 @pytest.mark.parametrize("data", [b"\r\n--not the boundary\r\nI love you.\r\n\r\n", b"I love you.", b""])
 def test_the_bytes_of_a_file_arrive_as_they_are(client, bundled, data):
     file = fetch(client, upload(client, "a.txt", data))

@@ -148,7 +148,7 @@ def test_languages_and_settings(client):
     assert client.get("/health").json == {"status": "ok"}
 
 
-@pytest.mark.parametrize(("source", "target"), [("fr", "en"), ("en", "de"), ("auto", "de")])
+@pytest.mark.parametrize(("source", "target"), [("fr", "en"), ("en", "de"), ("auto", "de"), ("xx", "xx")])
 def test_unknown_languages_are_answered_with_what_the_models_do(client, source, target):
     answer = client.translate("Hello", source=source, target=target)
     assert answer.status == 400 and "\n" not in answer.json["error"]
@@ -219,6 +219,7 @@ def test_libretranslatepy_has_a_key(bundled):
     [
         ("Je t'aime beaucoup, mon amour.", "auto", True),
         ("Je t'aime beaucoup, mon amour.", "fr", True),
+        ("Je t'aime beaucoup, mon amour.", "fr_FR", True),
         ("I love you.", "auto", False),
         ("Image", "auto", False),  # both languages have the word
     ],
