@@ -50,6 +50,12 @@ class TestTable:
         assert len({model.name for model in models}) == len(models) > 60
         assert {model.task for model in models} == set(TASKS)
 
+    def test_models_of_one_name_differ_in_their_licences(self):
+        licences = {model.name: model.licence for model in mt.known_models("opus-mt")}
+        pairs = ("en-fr", "en-de", "de-en", "zh-en")
+        found = [licences[f"Helsinki-NLP/opus-mt-{pair}"] for pair in pairs]
+        assert found == ["Apache-2.0", "CC-BY-4.0", "Apache-2.0", "CC-BY-4.0"]
+
     def test_no_two_languages_share_a_code_or_name(self):
         languages = read_table().languages.items()
         spellings = [spelling for code, others in languages for spelling in {s.casefold() for s in (code, *others)}]
