@@ -1,197 +1,114 @@
-"""HTML and XHTML: the text of each block is translated with its inline tags; scripts, styles and code stay."""
+"""HTML and XHTML: the text of each block is translated with its inline tags; all else stays as it was written."""
 
 from __future__ import annotations
 
 import html
 import re
-import warnings
-from collections.abc import ItemsView, Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import groupby
 
-from bs4 import BeautifulSoup, Comment, NavigableString, PageElement, Tag, XMLParsedAsHTMLWarning
-from bs4.dammit import EntitySubstitution
-from bs4.element import Doctype
-from bs4.exceptions import ParserRejectedMarkup
-from bs4.formatter import HTMLFormatter
-
-from mlx_transformer.documents.content import ATOMS, INLINE_TAGS, Content, Inline, has_letters
+from mlx_transformer.documents.content import Content, Inline, has_letters, plain_text, write
+from mlx_transformer.documents.html_text import ATTRIBUTE, HtmlPiece, read_run, split_html
 from mlx_transformer.documents.translator import Translator
 
-MAX_DEPTH = 250  # tags in tags
-# At the end of a page; for each, html.parser reads to the end, which takes quadratic time.
-MAX_UNCLOSED = 100
-UNCLOSED = {"<": ">", "<!--": "-->", "<![": "]>"}
 ATTRIBUTES = ("alt", "title", "placeholder", "aria-label")
-BUTTONS = ("submit", "button", "reset")  # types of input whose value is shown on them
-SKIPPED = frozenset("iframe object pre script style template textarea".split())
+BUTTON = re.compile("submit|button|reset", re.IGNORECASE)  # types of input whose value is shown on them
 DTD = re.compile(r"<!DOCTYPE[^>\[]*\[|<!ENTITY", re.IGNORECASE)
-ENTITY = re.compile(r"&(?!(?:amp|lt|gt|quot|apos);)[A-Za-z]\w*;")
-SPACE = re.compile("[ \t\n\r\f]+")
-LEADING, TRAILING = re.compile(r"\A[ \t\n\r\f]*"), re.compile(r"(?<![ \t\n\r\f])[ \t\n\r\f]*\Z")
 
 
 def translate_html(text: str, name: str, translator: Translator) -> str:
     """Translate a page; its lang attribute becomes the target language if that is known."""
-    return _translate_markup(text, name, translator, "html.parser")
+    return _translate_pieces(split_html(text), translator)
 
 
 def translate_xhtml(text: str, name: str, translator: Translator) -> str:
-    """Translate a page that is XML, whose names keep their case."""
+    """Translate a page that is XML."""
     if DTD.search(text):
         raise ValueError(f"{name} must have no DTD of its own, which may hide entities without end: remove it.")
-    # The parser knows the entities of XML only.
-    text = ENTITY.sub(lambda match: html.unescape(match[0]), text)
-    return _translate_markup(text, name, translator, "xml")
+    return _translate_pieces(split_html(text, is_xml=True), translator)
 
 
-def _translate_markup(text: str, name: str, translator: Translator, parser: str) -> str:
-    soup = _parse(text, name, parser)
-    _check_depth(soup, name)
-    runs = list(_find_runs(soup))
-    contents = translator.translate_contents(_read(run) for run in runs)
-    changed = [(run, content) for run, content in zip(runs, contents, strict=True) if content != _read(run)]
-    _replace_runs(changed)
-    _translate_attributes(soup, translator)
-    page = soup.find("html")
-    if translator.language and isinstance(page, Tag):
-        for attribute in {"lang"} | ({"xml:lang"} & page.attrs.keys()):
-            page[attribute] = translator.language
-    return soup.decode(formatter=_Formatter(is_xml=parser == "xml" or "xmlns=" in text[:2000]))
-
-
-class _Formatter(HTMLFormatter):
-    """Writes attributes in their order, and only the entities that are necessary."""
-
-    def __init__(self, is_xml: bool) -> None:
-        super().__init__(
-            entity_substitution=EntitySubstitution.substitute_xml, void_element_close_prefix="/" if is_xml else ""
-        )
-
-    def attributes(self, tag: Tag) -> ItemsView:
-        return tag.attrs.items()
-
-
-def _parse(text: str, name: str, parser: str) -> BeautifulSoup:
-    for opening, closing in UNCLOSED.items():
-        if text.count(opening, text.rfind(closing) + 1) > MAX_UNCLOSED:
-            raise ValueError(f"{name} must close its tags and comments, but many have no {closing}: repair it.")
-    # White space between tags stays as inside <pre>.
-    kept: dict[str, Any] = {"multi_valued_attributes": None, "preserve_whitespace_tags": {"[document]"}}
-    options: dict[str, Any] = {} if parser == "xml" else {"on_duplicate_attribute": "ignore"}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)
-            soup = BeautifulSoup(text, parser, **kept, **options)
-    except (ParserRejectedMarkup, AssertionError, RecursionError) as error:
-        raise ValueError(f"{name} must be a page that can be parsed: {error}; repair it.") from None
-    for doctype in soup.find_all(string=lambda string: isinstance(string, Doctype)):
-        following = doctype.next_sibling
-        if type(following) is NavigableString and following.startswith("\n"):  # bs4 writes a line end of its own
-            following.replace_with(NavigableString(following[1:]))
-    return soup
-
-
-def _check_depth(soup: BeautifulSoup, name: str) -> None:
-    """Raise ValueError if tags are nested too deep."""
-    depths = {id(soup): 0}
-    for tag in soup.find_all(True):
-        depths[id(tag)] = depth = depths[id(tag.parent)] + 1
-        if depth > MAX_DEPTH:
-            raise ValueError(f"{name} must have tags in at most {MAX_DEPTH} others, but it has more: simplify it.")
-
-
-def _is_translated(tag: Tag) -> bool:
-    return tag.get("translate") != "no" and "notranslate" not in str(tag.get("class", "")).split()
-
-
-def _is_inline(node: PageElement) -> bool:
-    """Whether a node is part of a sentence: text, a comment, or a tag without blocks and line breaks in it."""
-    if not isinstance(node, Tag):
-        return type(node) in (NavigableString, Comment)
-    if node.name in ATOMS:
-        return True
-    return node.name in INLINE_TAGS and all(each.name in INLINE_TAGS | ATOMS for each in node.find_all(True))
-
-
-def _find_runs(tag: Tag) -> Iterator[list[PageElement]]:
-    """Yield the longest runs of neighbours that are inline and have letters."""
-    run: list[PageElement] = []
-    for child in [*tag.children, None]:
-        if child is not None and _is_inline(child):
-            run.append(child)
-            continue
-        if any(has_letters(node.get_text()) for node in run):
-            yield run
-        run = []
-        if isinstance(child, Tag) and child.name not in SKIPPED and _is_translated(child):
-            yield from _find_runs(child)
-
-
-def _read(nodes: list[PageElement]) -> Content:
-    """Return nodes as a content, whose keys are tags."""
-    content: list[str | Inline] = []
-    for node in nodes:
-        if not isinstance(node, Tag):
-            content.append(Inline(node) if isinstance(node, Comment) else SPACE.sub(" ", str(node)))
-        elif node.name in ATOMS or not _is_translated(node):
-            content.append(Inline(node, is_atom=True))
+def _translate_pieces(pieces: list[HtmlPiece], translator: Translator) -> str:
+    runs = [list(run) for _, run in groupby(pieces, lambda piece: piece.is_inline or piece.is_break)]
+    contents = [read_run(run) if any(piece.has_letters for piece in run) else () for run in runs]
+    values = list(dict.fromkeys(value for piece in pieces for value in _shown_values(piece)))
+    texts = translator.translate_contents([*contents, *((value,) for value in values)])
+    targets, new_values = texts[: len(runs)], map(plain_text, texts[len(runs) :])
+    tags = _translate_tags(pieces, dict(zip(values, new_values, strict=True)), translator.language)
+    written: list[str] = []
+    for run, old, new in zip(runs, contents, targets, strict=True):
+        if new == old:
+            written += (tags.get(piece.text, piece.text) if piece.shows_attributes else piece.text for piece in run)
         else:
-            content.append(Inline(node, _read(list(node.children))))
-    return tuple(content)
+            written.append(write(_replace_tags(new, tags), partial(html.escape, quote=False)))
+    return "".join(written)
 
 
-def _replace_runs(changed: list[tuple[list[PageElement], Content]]) -> None:
-    """Put contents into the place of runs; all children of a tag are set at once, which takes linear time."""
-    first_nodes = {id(run[0]): (run, content) for run, content in changed}
-    parents = {id(run[0].parent): run[0].parent for run, _ in changed}
-    for parent in filter(None, parents.values()):
-        children, replaced = list(parent.children), set[int]()
-        parent.clear()
-        for child in children:
-            if id(child) in first_nodes:
-                run, content = first_nodes[id(child)]
-                replaced |= set(map(id, run))
-                parent.extend(_surround(run, _write(content)))
-            elif id(child) not in replaced:
-                parent.append(child)
+def _shown_names(piece: HtmlPiece) -> tuple[str, ...]:
+    """Return the names of attributes of a piece that readers see."""
+    if not piece.shows_attributes:
+        return ()
+    kinds = [_value(match) for match in ATTRIBUTE.finditer(piece.text) if match[1].lower() == "type"]
+    return (*ATTRIBUTES, "value") if piece.name == "input" and BUTTON.fullmatch("".join(kinds[:1])) else ATTRIBUTES
 
 
-def _surround(run: list[PageElement], nodes: list[PageElement]) -> list[PageElement]:
-    """Give new nodes the white space around the old ones."""
-    ends = [str(node) if type(node) is NavigableString else "" for node in (run[0], run[-1])]
-    before, after = LEADING.findall(ends[0])[0], TRAILING.findall(ends[1])[0]
-    if before and type(nodes[0]) is NavigableString:
-        nodes[0] = NavigableString(before + nodes[0].lstrip(" "))
-    if after and type(nodes[-1]) is NavigableString:
-        nodes[-1] = NavigableString(nodes[-1].rstrip(" ") + after)
-    return nodes
+def _shown_values(piece: HtmlPiece) -> Iterator[str]:
+    """Yield the values of a tag that readers see, if they have letters."""
+    names = _shown_names(piece)
+    values = (_value(match) for match in ATTRIBUTE.finditer(piece.text if names else "") if match[1].lower() in names)
+    return filter(has_letters, values)
 
 
-def _write(content: Content) -> list[PageElement]:
-    """Return the nodes of a content; its tags are those of the page, with new children."""
-    nodes: list[PageElement] = []
-    for part in content:
-        if isinstance(part, str):
-            nodes.append(NavigableString(part))
-            continue
-        if not part.is_atom and isinstance(part.key, Tag):
-            children = _write(part.content)
-            part.key.clear()
-            part.key.extend(children)
-        nodes.append(part.key)
-    return nodes
+def _value(match: re.Match[str]) -> str:
+    """Return the value of a match of ATTRIBUTE."""
+    return html.unescape(match[2] or match[3] or match[4] or "")
 
 
-def _translate_attributes(soup: BeautifulSoup, translator: Translator) -> None:
-    """Translate the attributes that are shown to readers."""
-    places = [
-        (tag, name)
-        for tag in soup.find_all(True)
-        for name in (*ATTRIBUTES, *(("value",) if tag.name == "input" and tag.get("type") in BUTTONS else ()))
-        if has_letters(str(tag.get(name, "")))
-        and _is_translated(tag)
-        and not tag.find_parent(lambda other: other.name in SKIPPED or not _is_translated(other))
-    ]
-    texts = translator.translate_texts(str(tag[name]) for tag, name in places)
-    for (tag, name), text in zip(places, texts, strict=True):
-        tag[name] = text
+def _translate_tags(pieces: list[HtmlPiece], values: Mapping[str, str], language: str | None) -> dict[str, str]:
+    """Return the new text of each tag that readers see something of, or that names the language of the page."""
+    tags: dict[str, str] = {}
+    for piece in pieces:
+        names = _shown_names(piece)
+        if names and piece.text not in tags:
+            tags[piece.text] = ATTRIBUTE.sub(partial(_translate_attribute, names, values), piece.text)
+    page = next((piece.text for piece in pieces if piece.name == "html" and piece.shows_attributes), None)
+    if page and language:
+        tags[page] = _set_language(tags[page], language)
+    return tags
+
+
+def _translate_attribute(names: tuple[str, ...], values: Mapping[str, str], match: re.Match[str]) -> str:
+    value = _value(match)
+    is_shown = match[1].lower() in names and values.get(value, value) != value
+    return _replace_value(match, values[value]) if is_shown else match[0]
+
+
+def _replace_value(match: re.Match[str], value: str) -> str:
+    """Return an attribute with another value, in the same quotation marks."""
+    quote = match[0][-1] if match[4] is None else '"'
+    name, _, old = match[0].partition("=")
+    space = old[: len(old) - len(old.lstrip())]
+    value = html.escape(value, quote=False).replace(quote, html.escape(quote))
+    return f"{name}={space}{quote}{value}{quote}"
+
+
+def _set_language(tag: str, language: str) -> str:
+    """Return the tag of a page with a language."""
+
+    def replace(match: re.Match[str]) -> str:
+        return _replace_value(match, language) if match[1].lower() in ("lang", "xml:lang") else match[0]
+
+    has_language = any(match[1].lower() == "lang" for match in ATTRIBUTE.finditer(tag))
+    end = "" if has_language else f' lang="{language}"'
+    return ATTRIBUTE.sub(replace, tag).removesuffix(">") + end + ">"
+
+
+def _replace_tags(content: Content, tags: Mapping[str, str]) -> Content:
+    """Return a content with the new texts of its tags."""
+    return tuple(part if isinstance(part, str) else _replace_tag(part, tags) for part in content)
+
+
+def _replace_tag(inline: Inline, tags: Mapping[str, str]) -> Inline:
+    opening, closing = inline.key
+    return inline._replace(key=(tags.get(opening, opening), closing), content=_replace_tags(inline.content, tags))

@@ -2,22 +2,22 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from html import escape, unescape
-from itertools import groupby, islice, takewhile
+from html import escape
+from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.documents.content import ATOMS, INLINE_TAGS, Closing, Inline, Opening, has_letters, nest, write
-from mlx_transformer.documents.markup_placement import MarkedText, mark_text
+from mlx_transformer.documents.content import write
+from mlx_transformer.documents.html_text import HtmlPiece, read_run, split_html
+from mlx_transformer.documents.markup_placement import MarkedText, mark_text, split_edges
 from mlx_transformer.documents.translator import ATOM, MAX_MARKUP, DocumentReport, place_markup
 from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
 from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.server.batching import Work
-from mlx_transformer.server.html_text import VOID, HtmlPiece, split_html
 from mlx_transformer.server.models import CountedLine, LoadedModel, ModelStore
 from mlx_transformer.server.settings import RequestError
 from mlx_transformer.tokenization.normalization import is_blank
@@ -80,73 +80,31 @@ def text_pieces(text: str) -> list[Piece]:
 def html_pieces(text: str) -> list[Piece]:
     """Cut HTML into its sentences and what stays as it is: blocks, white space around texts, texts without a letter."""
     pieces: list[Piece] = []
-    for is_inline, group in groupby(split_html(text), _is_inline):
+    for is_inline, group in groupby(split_html(text), lambda piece: piece.is_inline):
         run = list(group)
         pieces += _inline_pieces(run) if is_inline else [Piece(piece.text) for piece in run]
     return pieces
 
 
-def _is_inline(piece: HtmlPiece) -> bool:
-    is_atom = piece.is_untranslated and piece.name in ATOMS
-    return piece.is_text or piece.name in INLINE_TAGS or is_atom or piece.text.startswith("<!--")
-
-
-def _has_no_text(piece: HtmlPiece) -> bool:
-    """Whether a piece is white space, a comment or an empty element."""
-    return not piece.text.strip(SPACES) if piece.is_text else piece.name in VOID or not piece.name
-
-
 def _inline_pieces(run: list[HtmlPiece]) -> list[Piece]:
     """Cut text with inline markup, which is one line, unless it has too much markup."""
-    if len(run) == 1 or not any(piece.is_text and has_letters(unescape(piece.text)) for piece in run):
-        return [each for piece in run for each in _text_pieces(piece)]
-    first = len([*takewhile(_has_no_text, run)])
-    last = len(run) - len([*takewhile(_has_no_text, reversed(run))])
-    before, after = (["".join(piece.text for piece in part)] for part in (run[:first], run[last:]))
-    run = run[first:last]
-    if run[0].is_text:
-        space, run[0] = _split_space(run[0], str.lstrip)
-        before.append(space)
-    if run[-1].is_text:
-        space, run[-1] = _split_space(run[-1], str.rstrip)
-        after.insert(0, space)
-    marked = mark_text(nest(_read_run(run)))
+    if not any(piece.has_letters for piece in run):
+        return [Piece(piece.text) for piece in run]
+    before, text, after = split_edges(read_run(run))
+    marked = mark_text(text)
     if marked.num_inlines > MAX_MARKUP:
-        inner = [each for piece in run for each in _text_pieces(piece)]
-    else:
-        inner = [Piece(marked.text.strip(), is_source=True, markup=marked)]
-    return [*map(Piece, before), *inner, *map(Piece, after)]
-
-
-def _split_space(piece: HtmlPiece, strip: Callable[[str, str], str]) -> tuple[str, HtmlPiece]:
-    """Return the white space at the beginning or the end of a text, and the text without it."""
-    text = strip(piece.text, SPACES)
-    return piece.text.replace(text, "", 1) if text else piece.text, piece._replace(text=text)
+        return [each for piece in run for each in _text_pieces(piece)]
+    has_markup = bool(marked.spans or marked.atoms)
+    line = Piece(marked.text.strip(), True, marked) if has_markup else Piece(marked.text, True)
+    return [Piece(write(before)), line, Piece(write(after))]
 
 
 def _text_pieces(piece: HtmlPiece) -> list[Piece]:
     """Cut a text into white space and what is between; what is not translated stays as it is."""
-    if not (piece.is_text and has_letters(core := unescape(piece.text))):
+    if not piece.has_letters:
         return [Piece(piece.text)]
-    before, _, after = core.partition(core.strip())
-    return [Piece(before), Piece(" ".join(core.split()), is_source=True), Piece(after)]
-
-
-def _read_run(run: Iterable[HtmlPiece]) -> Iterator[str | Inline | Opening | Closing]:
-    """Yield text, tags, and each untranslated element as one word."""
-    for is_untranslated, group in groupby(run, lambda piece: piece.is_untranslated):
-        if is_untranslated:
-            yield Inline(("".join(piece.text for piece in group), ""), is_atom=True)
-        else:
-            yield from map(_read_piece, group)
-
-
-def _read_piece(piece: HtmlPiece) -> str | Inline | Opening | Closing:
-    if piece.is_text:
-        return WHITE_SPACE.sub(" ", unescape(piece.text))
-    if piece.name in VOID or not piece.name or piece.text.endswith("/>"):
-        return Inline((piece.text, ""))
-    return (Closing if piece.is_closing else Opening)(piece.name, piece.text)
+    before, text, after = split_edges(read_run([piece]))
+    return [Piece(write(before)), Piece(write(text), is_source=True), Piece(write(after))]
 
 
 class PendingText:

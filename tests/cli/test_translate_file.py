@@ -9,7 +9,7 @@ from support.command_line import error_line
 
 from mlx_transformer.cli import main
 
-pytest.importorskip("bs4")
+pytest.importorskip("markdown_it")
 
 
 def run(*arguments):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mlx_transformer.server.html_text import split_html
+from mlx_transformer.documents.html_text import split_html
 from mlx_transformer.server.translation import html_pieces
 
 MARKUP = """
