@@ -23,7 +23,7 @@ from mlx_transformer.inference.source_lines import SourceLine
 from mlx_transformer.messages import short_names, short_repr
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.pretrained.loading import load
-from mlx_transformer.server.batching import BatchWorker, Work, WorkerClosedError
+from mlx_transformer.server.batching import SMALL_THREADS, BatchWorker, Work, WorkerClosedError
 from mlx_transformer.server.language_codes import Codes, client_codes, distinct_codes, find_code
 from mlx_transformer.server.metrics import Metrics
 from mlx_transformer.server.settings import RequestError
@@ -131,7 +131,9 @@ class LoadedModel:
         self.num_bytes = sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
         # Twice as many positions as a group of sentences, so that others find room beside a large one.
         self._engine = Engine(model, 2 * BATCH_TOKENS, metrics.batch_sizes.observe)
-        self._worker = BatchWorker(name.name, self._run, BATCH_TOKENS, max_queue, metrics)
+        # A search with a shortlist cannot be joined: sentences wait until they share one.
+        small_threads = SMALL_THREADS if shortlist is None else 1
+        self._worker = BatchWorker(name.name, self._run, BATCH_TOKENS, max_queue, metrics, small_threads)
 
     def split(self, line: SourceLine) -> Paragraph:
         """Split a line that is longer than what the model was trained on into sentences."""

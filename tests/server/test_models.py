@@ -111,6 +111,24 @@ def test_models_have_shortlists_of_their_own():
     assert whole["translatedText"] == mt.generate(model, tokenizer, "ab cde") != limited["translatedText"]
 
 
+def test_requests_that_wait_together_share_a_shortlist():
+    model, tokenizer = make_model(1)
+    shortlist = parse_shortlist(shortlist_bytes([[]], num_first=tokenizer.source_vocab_size))
+    texts, sizes = ["ab", "cde", "fg", "hijk", "l", "mno"], []
+    with serve(lambda name: (model, tokenizer), names=[ModelName("one", ("en", "fr"), shortlist)]) as client:
+        run = vars(worker := vars(client.store.get("one"))["_worker"])["_run"]
+        vars(worker)["_run"] = lambda work, lines, first: (sizes.append(len(lines)), run(work, lines, first))[1]
+        with ThreadPoolExecutor(len(texts)) as pool:
+            with hold_batches(client, "one"):
+                answers = [pool.submit(client.translate, text) for text in texts[:2]]
+                client.wait_for("sentences_total", 2)
+                answers += [pool.submit(client.translate, text) for text in texts[2:]]
+                client.wait_for("waiting_sentences", 4)
+            translated = [answer.result().json["translatedText"] for answer in answers]
+    assert translated == mt.generate(model, tokenizer, texts)
+    assert max(sizes) == 4 and sum(sizes) == 6
+
+
 def test_a_shortlist_of_another_model_is_refused_at_the_start():
     shortlist = parse_shortlist(shortlist_bytes([[100_000]]))
     with pytest.raises(ValueError, match="must have tokens of the model's vocabulary"):
