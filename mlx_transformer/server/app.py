@@ -84,6 +84,7 @@ def create_app(store: ModelStore, settings: ServerSettings, metrics: Metrics) ->
         routes=[
             *(Route(path, guard.wrap_post(handler), methods=["POST"]) for path, handler in posts.items()),
             *(Route(path, handler, methods=["GET"]) for path, handler in gets.items()),
+            Route("/v1/models/{name:path}", guard.wrap_get(openai.model), methods=["GET"]),
             Route("/download_file/{token}", documents.download_file, methods=["GET"]),
         ],
         middleware=middleware,

@@ -59,8 +59,9 @@ class LibreTranslateAPI:
         return JSONResponse(answer)
 
     async def detect(self, fields: Fields) -> JSONResponse:
-        """Detect the language of a text, among those that the models read."""
-        text = fields.required_text("q")
+        """Detect the language of a text, or of a list of texts together, among those that the models read."""
+        if not (text := " ".join(fields.texts("q"))):
+            raise fields.missing("q")
         return JSONResponse([_format(await asyncio.to_thread(detect, text, self._store.sources()))])
 
     async def suggest(self, fields: Fields) -> NoReturn:

@@ -44,11 +44,11 @@ class OpenAIAPI:
 
     async def models(self, request: Request) -> JSONResponse:
         """Return the models of the server."""
-        rows = [
-            {"id": name, "object": "model", "created": self._created, "owned_by": "mlx_transformer"}
-            for name in self._store.names
-        ]
-        return JSONResponse({"object": "list", "data": rows})
+        return JSONResponse({"object": "list", "data": list(map(self._describe, self._store.names))})
+
+    async def model(self, request: Request) -> JSONResponse:
+        """Return one of the models."""
+        return JSONResponse(self._describe(self._store.choose(request.path_params["name"])))
 
     async def chat_completions(self, fields: Fields) -> Response:
         """Generate from the last message of the user."""
@@ -82,6 +82,9 @@ class OpenAIAPI:
         ]
         usage = {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
         return JSONResponse({"object": "list", "data": rows, "model": name, "usage": usage})
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._created, "owned_by": "mlx_transformer"}
 
     async def _complete(self, fields: Fields, sources: list[str], shape: Shape) -> Response:
         """Generate from sources."""

@@ -159,6 +159,8 @@ def test_languages_are_detected(client):
     pytest.importorskip("py3langid", reason="py3langid is not installed (the extra detect)")
     (detection,) = client.post("/detect", {"q": "Where is the station?"}).json
     assert detection["language"] == "en" and detection["confidence"] > 80
+    assert client.post("/detect", {"q": ["Where is", "the station?"]}).json == [detection]
+    assert [client.post("/detect", {"q": q}).status for q in ("", [], ["", 1])] == [400, 400, 400]
     (other,) = client.post("/detect", {"q": "Où est la gare, s'il vous plaît ?"}).json
     assert other["language"] == "en" and other["confidence"] < 20  # the only one that the model reads
     answer = client.translate("Where is the station?", source="auto").json

@@ -119,7 +119,17 @@ def test_embeddings_are_those_of_the_library(api, bundled):
 
 
 def test_models_are_listed(api):
-    assert [model.id for model in api.models.list()] == ["bundled"]
+    (model,) = api.models.list()
+    assert model.id == "bundled" and api.models.retrieve("bundled") == model
+
+
+def test_a_model_may_be_a_repository(openai, bundled):
+    with serve(lambda name: bundled, names=["en-fr=owner/name"], api_keys=("secret",)) as client:
+        with openai.OpenAI(base_url=f"{client.url}/v1", api_key="secret", max_retries=0) as api:
+            assert api.models.retrieve("owner/name").id == "owner/name"
+            with pytest.raises(openai.NotFoundError, match="model must be one of this server's: owner/name"):
+                api.models.retrieve("bundled")
+        assert client.get("/v1/models/owner/name").status == 401
 
 
 def test_errors_have_the_types_of_the_client(openai, api):
