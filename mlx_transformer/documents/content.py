@@ -62,6 +62,14 @@ def strip_edges(text: str) -> str:
     return EDGES.sub("", text)
 
 
+def without_soft_hyphens(content: Content) -> Content:
+    """Return a content without the marks of where its words may be divided."""
+    return tuple(
+        part.replace("\xad", "") if isinstance(part, str) else part._replace(content=without_soft_hyphens(part.content))
+        for part in content
+    )
+
+
 def has_letters(text: str) -> bool:
     """Whether a text has something to translate."""
     return any(map(str.isalpha, text))

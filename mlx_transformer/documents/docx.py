@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from lxml import etree
@@ -19,7 +20,10 @@ from mlx_transformer.documents.translator import Translator
 
 PARTS = re.compile(r"word/(?:document|header|footer|footnotes|endnotes|comments)\d*\.xml")
 W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-WRAPPERS = (f"{W}hyperlink", f"{W}ins", f"{W}smartTag")
+WRAPPERS = tuple(f"{W}{name}" for name in ("hyperlink", "ins", "moveTo", "smartTag", "customXml", "dir", "bdo"))
+DELETED = (f"{W}del", f"{W}moveFrom")
+HYPHENS = {f"{W}noBreakHyphen": "\u2011", f"{W}softHyphen": "\xad"}
+LINK = re.compile(r"\s*HYPERLINK\b", re.IGNORECASE)  # the code of a field whose result is text
 IGNORED = (f"{W}proofErr", f"{W}lastRenderedPageBreak")
 BREAKS = (f"{W}tab", f"{W}br", f"{W}cr", f"{W}ptab")  # end a text
 PARSER: dict[str, Any] = {"resolve_entities": False, "no_network": True, "huge_tree": False, "strip_cdata": False}
@@ -38,6 +42,14 @@ class Formatted(NamedTuple):
 
     format: Any
     wrapper: Any = None
+
+
+class LinkField(NamedTuple):
+    """The key of the text of a link that is a field: its format, and the elements before and behind it."""
+
+    format: Any
+    before: list[Any]
+    after: list[Any]
 
 
 class Segment(NamedTuple):
@@ -77,6 +89,7 @@ def parse_xml(data: bytes, name: str) -> Any:
 def _translate_part(data: bytes, name: str, translator: Translator) -> bytes:
     root = parse_xml(data, name)
     _split_runs(root)
+    _split_wrappers(root)
     paragraphs = []
     for paragraph in root.iter(f"{W}p"):
         items = _read_paragraph(paragraph)
@@ -114,7 +127,7 @@ def _read_paragraph(paragraph: Any) -> list[Any] | None:
         if kinds or depth:
             field.append(child)
             if depth == 0:
-                pieces.append(Inline(field, is_atom=True))
+                pieces.append(_read_field(field))
                 field = []
             continue
         for piece in _read_child(child):
@@ -133,14 +146,16 @@ def _read_child(child: Any) -> Iterator[Run | Inline | Any]:
         yield child
     elif child.tag in WRAPPERS:
         inner = [piece for run in child for piece in _read_child(run)]
-        if inner and all(isinstance(piece, Run) for piece in inner):
+        if not all(isinstance(piece, Run | Inline) for piece in inner):
+            yield child
+        elif _has_text(inner):
             segment = _make_segment(inner)
             yield Inline(Formatted(segment.format, child), segment.content)
         else:
-            yield child
+            yield Inline([child])
     elif child.tag != f"{W}r":
         if child.tag not in IGNORED:
-            yield Inline([child])
+            yield Inline([child], is_atom=child.tag not in DELETED and _is_word(child))
     else:
         tags = {part.tag for part in child} - {f"{W}rPr"}
         if tags == {f"{W}t"}:
@@ -148,17 +163,63 @@ def _read_child(child: Any) -> Iterator[Run | Inline | Any]:
         elif tags & {*BREAKS}:
             yield child
         elif tags - {*IGNORED}:
-            yield Inline([child])
+            yield Inline([child], is_atom=tags == {f"{W}ruby"})
+
+
+def _read_field(elements: list[Any]) -> Inline:
+    """Return a field as a word; the text of a link is translated."""
+    kinds = [next((mark.get(f"{W}fldCharType") for mark in each.iter(f"{W}fldChar")), None) for each in elements]
+    marks = [(kind, index) for index, kind in enumerate(kinds) if kind]
+    code = "".join(text.text or "" for each in elements for text in each.iter(f"{W}instrText"))
+    if [kind for kind, _ in marks] == ["begin", "separate", "end"] and LINK.match(code):
+        (_, _), (_, start), (_, end) = marks
+        pieces = [piece for each in elements[start + 1 : end] for piece in _read_child(each)]
+        if all(isinstance(piece, Run | Inline) for piece in pieces) and _has_text(pieces):
+            segment = _make_segment(pieces)
+            return Inline(LinkField(segment.format, elements[: start + 1], elements[end:]), segment.content)
+    return Inline(elements, is_atom=True)
+
+
+def _has_text(pieces: Iterable[Run | Inline]) -> bool:
+    """Whether pieces have text that could be translated."""
+    return any(isinstance(piece, Run) or piece.content for piece in pieces)
+
+
+def _is_word(element: Any) -> bool:
+    """Whether an element shows text, such as a formula or a content control."""
+    return any(isinstance(each.tag, str) and etree.QName(each).localname == "t" for each in element.iter())
 
 
 def _split_runs(root: Any) -> None:
     """Give text and each other part of a run, such as a break or a picture, a run of its own."""
+    for hyphen in list(root.iter(*HYPHENS)):
+        text = etree.Element(f"{W}t")
+        text.text = HYPHENS[hyphen.tag]
+        hyphen.getparent().replace(hyphen, text)
     for run in list(root.iter(f"{W}r")):
         parts = [part for part in run if part.tag != f"{W}rPr"]
         if len(parts) > 1 and any(part.tag != f"{W}t" for part in parts):
             for part in parts:
                 run.addprevious(_make_run(run.find(f"{W}rPr"), part))
             run.getparent().remove(run)
+
+
+def _split_wrappers(root: Any) -> None:
+    """Give text and breaks in a wrapper, such as a link, a wrapper of their own."""
+    for wrapper in reversed(list(root.iter(*WRAPPERS))):
+        if any(map(_is_break, wrapper)):
+            for _, group in groupby(list(wrapper), _is_break):
+                part = etree.Element(wrapper.tag, wrapper.attrib, wrapper.nsmap)
+                part.extend(list(group))
+                wrapper.addprevious(part)
+            wrapper.getparent().remove(wrapper)
+
+
+def _is_break(element: Any) -> bool:
+    """Whether an element of a paragraph ends a text."""
+    if element.tag in WRAPPERS:
+        return any(map(_is_break, element))
+    return element.tag == f"{W}r" and any(part.tag in BREAKS for part in element)
 
 
 def _make_run(style: Any, part: Any) -> Any:
@@ -222,6 +283,8 @@ def _write(content: Content, style: Any) -> list[Any]:
             text.text = CONTROLS.sub("", part)
             text.set("{http://www.w3.org/XML/1998/namespace}space", "preserve")
             elements.append(_make_run(style, text))
+        elif isinstance(part.key, LinkField):
+            elements += [*part.key.before, *_write(part.content, part.key.format), *part.key.after]
         elif not isinstance(part.key, Formatted):
             elements += part.key
         elif part.key.wrapper is None:

@@ -13,7 +13,15 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.config.terminology import choose_protected
 from mlx_transformer.decoding.hypothesis import Hypothesis
 from mlx_transformer.decoding.lexical_shortlist import LexicalShortlist
-from mlx_transformer.documents.content import Content, find_texts, has_letters, replace_texts, strip_edges, write
+from mlx_transformer.documents.content import (
+    Content,
+    find_texts,
+    has_letters,
+    replace_texts,
+    strip_edges,
+    without_soft_hyphens,
+    write,
+)
 from mlx_transformer.documents.markup_placement import MarkedText, MarkupPlacement, Span, mark_text, split_edges
 from mlx_transformer.inference.generation import generate_hypotheses
 from mlx_transformer.inference.line_errors import raise_first_error
@@ -80,7 +88,7 @@ class Translator:
     def _translate(self, contents: list[Content]) -> list[Content]:
         """Return contents without line breaks in the target language."""
         parts = [split_edges(content) for content in contents]
-        marked = [mark_text(text) for _, text, _ in parts]
+        marked = [mark_text(without_soft_hyphens(text)) for _, text, _ in parts]
         self.report.untouched += sum(each.num_inlines > MAX_MARKUP for each in marked)
         keys = dict.fromkeys((strip_edges(each.text), bool(each.spans)) for each in marked if _is_translated(each))
         self._known += len(keys)

@@ -126,6 +126,55 @@ def test_words_that_are_divided_into_runs_are_one_text():
     assert paragraph_of(body)[0] == run.format("", "HELLO YOU")
 
 
+def run_of(text, style=""):
+    return f"<w:r>{style}<w:t>{text}</w:t></w:r>"
+
+
+def field_of(code, text):
+    mark = '<w:r><w:fldChar w:fldCharType="{}"/></w:r>'
+    code = f"<w:r><w:instrText> {code} </w:instrText></w:r>"
+    return f"{mark.format('begin')}{code}{mark.format('separate')}{run_of(text)}{mark.format('end')}"
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        (f"<w:moveTo>{run_of('ONE TWO')}</w:moveTo>{run_of(' THREE')}", 1),
+        (f"{run_of('ONE')}<w:moveFrom>{run_of('one two')}</w:moveFrom>", 1),
+        (f"{run_of('ONE')}<w:del><w:r><w:delText> two</w:delText></w:r></w:del>{run_of(' THREE')}", 1),
+        (f"{run_of('ONE ')}<w:ins><w:hyperlink>{run_of('TWO')}</w:hyperlink>{run_of(' THREE')}</w:ins>", 1),
+        (f"<w:ins><w:del><w:r><w:delText>no</w:delText></w:r></w:del>{run_of('ONE')}</w:ins>{run_of(' TWO')}", 1),
+        (f"<w:hyperlink><w:bookmarkStart/>{run_of('ONE')}<w:bookmarkEnd/></w:hyperlink>{run_of(' TWO')}", 1),
+        (f"<w:bdo>{run_of('TWO')}</w:bdo>{run_of(' ')}<w:smartTag><w:smartTagPr/>{run_of('ONE')}</w:smartTag>", 1),
+        (run_of("ONE ") + field_of('HYPERLINK "http://a"', "TWO THREE") + run_of(" FOUR"), 1),
+        (run_of("ONE ") + field_of("REF heading", "two three") + run_of(" FOUR"), 1),
+        (f"{run_of('ONE ')}<w:fldSimple>{run_of('two')}</w:fldSimple>{run_of(' THREE')}", 1),
+        (f"{run_of('ONE ')}<w:sdt><w:sdtContent>{run_of('two')}</w:sdtContent></w:sdt>{run_of(' THREE')}", 1),
+        (f'{run_of("ONE ")}<m:oMath xmlns:m="m"><m:r><m:t>x</m:t></m:r></m:oMath>{run_of(" TWO")}', 1),
+        (f"{run_of('ONE')}<w:hyperlink><w:r><w:drawing/></w:r></w:hyperlink>{run_of(' TWO')}", 1),
+        (f"{run_of('ONE ')}<w:r><w:ruby>{run_of('two')}</w:ruby></w:r>{run_of(' THREE')}", 1),
+        (f"<w:ins><w:pPr/></w:ins>{run_of('12')}", 0),
+    ],
+)
+def test_text_in_links_changes_and_fields_is_part_of_its_sentence(body, texts):
+    source = body.replace("TWO", "two").replace("ONE", "one").replace("THREE", "three").replace("FOUR", "four")
+    text, report = paragraph_of(source)
+    assert text == body
+    assert (report.texts, report.unplaced_tags, report.appended_copies) == (texts, 0, 0)
+
+
+@pytest.mark.parametrize("part", ["<w:r><w:tab/></w:r>", "<w:r><w:br/></w:r>"])
+def test_a_break_in_a_link_ends_a_text(part):
+    link = "<w:ins><w:hyperlink>{}</w:hyperlink></w:ins>"
+    text, report = paragraph_of(link.format(run_of("one") + part + run_of("two")))
+    assert text == "".join(map(link.format, (run_of("ONE"), part, run_of("TWO")))) and report.texts == 2
+
+
+def test_hyphens_are_part_of_their_words():
+    text, _ = paragraph_of("<w:r><w:t>e</w:t><w:noBreakHyphen/><w:t>mail co</w:t><w:softHyphen/><w:t>op</w:t></w:r>")
+    assert text == run_of("E\u2011MAIL COOP")
+
+
 def test_a_field_over_several_paragraphs_stays():
     body = '<w:r><w:fldChar w:fldCharType="begin"/></w:r><w:r><w:t>contents</w:t></w:r>'
     text, report = paragraph_of(body)

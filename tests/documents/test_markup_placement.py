@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from support.fake_translator import make_fake
 
 from mlx_transformer.documents.content import (
     Closing,
@@ -176,3 +177,13 @@ def test_tags_without_partners_stay():
 def test_deeply_nested_tags_need_no_recursion():
     text = "<i>" * 5000 + "x" + "</i>" * 5000
     assert write(parse_tags(text)) == text
+
+
+def test_soft_hyphens_are_left_out_of_texts():
+    seen = []
+    translator = make_fake(seen=seen)
+    assert translator.translate_contents([("co\xadoperate ", Inline("b", ("\xadnow",))), ("1\xad2",)]) == [
+        ("COOPERATE ", Inline("b", ("NOW",))),
+        ("1\xad2",),
+    ]
+    assert seen == ["cooperate now"]
