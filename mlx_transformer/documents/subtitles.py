@@ -14,8 +14,9 @@ LINE_LENGTH = 42  # characters, as most guidelines for subtitles ask for
 MAX_LINES = 2
 TIMES = re.compile(r"\s*(?:\d+:)?\d+:\d+[.,]\d+\s*-->")
 TAG = re.compile(r"(<(/?)([A-Za-z]\w*)[^<>]*>|<[\d:.]+>|\{\\[^{}]*\})")  # the last one as in ASS, such as {\an8}
-# A line of another speaker begins with a dash or with a name in capitals: "MARY: On the table."
-SPEAKER = re.compile(r"\s*(?:[-–—]\s*|[A-ZÀ-ÖØ-Þ][A-ZÀ-ÖØ-Þ\d .'’#-]*:\s+)(?=\S)")
+# A line of another speaker begins with a dash, with >> or with a name in capitals: "MARY: On the table."
+SPEAKER = re.compile(r"\s*(?:[-–—]\s*|(?:>|&gt;){2,}\s*|[A-ZÀ-ÖØ-Þ][A-ZÀ-ÖØ-Þ\d .'’#-]*:\s+)(?=\S)")
+VOICE = re.compile(r"\s*<v[.\s]")  # a tag of WebVTT with the name of a speaker
 SOUND = re.compile(r"\s*(?:\[[^\]]*\]|\([^)]*\))\s*")  # what is heard beside speech, on a line of its own
 
 
@@ -62,10 +63,15 @@ def _find_cues(lines: list[str]) -> Iterator[tuple[int, int]]:
         position += 1
         if TIMES.match(lines[position - 1]):
             start = position
-            while position < len(lines) and lines[position].strip():
+            while position < len(lines) and lines[position].strip() and not _begins_cue(lines[position : position + 2]):
                 position += 1
             if position > start:
                 yield start, position
+
+
+def _begins_cue(lines: list[str]) -> bool:
+    """Whether a line and the one behind it begin a cue, before which a blank line is missing."""
+    return any(map(TIMES.match, lines[:1])) or (lines[0].strip().isdigit() and any(map(TIMES.match, lines[1:])))
 
 
 def _sentences_of(lines: list[str]) -> list[str]:
@@ -74,7 +80,7 @@ def _sentences_of(lines: list[str]) -> list[str]:
     starts = True
     for line in lines:
         is_sound = SOUND.fullmatch(line) is not None
-        if starts or is_sound or SPEAKER.match(line):
+        if starts or is_sound or SPEAKER.match(line) or VOICE.match(line):
             sentences.append(line.strip())
         else:
             sentences[-1] += f" {line.strip()}"

@@ -67,6 +67,24 @@ def test_names_of_speakers_stay():
     assert seen == ["one two", "three Note: four"]
 
 
+def test_marks_and_voices_begin_the_text_of_a_speaker():
+    times = "00:01.000 --> 00:02.000\n"
+    seen = []
+    text = translate_vtt(
+        f"WEBVTT\n\n{times}<v Mary>one</v>\ntwo\n<v.loud Bob>three\n\n{times}&gt;&gt; four\n>>> five\n",
+        "a.vtt",
+        make_fake(seen=seen),
+    )
+    assert text == (f"WEBVTT\n\n{times}<v Mary>ONE</v> TWO\n<v.loud Bob>THREE\n\n{times}&gt;&gt; FOUR\n>>> FIVE\n")
+    assert sorted(seen) == ["five", "four", "one two", "three"]
+
+
+def test_a_cue_may_begin_without_a_blank_line():
+    times = "00:00:01,000 --> 00:00:02,000"
+    text = translate_srt(f"1\n{times}\none\n7\n2\n{times}\ntwo\n{times}\nthree\n", "a.srt", make_fake())
+    assert text == f"1\n{times}\nONE 7\n2\n{times}\nTWO\n{times}\nTHREE\n"
+
+
 @pytest.mark.parametrize("tag", ["<br>", "<br/>", "<BR />"])
 def test_line_breaks_stay_between_their_texts(tag):
     times = "1\n00:00:01,000 --> 00:00:02,000\n"
