@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 
 from mlx_transformer.documents.content import Content, Inline, has_letters, plain_text, write
 from mlx_transformer.documents.html_text import ATTRIBUTE, HtmlPiece, read_run, split_html
@@ -19,30 +19,39 @@ DTD = re.compile(r"<!DOCTYPE[^>\[]*\[|<!ENTITY", re.IGNORECASE)
 
 def translate_html(text: str, name: str, translator: Translator) -> str:
     """Translate a page; its lang attribute becomes the target language if that is known."""
-    return _translate_pieces(split_html(text), translator)
+    return translate_fragments([split_html(text)], translator)[0]
 
 
 def translate_xhtml(text: str, name: str, translator: Translator) -> str:
     """Translate a page that is XML."""
     if DTD.search(text):
         raise ValueError(f"{name} must have no DTD of its own, which may hide entities without end: remove it.")
-    return _translate_pieces(split_html(text, is_xml=True), translator)
+    return translate_fragments([split_html(text, is_xml=True)], translator)[0]
 
 
-def _translate_pieces(pieces: list[HtmlPiece], translator: Translator) -> str:
-    runs = [list(run) for _, run in groupby(pieces, lambda piece: piece.is_inline or piece.is_break)]
+def translate_fragments(fragments: Sequence[list[HtmlPiece]], translator: Translator) -> list[str]:
+    """Translate parts of pages, all of them at once."""
+    divided = [
+        [list(run) for _, run in groupby(pieces, lambda piece: piece.is_inline or piece.is_break)]
+        for pieces in fragments
+    ]
+    runs, pieces = list(chain.from_iterable(divided)), list(chain.from_iterable(fragments))
+    written = _translate_runs(runs, pieces, translator)
+    return ["".join(next(written) for _ in each) for each in divided]
+
+
+def _translate_runs(runs: list[list[HtmlPiece]], pieces: list[HtmlPiece], translator: Translator) -> Iterator[str]:
+    """Yield the text of each run; the pieces are those of all runs."""
     contents = [read_run(run) if any(piece.has_letters for piece in run) else () for run in runs]
     values = list(dict.fromkeys(value for piece in pieces for value in _shown_values(piece)))
     texts = translator.translate_contents([*contents, *((value,) for value in values)])
     targets, new_values = texts[: len(runs)], map(plain_text, texts[len(runs) :])
     tags = _translate_tags(pieces, dict(zip(values, new_values, strict=True)), translator.language)
-    written: list[str] = []
     for run, old, new in zip(runs, contents, targets, strict=True):
         if new == old:
-            written += (tags.get(piece.text, piece.text) if piece.shows_attributes else piece.text for piece in run)
+            yield "".join(tags.get(each.text, each.text) if each.shows_attributes else each.text for each in run)
         else:
-            written.append(write(_replace_tags(new, tags), partial(html.escape, quote=False)))
-    return "".join(written)
+            yield write(_replace_tags(new, tags), partial(html.escape, quote=False))
 
 
 def _shown_names(piece: HtmlPiece) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
-"""Markdown: markdown-it-py finds the text; code, targets of links, HTML blocks and front matter stay."""
+"""Markdown: markdown-it-py finds the text; code, targets of links and front matter stay."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from itertools import pairwise, zip_longest
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 from markdown_it import MarkdownIt
@@ -12,13 +13,19 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 from mlx_transformer.documents.content import LINE_BREAK, Closing, Content, Inline, Opening, nest, write
+from mlx_transformer.documents.html import translate_fragments
+from mlx_transformer.documents.html_text import split_html
 from mlx_transformer.documents.subtitles import TAG
 from mlx_transformer.documents.translator import Translator
 
 FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
 LABEL = re.compile(r"\[[ xX]\]\s+|\[\^[^\]\s]+\]:\s+")  # of a task, of a footnote
-# What stays in a text: notes and attributes as markup, names of emoji as words.
-KEPT = re.compile(r"([ \t]*(?:\[\^[^\]\s]+\]|\{[#.:][^{}]*\}))|(?<![\w:]):[a-z][\w+-]*:(?!\w)")
+# What stays in a text: notes and attributes as markup, names of emoji and tags of templates as words.
+KEPT = re.compile(
+    r"([ \t]*(?:\[\^[^\]\s]+\]|\{[#.:][^{}]*\}))|(?<![\w:]):[a-z][\w+-]*:(?!\w)|\{\{[^{}]*\}\}|\{%[^{}]*%\}"
+)
+# Lines that begin or end a box: of GitHub, Docusaurus and Pandoc, MkDocs.
+KEPT_LINE = re.compile(r"\[![A-Za-z]+\][+-]?|:{3,}.*|(?:!{3}|\?{3}\+?)\s.*")
 FORMULA = re.compile(r"\$\$[^$\n]+\$\$|\$(?!\s)[^$\n]*[^\s$]\$(?!\d)")  # of TeX
 FORMULA_BLOCK = re.compile(r"\$\$[^$]+\$\$")
 DEFINITION = re.compile(r":[ \t]+")  # of a term, on a line of its own
@@ -37,16 +44,21 @@ def translate_markdown(text: str, name: str, translator: Translator) -> str:
     text = text.replace("\r\n", "\n")
     front = match[0] if (match := FRONT_MATTER.match(text)) else ""
     lines = text[len(front) :].split("\n")
-    tokens = _find_inline_tokens("\n".join(lines))
+    tokens, blocks = _find_tokens("\n".join(lines), lines)
     images = [child for token in tokens for child in token.children or () if child.type == "image"]
     alts = translator.translate_texts(image.content for image in images)
     alt_texts = dict(zip(map(id, images), alts, strict=True))
     passages = list(_find_passages(tokens, lines, alt_texts))
     translator.report.untouched += len(tokens) - len(passages)
     contents = iter(translator.translate_contents(part.content for passage in passages for part in passage.parts))
-    targets = [[next(contents) for _ in passage.parts] for passage in passages]
-    for passage, target in reversed([*zip(passages, targets, strict=True)]):  # so that earlier positions stay valid
-        _replace(passage, target, lines)
+    edits: list[tuple[int, Callable[[], None]]] = []
+    for passage in passages:
+        edits.append((passage.line, partial(_replace, passage, [next(contents) for _ in passage.parts], lines)))
+    pages = translate_fragments([split_html(block.text) for block in blocks], translator)
+    for block, page in zip(blocks, pages, strict=True):
+        edits.append((block.line, partial(_replace_block, block, page, lines)))
+    for _, edit in sorted(edits, key=lambda each: each[0])[::-1]:  # so that earlier positions stay valid
+        edit()
     return (front + "\n".join(lines)).replace("\n", line_end)
 
 
@@ -68,15 +80,34 @@ class _Passage(NamedTuple):
     has_images: bool
 
 
-def _find_inline_tokens(text: str) -> list[Token]:
+class _Block(NamedTuple):
+    """HTML on lines of its own: its first line, and what is before it on each line."""
+
+    line: int
+    prefixes: list[str]
+    text: str
+
+
+def _find_tokens(text: str, lines: list[str]) -> tuple[list[Token], list[_Block]]:
+    """Return the tokens with text, and the blocks of HTML."""
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     parser.inline.ruler.before("escape", "formula", _read_formula)
     vars(parser).update(validateLink=lambda url: True, normalizeLink=str, normalizeLinkText=str)
     tokens = parser.parse(text)
     for opening, token in pairwise(tokens):
         token.meta["in_table"] = opening.type in ("th_open", "td_open")
+    blocks = [_find_block(token, lines) for token in tokens if token.type == "html_block" and token.map]
     tokens = [token for token in tokens if token.type == "inline" and token.map and token.content]
-    return [token for token in tokens if not FORMULA_BLOCK.fullmatch(token.content)]
+    return [token for token in tokens if not FORMULA_BLOCK.fullmatch(token.content)], list(filter(None, blocks))
+
+
+def _find_block(token: Token, lines: list[str]) -> _Block | None:
+    """Return the block of a token; None if its lines are not found."""
+    line, text = (token.map or [0])[0], token.content.removesuffix("\n")
+    places = list(zip(text.split("\n"), lines[line:], strict=False))
+    if not all(whole.endswith(part) for part, whole in places):
+        return None
+    return _Block(line, [whole.removesuffix(part) if part else whole for part, whole in places], text)
 
 
 def _read_formula(state: StateInline, silent: bool) -> bool:
@@ -106,29 +137,55 @@ def _find_passages(tokens: list[Token], lines: list[str], alt_texts: Mapping[int
 
 
 def _split(token: Token, alt_texts: Mapping[int, str]) -> Iterator[_Part]:
-    """Split a passage before definitions."""
-    first = line = 0
+    """Split a passage before definitions, and around lines that stay."""
     label = match[0] if (match := LABEL.match(token.content)) else ""
-    finished: list[tuple[int, int]] = []
+    first, line = 0, -1
+    children: list[Token] = []
+    for segment in _split_lines(token.children or []):
+        text = segment[0].content if segment and segment[0].type == "text" else ""
+        is_kept = len(segment) == 1 and KEPT_LINE.fullmatch(text) is not None
+        definition = DEFINITION.match(text)
+        if children and (is_kept or definition):
+            yield _make_part(children, first, label, alt_texts)
+            children, label = [], ""
+        first = first if children else line + 1
+        line += 1 + sum(child.type in ("softbreak", "hardbreak") for child in segment)
+        if is_kept:
+            yield _Part([(first, line)], text, ())
+            label = ""
+            continue
+        label = definition[0] if definition else label
+        children += [Token("softbreak", "br", 0), *segment] if children else segment
+    if children:
+        yield _make_part(children, first, label, alt_texts)
+
+
+def _split_lines(children: list[Token]) -> list[list[Token]]:
+    """Split tokens at soft breaks that are in no markup."""
+    segments: list[list[Token]] = [[]]
+    for child in children:
+        if child.type == "softbreak" and child.level == 0:
+            segments.append([])
+        else:
+            segments[-1].append(child)
+    return segments
+
+
+def _make_part(children: list[Token], first: int, label: str, alt_texts: Mapping[int, str]) -> _Part:
+    """Return the part of tokens, whose first line in its passage is given."""
+    line, lines = first, []
     pieces: list[str | Inline | Opening | Closing] = []
     link: Token | None = None
-    children = token.children or []
-    for child, following in zip_longest(children, children[1:]):
-        is_end = child.type == "softbreak" and child.level == 0 and following is not None
-        if is_end and (match := DEFINITION.match(following.content)):
-            yield _Part([*finished, (first, line)], label, nest(pieces))
-            line += 1
-            first, label, finished, pieces = line, match[0], [], []
-            continue
+    for child in children:
         if child.type == "hardbreak":
-            finished.append((first, line))
+            lines.append((first, line))
             first = line + 1
         line += child.type in ("softbreak", "hardbreak")
         link = child if child.type == "link_open" else link
         if label and not pieces:
             child.content = child.content.removeprefix(label.rstrip()).lstrip()
         pieces += _read(child, link, alt_texts)
-    yield _Part([*finished, (first, line)], label, nest(pieces))
+    return _Part([*lines, (first, line)], label, nest(pieces))
 
 
 def _read(token: Token, link: Token | None, alt_texts: Mapping[int, str]) -> Iterator[str | Inline | Opening | Closing]:
@@ -209,6 +266,10 @@ def _replace(passage: _Passage, targets: list[Content], lines: list[str]) -> Non
     written: list[str] = []
     for part, target in zip(passage.parts, targets, strict=True):
         label = part.label
+        if not part.content:  # a line that stays
+            first, last = part.lines[0]
+            written += lines[passage.line + first : passage.line + last + 1]
+            continue
         texts = write(_without_empty_emphasis(target), _escape).split(HARD_BREAK)
         for (first, last), text in zip(part.lines, texts, strict=True):
             before, (start, end) = lines[passage.line + first][: passage.columns[first][0]], passage.columns[last]
@@ -219,3 +280,9 @@ def _replace(passage: _Passage, targets: list[Content], lines: list[str]) -> Non
             written.append(before + label + text + "\\" * is_broken + end_line[end:])
             label = ""
     lines[passage.line : passage.line + len(passage.columns)] = written
+
+
+def _replace_block(block: _Block, page: str, lines: list[str]) -> None:
+    """Write a block of HTML, which has no more lines than before."""
+    written = [prefix + part for prefix, part in zip(block.prefixes, page.split("\n"), strict=False)]
+    lines[block.line : block.line + len(block.prefixes)] = written

@@ -43,9 +43,13 @@ code = "kept"
 
     indented code
 
-<div>
-html stays
+<div title="HTML TOO">
+HTML <b>TOO</b>
 </div>
+
+<pre>
+html stays
+</pre>
 
 [^1]: A NOTE
 
@@ -118,6 +122,13 @@ def test_translations_that_look_like_markdown_are_escaped(target):
         ("- [one **two\\\n  three**](u) four", "- [ONE **TWO\\\n  THREE**](u) FOUR"),
         ("**\\\none** two", "**\\\nONE** TWO"),
         ("*one\n: two* three", "THREE *TWO : ONE*"),
+        ("> [!NOTE]\n> one two\n> three", "> [!NOTE]\n> THREE TWO ONE"),
+        ("::: tip one two\nthree four\n:::\nfive six", "::: tip one two\nFOUR THREE\n:::\nSIX FIVE"),
+        ('!!! note "one \\*two"\n    three\n    four', '!!! note "one \\*two"\n    FOUR THREE'),
+        ("one {{ a.b }} two {% if c %}d{% endif %}", "{% if c %}D{% endif %} TWO {{ a.b }} ONE"),
+        ("> <summary>one\n> two</summary>\n>\n> three four", "> <summary>TWO ONE</summary>\n>\n> FOUR THREE"),
+        ("- <p title='one two'>one\n  <b>two</b></p>\n- x", "- <p title='TWO ONE'><b>TWO</b> ONE</p>\n- X"),
+        ("<!-- a\n\nb -->\none two\n<div>one two</div>", "<!-- a\n\nb -->\nTWO ONE\n<div>TWO ONE</div>"),
         ("term one\n: its two\n  lines\n: another one", "ONE TERM\n: LINES TWO ITS\n: ONE ANOTHER"),
     ],
 )
