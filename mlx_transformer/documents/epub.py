@@ -11,6 +11,7 @@ from mlx_transformer.documents.reading import decode_text
 from mlx_transformer.documents.translator import Translator
 
 LANGUAGE = re.compile(rb"(<dc:language\b[^<>]*>)[^<>]*(?=</dc:language>)")
+HEAD = 4096  # bytes in which a page with another ending begins
 PAGES = (".xhtml", ".html", ".htm", ".ncx")  # the last one is the table of contents of EPUB 2
 
 
@@ -21,7 +22,7 @@ def translate_epub(data: bytes, name: str, translator: Translator) -> bytes:
         ending = PurePosixPath(part).suffix.lower()
         if ending == ".opf" and translator.language:  # readers choose voices and hyphens by it
             return LANGUAGE.sub(rf"\g<1>{translator.language}".encode(), content, count=1)
-        if ending not in PAGES:
+        if ending not in PAGES and not (ending == ".xml" and b"<html" in content[:HEAD]):
             return content
         page = f"{name}, {part}"
         return translate_xhtml(decode_text(content, page), page, translator).encode()

@@ -32,6 +32,7 @@ def translate_po(text: str, name: str, translator: Translator) -> str:
     match = NUM_PLURALS.search(catalogue.metadata.get("Plural-Forms", ""))
     num_plurals = int(match[1]) if match else 2
     entries = [entry for entry in catalogue if not entry.obsolete and not entry.translated() and not entry.fuzzy]
+    entries = [entry for entry in entries if not translator.leaves((f"{entry.msgid}\n{entry.msgid_plural}",))]
     sources = [[text for text in (entry.msgid, entry.msgid_plural) if text] for entry in entries]
     texts = _translate_texts([text for texts in sources for text in texts], translator)
     for entry, source in zip(entries, sources, strict=True):

@@ -32,6 +32,8 @@ from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 MAX_MARKUP = 500  # in one text; a text with more stays as it is
 ATOM = r"\{c+\d+\}"  # the placeholders of `mark_text`
+# A message of ICU, whose forms for numbers or cases are code around texts: {n, plural, one {a file} other {# files}}.
+ICU_FORMS = re.compile(r"\{\s*[\w.]+\s*,\s*(?:plural|select|selectordinal)\s*,")
 # Searches texts; the second argument says whether their words are aligned.
 SearchTexts = Callable[[Sequence[str], bool], Iterable[Hypothesis]]
 # Called after each text with the number of texts so far, and of those known so far.
@@ -85,11 +87,17 @@ class Translator:
         texts = iter(self._translate([text for content in contents for text in find_texts(content)]))
         return [replace_texts(content, texts) for content in contents]
 
+    def leaves(self, content: Content) -> bool:
+        """Whether a content, or a part of it, would stay as it is although it has letters; it is counted then."""
+        stays = any(_stays(mark_text(text)) for text in find_texts(content))
+        self.report.untouched += stays
+        return stays
+
     def _translate(self, contents: list[Content]) -> list[Content]:
         """Return contents without line breaks in the target language."""
         parts = [split_edges(content) for content in contents]
         marked = [mark_text(without_soft_hyphens(text)) for _, text, _ in parts]
-        self.report.untouched += sum(each.num_inlines > MAX_MARKUP for each in marked)
+        self.report.untouched += sum(map(_stays, marked))
         keys = dict.fromkeys((strip_edges(each.text), bool(each.spans)) for each in marked if _is_translated(each))
         self._known += len(keys)
         found: dict[tuple[str, bool], Hypothesis] = {}
@@ -134,9 +142,14 @@ def place_markup(marked: MarkedText, hypothesis: Hypothesis, report: DocumentRep
     return tuple(part for part in (before, *content, after) if part)
 
 
+def _stays(marked: MarkedText) -> bool:
+    """Whether a text has too much markup, or is code around texts."""
+    return marked.num_inlines > MAX_MARKUP or ICU_FORMS.search(marked.text) is not None
+
+
 def _is_translated(marked: MarkedText) -> bool:
-    """Whether a text has letters outside of its atoms, and not too much markup."""
-    return marked.num_inlines <= MAX_MARKUP and has_letters(re.sub(ATOM, "", marked.text))
+    """Whether a text has letters outside of its atoms, and need not stay."""
+    return not _stays(marked) and has_letters(re.sub(ATOM, "", marked.text))
 
 
 def _shift(span: Span, offset: int, length: int) -> Span:

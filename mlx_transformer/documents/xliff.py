@@ -28,9 +28,11 @@ def translate_xliff(data: bytes, name: str, translator: Translator) -> bytes:
         raise ValueError(f"{name} must be XLIFF 1.2 or 2: convert it first.")
     unit, language = NAMESPACES[namespace]
     holders = [root] if language == "trgLang" else list(root.iter(f"{{{namespace}}}file"))
-    units = list(_untranslated(root, f"{{{namespace}}}{unit}", f"{{{namespace}}}"))
-    targets = translator.translate_contents([_read(source) for _, source in units])
-    for (element, source), content in zip(units, targets, strict=True):
+    places = _untranslated(root, f"{{{namespace}}}{unit}", f"{{{namespace}}}")
+    # Units that would stay as they are get no target.
+    units = [(place, content) for place in places if not translator.leaves(content := _read(place[1]))]
+    targets = translator.translate_contents(content for _, content in units)
+    for ((element, source), _), content in zip(units, targets, strict=True):
         target = element.find(f"{{{namespace}}}target")
         if target is None:
             previous = source if (segments := element.find(f"{{{namespace}}}seg-source")) is None else segments

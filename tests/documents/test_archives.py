@@ -195,6 +195,10 @@ def test_books():
     contents = '<!DOCTYPE ncx PUBLIC "-//NISO//DTD ncx 2005-1//EN" "ncx-2005-1.dtd">\n<ncx><text>one</text></ncx>'
     package = "<package><dc:title>one</dc:title><dc:language id='a'>en-GB</dc:language></package>"
     source = pack(unpack(source) | {"OEBPS/toc.ncx": contents, "OEBPS/a.opf": package})
+    assert unpack(translate_epub(pack({"a.xml": page, "b.xml": "<x>one</x>"}), "a.epub", make_fake())) == {
+        "a.xml": page.replace("one&nbsp;", "ONE\N{NO-BREAK SPACE}").replace("two", "TWO").encode(),
+        "b.xml": b"<x>one</x>",
+    }
     result = unpack(translate_epub(source, "a.epub", make_fake()))
     assert list(result) == ["mimetype", "OEBPS/a.xhtml", "OEBPS/a.css", "OEBPS/toc.ncx", "OEBPS/a.opf"]
     assert result["OEBPS/a.opf"].decode() == package

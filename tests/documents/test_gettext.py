@@ -38,6 +38,8 @@ msgstr[1] ""
 #~ msgstr ""
 """
 
+FORMS = "{n, plural, one {a file} other {# files}}"
+
 
 @pytest.mark.parametrize(
     ("num_plurals", "forms"),
@@ -149,3 +151,11 @@ def test_entries_keep_their_accelerators():
     seen = []
     text = translate_po('msgid "Save _as"\nmsgstr ""\n', "a.po", make_fake(seen=seen))
     assert seen == ["Save as"] and polib.pofile(text)[0].msgstr == "SAVE _AS"
+
+
+def test_messages_with_forms_stay_without_a_translation():
+    text = f'msgid "{FORMS}"\nmsgstr ""\n\nmsgid "one"\nmsgstr ""\n'
+    translator = make_fake()
+    expected = text.replace('"one"\nmsgstr ""', '"one"\nmsgstr "ONE"')
+    assert translate_po(text, "a.po", translator).endswith(expected)
+    assert (translator.report.texts, translator.report.untouched) == (1, 1)

@@ -217,3 +217,10 @@ def test_damaged_pages_end_in_time(page):
     start = time.monotonic()
     assert translate_html(page, "a.html", make_fake()) == page
     assert time.monotonic() - start < 20
+
+
+def test_messages_with_forms_stay():
+    translator = make_fake()
+    page = "<p>{ count , plural, =0 {none} other {<b>many</b>}} left</p><p>{count}, plural</p>"
+    assert translate_html(page, "a.html", translator) == page.replace("}, plural", "}, PLURAL")
+    assert (translator.report.texts, translator.report.untouched) == (1, 1)

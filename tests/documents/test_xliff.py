@@ -29,6 +29,9 @@ NEW = """<xliff version="2.0" srcLang="en" xmlns="urn:oasis:names:tc:xliff:docum
 """
 
 
+FORMS = "{n, plural, one {a file} other {# files}}"
+
+
 def translate(text, **options):
     return etree.fromstring(translate_xliff(text.encode(), "a.xliff", make_fake(**options)))
 
@@ -121,3 +124,11 @@ def test_only_targets_are_new():
 def test_other_files_are_refused(data, reason):
     with pytest.raises(ValueError, match=reason):
         translate(data)
+
+
+def test_messages_with_forms_get_no_target():
+    translator = make_fake()
+    source = OLD.replace("empty", FORMS)
+    root = etree.fromstring(translate_xliff(source.encode(), "a.xliff", translator))
+    assert FORMS not in texts(root, "target") and texts(root, "source")[3] == FORMS
+    assert (translator.report.texts, translator.report.untouched) == (1, 1)
