@@ -20,6 +20,7 @@ from mlx_transformer.documents.translator import Translator
 
 PARTS = re.compile(r"word/(?:document|header|footer|footnotes|endnotes|comments)\d*\.xml")
 W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+STRICT = b"http://purl.oclc.org/ooxml/wordprocessingml/main"  # the same elements in "Strict Open XML Document"
 WRAPPERS = tuple(f"{W}{name}" for name in ("hyperlink", "ins", "moveTo", "smartTag", "customXml", "dir", "bdo"))
 DELETED = (f"{W}del", f"{W}moveFrom")
 HYPHENS = {f"{W}noBreakHyphen": "\u2011", f"{W}softHyphen": "\xad"}
@@ -63,7 +64,11 @@ def translate_docx(data: bytes, name: str, translator: Translator) -> bytes:
     """Translate a document."""
 
     def rewrite(part: str, content: bytes) -> bytes:
-        return _translate_part(content, f"{name}, {part},", translator) if PARTS.fullmatch(part) else content
+        if not PARTS.fullmatch(part):
+            return content
+        usual = W.strip("{}").encode()
+        result = _translate_part(content.replace(STRICT, usual), f"{name}, {part},", translator)
+        return result.replace(usual, STRICT) if STRICT in content else result
 
     return rewrite_archive(data, name, rewrite)
 

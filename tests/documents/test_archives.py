@@ -170,6 +170,13 @@ def test_a_break_in_a_link_ends_a_text(part):
     assert text == "".join(map(link.format, (run_of("ONE"), part, run_of("TWO")))) and report.texts == 2
 
 
+def test_strict_documents_are_read_too():
+    strict = "http://purl.oclc.org/ooxml/wordprocessingml/main"
+    part = f'<w:document xmlns:w="{strict}"><w:p>{run_of("one")}</w:p></w:document>'
+    text = unpack(translate_docx(pack({"word/document.xml": part}), "a.docx", make_fake()))["word/document.xml"]
+    assert b">ONE<" in text and text.count(strict.encode()) == 1 and b"schemas.openxmlformats.org/word" not in text
+
+
 def test_hyphens_are_part_of_their_words():
     text, _ = paragraph_of("<w:r><w:t>e</w:t><w:noBreakHyphen/><w:t>mail co</w:t><w:softHyphen/><w:t>op</w:t></w:r>")
     assert text == run_of("E\u2011MAIL COOP")
