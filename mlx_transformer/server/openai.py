@@ -23,6 +23,7 @@ from mlx_transformer.server.translation import PendingText, all_results, limit_t
 MAX_CHOICES = 16
 MAX_TOKENS = 1_000_000
 MAX_SEED = 2**32 - 1
+MAX_STOPS = 4
 Choice = Callable[[int, str, str | None], dict[str, Any]]  # an index, a text and a finish reason
 
 
@@ -90,7 +91,7 @@ class OpenAIAPI:
         """Generate from sources."""
         name = self._store.choose(fields.text("model"))
         languages = self._languages(name, fields)
-        options, is_stream = search_options(fields), fields.flag("stream")
+        options, is_stream, stops = search_options(fields), fields.flag("stream"), stop_sequences(fields)
         count = options.get("num_hypotheses", 1)
         if is_stream and count > 1:
             raise RequestError(400, f"n must be 1 with stream, not {count}.")
@@ -100,11 +101,15 @@ class OpenAIAPI:
         if is_stream:
             extra = fields.get("stream_options")
             wants_usage = isinstance(extra, dict) and extra.get("include_usage") is True
-            parts = limit_time(_stream(pending, prompt_tokens, wants_usage, shape), self._settings.timeout)
+            parts = limit_time(_stream(pending, prompt_tokens, wants_usage, stops, shape), self._settings.timeout)
             events = _events(parts, head | {"object": shape.event})
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         results = [result for row in await all_results(pending, count) for result in row]
-        choices = [shape.choice(i, result.text, result.finish_reason) for i, result in enumerate(results)]
+        cut = [cut_text(result.text, stops) for result in results]
+        choices = [
+            shape.choice(i, text, "stop" if is_cut else result.finish_reason)
+            for i, (result, (text, is_cut)) in enumerate(zip(results, cut, strict=True))
+        ]
         usage = _usage(prompt_tokens, sum(result.num_tokens for result in results))
         return JSONResponse(head | {"object": shape.answer, "choices": choices, "usage": usage})
 
@@ -146,18 +151,38 @@ def search_options(fields: Fields) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def stop_sequences(fields: Fields) -> list[str]:
+    """Return the texts before which an answer ends."""
+    value = fields.get("stop")
+    stops = value if isinstance(value, list) else [] if value is None else [value]
+    if len(stops) > MAX_STOPS or not all(isinstance(stop, str) and stop for stop in stops):
+        raise RequestError(400, f"stop must be a text or at most {MAX_STOPS} of them, not {short_repr(value)}.")
+    return stops
+
+
+def cut_text(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Return a text up to the first of its stops, and whether it has one."""
+    ends = [text.index(stop) for stop in stops if stop in text]
+    return text[: min(ends, default=None)], bool(ends)
+
+
 async def _stream(
-    pending: list[PendingText], prompt_tokens: int, wants_usage: bool, shape: Shape
+    pending: list[PendingText], prompt_tokens: int, wants_usage: bool, stops: list[str], shape: Shape
 ) -> AsyncIterator[dict[str, Any]]:
     """Yield what differs between events: the sentences of each text, and the reasons why texts end."""
     num_tokens = 0
     try:
         for index, text in enumerate(pending):
-            finish_reason = "stop"
+            finish_reason, written = "stop", ""
             async for part in text.stream():
                 num_tokens += part.num_tokens
+                whole, is_cut = cut_text(written + part.text, stops)
+                yield {"choices": [shape.delta(index, whole[len(written) :], None)]}
+                if is_cut:
+                    finish_reason = "stop"
+                    break
                 finish_reason = part.finish_reason if part.finish_reason != "stop" else finish_reason
-                yield {"choices": [shape.delta(index, part.text, None)]}
+                written = whole
             yield {"choices": [shape.delta(index, "", finish_reason)]}
         if wants_usage:
             yield {"choices": [], "usage": _usage(prompt_tokens, num_tokens)}

@@ -70,6 +70,22 @@ def test_several_choices_and_a_limit_of_tokens(api, bundled):
     assert short.message.content == mt.generate(*bundled, TEXT, max_tokens=2)
 
 
+def test_an_answer_ends_before_its_stops(api, openai, bundled):
+    (love,) = mt.generate(*bundled, ["I love you."])
+    answer = api.completions.create(model="bundled", prompt=["I love you.", TEXT], stop=["aime", "?"], n=2)
+    assert [choice.text for choice in answer.choices[::2]] == [love.partition("aime")[0], "Où est la gare "]
+    assert all("aime" not in choice.text and choice.finish_reason == "stop" for choice in answer.choices)
+    whole = mt.generate(*bundled, LONG)
+    stop = whole[200:210]
+    events = list(api.chat.completions.create(**chat(LONG), stream=True, stop=stop, max_tokens=1000))
+    parts = [event.choices[0].delta.content or "" for event in events]
+    assert "".join(parts) == whole.partition(stop)[0] and events[-1].choices[0].finish_reason == "stop"
+    assert len(parts) < whole.count(".")
+    for wrong in ("", ["a"] * 5, [1]):
+        with pytest.raises(openai.BadRequestError, match="stop must be a text or at most 4 of them"):
+            api.chat.completions.create(**chat(TEXT), stop=wrong)
+
+
 def test_choices_of_several_prompts_are_in_their_order(api):
     """Equal texts stay, or a choice would belong to another prompt."""
     answer = api.completions.create(model="bundled", prompt=[TEXT, "I love you."], n=3, temperature=0.1, seed=1)
