@@ -22,7 +22,8 @@ FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(?:.*\n)*?\1[ \t]*(?:\n|\Z)")
 LABEL = re.compile(r"\[[ xX]\]\s+|\[\^[^\]\s]+\]:\s+")  # of a task, of a footnote
 # What stays in a text: notes and attributes as markup, names of emoji and tags of templates as words.
 KEPT = re.compile(
-    r"([ \t]*(?:\[\^[^\]\s]+\]|\{[#.:][^{}]*\}))|(?<![\w:]):[a-z][\w+-]*:(?!\w)|\{\{[^{}]*\}\}|\{%[^{}]*%\}"
+    r"((?<![ \t])[ \t]*(?:\[\^[^\[\]\s]+\]|\{[#.:][^{}]*\}))"
+    r"|(?<![\w:]):[a-z][\w+-]*:(?!\w)|\{\{.{,200}?\}\}|\{%.{,200}?%\}"
 )
 # Lines that begin or end a box: of GitHub, Docusaurus and Pandoc, MkDocs.
 KEPT_LINE = re.compile(r"\[![A-Za-z]+\][+-]?|:{3,}.*|(?:!{3}|\?{3}\+?)\s.*")
@@ -35,6 +36,7 @@ SPECIAL_START = re.compile(r"\A(\d*)(?=[-+>#=]|(?<=\d)[.)]\s)")
 EMPHASIS = ("strong", "em", "s")
 HARD_BREAK = "\0"  # until the end of its line is written; files that have it are refused
 PAIRED_SIGNS = ("*", "_", "**", "__", "~~")
+SIGNS = ("`", "*", "_", "~")
 VOID = ("img", "wbr")
 
 
@@ -259,6 +261,18 @@ def _without_empty_emphasis(content: Content) -> Content:
     )
 
 
+def _separate(content: Content) -> Content:
+    """Put a space between markup whose signs would be read as one, such as two pieces of code."""
+    parts: list[str | Inline] = []
+    for part in content:
+        if isinstance(part, Inline):
+            part = part._replace(content=_separate(part.content))
+            if parts and isinstance(parts[-1], Inline) and write((parts[-1],))[-1:] == write((part,))[:1] in SIGNS:
+                parts.append(" ")
+        parts.append(part)
+    return tuple(parts)
+
+
 def _replace(passage: _Passage, targets: list[Content], lines: list[str]) -> None:
     """Write the contents of a passage, with what is before and behind them on their lines."""
     if targets == [part.content for part in passage.parts] and not passage.has_images:
@@ -270,7 +284,7 @@ def _replace(passage: _Passage, targets: list[Content], lines: list[str]) -> Non
             first, last = part.lines[0]
             written += lines[passage.line + first : passage.line + last + 1]
             continue
-        texts = write(_without_empty_emphasis(target), _escape).split(HARD_BREAK)
+        texts = write(_separate(_without_empty_emphasis(target)), _escape).split(HARD_BREAK)
         for (first, last), text in zip(part.lines, texts, strict=True):
             before, (start, end) = lines[passage.line + first][: passage.columns[first][0]], passage.columns[last]
             end_line = lines[passage.line + last]

@@ -55,7 +55,7 @@ class MarkedText(NamedTuple):
 def mark_text(content: Content) -> MarkedText:
     """Separate a content into text and spans; atoms, and markup around numbers and signs, become placeholders.
 
-    Behind the end of a sentence or phrase they are left out of the text, as the number of a note is: "It rains.[1]".
+    Numbers and signs behind the end of a sentence or phrase are left out of it, as those of notes: "It rains.[1]".
     """
     raw, letter = plain_text(content), "c"
     while f"{{{letter}" in raw:
@@ -71,7 +71,7 @@ def mark_text(content: Content) -> MarkedText:
             if isinstance(part, str):
                 text += part
                 continue
-            if _is_fixed(part) and PHRASE_END.search(before + text):
+            if _is_fixed(part) and not part.is_atom and PHRASE_END.search(before + text):
                 num_spans += 1
                 spans.append(Span(part, position, position, is_fixed=True))
                 continue

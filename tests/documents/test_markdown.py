@@ -1,5 +1,8 @@
 """Markdown: only text changes, and what is written is read as the same structure."""
 
+import time
+from dataclasses import replace
+
 import pytest
 from markdown_it import MarkdownIt
 from support.fake_translator import make_fake
@@ -125,7 +128,7 @@ def test_translations_that_look_like_markdown_are_escaped(target):
         ("> [!NOTE]\n> one two\n> three", "> [!NOTE]\n> THREE TWO ONE"),
         ("::: tip one two\nthree four\n:::\nfive six", "::: tip one two\nFOUR THREE\n:::\nSIX FIVE"),
         ('!!! note "one \\*two"\n    three\n    four', '!!! note "one \\*two"\n    FOUR THREE'),
-        ("one {{ a.b }} two {% if c %}d{% endif %}", "{% if c %}D{% endif %} TWO {{ a.b }} ONE"),
+        ("one {{ '{:,}'.a }} two {% if c %}d{% endif %}", "{% if c %}D{% endif %} TWO {{ '{:,}'.a }} ONE"),
         ("> <summary>one\n> two</summary>\n>\n> three four", "> <summary>TWO ONE</summary>\n>\n> FOUR THREE"),
         ("- <p title='one two'>one\n  <b>two</b></p>\n- x", "- <p title='TWO ONE'><b>TWO</b> ONE</p>\n- X"),
         ("<!-- a\n\nb -->\none two\n<div>one two</div>", "<!-- a\n\nb -->\nTWO ONE\n<div>TWO ONE</div>"),
@@ -158,3 +161,24 @@ def test_emphasis_of_nothing_is_left_out():
     translator = make_fake(aligned=False)
     assert translate_markdown("one **two** three", "a.md", translator) == "ONE TWO THREE"
     assert translator.report.unplaced_tags == 1
+
+
+@pytest.mark.parametrize("text", [unit * 30_000 for unit in ("[^", "{{ ", "{% ", "$a ")] + [f"a{' ' * 60_000}b"])
+def test_hostile_text_takes_linear_time(text):
+    start = time.monotonic()
+    translate_markdown(text, "a.md", make_fake())
+    assert time.monotonic() - start < 4
+
+
+def test_code_behind_a_comma_is_a_word():
+    text = "see `a`,`b`, and this...`c`"
+    assert translate_markdown(text, "a.md", make_fake()) == "SEE `a`,`b`, AND THIS...`c`"
+
+
+def test_pieces_of_code_are_kept_apart():
+    translator = make_fake()
+    search = translator.search_texts
+    translator.search_texts = lambda texts, aligned: (
+        replace(each, text=each.text.replace(" AND ", "")) for each in search(texts, aligned)
+    )
+    assert translate_markdown("see `a b` and `c`", "a.md", translator) == "SEE `a b` `c`"
