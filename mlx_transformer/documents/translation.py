@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +18,8 @@ from mlx_transformer.documents.translator import DocumentReport, Progress, Trans
 from mlx_transformer.inference.search_options import make_search
 from mlx_transformer.messages import install_command, shorten
 from mlx_transformer.model.transformer import Transformer
+from mlx_transformer.pretrained.known_models import find_language
 from mlx_transformer.storage.atomic import atomic_write
-from mlx_transformer.tokenization.languages import short_code
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
 MAX_BYTES = 2**26  # of a document; its tree takes many times as much
@@ -179,7 +180,7 @@ def translate_document(
         batch_tokens=batch_tokens,
         shortlist=shortlist,
         progress=progress,
-        language=document_language or _language_tag(target_language or tokenizer.config.only_languages[1]),
+        language=document_language or language_tag(target_language or tokenizer.config.only_languages[1]),
     )
     return run_translator(translator, data, name)
 
@@ -197,12 +198,18 @@ def _check_size(data: bytes, name: str) -> None:
         raise ValueError(f"{name} must have at most {MAX_BYTES >> 20} MiB, but it is larger: split it.")
 
 
-def _language_tag(code: str | None) -> str | None:
-    """Return the tag of a language for documents: fr for fra_Latn, pt-BR for pt_BR."""
+def language_tag(code: str | None) -> str | None:
+    """Return the tag of a language for documents: fr for fra_Latn, pt-BR for pt_BR, zh-Hant for zho_Hant."""
     if code is None:
         return None
-    _, *others = code.replace("_", "-").split("-")
-    return "-".join([short_code(code), *(part for part in others if len(part) == 2 and part != "XX")])
+    base, *others = code.replace("_", "-").split("-")
+    base = base.casefold()
+    if len(base) > 2:  # such codes have one of two letters in the table of known models, if there is one
+        with suppress(ValueError):
+            base = find_language("code", base) or base
+    scripts = [part.title() for part in others if part.title() in ("Hans", "Hant")]
+    regions = [part.upper() for part in others if len(part) == 2 and part.upper() != "XX"]
+    return "-".join([base, *scripts, *regions])
 
 
 def _translate_text(

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from mlx_transformer.config.alignment import AlignmentConfig
 from mlx_transformer.config.tokenizer import AUTO
 from mlx_transformer.decoding.hypothesis import Hypothesis
-from mlx_transformer.documents.translation import find_format, run_translator
+from mlx_transformer.documents.translation import find_format, language_tag, run_translator
 from mlx_transformer.documents.translator import ATOM, Translator
 from mlx_transformer.inference.line_errors import raise_first_error
 from mlx_transformer.inference.sentence_splitting import Paragraph, combine_hypotheses
@@ -150,9 +150,10 @@ class DocumentAPI:
         """Return a document in the target language."""
         find_format(file.name)
         search = QueuedSearch(self._store, source, target)
+        translator = Translator(search, language_tag(target))
         async with self._slots:
             try:
-                document = await asyncio.to_thread(run_translator, Translator(search, target), file.data, file.name)
+                document = await asyncio.to_thread(run_translator, translator, file.data, file.name)
             finally:
                 search.cancel()
         return document.data

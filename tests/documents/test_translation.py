@@ -98,7 +98,15 @@ def test_unknown_endings_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("code", "tag"), [("fra_Latn", "fr"), ("fr_XX", "fr"), ("pt_BR", "pt-BR"), ("de", "de"), (None, None)]
+    ("code", "tag"),
+    [
+        ("fra_Latn", "fr"),
+        ("fr_XX", "fr"),
+        ("pt_BR", "pt-BR"),
+        ("zho_Hant", "zh-Hant"),
+        ("pt-br", "pt-BR"),
+        (None, None),
+    ],
 )
 def test_language_tags(code, tag):
-    assert translation._language_tag(code) == tag
+    assert translation.language_tag(code) == tag

@@ -64,6 +64,12 @@ def test_the_language_of_a_file_is_detected(client, bundled):
         assert other.metric("sentences_total", 'model="b"') > 0 == other.metric("sentences_total", 'model="a"')
 
 
+@pytest.mark.parametrize("code", ["fr", "fra_Latn", "FR", "fr_XX"])
+def test_a_page_names_its_language_by_a_tag(client, code):
+    page = fetch(client, upload(client, "a.html", b"<html lang=en>I love you.", target=code)).body.decode()
+    assert page == '<html lang="fr">Je t\'aime.'
+
+
 def test_a_file_in_the_target_language_stays(client):
     page = b"<p>ONE <b>two</b><p>three"
     for codes in ({"source": "fr"}, {"source": "fr_FR"}, {"target": "en-GB"}):
