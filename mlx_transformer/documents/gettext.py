@@ -1,7 +1,7 @@
 """Catalogues of gettext, .po: entries without a translation get one, also their plural forms; others stay."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import polib
@@ -15,6 +15,8 @@ from mlx_transformer.documents.translator import Translator
 
 NUM_PLURALS = re.compile(r"nplurals\s*=\s*(\d{1,2})\b")
 ORDERED = re.compile(r"%[\d.]*[sdif](?!\w)")  # placeholders whose order has a meaning
+# What programs fill in where an entry has a flag such as c-format; a sign of per cent alone would be an error there.
+DIRECTIVE = re.compile(r"%%|%(\(\w+\)|\d+\$)?[-+#0 ]*[\d.*]*(?:hh?|ll?|[Lqjzt])?[A-Za-z@]|%|\{[^{}]*\}")
 
 
 def translate_po(text: str, name: str, translator: Translator) -> str:
@@ -43,10 +45,20 @@ def translate_po(text: str, name: str, translator: Translator) -> str:
             entry.msgstr_plural = {index: entry.msgstr_plural.get(index) or form for index, form in forms.items()}
         else:
             entry.msgstr = targets[0]
-        if any(ORDERED.findall(old) != ORDERED.findall(new) for old, new in zip(source, targets, strict=True)):
+        if not all(_has_same_format(old, new, entry.flags) for old, new in zip(source, targets, strict=True)):
             entry.flags.append("fuzzy")
     result = str(catalogue)
     return result if text.startswith("#") else result.removeprefix("#\n")  # polib begins with a comment
+
+
+def _has_same_format(source: str, target: str, flags: Iterable[str]) -> bool:
+    """Whether programs can fill in a translation as they fill in its source."""
+    if not any(flag.endswith("-format") and not flag.startswith("no-") for flag in flags):
+        return ORDERED.findall(source) == ORDERED.findall(target)
+    old, new = ([(match[0], match[1]) for match in DIRECTIVE.finditer(text)] for text in (source, target))
+    # Those with a name or number may change their order.
+    in_order = [[text for text, name in each if not name and text[0] == "%" != text[1:]] for each in (old, new)]
+    return in_order[0] == in_order[1] and sorted(text for text, _ in old) == sorted(text for text, _ in new)
 
 
 def _set_language(catalogue: polib.POFile, language: str) -> None:

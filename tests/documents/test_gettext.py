@@ -1,5 +1,7 @@
 """Catalogues: entries without a translation get one."""
 
+from dataclasses import replace
+
 import polib
 import pytest
 from support.fake_translator import make_fake
@@ -159,3 +161,32 @@ def test_messages_with_forms_stay_without_a_translation():
     expected = text.replace('"one"\nmsgstr ""', '"one"\nmsgstr "ONE"')
     assert translate_po(text, "a.po", translator).endswith(expected)
     assert (translator.report.texts, translator.report.untouched) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "flag", "is_fuzzy"),
+    [
+        ("%(a)s of %(b)s", "%(b)s: %(a)s", "python-format", False),
+        ("%(a)s of %(b)s", "%(a)s: %(b)s %)", "python-format", True),
+        ("%(a)s of %(b)s", "%(a)s: %(a)s", "python-format", True),
+        ("%s of %d", "%d: %s", "c-format", True),
+        ("%1$s of %2$d", "%2$d: %1$s", "c-format", False),
+        ("%lu files, %5.2f%%", "%lu: %5.2f %%", "c-format", False),
+        ("%lu files, %5.2f%%", "%5.2f %%: %lu", "c-format", True),
+        ("%d%% done", "done 5 %: %d%%", "c-format", True),
+        ("{a} of {b}", "{b}: {a}", "python-brace-format", False),
+        ("{a} of {b}", "{b}", "python-brace-format", True),
+        ("50% off", "% 50", "no-c-format", False),
+        ("50% off", "% 50", "", False),
+        ("%s of %s", "%s", "", True),
+    ],
+)
+def test_a_translation_that_cannot_be_filled_in_is_fuzzy(source, target, flag, is_fuzzy):
+    translator = make_fake()
+    translator.search_texts = lambda texts, aligned: (
+        replace(each, text=target) for each in make_fake().search_texts(texts, aligned)
+    )
+    flags = f"#, {flag}\n" if flag else ""
+    text = translate_po(f'{flags}msgid "{source}"\nmsgstr ""\n', "a.po", translator)
+    entry = polib.pofile(text)[0]
+    assert (entry.msgstr, entry.fuzzy) == (target, is_fuzzy)
