@@ -1,6 +1,8 @@
 """Word documents and books: what has no text is copied, and hostile archives are refused."""
 
 import io
+import random
+import re
 import zipfile
 
 import docx
@@ -243,3 +245,45 @@ def test_archives_keep_their_budgets(monkeypatch):
     monkeypatch.setattr(archives, "MAX_UNPACKED", 79)
     with pytest.raises(ValueError, match="it may be a ZIP bomb"):
         translate_docx(source, "a.docx", make_fake())
+
+
+def random_paragraph(generator, depth=0):
+    parts = []
+    for _ in range(generator.randrange(1, 6)):
+        text = generator.choice(["one ", "two, ", "three. ", "4", " six! ", "se", "ven "])
+        style = generator.choice(["", "<w:rPr><w:b/></w:rPr>", "<w:rPr><w:i/></w:rPr>"])
+        inner = random_paragraph(generator, depth + 1) if depth < 3 else run_of(text, style)
+        name = generator.choice(["hyperlink", "ins", "smartTag", "moveTo"])
+        parts += generator.choices(
+            [
+                run_of(text, style),
+                f"<w:{name}>{inner}</w:{name}>",
+                f"<w:r>{style}<w:t>{text}</w:t><w:tab/><w:t>{text}</w:t></w:r>",
+                "<w:bookmarkStart/>",
+                "<w:r><w:drawing/></w:r>",
+                "<w:r><w:footnoteReference/></w:r>",
+                "<w:del><w:r><w:delText>no</w:delText></w:r></w:del>",
+                field_of("HYPERLINK x", text) if depth == 0 else "",
+                field_of("PAGE", "5") if depth == 0 else "",
+            ],
+            [6, 3, 1, 1, 1, 1, 1, 1, 1],
+        )
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("options", [{}, {"backwards": True}, {"aligned": False}])
+def test_no_document_loses_elements_or_text(options):
+    names = "drawing footnoteReference bookmarkStart tab delText fldChar instrText".split()
+    translator, generator = make_fake(**options), random.Random(5)
+
+    def read(text):
+        words = re.sub("<w:delText>.*?</w:delText>|<w:instrText>.*?</w:instrText>|<[^>]*>", "", text).upper()
+        return [text.count(f"<w:{name}") for name in names], sorted("".join(words.split()))
+
+    namespace = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
+    body = [random_paragraph(generator) for _ in range(300)]
+    part = f"<w:document {namespace}>{''.join(f'<w:p>{each}</w:p>' for each in body)}</w:document>"
+    result = unpack(translate_docx(pack({"word/document.xml": part}), "a.docx", translator))["word/document.xml"]
+    written = re.findall("<w:p>(.*?)</w:p>|<w:p/>", result.decode())
+    for old, new in zip(body, written, strict=True):
+        assert read(new) == read(old)

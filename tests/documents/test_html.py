@@ -7,6 +7,7 @@ from collections import Counter
 from html import unescape
 
 import pytest
+from lxml import etree
 from support.fake_translator import make_fake
 
 from mlx_transformer.documents.html import translate_html, translate_xhtml
@@ -224,3 +225,15 @@ def test_messages_with_forms_stay():
     page = "<p>{ count , plural, =0 {none} other {<b>many</b>}} left</p><p>{count}, plural</p>"
     assert translate_html(page, "a.html", translator) == page.replace("}, plural", "}, PLURAL")
     assert (translator.report.texts, translator.report.untouched) == (1, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"backwards": True}, {"aligned": False}])
+def test_pages_that_are_xml_stay_xml(options):
+    generator = random.Random(4)
+    for _ in range(300):
+        body = random_markup(generator).replace("<br>", "<br/>").replace('<img src="x">', "<img alt='a &lt; b'/>")
+        page = f'<html xml:lang="en"><body><p title="a &quot;b&quot;">{body}</p>{body}<![CDATA[ a & b ]]></body></html>'
+        root = etree.fromstring(page)
+        result = etree.fromstring(translate_xhtml(page, "a.xhtml", make_fake(language="fr", **options)))
+        assert Counter(each.tag for each in result.iter()) == Counter(each.tag for each in root.iter())
+        assert result.find(".//p").get("title").casefold() in ('a "b"', '"b" a')
