@@ -21,6 +21,7 @@ MARKUP = re.compile(
 ATTRIBUTE = re.compile(r"""(?<![^\s"'/])([^\s"'>/=]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 RAW_TEXT = {"script", "style", "textarea"}  # elements whose text has no tags
 UNTRANSLATED = RAW_TEXT | ATOMS | {"pre", "template", "iframe", "object"}
+FOREIGN = {"svg", "math"}  # elements that may be empty in HTML, too, as in XML
 NOT_NESTED = {"p", "option", "dt", "dd"}  # elements that end where the next one begins
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 SPACES = " \t\n\r\f"
@@ -84,12 +85,13 @@ def split_html(text: str, is_xml: bool = False) -> list[HtmlPiece]:
         end, outer = match.end(), skipped if depth else ""
         name, is_opening = (match["name"] or "").lower(), bool(match["name"]) and not match["slash"]
         is_empty = is_opening and match["attributes"].endswith("/")
+        is_nested = depth > 0 and name == skipped and not (is_empty and (is_xml or name in FOREIGN))
         opts_out = is_opening and _opts_out(match["attributes"])
-        if depth and name == skipped and name in NOT_NESTED and is_opening:
+        if is_nested and name in NOT_NESTED and is_opening:
             depth = 0  # its end tag is left out
-        if depth and name == skipped:
+        elif is_nested:
             depth += 1 if is_opening else -1
-        elif not depth and is_opening and not is_empty and name not in VOID and (opts_out or name in UNTRANSLATED):
+        if not depth and is_opening and not is_empty and name not in VOID and (opts_out or name in UNTRANSLATED):
             skipped, depth, first = name, 1, len(pieces)
         element = skipped if depth else outer
         pieces.append(

@@ -66,10 +66,17 @@ def test_pieces_of_any_html_are_the_html(seed):
         ("<p translate=no>no<p>yes<p class=notranslate>no", ["yes"]),
         ('one<p title="no', ["one"]),
         ("one<!-- no", ["one"]),
+        ("<svg>no<svg/>no</svg>yes<math><math /></math>yes", ["yes", "yes"]),
+        ("<span translate=no>no<span/>no</span>no</span>yes", ["yes"]),
     ],
 )
 def test_texts(html, expected):
     assert texts(html) == expected
+
+
+def test_empty_elements_of_xhtml_have_no_end():
+    html = "<b translate='no'>no<b/></b>yes<script/>yes"
+    assert [piece.text for piece in split_html(html, is_xml=True) if piece.is_text] == ["yes", "yes"]
 
 
 @pytest.mark.parametrize("beginning", ["", "<p ", "<p a='", "<pre>"])
