@@ -163,11 +163,11 @@ def test_emphasis_of_nothing_is_left_out():
     assert translator.report.unplaced_tags == 1
 
 
-@pytest.mark.parametrize("text", [unit * 30_000 for unit in ("[^", "{{ ", "{% ", "$a ")] + [f"a{' ' * 60_000}b"])
+@pytest.mark.parametrize("text", [unit * 60_000 for unit in ("[^", "{{ ", "{% ", "$a ")] + [f"a{' ' * 60_000}b"])
 def test_hostile_text_takes_linear_time(text):
-    start = time.monotonic()
+    start = time.process_time()
     translate_markdown(text, "a.md", make_fake())
-    assert time.monotonic() - start < 4
+    assert time.process_time() - start < 10
 
 
 def test_code_behind_a_comma_is_a_word():
