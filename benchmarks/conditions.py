@@ -44,9 +44,10 @@ def processor_name() -> str:
 
 
 def blas_name() -> str:
-    """Return the BLAS that MLX's CPU back end uses: on Linux OpenBLAS where it is installed, on a Mac the system's."""
+    """Return the BLAS that MLX's CPU back end uses: on Linux MKL or OpenBLAS where installed, on a Mac the system's."""
     if blas.is_slow():
         return "reference"
-    if "openblas" not in blas.loaded_files():
-        return "system"
-    return f"openblas,threads={os.environ.get('OPENBLAS_NUM_THREADS', 'all')}"
+    for name, part in ("mkl", "/libmkl_rt."), ("openblas", "openblas"):  # torch may have loaded another BLAS, too
+        if part in blas.loaded_files():
+            return f"{name},threads={os.environ.get(f'{name.upper()}_NUM_THREADS', 'all')}"
+    return "system"

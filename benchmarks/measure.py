@@ -4,6 +4,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -159,12 +160,11 @@ def set_device(name: str) -> None:
 
 
 def set_threads(count: int) -> None:
-    """Set the number of threads of OpenBLAS, if it is loaded."""
-    os.environ["OPENBLAS_NUM_THREADS"] = str(count)  # for child processes and for the line of conditions
-    try:
-        ctypes.CDLL(None).openblas_set_num_threads(count)
-    except (AttributeError, OSError):
-        return
+    """Set the number of threads of OpenBLAS and MKL, if they are loaded."""
+    for name, function in ("OPENBLAS", "openblas_set_num_threads"), ("MKL", "MKL_Set_Num_Threads"):
+        os.environ[f"{name}_NUM_THREADS"] = str(count)  # for child processes and for the line of conditions
+        with suppress(AttributeError):
+            ctypes.CDLL(None)[function](count)
 
 
 def markdown_table(header: list[str], rows: Iterable[Iterable[object]]) -> str:

@@ -1,17 +1,17 @@
 """Encoder-decoder Transformers on Apple's MLX: train, load, save, search and generate.
 
 The public names are loaded on first use, so importing the package neither imports MLX nor touches the device. On
-Linux it loads OpenBLAS for MLX (see `blas`).
+Linux it loads a fast BLAS for MLX (see `blas`).
 """
 
 import importlib
 import types
 
-from .blas import load_openblas
+from .blas import load_blas
 from .environment import set_command_buffer_limits
 
 set_command_buffer_limits()  # before MLX is imported
-load_openblas()
+load_blas()
 
 __version__ = "0.1.0"
 

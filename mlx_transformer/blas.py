@@ -1,17 +1,19 @@
-"""A fast BLAS for MLX on Linux: the one in MLX's wheel multiplies matrices many times more slowly than OpenBLAS."""
+"""A fast BLAS for MLX on Linux: the one in MLX's wheel multiplies matrices many times more slowly."""
 
 import ctypes
+import glob
 import os
 import sys
 
 VARIABLE = "MLX_TRANSFORMER_BLAS"
 # Fedora has a library for each kind of threads, and a serial one under the name that other distributions use for any.
 OPENBLAS = ("libopenblasp.so.0", "libopenblaso.so.0", "libopenblas.so.0")
+MKL = "lib/libmkl_rt.so.*"  # where pip and conda install Intel's MKL in a Python environment
 WHEEL_BLAS = "/mlx_cpu.libs/libblas"  # the reference BLAS in MLX's wheel
 
 
-def load_openblas() -> None:
-    """Load the system's OpenBLAS, where there is one, for the MLX that is imported later; only on Linux.
+def load_blas() -> None:
+    """Load a fast BLAS, where there is one, for the MLX that is imported later; only on Linux.
 
     MLX finds its BLAS when `mlx.core` is imported. After that nothing is loaded, because it would have no effect.
     A BLAS that the process already offers to all libraries, as with LD_PRELOAD, is kept.
@@ -22,9 +24,9 @@ def load_openblas() -> None:
     choice = os.environ.get(VARIABLE)
     if sys.platform != "linux" or choice == "none" or "mlx.core" in sys.modules or has_global_blas():
         return
-    if library := choice or find_openblas():
+    if library := choice or find_blas():
         try:
-            if choice:  # `find_openblas` has checked the others
+            if choice:  # `find_blas` has checked the others
                 check_blas(choice)
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
@@ -37,9 +39,12 @@ def load_openblas() -> None:
             )
 
 
-def find_openblas() -> str | None:
-    """Return the name of an OpenBLAS that MLX can call, as the dynamic linker knows it; None if there is none."""
-    for name in OPENBLAS:
+def find_blas() -> str | None:
+    """Return a BLAS that MLX can call: the path of this environment's MKL, or the name of an OpenBLAS; None if neither.
+
+    MKL multiplies few rows, as in a decode step, faster (benchmarks/RESULTS.md).
+    """
+    for name in (*glob.glob(os.path.join(glob.escape(sys.prefix), MKL)), *OPENBLAS):
         try:
             check_blas(name)
         except OSError:
@@ -60,6 +65,8 @@ def check_blas(name: str) -> None:
         library.openblas_get_config.restype = ctypes.c_char_p
         if b"USE64BITINT" in library.openblas_get_config():
             raise OSError("its integers have 64 bits, and MLX needs 32")
+    if has_symbol(library, "mkl_get_version") and "ILP64" in os.environ.get("MKL_INTERFACE_LAYER", "").upper():
+        raise OSError("MKL_INTERFACE_LAYER gives its integers 64 bits, and MLX needs 32")
 
 
 def has_global_blas() -> bool:
@@ -94,10 +101,10 @@ def speed_advice() -> str | None:
     """Return a line about what would make MLX faster on this CPU; None if it is fast, or if the user chose the BLAS."""
     if os.environ.get(VARIABLE) or not is_slow():
         return None
-    if find_openblas():
+    if find_blas():
         return (
             "MLX runs many times slower than it could, because mlx.core was imported before mlx_transformer: import "
-            "mlx_transformer first, and MLX uses OpenBLAS."
+            "mlx_transformer first, and MLX uses a fast BLAS."
         )
     return (
         "MLX runs many times slower than it could, because OpenBLAS is not installed: install it with the system's "

@@ -1,4 +1,4 @@
-"""OpenBLAS for MLX on Linux: which library is loaded, when, and what a user reads where there is none."""
+"""A fast BLAS for MLX on Linux: which library is loaded, when, and what a user reads where there is none."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ from mlx_transformer.cli import main
 from mlx_transformer.cli.run_stats import RunStats
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="MLX has a fast BLAS elsewhere")
-needs_openblas = pytest.mark.skipif(not blas.find_openblas(), reason="needs OpenBLAS")
+needs_fast_blas = pytest.mark.skipif(not blas.find_blas(), reason="needs OpenBLAS or MKL")
 needs_wheel = pytest.mark.skipif(
     blas.WHEEL_BLAS not in blas.loaded_files(), reason="needs MLX's wheel for Linux, which has a BLAS of its own"
 )
@@ -36,10 +36,10 @@ while time.perf_counter() - start < 0.25:
 print(count)
 """
 MAPS = "from mlx_transformer import blas; print(blas.loaded_files())"
-# Prints the name of the OpenBLAS that was found, and whether one was loaded.
+# Prints the name of the BLAS that was found, and whether one was loaded.
 REPORT = """
 from mlx_transformer import blas
-print(blas.find_openblas())
+print(blas.find_blas())
 print(blas.has_global_blas())
 """
 
@@ -58,7 +58,7 @@ def compile_library(path, code):
     subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", path], input=code, text=True, check=True)
 
 
-@needs_openblas
+@needs_fast_blas
 class TestLoading:
     @needs_wheel
     def test_matrix_products_are_many_times_faster(self):
@@ -85,7 +85,7 @@ class TestLoading:
         assert run(program.format("mlx.core"), MLX_TRANSFORMER_BLAS="none")[0] == ["None"]  # the user's choice
 
     def test_a_library_that_was_preloaded_is_kept(self):
-        library = blas.find_openblas()
+        library = blas.find_blas()
         (_, loaded), error = run(REPORT, LD_PRELOAD=library, MLX_TRANSFORMER_BLAS="/does/not/exist.so")
         assert loaded == "True" and error == ""
 
@@ -134,7 +134,7 @@ def slow_blas(monkeypatch):
     """A machine without OpenBLAS."""
     monkeypatch.delenv(blas.VARIABLE, raising=False)
     monkeypatch.setattr(blas, "is_slow", lambda: True)
-    monkeypatch.setattr(blas, "find_openblas", lambda: None)
+    monkeypatch.setattr(blas, "find_blas", lambda: None)
 
 
 ADVICE = "because OpenBLAS is not installed"
@@ -162,6 +162,35 @@ class TestAdvice:
         monkeypatch.delenv(blas.VARIABLE)
         monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
         assert ADVICE not in RunStats().lines()
+
+
+class TestMKL:
+    """Of the Python environment, with a stand-in."""
+
+    LIBRARY = "void cblas_sgemm(void) {}\nvoid mkl_get_version(void) {}\n"
+
+    @pytest.fixture
+    def report(self, tmp_path):
+        (tmp_path / "lib").mkdir()
+        compile_library(tmp_path / "lib" / "libmkl_rt.so.2", self.LIBRARY)
+        return f"import sys; sys.prefix = {str(tmp_path)!r}\n{REPORT}\n{MAPS}"
+
+    @needs_compiler
+    def test_it_is_loaded_rather_than_openblas(self, report, tmp_path):
+        (found, loaded, *maps), error = run(report)
+        assert (found, loaded, error) == (str(tmp_path / "lib" / "libmkl_rt.so.2"), "True", "")
+        assert not any("openblas" in line for line in maps)
+
+    @needs_compiler
+    def test_another_library_can_be_chosen(self, report):
+        _, loaded, *maps = run(report, MLX_TRANSFORMER_BLAS="none")[0]
+        assert loaded == "False"
+
+    @needs_compiler
+    @pytest.mark.parametrize(("layer", "is_usable"), [("LP64,GNU", True), ("GNU,ILP64", False), ("ilp64", False)])
+    def test_integers_of_64_bits_are_refused(self, report, tmp_path, layer, is_usable):
+        found = run(report, MKL_INTERFACE_LAYER=layer)[0][0]
+        assert (found == str(tmp_path / "lib" / "libmkl_rt.so.2")) is is_usable
 
 
 class TestCheck:
@@ -193,11 +222,11 @@ class TestCheck:
             raise OSError("invalid ELF header")
 
         monkeypatch.setattr(ctypes, "CDLL", load)
-        assert blas.find_openblas() is None
+        assert blas.find_blas() is None
         assert tuple(tried) == blas.OPENBLAS
 
     def test_other_systems_load_nothing(self, monkeypatch):
         monkeypatch.setattr(sys, "platform", "darwin")
         monkeypatch.setattr(ctypes, "CDLL", None)
-        blas.load_openblas()
+        blas.load_blas()
         assert blas.speed_advice() is None

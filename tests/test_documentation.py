@@ -39,11 +39,11 @@ from mlx_transformer.weights.families import FAMILIES
 from tests.test_structure import PARTS
 
 IMAGES = ROOT / "docs" / "images"
-needs_openblas = pytest.mark.skipif(
-    sys.platform == "linux" and not blas.find_openblas(), reason="too slow without OpenBLAS"
+needs_fast_blas = pytest.mark.skipif(
+    sys.platform == "linux" and not blas.find_blas(), reason="too slow without a fast BLAS"
 )
 SLOW = ("README.md", "index.md", "models.md", "converting.md", "generating.md", "training.md", "transformer.md")
-MARKS = {name: [pytest.mark.slow] for name in SLOW} | {"transformer.md": [pytest.mark.slow, needs_openblas]}
+MARKS = {name: [pytest.mark.slow] for name in SLOW} | {"transformer.md": [pytest.mark.slow, needs_fast_blas]}
 MAX_README_LINES = 180
 MAX_LIBRARY_LINES = 10
 HUB = {
@@ -292,7 +292,7 @@ def test_an_excerpt_that_is_not_in_its_file_is_found():
 
 
 @pytest.mark.slow
-@needs_openblas
+@needs_fast_blas
 def test_the_training_of_the_readme_learns_dates(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = (block for block in read_blocks(README.read_text()) if "--train dates" in block.code)
