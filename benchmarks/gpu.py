@@ -29,6 +29,7 @@ from benchmarks.generate import peer_versions
 from benchmarks.kernels import count_kernels, count_step_kernels, longest_chain, simulate_gpu_kernels
 from benchmarks.peers import Ours, System, Transformers
 from benchmarks.random_weights import SOURCE_LENGTH, compare_systems, describe_setting
+from benchmarks.separate_process import SeparateSystem
 from benchmarks.shapes import SHAPES, random_sources, write_checkpoint
 from benchmarks.steps import profile_steps
 from benchmarks.supervision import Part, Report, Row, run_parts, supervise
@@ -107,7 +108,7 @@ def generation_part(sizes: Sizes, scratch: Path, device: str, threads: int) -> P
         shape, folder = SHAPES[name], checkpoint(scratch, name)
         loaded: list[System] = [Ours(shape, folder, dtype)]
         with suppress(ImportError):  # then ours is measured alone, and the versions say "absent"
-            loaded.append(Transformers(shape, folder, dtype, device, threads))
+            loaded.append(SeparateSystem(Transformers, shape, folder, dtype, device, threads))
         return loaded
 
     def measure(name: str, dtype: str, beams: int, batch: int, seconds: float) -> list[Row]:

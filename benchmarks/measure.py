@@ -1,6 +1,7 @@
 """Timing of calls with a check for other load on the machine, goals, and Markdown tables of results."""
 
 import ctypes
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -100,8 +101,13 @@ def system_cpu_seconds() -> tuple[float, float] | None:
 
 
 def process_cpu_seconds() -> float:
-    """Return the CPU seconds used by this process and its finished children."""
-    return sum(os.times()[:4])
+    """Return the CPU seconds used by this process and its children."""
+    seconds = sum(os.times()[:4])  # of children only those that have ended
+    for child in multiprocessing.active_children():
+        with suppress(OSError):  # it has ended, or the system has no /proc
+            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def time_call(call: Callable[[], Any]) -> tuple[Any, Sample]:

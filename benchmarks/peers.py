@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 
 import mlx_transformer as mt
+from benchmarks.separate_process import SeparateSystem
 from benchmarks.shapes import Shape
 from mlx_transformer.model.precision import parse_dtype
 
@@ -248,9 +249,9 @@ def available_systems(
 ) -> tuple[list[System], list[str]]:
     """Return all available systems, this package first, and notes on why others are skipped."""
     constructors: dict[str, Callable[[], System]] = {
-        "transformers": lambda: Transformers(shape, folder, dtype, device, threads),
-        "CTranslate2": lambda: CTranslate2(shape, folder, dtype, device, threads),
-        "CTranslate2 int8": lambda: CTranslate2(shape, folder, "int8", device, threads),
+        "transformers": lambda: SeparateSystem(Transformers, shape, folder, dtype, device, threads),
+        "CTranslate2": lambda: SeparateSystem(CTranslate2, shape, folder, dtype, device, threads),
+        "CTranslate2 int8": lambda: SeparateSystem(CTranslate2, shape, folder, "int8", device, threads),
     }
     available: list[System] = [Ours(shape, folder, dtype)]
     notes = []

@@ -16,7 +16,8 @@ def load_blas() -> None:
     """Load a fast BLAS, where there is one, for the MLX that is imported later; only on Linux.
 
     MLX finds its BLAS when `mlx.core` is imported. After that nothing is loaded, because it would have no effect.
-    A BLAS that the process already offers to all libraries, as with LD_PRELOAD, is kept.
+    A BLAS that the process already offers to all libraries, as with LD_PRELOAD, is kept. Other libraries that are
+    imported later compute with it, too: torch is much slower then, and must be imported first.
 
     The environment variable MLX_TRANSFORMER_BLAS names another library, or `none`. If that library cannot be used, a
     warning is logged, and MLX uses its own.
