@@ -60,7 +60,7 @@ def test_a_setting_of_each_part_without_torch(tmp_path, monkeypatch):
     def absent(*_):
         raise ImportError
 
-    monkeypatch.setattr(gpu, "Transformers", absent)
+    monkeypatch.setattr(gpu, "SeparateSystem", absent)
     monkeypatch.setattr(train, "is_installed", lambda name: name == train.OURS)
     sizes = gpu.TINY_SIZES
     (row,) = gpu.generation_part(sizes, tmp_path, "cpu", 1).settings["t5-tiny, float32, greedy, batch 16"](60)
