@@ -49,6 +49,6 @@ def blas_name() -> str:
         return "reference"
     for name, part in ("mkl", "/libmkl_rt."), ("openblas", "openblas"):  # torch may have loaded another BLAS, too
         if part in blas.loaded_files():
-            use = ",preloaded (torch uses it, too)" if "LD_PRELOAD" in os.environ else ""
+            use = ",preloaded" if "LD_PRELOAD" in os.environ else ""
             return f"{name}{use},threads={os.environ.get(f'{name.upper()}_NUM_THREADS', 'all')}"
     return "system"

@@ -16,7 +16,9 @@ from mlx_transformer.documents.translator import Translator
 NUM_PLURALS = re.compile(r"nplurals\s*=\s*(\d{1,2})\b")
 ORDERED = re.compile(r"%[\d.]*[sdif](?!\w)")  # placeholders whose order has a meaning
 # What programs fill in where an entry has a flag such as c-format; a sign of per cent alone would be an error there.
-DIRECTIVE = re.compile(r"%%|%(\(\w+\)|\d+\$)?[-+#0 ]*[\d.*]*(?:hh?|ll?|[Lqjzt])?[A-Za-z@]|%|\{[^{}]*\}")
+DIRECTIVE = re.compile(
+    r"%%|%(\(\w+\)|\d+\$)?[-+#0 ]*(?:[1-9*][\d*]*)?(?:\.[\d*]*)?(?:hh?|ll?|[Lqjzt])?[A-Za-z@]|%|\{[^{}]*\}"
+)
 
 
 def translate_po(text: str, name: str, translator: Translator) -> str:
@@ -57,7 +59,7 @@ def _has_same_format(source: str, target: str, flags: Iterable[str]) -> bool:
         return ORDERED.findall(source) == ORDERED.findall(target)
     old, new = ([(match[0], match[1]) for match in DIRECTIVE.finditer(text)] for text in (source, target))
     # Those with a name or number may change their order.
-    in_order = [[text for text, name in each if not name and text[0] == "%" != text[1:]] for each in (old, new)]
+    in_order = [[text for text, name in each if not name and text[0] == "%" and text != "%%"] for each in (old, new)]
     return in_order[0] == in_order[1] and sorted(text for text, _ in old) == sorted(text for text, _ in new)
 
 

@@ -99,6 +99,7 @@ def _replace_value(match: re.Match[str], value: str) -> str:
     name, _, old = match[0].partition("=")
     space = old[: len(old) - len(old.lstrip())]
     value = html.escape(value, quote=False).replace(quote, html.escape(quote))
+    value = value.replace("\n", "&#10;").replace("\r", "&#13;")  # lines of a page stay lines
     return f"{name}={space}{quote}{value}{quote}"
 
 

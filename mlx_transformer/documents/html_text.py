@@ -100,7 +100,7 @@ def split_html(text: str, is_xml: bool = False) -> list[HtmlPiece]:
                 element or name,
                 is_closing=bool(match["slash"]),
                 is_untranslated=bool(element),
-                shows_attributes=is_opening and not outer and not opts_out,
+                shows_attributes=is_opening and not outer and not opts_out and not (element and name in ATOMS),
             )
         )
         if is_opening and name in RAW_TEXT and not (is_xml and is_empty):
@@ -135,9 +135,7 @@ def _read_lines(run: Iterable[HtmlPiece]) -> Iterator[str | Inline | Opening | C
         if is_break:
             yield from (Inline((piece.text, ""), is_break=True) for piece in line)
             continue
-        words = [
-            i for i, piece in enumerate(line) if piece.is_untranslated or (piece.is_text and piece.text.strip(SPACES))
-        ]
+        words = [i for i, piece in enumerate(line) if piece.is_word]
         first, last = (words[0], words[-1]) if words else (len(line), -1)
         for is_untranslated, part in groupby(enumerate(line), lambda each: each[1].is_untranslated):
             if is_untranslated:

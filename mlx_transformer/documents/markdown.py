@@ -25,8 +25,8 @@ KEPT = re.compile(
     r"((?<![ \t])[ \t]*(?:\[\^[^\[\]\s]+\]|\{[#.:][^{}]*\}))"
     r"|(?<![\w:]):[a-z][\w+-]*:(?!\w)|\{\{.{,200}?\}\}|\{%.{,200}?%\}"
 )
-# Lines that begin or end a box: of GitHub, Docusaurus and Pandoc, MkDocs.
-KEPT_LINE = re.compile(r"\[![A-Za-z]+\][+-]?|:{3,}.*|(?:!{3}|\?{3}\+?)\s.*")
+# Lines that begin or end a box: of GitHub and Obsidian, Docusaurus and Pandoc, MkDocs.
+KEPT_LINE = re.compile(r"\[![A-Za-z]+\]|:{3}|(?:!{3}|\?{3}\+?)\s")
 FORMULA = re.compile(r"\$\$[^$\n]+\$\$|\$(?!\s)[^$\n]*[^\s$]\$(?!\d)")  # of TeX
 FORMULA_BLOCK = re.compile(r"\$\$[^$]+\$\$")
 DEFINITION = re.compile(r":[ \t]+")  # of a term, on a line of its own
@@ -145,7 +145,7 @@ def _split(token: Token, alt_texts: Mapping[int, str]) -> Iterator[_Part]:
     children: list[Token] = []
     for segment in _split_lines(token.children or []):
         text = segment[0].content if segment and segment[0].type == "text" else ""
-        is_kept = len(segment) == 1 and KEPT_LINE.fullmatch(text) is not None
+        is_kept = KEPT_LINE.match(text) is not None
         definition = DEFINITION.match(text)
         if children and (is_kept or definition):
             yield _make_part(children, first, label, alt_texts)
@@ -163,10 +163,11 @@ def _split(token: Token, alt_texts: Mapping[int, str]) -> Iterator[_Part]:
 
 
 def _split_lines(children: list[Token]) -> list[list[Token]]:
-    """Split tokens at soft breaks that are in no markup."""
+    """Split tokens at soft breaks that are in no markup, and at any line break behind a line that stays."""
     segments: list[list[Token]] = [[]]
     for child in children:
-        if child.type == "softbreak" and child.level == 0:
+        is_kept = bool(segments[-1]) and KEPT_LINE.match(segments[-1][0].content) is not None
+        if child.level == 0 and (child.type == "softbreak" or (child.type == "hardbreak" and is_kept)):
             segments.append([])
         else:
             segments[-1].append(child)

@@ -14,8 +14,9 @@ LINE_LENGTH = 42  # characters, as most guidelines for subtitles ask for
 MAX_LINES = 2
 TIMES = re.compile(r"\s*(?:\d+:)?\d+:\d+[.,]\d+\s*-->")
 TAG = re.compile(r"(<(/?)([A-Za-z]\w*)[^<>]*>|<[\d:.]+>|\{\\[^{}]*\})")  # the last one as in ASS, such as {\an8}
-# A line of another speaker begins with a dash, with >> or with a name in capitals: "MARY: On the table."
-SPEAKER = re.compile(r"\s*(?:[-–—]\s*|(?:>|&gt;){2,}\s*|[A-ZÀ-ÖØ-Þ][A-ZÀ-ÖØ-Þ\d .'’#-]*:\s+)(?=\S)")
+# A line of another speaker begins with a dash, with >>, with a name in capitals or with both: "- MARY: On the table."
+NAME = r"[A-ZÀ-ÖØ-Þ][A-ZÀ-ÖØ-Þ\d .'’#-]*:\s+"
+SPEAKER = re.compile(rf"\s*(?:(?:[-–—]|(?:>|&gt;){{2,}})\s*(?:{NAME})?|{NAME})(?=\S)")
 VOICE = re.compile(r"\s*<v[.\s]")  # a tag of WebVTT with the name of a speaker
 SOUND = re.compile(r"\s*(?:\[[^\]]*\]|\([^)]*\))\s*")  # what is heard beside speech, on a line of its own
 
@@ -71,7 +72,8 @@ def _find_cues(lines: list[str]) -> Iterator[tuple[int, int]]:
 
 def _begins_cue(lines: list[str]) -> bool:
     """Whether a line and the one behind it begin a cue, before which a blank line is missing."""
-    return any(map(TIMES.match, lines[:1])) or (lines[0].strip().isdigit() and any(map(TIMES.match, lines[1:])))
+    first, *following = lines
+    return TIMES.match(first) is not None or (first.strip().isdigit() and any(map(TIMES.match, following)))
 
 
 def _sentences_of(lines: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -22,6 +23,7 @@ from mlx_transformer.pretrained.known_models import find_language
 from mlx_transformer.storage.atomic import atomic_write
 from mlx_transformer.tokenization.tokenizer import Tokenizer
 
+REGION = re.compile(r"[A-Za-z]{2}|\d{3}")
 MAX_BYTES = 2**26  # of a document; its tree takes many times as much
 # Ending -> module and function; the libraries that it needs are imported on first use.
 TEXT_FORMATS = {
@@ -208,8 +210,8 @@ def language_tag(code: str | None) -> str | None:
         with suppress(ValueError):
             base = find_language("code", base) or base
     scripts = [part.title() for part in others if part.title() in ("Hans", "Hant")]
-    regions = [part.upper() for part in others if len(part) == 2 and part.upper() != "XX"]
-    return "-".join([base, *scripts, *regions])
+    regions = [part.upper() for part in others if REGION.fullmatch(part) and part.upper() != "XX"]
+    return "-".join([base, *scripts, *regions]) if base.isalpha() else None
 
 
 def _translate_text(

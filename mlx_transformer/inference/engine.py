@@ -21,7 +21,7 @@ from mlx_transformer.inference.batching import pad_ids
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
-STOP_TESTS_PER_CLEARING = 50  # of MLX's buffers: each time buffers must be allocated again
+ROUNDS_PER_CLEARING = 50  # after which MLX's cached buffers are freed, which costs new allocations
 Result = TypeVar("Result")
 Rows = list[list[Hypothesis]]
 
@@ -332,7 +332,7 @@ class Engine:
         with self._changed:
             self._searches = {key: search for key, search in self._searches.items() if not search.is_idle}
         self._num_rounds += 1
-        if not self._searches or self._num_rounds % STOP_TESTS_PER_CLEARING == 0:
+        if not self._searches or self._num_rounds % ROUNDS_PER_CLEARING == 0:
             mx.clear_cache()  # buffers of shapes that may not occur again
         return True
 

@@ -252,13 +252,13 @@ class ModelStore:
 
     def is_same_language(self, source: str, target: str) -> bool:
         """Whether two codes name one language of the models, in any spelling; texts in it need no translation."""
-        known: dict[str, str] = {}
         for languages in self.languages.values():
-            for code, own in (languages.sources | languages.targets).items():
-                known[code] = own or known.get(code, code)
-        keys = find_code(source, known), find_code(target, known)
-        owns = [known[key] for key in keys if key is not None]
-        return len(owns) == 2 and owns[0] == owns[1]
+            known = languages.sources | languages.targets
+            keys = find_code(source, known), find_code(target, known)
+            owns = [known[key] or key for key in keys if key is not None]
+            if len(owns) == 2 and owns[0] == owns[1]:
+                return True
+        return False
 
     def get(self, name: str) -> LoadedModel:
         """Return a model; one that is not in memory is loaded, and others are unloaded for it."""

@@ -23,8 +23,6 @@ from mlx_transformer.server.settings import RequestError
 from mlx_transformer.tokenization.normalization import is_blank
 
 Item = TypeVar("Item")
-SPACES = " \t\n\r\f"
-WHITE_SPACE = re.compile(f"[{SPACES}]+")
 LINE_END = re.compile(r"(\r\n|\n|\r)")
 
 

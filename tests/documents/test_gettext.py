@@ -1,5 +1,6 @@
 """Catalogues: entries without a translation get one."""
 
+import time
 from dataclasses import replace
 
 import polib
@@ -190,3 +191,10 @@ def test_a_translation_that_cannot_be_filled_in_is_fuzzy(source, target, flag, i
     text = translate_po(f'{flags}msgid "{source}"\nmsgstr ""\n', "a.po", translator)
     entry = polib.pofile(text)[0]
     assert (entry.msgstr, entry.fuzzy) == (target, is_fuzzy)
+
+
+def test_long_numbers_take_linear_time():
+    text = f'#, c-format\nmsgid "%{"0" * 100_000}"\nmsgstr ""\n'
+    start = time.process_time()
+    translate_po(text, "a.po", make_fake())
+    assert time.process_time() - start < 5

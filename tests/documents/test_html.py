@@ -107,6 +107,12 @@ def test_marks_of_notes_stay_behind_their_sentences():
     assert text == '<p aria-label="B A">RAINS. IT <a href="#r">↩</a></p>'
 
 
+def test_attributes_inside_what_is_copied_are_not_translated():
+    page, seen = '<p>one <svg aria-label="a b"><g/></svg> two</p>', []
+    text = translate_html(page, "a.html", make_fake(seen=seen))
+    assert text == page.replace("one", "ONE").replace("two", "TWO") and not any("a b" in each for each in seen)
+
+
 def test_the_language_of_the_page_is_set():
     page = '<html lang="en" xml:lang="en"><body><p lang="la">et</p></body></html>'
     text = translate_html(page, "a.html", make_fake(language="fr"))

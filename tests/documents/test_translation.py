@@ -110,3 +110,19 @@ def test_unknown_endings_are_refused():
 )
 def test_language_tags(code, tag):
     assert translation.language_tag(code) == tag
+
+
+@pytest.mark.parametrize(
+    ("code", "tag"),
+    [
+        ("fra_Latn", "fr"),
+        ("pt_BR", "pt-BR"),
+        ("zho_Hant", "zh-Hant"),
+        ("es-419", "es-419"),
+        ('fr-">', "fr"),
+        ('"', None),
+        (None, None),
+    ],
+)
+def test_tags_of_languages(code, tag):
+    assert translation.language_tag(code) == tag

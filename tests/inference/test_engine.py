@@ -95,7 +95,7 @@ def test_texts_of_many_threads_give_what_they_give_alone(model, tokenizer, searc
 
 
 def test_buffers_are_freed_while_the_engine_is_busy(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(engine_module, "STOP_TESTS_PER_CLEARING", 3)
+    monkeypatch.setattr(engine_module, "ROUNDS_PER_CLEARING", 3)
     clearings, clear_cache = [], mx.clear_cache
     monkeypatch.setattr(mx, "clear_cache", lambda: (clearings.append(engine._searches), clear_cache()))
     search = mt.SearchConfig(max_tokens=60, suppress_ids=(model.config.eos_id,))

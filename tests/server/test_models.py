@@ -4,6 +4,7 @@ import copy
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from support.http_server import hold_batches, serve
@@ -225,3 +226,14 @@ def test_an_unloaded_model_with_a_running_batch_answers_first():
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=re.escape("nowhere")):
         ModelStore([ModelName.parse(str(tmp_path / "nowhere"))], Metrics())
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "is_same"),
+    [("en", "eng_Latn", True), ("fra_Latn", "fr", True), ("en", "fr", False), ("fr", "fr", True), ("xx", "xx", False)],
+)
+def test_codes_of_one_language_are_the_same_in_any_model(source, target, is_same):
+    tables = [{"en": "eng_Latn", "fr": "fra_Latn"}, {"en": "en", "fr": "fr"}]
+    for order in tables, tables[::-1]:
+        store = SimpleNamespace(languages={n: Languages(table, table) for n, table in enumerate(order)})
+        assert ModelStore.is_same_language(store, source, target) == is_same
