@@ -66,7 +66,7 @@ def test_names_of_speakers_stay():
     assert text == f"{times}MARY-ANN: ONE TWO\nDR. NO: THREE NOTE: FOUR\n"
     assert seen == ["one two", "three Note: four"]
     text = translate_srt(f"{times}>> MARY: one\n- JOHN: two\n-three\n", "a.srt", make_fake(seen=seen))
-    assert text == f"{times}>> MARY: ONE\n- JOHN: TWO\n-THREE\n"
+    assert text == f"{times}>> MARY: ONE\n- JOHN: TWO\n-THREE\n" and seen[2:] == ["one", "two", "three"]
 
 
 def test_marks_and_voices_begin_the_text_of_a_speaker():
