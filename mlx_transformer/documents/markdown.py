@@ -59,7 +59,7 @@ def translate_markdown(text: str, name: str, translator: Translator) -> str:
     pages = translate_fragments([split_html(block.text) for block in blocks], translator)
     for block, page in zip(blocks, pages, strict=True):
         edits.append((block.line, partial(_replace_block, block, page, lines)))
-    for _, edit in sorted(edits, key=lambda each: each[0])[::-1]:  # so that earlier positions stay valid
+    for _, edit in sorted(edits, key=lambda each: each[0], reverse=True):  # so that earlier positions stay valid
         edit()
     return (front + "\n".join(lines)).replace("\n", line_end)
 
