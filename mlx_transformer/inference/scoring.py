@@ -44,6 +44,7 @@ from mlx_transformer.inference.source_lines import (
     make_source_lines,
     prepare_lines,
 )
+from mlx_transformer.model.exponential import logsumexp
 from mlx_transformer.model.token_ids import check_target_rows, check_token_ids
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.tokenization.normalization import is_blank
@@ -139,7 +140,7 @@ def _token_scores(
     logits = model.decode(inputs, memory, attend=record_attention(attention, inputs.shape[1])).astype(mx.float32)
     label_logits = mx.take_along_axis(logits, labels[..., None], axis=-1).squeeze(-1)
     mask = mx.cumsum(labels != model.config.pad_id, axis=1, reverse=True) > 0  # keeps pad_id inside a text
-    scores = mx.where(mask, label_logits - mx.logsumexp(logits, axis=-1), 0.0)
+    scores = mx.where(mask, label_logits - logsumexp(logits).squeeze(-1), 0.0)
     if not layers:
         return [scores]
     _, cross_attention = split_decoder_weights(model, attention)

@@ -8,20 +8,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
-from mlx_transformer.model.exponential import silu
-
-
-def quick_gelu(x: mx.array) -> mx.array:
-    """Return x * sigmoid(1.702 * x), an approximation of GELU (Hendrycks and Gimpel 2016), elementwise."""
-    return silu(1.702 * x) * (1 / 1.702)
-
+from mlx_transformer.model import exponential
 
 ACTIVATIONS: dict[str, Callable[[mx.array], mx.array]] = {
     "relu": nn.relu,
-    "gelu": nn.gelu,
-    "gelu_tanh": nn.gelu_approx,
-    "quick_gelu": quick_gelu,
-    "silu": silu,
+    "gelu": exponential.gelu,
+    "gelu_tanh": exponential.gelu_tanh,
+    "quick_gelu": exponential.quick_gelu,
+    "silu": exponential.silu,
     "sigmoid": mx.sigmoid,
     "tanh": mx.tanh,
 }

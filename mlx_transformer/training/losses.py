@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_transformer.model.dense_weights import dense_weight, row_slices
+from mlx_transformer.model.exponential import exp_of_negative, is_exp_scalar, logsumexp
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
@@ -25,11 +26,12 @@ def token_losses(logits: mx.array, targets: mx.array, label_smoothing: float = 0
             section 7).
     """
     logits = logits.astype(mx.float32)
-    losses = mx.fast.cross_entropy(logits, targets)
-    if not label_smoothing:
-        return losses
     correct = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    return losses + label_smoothing * (correct - logits.mean(axis=-1))
+    if is_exp_scalar():
+        losses = logsumexp(logits).squeeze(-1) - correct
+    else:
+        losses = mx.fast.cross_entropy(logits, targets)
+    return losses + label_smoothing * (correct - logits.mean(axis=-1)) if label_smoothing else losses
 
 
 def batch_loss(
@@ -107,7 +109,7 @@ def _frozen_losses(
         weight = dense_weight(layer, rows, after=[hidden_states, largest, sums, weighted_rows, row_sum]).astype(dtype)
         logits = _project(hidden_states, weight, None if bias is None else bias[rows])
         previous, largest = largest, mx.maximum(largest, logits.max(axis=-1, keepdims=True))
-        rescale, exponentials = mx.exp(previous - largest), mx.exp(logits - largest)
+        rescale, exponentials = mx.exp(previous - largest), exp_of_negative(logits - largest)
         sums = rescale * sums + exponentials.sum(axis=-1, keepdims=True)
         weighted_rows = rescale * weighted_rows + exponentials.astype(dtype) @ weight
         row_sum = row_sum + weight.astype(mx.float32).sum(axis=0)
@@ -222,7 +224,7 @@ def _losses_and_gradients(
         probabilities = mx.exp(logits - normaliser)
     else:  # on the CPU exponentials dominate: compute them once
         largest = logits.max(axis=-1, keepdims=True)
-        exponentials = mx.exp(logits - largest)
+        exponentials = exp_of_negative(logits - largest)
         sums = exponentials.sum(axis=-1, keepdims=True)
         normaliser, probabilities = largest + mx.log(sums), exponentials / sums
     losses = normaliser - (1 - smoothing) * correct - smoothing * mean

@@ -1,6 +1,8 @@
-"""Vectorisable exp, log-sum-exp and SiLU: close to exact values, and MLX's own functions wherever those are fast."""
+"""Vectorisable functions of exp: close to exact values, and MLX's own functions wherever those are fast."""
 
+import io
 import math
+import re
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,9 +10,16 @@ import numpy as np
 import pytest
 
 from mlx_transformer.model import exponential
-from mlx_transformer.model.exponential import LOWEST, exp_of_negative, logsumexp, silu
+from mlx_transformer.model.exponential import LOWEST, exp_of_negative, gelu, gelu_tanh, logsumexp, quick_gelu, silu
 
-NUMBERS = np.concatenate([np.linspace(LOWEST, 0, 100_001), -np.geomspace(1e-8, 87, 10_001)]).astype(np.float32)
+NUMBERS = np.concatenate([np.linspace(LOWEST, 0, 100_001), -np.geomspace(1e-8, 40, 10_001)]).astype(np.float32)
+EXACT = {
+    silu: lambda x: x / (1 + np.exp(-x)),
+    quick_gelu: lambda x: x / (1 + np.exp(-1.702 * x)),
+    gelu_tanh: lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    gelu: np.vectorize(lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
+}
+MLX = {silu: nn.silu, quick_gelu: nn.gelu_fast_approx, gelu_tanh: nn.gelu_approx, gelu: nn.gelu}
 
 
 @pytest.fixture(params=[True, False], ids=["vectorised", "native"])
@@ -20,7 +29,7 @@ def vectorised(request, monkeypatch):
 
 def test_exp_has_a_small_relative_error():
     errors = np.abs(np.array(exp_of_negative(mx.array(NUMBERS))) / np.exp(NUMBERS.astype(np.float64)) - 1)
-    assert errors.max() < 4e-5 and errors[NUMBERS > -20].max() < 1e-5
+    assert errors.max() < 2e-5 and errors[NUMBERS > -20].max() < 1e-5
     assert exp_of_negative(mx.array([0.0, -math.inf])).tolist() == pytest.approx([1, 0], abs=1e-6)
 
 
@@ -39,13 +48,28 @@ def test_logsumexp_of_special_rows(vectorised):
     assert logsumexp(mx.zeros((1, 8), mx.float16)).item() == pytest.approx(math.log(8))
 
 
-def test_silu_and_its_gradient(vectorised):
+@pytest.mark.parametrize("activation", EXACT, ids=lambda function: function.__name__)
+def test_activations_and_their_gradients(vectorised, activation):
     x = mx.concatenate([mx.array(NUMBERS), -mx.array(NUMBERS), mx.array([0.0, 200.0, -200.0])])
-    exact = np.array(x, np.float64) / (1 + np.exp(-np.array(x, np.float64)))
-    assert np.abs(np.array(silu(x)) - exact).max() < 2e-5
-    gradient, expected = mx.grad(lambda x: silu(x).sum())(x), mx.grad(lambda x: nn.silu(x).sum())(x)
-    assert mx.allclose(gradient, expected, rtol=0, atol=5e-5)
-    assert math.isnan(silu(mx.array(math.nan)).item())
+    exact = EXACT[activation](np.array(x, np.float64))
+    assert (np.abs(np.array(activation(x)) - exact) < 2e-6 + 1e-7 * np.abs(exact)).all()
+    gradient = mx.grad(lambda x: activation(x).sum())(x)
+    assert mx.allclose(gradient, mx.grad(lambda x: MLX[activation](x).sum())(x), rtol=0, atol=2e-6)
+    assert math.isnan(activation(mx.array(math.nan)).item())
+    assert activation(x.astype(mx.bfloat16)).dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("function", [exp_of_negative, *EXACT], ids=lambda function: function.__name__)
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_no_kernel_begins_with_a_constant(monkeypatch, function, is_gated):
+    """A constant that is not computed with the kernel is an array without strides, and the kernel not vectorised."""
+    monkeypatch.setattr(exponential, "is_exp_scalar", lambda: True)
+    x = mx.array([[0.5, -1.0]])
+    compiled = mx.compile(lambda x: function(x) * x if is_gated else function(x))
+    graph = io.StringIO()
+    mx.export_to_dot(graph, compiled(x))
+    primitives = re.findall(r'label ?= ?"([^"]+)", shape=rectangle', graph.getvalue())
+    assert primitives and "Broadcast" not in primitives
 
 
 def test_only_x86_cpus_have_a_scalar_exp(monkeypatch):
