@@ -54,6 +54,17 @@ def run(program, **environment):
     return result.stdout.splitlines(), result.stderr
 
 
+def load_with(prefix, cpu):
+    """Return a program that loads a BLAS as with another Python environment and another CPU, then reports."""
+    (prefix / "cpuinfo").write_text(f"processor\t: 0\n{cpu}\n\nprocessor\t: 1\n")
+    return (
+        f"import os, sys\nchoice = os.environ.get({blas.VARIABLE!r}, '')\nos.environ[{blas.VARIABLE!r}] = 'none'\n"
+        f"from mlx_transformer import blas\nos.environ[{blas.VARIABLE!r}] = choice\n"
+        f"sys.prefix, blas.CPU_FILE = {str(prefix)!r}, {str(prefix / 'cpuinfo')!r}\nblas.load_blas()\n"
+        f"{REPORT}\nprint(os.environ.get({blas.CORE_TYPE!r}))\n{MAPS}"
+    )
+
+
 def compile_library(path, code):
     subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-", "-o", path], input=code, text=True, check=True)
 
@@ -164,33 +175,76 @@ class TestAdvice:
         assert ADVICE not in RunStats().lines()
 
 
+INTEL, AMD = "vendor_id : GenuineIntel", "vendor_id : AuthenticAMD"
+AVX512 = f"flags : fpu {' '.join(blas.AVX512)} avx512_bf16"
+
+
+@needs_compiler
 class TestMKL:
     """Of the Python environment, with a stand-in."""
 
     LIBRARY = "void cblas_sgemm(void) {}\nvoid mkl_get_version(void) {}\n"
 
     @pytest.fixture
-    def report(self, tmp_path):
+    def library(self, tmp_path):
         (tmp_path / "lib").mkdir()
         compile_library(tmp_path / "lib" / "libmkl_rt.so.2", self.LIBRARY)
-        return f"import sys; sys.prefix = {str(tmp_path)!r}\n{REPORT}\n{MAPS}"
+        return str(tmp_path / "lib" / "libmkl_rt.so.2")
 
-    @needs_compiler
-    def test_it_is_loaded_rather_than_openblas(self, report, tmp_path):
-        (found, loaded, *maps), error = run(report)
-        assert (found, loaded, error) == (str(tmp_path / "lib" / "libmkl_rt.so.2"), "True", "")
+    def test_it_is_loaded_rather_than_openblas(self, library, tmp_path):
+        (found, loaded, _, *maps), error = run(load_with(tmp_path, INTEL))
+        assert (found, loaded, error) == (library, "True", "")
         assert not any("openblas" in line for line in maps)
 
-    @needs_compiler
-    def test_another_library_can_be_chosen(self, report):
-        _, loaded, *maps = run(report, MLX_TRANSFORMER_BLAS="none")[0]
+    def test_amd_cpus_use_it_only_without_openblas(self, library, tmp_path):
+        for name in blas.OPENBLAS:
+            compile_library(tmp_path / name, "void cblas_sgemm(void) {}\n")
+        assert run(load_with(tmp_path, AMD), LD_LIBRARY_PATH=str(tmp_path))[0][0] == blas.OPENBLAS[0]
+        for name in blas.OPENBLAS:
+            compile_library(tmp_path / name, "")
+        assert run(load_with(tmp_path, AMD), LD_LIBRARY_PATH=str(tmp_path))[0][0] == library
+
+    def test_another_library_can_be_chosen(self, library, tmp_path):
+        _, loaded, *_ = run(load_with(tmp_path, INTEL), MLX_TRANSFORMER_BLAS="none")[0]
         assert loaded == "False"
 
-    @needs_compiler
     @pytest.mark.parametrize(("layer", "is_usable"), [("LP64,GNU", True), ("GNU,ILP64", False), ("ilp64", False)])
-    def test_integers_of_64_bits_are_refused(self, report, tmp_path, layer, is_usable):
-        found = run(report, MKL_INTERFACE_LAYER=layer)[0][0]
-        assert (found == str(tmp_path / "lib" / "libmkl_rt.so.2")) is is_usable
+    def test_integers_of_64_bits_are_refused(self, library, tmp_path, layer, is_usable):
+        found = run(load_with(tmp_path, INTEL), MKL_INTERFACE_LAYER=layer)[0][0]
+        assert (found == library) is is_usable
+
+
+@needs_compiler
+class TestCoreType:
+    LIBRARY = """
+#include <stdio.h>
+#include <stdlib.h>
+void cblas_sgemm(void) {}
+__attribute__((constructor)) static void load(void) { 
+    const char *type = getenv("OPENBLAS_CORETYPE");
+    puts(type ? type : "none");
+    fflush(stdout);
+}
+"""
+
+    @pytest.mark.parametrize(
+        ("cpu", "chosen", "expected"),
+        [
+            (f"{AMD}\n{AVX512}", {}, "SkylakeX"),
+            (f"{AMD}\n{AVX512}", {blas.CORE_TYPE: "Zen"}, "Zen"),
+            (f"{AMD}\n{AVX512.replace('avx512vl', '')}", {}, "none"),
+            (f"{INTEL}\n{AVX512}", {}, "none"),
+            ("", {}, "none"),
+        ],
+        ids=["AMD", "the user's choice", "AMD without AVX-512", "Intel", "unknown"],
+    )
+    def test_openblas_uses_avx512_on_amd_cpus(self, cpu, chosen, expected, tmp_path, monkeypatch):
+        for name in blas.OPENBLAS:
+            compile_library(tmp_path / name, self.LIBRARY)
+        monkeypatch.delenv(blas.CORE_TYPE, raising=False)
+        (seen, found, loaded, left, *_), error = run(load_with(tmp_path, cpu), LD_LIBRARY_PATH=str(tmp_path), **chosen)
+        assert (seen, found, loaded, error) == (expected, blas.OPENBLAS[0], "True", "")
+        assert left == str(chosen.get(blas.CORE_TYPE))
 
 
 class TestCheck:
