@@ -8,9 +8,10 @@ import numpy as np
 from mlx_transformer.config.search import MAX_BEAM_SIZE, SearchConfig
 from mlx_transformer.decoding.logits_processors import NEG_INF, vocab_size
 from mlx_transformer.model.positions import constant_arange
+from mlx_transformer.model.reductions import CHUNK_SIZE, reduce_chunks
 from mlx_transformer.model.shortlist import Shortlist
 
-CHUNK_SIZE = 64  # values per chunk in `top_k`: about as many chunks of 8,000 to 32,000 values as candidates from 8
+CPU_CHUNK_SIZE = 8  # of chunk maxima and of the values of chunks
 
 
 def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -22,30 +23,35 @@ def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
     if k == 1:
         indices = mx.argmax(values, axis=-1, keepdims=True)
         return mx.take_along_axis(values, indices, axis=-1), indices
-    if values.shape[1] <= k * CHUNK_SIZE:
-        return _top_k_sorted(values, k)
-    _, chunks = _top_k_sorted(_chunk_maxima(values), k)
+    return _top_k_of_chunks(values, k, chunk_sizes())
+
+
+def chunk_sizes() -> list[int]:
+    """Return the sizes of the chunks in `top_k`.
+
+    With chunks of 64 there are about as many of them in 8,000 to 32,000 values as candidates from 8. A CPU, which sorts
+    slowly, divides both once more.
+    """
+    return [CHUNK_SIZE, CPU_CHUNK_SIZE] if mx.default_device() == mx.cpu else [CHUNK_SIZE]
+
+
+def _top_k_of_chunks(values: mx.array, k: int, sizes: list[int]) -> tuple[mx.array, mx.array]:
+    sizes = [size for size in sizes if values.shape[1] > k * size]
+    if not sizes:
+        indices = mx.argsort(-values, axis=-1)[:, :k]
+        return mx.take_along_axis(values, indices, axis=-1), indices
+    size, *smaller = sizes
+    maxima = reduce_chunks(values, mx.max, size)
+    best, chunks = _top_k_of_chunks(maxima, k, smaller)
+    if smaller:  # entries of -inf may repeat a chunk, so they get one behind the last
+        chunks = mx.where(best > NEG_INF, chunks, maxima.shape[1])
     # Chunks in the order of their indices, so that ties keep the lower index.
-    indices = (mx.sort(chunks, axis=-1)[..., None] * CHUNK_SIZE + constant_arange(CHUNK_SIZE, np.uint32)).flatten(1)
+    indices = (mx.sort(chunks, axis=-1)[..., None] * size + constant_arange(size, np.uint32)).flatten(1)
     in_row = indices < values.shape[1]
     indices = mx.where(in_row, indices, 0)  # MLX does not check bounds
     candidates = mx.take_along_axis(values, indices, axis=1)
-    best, order = _top_k_sorted(mx.where(in_row, candidates, NEG_INF), k)
+    best, order = _top_k_of_chunks(mx.where(in_row, candidates, NEG_INF), k, smaller)
     return best, mx.take_along_axis(indices, order, axis=1)
-
-
-def _top_k_sorted(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
-    indices = mx.argsort(-values, axis=-1)[:, :k]
-    return mx.take_along_axis(values, indices, axis=-1), indices
-
-
-def _chunk_maxima(values: mx.array) -> mx.array:
-    """Return the largest value of each chunk of each row, (rows, chunks); the last chunk may be short."""
-    length = values.shape[1] // CHUNK_SIZE * CHUNK_SIZE
-    maxima = values[:, :length].reshape(values.shape[0], -1, CHUNK_SIZE).max(axis=-1)
-    if length == values.shape[1]:
-        return maxima
-    return mx.concatenate([maxima, values[:, length:].max(axis=-1, keepdims=True)], axis=1)
 
 
 def sample(

@@ -12,6 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from mlx_transformer.model.reductions import reduce_rows
+
 LOWEST = -40.0  # exp of less counts as exp(-40), 4e-18
 SQUARINGS = 5
 DEGREE = 7  # of the polynomial; with the squarings, relative errors are below 1e-5 from -20 on, 2e-5 elsewhere
@@ -72,8 +74,15 @@ def logsumexp(x: mx.array) -> mx.array:
     """Return log(sum(exp(x))) over the last axis, which is kept, in float32; NaN for a row with +inf."""
     if not _is_vectorisable(x):
         return mx.logsumexp(x.astype(mx.float32), axis=-1, keepdims=True)
-    highest = mx.maximum(x.max(axis=-1, keepdims=True), mx.finfo(mx.float32).min)
-    return highest + mx.log(exp_of_negative(x - highest).sum(axis=-1, keepdims=True))
+    highest, _, sums = exponentials_and_sums(x)
+    return highest + mx.log(sums)
+
+
+def exponentials_and_sums(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Return the highest value of each row, exp of the differences from it, and their sums, the last axis kept."""
+    highest = mx.maximum(reduce_rows(x, mx.max), mx.finfo(mx.float32).min)
+    exponentials = exp_of_negative(x - highest)
+    return highest, exponentials, reduce_rows(exponentials, mx.sum)
 
 
 def silu(x: mx.array) -> mx.array:

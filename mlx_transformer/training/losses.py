@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_transformer.model.dense_weights import dense_weight, row_slices
-from mlx_transformer.model.exponential import exp_of_negative, is_exp_scalar, logsumexp
+from mlx_transformer.model.exponential import exp_of_negative, exponentials_and_sums, is_exp_scalar, logsumexp
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
@@ -223,9 +223,7 @@ def _losses_and_gradients(
         normaliser = mx.fast.cross_entropy(logits, targets.squeeze(-1))[:, None] + correct
         probabilities = mx.exp(logits - normaliser)
     else:  # on the CPU exponentials dominate: compute them once
-        largest = logits.max(axis=-1, keepdims=True)
-        exponentials = exp_of_negative(logits - largest)
-        sums = exponentials.sum(axis=-1, keepdims=True)
+        largest, exponentials, sums = exponentials_and_sums(logits)
         normaliser, probabilities = largest + mx.log(sums), exponentials / sums
     losses = normaliser - (1 - smoothing) * correct - smoothing * mean
     smoothed_labels = mx.where(mx.arange(vocab) == targets, 1 - smoothing + smoothing / vocab, smoothing / vocab)

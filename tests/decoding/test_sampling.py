@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from mlx_transformer.config.search import SearchConfig
+from mlx_transformer.decoding import sampling
 from mlx_transformer.decoding.inputs import random_keys
-from mlx_transformer.decoding.sampling import CHUNK_SIZE, sample, top_k
+from mlx_transformer.decoding.sampling import sample, top_k
+from mlx_transformer.model.reductions import CHUNK_SIZE
 
 NEG_INF = -np.inf
 FILTERS = [
@@ -24,9 +26,11 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
-def test_top_k_equals_a_stable_sort(k):
+@pytest.mark.parametrize("sizes", [[CHUNK_SIZE], [CHUNK_SIZE, 8]], ids=str)
+def test_top_k_equals_a_stable_sort(k, sizes, monkeypatch):
     """Ties (few distinct values, repeated across chunks) keep the lower index."""
-    lengths = (1, 5, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE, 8 * CHUNK_SIZE, 8 * CHUNK_SIZE + 1, 3001)
+    monkeypatch.setattr(sampling, "chunk_sizes", lambda: sizes)
+    lengths = (1, 5, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE, 8 * CHUNK_SIZE, 8 * CHUNK_SIZE + 1, 6001)
     for length, distinct in itertools.product(lengths, (2, 1000, None)):
         case = f"length {length}, {distinct} distinct values"
         rng = np.random.default_rng(length)
@@ -42,8 +46,10 @@ def test_top_k_equals_a_stable_sort(k):
         assert ((indices >= 0) & (indices < length)).all(), case
 
 
-def test_top_k_indices_are_in_range_for_any_order_of_ties(monkeypatch):
+@pytest.mark.parametrize("sizes", [[CHUNK_SIZE], [CHUNK_SIZE, 8]], ids=str)
+def test_top_k_indices_are_in_range_for_any_order_of_ties(monkeypatch, sizes):
     """MLX does not check bounds, and its sort need not be stable on every device."""
+    monkeypatch.setattr(sampling, "chunk_sizes", lambda: sizes)
     argsort = mx.argsort
     monkeypatch.setattr(mx, "argsort", lambda values, axis: values.shape[1] - 1 - argsort(values[:, ::-1], axis=axis))
     length = 8 * CHUNK_SIZE + 1
