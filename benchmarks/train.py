@@ -39,7 +39,6 @@ from benchmarks.peers import torch_device
 from mlx_transformer.config.model import ModelConfig, StackConfig
 from mlx_transformer.config.training import TrainingConfig
 from mlx_transformer.data.batch_sampler import Batch
-from mlx_transformer.environment import keep_freed_memory
 from mlx_transformer.model.transformer import Transformer
 from mlx_transformer.training.train_state import TrainState
 
@@ -129,7 +128,6 @@ class Options:
 
 def make_ours(options: Options) -> Updates:
     """Return updates of mlx_transformer."""
-    keep_freed_memory()  # as `mlx-transformer train`; the peers in this process gain by it, too
     trainer, batch = TrainState(Transformer(options.model), options.recipe), options.batch
 
     def update(count: int) -> float:

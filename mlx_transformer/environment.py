@@ -10,8 +10,7 @@ from contextlib import suppress
 # small kernels on an M3 Ultra (ml-explore/mlx#4521); the first alone is a loss on some models, and M5 gains nothing
 # (lablup/mlxcel#353, #358). We have not measured it: `python -m benchmarks.mac --command-buffers` does.
 COMMAND_BUFFER_LIMITS = {"MLX_MAX_OPS_PER_BUFFER": "1000", "MLX_MAX_MB_PER_BUFFER": "400"}
-# Options of glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
+MALLOPT_ARENA_MAX = -8  # M_ARENA_MAX of glibc's malloc.h
 CHIPS = re.compile(r"Apple M[1-4]\b")
 
 
@@ -27,25 +26,11 @@ def share_malloc_arena() -> None:
     With an arena for each thread, the buffers that MLX allocates in one and frees in another leave gaps: in two minutes
     with 64 clients a server grew from 310 to 394 MB, and stayed between 325 and 357 MB with one arena.
     """
-    _set_malloc_options({M_ARENA_MAX: 1})
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep large blocks that are freed for those that are allocated next; elsewhere do nothing.
-
-    On a CPU MLX allocates the result of each operation anew, and the system clears the pages of new memory: without
-    that an update of a training took 417 instead of 490 ms, with 6 % more memory.
-    """
-    _set_malloc_options({M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1})
-
-
-def _set_malloc_options(options: dict[int, int]) -> None:
     if sys.platform == "linux":
         import ctypes  # takes milliseconds, and only Linux needs it
 
         with suppress(AttributeError):  # another C library
-            for option, value in options.items():
-                ctypes.CDLL(None).mallopt(option, value)
+            ctypes.CDLL(None).mallopt(MALLOPT_ARENA_MAX, 1)
 
 
 def chip_name() -> str:

@@ -100,32 +100,8 @@ def test_threads_share_an_arena_of_malloc(is_shared):
     assert (result.stdout.count("<heap ") == 1) is is_shared
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-@pytest.mark.parametrize("is_kept", [True, False])
-def test_freed_memory_is_kept(is_kept):
-    program = (
-        "import ctypes, resource\n"
-        "from mlx_transformer.environment import keep_freed_memory\n"
-        f"{is_kept} and keep_freed_memory()\n"
-        "libc = ctypes.CDLL(None)\n"
-        "libc.calloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
-        "def new_pages():\n"
-        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    block = libc.calloc(1, 2**26)\n"
-        "    ctypes.memset(block, 1, 2**26)\n"
-        "    libc.free(block)\n"
-        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "print(new_pages(), new_pages())"
-    )
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    result = subprocess.run([sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True)
-    first, second = map(int, result.stdout.split())
-    assert first > 10 and (second < first / 10) is is_kept
-
-
 @pytest.mark.parametrize("system", ["darwin", "linux"])
 def test_other_c_libraries_are_left_alone(monkeypatch, system):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     environment.share_malloc_arena()
-    environment.keep_freed_memory()

@@ -18,7 +18,6 @@ from mlx_transformer.cli.help import GroupedCommand, option_group
 from mlx_transformer.cli.progress import Bar, activity, can_draw, format_duration
 from mlx_transformer.cli.tables import fit_to_terminal, print_table
 from mlx_transformer.config.training import ADAPTER_OPTIONS, AUGMENTATIONS, PRESETS, TrainingConfig
-from mlx_transformer.environment import keep_freed_memory
 
 # Titles in the help -> the fields below them.
 GROUPS = {
@@ -131,7 +130,6 @@ def command(context: click.Context, file: str | None, as_json: bool, **fields: A
     continues the run in RUN with its own options, so all options but --output may be left out. Ctrl-C and SIGTERM stop
     a run with a checkpoint from which it can resume.
     """
-    keep_freed_memory()
     options = {name: value for name, value in fields.items() if is_given(context, name)}
     config = make_training_config(options, file)
     progress: Any = JsonLines() if as_json else Progress(config)
