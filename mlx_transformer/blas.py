@@ -4,8 +4,6 @@ import ctypes
 import glob
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 VARIABLE = "MLX_TRANSFORMER_BLAS"
 # Fedora has a library for each kind of threads, and a serial one under the name that other distributions use for any.
@@ -13,8 +11,6 @@ OPENBLAS = ("libopenblasp.so.0", "libopenblaso.so.0", "libopenblas.so.0")
 MKL = "lib/libmkl_rt.so.*"  # where pip and conda install Intel's MKL in a Python environment
 WHEEL_BLAS = "/mlx_cpu.libs/libblas"  # the reference BLAS in MLX's wheel
 CPU_FILE = "/proc/cpuinfo"
-AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}  # what OpenBLAS's kernels for Skylake X need
-CORE_TYPE = "OPENBLAS_CORETYPE"
 
 
 def load_blas() -> None:
@@ -30,13 +26,11 @@ def load_blas() -> None:
     choice = os.environ.get(VARIABLE)
     if sys.platform != "linux" or choice == "none" or "mlx.core" in sys.modules or has_global_blas():
         return
-    with avx512_kernels():
-        library = choice or find_blas()
+    if library := choice or find_blas():
         try:
             if choice:  # `find_blas` has checked the others
                 check_blas(choice)
-            if library:
-                ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             import logging  # takes milliseconds, and only this needs it
 
@@ -54,7 +48,7 @@ def find_blas() -> str | None:
     (benchmarks/RESULTS.md).
     """
     mkl = glob.glob(os.path.join(glob.escape(sys.prefix), MKL))
-    for name in (*OPENBLAS, *mkl) if is_amd(cpu_description()) else (*mkl, *OPENBLAS):
+    for name in (*OPENBLAS, *mkl) if is_amd() else (*mkl, *OPENBLAS):
         try:
             check_blas(name)
         except OSError:
@@ -63,35 +57,13 @@ def find_blas() -> str | None:
     return None
 
 
-@contextmanager
-def avx512_kernels() -> Iterator[None]:
-    """Let an OpenBLAS that is loaded meanwhile use AVX-512 on AMD's CPUs, unless the user chose its kernels.
-
-    Versions that are older than the CPU, such as that of Debian 12 on Zen 5, do not, and are slower for it.
-    """
-    cpu = cpu_description()
-    if CORE_TYPE in os.environ or not is_amd(cpu) or not set(cpu.split()) >= AVX512:
-        yield
-        return
-    os.environ[CORE_TYPE] = "SkylakeX"
-    try:
-        yield
-    finally:
-        del os.environ[CORE_TYPE]  # other libraries have an OpenBLAS of their own
-
-
-def cpu_description() -> str:
-    """Return what Linux tells about the first core, with the flags of its instruction sets; empty where it does not."""
+def is_amd() -> bool:
+    """Whether Linux tells that the CPU is one of AMD's."""
     try:
         with open(CPU_FILE, errors="replace") as file:
-            return file.read(8192).partition("\n\n")[0]
+            return "AuthenticAMD" in file.read(4096)
     except OSError:
-        return ""
-
-
-def is_amd(cpu: str) -> bool:
-    """Whether a `cpu_description` is of an AMD CPU."""
-    return "AuthenticAMD" in cpu
+        return False
 
 
 def check_blas(name: str) -> None:
