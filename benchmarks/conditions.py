@@ -1,5 +1,6 @@
 """The line that every benchmark prints first: machine, versions, device and threads."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -43,6 +44,16 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def openblas_kernels() -> str:
+    """Return for which processor OpenBLAS's kernels are; empty if it is not loaded for MLX."""
+    try:
+        function = ctypes.CDLL(None).openblas_get_corename
+    except AttributeError:
+        return ""
+    function.restype = ctypes.c_char_p
+    return f",kernels={function().decode()}"
+
+
 def blas_name() -> str:
     """Return the BLAS that MLX's CPU back end uses: on Linux MKL or OpenBLAS where installed, on a Mac the system's."""
     if blas.is_slow():
@@ -50,5 +61,5 @@ def blas_name() -> str:
     for name, part in ("mkl", "/libmkl_rt."), ("openblas", "openblas"):  # torch may have loaded another BLAS, too
         if part in blas.loaded_files():
             use = ",preloaded" if "LD_PRELOAD" in os.environ else ""
-            return f"{name}{use},threads={os.environ.get(f'{name.upper()}_NUM_THREADS', 'all')}"
+            return f"{name}{use}{openblas_kernels()},threads={os.environ.get(f'{name.upper()}_NUM_THREADS', 'all')}"
     return "system"
