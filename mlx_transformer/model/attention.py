@@ -1,19 +1,28 @@
 """Scaled dot-product attention: one fused kernel, or written out where its weights are needed."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
+from mlx_transformer.model import exponential
 from mlx_transformer.model.dropout import dropout
 
 AttentionFunction = Callable[..., mx.array]  # same arguments and result as `scaled_dot_product_attention`
+
+MIN_WRITTEN_OUT = 2**11  # attention weights; for fewer the additional kernels take longer than they save
 
 
 def scaled_dot_product_attention(
     queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str
 ) -> mx.array:
-    """Compute softmax(scale * queries keys^T + mask) values in one kernel (Vaswani et al. 2017, equation 1)."""
+    """Compute softmax(scale * queries keys^T + mask) values (Vaswani et al. 2017, equation 1).
+
+    It is one kernel, but for many weights on a CPU whose exp is slow.
+    """
+    if math.prod(queries.shape[:-1]) * keys.shape[-2] >= MIN_WRITTEN_OUT and exponential.is_exp_scalar():
+        return attention_weights(queries, keys, scale, mask).astype(values.dtype) @ values
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
 
@@ -30,11 +39,11 @@ def attention_weights(queries: mx.array, keys: mx.array, scale: float, mask: mx.
     Returns:
         Attention weights, (batch, num_heads, queries, keys).
     """
-    scores = scale * (queries.astype(mx.float32) @ keys.astype(mx.float32).swapaxes(-1, -2))
+    scores = (scale * queries.astype(mx.float32)) @ keys.astype(mx.float32).swapaxes(-1, -2)
     if isinstance(mask, str):
         mask = mx.tril(mx.ones(scores.shape[-2:], mx.bool_))
     scores = mx.where(mask, scores, mx.finfo(mx.float32).min) if mask.dtype == mx.bool_ else scores + mask
-    return mx.softmax(scores, axis=-1)
+    return exponential.softmax(scores)
 
 
 def attention_with_dropout(rate: float) -> AttentionFunction:

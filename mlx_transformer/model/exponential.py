@@ -7,6 +7,7 @@ CPUs and on GPUs, where these functions are MLX's own.
 import math
 import platform
 from collections.abc import Sequence
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -83,6 +84,23 @@ def exponentials_and_sums(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     highest = mx.maximum(reduce_rows(x, mx.max), mx.finfo(mx.float32).min)
     exponentials = exp_of_negative(x - highest)
     return highest, exponentials, reduce_rows(exponentials, mx.sum)
+
+
+def softmax(x: mx.array) -> mx.array:
+    """Return the softmax over the last axis."""
+    return cast(mx.array, _softmax(x)) if _is_vectorisable(x) else mx.softmax(x, axis=-1)
+
+
+@mx.custom_function
+def _softmax(x: mx.array) -> mx.array:
+    _, exponentials, sums = exponentials_and_sums(x)
+    return exponentials / sums
+
+
+@_softmax.vjp
+def _softmax_vjp(x: mx.array, cotangent: mx.array, probabilities: mx.array) -> mx.array:
+    products = probabilities * cotangent
+    return products - probabilities * reduce_rows(products, mx.sum)
 
 
 def silu(x: mx.array) -> mx.array:

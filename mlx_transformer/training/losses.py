@@ -7,8 +7,8 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_transformer.model import exponential
 from mlx_transformer.model.dense_weights import dense_weight, row_slices
-from mlx_transformer.model.exponential import exp_of_negative, exponentials_and_sums, is_exp_scalar, logsumexp
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
 
@@ -27,8 +27,8 @@ def token_losses(logits: mx.array, targets: mx.array, label_smoothing: float = 0
     """
     logits = logits.astype(mx.float32)
     correct = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    if is_exp_scalar():
-        losses = logsumexp(logits).squeeze(-1) - correct
+    if exponential.is_exp_scalar():
+        losses = exponential.logsumexp(logits).squeeze(-1) - correct
     else:
         losses = mx.fast.cross_entropy(logits, targets)
     return losses + label_smoothing * (correct - logits.mean(axis=-1)) if label_smoothing else losses
@@ -109,7 +109,7 @@ def _frozen_losses(
         weight = dense_weight(layer, rows, after=[hidden_states, largest, sums, weighted_rows, row_sum]).astype(dtype)
         logits = _project(hidden_states, weight, None if bias is None else bias[rows])
         previous, largest = largest, mx.maximum(largest, logits.max(axis=-1, keepdims=True))
-        rescale, exponentials = mx.exp(previous - largest), exp_of_negative(logits - largest)
+        rescale, exponentials = mx.exp(previous - largest), exponential.exp_of_negative(logits - largest)
         sums = rescale * sums + exponentials.sum(axis=-1, keepdims=True)
         weighted_rows = rescale * weighted_rows + exponentials.astype(dtype) @ weight
         row_sum = row_sum + weight.astype(mx.float32).sum(axis=0)
@@ -223,7 +223,7 @@ def _losses_and_gradients(
         normaliser = mx.fast.cross_entropy(logits, targets.squeeze(-1))[:, None] + correct
         probabilities = mx.exp(logits - normaliser)
     else:  # on the CPU exponentials dominate: compute them once
-        largest, exponentials, sums = exponentials_and_sums(logits)
+        largest, exponentials, sums = exponential.exponentials_and_sums(logits)
         normaliser, probabilities = largest + mx.log(sums), exponentials / sums
     losses = normaliser - (1 - smoothing) * correct - smoothing * mean
     smoothed_labels = mx.where(mx.arange(vocab) == targets, 1 - smoothing + smoothing / vocab, smoothing / vocab)

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from mlx_transformer.model import exponential
-from mlx_transformer.model.exponential import LOWEST, exp_of_negative, gelu, gelu_tanh, logsumexp, quick_gelu, silu
+from mlx_transformer.model.exponential import (
+    LOWEST,
+    exp_of_negative,
+    gelu,
+    gelu_tanh,
+    logsumexp,
+    quick_gelu,
+    silu,
+    softmax,
+)
 
 NUMBERS = np.concatenate([np.linspace(LOWEST, 0, 100_001), -np.geomspace(1e-8, 40, 10_001)]).astype(np.float32)
 EXACT = {
@@ -46,6 +55,18 @@ def test_logsumexp_of_special_rows(vectorised):
     assert result[0] == pytest.approx(1) and math.isnan(result[1]) and result[2] == pytest.approx(5 + math.log(2))
     assert logsumexp(mx.full((1, 4), -math.inf)).item() < -1e38
     assert logsumexp(mx.zeros((1, 8), mx.float16)).item() == pytest.approx(math.log(8))
+
+
+@pytest.mark.parametrize("length", [5, 200])
+def test_softmax_and_its_gradient(vectorised, length):
+    x = mx.random.normal((4, length), scale=5, key=mx.random.key(0))
+    x = mx.where(mx.arange(length) == 1, mx.finfo(mx.float32).min, x)
+    weights = mx.random.normal((4, length), key=mx.random.key(1))
+    assert mx.allclose(softmax(x), mx.softmax(x, axis=-1), rtol=2e-5, atol=1e-7)
+    gradient = mx.compile(mx.grad(lambda x: (softmax(x) * weights).sum()))(x)
+    expected = mx.grad(lambda x: (mx.softmax(x, axis=-1) * weights).sum())(x)
+    assert mx.allclose(gradient, expected, rtol=0, atol=1e-6) and mx.abs(expected).max() > 0.1
+    assert mx.allclose(softmax(mx.full((1, 4), mx.finfo(mx.float32).min)), mx.full((1, 4), 0.25))
 
 
 @pytest.mark.parametrize("activation", EXACT, ids=lambda function: function.__name__)
