@@ -44,14 +44,14 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def openblas_kernels() -> str:
-    """Return for which processor OpenBLAS's kernels are; empty if it is not loaded for MLX."""
+def openblas_target() -> str:
+    """Return for which processor the kernels of MLX's OpenBLAS are, as "kernels=NAME,"; empty without OpenBLAS."""
     try:
         function = ctypes.CDLL(None).openblas_get_corename
     except AttributeError:
         return ""
     function.restype = ctypes.c_char_p
-    return f",kernels={function().decode()}"
+    return f"kernels={function().decode()},"
 
 
 def blas_name() -> str:
@@ -61,5 +61,5 @@ def blas_name() -> str:
     for name, part in ("mkl", "/libmkl_rt."), ("openblas", "openblas"):  # torch may have loaded another BLAS, too
         if part in blas.loaded_files():
             use = ",preloaded" if "LD_PRELOAD" in os.environ else ""
-            return f"{name}{use}{openblas_kernels()},threads={os.environ.get(f'{name.upper()}_NUM_THREADS', 'all')}"
+            return f"{name}{use},{openblas_target()}threads={os.environ.get(f'{name.upper()}_NUM_THREADS', 'all')}"
     return "system"

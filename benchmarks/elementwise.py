@@ -1,4 +1,4 @@
-"""Time of activations, log-sum-exp and top-k on a CPU: MLX's own functions, and those of this package.
+"""Time of activations, softmax, log-sum-exp and top-k on a CPU: MLX's own functions, and those of this package.
 
     python -m benchmarks.elementwise [--rows 32] [--vocab 32001] [--mlp-dims 2048] [--repeats 50]
 
@@ -29,7 +29,7 @@ class Comparison(NamedTuple):
         name: What they compute.
         mlx: MLX's function.
         ours: This package's.
-        columns: "mlp" for activations, "vocab" for functions of logits.
+        columns: "mlp" or "vocab", for functions of hidden values or logits.
     """
 
     name: str
@@ -43,10 +43,11 @@ COMPARISONS = (
     Comparison("gelu", nn.gelu, exponential.gelu, "mlp"),
     Comparison("gelu_tanh", nn.gelu_approx, exponential.gelu_tanh, "mlp"),
     Comparison("quick_gelu", nn.gelu_fast_approx, exponential.quick_gelu, "mlp"),
+    Comparison("softmax", lambda x: mx.softmax(x, axis=-1), exponential.softmax, "mlp"),
     Comparison("logsumexp", lambda x: mx.logsumexp(x, axis=-1, keepdims=True), exponential.logsumexp, "vocab"),
     Comparison(
         f"the {CANDIDATES} largest",
-        lambda x: -mx.sort(-x, axis=-1)[:, :CANDIDATES],
+        lambda x: mx.sort(mx.topk(x, CANDIDATES, axis=-1), axis=-1)[:, ::-1],
         lambda x: top_k(x, CANDIDATES)[0],
         "vocab",
     ),

@@ -44,11 +44,11 @@ def load_blas() -> None:
 def find_blas() -> str | None:
     """Return a BLAS that MLX can call: the path of this environment's MKL, or the name of an OpenBLAS; None if neither.
 
-    MKL multiplies few rows, as in a decode step, faster on Intel's CPUs, and most sizes more slowly on AMD's
-    (benchmarks/RESULTS.md).
+    MKL comes first on Intel's CPUs only: there it multiplies few rows, as in a decode step, faster, and on AMD's most
+    sizes more slowly (benchmarks/RESULTS.md).
     """
     mkl = glob.glob(os.path.join(glob.escape(sys.prefix), MKL))
-    for name in (*OPENBLAS, *mkl) if is_amd() else (*mkl, *OPENBLAS):
+    for name in (*mkl, *OPENBLAS) if mkl and is_intel() else (*OPENBLAS, *mkl):
         try:
             check_blas(name)
         except OSError:
@@ -57,11 +57,11 @@ def find_blas() -> str | None:
     return None
 
 
-def is_amd() -> bool:
-    """Whether Linux tells that the CPU is one of AMD's."""
+def is_intel() -> bool:
+    """Whether Linux says that the CPU is made by Intel."""
     try:
         with open(CPU_FILE, errors="replace") as file:
-            return "AuthenticAMD" in file.read(4096)
+            return "GenuineIntel" in file.read(4096)
     except OSError:
         return False
 

@@ -11,7 +11,7 @@ from mlx_transformer.model.positions import constant_arange
 from mlx_transformer.model.reductions import CHUNK_SIZE, reduce_chunks
 from mlx_transformer.model.shortlist import Shortlist
 
-CPU_CHUNK_SIZE = 8  # of chunk maxima and of the values of chunks
+CPU_CHUNK_SIZE = 8  # of the second division
 
 
 def top_k(values: mx.array, k: int) -> tuple[mx.array, mx.array]:
@@ -44,7 +44,7 @@ def _top_k_of_chunks(values: mx.array, k: int, sizes: list[int]) -> tuple[mx.arr
     maxima = reduce_chunks(values, mx.max, size)
     best, chunks = _top_k_of_chunks(maxima, k, smaller)
     if smaller:  # entries of -inf may repeat a chunk, so they get one behind the last
-        chunks = mx.where(best > NEG_INF, chunks, maxima.shape[1])
+        chunks = mx.where(best == NEG_INF, maxima.shape[1], chunks)
     # Chunks in the order of their indices, so that ties keep the lower index.
     indices = (mx.sort(chunks, axis=-1)[..., None] * size + constant_arange(size, np.uint32)).flatten(1)
     in_row = indices < values.shape[1]

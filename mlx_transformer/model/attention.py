@@ -11,7 +11,7 @@ from mlx_transformer.model.dropout import dropout
 
 AttentionFunction = Callable[..., mx.array]  # same arguments and result as `scaled_dot_product_attention`
 
-MIN_WRITTEN_OUT = 2**11  # attention weights; for fewer the additional kernels take longer than they save
+MIN_UNFUSED_WEIGHTS = 2**11  # attention weights; for fewer the additional kernels take longer than they save
 
 
 def scaled_dot_product_attention(
@@ -19,9 +19,9 @@ def scaled_dot_product_attention(
 ) -> mx.array:
     """Compute softmax(scale * queries keys^T + mask) values (Vaswani et al. 2017, equation 1).
 
-    It is one kernel, but for many weights on a CPU whose exp is slow.
+    It is one kernel, but for many weights on an x86 CPU, where MLX's exp is slow.
     """
-    if math.prod(queries.shape[:-1]) * keys.shape[-2] >= MIN_WRITTEN_OUT and exponential.is_exp_scalar():
+    if math.prod(queries.shape[:-1]) * keys.shape[-2] >= MIN_UNFUSED_WEIGHTS and exponential.is_exp_scalar():
         return attention_weights(queries, keys, scale, mask).astype(values.dtype) @ values
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
 
@@ -41,7 +41,8 @@ def attention_weights(queries: mx.array, keys: mx.array, scale: float, mask: mx.
     """
     scores = (scale * queries.astype(mx.float32)) @ keys.astype(mx.float32).swapaxes(-1, -2)
     if isinstance(mask, str):
-        mask = mx.tril(mx.ones(scores.shape[-2:], mx.bool_))
+        num_queries, num_keys = scores.shape[-2:]
+        mask = mx.tril(mx.ones((num_queries, num_keys), mx.bool_), k=num_keys - num_queries)  # the last sees all keys
     scores = mx.where(mask, scores, mx.finfo(mx.float32).min) if mask.dtype == mx.bool_ else scores + mask
     return exponential.softmax(scores)
 

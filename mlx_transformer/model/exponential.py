@@ -1,7 +1,7 @@
 """Functions of exp by arithmetic that C++ compilers vectorise, for x86 CPUs.
 
 MLX computes exp, erf and tanh one number at a time there, and four at a time or more on Apple silicon, on other ARM
-CPUs and on GPUs, where these functions are MLX's own.
+CPUs and on GPUs, where this module calls MLX's own. Arguments are finite, or -inf where a function says so.
 """
 
 import math
@@ -15,9 +15,9 @@ import numpy as np
 
 from mlx_transformer.model.reductions import reduce_rows
 
-LOWEST = -40.0  # exp of less counts as exp(-40), 4e-18
+LOWEST = -44.0  # exp of this and less is zero
 SQUARINGS = 5
-DEGREE = 7  # of the polynomial; with the squarings, relative errors are below 1e-5 from -20 on, 2e-5 elsewhere
+DEGREE = 7  # of the polynomial; with the squarings, relative errors are below 1e-5 from -20 on, 2e-5 from -30 on
 # erf(x) = 1 - t (c1 + c2 t + ... + c5 t^4) exp(-x^2), t = 1 / (1 + p x), for x >= 0, with an error below 1.5e-7
 # (Abramowitz and Stegun 1964, 7.1.26).
 ERF_P = 0.3275911
@@ -51,14 +51,14 @@ def exp_of_negative(x: mx.array) -> mx.array:
     result = _polynomial(x, COEFFICIENTS)
     for _ in range(SQUARINGS):
         result = result * result
-    return _end_kernel(result)
+    return _end_kernel(mx.maximum(result - 1.01 * math.exp(LOWEST), 0))
 
 
 def _end_kernel(x: mx.array) -> mx.array:
-    """Return a view of x, which no fused kernel crosses.
+    """Return x through a view, across which `mx.compile` does not fuse.
 
-    MLX fuses at most 11 operations in a row, and compilers do not vectorise a kernel of which an input is a constant
-    that was cut off. Counted from a view, the eleventh operation in this file is a product of two arrays.
+    MLX fuses at most 11 operations in a row. If the next one involves a constant, the kernel gets it as an array, and
+    the compiler does not vectorise the kernel. Counted from a view, the eleventh operation here has no constant.
     """
     return x[None].squeeze(0)
 
@@ -72,22 +72,22 @@ def _polynomial(x: mx.array, coefficients: Sequence[float]) -> mx.array:
 
 
 def logsumexp(x: mx.array) -> mx.array:
-    """Return log(sum(exp(x))) over the last axis, which is kept, in float32; NaN for a row with +inf."""
+    """Return log(sum(exp(x))) over the last axis, which is kept, in float32; x may be -inf."""
     if not _is_vectorisable(x):
         return mx.logsumexp(x.astype(mx.float32), axis=-1, keepdims=True)
-    highest, _, sums = exponentials_and_sums(x)
-    return highest + mx.log(sums)
+    largest, _, sums = exponentials_and_sums(x)
+    return largest + mx.log(sums)
 
 
 def exponentials_and_sums(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Return the highest value of each row, exp of the differences from it, and their sums, the last axis kept."""
-    highest = mx.maximum(reduce_rows(x, mx.max), mx.finfo(mx.float32).min)
-    exponentials = exp_of_negative(x - highest)
-    return highest, exponentials, reduce_rows(exponentials, mx.sum)
+    """Return the largest value of each row, exp of the differences from it, and their sums, the last axis kept."""
+    largest = mx.maximum(reduce_rows(x, mx.max), mx.finfo(mx.float32).min)
+    exponentials = exp_of_negative(x - largest)
+    return largest, exponentials, reduce_rows(exponentials, mx.sum)
 
 
 def softmax(x: mx.array) -> mx.array:
-    """Return the softmax over the last axis."""
+    """Return the softmax over the last axis, which has at least one finite value."""
     return cast(mx.array, _softmax(x)) if _is_vectorisable(x) else mx.softmax(x, axis=-1)
 
 
@@ -124,14 +124,15 @@ def gelu(x: mx.array) -> mx.array:
     """Return x * (1 + erf(x / sqrt(2))) / 2 (Hendrycks and Gimpel 2016), elementwise."""
     if not _is_vectorisable(x):
         return nn.gelu(x)
-    size = mx.abs(x)
-    t = _end_kernel(1 / (1 + ERF_P / math.sqrt(2) * size))
-    difference = size * t * _end_kernel(_polynomial(t, ERF_COEFFICIENTS)) * exp_of_negative(-x * x / 2)
-    return (x + size - difference) / 2
+    magnitude = mx.abs(x)
+    t = _end_kernel(1 / (1 + ERF_P / math.sqrt(2) * magnitude))
+    difference = magnitude * t * _end_kernel(_polynomial(t, ERF_COEFFICIENTS)) * exp_of_negative(-x * x / 2)
+    return 0.5 * x + 0.5 * magnitude - 0.5 * difference
 
 
 def _gate(x: mx.array, logits: mx.array) -> mx.array:
     """Return x * sigmoid(logits) for logits with the signs of x."""
-    exponential, size = exp_of_negative(-mx.abs(logits)), mx.abs(x)
-    # Of x + |x| and x - |x| one is zero; maximum and minimum would have no gradient at zero.
-    return ((x + size) + (x - size) * exponential) / (2 + 2 * exponential)
+    exponential, half, half_magnitude = exp_of_negative(-mx.abs(logits)), 0.5 * x, 0.5 * mx.abs(x)
+    # The maximum and the minimum of x and 0; mx.maximum and mx.minimum would have no gradient at 0.
+    positive, negative = half + half_magnitude, half - half_magnitude
+    return (positive + negative * exponential) / (1 + exponential)

@@ -16,7 +16,7 @@ def reduce_chunks(x: mx.array, reduce: Callable[..., mx.array], size: int = CHUN
         size: Values of a chunk.
     """
     length = x.shape[-1] // size * size
-    parts = [reduce(x[..., :length].reshape(*x.shape[:-1], -1, size), axis=-1)] if length else []
+    parts = [reduce(x[..., :length].reshape(*x.shape[:-1], length // size, size), axis=-1)] if length else []
     if length < x.shape[-1]:
         parts.append(reduce(x[..., length:], axis=-1, keepdims=True))
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)

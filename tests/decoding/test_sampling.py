@@ -26,7 +26,7 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 8])
-@pytest.mark.parametrize("sizes", [[CHUNK_SIZE], [CHUNK_SIZE, 8]], ids=str)
+@pytest.mark.parametrize("sizes", [[CHUNK_SIZE], [CHUNK_SIZE, sampling.CPU_CHUNK_SIZE]], ids=str)
 def test_top_k_equals_a_stable_sort(k, sizes, monkeypatch):
     """Ties (few distinct values, repeated across chunks) keep the lower index."""
     monkeypatch.setattr(sampling, "chunk_sizes", lambda: sizes)
@@ -46,7 +46,7 @@ def test_top_k_equals_a_stable_sort(k, sizes, monkeypatch):
         assert ((indices >= 0) & (indices < length)).all(), case
 
 
-@pytest.mark.parametrize("sizes", [[CHUNK_SIZE], [CHUNK_SIZE, 8]], ids=str)
+@pytest.mark.parametrize("sizes", [[CHUNK_SIZE], [CHUNK_SIZE, sampling.CPU_CHUNK_SIZE]], ids=str)
 def test_top_k_indices_are_in_range_for_any_order_of_ties(monkeypatch, sizes):
     """MLX does not check bounds, and its sort need not be stable on every device."""
     monkeypatch.setattr(sampling, "chunk_sizes", lambda: sizes)

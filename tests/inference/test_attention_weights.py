@@ -7,6 +7,7 @@ from support.tiny_families import MODELS, torch_model, torch_sources
 from support.tiny_models import SETTINGS, padded, random_model, random_sources, random_targets
 
 from mlx_transformer.inference.attention_weights import attention_ids
+from mlx_transformer.model import attention
 from mlx_transformer.model.attention import attention_weights, scaled_dot_product_attention
 from mlx_transformer.weights import convert
 
@@ -125,6 +126,26 @@ def test_custom_attention_function_gets_all_arguments(model, source, target):
     per_layer = 2 if model.config.decoder_self_attention == "attention" else 1
     assert len(calls) == model.config.encoder.num_layers + per_layer * model.config.decoder.num_layers
     assert mx.array_equal(logits, model(source, target))
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+@pytest.mark.parametrize("mask", ["causal", "boolean", "additive"])
+def test_attention_that_is_written_out_equals_the_fused_one(monkeypatch, mask, dtype):
+    rng = np.random.default_rng(0)
+    queries, keys, values = (
+        mx.array(rng.standard_normal((2, 3, length, 8)), mx.float32).astype(dtype) for length in (5, 70, 70)
+    )
+    if mask == "boolean":
+        mask = mx.array(rng.random((2, 1, 1, 70)) < 0.5)
+    elif mask == "additive":
+        mask = mx.array(rng.standard_normal((1, 3, 5, 70)), mx.float32).astype(dtype)
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.3, mask=mask)
+    monkeypatch.setattr(attention, "MIN_UNFUSED_WEIGHTS", 0)
+    monkeypatch.setattr(attention.exponential, "is_exp_scalar", lambda: True)
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", None)  # it is not called
+    found = scaled_dot_product_attention(queries, keys, values, scale=0.3, mask=mask)
+    assert found.dtype == dtype
+    assert mx.allclose(found, expected, rtol=0, atol=1e-5 if dtype == mx.float32 else 4e-3)
 
 
 @pytest.mark.torch

@@ -84,7 +84,7 @@ def test_a_new_adapter_changes_no_bit(adapter, bits, settings):
     before = logits(model)
     add_adapter(model, adapter)
     model.eval()
-    # What is dequantised, and keys whose product is not one with that of values on some CPUs, round differently.
+    # Dequantised weights round differently, and on some CPUs keys that are not computed in one product with values.
     if adapter.modules_to_save and (bits or adapter == CONFIGS["keys"]):
         assert np.abs(before - logits(model)).max() < 1e-5
     else:

@@ -23,8 +23,8 @@ from mlx_transformer.model.exponential import (
 
 NUMBERS = np.concatenate([np.linspace(LOWEST, 0, 100_001), -np.geomspace(1e-8, 40, 10_001)]).astype(np.float32)
 EXACT = {
-    silu: lambda x: x / (1 + np.exp(-x)),
-    quick_gelu: lambda x: x / (1 + np.exp(-1.702 * x)),
+    silu: lambda x: x / (1 + np.exp(np.minimum(-x, 700))),
+    quick_gelu: lambda x: x / (1 + np.exp(np.minimum(-1.702 * x, 700))),
     gelu_tanh: lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     gelu: np.vectorize(lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
 }
@@ -36,10 +36,13 @@ def vectorised(request, monkeypatch):
     monkeypatch.setattr(exponential, "is_exp_scalar", lambda: request.param)
 
 
-def test_exp_has_a_small_relative_error():
-    errors = np.abs(np.array(exp_of_negative(mx.array(NUMBERS))) / np.exp(NUMBERS.astype(np.float64)) - 1)
-    assert errors.max() < 2e-5 and errors[NUMBERS > -20].max() < 1e-5
-    assert exp_of_negative(mx.array([0.0, -math.inf])).tolist() == pytest.approx([1, 0], abs=1e-6)
+def test_exp_has_a_small_error(vectorised):
+    exact = np.exp(NUMBERS.astype(np.float64))
+    errors = np.abs(np.array(exp_of_negative(mx.array(NUMBERS))) - exact)
+    assert (errors / exact)[NUMBERS > -20].max() < 1e-5 and (errors / exact)[NUMBERS > -30].max() < 2e-5
+    assert errors[NUMBERS <= -30].max() < 1e-17
+    assert exp_of_negative(mx.array([0.0, -math.inf, -1e9])).tolist() == pytest.approx([1, 0, 0], rel=1e-6)
+    assert exp_of_negative(mx.array([-math.inf, -1e9, LOWEST - 60])).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("scale", [0.01, 6.0, 100.0])
@@ -59,19 +62,20 @@ def test_logsumexp_of_special_rows(vectorised):
 
 @pytest.mark.parametrize("length", [5, 200])
 def test_softmax_and_its_gradient(vectorised, length):
-    x = mx.random.normal((4, length), scale=5, key=mx.random.key(0))
+    x = mx.random.normal((4, length), scale=2, key=mx.random.key(0))
     x = mx.where(mx.arange(length) == 1, mx.finfo(mx.float32).min, x)
     weights = mx.random.normal((4, length), key=mx.random.key(1))
     assert mx.allclose(softmax(x), mx.softmax(x, axis=-1), rtol=2e-5, atol=1e-7)
+    assert not softmax(x)[:, 1].any()  # masked
     gradient = mx.compile(mx.grad(lambda x: (softmax(x) * weights).sum()))(x)
     expected = mx.grad(lambda x: (mx.softmax(x, axis=-1) * weights).sum())(x)
-    assert mx.allclose(gradient, expected, rtol=0, atol=1e-6) and mx.abs(expected).max() > 0.1
+    assert mx.allclose(gradient, expected, rtol=0, atol=1e-6) and mx.abs(expected).max() > 0.05
     assert mx.allclose(softmax(mx.full((1, 4), mx.finfo(mx.float32).min)), mx.full((1, 4), 0.25))
 
 
 @pytest.mark.parametrize("activation", EXACT, ids=lambda function: function.__name__)
 def test_activations_and_their_gradients(vectorised, activation):
-    x = mx.concatenate([mx.array(NUMBERS), -mx.array(NUMBERS), mx.array([0.0, 200.0, -200.0])])
+    x = mx.concatenate([mx.array(NUMBERS), -mx.array(NUMBERS), mx.array([0.0, 200.0, -200.0, 1e12, -1e12])])
     exact = EXACT[activation](np.array(x, np.float64))
     assert (np.abs(np.array(activation(x)) - exact) < 2e-6 + 1e-7 * np.abs(exact)).all()
     gradient = mx.grad(lambda x: activation(x).sum())(x)
