@@ -16,8 +16,12 @@ import numpy as np
 from mlx_transformer.model.reductions import reduce_rows
 
 LOWEST = -44.0  # exp of this and less is zero
-SQUARINGS = 5
-DEGREE = 7  # of the polynomial; with the squarings, relative errors are below 1e-5 from -20 on, 2e-5 from -30 on
+DEGREE = 6  # of the polynomial for exp between -ln(2) / 2 and ln(2) / 2; the relative errors of exp are below 2e-7
+LOG2_E = 1 / math.log(2)
+LN2_HIGH = 0.693359375  # its products with whole numbers below 2**14 are exact
+LN2_LOW = math.log(2) - LN2_HIGH
+ROUNDING = 1.5 * 2**23  # a float32 plus this is rounded to a whole number, which its last bits then hold
+EXPONENT_OF_ONE = 127 << 23  # the bits of 1.0
 # erf(x) = 1 - t (c1 + c2 t + ... + c5 t^4) exp(-x^2), t = 1 / (1 + p x), for x >= 0, with an error below 1.5e-7
 # (Abramowitz and Stegun 1964, 7.1.26).
 ERF_P = 0.3275911
@@ -25,8 +29,8 @@ ERF_COEFFICIENTS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.0614
 
 
 def _fit_polynomial() -> list[float]:
-    """Return coefficients that approximate exp with the least relative error on [LOWEST / 2**SQUARINGS, 0]."""
-    points = (np.cos(np.pi * (np.arange(200) + 0.5) / 200) - 1) * -LOWEST / 2 ** (SQUARINGS + 1)
+    """Return coefficients that approximate exp with the least relative error on [-ln(2) / 2, ln(2) / 2]."""
+    points = np.cos(np.pi * (np.arange(200) + 0.5) / 200) * math.log(2) / 2
     powers = np.vander(points, DEGREE + 1, increasing=True) / np.exp(points)[:, None]
     return np.linalg.lstsq(powers, np.ones_like(points), rcond=None)[0].tolist()
 
@@ -44,14 +48,25 @@ def _is_vectorisable(x: mx.array) -> bool:
 
 
 def exp_of_negative(x: mx.array) -> mx.array:
-    """Return exp(x) of numbers from -inf to 0: exp(x / 32) by a polynomial, squared five times."""
-    if not _is_vectorisable(x):
-        return mx.exp(x)
-    x = mx.maximum(x, LOWEST) * (1 / 2**SQUARINGS)
-    result = _polynomial(x, COEFFICIENTS)
-    for _ in range(SQUARINGS):
-        result = result * result
-    return _end_kernel(mx.maximum(result - 1.01 * math.exp(LOWEST), 0))
+    """Return exp(x) of numbers from -inf to 0: 2**n * exp(x - n * ln(2)), n = x / ln(2) rounded to a whole number."""
+    return cast(mx.array, _exp_of_negative(x)) if _is_vectorisable(x) else mx.exp(x)
+
+
+@mx.custom_function
+def _exp_of_negative(x: mx.array) -> mx.array:
+    x = _end_kernel(mx.maximum(x, LOWEST))
+    shifted = _end_kernel(x * LOG2_E + ROUNDING)
+    power = ((shifted.view(mx.int32) << 23) + EXPONENT_OF_ONE).view(mx.float32)
+    n = shifted - ROUNDING
+    fraction = _end_kernel((x - n * LN2_HIGH) - n * LN2_LOW)
+    return _end_kernel(
+        mx.maximum(_end_kernel(_polynomial(fraction, COEFFICIENTS)) * power - 1.01 * math.exp(LOWEST), 0)
+    )
+
+
+@_exp_of_negative.vjp
+def _exp_of_negative_vjp(x: mx.array, cotangent: mx.array, exponential: mx.array) -> mx.array:
+    return cotangent * exponential
 
 
 def _end_kernel(x: mx.array) -> mx.array:
@@ -64,10 +79,14 @@ def _end_kernel(x: mx.array) -> mx.array:
 
 
 def _polynomial(x: mx.array, coefficients: Sequence[float]) -> mx.array:
-    """Return the polynomial with these coefficients, the constant first."""
-    result = mx.array(coefficients[-1], x.dtype)
-    for coefficient in coefficients[-2::-1]:
-        result = result * x + coefficient
+    """Return the polynomial with these coefficients, the constant first, by pairs of terms (Estrin 1960)."""
+    square = x * x
+    *pairs, result = [
+        pair[0] + pair[1] * x if len(pair) == 2 else mx.array(pair[0], x.dtype)
+        for pair in (coefficients[i : i + 2] for i in range(0, len(coefficients), 2))
+    ]
+    for pair in reversed(pairs):
+        result = result * square + pair
     return result
 
 

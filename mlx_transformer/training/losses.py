@@ -109,7 +109,7 @@ def _frozen_losses(
         weight = dense_weight(layer, rows, after=[hidden_states, largest, sums, weighted_rows, row_sum]).astype(dtype)
         logits = _project(hidden_states, weight, None if bias is None else bias[rows])
         previous, largest = largest, mx.maximum(largest, logits.max(axis=-1, keepdims=True))
-        rescale, exponentials = mx.exp(previous - largest), exponential.exp_of_negative(logits - largest)
+        rescale, exponentials = mx.exp(previous - largest), mx.exp(logits - largest)
         sums = rescale * sums + exponentials.sum(axis=-1, keepdims=True)
         weighted_rows = rescale * weighted_rows + exponentials.astype(dtype) @ weight
         row_sum = row_sum + weight.astype(mx.float32).sum(axis=0)

@@ -64,7 +64,7 @@ def num_sentences(port):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_server_after_what_runs(number, status):
-    texts = [f"The train number {i} was late again, and my sister missed the last bus to the city." for i in range(40)]
+    texts = [f"The train number {i} was late again, and my sister missed the last bus to the city." for i in range(120)]
     fields = FIELDS | {"q": texts, "alternatives": 3}
     with running_server() as server:
         # MLX compiles kernels for the CPU by system(3), during which SIGINT is ignored.
