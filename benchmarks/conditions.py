@@ -44,22 +44,23 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def openblas_target() -> str:
-    """Return for which processor the kernels of MLX's OpenBLAS are, as "kernels=NAME,"; empty without OpenBLAS."""
-    try:
-        function = ctypes.CDLL(None).openblas_get_corename
-    except AttributeError:
-        return ""
-    function.restype = ctypes.c_char_p
-    return f"kernels={function().decode()},"
-
-
 def blas_name() -> str:
     """Return the BLAS that MLX's CPU back end uses: on Linux MKL or OpenBLAS where installed, on a Mac the system's."""
     if blas.is_slow():
         return "reference"
     for name, part in ("mkl", "/libmkl_rt."), ("openblas", "openblas"):  # torch may have loaded another BLAS, too
         if part in blas.loaded_files():
-            use = ",preloaded" if "LD_PRELOAD" in os.environ else ""
-            return f"{name}{use},{openblas_target()}threads={os.environ.get(f'{name.upper()}_NUM_THREADS', 'all')}"
+            threads = f"threads={os.environ.get(f'{name.upper()}_NUM_THREADS', 'all')}"
+            preloaded = ["preloaded"] if "LD_PRELOAD" in os.environ else []
+            return ",".join([name, *preloaded, *openblas_kernels(), threads])
     return "system"
+
+
+def openblas_kernels() -> list[str]:
+    """Return for which processor the kernels of MLX's OpenBLAS are; nothing without OpenBLAS."""
+    try:
+        function = ctypes.CDLL(None).openblas_get_corename
+    except AttributeError:
+        return []
+    function.restype = ctypes.c_char_p
+    return [f"kernels={function().decode()}"]

@@ -7,7 +7,6 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_transformer.model import exponential
 from mlx_transformer.model.dense_weights import dense_weight, row_slices
 from mlx_transformer.model.token_ids import check_token_ids
 from mlx_transformer.model.transformer import Transformer
@@ -26,12 +25,11 @@ def token_losses(logits: mx.array, targets: mx.array, label_smoothing: float = 0
             section 7).
     """
     logits = logits.astype(mx.float32)
+    losses = mx.fast.cross_entropy(logits, targets)
+    if not label_smoothing:
+        return losses
     correct = mx.take_along_axis(logits, targets[..., None], axis=-1).squeeze(-1)
-    if exponential.is_exp_scalar():
-        losses = exponential.logsumexp(logits).squeeze(-1) - correct
-    else:
-        losses = mx.fast.cross_entropy(logits, targets)
-    return losses + label_smoothing * (correct - logits.mean(axis=-1)) if label_smoothing else losses
+    return losses + label_smoothing * (correct - logits.mean(axis=-1))
 
 
 def batch_loss(
@@ -223,7 +221,9 @@ def _losses_and_gradients(
         normaliser = mx.fast.cross_entropy(logits, targets.squeeze(-1))[:, None] + correct
         probabilities = mx.exp(logits - normaliser)
     else:  # on the CPU exponentials dominate: compute them once
-        largest, exponentials, sums = exponential.exponentials_and_sums(logits)
+        largest = logits.max(axis=-1, keepdims=True)
+        exponentials = mx.exp(logits - largest)
+        sums = exponentials.sum(axis=-1, keepdims=True)
         normaliser, probabilities = largest + mx.log(sums), exponentials / sums
     losses = normaliser - (1 - smoothing) * correct - smoothing * mean
     smoothed_labels = mx.where(mx.arange(vocab) == targets, 1 - smoothing + smoothing / vocab, smoothing / vocab)
