@@ -15,6 +15,7 @@ from support import echo_model
 import mlx_transformer as mt
 from mlx_transformer.cli import main, progress
 from mlx_transformer.cli.progress import Bar, activity, describe_first_batch, terminal
+from mlx_transformer.pretrained import loading
 
 LIBRARY = logging.getLogger("mlx_transformer.training.trainer")
 ERASED = "\x1b[2K"
@@ -189,14 +190,14 @@ def invoke(monkeypatch):
     """Runs a command on a terminal, with slow functions of the library."""
     monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda self: True, raising=False)
 
-    def slow(name):
-        function = getattr(mt, name)
+    def slow(module, name):
+        function = getattr(module, name)
 
         def call(*arguments, **options):
             time.sleep(LONG)
             return function(*arguments, **options)
 
-        monkeypatch.setitem(vars(mt), name, call)
+        monkeypatch.setitem(vars(module), name, call)
 
     def run(*arguments):
         return CliRunner().invoke(main, [str(argument) for argument in arguments], input="a\tA\n")
@@ -204,7 +205,8 @@ def invoke(monkeypatch):
     echo_model.install(monkeypatch.setitem)
     monkeypatch.setitem(vars(mt), "train", lambda *arguments, **options: "best")
     for name in ("load", "generate_hypotheses", "score", "convert", "train"):
-        slow(name)
+        slow(mt, name)
+    slow(loading, "load_path")  # the command info loads with the facts of the folder
     return run
 
 
