@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.conditions import conditions
 from benchmarks.measure import interleave_calls, markdown_table, set_device, summarise
-from mlx_transformer.decoding.sampling import top_k
 from mlx_transformer.model import exponential
+from mlx_transformer.model.reductions import top_k
 
 CANDIDATES = 8  # of a search with 4 beams
 Function = Callable[[mx.array], mx.array]

@@ -19,8 +19,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 import mlx_transformer as mt
-from mlx_transformer.decoding import running_search, sampling
-from mlx_transformer.model import exponential
+from mlx_transformer.decoding import running_search
+from mlx_transformer.model import exponential, reductions
 from mlx_transformer.model.reductions import CHUNK_SIZE
 
 VIEW_PRIMITIVES = {"AsStrided", "Broadcast", "BroadcastAxes", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice"}
@@ -71,7 +71,7 @@ def simulate_gpu_kernels() -> Iterator[None]:
         for name in ("rms_norm", "layer_norm", "scaled_dot_product_attention"):
             stack.enter_context(patch.object(mx.fast, name, one_kernel))
         stack.enter_context(patch.object(exponential, "is_exp_scalar", lambda: False))
-        stack.enter_context(patch.object(sampling, "chunk_sizes", lambda: [CHUNK_SIZE]))
+        stack.enter_context(patch.object(reductions, "chunk_sizes", lambda: [CHUNK_SIZE]))
         yield
 
 

@@ -14,9 +14,16 @@ from mlx_transformer.config.model import ModelConfig
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.grid_search import end_words, enter_next_bank
 from mlx_transformer.decoding.inputs import DecodingInputs
-from mlx_transformer.decoding.logits_processors import NEG_INF, is_end_token, process_logits, vocab_size
-from mlx_transformer.decoding.sampling import sample, top_k
+from mlx_transformer.decoding.logits_processors import (
+    NEG_INF,
+    is_end_token,
+    process_best_logits,
+    process_logits,
+    reads_all_logits,
+)
+from mlx_transformer.decoding.sampling import sample
 from mlx_transformer.model.positions import constant_arange
+from mlx_transformer.model.reductions import top_k
 from mlx_transformer.model.shortlist import Shortlist, columns_to_ids
 from mlx_transformer.model.transformer import Memory, Transformer
 
@@ -67,19 +74,16 @@ def decode_step(
     """Extend every beam by one token and keep the best; see `generate_ids` for `scores` and `continues_word`."""
     batch, beams = state.tokens.shape
     cache = model.make_cache(list(state.cache), state.length, state.starts)
-    logits = model.decode(state.tokens.reshape(-1, 1), memory, cache, shortlist=shortlist)[:, -1].astype(mx.float32)
+    logits = model.decode(state.tokens.reshape(-1, 1), memory, cache, shortlist=shortlist)[:, -1]
     vocab, lengths = model.config.target_vocab_size, cache.lengths
-    processed, normalizer = process_logits(
-        logits, search, model.config, inputs, state.history, lengths, scores or beams > 1, shortlist
-    )
-    if continues_word.size and beams > search.beam_size:
-        last = mx.take(state.backpointers, mx.maximum(state.length - 1, 0), axis=0)
-        processed = end_words(processed, last, inputs, continues_word, beams // search.beam_size, shortlist)
     if search.is_beam_search:
-        totals, backpointers = expand_beams(search, model.config, state, inputs, processed, normalizer, shortlist)
+        totals, backpointers = expand_beams(
+            search, model.config, state, inputs, logits, lengths, continues_word, shortlist
+        )
     else:
-        totals, backpointers = extend_each_beam(search, state, inputs, processed, normalizer, lengths, shortlist)
-
+        totals, backpointers = extend_each_beam(
+            search, model.config, state, inputs, logits, lengths, scores or beams > 1, shortlist
+        )
     max_new_tokens = inputs.max_new_tokens[::beams]
     generated = lengths[::beams] - inputs.prefix_lengths[::beams]
     ended = (is_end_token(backpointers % vocab, model.config) & (generated > 0)) | (generated >= max_new_tokens)
@@ -120,8 +124,9 @@ def expand_beams(
     config: ModelConfig,
     state: BeamState,
     inputs: DecodingInputs,
-    scores: mx.array,
-    normalizer: mx.array,
+    logits: mx.array,
+    lengths: mx.array,
+    continues_word: mx.array,
     shortlist: Shortlist | None,
 ) -> tuple[mx.array, mx.array]:
     """Return the best continuations over all beams of a bank.
@@ -132,12 +137,19 @@ def expand_beams(
     Returns:
         Sums of log-probabilities and backpointers, (batch, banks x candidates), best first in each bank.
     """
-    (batch, beams), vocab = state.scores.shape, vocab_size(scores, shortlist)
+    (batch, beams), vocab = state.scores.shape, config.target_vocab_size
     banks, candidates = beams // search.beam_size, (1 + len(config.eos_ids)) * search.beam_size
-    staying = scores if banks == 1 else mx.where(inputs.in_phrase, NEG_INF, scores)
-    values, columns = top_k(staying, candidates)
-    tokens = columns_to_ids(columns, shortlist)
-    totals = (values - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
+    if banks == 1 and not reads_all_logits(search, config):
+        best, tokens, normalizer = process_best_logits(logits, candidates, search, config, inputs, lengths, shortlist)
+    else:
+        scores, normalizer = process_logits(logits, search, config, inputs, state.history, lengths, shortlist=shortlist)
+        if continues_word.size and banks > 1:
+            last = mx.take(state.backpointers, mx.maximum(state.length - 1, 0), axis=0)
+            scores = end_words(scores, last, inputs, continues_word, banks, shortlist)
+        staying = scores if banks == 1 else mx.where(inputs.in_phrase, NEG_INF, scores)
+        best, columns = top_k(staying, candidates)
+        tokens = columns_to_ids(columns, shortlist)
+    totals = (best - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
     backpointers = tokens.reshape(batch, beams, -1) + vocab * constant_arange(beams, np.uint32)[:, None]
     totals, backpointers = totals.reshape(batch * banks, -1), backpointers.reshape(batch * banks, -1)
     if banks > 1:
@@ -151,15 +163,17 @@ def expand_beams(
 
 def extend_each_beam(
     search: SearchConfig,
+    config: ModelConfig,
     state: BeamState,
     inputs: DecodingInputs,
-    scores: mx.array,
-    normalizer: mx.array,
+    logits: mx.array,
     lengths: mx.array,
+    normalize: bool,
     shortlist: Shortlist | None,
 ) -> tuple[mx.array, mx.array]:
     """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, beams)."""
-    (batch, beams), vocab = state.scores.shape, vocab_size(scores, shortlist)
+    (batch, beams), vocab = state.scores.shape, config.target_vocab_size
+    scores, normalizer = process_logits(logits, search, config, inputs, state.history, lengths, normalize, shortlist)
     if search.temperature:
         columns = sample(scores, search, inputs.keys, lengths, shortlist)
     elif search.alternatives:

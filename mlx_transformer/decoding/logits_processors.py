@@ -6,6 +6,7 @@ tokens of each row are filled, as many as `lengths` says, beginning with the sta
 
 import functools
 import operator
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -15,9 +16,11 @@ from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.inputs import DecodingInputs
 from mlx_transformer.model.exponential import logsumexp
 from mlx_transformer.model.positions import constant_arange
+from mlx_transformer.model.reductions import top_k
 from mlx_transformer.model.shortlist import Shortlist, columns_to_ids, ids_to_columns
 
 NEG_INF = -float("inf")
+MAX_SUPPRESSED = 8  # for so many tokens, comparisons and additional candidates cost less than a mask of all tokens
 
 
 def process_logits(
@@ -33,7 +36,7 @@ def process_logits(
     """Apply all logits processors of a search.
 
     Args:
-        logits: float32 (rows, columns), one column for each token of the vocabulary or for each row of the shortlist.
+        logits: (rows, columns), one column for each token of the vocabulary or for each row of the shortlist.
         search: The search configuration.
         config: The model configuration.
         inputs: Per-sentence settings.
@@ -44,11 +47,12 @@ def process_logits(
 
     Returns:
         Scores, (rows, columns), and a normalizer, (rows, 1). Scores minus normalizer are log-probabilities; they are
-        not computed for the whole vocabulary here, because only the best few are needed.
+        not computed for the whole vocabulary here, because only the best few are needed. For the same reason 16-bit
+        logits are not converted to float32 unless a processor calculates with them.
     """
     if search.repetition_penalty != 1 and not search.is_beam_search:
-        logits = repetition_penalty(logits, search.repetition_penalty, history, lengths, shortlist)
-    scores, normalizer = logits, logsumexp(logits) if normalize else mx.zeros((logits.shape[0], 1))
+        logits = repetition_penalty(logits.astype(mx.float32), search.repetition_penalty, history, lengths, shortlist)
+    scores, normalizer = logits, logsumexp(logits) if normalize else mx.zeros((logits.shape[0], 1), logits.dtype)
     if search.repetition_penalty != 1 and search.is_beam_search:
         scores = repetition_penalty(logits - normalizer, search.repetition_penalty, history, lengths, shortlist)
         normalizer = mx.zeros_like(normalizer)
@@ -63,46 +67,119 @@ def process_logits(
     for size in sorted({len(word) for word in search.bad_words} - {1}):
         words = mx.array([word for word in search.bad_words if len(word) == size])
         scores = mask_tokens(scores, *matched_bad_words(history, lengths, words), shortlist)
-    scores = suppress_tokens(scores, [word[0] for word in search.bad_words if len(word) == 1], shortlist)
     tokens = columns_to_ids(constant_arange(scores.shape[-1]), shortlist)
-    generated = lengths - inputs.prefix_lengths
-    scores = mx.where(is_end_token(tokens, config) & (generated < inputs.min_new_tokens), NEG_INF, scores)
-    if search.forced_bos_id is not None:
-        scores = mx.where(lengths == 1, force_token(tokens, inputs.first_ids, normalizer), scores)
-    if search.forced_eos_id is not None:
-        scores = mx.where(
-            generated == inputs.max_new_tokens, force_token(tokens, search.forced_eos_id, normalizer), scores
-        )
-    scores = suppress_tokens(scores, [config.pad_id, *search.suppress_ids], shortlist)
+    scores = suppress_tokens(scores, tokens, search, config, inputs, lengths)
     if search.renormalize and normalize:
         normalizer = logsumexp(scores)
-    if inputs.prefix_ids.shape[1]:
-        prefix_token = take_column(inputs.prefix_ids, mx.minimum(lengths, inputs.prefix_ids.shape[1]) - 1)
-        scores = mx.where(generated < 1, force_token(tokens, prefix_token, normalizer), scores)
+    for is_forced, token in forced_tokens(search, inputs, lengths):
+        scores = mx.where(is_forced, mx.where(tokens == token, normalizer, NEG_INF), scores)
     return scores, normalizer
+
+
+def reads_all_logits(search: SearchConfig, config: ModelConfig) -> bool:
+    """Whether the logits processors must see all logits, because they may change more than a few of them."""
+    return search.reads_history or search.renormalize or max_suppressed(search, config) > MAX_SUPPRESSED
+
+
+def process_best_logits(
+    logits: mx.array,
+    k: int,
+    search: SearchConfig,
+    config: ModelConfig,
+    inputs: DecodingInputs,
+    lengths: mx.array,
+    shortlist: Shortlist | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Apply the logits processors of a search to the best tokens only, unless it `reads_all_logits`.
+
+    Args:
+        logits: See `process_logits`.
+        k: Number of tokens that are needed. As many more are processed as may be suppressed.
+        search: The search configuration.
+        config: The model configuration.
+        inputs: Per-sentence settings.
+        lengths: See `process_logits`.
+        shortlist: See `process_logits`.
+
+    Returns:
+        Scores and tokens, (rows, k + a few), of which the best k are those of all tokens, and the normalizer,
+        (rows, 1).
+    """
+    scores, columns = top_k(logits, k + max_suppressed(search, config))
+    scores, tokens, normalizer = scores.astype(mx.float32), columns_to_ids(columns, shortlist), logsumexp(logits)
+    scores = suppress_tokens(scores, tokens, search, config, inputs, lengths)
+    is_last = constant_arange(scores.shape[1]) == scores.shape[1] - 1  # a forced token takes the place of the last one
+    for is_forced, token in forced_tokens(search, inputs, lengths):
+        scores = mx.where(is_forced, mx.where(is_last, normalizer, NEG_INF), scores)
+        tokens = mx.where(is_forced & is_last, token, tokens)
+    return scores, tokens, normalizer
+
+
+def suppressed_ids(search: SearchConfig, config: ModelConfig) -> list[int]:
+    """Return the tokens that a search never generates, unless they are forced."""
+    words = {word[0] for word in search.bad_words if len(word) == 1}
+    return sorted(token for token in {config.pad_id, *search.suppress_ids, *words} if token < config.target_vocab_size)
+
+
+def max_suppressed(search: SearchConfig, config: ModelConfig) -> int:
+    """Return how many tokens `suppress_tokens` may suppress in a row."""
+    return len(suppressed_ids(search, config)) + len(config.eos_ids)
+
+
+def suppress_tokens(
+    scores: mx.array,
+    tokens: mx.array,
+    search: SearchConfig,
+    config: ModelConfig,
+    inputs: DecodingInputs,
+    lengths: mx.array,
+) -> mx.array:
+    """Set the scores of tokens that are never generated, and of end tokens before the minimum length, to -inf.
+
+    Args:
+        scores: (rows, number).
+        tokens: The token of each score, (number,) or (rows, number).
+        search: The search configuration.
+        config: The model configuration.
+        inputs: Per-sentence settings.
+        lengths: See `process_logits`.
+    """
+    is_early = lengths - inputs.prefix_lengths < inputs.min_new_tokens
+    suppressed = is_any_of(tokens, suppressed_ids(search, config), config.target_vocab_size)
+    return mx.where(suppressed | (is_end_token(tokens, config) & is_early), NEG_INF, scores)
 
 
 def is_end_token(tokens: mx.array, config: ModelConfig) -> mx.array:
     """Return which tokens end a target, a boolean array of the same shape."""
-    return functools.reduce(operator.or_, [tokens == token for token in config.eos_ids])
+    return is_any_of(tokens, config.eos_ids, config.target_vocab_size)
 
 
-def suppress_tokens(scores: mx.array, tokens: list[int], shortlist: Shortlist | None = None) -> mx.array:
-    """Set the scores of tokens to -inf in all rows; ids outside the vocabulary are ignored."""
-    if not tokens:
-        return scores
-    mask = mx.array(np.isin(np.arange(vocab_size(scores, shortlist)), tokens))
-    return mx.where(mask if shortlist is None else mx.take(mask, shortlist.ids), NEG_INF, scores)
+def is_any_of(tokens: mx.array, ids: Sequence[int], vocab_size: int) -> mx.array:
+    """Return which tokens are among `ids`, a boolean array of the same shape."""
+    if len(ids) > MAX_SUPPRESSED:
+        return mx.take(mx.array(np.isin(np.arange(vocab_size), ids)), tokens)
+    return functools.reduce(operator.or_, [tokens == token for token in ids], mx.array(False))
+
+
+def forced_tokens(search: SearchConfig, inputs: DecodingInputs, lengths: mx.array) -> list[tuple[mx.array, mx.array]]:
+    """Return in which rows a token is forced, and which one, both (rows or 1, 1), the decisive rule last.
+
+    The log-probability of a forced token is 0.
+    """
+    forced, generated = [], lengths - inputs.prefix_lengths
+    if search.forced_bos_id is not None:
+        forced.append((lengths == 1, inputs.first_ids))
+    if search.forced_eos_id is not None:
+        forced.append((generated == inputs.max_new_tokens, mx.array(search.forced_eos_id)))
+    if inputs.prefix_ids.shape[1]:
+        prefix_token = take_column(inputs.prefix_ids, mx.minimum(lengths, inputs.prefix_ids.shape[1]) - 1)
+        forced.append((generated < 1, prefix_token))
+    return forced
 
 
 def vocab_size(scores: mx.array, shortlist: Shortlist | None) -> int:
     """Return the number of tokens of the vocabulary, of which scores may have the columns of a shortlist only."""
     return scores.shape[-1] if shortlist is None else shortlist.columns.shape[0]
-
-
-def force_token(tokens: mx.array, token: mx.array | int, normalizer: mx.array) -> mx.array:
-    """Return scores in which `token` (one for all rows, or (rows, 1)) has log-probability 0, all others -inf."""
-    return mx.where(tokens == token, normalizer, NEG_INF)
 
 
 def repetition_penalty(

@@ -16,7 +16,7 @@ from support.tiny_models import SETTINGS, config, padded, random_model, random_s
 
 from mlx_transformer.config.model import QuantizationConfig
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding import beam_search, logits_processors, running_search
+from mlx_transformer.decoding import beam_search, decode_step, logits_processors, running_search
 from mlx_transformer.decoding.beam_search import generate_ids, stream_ids
 from mlx_transformer.decoding.hypothesis import NoHypothesisError
 from mlx_transformer.model.fused_projections import fuse_projections
@@ -83,6 +83,26 @@ def test_beam_of_one_equals_naive_argmax(any_model):
     expected = [naive_greedy(model, source, limit=12) for source in sources]
     assert [with_end(h) for (h,) in results] == expected
     assert len(set(map(len, expected))) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, {}),
+        ({"suppress_ids": (3, 5), "bad_words": ((7,),), "min_tokens": 4}, {}),
+        ({"forced_bos_id": 4, "forced_eos_id": 1}, {"forced_bos_ids": [4, 5, 6, 3, 3]}),
+        ({"forced_eos_id": 6}, {"prefix_ids": [[3], [], [4, 4, 0], [5, 6], []]}),
+        ({"suppress_ids": (3,), "forced_eos_id": 1}, {"shortlist": [4, 6, 7], "prefix_ids": [[3], [], [5], [6], [8]]}),
+    ],
+    ids=["none", "suppressed", "forced", "prefix", "shortlist"],
+)
+def test_processing_only_the_best_logits_changes_nothing(model, sources, monkeypatch, settings, options):
+    search = SearchConfig(beam_size=3, num_hypotheses=3, max_tokens=8, **settings)
+    results = []
+    for reads_all in (False, True):
+        monkeypatch.setattr(decode_step, "reads_all_logits", lambda search, config, reads_all=reads_all: reads_all)
+        results.append(generate_ids(model, padded(sources, model.config), search, **options))
+    assert results[0] == results[1]
 
 
 def teacher_forced(model, source, hypothesis, length_penalty, prefix_length=0):

@@ -9,7 +9,14 @@ from support import tiny_models
 
 from mlx_transformer.config.search import SearchConfig
 from mlx_transformer.decoding.inputs import DecodingInputs
-from mlx_transformer.decoding.logits_processors import process_logits, repetition_penalty
+from mlx_transformer.decoding.logits_processors import (
+    MAX_SUPPRESSED,
+    process_best_logits,
+    process_logits,
+    reads_all_logits,
+    repetition_penalty,
+)
+from mlx_transformer.model.reductions import top_k
 
 VOCAB, ROWS, CAPACITY, START, EOS = 7, 5, 12, 2, 1
 NEG_INF = -math.inf
@@ -154,6 +161,52 @@ def test_processors_equal_plain_loops(rules, prefixed, compiled, tolerance):
         changed += int((np.abs(results - logprobs) > 1e-3).any())
     mx.enable_compile()
     assert (changed > 0) == (prefixed or "longer" not in rules)
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+@pytest.mark.parametrize("rules", ["minimum", "forced", "forced although bad", "suppressed"])
+def test_the_best_logits_have_the_scores_of_all_logits(rules, prefixed):
+    search, k = SearchConfig(beam_size=2, **RULES[rules]), 2
+    assert not reads_all_logits(search, MODEL)
+    rng = np.random.default_rng(0)
+    prefixes = [[5, 6, 3], [4], [], [3, 3], [6]] if prefixed else [[]] * ROWS
+    inputs = requests(rng.integers(2, VOCAB, (ROWS, 9)), [3, 5, 12, 7, 4], search.min_tokens, [4, 3, 4, 6, 5], prefixes)
+    for length in range(1, CAPACITY + 1):
+        logits, lengths = mx.array(rng.standard_normal((ROWS, VOCAB)).astype(np.float32)), mx.full((ROWS, 1), length)
+        every, expected_normalizer = process_logits(logits, search, MODEL, inputs, mx.zeros((ROWS, 0)), lengths)
+        scores, tokens, normalizer = process_best_logits(logits, k, search, MODEL, inputs, lengths)
+        best, order = top_k(scores, k)
+        expected, expected_tokens = top_k(every, k)
+        assert mx.array_equal(best, expected) and mx.array_equal(normalizer, expected_normalizer)
+        tokens, is_finite = mx.take_along_axis(tokens, order, axis=1), expected > NEG_INF
+        assert mx.array_equal(mx.where(is_finite, tokens, 0), mx.where(is_finite, expected_tokens, 0))
+
+
+@pytest.mark.parametrize(
+    "rules", [{}, {"suppress_ids": tuple(range(3, 8))}, {"no_repeat_ngram_size": 2}, {"renormalize": True}], ids=str
+)
+def test_all_logits_are_read_only_if_many_may_change(rules):
+    search = SearchConfig(beam_size=2, **rules)
+    assert reads_all_logits(search, MODEL) == (search.reads_history or search.renormalize)
+    many = SearchConfig(beam_size=2, suppress_ids=tuple(range(MAX_SUPPRESSED)))
+    assert reads_all_logits(many, tiny_models.config(target_vocab_size=20, source_vocab_size=20))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("rules", ["minimum", "forced", "suppressed", "penalty"])
+def test_16_bit_logits_are_processed_as_if_they_were_float32(rules, dtype):
+    """And without a normalizer they stay 16-bit, because their order is all that counts."""
+    search = SearchConfig(**RULES[rules])
+    inputs = requests(np.full((ROWS, 9), 3), [3, 5, 12, 7, 4], search.min_tokens, [4] * ROWS, [[]] * ROWS)
+    logits = mx.array(np.random.default_rng(0).standard_normal((ROWS, VOCAB))).astype(dtype)
+    history = mx.full((ROWS, CAPACITY + 1), START)
+    for length in range(1, CAPACITY + 1):
+        settings = search, MODEL, inputs, history, mx.full((ROWS, 1), length)
+        for normalize in (True, False):
+            scores, normalizer = process_logits(logits, *settings, normalize)
+            expected, expected_normalizer = process_logits(logits.astype(mx.float32), *settings, normalize)
+            assert mx.array_equal(scores, expected) and mx.array_equal(normalizer, expected_normalizer)
+        assert scores.dtype == (mx.float32 if rules == "penalty" else dtype)
 
 
 def test_repetition_penalty_divides_positive_scores_and_ignores_unfilled_history():

@@ -1,4 +1,4 @@
-"""Top-k against a stable sort, and sampling: frequencies, filters and independent noise."""
+"""Sampling: frequencies, filters and independent noise."""
 
 import itertools
 
@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from mlx_transformer.config.search import SearchConfig
-from mlx_transformer.decoding import sampling
 from mlx_transformer.decoding.inputs import random_keys
-from mlx_transformer.decoding.sampling import sample, top_k
-from mlx_transformer.model.reductions import CHUNK_SIZE
+from mlx_transformer.decoding.sampling import sample
 
 NEG_INF = -np.inf
 FILTERS = [
@@ -23,41 +21,6 @@ FILTERS = [
     {"temperature": 1.0, "top_k": 1},
     {"temperature": 2.0, "top_k": 500, "top_p": 0.01},
 ]
-
-
-@pytest.mark.parametrize("k", [1, 2, 3, 8])
-@pytest.mark.parametrize("sizes", [[CHUNK_SIZE], [CHUNK_SIZE, sampling.CPU_CHUNK_SIZE]], ids=str)
-def test_top_k_equals_a_stable_sort(k, sizes, monkeypatch):
-    """Ties (few distinct values, repeated across chunks) keep the lower index."""
-    monkeypatch.setattr(sampling, "chunk_sizes", lambda: sizes)
-    lengths = (1, 5, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE, 8 * CHUNK_SIZE, 8 * CHUNK_SIZE + 1, 6001)
-    for length, distinct in itertools.product(lengths, (2, 1000, None)):
-        case = f"length {length}, {distinct} distinct values"
-        rng = np.random.default_rng(length)
-        values = rng.normal(size=(5, length)) if distinct is None else rng.integers(0, distinct, (5, length))
-        values = values.astype(np.float32)
-        values[1, : length // 2] = NEG_INF
-        values[2, :-1] = NEG_INF  # one finite value, as after a forced token, in a chunk that may be short
-        values[3, 1:] = NEG_INF
-        best, indices = (np.array(array) for array in top_k(mx.array(values), k))
-        order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-        np.testing.assert_array_equal(best, np.take_along_axis(values, order, axis=1), err_msg=case)
-        np.testing.assert_array_equal(indices[best > NEG_INF], order[best > NEG_INF], err_msg=case)
-        assert ((indices >= 0) & (indices < length)).all(), case
-
-
-@pytest.mark.parametrize("sizes", [[CHUNK_SIZE], [CHUNK_SIZE, sampling.CPU_CHUNK_SIZE]], ids=str)
-def test_top_k_indices_are_in_range_for_any_order_of_ties(monkeypatch, sizes):
-    """MLX does not check bounds, and its sort need not be stable on every device."""
-    monkeypatch.setattr(sampling, "chunk_sizes", lambda: sizes)
-    argsort = mx.argsort
-    monkeypatch.setattr(mx, "argsort", lambda values, axis: values.shape[1] - 1 - argsort(values[:, ::-1], axis=axis))
-    length = 8 * CHUNK_SIZE + 1
-    values = np.full((2, length), NEG_INF, np.float32)
-    values[0, -1] = values[1, 0] = 1
-    best, indices = (np.array(array) for array in top_k(mx.array(values), 8))
-    assert indices[:, 0].tolist() == [length - 1, 0] and (best[:, 1:] == NEG_INF).all()
-    assert ((indices >= 0) & (indices < length)).all()
 
 
 def probabilities(scores, temperature, top_k=0, top_p=1.0, min_p=0.0):
