@@ -149,7 +149,7 @@ def expand_beams(
         staying = scores if banks == 1 else mx.where(inputs.in_phrase, NEG_INF, scores)
         best, columns = top_k(staying, candidates)
         tokens = columns_to_ids(columns, shortlist)
-    totals = (best - normalizer).reshape(batch, beams, -1) + state.scores[..., None]
+    totals = best - normalizer + state.scores.reshape(-1, 1)
     backpointers = tokens.reshape(batch, beams, -1) + vocab * constant_arange(beams, np.uint32)[:, None]
     totals, backpointers = totals.reshape(batch * banks, -1), backpointers.reshape(batch * banks, -1)
     if banks > 1:

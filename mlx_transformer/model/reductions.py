@@ -64,9 +64,12 @@ def _top_k_of_chunks(values: mx.array, k: int, sizes: list[int]) -> tuple[mx.arr
     if smaller:  # entries of -inf may repeat a chunk, so they get one behind the last
         chunks = mx.where(best == -math.inf, maxima.shape[1], chunks)
     # Chunks in the order of their indices, so that ties keep the lower index.
-    indices = (mx.sort(chunks, axis=-1)[..., None] * size + constant_arange(size, np.uint32)).flatten(1)
-    in_row = indices < values.shape[1]
-    indices = mx.where(in_row, indices, 0)  # MLX does not check bounds
+    chunks, length = mx.sort(chunks, axis=-1)[..., None], values.shape[1]
+    indices = chunks * size + constant_arange(size, np.uint32)
+    indices = mx.minimum(indices, length - 1).flatten(1)  # MLX does not check bounds
     candidates = mx.take_along_axis(values, indices, axis=1)
-    best, order = _top_k_of_chunks(mx.where(in_row, candidates, -math.inf), k, smaller)
+    if smaller or length % size:
+        num_chunks = mx.array(-((np.arange(size) - length) // size), mx.uint32)  # that have each of their values
+        candidates = mx.where((chunks < num_chunks).flatten(1), candidates, -math.inf)
+    best, order = _top_k_of_chunks(candidates, k, smaller)
     return best, mx.take_along_axis(indices, order, axis=1)

@@ -362,7 +362,7 @@ class Stack(nn.Module):
 
     def embed(self, embeddings: mx.array, start: mx.array | int = 0) -> mx.array:
         """Scale token embeddings and add the positions from `start` on, one or (rows, 1); (rows, length, dims)."""
-        x = embeddings * self.scale
+        x = embeddings if self.scale == 1 else embeddings * self.scale
         if "embedding_norm" in self and self.norm_before_positions:
             x = self.embedding_norm(x)
         if "positions" in self:
@@ -632,5 +632,8 @@ class Transformer(nn.Module):
 
     def _apply_output(self, hidden_states: mx.array, arrays: dict[str, Any]) -> mx.array:
         layer = with_arrays(self.output_module, arrays["layer"])
+        if "bias" in arrays and isinstance(layer, nn.Embedding):
+            logits = mx.addmm(arrays["bias"], hidden_states.flatten(0, -2), layer.weight.T)  # as in `add_linear`
+            return logits.reshape(*hidden_states.shape[:-1], -1)
         logits = (layer if "output" in self else layer.as_linear)(hidden_states)
         return logits + arrays["bias"] if "bias" in arrays else logits

@@ -38,9 +38,12 @@ def test_simulated_gpu_has_one_kernel_per_norm_and_attention():
         return mx.fast.scaled_dot_product_attention(norm(q), q, q, scale=1.0, mask=mx.exp(mask))
 
     with kernels.simulate_gpu_kernels():
-        counts = kernels.count_kernels(build())
+        counts, chain = kernels.count_kernels(build()), kernels.longest_chain(build())
+        late_keys = mx.sin(mx.exp(mx.cos(q)))
+        assert kernels.longest_chain(mx.fast.scaled_dot_product_attention(q, late_keys, q, scale=1.0)) == 4
     assert counts.pop("Exp") == 1  # kernels of the mask are counted too
     assert counts.total() == 2
+    assert chain == 2
     assert dict(vars(mx.fast)) == originals
 
 
