@@ -129,7 +129,7 @@ def expand_beams(
     continues_word: mx.array,
     shortlist: Shortlist | None,
 ) -> tuple[mx.array, mx.array]:
-    """Return the best continuations over all beams of a bank.
+    """Return the best continuations over all beams of a bank, given the logits of the next token, (rows, columns).
 
     Each beam may end in as many ways as there are end tokens. There are `beam_size` more candidates than that, so that
     `beam_size` of them are unfinished even if all others end.
@@ -171,7 +171,10 @@ def extend_each_beam(
     normalize: bool,
     shortlist: Shortlist | None,
 ) -> tuple[mx.array, mx.array]:
-    """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, beams)."""
+    """Return one continuation of each beam: sums of log-probabilities and backpointers, (batch, beams).
+
+    See `process_logits` for the arguments.
+    """
     (batch, beams), vocab = state.scores.shape, config.target_vocab_size
     scores, normalizer = process_logits(logits, search, config, inputs, state.history, lengths, normalize, shortlist)
     if search.temperature:

@@ -1,5 +1,6 @@
-"""Logits processors, with the rules and the order of transformers 5.
+"""Logits processors, with the rules of transformers 5.
 
+Their order is that of transformers, too, except that tokens are forced last: what a search suppresses cannot be forced.
 They run inside the compiled decode step, so everything is array code. A history has a fixed capacity; the first
 tokens of each row are filled, as many as `lengths` says, beginning with the start token.
 """
@@ -47,8 +48,8 @@ def process_logits(
 
     Returns:
         Scores, (rows, columns), and a normalizer, (rows, 1). Scores minus normalizer are log-probabilities; they are
-        not computed for the whole vocabulary here, because only the best few are needed. For the same reason 16-bit
-        logits are not converted to float32 unless a processor calculates with them.
+        not computed for the whole vocabulary here, because only the best few are needed. Scores without a normalizer
+        have the type of the logits unless a penalty calculates with them: only their order counts.
     """
     if search.repetition_penalty != 1 and not search.is_beam_search:
         logits = repetition_penalty(logits.astype(mx.float32), search.repetition_penalty, history, lengths, shortlist)
@@ -70,8 +71,8 @@ def process_logits(
     tokens = columns_to_ids(constant_arange(scores.shape[-1]), shortlist)
     scores = suppress_tokens(scores, tokens, search, config, inputs, lengths)
     if search.renormalize and normalize:
-        normalizer = logsumexp(scores)
-    for is_forced, token in forced_tokens(search, inputs, lengths):
+        normalizer = mx.maximum(logsumexp(scores), mx.finfo(mx.float32).min)  # a token may be forced if none is left
+    for is_forced, token in forced_tokens(search, inputs, lengths):  # with log-probability 0
         scores = mx.where(is_forced, mx.where(tokens == token, normalizer, NEG_INF), scores)
     return scores, normalizer
 
@@ -90,7 +91,7 @@ def process_best_logits(
     lengths: mx.array,
     shortlist: Shortlist | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Apply the logits processors of a search to the best tokens only, unless it `reads_all_logits`.
+    """Apply the logits processors of a search to the best tokens only; not for a search that `reads_all_logits`.
 
     Args:
         logits: See `process_logits`.
@@ -108,7 +109,8 @@ def process_best_logits(
     scores, columns = top_k(logits, k + max_suppressed(search, config))
     scores, tokens, normalizer = scores.astype(mx.float32), columns_to_ids(columns, shortlist), logsumexp(logits)
     scores = suppress_tokens(scores, tokens, search, config, inputs, lengths)
-    is_last = constant_arange(scores.shape[1]) == scores.shape[1] - 1  # a forced token takes the place of the last one
+    # A forced token, which need not be among the best, takes the place of the last one, with log-probability 0.
+    is_last = constant_arange(scores.shape[1]) == scores.shape[1] - 1
     for is_forced, token in forced_tokens(search, inputs, lengths):
         scores = mx.where(is_forced, mx.where(is_last, normalizer, NEG_INF), scores)
         tokens = mx.where(is_forced & is_last, token, tokens)
@@ -145,27 +147,24 @@ def suppress_tokens(
         lengths: See `process_logits`.
     """
     is_early = lengths - inputs.prefix_lengths < inputs.min_new_tokens
-    suppressed = is_any_of(tokens, suppressed_ids(search, config), config.target_vocab_size)
+    suppressed = is_any_of(tokens, suppressed_ids(search, config), config)
     return mx.where(suppressed | (is_end_token(tokens, config) & is_early), NEG_INF, scores)
 
 
 def is_end_token(tokens: mx.array, config: ModelConfig) -> mx.array:
     """Return which tokens end a target, a boolean array of the same shape."""
-    return is_any_of(tokens, config.eos_ids, config.target_vocab_size)
+    return is_any_of(tokens, config.eos_ids, config)
 
 
-def is_any_of(tokens: mx.array, ids: Sequence[int], vocab_size: int) -> mx.array:
-    """Return which tokens are among `ids`, a boolean array of the same shape."""
+def is_any_of(tokens: mx.array, ids: Sequence[int], config: ModelConfig) -> mx.array:
+    """Return which tokens are among `ids`, of which there is at least one; a boolean array of the same shape."""
     if len(ids) > MAX_SUPPRESSED:
-        return mx.take(mx.array(np.isin(np.arange(vocab_size), ids)), tokens)
-    return functools.reduce(operator.or_, [tokens == token for token in ids], mx.array(False))
+        return mx.take(mx.array(np.isin(np.arange(config.target_vocab_size), ids)), tokens)
+    return functools.reduce(operator.or_, [tokens == token for token in ids])
 
 
 def forced_tokens(search: SearchConfig, inputs: DecodingInputs, lengths: mx.array) -> list[tuple[mx.array, mx.array]]:
-    """Return in which rows a token is forced, and which one, both (rows or 1, 1), the decisive rule last.
-
-    The log-probability of a forced token is 0.
-    """
+    """Return in which rows a token is forced, bool (rows or 1, 1), and which one, uint32, the decisive rule last."""
     forced, generated = [], lengths - inputs.prefix_lengths
     if search.forced_bos_id is not None:
         forced.append((lengths == 1, inputs.first_ids))
@@ -174,7 +173,7 @@ def forced_tokens(search: SearchConfig, inputs: DecodingInputs, lengths: mx.arra
     if inputs.prefix_ids.shape[1]:
         prefix_token = take_column(inputs.prefix_ids, mx.minimum(lengths, inputs.prefix_ids.shape[1]) - 1)
         forced.append((generated < 1, prefix_token))
-    return forced
+    return [(is_forced, token.astype(mx.uint32)) for is_forced, token in forced]
 
 
 def vocab_size(scores: mx.array, shortlist: Shortlist | None) -> int:

@@ -68,6 +68,6 @@ def relative_position_bias(
     """
     max_distance = len(buckets) // 2
     distances = constant_arange(mask.shape[-1]) - (start + constant_arange(queries))[:, None]
-    by_distance = table(mx.array(list(buckets)))
+    by_distance = table(mx.array(list(buckets)))  # (distances, num_heads); it need not wait for `start`
     bias = by_distance[mx.clip(distances, -max_distance, max_distance) + max_distance].transpose(2, 0, 1)[None]
     return mx.where(mask, bias, mx.finfo(bias.dtype).min)

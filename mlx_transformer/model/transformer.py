@@ -634,6 +634,6 @@ class Transformer(nn.Module):
         layer = with_arrays(self.output_module, arrays["layer"])
         if "bias" in arrays and isinstance(layer, nn.Embedding):
             logits = mx.addmm(arrays["bias"], hidden_states.flatten(0, -2), layer.weight.T)  # as in `add_linear`
-            return logits.reshape(*hidden_states.shape[:-1], -1)
+            return logits.reshape(*hidden_states.shape[:-1], logits.shape[-1])
         logits = (layer if "output" in self else layer.as_linear)(hidden_states)
         return logits + arrays["bias"] if "bias" in arrays else logits

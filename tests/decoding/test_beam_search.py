@@ -10,6 +10,7 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from support.reference_search import CLOSE, Teacher, check_equals_reference, reference_search, with_end
 from support.searches import RULES, SEARCHES
 from support.tiny_models import SETTINGS, config, padded, random_model, random_sources, stack
@@ -103,6 +104,31 @@ def test_processing_only_the_best_logits_changes_nothing(model, sources, monkeyp
         monkeypatch.setattr(decode_step, "reads_all_logits", lambda search, config, reads_all=reads_all: reads_all)
         results.append(generate_ids(model, padded(sources, model.config), search, **options))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_step_keeps_the_types_of_its_state(model, sources, monkeypatch, beam_size):
+    """Otherwise the next one would be traced again."""
+    search = SearchConfig(beam_size, max_tokens=3, suppress_ids=(5,), forced_bos_id=4, forced_eos_id=1)
+    step, types = decode_step.decode_step, []
+
+    def watch(model, search, scores, state, *arguments):
+        for each in (state, step(model, search, scores, state, *arguments)):
+            types.append([array.dtype for _, array in tree_flatten(each)])
+        return each
+
+    monkeypatch.setattr(beam_search, "decode_step", watch)
+    generate_ids(model, padded(sources, model.config), search, prefix_ids=[[4, 3], [], [4], [], [4, 4]])
+    assert len(types) > 4 and all(each == types[0] for each in types)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_a_token_is_forced_if_all_others_are_suppressed(model, beam_size):
+    """Only the end token is left, which the minimum excludes at first."""
+    rules = {"suppress_ids": (3,), "forced_bos_id": 4, "renormalize": True}
+    search = SearchConfig(beam_size, max_tokens=4, min_tokens=2, **rules)
+    ((hypothesis,),) = generate_ids(model, mx.array([[3, 4]]), search, shortlist=[3])
+    assert hypothesis.ids == [4] and hypothesis.score == 0
 
 
 def teacher_forced(model, source, hypothesis, length_penalty, prefix_length=0):

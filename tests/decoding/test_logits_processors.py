@@ -182,14 +182,33 @@ def test_the_best_logits_have_the_scores_of_all_logits(rules, prefixed):
         assert mx.array_equal(mx.where(is_finite, tokens, 0), mx.where(is_finite, expected_tokens, 0))
 
 
-@pytest.mark.parametrize(
-    "rules", [{}, {"suppress_ids": tuple(range(3, 8))}, {"no_repeat_ngram_size": 2}, {"renormalize": True}], ids=str
-)
+@pytest.mark.parametrize("distinct", [3, 1000])
+def test_the_best_logits_are_enough_if_all_suppressed_tokens_and_end_tokens_are_better(distinct):
+    """With as few tokens as needed, several end tokens, padding among the columns, and ties."""
+    vocab, k = 20, 4
+    config = tiny_models.config(target_vocab_size=vocab, source_vocab_size=vocab, extra_eos_ids=(5, 9))
+    search = SearchConfig(beam_size=2, suppress_ids=(7, 8), bad_words=((6,),), min_tokens=2)
+    never = [config.pad_id, *config.eos_ids, 6, 7, 8]
+    logits = np.random.default_rng(0).integers(0, distinct, (ROWS, vocab)).astype(np.float32)
+    logits[:, never] += distinct
+    inputs = requests(np.full((ROWS, 3), 3), [9] * ROWS, search.min_tokens, [0] * ROWS, [[]] * ROWS)
+    scores, tokens, _ = process_best_logits(mx.array(logits), k, search, config, inputs, mx.array([[1]]))
+    assert scores.shape == (ROWS, k + len(never))
+    logits[:, never] = NEG_INF
+    best, order = top_k(scores, k)
+    expected = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    assert mx.take_along_axis(tokens, order, axis=1).tolist() == expected.tolist()
+    assert best.tolist() == np.take_along_axis(logits, expected, axis=1).tolist()
+
+
+@pytest.mark.parametrize("rules", [{}, {"no_repeat_ngram_size": 2}, {"renormalize": True}], ids=str)
 def test_all_logits_are_read_only_if_many_may_change(rules):
-    search = SearchConfig(beam_size=2, **rules)
-    assert reads_all_logits(search, MODEL) == (search.reads_history or search.renormalize)
-    many = SearchConfig(beam_size=2, suppress_ids=tuple(range(MAX_SUPPRESSED)))
-    assert reads_all_logits(many, tiny_models.config(target_vocab_size=20, source_vocab_size=20))
+    config = tiny_models.config(target_vocab_size=20, source_vocab_size=20)
+    reserved = {config.pad_id, *config.eos_ids}
+    others = [token for token in range(20) if token not in reserved]
+    for count in range(len(others)):
+        search = SearchConfig(beam_size=2, suppress_ids=tuple(others[:count]), **rules)
+        assert reads_all_logits(search, config) == (bool(rules) or len(reserved) + count > MAX_SUPPRESSED)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
@@ -206,7 +225,7 @@ def test_16_bit_logits_are_processed_as_if_they_were_float32(rules, dtype):
             scores, normalizer = process_logits(logits, *settings, normalize)
             expected, expected_normalizer = process_logits(logits.astype(mx.float32), *settings, normalize)
             assert mx.array_equal(scores, expected) and mx.array_equal(normalizer, expected_normalizer)
-        assert scores.dtype == (mx.float32 if rules == "penalty" else dtype)
+        assert scores.dtype == (mx.float32 if rules == "penalty" else dtype)  # without a normalizer
 
 
 def test_repetition_penalty_divides_positive_scores_and_ignores_unfilled_history():
