@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mlx_transformer import environment
-from mlx_transformer.environment import COMMAND_BUFFER_LIMITS
+from mlx_transformer.environment import COMMAND_BUFFER_LIMITS, MALLOC_VARIABLES
 
 OPS, MEGABYTES = COMMAND_BUFFER_LIMITS
 
@@ -100,8 +100,39 @@ def test_threads_share_an_arena_of_malloc(is_shared):
     assert (result.stdout.count("<heap ") == 1) is is_shared
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.parametrize(
+    ("variables", "is_kept"),
+    [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "100000"}, False), ({"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, False)],
+)
+def test_freed_memory_is_kept_unless_the_user_has_set_limits(variables, is_kept):
+    program = (
+        "import ctypes, resource\n"
+        "from mlx_transformer.environment import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]\n"
+        "def new_pages():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    blocks = [libc.malloc(2**23) for _ in range(4)]\n"
+        "    for block in blocks:\n"
+        "        ctypes.memset(block, 1, 2**23)\n"
+        "    for block in blocks:\n"
+        "        libc.free(block)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(new_pages(), new_pages(), new_pages())"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name not in MALLOC_VARIABLES}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=inherited | variables, capture_output=True, text=True, check=True
+    )
+    first, _, third = map(int, result.stdout.split())
+    assert first > 10 and (third < first / 10) is is_kept
+
+
 @pytest.mark.parametrize("system", ["darwin", "linux"])
 def test_other_c_libraries_are_left_alone(monkeypatch, system):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     environment.share_malloc_arena()
+    environment.keep_freed_memory.__wrapped__()

@@ -27,6 +27,7 @@ from mlx_transformer.decoding.decode_step import BeamState
 from mlx_transformer.decoding.hypothesis import Hypothesis, backtrace
 from mlx_transformer.decoding.inputs import DecodingInputs, RequiredPhrases, make_decoding_inputs
 from mlx_transformer.decoding.logits_processors import NEG_INF
+from mlx_transformer.environment import keep_freed_memory
 from mlx_transformer.model.transformer import Memory, Transformer
 
 DecodeStep = Callable[[BeamState, Memory, DecodingInputs], BeamState]
@@ -214,6 +215,7 @@ def start_step(state: BeamState) -> None:
     """Start computing a step; on a CPU finish it, because the next step would copy a cache that is still in use."""
     mx.async_eval(state)
     if mx.default_device() == mx.cpu:
+        keep_freed_memory()  # for the next step
         mx.eval(state)
 
 
