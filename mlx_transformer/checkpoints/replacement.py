@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_transformer.messages import short_names
-from mlx_transformer.storage.atomic import atomic_replace, restore_interrupted_replacement
+from mlx_transformer.storage.atomic import atomic_replace, is_being_replaced, restore_interrupted_replacement
 from mlx_transformer.storage.checksums import CHECKSUM_FILE, read_checksums, write_checksums
 from mlx_transformer.storage.files import read_json, sha256_of
 
@@ -41,7 +41,11 @@ def replace_model_folder(
         BlockingIOError: If another process or thread is writing the same folder.
     """
     restore_interrupted_replacement(folder)
-    check_destination(folder, source, overwrite=overwrite, kind=kind)
+    try:
+        check_destination(folder, source, overwrite=overwrite, kind=kind)
+    except OSError:
+        if not is_being_replaced(folder):  # otherwise the folder may have been moved during the check
+            raise
     with atomic_replace(folder, delete=delete_model_folder) as new:
         check_destination(folder, source, overwrite=overwrite, kind=kind)  # another process may just have written it
         yield new

@@ -54,6 +54,11 @@ def atomic_replace(folder: Path, delete: Callable[[Path], None] = shutil.rmtree)
             delete(old)
 
 
+def is_being_replaced(folder: Path) -> bool:
+    """Whether a process is in `atomic_replace` for a folder, which it moves meanwhile, or was killed there."""
+    return _claim_path(Path(os.path.realpath(folder))).exists()
+
+
 def restore_interrupted_replacement(folder: Path) -> None:
     """Put the old folder back, with a warning, if a process was killed between the two renames of `atomic_replace`."""
     folder = Path(os.path.realpath(folder))
@@ -113,7 +118,11 @@ def _claim(folder: Path) -> Iterator[Path]:
     claim = _claim_path(folder)
     if claim.is_symlink():
         raise FileExistsError(f"{claim} must not be a link, because files in it are deleted: remove it.")
-    claim.mkdir(exist_ok=True)
+    try:
+        claim.mkdir()
+    except FileExistsError:
+        if claim.is_file():  # not where another process has removed it meanwhile, which the lock notices
+            raise
     with try_lock(claim) as locked:
         if not locked:
             raise BlockingIOError(
@@ -187,9 +196,17 @@ def try_lock(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        yield _lock_descriptor(descriptor) and folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
+        yield _lock_descriptor(descriptor) and _is_open_as(descriptor, folder)
     finally:
         os.close(descriptor)
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock_descriptor(descriptor: int) -> bool:

@@ -280,3 +280,32 @@ def test_a_private_folder_stays_private_while_it_is_replaced(folder):
     with atomic_replace(folder) as new:
         assert new.stat().st_mode & 0o777 == 0o700
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_claim_that_another_process_removes_is_taken_for_one_that_it_holds(folder, monkeypatch):
+    """It does so between the moments at which this one finds the hidden folder there, and opens and locks it."""
+    mkdir, flock, claim = os.mkdir, fcntl.flock, folder.parent / ".model.replacement"
+
+    def vanish(path, *arguments, **options):
+        if Path(path) == claim:
+            raise FileExistsError(17, "File exists", str(path))
+        mkdir(path, *arguments, **options)
+
+    def lock_and_remove(*arguments):
+        flock(*arguments)
+        claim.rmdir()
+
+    for module, name, replacement in ((os, "mkdir", vanish), (fcntl, "flock", lock_and_remove)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, replacement)
+            patch.setattr(Path, "exists", lambda path: True)
+            with pytest.raises(BlockingIOError, match="is being written by another process"), atomic_replace(folder):
+                pass
+    with atomic_replace(folder):
+        pass
+
+
+def test_a_claim_must_be_a_folder(folder):
+    (folder.parent / ".model.replacement").write_text("a file of the user")
+    with pytest.raises(FileExistsError), atomic_replace(folder):
+        pass

@@ -12,7 +12,8 @@ from support.kills import KILL_AT_ACCESS, KILLS, accesses_to_kill_at, is_killed
 from support.paths import ROOT
 
 import mlx_transformer as mt
-from mlx_transformer.checkpoints import model_folder
+from mlx_transformer.checkpoints import model_folder, replacement
+from mlx_transformer.storage.atomic import atomic_replace
 from mlx_transformer.storage.checksums import changed_files
 
 IMPORTS = "import sys\nimport mlx_transformer as mt\nimport mlx.core as mx\nmx.set_default_device(mx.cpu)\n"
@@ -82,8 +83,24 @@ def test_two_conversions_to_one_destination(folder, sources):
         errors = [process.communicate(timeout=60)[1] for process in processes]
         succeeded = {mark for mark, process in enumerate(processes) if process.returncode == 0}
         assert mark_of(folder) in succeeded
-        assert all("is being written by another process" in error for error in errors if error)
+        assert [error for error in errors if error and "is being written by another process" not in error] == []
         assert sorted(os.listdir(folder.parent)) == ["model", "notes.txt"]
+
+
+def test_a_folder_that_is_moved_during_the_check_is_being_written(folder, sources, monkeypatch):
+    check, other = replacement.check_destination, atomic_replace(folder)
+
+    def move_during_check(*arguments, **options):
+        monkeypatch.setattr(replacement, "check_destination", check)
+        other.__enter__()
+        raise FileExistsError("not a model folder")
+
+    monkeypatch.setattr(replacement, "check_destination", move_during_check)
+    with pytest.raises(BlockingIOError, match="is being written by another process"):
+        mt.convert(sources[1], folder, force=True)
+    other.__exit__(OSError, OSError(), None)
+    mt.convert(sources[1], folder, force=True)
+    assert mark_of(folder) == 1
 
 
 def test_a_conversion_does_not_replace_what_another_one_has_just_written(folder, sources, monkeypatch):
