@@ -91,7 +91,9 @@ def process_best_logits(
     lengths: mx.array,
     shortlist: Shortlist | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Apply the logits processors of a search to the best tokens only; not for a search that `reads_all_logits`.
+    """Apply the logits processors of a search to the best tokens only; the search must not need all logits.
+
+    See `reads_all_logits`.
 
     Args:
         logits: See `process_logits`.
@@ -164,7 +166,10 @@ def is_any_of(tokens: mx.array, ids: Sequence[int], config: ModelConfig) -> mx.a
 
 
 def forced_tokens(search: SearchConfig, inputs: DecodingInputs, lengths: mx.array) -> list[tuple[mx.array, mx.array]]:
-    """Return in which rows a token is forced, bool (rows or 1, 1), and which one, uint32, the decisive rule last."""
+    """Return the rows in which a token is forced, bool (rows or 1, 1), and the token, uint32, for each rule.
+
+    Where several rules force a token, the last one decides.
+    """
     forced, generated = [], lengths - inputs.prefix_lengths
     if search.forced_bos_id is not None:
         forced.append((lengths == 1, inputs.first_ids))

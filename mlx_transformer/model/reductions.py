@@ -69,7 +69,7 @@ def _top_k_of_chunks(values: mx.array, k: int, sizes: list[int]) -> tuple[mx.arr
     indices = mx.minimum(indices, length - 1).flatten(1)  # MLX does not check bounds
     candidates = mx.take_along_axis(values, indices, axis=1)
     if smaller or length % size:
-        num_chunks = mx.array(-((np.arange(size) - length) // size), mx.uint32)  # with a value at each place
+        num_chunks = mx.array(-((np.arange(size) - length) // size), mx.uint32)  # that have a value at each offset
         candidates = mx.where((chunks < num_chunks).flatten(1), candidates, -math.inf)
     best, order = _top_k_of_chunks(candidates, k, smaller)
     return best, mx.take_along_axis(indices, order, axis=1)

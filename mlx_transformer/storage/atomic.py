@@ -55,7 +55,7 @@ def atomic_replace(folder: Path, delete: Callable[[Path], None] = shutil.rmtree)
 
 
 def is_being_replaced(folder: Path) -> bool:
-    """Whether a process is in `atomic_replace` for a folder, which it moves meanwhile, or was killed there."""
+    """Whether a process is inside `atomic_replace` for a folder, or was killed inside it."""
     return _claim_path(Path(os.path.realpath(folder))).exists()
 
 

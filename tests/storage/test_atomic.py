@@ -282,8 +282,8 @@ def test_a_private_folder_stays_private_while_it_is_replaced(folder):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_claim_that_another_process_removes_is_taken_for_one_that_it_holds(folder, monkeypatch):
-    """It does so between the moments at which this one finds the hidden folder there, and opens and locks it."""
+def test_a_claim_that_another_process_removes_meanwhile_counts_as_held(folder, monkeypatch):
+    """The other one removes the hidden folder just after this one has found it, or has locked it."""
     mkdir, flock, claim = os.mkdir, fcntl.flock, folder.parent / ".model.replacement"
 
     def vanish(path, *arguments, **options):
